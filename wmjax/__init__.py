@@ -1,0 +1,1 @@
+"""wmjax: world-model-conditioned vision-language-action policies in JAX."""

@@ -1,0 +1,1 @@
+"""Observations, stores, statistics, LeRobot datasets and the Grain pipeline."""

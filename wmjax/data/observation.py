@@ -1,0 +1,58 @@
+"""The seam between robots and models: how raw simulator readings become an observation.
+
+Recording, dataset import, training and rollout all build observations with the functions below.
+Imports neither jax nor the simulator; NamedTuples are pytrees without either.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, UInt8
+
+Array = Any
+"""A numpy or jax array; this module must not import jax."""
+
+
+class Prompt(NamedTuple):
+    """A batch of tokenised prompts. The last ``1 + chunk`` tokens stand for the state and the actions."""
+
+    tokens: Int32[Array, "batch length"]
+    mask: Bool[Array, "batch length"]
+    positions: Int32[Array, "batch 3 length"]
+
+
+class Observation(NamedTuple):
+    """What a policy sees at one decision.
+
+    ``images`` are the ``n`` frames that became due since the last decision, oldest first, the newest being
+    the one the decision is made on. ``first`` marks an episode's first decision, at which history is clamped.
+    """
+
+    images: UInt8[Array, "batch n cameras height width 3"]
+    state: Float32[Array, "batch state"]
+    prompt: Prompt
+    first: Bool[Array, "batch"]
+
+
+def orient_image(raw: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Rotates a raw MuJoCo image by 180 degrees, the convention of every published LIBERO dataset."""
+    return np.ascontiguousarray(raw[::-1, ::-1])
+
+
+def axis_angle(quaternion: Float32[np.ndarray, "4"]) -> Float32[np.ndarray, "3"]:
+    """Rotation vector (rad) of an xyzw quaternion, exactly as ``robosuite.utils.transform_utils.quat2axisangle``.
+
+    No sign normalisation of the quaternion: the published states were made without it.
+    """
+    w = float(np.clip(quaternion[3], -1.0, 1.0))
+    sine = np.sqrt(1.0 - w * w)
+    if np.isclose(sine, 0.0):
+        return np.zeros(3, np.float32)
+    return (quaternion[:3] * 2.0 * np.arccos(w) / sine).astype(np.float32)
+
+
+def build_state(
+    position: Float32[np.ndarray, "3"], quaternion: Float32[np.ndarray, "4"], fingers: Float32[np.ndarray, "2"]
+) -> Float32[np.ndarray, "8"]:
+    """Proprioception: end-effector xyz (m), axis-angle (rad), the two finger positions (m)."""
+    return np.concatenate([position, axis_angle(quaternion), fingers]).astype(np.float32)

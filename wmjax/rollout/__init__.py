@@ -1,0 +1,1 @@
+"""Running episodes in the simulator, and what follows from their outcomes."""

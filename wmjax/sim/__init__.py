@@ -1,0 +1,1 @@
+"""LIBERO with our conventions: environment, scripted expert, recorder, worker processes."""

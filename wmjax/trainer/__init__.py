@@ -1,0 +1,1 @@
+"""State, step, loop, metrics, mesh and sharding rules."""
