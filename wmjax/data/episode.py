@@ -1,0 +1,150 @@
+"""One finished episode in memory, and the checks that keep bad data out of the training store."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, UInt8
+
+from wmjax.data.files import read_npz, write_npz
+from wmjax.errors import UserError
+from wmjax.specs import ObservationSpec
+
+ACTION_DIM = 7
+STATE_DIM = 8
+REQUIRED_META = ("suite", "task_id", "instruction")
+
+
+@dataclasses.dataclass
+class EpisodeData:
+    """One episode: ``f`` frames, ``n`` control steps.
+
+    ``action`` is the label to learn, ``executed`` what the robot did (they differ in perturbed demos), both
+    OSC_POSE deltas in [-1, 1] and the gripper command (-1 open, +1 close). ``frame_step`` is the control step
+    of each frame, counted from the episode's start. ``settled_state`` is the full simulator state after the
+    settle steps (empty for imported data). ``meta`` holds JSON values: suite, task_id, instruction (needed),
+    seed, init, perturbation, settled_hash, success_step and whatever else the recorder knows.
+    """
+
+    images: UInt8[np.ndarray, "f cameras height width 3"]
+    frame_step: Int32[np.ndarray, "f"]
+    state: Float32[np.ndarray, "n 8"]
+    action: Float32[np.ndarray, "n 7"]
+    executed: Float32[np.ndarray, "n 7"]
+    settled_state: Float64[np.ndarray, "s"]
+    meta: dict[str, Any]
+
+    @property
+    def length(self) -> int:
+        """Control steps."""
+        return len(self.state)
+
+
+ARRAYS = ("images", "frame_step", "state", "action", "executed", "settled_state")
+DTYPES = {
+    "images": np.uint8,
+    "frame_step": np.int32,
+    "state": np.float32,
+    "action": np.float32,
+    "executed": np.float32,
+    "settled_state": np.float64,
+}
+
+
+def save_episode(path: Path, episode: EpisodeData) -> None:
+    """Writes an episode atomically as .npz, the meta as JSON text inside it."""
+    arrays = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in ARRAYS}
+    meta = np.frombuffer(json.dumps(episode.meta, allow_nan=False).encode(), np.uint8)
+    write_npz(path, {**arrays, "meta": meta})
+
+
+def load_episode(path: Path) -> EpisodeData:
+    """Reads what :func:`save_episode` wrote.
+
+    Raises:
+        UserError: missing or damaged file.
+
+    """
+    arrays = read_npz(path)
+    missing = sorted({*ARRAYS, "meta"} - set(arrays))
+    if missing:
+        raise UserError(f"{path}: arrays {', '.join(missing)} are missing; delete the file and record it again")
+    meta = json.loads(arrays.pop("meta").tobytes().decode())
+    return EpisodeData(**arrays, meta=meta)
+
+
+def check_episode(episode: EpisodeData, spec: ObservationSpec | None, where: str) -> None:
+    """Refuses an episode that must not be trained on.
+
+    Args:
+        episode: what was recorded or imported.
+        spec: the dataset's conventions; None checks only what needs none.
+        where: the file or episode, for the error.
+
+    Raises:
+        UserError: empty instruction, wrong shapes or lengths, NaN or infinity, action outside [-1, 1].
+
+    """
+    for key in REQUIRED_META:
+        if key not in episode.meta:
+            raise UserError(f"{where}: meta field {key!r} is missing; a training episode needs it, add it")
+    instruction = episode.meta["instruction"]
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
+    _check_columns(episode, where)
+    _check_frames(episode, where)
+    if spec is not None:
+        _check_against_spec(episode, spec, where)
+
+
+def _check_columns(episode: EpisodeData, where: str) -> None:
+    """Shapes and values of the per-step columns."""
+    n = episode.length
+    if n == 0:
+        raise UserError(f"{where}: the episode has 0 control steps; drop it")
+    for name, dim in (("state", STATE_DIM), ("action", ACTION_DIM), ("executed", ACTION_DIM)):
+        column = getattr(episode, name)
+        if column.shape != (n, dim):
+            raise UserError(f"{where}: {name} has shape {column.shape}, expected {(n, dim)}; fix the source columns")
+        bad = np.argwhere(~np.isfinite(column))
+        if len(bad):
+            row, col = bad[0]
+            raise UserError(f"{where}: {name}[{row}, {col}] is {column[row, col]}; repair or drop the episode")
+        outside = np.argwhere(np.abs(column) > 1.0)
+        if name != "state" and len(outside):
+            row, col = outside[0]
+            raise UserError(
+                f"{where}: {name}[{row}, {col}] is {column[row, col]:.6g}, outside [-1, 1]; "
+                f"actions must be OSC_POSE deltas as sent to the controller, rescale or clip them"
+            )
+
+
+def _check_frames(episode: EpisodeData, where: str) -> None:
+    """Images and their control steps belong together."""
+    images, steps = episode.images, episode.frame_step
+    if images.ndim != 5 or images.shape[-1] != 3 or len(images) == 0:
+        raise UserError(f"{where}: images have shape {images.shape}, expected [frames, cameras, height, width, 3]")
+    if steps.shape != (len(images),):
+        raise UserError(f"{where}: frame_step has shape {steps.shape} for {len(images)} images; give one step each")
+    if steps[0] < 0 or steps[-1] >= episode.length or np.any(np.diff(steps) <= 0):
+        raise UserError(f"{where}: frame_step must increase within [0, {episode.length}), it is {steps.tolist()}")
+
+
+def _check_against_spec(episode: EpisodeData, spec: ObservationSpec, where: str) -> None:
+    """Cameras, size and frame timing are the dataset's."""
+    size = spec.image_size
+    expected = (len(spec.cameras), size, size, 3)
+    if episode.images.shape[1:] != expected:
+        raise UserError(
+            f"{where}: images have shape {episode.images.shape[1:]}, expected {expected} "
+            f"(cameras {', '.join(spec.cameras)}, image_size {size}); record or convert it again with that size"
+        )
+    stride, first = spec.frame_stride, int(episode.frame_step[0])
+    due = np.arange(first, episode.length, stride)
+    if first >= stride or not np.array_equal(due, episode.frame_step):
+        raise UserError(
+            f"{where}: frame_step has {len(episode.frame_step)} frames starting at {first}, frame_stride {stride} and "
+            f"{episode.length} steps need frames at {first}, {first + stride}, ... ({len(due)}); record it again"
+        )

@@ -1,0 +1,235 @@
+"""Files that are whole or absent: atomic writes, folders with an integrity manifest, full disks.
+
+The one mechanism under the training store and the latent store. A store is a folder of arrays and a
+``manifest.json`` that lists every file with its size and SHA-256 and is written last: without a manifest
+there is no store, with one every file it names was complete.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from wmjax.errors import UserError
+
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full, read-only or forbidden disk into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: no disk space left; free some space or choose another folder") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"{path}: not writable ({error.strerror}); choose another folder") from error
+        raise
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuses to start writing ``needed`` bytes that cannot fit.
+
+    Raises:
+        UserError: fewer bytes are free on the folder's disk.
+
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+            f"free some space or choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that becomes ``path`` when the block succeeds and vanishes when it fails."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON atomically; NaN and infinity are refused because no other JSON reader takes them."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an uncompressed .npz atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads a whole .npz, never executing pickle.
+
+    Raises:
+        UserError: missing, truncated, or not an .npz.
+
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; rerun the command that writes it") from error
+    except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds for a damaged file
+        raise UserError(f"{path}: damaged ({error}); delete it and rerun the command that wrote it") from error
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_json(content: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class StoreWriter:
+    """Builds the files of a store in a staging folder and moves them into place at once.
+
+    Use as a context manager; nothing of the store changes before :meth:`commit`, and leaving the block
+    without it (an error, a kill) leaves the previous store as it was.
+    """
+
+    def __init__(self, folder: Path, kind: str, version: int) -> None:
+        self.folder, self.kind, self.version = Path(folder), kind, version
+        self.staging = self.folder / f".staging-{os.getpid()}"
+        self._errors = contextlib.ExitStack()
+        self._names: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._errors.enter_context(disk_errors(self.folder))
+        for stale in self.folder.glob(".staging-*"):
+            shutil.rmtree(stale)
+        self.staging.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self._errors.__exit__(kind, error, trace)
+
+    def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+        """A new zeroed .npy of the store as a writable memory map."""
+        return np.lib.format.open_memmap(self.path(name), mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Writes one .npy of the store."""
+        np.save(self.path(name), array, allow_pickle=False)
+
+    def path(self, name: str) -> Path:
+        """Where to write the store's file of that name until the commit."""
+        if name not in self._names:
+            self._names.append(name)
+        return self.staging / name
+
+    def commit(self, content: Mapping[str, Any]) -> None:
+        """Hashes and moves the files into place, the manifest last; memory maps must be flushed before."""
+        files = {}
+        for name in self._names:
+            path = self.staging / name
+            sync(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        manifest = {"format": self.kind, "version": self.version, **content, "files": files}
+        # Between here and the last line the folder has no manifest, hence no store, rather than a mixed one.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for name in self._names:
+            (self.staging / name).replace(self.folder / name)
+        sync(self.folder)
+        write_json(self.folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path, kind: str, version: int, fix: str) -> dict[str, Any]:
+    """Reads and checks a store's manifest, and that its files exist at their full size.
+
+    Args:
+        folder: the store.
+        kind: the expected ``format``.
+        version: the expected format version.
+        fix: what the user should run, for the error.
+
+    Raises:
+        UserError: no store there, another format or version, a missing or truncated file.
+
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no {kind} there ({MANIFEST} is missing); {fix}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {fix}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != kind:
+        raise UserError(f"{path}: format is not {kind!r}; choose a folder with a {kind}, or {fix}")
+    if manifest.get("version") != version:
+        raise UserError(f"{path}: version is {manifest.get('version')!r}, this wmjax reads {version}; {fix}")
+    for name, entry in manifest["files"].items():
+        _check_size(Path(folder) / name, entry["bytes"], fix)
+    return manifest
+
+
+def _check_size(path: Path, expected: int, fix: str) -> None:
+    """Refuses a missing or truncated file."""
+    size = path.stat().st_size if path.exists() else None
+    if size != expected:
+        state = "missing" if size is None else f"{size} bytes, its manifest says {expected}"
+        raise UserError(f"{path}: {state}; {fix}")
+
+
+def verify_files(folder: Path, manifest: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+    """Recomputes the SHA-256 of a store's files (all, or those named).
+
+    Raises:
+        UserError: names the first file whose bytes are not those that were written.
+
+    """
+    for name in names if names is not None else manifest["files"]:
+        expected, actual = manifest["files"][name]["sha256"], hash_file(Path(folder) / name)
+        if actual != expected:
+            raise UserError(
+                f"{Path(folder) / name}: sha256 is {actual[:16]}, its manifest says {expected[:16]}; "
+                f"the file was changed or damaged, rebuild the store"
+            )
+
+
+def open_array(folder: Path, name: str) -> np.ndarray:
+    """A store's .npy as a read-only memory map."""
+    return np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False)

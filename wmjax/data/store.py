@@ -1,0 +1,248 @@
+"""The training store: frames every ``frame_stride`` control steps, state and action at every step.
+
+A folder of memory-mapped arrays with an integrity manifest. Episodes are written one by one as parts, by any
+number of processes, and merged once by :func:`finalize`. Imports neither jax nor the simulator.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, UInt8
+
+from wmjax.data.episode import ACTION_DIM, STATE_DIM, EpisodeData, check_episode, load_episode, save_episode
+from wmjax.data.files import (
+    StoreWriter,
+    hash_json,
+    open_array,
+    read_manifest,
+    read_npz,
+    require_space,
+    verify_files,
+)
+from wmjax.errors import UserError
+from wmjax.specs import ActionSpec, ObservationSpec, from_dict, to_dict
+
+FORMAT = "wmjax training store"
+VERSION = 1
+PARTS = "parts"
+FIX = "record it with `python -m wmjax.record` or convert a LeRobot dataset"
+ACTION_CONVENTIONS = {name: getattr(ActionSpec(), name) for name in ("definition", "dim", "gripper")}
+
+__all__ = ["EpisodeData", "Task", "TrainingStore", "finalize", "part_names", "write_part"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an episode was asked to do."""
+
+    suite: str
+    task_id: int
+    instruction: str
+
+
+def write_part(folder: Path, name: str, episode: EpisodeData, spec: ObservationSpec | None = None) -> Path:
+    """Checks a finished episode and writes it atomically as ``parts/<name>.npz``.
+
+    Args:
+        folder: the store to be.
+        name: unique within the store, without slashes; episodes are ordered by it.
+        episode: the data.
+        spec: checks image size and frame timing as well when given.
+
+    Raises:
+        UserError: the episode is not fit for training (see :func:`check_episode`), or the disk is full.
+
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"part name {name!r} must be a plain file name; use letters, digits, '-' and '_'")
+    path = Path(folder) / PARTS / f"{name}.npz"
+    check_episode(episode, spec, str(path))
+    save_episode(path, episode)
+    return path
+
+
+def part_names(folder: Path) -> list[str]:
+    """Names of the finished parts, sorted; what a resumed recording may skip."""
+    return sorted(path.stem for path in (Path(folder) / PARTS).glob("*.npz") if not path.name.startswith("."))
+
+
+def finalize(folder: Path, spec: ObservationSpec, tasks: Sequence[Task] | None = None) -> "TrainingStore":
+    """Merges the parts into the store; an interrupted call leaves the folder as it was.
+
+    Args:
+        folder: where the parts are.
+        spec: the conventions that every part must follow.
+        tasks: the order of the task table; the parts' own tasks, sorted, when None.
+
+    Raises:
+        UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, no space.
+
+    """
+    folder = Path(folder)
+    names = part_names(folder)
+    if not names:
+        raise UserError(f"{folder / PARTS}: no finished episodes; {FIX} first")
+    metas, lengths, frames = [], [], []
+    for name in names:
+        where = folder / PARTS / f"{name}.npz"
+        episode = load_episode(where)
+        check_episode(episode, spec, str(where))
+        metas.append({**episode.meta, "part": name})
+        lengths.append(episode.length)
+        frames.append(len(episode.images))
+    table = list(tasks) if tasks is not None else sorted({_task(meta) for meta in metas}, key=dataclasses.astuple)
+    content = {
+        "observation_spec": to_dict(spec),
+        "action": ACTION_CONVENTIONS,
+        "tasks": [dataclasses.asdict(task) for task in table],
+        "episodes": _episode_table(metas, lengths, frames, table, folder),
+    }
+    require_space(folder, sum(frames) * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
+    with StoreWriter(folder, FORMAT, VERSION) as writer:
+        _merge(writer, folder, spec, names, sum(lengths), sum(frames))
+        writer.commit(content)
+    return TrainingStore(folder)
+
+
+def _task(meta: dict[str, Any]) -> Task:
+    return Task(str(meta["suite"]), int(meta["task_id"]), meta["instruction"])
+
+
+def _episode_table(
+    metas: list[dict[str, Any]], lengths: list[int], frames: list[int], tasks: list[Task], folder: Path
+) -> list[dict[str, Any]]:
+    """The manifest's list of episodes: their metas, and where their rows and frames lie."""
+    table, step_start, frame_start = [], 0, 0
+    for index, (meta, length, count) in enumerate(zip(metas, lengths, frames, strict=True)):
+        task = _task(meta)
+        if task not in tasks:
+            raise UserError(f"{folder / PARTS}/{meta['part']}.npz: task {task} is not in the task list; add or drop it")
+        place: dict[str, Any] = {
+            "length": length,
+            "num_frames": count,
+            "step_start": step_start,
+            "frame_start": frame_start,
+        }
+        optional: dict[str, Any] = {
+            "seed": None,
+            "init": None,
+            "settled_hash": "",
+            "perturbation": None,
+            "success_step": None,
+        }
+        table.append({"index": index, "task": tasks.index(task), **optional, **meta, **place})
+        step_start, frame_start = step_start + length, frame_start + count
+    return table
+
+
+def _merge(writer: StoreWriter, folder: Path, spec: ObservationSpec, names: list[str], n: int, f: int) -> None:
+    """Streams the parts into the store's arrays, one episode in memory at a time."""
+    size = spec.image_size
+    images = writer.array("frames.npy", np.uint8, (f, len(spec.cameras), size, size, 3))
+    steps = writer.array("frame_step.npy", np.int32, (f,))
+    columns = {
+        name: writer.array(f"{name}.npy", np.float32, (n, dim))
+        for name, dim in (("state", STATE_DIM), ("action", ACTION_DIM), ("executed", ACTION_DIM))
+    }
+    settled, row, frame = {}, 0, 0
+    for index, name in enumerate(names):
+        episode = load_episode(folder / PARTS / f"{name}.npz")
+        rows, span = slice(row, row + episode.length), slice(frame, frame + len(episode.images))
+        images[span], steps[span] = episode.images, episode.frame_step
+        for key, column in columns.items():
+            column[rows] = getattr(episode, key)
+        settled[str(index)] = episode.settled_state
+        row, frame = rows.stop, span.stop
+    for array in (images, steps, *columns.values()):
+        with contextlib.suppress(AttributeError):  # empty arrays are no memory maps
+            array.flush()  # type: ignore[attr-defined]
+    with writer.path("settled.npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **settled)
+
+
+class TrainingStore:
+    """A finished training store, opened for reading.
+
+    Attributes:
+        spec: the observation conventions.
+        tasks: the task table; ``episodes[i]["task"]`` indexes it.
+        episodes: one dict per episode: index, task, length, num_frames, step_start, frame_start, suite, task_id,
+            instruction, seed, init, settled_hash, perturbation, success_step and the recorder's extras.
+        state, action, executed: float32 ``[N, 8]``, ``[N, 7]``, ``[N, 7]``, one row per control step.
+        frames: uint8 ``[F, cameras, height, width, 3]``, a read-only memory map.
+        frame_step: int32 ``[F]``, control step of each frame counted from its episode's start.
+
+    Raises:
+        UserError: no store there, another version, a missing or truncated file.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
+        where = str(self.folder / "manifest.json")
+        self.spec = from_dict(ObservationSpec, self.manifest["observation_spec"], where)
+        if self.manifest["action"] != ACTION_CONVENTIONS:
+            raise UserError(f"{where}: action is {self.manifest['action']}, expected {ACTION_CONVENTIONS}; {FIX}")
+        self.tasks = [Task(**task) for task in self.manifest["tasks"]]
+        self.episodes: list[dict[str, Any]] = self.manifest["episodes"]
+        self.state: Float32[np.ndarray, "n 8"] = np.array(open_array(self.folder, "state.npy"))
+        self.action: Float32[np.ndarray, "n 7"] = np.array(open_array(self.folder, "action.npy"))
+        self.executed: Float32[np.ndarray, "n 7"] = np.array(open_array(self.folder, "executed.npy"))
+        self.frames: UInt8[np.ndarray, "f c h w 3"] = open_array(self.folder, "frames.npy")
+        self.frame_step: Int32[np.ndarray, "f"] = np.array(open_array(self.folder, "frame_step.npy"))
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Identity of the store's whole content: what a latent store made from it must name."""
+        return hash_json(self.manifest)
+
+    @functools.cached_property
+    def frame_episode(self) -> Int32[np.ndarray, "f"]:
+        """The episode of each frame."""
+        counts = [episode["num_frames"] for episode in self.episodes]
+        return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+    @functools.cached_property
+    def frame_row(self) -> Int32[np.ndarray, "f"]:
+        """The row of ``state`` and ``action`` at which each frame was taken."""
+        starts = np.array([episode["step_start"] for episode in self.episodes], np.int32)
+        return starts[self.frame_episode] + self.frame_step
+
+    def episode(self, index: int) -> EpisodeData:
+        """One episode as it was recorded (frames stay memory-mapped)."""
+        entry = self.episodes[index]
+        rows = slice(entry["step_start"], entry["step_start"] + entry["length"])
+        span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+        place = ("index", "task", "length", "num_frames", "step_start", "frame_start")
+        return EpisodeData(
+            images=self.frames[span],
+            frame_step=self.frame_step[span],
+            state=self.state[rows],
+            action=self.action[rows],
+            executed=self.executed[rows],
+            settled_state=self.settled_state(index),
+            meta={key: value for key, value in entry.items() if key not in place},
+        )
+
+    def settled_state(self, index: int) -> Float64[np.ndarray, "s"]:
+        """The full simulator state an episode started from."""
+        return self._settled[str(index)]
+
+    @functools.cached_property
+    def _settled(self) -> dict[str, np.ndarray]:
+        return read_npz(self.folder / "settled.npz")
+
+    def verify(self) -> None:
+        """Recomputes every hash.
+
+        Raises:
+            UserError: names the file whose bytes changed.
+
+        """
+        verify_files(self.folder, self.manifest)
