@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
         try:
             yield temporary
             sync(temporary)
@@ -130,7 +131,7 @@ class StoreWriter:
 
     def __init__(self, folder: Path, kind: str, version: int) -> None:
         self.folder, self.kind, self.version = Path(folder), kind, version
-        self.staging = self.folder / f".staging-{os.getpid()}"
+        self.staging = self.folder / f".staging-{secrets.token_hex(4)}"
         self._errors = contextlib.ExitStack()
         self._names: list[str] = []
 

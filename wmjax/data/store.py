@@ -31,6 +31,13 @@ FORMAT = "wmjax training store"
 VERSION = 1
 PARTS = "parts"
 FIX = "record it with `python -m wmjax.record` or convert a LeRobot dataset"
+OPTIONAL_META: dict[str, Any] = {
+    "seed": None,
+    "init": None,
+    "settled_hash": "",
+    "perturbation": None,
+    "success_step": None,
+}
 ACTION_CONVENTIONS = {name: getattr(ActionSpec(), name) for name in ("definition", "dim", "gripper")}
 
 __all__ = ["EpisodeData", "Task", "TrainingStore", "finalize", "part_names", "write_part"]
@@ -122,20 +129,8 @@ def _episode_table(
         task = _task(meta)
         if task not in tasks:
             raise UserError(f"{folder / PARTS}/{meta['part']}.npz: task {task} is not in the task list; add or drop it")
-        place: dict[str, Any] = {
-            "length": length,
-            "num_frames": count,
-            "step_start": step_start,
-            "frame_start": frame_start,
-        }
-        optional: dict[str, Any] = {
-            "seed": None,
-            "init": None,
-            "settled_hash": "",
-            "perturbation": None,
-            "success_step": None,
-        }
-        table.append({"index": index, "task": tasks.index(task), **optional, **meta, **place})
+        place = {"length": length, "num_frames": count, "step_start": step_start, "frame_start": frame_start}
+        table.append({**OPTIONAL_META, **meta, "index": index, "task": tasks.index(task), **place})
         step_start, frame_start = step_start + length, frame_start + count
     return table
 

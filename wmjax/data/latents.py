@@ -1,0 +1,221 @@
+"""The latent store: V-JEPA latents of every frame of a training store, in one or more shifted views.
+
+Written per episode, by any number of processes, resumable after a kill; merged once. Rows are the frames of
+the training store, in its order. Imports neither jax nor torch.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Float16, Int32
+
+from wmjax.data.files import (
+    MANIFEST,
+    StoreWriter,
+    hash_json,
+    open_array,
+    read_manifest,
+    read_npz,
+    require_space,
+    verify_files,
+    write_json,
+    write_npz,
+)
+from wmjax.data.statistics import RunningMoments
+from wmjax.data.store import TrainingStore
+from wmjax.errors import UserError
+from wmjax.specs import EncoderSpec, from_dict, to_dict
+
+FORMAT = "wmjax latent store"
+VERSION = 1
+PARTS = "parts"
+PLAN = "plan.json"
+FIX = "encode it with `python -m encoders_export.vjepa`"
+Backend = Literal["torch", "jax"]
+
+
+class LatentWriter:
+    """Writes the latents of a training store, episode by episode, then merges them.
+
+    Several processes may open the same folder and share the episodes of :meth:`pending`; one calls
+    :meth:`finish` when none is left.
+
+    Args:
+        folder: the latent store to be.
+        spec: the encoder; its mean and std are ignored, :meth:`finish` computes them.
+        store: the training store whose frames are encoded.
+        views: int32 ``[episodes, views, 2]``, (dy, dx) of each view (see :func:`wmjax.data.shift.draw_views`).
+        backend: which implementation encodes.
+
+    Raises:
+        UserError: the folder holds latents of another encoder, source or view table; nothing is overwritten.
+
+    """
+
+    def __init__(
+        self, folder: Path, spec: EncoderSpec, store: TrainingStore, views: np.ndarray, backend: Backend
+    ) -> None:
+        self.folder, self.store = Path(folder), store
+        self.spec = dataclasses.replace(spec, mean=(), std=())
+        self.views = np.asarray(views, np.int32)
+        if self.views.ndim != 3 or len(self.views) != len(store.episodes) or self.views.shape[2] != 2:
+            raise UserError(f"views have shape {self.views.shape}, expected [{len(store.episodes)}, views, 2]")
+        self.plan = {
+            "encoder_spec": to_dict(self.spec),
+            "source": store.hash,
+            "backend": backend,
+            "views": self.views.tolist(),
+        }
+        self._resume()
+
+    def _resume(self) -> None:
+        """Continues an interrupted export of the same plan, or starts one."""
+        if (self.folder / MANIFEST).exists():
+            manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
+            found = {key: manifest[key] for key in self.plan}
+            found["encoder_spec"] = {**found["encoder_spec"], "mean": [], "std": []}
+            self._require_plan(found)
+            return
+        path = self.folder / PARTS / PLAN
+        if path.exists():
+            self._require_plan(json.loads(path.read_text()))
+        else:
+            write_json(path, self.plan)
+
+    def _require_plan(self, found: dict[str, Any]) -> None:
+        for key, value in self.plan.items():
+            if found.get(key) != value:
+                shown = f": {found.get(key)!r} there, {value!r} now" if key != "views" else ""
+                raise UserError(
+                    f"{self.folder}: holds latents of another {key}{shown}; choose a new folder or delete it"
+                )
+
+    def pending(self) -> list[int]:
+        """Episodes that are not written yet; empty when the store is finished."""
+        if (self.folder / MANIFEST).exists():
+            return []
+        return [index for index in range(len(self.store.episodes)) if not self._part(index).exists()]
+
+    def write(self, index: int, latents: Float[np.ndarray, "views frames tokens dim"]) -> None:
+        """Writes one episode's latents atomically, as float16.
+
+        Raises:
+            UserError: wrong shape, or values that are not finite in float16.
+
+        """
+        shape = self._shape(self.store.episodes[index]["num_frames"])
+        where = f"latents of episode {index}"
+        if latents.shape != shape:
+            raise UserError(f"{where}: shape {latents.shape}, expected {shape} [views, frames, tokens, dim]")
+        with np.errstate(over="ignore"):
+            half = latents.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise UserError(f"{where}: NaN, infinity or values beyond float16; check the encoder's weights and input")
+        write_npz(self._part(index), {"latents": half})
+
+    def finish(self) -> "LatentStore":
+        """Merges the episodes into the store and computes the channel statistics from view 0.
+
+        Raises:
+            UserError: episodes are still missing or damaged, no space left.
+
+        """
+        if (self.folder / MANIFEST).exists():
+            return LatentStore(self.folder)
+        if pending := self.pending():
+            raise UserError(f"{self.folder}: {len(pending)} episodes are not encoded yet ({_short(pending)}); {FIX}")
+        shape = self._shape(len(self.store.frame_step))
+        require_space(self.folder, int(np.prod(shape)) * 2)
+        with StoreWriter(self.folder, FORMAT, VERSION) as writer:
+            moments = self._merge(writer.array("latents.npy", np.float16, shape))
+            mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
+            spec = dataclasses.replace(self.spec, mean=mean, std=std)
+            writer.commit({**self.plan, "encoder_spec": to_dict(spec), "num_frames": shape[1]})
+        shutil.rmtree(self.folder / PARTS)
+        return LatentStore(self.folder)
+
+    def _merge(self, latents: np.ndarray) -> RunningMoments:
+        """Copies the parts into place and gathers statistics, one episode in memory at a time."""
+        moments = RunningMoments(latents.shape[-1])
+        for index, entry in enumerate(self.store.episodes):
+            part = read_npz(self._part(index))["latents"]
+            if part.shape != self._shape(entry["num_frames"]):
+                raise UserError(f"{self._part(index)}: shape {part.shape} does not fit the episode; delete the file")
+            latents[:, entry["frame_start"] : entry["frame_start"] + entry["num_frames"]] = part
+            moments.update(part[0])
+        latents.flush()  # type: ignore[attr-defined]
+        return moments
+
+    def _shape(self, frames: int) -> tuple[int, int, int, int]:
+        return (self.views.shape[1], frames, self.spec.tokens_per_frame, self.spec.dim)
+
+    def _part(self, index: int) -> Path:
+        return self.folder / PARTS / f"{index:06d}.npz"
+
+
+def _short(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
+
+
+class LatentStore:
+    """A finished latent store, opened for reading.
+
+    Attributes:
+        spec: the encoder, with the channel statistics.
+        source: hash of the training store the frames came from.
+        backend: "torch" or "jax".
+        views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
+        latents: float16 ``[views, frames, tokens, dim]``, a read-only memory map.
+
+    Raises:
+        UserError: no store there, another version, a missing or truncated file.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
+        self.spec = from_dict(EncoderSpec, self.manifest["encoder_spec"], str(self.folder / MANIFEST))
+        self.source: str = self.manifest["source"]
+        self.backend: str = self.manifest["backend"]
+        self.views: Int32[np.ndarray, "e v 2"] = np.array(self.manifest["views"], np.int32)
+        self.latents: Float16[np.ndarray, "v f tokens dim"] = open_array(self.folder, "latents.npy")
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Identity of the store's whole content."""
+        return hash_json(self.manifest)
+
+    def check(self, store: TrainingStore) -> None:
+        """Refuses latents that were not made from this training store.
+
+        Raises:
+            UserError: frame or episode count, or source hash, differ.
+
+        """
+        pairs = (
+            ("frame count", self.latents.shape[1], len(store.frame_step)),
+            ("episode count", len(self.views), len(store.episodes)),
+            ("source hash", self.source, store.hash),
+        )
+        for name, mine, theirs in pairs:
+            if mine != theirs:
+                raise UserError(
+                    f"{name} differs: {mine} in latent store {self.folder}, {theirs} in {store.folder}; "
+                    f"encode the latents again into a new folder"
+                )
+
+    def verify(self) -> None:
+        """Recomputes every hash.
+
+        Raises:
+            UserError: names the file whose bytes changed.
+
+        """
+        verify_files(self.folder, self.manifest)

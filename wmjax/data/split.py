@@ -1,0 +1,45 @@
+"""Training and validation episodes: split by episode, stratified by task, fixed by a seed."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from wmjax.errors import UserError
+
+
+def split_episodes(
+    episodes: Sequence[Mapping[str, Any]], validation: float, seed: int
+) -> tuple[Int32[np.ndarray, "train"], Int32[np.ndarray, "validation"]]:
+    """Splits a store's episodes so that no episode is on both sides and every task is on the training side.
+
+    Each task is shuffled by a stream of its own (seed and task name), so adding a task leaves the others'
+    split alone. A task gives ``round(validation * n)`` episodes to validation, at least one when it has two.
+
+    Args:
+        episodes: ``TrainingStore.episodes``.
+        validation: fraction in [0, 1).
+        seed: of the split.
+
+    Returns:
+        Sorted episode indices for training and validation.
+
+    Raises:
+        UserError: fraction out of range.
+
+    """
+    if not 0.0 <= validation < 1.0:
+        raise UserError(f"validation is {validation}; choose a fraction of the episodes from 0 to below 1")
+    groups: dict[tuple[str, int], list[int]] = {}
+    for episode in episodes:
+        groups.setdefault((episode["suite"], episode["task_id"]), []).append(episode["index"])
+    held_out: list[int] = []
+    for (suite, task_id), indices in groups.items():
+        key = np.random.SeedSequence([seed, zlib.crc32(f"{suite}/{task_id}".encode())])
+        order = np.random.Generator(np.random.Philox(key)).permutation(np.sort(indices))
+        count = max(round(validation * len(order)), 1) if validation > 0 else 0
+        held_out.extend(order[: min(count, len(order) - 1)].tolist())
+    chosen = np.isin(np.arange(len(episodes)), held_out)
+    return np.flatnonzero(~chosen).astype(np.int32), np.flatnonzero(chosen).astype(np.int32)

@@ -1,0 +1,63 @@
+"""Which frames and control steps belong to a sample: pure index arithmetic, shared by export, training and rollout.
+
+Everything is vectorised over leading axes and never leaves the episode: history is clamped to the episode's
+first frame (the first frame repeats, as it does at the start of a rollout), the future and the action chunk
+end in a mask. Frame indices and row indices are those of the store.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy.typing import ArrayLike
+
+
+def history_indices(frame: ArrayLike, start: ArrayLike, history: int) -> Int[np.ndarray, "*batch history"]:
+    """The ``history`` frames that end at ``frame``, oldest first, clamped to the episode's first frame ``start``."""
+    back = np.arange(1 - history, 1)
+    return np.maximum(np.asarray(frame)[..., None] + back, np.asarray(start)[..., None])
+
+
+def clip_indices(frame: ArrayLike, start: ArrayLike, length: int = 4) -> Int[np.ndarray, "*batch length"]:
+    """The frames of the clip that the latent of ``frame`` is computed from: past and present only."""
+    return history_indices(frame, start, length)
+
+
+def future_indices(
+    frame: ArrayLike, end: ArrayLike, future: int
+) -> tuple[Int[np.ndarray, "*batch future"], Bool[np.ndarray, "*batch future"]]:
+    """The ``future`` frames after ``frame``, and which of them exist.
+
+    Args:
+        frame: frame indices.
+        end: one past the episode's last frame.
+        future: how many.
+
+    Returns:
+        Indices (the last frame where the episode is over) and the mask of those that exist.
+
+    """
+    indices = np.asarray(frame)[..., None] + np.arange(1, future + 1)
+    last = np.asarray(end)[..., None] - 1
+    return np.minimum(indices, last), indices <= last
+
+
+def chunk_indices(
+    row: ArrayLike, end: ArrayLike, chunk: int
+) -> tuple[Int[np.ndarray, "*batch chunk"], Bool[np.ndarray, "*batch chunk"]]:
+    """The control steps of an action chunk that starts at ``row``, and which of them exist.
+
+    The first action of the chunk is the one executed on the observation of that step.
+    """
+    return future_indices(np.asarray(row) - 1, end, chunk)
+
+
+def pad_actions(actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Replaces actions past the episode's end by "stay": zero motion, the last gripper command kept.
+
+    Args:
+        actions: ``[*batch, chunk, 7]``, gathered with the clamped indices of :func:`chunk_indices`.
+        mask: ``[*batch, chunk]``.
+
+    """
+    padded = actions.copy()
+    padded[..., :-1] *= mask[..., None]
+    return padded
