@@ -1,0 +1,157 @@
+"""Action heads: both read exactly the same post-injection tokens and answer in float32, normalised actions.
+
+This file has what the heads share (gripper, masking) and the regression head; ``flow.py`` has flow matching.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float32
+
+from wmjax.models.transformer import Mlp, layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Both heads. ``gripper`` says whether the last action dimension is regressed or classified.
+
+    ``flow_layers``, ``flow_width``, ... shape only the flow head, ``regression_loss`` concerns only regression.
+    ``time_beta`` are the parameters of the Beta distribution of the flow time, of which one must be 1.
+    ``noise_scale`` is the standard deviation of the sampler's initial noise (1 in training).
+    """
+
+    kind: Literal["regression", "flow"] = "flow"
+    gripper: Literal["binary", "regress"] = "binary"
+    gripper_weight: float = 0.5
+    regression_loss: Literal["mse", "l1", "huber"] = "l1"
+    hidden: int = 256
+    flow_width: int = 192
+    flow_layers: int = 3
+    flow_heads: int = 6
+    flow_mlp_ratio: float = 3.0
+    flow_draws: int = 4
+    flow_steps: int = 10
+    flow_solver: Literal["euler", "heun"] = "euler"
+    time_beta: tuple[float, float] = (1.5, 1.0)
+    noise_scale: float = 1.0
+
+
+Metrics = dict[str, Float32[Array, ""]]
+
+
+class HeadLoss(NamedTuple):
+    """A scalar loss and what it is made of."""
+
+    loss: Float32[Array, ""]
+    metrics: Metrics
+
+
+class ActionHead(Protocol):
+    """What the VLA asks of a head; ``tokens`` are float32 ``[batch, chunk, hidden]``."""
+
+    def loss(
+        self,
+        tokens: Float32[Array, "batch chunk hidden"],
+        action: Float32[Array, "batch chunk action"],
+        mask: Bool[Array, "batch chunk"],
+        key: jax.Array,
+    ) -> HeadLoss:
+        """The loss over the unmasked steps."""
+        ...
+
+    def sample(
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
+    ) -> Float32[Array, "batch chunk action"]:
+        """One action chunk per sample."""
+        ...
+
+
+def masked_mean(values: Float32[Array, "batch chunk *rest"], mask: Bool[Array, "batch chunk"]) -> Float32[Array, ""]:
+    """Mean over the unmasked steps and everything behind them; zero if nothing is left."""
+    weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - 2)), values.shape)
+    return jnp.sum(jnp.where(weights, values, 0.0)) / jnp.maximum(jnp.sum(weights), 1)
+
+
+class GripperHead(nnx.Module):
+    """Classifies each step's gripper command, close (+1) against open (-1)."""
+
+    def __init__(self, hidden_dim: int, config: HeadConfig, *, rngs: nnx.Rngs):
+        self.norm = layer_norm(hidden_dim, rngs=rngs)
+        self.mlp = Mlp(hidden_dim, config.hidden, 1, std=0.01, dtype=jnp.float32, rngs=rngs)
+
+    def logits(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk"]:
+        """Log-odds of closing."""
+        return self.mlp(self.norm(tokens))[..., 0]
+
+    def loss(
+        self,
+        tokens: Float32[Array, "batch chunk hidden"],
+        command: Float32[Array, "batch chunk"],
+        mask: Bool[Array, "batch chunk"],
+    ) -> HeadLoss:
+        """Binary cross-entropy (nats) and accuracy."""
+        logits, closed = self.logits(tokens), command > 0.0
+        loss = masked_mean(optax.sigmoid_binary_cross_entropy(logits, closed.astype(jnp.float32)), mask)
+        accuracy = masked_mean(((logits > 0.0) == closed).astype(jnp.float32), mask)
+        return HeadLoss(loss, {"action/gripper": loss, "action/gripper_accuracy": accuracy})
+
+    def sample(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk 1"]:
+        """The likelier command, -1 or +1."""
+        return jnp.where(self.logits(tokens) > 0.0, 1.0, -1.0)[..., None]
+
+
+def add_gripper(
+    gripper: GripperHead | None,
+    weight: float,
+    arm: HeadLoss,
+    tokens: Float32[Array, "batch chunk hidden"],
+    action: Float32[Array, "batch chunk action"],
+    mask: Bool[Array, "batch chunk"],
+) -> HeadLoss:
+    """The arm's loss plus the weighted gripper loss, if the gripper has its own head."""
+    if gripper is None:
+        return arm
+    loss, metrics = gripper.loss(tokens, action[..., -1], mask)
+    return HeadLoss(arm.loss + weight * loss, arm.metrics | metrics)
+
+
+def elementwise(kind: Literal["mse", "l1", "huber"], error: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    """The regression loss of each value; Huber with threshold 1."""
+    if kind == "mse":
+        return jnp.square(error)
+    return jnp.abs(error) if kind == "l1" else optax.huber_loss(error)
+
+
+class RegressionHead(nnx.Module):
+    """LayerNorm and an MLP per token: action step i from token i."""
+
+    def __init__(self, config: HeadConfig, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs):
+        binary = config.gripper == "binary"
+        self.config, self.arm_dim = config, action_dim - binary
+        self.norm = layer_norm(hidden_dim, rngs=rngs)
+        self.mlp = Mlp(hidden_dim, config.hidden, self.arm_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
+        self.gripper = GripperHead(hidden_dim, config, rngs=rngs) if binary else None
+
+    def loss(
+        self,
+        tokens: Float32[Array, "batch chunk hidden"],
+        action: Float32[Array, "batch chunk action"],
+        mask: Bool[Array, "batch chunk"],
+        key: jax.Array,
+    ) -> HeadLoss:
+        """The configured regression loss; ``key`` is not used."""
+        error = self.mlp(self.norm(tokens)) - action[..., : self.arm_dim]
+        loss = masked_mean(elementwise(self.config.regression_loss, error), mask)
+        metrics = {"action/arm": loss, "action/arm_mse": masked_mean(jnp.square(error), mask)}
+        return add_gripper(self.gripper, self.config.gripper_weight, HeadLoss(loss, metrics), tokens, action, mask)
+
+    def sample(
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
+    ) -> Float32[Array, "batch chunk action"]:
+        """The prediction; ``key`` is not used."""
+        arm = self.mlp(self.norm(tokens))
+        return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

@@ -1,0 +1,215 @@
+"""The Prophet: predicts future V-JEPA latents from a history of them.
+
+Learned queries for ``future`` frames x ``tokens`` positions attend to themselves and to a context: the latent
+history (arms e1, e2), or the VLM's hidden states (e2aux). Space and time embeddings are factorised.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32
+
+from wmjax.errors import UserError
+from wmjax.models.transformer import Attention, Mlp, layer_norm, linear, table
+
+
+@dataclasses.dataclass(frozen=True)
+class ProphetConfig:
+    """Shape and objective of the Prophet.
+
+    ``history`` and ``future`` count frames, ``tokens`` positions per frame, ``latent_dim`` channels. ``target`` says
+    whether the network's output is added to z(t) (``delta``) or stands alone. The three loss weights mix: ``cosine``
+    (one minus cosine), ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
+    """
+
+    width: int = 192
+    layers: int = 2
+    heads: int = 6
+    mlp_ratio: float = 2.0
+    history: int = 3
+    future: int = 4
+    tokens: int = 16
+    latent_dim: int = 192
+    target: Literal["delta", "absolute"] = "delta"
+    layer_norm_latents: bool = False
+    cosine: float = 0.0
+    smooth_l1: float = 0.0
+    normalised_mse: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"prophet.width is {self.width}, not a multiple of prophet.heads {self.heads}; change one")
+        if min(self.cosine, self.smooth_l1, self.normalised_mse) < 0 or not self.loss_weight:
+            raise UserError("prophet.cosine, smooth_l1 and normalised_mse must be >= 0 and not all 0; set one above 0")
+
+    @property
+    def loss_weight(self) -> float:
+        """Sum of the loss weights."""
+        return self.cosine + self.smooth_l1 + self.normalised_mse
+
+
+class ProphetLayer(nnx.Module):
+    """Pre-norm attention from the queries to [queries, context], then an MLP."""
+
+    def __init__(self, config: ProphetConfig, *, dtype: jnp.dtype | None = None, rngs: nnx.Rngs):
+        width = config.width
+        self.attention_norm = layer_norm(width, rngs=rngs)
+        self.attention = Attention(width, config.heads, dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(width, rngs=rngs)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch queries width"],
+        context: Float[Array, "batch context width"],
+        mask: Bool[Array, "batch both"] | None,
+    ) -> Float[Array, "batch queries width"]:
+        """One layer; ``context`` is already normalised and is not updated."""
+        normed = self.attention_norm(x)
+        source = jnp.concatenate([normed, context], axis=1)
+        x = x + self.attention(normed, self.attention.keys_values(source), mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Prophet(nnx.Module):
+    """Latent history, or hidden states, to predicted latents of the next frames."""
+
+    def __init__(
+        self,
+        config: ProphetConfig,
+        *,
+        hidden_dim: int | None = None,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Builds it.
+
+        Args:
+            config: shape and objective.
+            hidden_dim: None to predict from latents; else the width of the hidden states to predict from.
+            dtype: dtype of the computation.
+            rngs: keys of the initialisation.
+        """
+        self.config, self.from_hidden = config, hidden_dim is not None
+        width = config.width
+        self.project = linear(hidden_dim or config.latent_dim, width, dtype=dtype, rngs=rngs)
+        self.space = table(rngs.params(), (config.tokens, width))
+        self.future_time = table(rngs.params(), (config.future, width))
+        if not self.from_hidden:
+            self.history_time = table(rngs.params(), (config.history, width))
+        self.context_norm = layer_norm(width, rngs=rngs)
+        self.layers = nnx.List([ProphetLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
+        self.norm = layer_norm(width, rngs=rngs)
+        # Zero: a delta Prophet starts as the copy baseline.
+        self.out = linear(width, config.latent_dim, axes=("mlp", "embed"), std=0.0, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, history: Float32[Array, "batch history tokens dim"]
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """Predicts normalised latents from normalised latents, oldest frame first."""
+        batch, frames, tokens, _ = history.shape
+        embedded = self.project(history) + self.space[...]
+        context = (embedded + self.history_time[...][:, None]).reshape(batch, frames * tokens, -1)
+        # The newest frame's content starts the queries: each position predicts its own future.
+        queries = embedded[:, -1:] + self.future_time[...][:, None]
+        return self._predict(queries, context, None, history[:, -1])
+
+    def predict_from_hidden(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        mask: Bool[Array, "batch length"],
+        current: Float32[Array, "batch tokens dim"],
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """Predicts from hidden states alone; ``current`` is z(t), the base of a delta, and is not looked at."""
+        queries = self.space[...] + self.future_time[...][:, None]
+        queries = jnp.broadcast_to(queries, (hidden.shape[0], *queries.shape))
+        own = jnp.ones((hidden.shape[0], self.config.future * self.config.tokens), bool)
+        return self._predict(queries, self.project(hidden), jnp.concatenate([own, mask], axis=1), current)
+
+    def _predict(
+        self,
+        queries: Float[Array, "batch future tokens width"],
+        context: Float[Array, "batch context width"],
+        mask: Bool[Array, "batch both"] | None,
+        current: Float32[Array, "batch tokens dim"],
+    ) -> Float32[Array, "batch future tokens dim"]:
+        batch, future, tokens, width = queries.shape
+        x, context = queries.reshape(batch, future * tokens, width), self.context_norm(context)
+        for layer in self.layers:
+            x = layer(x, context, mask)
+        out = self.out(self.norm(x)).astype(jnp.float32).reshape(batch, future, tokens, -1)
+        return out + current[:, None] if self.config.target == "delta" else out
+
+
+def _masked_mean(values: Float32[Array, "batch future"], mask: Bool[Array, "batch future"]) -> Float32[Array, ""]:
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _squared_errors(
+    prediction: Float32[Array, "batch future tokens dim"],
+    future: Float32[Array, "batch future tokens dim"],
+    current: Float32[Array, "batch tokens dim"],
+    mask: Bool[Array, "batch future"],
+) -> tuple[Float32[Array, "future"], Float32[Array, "future"]]:
+    """Summed squared error of the prediction and of copying z(t), per horizon frame, over unmasked samples."""
+    weight = mask[:, :, None, None]
+    error = jnp.sum(jnp.square(prediction - future) * weight, axis=(0, 2, 3))
+    copy = jnp.sum(jnp.square(current[:, None] - future) * weight, axis=(0, 2, 3))
+    return error, copy
+
+
+def world_loss(
+    config: ProphetConfig,
+    prediction: Float32[Array, "batch future tokens dim"],
+    future: Float32[Array, "batch future tokens dim"],
+    current: Float32[Array, "batch tokens dim"],
+    mask: Bool[Array, "batch future"],
+) -> Float32[Array, ""]:
+    """The configured mix, over frames that exist. With ``target="delta"`` the cosine is that of the deltas.
+
+    ``normalised_mse`` is the mean over horizon frames of |ẑ-z₊|² / |z_t-z₊|² with both sums over the batch: one
+    minus the skill, so that near and far frames weigh the same.
+    """
+    terms = []
+    if config.cosine:
+        base = current[:, None] if config.target == "delta" else 0.0
+        terms.append(config.cosine * _masked_mean(_cosine_distance(prediction - base, future - base), mask))
+    if config.smooth_l1:
+        size = jnp.abs(prediction - future)
+        huber = jnp.where(size < 1.0, 0.5 * jnp.square(size), size - 0.5)
+        terms.append(config.smooth_l1 * _masked_mean(jnp.mean(huber, axis=(2, 3)), mask))
+    if config.normalised_mse:
+        error, copy = _squared_errors(prediction, future, current, mask)
+        count = jnp.sum(mask, axis=0)
+        # Latents have unit variance: a floor of 1e-3 per value keeps a motionless batch from exploding.
+        floor = 1e-3 * jnp.maximum(count, 1) * float(future.shape[2] * future.shape[3])
+        frames = jnp.maximum(jnp.sum(count > 0), 1)
+        terms.append(config.normalised_mse * jnp.sum(error / jnp.maximum(copy, floor)) / frames)
+    return sum(terms, start=jnp.zeros(()))
+
+
+def _cosine_distance(
+    a: Float32[Array, "batch future tokens dim"], b: Float32[Array, "batch future tokens dim"]
+) -> Float32[Array, "batch future"]:
+    """One minus cosine per token, averaged over tokens; the epsilon keeps the gradient finite at zero."""
+    norms = jnp.sqrt((jnp.sum(a * a, -1) + 1e-2) * (jnp.sum(b * b, -1) + 1e-2))
+    return jnp.mean(1.0 - jnp.sum(a * b, -1) / norms, axis=-1)
+
+
+def world_metrics(
+    prediction: Float32[Array, "batch future tokens dim"],
+    future: Float32[Array, "batch future tokens dim"],
+    current: Float32[Array, "batch tokens dim"],
+    mask: Bool[Array, "batch future"],
+) -> dict[str, Float32[Array, ""]]:
+    """Skill over copy per horizon frame, 1 - |ẑ-z₊|²/|z_t-z₊|², and the variance of ẑ over that of z₊.
+
+    The variance is over the batch, per channel and position; a ratio near 0 says that the prediction has collapsed.
+    """
+    error, copy = _squared_errors(prediction, future, current, mask)
+    skill = jnp.where(copy > 0.0, 1.0 - error / jnp.maximum(copy, 1e-6), 0.0)
+    metrics = {f"world/skill_{i + 1}": skill[i] for i in range(skill.shape[0])}
+    ratio = jnp.mean(jnp.var(prediction[:, 0], axis=0)) / jnp.maximum(jnp.mean(jnp.var(future[:, 0], axis=0)), 1e-6)
+    return metrics | {"world/variance_ratio": ratio}
