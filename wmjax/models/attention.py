@@ -46,9 +46,7 @@ def attention(
         return _xla(query, key, value, mask, causal)
     if implementation == "cudnn":
         pairs = None if mask is None else mask[:, None, None, :]
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=pairs, is_causal=causal, implementation="cudnn"
-        )
+        return jax.nn.dot_product_attention(query, key, value, mask=pairs, is_causal=causal, implementation="cudnn")
     if implementation == "splash":
         return _splash(query, key, value, mask, causal)
     raise unknown_name("attention implementation", implementation, get_args(Implementation))
@@ -100,8 +98,14 @@ def _splash(
     kernel = splash.make_splash_mha(
         mask=masks.MultiHeadMask([one] * heads),
         block_sizes=splash.BlockSizes(
-            block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-            block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
         ),
         head_shards=1,
         q_seq_shards=1,
