@@ -14,6 +14,7 @@ def resource_folder(name: Literal["train", "eval"]) -> Path:
 
     Raises:
         UserError: neither the repository nor the installed package has it.
+
     """
     package = Path(__file__).resolve().parent
     for folder in (package.parent / name, package / f"_{name}"):

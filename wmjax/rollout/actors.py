@@ -1,0 +1,222 @@
+"""Who acts in a rollout: scripted actors that check the simulator, and recordings that check the whole path.
+
+An actor is asked for action chunks by the runner, for several episodes at once. The one that wraps a trained
+policy is in :mod:`wmjax.rollout.policy_actor`, because it needs jax.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from wmjax.data.statistics import denormalise_action, normalise_action
+from wmjax.data.store import TrainingStore
+from wmjax.errors import UserError
+from wmjax.sim.episode import EpisodeId
+from wmjax.specs import ActionSpec, ObservationSpec
+
+HOLD = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
+"""The action that keeps the robot still with an open gripper, as in the settle steps."""
+
+Chunk = Float32[np.ndarray, "steps 7"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """One episode waiting for actions.
+
+    Attributes:
+        slot: the worker it runs in; free to use as a place to keep things, never to influence the actions.
+        episode: its identity.
+        number: 0 at the episode's first decision, then 1, 2, ...
+        step: control steps since the settled state.
+        frames: the frames that fell due since the last decision, oldest first; at the first decision the one
+            frame repeated. Empty for actors that need none.
+        state: proprioception now.
+        instruction: the task's sentence.
+
+    """
+
+    slot: int
+    episode: EpisodeId
+    number: int
+    step: int
+    frames: UInt8[np.ndarray, "frames cameras height width 3"]
+    state: Float32[np.ndarray, "state"]
+    instruction: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An answer to a decision: raw actions in [-1, 1], at least one open-loop horizon of them, and numbers to log."""
+
+    actions: Chunk
+    info: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Actor(Protocol):
+    """The runner's seam.
+
+    Attributes:
+        name: for headers and file names.
+        observation_spec: how the simulator must look.
+        needs_frames: whether decisions carry frames.
+        inside: the scripted expert, which acts inside the workers and is never asked.
+
+    """
+
+    name: str
+    observation_spec: ObservationSpec
+    needs_frames: bool
+    inside: bool
+
+    def prepare(self, slots: int, horizon: int) -> None:
+        """Called once before the first decision, with the number of slots and the open-loop horizon.
+
+        Raises:
+            UserError: the actor cannot serve that horizon.
+
+        """
+
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+        """A full simulator state to start the episode from, or None for the episode's own."""
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """One plan per decision, independent of which decisions come together."""
+
+
+class Scripted:
+    """What actors without frames or states of their own share."""
+
+    name = "scripted"
+    needs_frames = False
+    inside = False
+    horizon = 0
+
+    def __init__(self, spec: ObservationSpec | None = None) -> None:
+        self.observation_spec = spec or ObservationSpec()
+
+    def prepare(self, slots: int, horizon: int) -> None:
+        """Remembers the horizon."""
+        self.horizon = horizon
+
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+        """The episode's own."""
+        return None
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """One plan per decision."""
+        return [Plan(self.chunk(decision)) for decision in decisions]
+
+    def chunk(self, decision: Decision) -> Chunk:
+        """The actions of one decision."""
+        raise NotImplementedError
+
+
+class Expert(Scripted):
+    """The recorder's scripted expert, acting inside the workers at every control step."""
+
+    name = "expert"
+    inside = True
+
+
+class Noop(Scripted):
+    """Holds still: what succeeds here is already solved at the start."""
+
+    name = "noop"
+
+    def chunk(self, decision: Decision) -> Chunk:
+        """Holding still."""
+        return np.tile(HOLD, (self.horizon, 1))
+
+
+class Random(Scripted):
+    """Uniform actions from a seed, the episode and the decision."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0, spec: ObservationSpec | None = None) -> None:
+        super().__init__(spec)
+        self._seed = seed
+
+    def chunk(self, decision: Decision) -> Chunk:
+        """Uniform in [-1, 1]."""
+        generator = np.random.default_rng([self._seed, decision.episode.seed, decision.number])
+        return generator.uniform(-1, 1, (self.horizon, len(HOLD))).astype(np.float32)
+
+
+class Replay(Scripted):
+    """Executes recorded episodes from their recorded start, through the policy's own action transform.
+
+    Args:
+        store: the recording; the episodes to run are :attr:`episodes`.
+        action_spec: its normalisation is applied and undone and the actions are clipped, as a policy's are.
+
+    """
+
+    name = "replay"
+
+    def __init__(self, store: TrainingStore, action_spec: ActionSpec) -> None:
+        super().__init__(store.spec)
+        self._store = store
+        self._spec = action_spec
+        self._index = {_recorded_id(entry): entry["index"] for entry in store.episodes}
+
+    @property
+    def episodes(self) -> list[EpisodeId]:
+        """The recorded episodes."""
+        return list(self._index)
+
+    @property
+    def longest(self) -> int:
+        """Control steps of the longest recording."""
+        return max(entry["length"] for entry in self._store.episodes)
+
+    def choose(self, suite: str, tasks: Sequence[int], per_task: int) -> list[EpisodeId]:
+        """The first ``per_task`` recorded episodes of each task.
+
+        Raises:
+            UserError: there are none.
+
+        """
+        chosen = []
+        for task in tasks:
+            recorded = [e for e in self._index if (e.suite, e.task_id) == (suite, task)]
+            chosen += recorded[:per_task]
+        if not chosen:
+            raise UserError(
+                f"{self._store.folder} has no episodes of {suite} tasks {list(tasks)}; choose a protocol it has"
+            )
+        return chosen
+
+    def settled_hash(self, episode: EpisodeId) -> str:
+        """The recorded identity of the episode's start."""
+        return self._store.episodes[self._index[episode]]["settled_hash"]
+
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+        """The recorded start, so that the replay is bit-exact."""
+        if episode not in self._index:
+            raise UserError(f"episode {episode.key} is not in the store {self._store.folder}; choose recorded episodes")
+        return self._store.settled_state(self._index[episode])
+
+    def chunk(self, decision: Decision) -> Chunk:
+        """What was executed then; holding still after the recording's end."""
+        entry = self._store.episodes[self._index[decision.episode]]
+        start, end = decision.step, min(decision.step + self.horizon, entry["length"])
+        rows = slice(entry["step_start"] + start, entry["step_start"] + max(start, end))
+        recorded = self._store.executed[rows]
+        padded = np.concatenate([recorded, np.tile(HOLD, (self.horizon - len(recorded), 1))])
+        actions = denormalise_action(normalise_action(padded, self._spec), self._spec)
+        return np.clip(actions, -1, 1).astype(np.float32)
+
+
+def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:
+    """The identity that the recorder stored with an episode."""
+    key = entry.get("key")
+    parts = str(key).split("/")
+    if len(parts) != 4:
+        raise UserError(f"the store's episode {entry['index']} has the key {key!r}; only recorded episodes replay")
+    suite, task_id, init, index = parts
+    return EpisodeId(suite, int(task_id), init, int(index))  # type: ignore[arg-type]

@@ -1,0 +1,155 @@
+"""A trained policy as an actor: fixed batches with padding, one carry row per slot, keys per decision."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Float64, Int32
+
+from wmjax.data.observation import Observation, Prompt
+from wmjax.errors import UserError
+from wmjax.rng import named_key
+from wmjax.rollout.actors import Decision, Plan
+from wmjax.sim.episode import EpisodeId
+from wmjax.specs import ActionSpec, ObservationSpec
+
+Carry = Any
+"""A pytree of arrays whose first axis is the batch."""
+FILLER = "pick up the black bowl and place it on the plate"
+"""Instruction of padding rows."""
+
+
+class Policy(Protocol):
+    """The seam to :mod:`wmjax.policy`."""
+
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+    batch_size: int
+    frames_per_decision: int
+
+    def initial_carry(self) -> Carry:
+        """The carry of ``batch_size`` fresh rows."""
+
+    def prompt(self, instruction: str) -> Prompt:
+        """The tokenised instruction, batch 1."""
+
+    def __call__(self, carry: Carry, observation: Observation, keys: jax.Array) -> tuple[Carry, Any, dict[str, Any]]:
+        """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision."""
+
+
+class PolicyActor:
+    """Serves any number of slots with one policy of fixed batch size.
+
+    The carry of every slot is a row of a table; the rows of a batch are gathered from it and scattered back, with a
+    spare row for padding. So which decisions share a batch changes nothing for any of them.
+
+    Args:
+        policy: what decides.
+        seed: of the noise; the key of a decision depends on it, the episode and the decision's number only.
+
+    """
+
+    name = "policy"
+    needs_frames = True
+    inside = False
+
+    def __init__(self, policy: Policy, seed: int = 0) -> None:
+        self._policy = policy
+        self._seed = seed
+        self.observation_spec = policy.observation_spec
+        self._table: Carry = None
+        self._spare = 0
+        self._prompts: dict[str, Prompt] = {}
+
+    def prepare(self, slots: int, horizon: int) -> None:
+        """Makes the carry table and compiles the policy, before any episode waits for it.
+
+        Raises:
+            UserError: the policy was built for another horizon, or predicts fewer actions.
+
+        """
+        policy, stride = self._policy, self.observation_spec.frame_stride
+        if horizon > policy.action_spec.chunk:
+            raise UserError(
+                f"open_loop_horizon is {horizon}, the policy predicts {policy.action_spec.chunk} actions; lower it"
+            )
+        if horizon != policy.frames_per_decision * stride:
+            raise UserError(
+                f"open_loop_horizon is {horizon}, the policy takes {policy.frames_per_decision} frames per decision "
+                f"(one every {stride} steps); load it for that horizon, a multiple of {stride}"
+            )
+        self._spare = slots
+        fresh = policy.initial_carry()
+        rows = np.zeros(slots + 1, np.int32)
+        self._table = _gather(fresh, rows)
+        self.act([self._blank(slots)])
+
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+        """The episode's own."""
+        return None
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """One plan per decision, in batches of the policy's size."""
+        size = self._policy.batch_size
+        groups = [decisions[start : start + size] for start in range(0, len(decisions), size)]
+        return [plan for group in groups for plan in self._act(group)]
+
+    def _act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """At most one batch."""
+        count = len(decisions)
+        padded = [*decisions, *[self._blank(self._spare)] * (self._policy.batch_size - count)]
+        rows = np.array([decision.slot for decision in padded], np.int32)
+        keys = jnp.stack([self._key(decision) for decision in padded])
+        carry = _gather(self._table, rows)
+        carry, chunk, info = self._policy(carry, self._observation(padded), keys)
+        self._table = _scatter(self._table, rows, carry)
+        actions = np.asarray(chunk, np.float32)
+        numbers = {name: np.asarray(values, np.float64) for name, values in info.items()}
+        for row, decision in enumerate(decisions):
+            _require_finite(actions[row], decision)
+        return [Plan(actions[row], {name: float(v[row]) for name, v in numbers.items()}) for row in range(count)]
+
+    def _observation(self, decisions: Sequence[Decision]) -> Observation:
+        prompts = [self._prompt(decision.instruction) for decision in decisions]
+        return Observation(
+            images=np.stack([decision.frames for decision in decisions]),
+            state=np.stack([decision.state for decision in decisions]),
+            prompt=Prompt(*(np.concatenate(parts) for parts in zip(*prompts, strict=True))),
+            first=np.array([decision.number == 0 for decision in decisions]),
+        )
+
+    def _prompt(self, instruction: str) -> Prompt:
+        if instruction not in self._prompts:
+            self._prompts[instruction] = self._policy.prompt(instruction)
+        return self._prompts[instruction]
+
+    def _key(self, decision: Decision) -> jax.Array:
+        """The noise key of (task, episode, decision), whatever slot or batch row it runs in."""
+        return named_key(self._seed, f"rollout/{decision.episode.key}", decision.number)
+
+    def _blank(self, slot: int) -> Decision:
+        """A decision that fills a batch."""
+        spec = self.observation_spec
+        shape = (self._policy.frames_per_decision, len(spec.cameras), spec.image_size, spec.image_size, 3)
+        frames, state = np.zeros(shape, np.uint8), np.zeros(spec.state_dim, np.float32)
+        return Decision(slot, EpisodeId("padding", 0, "random", 0), 0, 0, frames, state, FILLER)
+
+
+def _require_finite(actions: Float32[np.ndarray, "chunk 7"], decision: Decision) -> None:
+    if not np.isfinite(actions).all():
+        raise UserError(
+            f"the policy's actions are not finite (episode {decision.episode.key}, decision {decision.number}); "
+            f"the checkpoint is broken, use an earlier one"
+        )
+
+
+@jax.jit
+def _gather(table: Carry, rows: Int32[np.ndarray, "rows"]) -> Carry:
+    return jax.tree.map(lambda leaf: leaf[rows], table)
+
+
+@jax.jit
+def _scatter(table: Carry, rows: Int32[np.ndarray, "rows"], values: Carry) -> Carry:
+    return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), table, values)

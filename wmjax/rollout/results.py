@@ -1,0 +1,274 @@
+"""What an evaluation leaves behind: ``header.json``, ``episodes.jsonl``, ``summary.json`` and a table.
+
+``episodes.jsonl`` is append-only, one line per finished episode, flushed as it ends: an interrupted evaluation
+resumes behind its last whole line. ``header.json`` says what was run; another header is refused.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from wmjax.data.files import disk_errors, write_json
+from wmjax.errors import UserError
+from wmjax.rollout.statistics import wilson
+
+FORMAT_VERSION = 1
+Outcome = Literal["success", "failure", "timeout", "crash"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeRecord:
+    """One line of ``episodes.jsonl``.
+
+    Attributes:
+        key: the episode's identity, such as ``libero_spatial/3/random/17``.
+        suite, task_id, init, index: its parts.
+        instruction: the task's sentence; empty if no attempt ever reset the environment.
+        seed: the environment's seed, derived from the identity.
+        settled_hash: hash of the full simulator state after settling; equal hashes mean equal starts.
+        success: whether the task's predicate held within the step limit.
+        steps: control steps executed in the last attempt.
+        outcome: ``success``; ``failure`` (the step limit, a policy's failure); ``timeout`` (a worker hung) or
+            ``crash`` (a worker died or raised) in every attempt, which says nothing about the policy.
+        attempts: 1 plus the number of faults.
+        faults: kind of each fault.
+        seconds: wall time of the last attempt.
+        decisions: policy calls in the last attempt.
+        info: mean over the decisions of what the policy reports (gate, latent error, ...).
+        recipe_hash: of the evaluated recipe, empty for scripted actors.
+        open_loop_horizon, execution_delay: control steps.
+
+    """
+
+    key: str
+    suite: str
+    task_id: int
+    instruction: str
+    init: str
+    index: int
+    seed: int
+    settled_hash: str
+    success: bool
+    steps: int
+    outcome: Outcome
+    attempts: int
+    faults: tuple[str, ...]
+    seconds: float
+    decisions: int
+    info: dict[str, float]
+    recipe_hash: str
+    open_loop_horizon: int
+    execution_delay: int
+
+
+class Results:
+    """The folder of one evaluation, opened for appending.
+
+    Args:
+        folder: created if needed; an earlier evaluation in it is resumed.
+        header: JSON values that define the evaluation.
+
+    Raises:
+        UserError: the folder holds an evaluation with another header, or a damaged one.
+
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "episodes.jsonl"
+        self.header: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **header}))
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / "header.json").exists():
+                require_same_header(read_header(self.folder), self.header, self.folder)
+            else:
+                write_json(self.folder / "header.json", self.header)
+            _drop_torn_line(self.path)
+        self.records = read_records(self.folder)
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Appends a finished episode; it is on disk when this returns."""
+        line = json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
+        with disk_errors(self.path), self.path.open("a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.append(record)
+
+    @property
+    def finished(self) -> set[str]:
+        """Keys of the episodes that need not be run again."""
+        return {record.key for record in self.records}
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The header of an evaluation.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+
+    """
+    path = Path(folder) / "header.json"
+    try:
+        header = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no evaluation there (header.json is missing); name an evaluation's folder"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete the folder and evaluate again") from error
+    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; evaluate again into another folder")
+    return header
+
+
+def read_records(folder: Path) -> list[EpisodeRecord]:
+    """The finished episodes of an evaluation, in the order they ended.
+
+    Raises:
+        UserError: a damaged line, or an episode twice.
+
+    """
+    path = Path(folder) / "episodes.jsonl"
+    records: list[EpisodeRecord] = []
+    keys: set[str] = set()
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            values = json.loads(line)
+            record = EpisodeRecord(**{**values, "faults": tuple(values["faults"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}:{number}: damaged line ({error}); delete that line and evaluate again") from error
+        if record.key in keys:
+            raise UserError(f"{path}:{number}: episode {record.key} is there twice; delete one of the lines")
+        keys.add(record.key)
+        records.append(record)
+    return records
+
+
+def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
+    """Refuses to mix two evaluations in one folder.
+
+    Raises:
+        UserError: names the first differing field and both values.
+
+    """
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    for name in sorted({*flat_old, *flat_new}):
+        if flat_old.get(name) != flat_new.get(name):
+            raise UserError(
+                f"{folder}: holds an evaluation with {name} = {flat_old.get(name)!r}, this one has "
+                f"{flat_new.get(name)!r}; give another --out, or delete the folder"
+            )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts off what a kill in the middle of a write left behind the last newline."""
+    if path.exists():
+        whole = path.read_bytes().rfind(b"\n") + 1
+        os.truncate(path, whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSummary:
+    """Outcome counts of one task, or of all. Rates are over the episodes that finished (success or failure)."""
+
+    task: str
+    instruction: str
+    successes: int
+    failures: int
+    timeouts: int
+    crashes: int
+    mean_steps: float
+
+    @property
+    def finished(self) -> int:
+        """Episodes that ended in a success or a failure."""
+        return self.successes + self.failures
+
+    @property
+    def rate(self) -> float:
+        """Success rate; 0 without finished episodes."""
+        return self.successes / self.finished if self.finished else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the rate."""
+        return wilson(self.successes, self.finished)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, with rate and interval."""
+        return {**dataclasses.asdict(self), "rate": self.rate, "interval_95": list(self.interval)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The verdict of an evaluation: one row per task, and all of them together."""
+
+    tasks: tuple[TaskSummary, ...]
+    overall: TaskSummary
+
+    def table(self) -> str:
+        """A plain-text table."""
+        head = ("task", "successes", "rate", "95 % interval", "steps", "timeouts", "crashes", "instruction")
+        rows = [head, *(_row(task) for task in self.tasks)]
+        if len(self.tasks) > 1:
+            rows.append(_row(self.overall))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        left = {0, len(head) - 1}
+        lines = [
+            "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"overall": self.overall.as_dict(), "tasks": [task.as_dict() for task in self.tasks]}
+
+
+def _row(task: TaskSummary) -> tuple[str, ...]:
+    low, high = task.interval
+    successes, interval = f"{task.successes}/{task.finished}", f"{100 * low:.1f}-{100 * high:.1f} %"
+    faults = (str(task.timeouts), str(task.crashes))
+    return (
+        task.task,
+        successes,
+        f"{100 * task.rate:.1f} %",
+        interval,
+        f"{task.mean_steps:.0f}",
+        *faults,
+        task.instruction,
+    )
+
+
+def summarize(records: Iterable[EpisodeRecord]) -> Summary:
+    """Counts the outcomes per task (ordered by suite and id) and overall."""
+    groups: dict[tuple[str, int], list[EpisodeRecord]] = {}
+    everything = list(records)
+    for record in everything:
+        groups.setdefault((record.suite, record.task_id), []).append(record)
+    tasks = tuple(_summarize(f"{suite}/{task_id}", groups[suite, task_id]) for suite, task_id in sorted(groups))
+    return Summary(tasks, dataclasses.replace(_summarize("all", everything), instruction=""))
+
+
+def _summarize(name: str, records: list[EpisodeRecord]) -> TaskSummary:
+    instruction = next((record.instruction for record in records if record.instruction), "")
+    counts = Counter(record.outcome for record in records)
+    steps = [r.steps for r in records if r.outcome in ("success", "failure")]
+    mean = sum(steps) / len(steps) if steps else 0.0
+    return TaskSummary(
+        name, instruction, counts["success"], counts["failure"], counts["timeout"], counts["crash"], mean
+    )

@@ -1,0 +1,236 @@
+"""Runs episodes: one queue, a slot per worker, decisions batched over whichever slots are ready."""
+
+import dataclasses
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from wmjax.errors import UserError
+from wmjax.rollout.actors import HOLD, Actor, Decision, Plan
+from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.results import EpisodeRecord, Outcome, Results
+from wmjax.rollout.schedule import Schedule
+from wmjax.rollout.videos import Videos
+from wmjax.sim.episode import EpisodeId
+from wmjax.sim.pool import Fault, Pool
+from wmjax.sim.worker import Command, Execute, Reply, Reset, RunExpert
+
+MAX_ATTEMPTS = 3
+"""An episode whose workers failed this often is recorded as a crash or timeout."""
+HOPELESS_FAULTS = 3
+"""So many faults before the first answer of any worker mean that the simulator does not run at all."""
+
+log = logging.getLogger("wmjax.rollout")
+
+
+@dataclasses.dataclass
+class _Running:
+    """One attempt at an episode in a slot."""
+
+    episode: EpisodeId
+    video: bool
+    started: float
+    reply: Reply | None = None
+    step: int = 0
+    decisions: int = 0
+    queue: Float32[np.ndarray, "steps 7"] = dataclasses.field(default_factory=lambda: np.zeros((0, 7), np.float32))
+    frames: list[UInt8[np.ndarray, "n cameras height width 3"]] = dataclasses.field(default_factory=list)
+    captions: list[str] = dataclasses.field(default_factory=list)
+    info: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+
+
+class Runner:
+    """Runs a list of episodes to their end and records each exactly once.
+
+    Args:
+        pool: the simulator processes.
+        actor: who acts.
+        protocol: step limit, horizon, delay.
+        results: takes the finished episodes.
+        videos: takes frames of some of them.
+        recipe_hash: noted with every episode.
+
+    """
+
+    def __init__(
+        self, pool: Pool, actor: Actor, protocol: Protocol, results: Results, videos: Videos, recipe_hash: str = ""
+    ) -> None:
+        if actor.inside and protocol.execution_delay:
+            delay = protocol.execution_delay
+            raise UserError(f"execution_delay is {delay}, the {actor.name} acts without delay; set it to 0")
+        self._pool, self._actor, self._protocol = pool, actor, protocol
+        self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
+        self._schedule = Schedule([])
+        self._running: dict[int, _Running] = {}
+        self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
+        self._answered = False
+        self._total, self._began = 0, 0.0
+        self.outcomes: Counter[str] = Counter()
+        self.control_steps = 0
+
+    def run(self, episodes: Sequence[EpisodeId]) -> None:
+        """Runs the episodes; each is on disk as soon as it ends.
+
+        Raises:
+            UserError: the actor cannot serve the protocol, the simulator does not run, or bad input was found there.
+
+        """
+        self._schedule, self._total, self._began = Schedule(episodes), len(episodes), time.monotonic()
+        for slot in range(self._pool.size):
+            self._start(slot)
+        self._actor.prepare(self._pool.size, self._protocol.open_loop_horizon)  # compiles while workers reset
+        while self._running:
+            ready = []
+            for slot, event in self._pool.wait():
+                if isinstance(event, Fault):
+                    self._handle_fault(slot, event)
+                elif self._receive(slot, event):
+                    ready.append(slot)
+            if ready:
+                self._decide(ready)
+
+    def _start(self, slot: int) -> None:
+        """Gives a free slot its next episode."""
+        episode = self._schedule.take(slot)
+        if episode is None:
+            return
+        video = self._videos.wanted(episode.suite, episode.task_id)
+        self._running[slot] = _Running(episode, video, time.monotonic())
+        render = video or self._actor.needs_frames
+        self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode)))
+
+    def _receive(self, slot: int, reply: Reply) -> bool:
+        """Takes in what a worker did; returns whether its episode waits for a decision."""
+        run = self._running[slot]
+        run.reply = reply
+        run.step += reply.steps
+        self._answered = True
+        self.control_steps += reply.steps
+        if run.video and reply.frame_steps:
+            run.frames.append(self._pool.frames(slot, len(reply.frame_steps)))
+            run.captions += [self._caption(run, step) for step in reply.frame_steps]
+        if not reply.success and run.step < self._protocol.max_steps:
+            return True
+        self._finish(slot, "success" if reply.success else "failure")
+        return False
+
+    def _decide(self, slots: Sequence[int]) -> None:
+        """Asks the actor about all ready slots at once and sends the actions off."""
+        if self._actor.inside:
+            plans = [Plan(np.zeros((0, 7), np.float32))] * len(slots)
+        else:
+            plans = self._actor.act([self._decision(slot) for slot in slots])
+        for slot, plan in zip(slots, plans, strict=True):
+            self._pool.send(slot, self._command(self._running[slot], plan))
+
+    def _decision(self, slot: int) -> Decision:
+        run = self._running[slot]
+        reply = _require(run.reply)
+        frames = self._pool.frames(slot, len(reply.frame_steps) if self._actor.needs_frames else 0)
+        if run.decisions == 0 and len(frames):
+            due = self._protocol.open_loop_horizon // self._actor.observation_spec.frame_stride
+            frames = np.repeat(frames, due, axis=0)
+        return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.instruction)
+
+    def _command(self, run: _Running, plan: Plan) -> Command:
+        """The next horizon of control steps, cut at the step limit.
+
+        Actions pass through a queue that starts with ``execution_delay`` holding actions, so that what was
+        decided at step t is executed from step t + delay on.
+        """
+        for name, value in plan.info.items():
+            run.info[name].append(value)
+        steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)
+        last = run.step + steps == self._protocol.max_steps
+        render = run.video or (self._actor.needs_frames and not last)  # no decision follows the last step
+        run.decisions += 1
+        if self._actor.inside:
+            return RunExpert(steps, render, run.video)
+        if run.decisions == 1:
+            run.queue = np.tile(HOLD, (self._protocol.execution_delay, 1))
+        run.queue = np.concatenate([run.queue, plan.actions[: self._protocol.open_loop_horizon]])
+        actions, run.queue = run.queue[:steps], run.queue[steps:]
+        return Execute(actions, render, run.video)
+
+    def _handle_fault(self, slot: int, fault: Fault) -> None:
+        """Tries the episode again, or records that it could not be run."""
+        run = self._running[slot]
+        faults = self._faults[run.episode]
+        faults.append(fault.kind)
+        self.outcomes["faults"] += 1
+        attempt = f"attempt {len(faults)} of {MAX_ATTEMPTS}"
+        log.warning("%s: %s, %s: %s", run.episode.key, fault.kind, attempt, fault.message)
+        if not self._answered and self.outcomes["faults"] >= HOPELESS_FAULTS:
+            last = fault.message.strip().splitlines()[-1]
+            raise UserError(f"the simulator does not run ({last}); check it with `python -m wmjax.doctor`")
+        if len(faults) < MAX_ATTEMPTS:
+            self._schedule.put_back(run.episode)
+            del self._running[slot]
+            self._start(slot)
+        else:
+            self._finish(slot, fault.kind)
+
+    def _finish(self, slot: int, outcome: Outcome) -> None:
+        """Records the episode and starts the slot's next one."""
+        run = self._running.pop(slot)
+        self._results.add(self._record(run, outcome))
+        self.outcomes[outcome] += 1
+        self._save_video(run, outcome)
+        self._report(run, outcome)
+        self._start(slot)
+
+    def _report(self, run: _Running, outcome: Outcome) -> None:
+        """One line per episode, with the time left."""
+        done = sum(self.outcomes[kind] for kind in get_args(Outcome))
+        left = (time.monotonic() - self._began) / done * (self._total - done)
+        log.info(
+            "episode %d/%d %s: %s after %d steps (%d successes, about %.0f min left)",
+            done, self._total, run.episode.key, outcome, run.step, self.outcomes["success"], left / 60,
+        )  # fmt: skip
+
+    def _record(self, run: _Running, outcome: Outcome) -> EpisodeRecord:
+        episode, faults = run.episode, tuple(self._faults.pop(run.episode, ()))
+        return EpisodeRecord(
+            key=episode.key,
+            suite=episode.suite,
+            task_id=episode.task_id,
+            instruction=run.reply.instruction if run.reply else "",
+            init=episode.init,
+            index=episode.index,
+            seed=episode.seed,
+            settled_hash=run.reply.settled_hash if run.reply else "",
+            success=outcome == "success",
+            steps=run.step,
+            outcome=outcome,
+            attempts=len(faults) + (outcome in ("success", "failure")),
+            faults=faults,
+            seconds=round(time.monotonic() - run.started, 3),
+            decisions=run.decisions,
+            info={name: float(np.mean(values)) for name, values in run.info.items() if np.isfinite(values).all()},
+            recipe_hash=self._recipe_hash,
+            open_loop_horizon=self._protocol.open_loop_horizon,
+            execution_delay=self._protocol.execution_delay,
+        )
+
+    def _save_video(self, run: _Running, outcome: Outcome) -> None:
+        episode = run.episode
+        if run.frames and self._videos.wanted(episode.suite, episode.task_id, outcome):
+            first = f"{episode.key}: {_require(run.reply).instruction}"
+            captions = [f"{first}\n{caption}   episode: {outcome}" for caption in run.captions]
+            name = f"{episode.init}-{episode.index}"
+            self._videos.add(episode.suite, episode.task_id, name, outcome, np.concatenate(run.frames), captions)
+
+    def _caption(self, run: _Running, step: int) -> str:
+        numbers = "   ".join(f"{name} {values[-1]:.3g}" for name, values in run.info.items())
+        return f"step {step}/{self._protocol.max_steps}   {numbers}"
+
+
+def _require(reply: Reply | None) -> Reply:
+    if reply is None:
+        raise RuntimeError("the worker has not answered yet")
+    return reply

@@ -1,0 +1,47 @@
+"""Success rates with intervals, and exact paired tests between runs on the same episodes."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+Z_95 = 1.959963984540054
+"""The standard normal's 97.5 % quantile."""
+
+
+def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a success probability (Wilson 1927), which stays honest at 0 and at n of n.
+
+    Args:
+        successes: 0..trials.
+        trials: may be 0, for which the interval is [0, 1].
+        z: normal quantile; the default gives 95 %.
+
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    rate = successes / trials
+    centre = rate + z * z / (2 * trials)
+    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    low = 0.0 if successes == 0 else (centre - spread) / scale  # exact at the ends, where rounding is not
+    high = 1.0 if successes == trials else (centre + spread) / scale
+    return low, high
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided exact McNemar p-value: the sign test on the episodes in which only one run succeeded.
+
+    Args:
+        only_a: episodes that only the first run solved.
+        only_b: episodes that only the second run solved.
+
+    """
+    discordant = only_a + only_b
+    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def paired_counts(a: Mapping[str, bool], b: Mapping[str, bool]) -> tuple[int, int, int, int]:
+    """Counts over the episodes that both runs finished: both solved, only ``a``, only ``b``, neither."""
+    counts = Counter((a[key], b[key]) for key in a if key in b)
+    return counts[True, True], counts[True, False], counts[False, True], counts[False, False]

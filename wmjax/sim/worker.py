@@ -1,0 +1,225 @@
+"""The inside of one simulator process: it hosts one environment, obeys commands, renders only due frames.
+
+The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context
+deadlocks), and only they import the simulator. This module itself imports neither jax nor the simulator.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from wmjax.errors import UserError
+from wmjax.sim.episode import EpisodeId
+from wmjax.specs import ObservationSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is built from: the observation's spec, the environment and the room for frames.
+
+    ``env_factory`` and ``expert_factory`` are ``"module:attribute"`` paths; tests put fakes there.
+    """
+
+    spec: ObservationSpec
+    frames: int = 2
+    env_factory: str = "wmjax.sim.env:LiberoEnv"
+    expert_factory: str = "wmjax.sim.expert:Expert"
+
+    @property
+    def frames_shape(self) -> tuple[int, ...]:
+        """Shape of the shared frame buffer: frames, cameras, height, width, 3."""
+        size = self.spec.image_size
+        return (self.frames, len(self.spec.cameras), size, size, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reset:
+    """Starts an episode and settles it. ``settled`` (f64, full simulator state) then replaces the settled state."""
+
+    episode: EpisodeId
+    render: bool = True
+    settled: Float64[np.ndarray, "sim"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Execute:
+    """Executes ``actions`` one control step each, until one succeeds.
+
+    ``render`` renders the frames that fall due; ``final`` also the frame of the step that ends the episode.
+    """
+
+    actions: Float32[np.ndarray, "steps 7"]
+    render: bool = True
+    final: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RunExpert:
+    """As :class:`Execute`, with the scripted expert acting inside the worker."""
+
+    steps: int
+    render: bool = True
+    final: bool = False
+
+
+Command = Reset | Execute | RunExpert
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a command came to.
+
+    Attributes:
+        frame_steps: control step (from the settled state) of each frame now in shared memory, oldest first.
+        state: proprioception after the last step.
+        success: whether the task's goal held after the last step.
+        steps: control steps executed.
+        seconds: wall time.
+        instruction: of the task.
+        settled_hash: identity of the episode's start.
+
+    """
+
+    frame_steps: tuple[int, ...]
+    state: Float32[np.ndarray, "state"]
+    success: bool
+    steps: int
+    seconds: float
+    instruction: str
+    settled_hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An exception inside the worker. ``user_error`` marks bad input, which no retry will cure."""
+
+    message: str
+    user_error: bool
+
+
+class Host:
+    """Runs commands on one environment, which is rebuilt only when the task changes."""
+
+    def __init__(self, settings: WorkerSettings, buffer: UInt8[np.ndarray, "frames cameras height width 3"]) -> None:
+        self._settings = settings
+        self._buffer = buffer
+        self._env: Any = None
+        self._expert: Any = None
+        self._task: tuple[str, int] | None = None
+        self._step = 0
+        self._frame_steps: list[int] = []
+
+    def run(self, command: Command) -> Reply:
+        """Runs one command.
+
+        Raises:
+            Exception: whatever the environment raises; the parent then replaces this process.
+
+        """
+        started = time.monotonic()
+        self._frame_steps = []
+        match command:
+            case Reset():
+                self._reset(command)
+                steps, success = 0, False
+            case Execute():
+                actions = iter(command.actions)
+                steps, success = self._advance(lambda: next(actions), len(command.actions), command)
+            case RunExpert():
+                if self._expert is None:
+                    self._expert = load(self._settings.expert_factory)(self._env)
+                steps, success = self._advance(self._expert.act, command.steps, command)
+        seconds = time.monotonic() - started
+        env = self._env
+        frames = tuple(self._frame_steps)
+        return Reply(frames, self._state(), success, steps, seconds, env.instruction, env.settled_hash)
+
+    def close(self) -> None:
+        """Closes the environment, if there is one."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def _reset(self, command: Reset) -> None:
+        episode = command.episode
+        if self._task != (episode.suite, episode.task_id):
+            self.close()
+            self._env = load(self._settings.env_factory)(episode.suite, episode.task_id, self._settings.spec)
+            self._task = (episode.suite, episode.task_id)
+        self._env.reset(episode)
+        if command.settled is not None:
+            self._env.restore(command.settled)
+        self._expert = None
+        self._step = 0
+        if command.render:
+            self._render()
+
+    def _advance(self, act: Callable[[], np.ndarray], limit: int, command: Execute | RunExpert) -> tuple[int, bool]:
+        """Steps until success or ``limit``; returns the steps taken and the success."""
+        for taken in range(1, limit + 1):
+            success = bool(self._env.step(act()))
+            self._step += 1
+            if success:
+                if command.final:
+                    self._render()
+                return taken, True
+            if self._due(command.render) or (command.final and taken == limit):
+                self._render()
+        return limit, False
+
+    def _due(self, render: bool) -> bool:
+        return render and self._step % self._settings.spec.frame_stride == 0
+
+    def _render(self) -> None:
+        image = np.asarray(self._env.render())
+        expected = self._settings.frames_shape[1:]
+        if image.dtype != np.uint8 or image.shape != expected:
+            raise ValueError(f"rendered {image.dtype}{list(image.shape)}, expected uint8{list(expected)}")
+        self._buffer[len(self._frame_steps)] = image
+        self._frame_steps.append(self._step)
+
+    def _state(self) -> Float32[np.ndarray, "state"]:
+        state = np.asarray(self._env.state(), np.float32)
+        if state.shape != (self._settings.spec.state_dim,) or not np.isfinite(state).all():
+            raise ValueError(f"the state is {state}, expected {self._settings.spec.state_dim} finite values")
+        return state
+
+
+def load(path: str) -> Any:
+    """The object at ``"module:attribute"``."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def worker_main(connection: Connection, memory_name: str, settings: WorkerSettings) -> None:
+    """The worker process: answers commands until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    memory = SharedMemory(memory_name)
+    buffer: np.ndarray = np.ndarray(settings.frames_shape, np.uint8, buffer=memory.buf)
+    host = Host(settings, buffer)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            connection.send(_answer(host, connection.recv()))
+    with contextlib.suppress(Exception):
+        host.close()
+    os._exit(0)  # skips the simulator's destructors, which print ignored exceptions after GL is gone
+
+
+def _answer(host: Host, command: Command) -> Reply | Failure:
+    try:
+        return host.run(command)
+    except UserError as error:
+        return Failure(str(error), user_error=True)
+    except Exception:
+        return Failure(traceback.format_exc(), user_error=False)
