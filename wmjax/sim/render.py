@@ -1,0 +1,147 @@
+"""Rendering with fewer triangles, and only when an image is asked for.
+
+LIBERO draws about 300,000 triangles, twice because one surface reflects. Physics never sees the visual meshes, so
+they may be thinned: vertices that share a grid cell collapse to one of them, faces that degenerate disappear.
+The thinning edits the compiled model in place and therefore survives soft resets.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from wmjax.data.observation import orient_image
+from wmjax.errors import UserError, unknown_name
+from wmjax.sim.libero import gl_error
+from wmjax.specs import ObservationSpec
+
+MIN_FACES = 2000
+"""Meshes with no more faces than this are left alone."""
+ROBOT_CELL_FACTOR = 2.0
+"""The arm's smooth shells stand twice the cell size without a visible difference."""
+ROBOT_PREFIXES = ("robot0", "gripper0", "mount0")
+
+
+def simplify_mesh(
+    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], cell: float
+) -> tuple[Int[np.ndarray, "g 3"], Int[np.ndarray, "g"]]:
+    """Vertex clustering on a grid.
+
+    Args:
+        vertices: positions (m).
+        faces: vertex indices.
+        cell: edge of a grid cell (m).
+
+    Returns:
+        The remaining faces, with vertices replaced by their cell's representative (the vertex nearest to the
+        mean of the cell), and the index of the original face that each came from.
+    """
+    grid = np.floor((vertices - vertices.min(0)) / cell).astype(np.int64)
+    _, cluster = np.unique(grid, axis=0, return_inverse=True)
+    cluster = cluster.ravel()
+    count = np.bincount(cluster)
+    mean = np.stack([np.bincount(cluster, vertices[:, axis]) / count for axis in range(3)], axis=1)
+    distance = ((vertices - mean[cluster]) ** 2).sum(axis=1)
+    order = np.lexsort((distance, cluster))
+    representative = order[np.r_[0, np.cumsum(count)[:-1]]]
+    clustered = cluster[faces]
+    a, b, c = clustered.T
+    kept = np.flatnonzero((a != b) & (b != c) & (a != c))
+    # A cyclic key that keeps orientation: both sides of a thin wall survive, exact duplicates do not.
+    start = np.argmin(clustered[kept], axis=1)
+    cyclic = np.stack([clustered[kept][np.arange(len(kept)), (start + i) % 3] for i in range(3)], axis=1)
+    _, unique = np.unique(cyclic, axis=0, return_index=True)
+    kept = kept[np.sort(unique)]
+    return representative[clustered[kept]].astype(np.int32), kept
+
+
+def simplify_model(model: Any, detail: float) -> int:
+    """Thins the purely visual meshes of a compiled ``mujoco.MjModel`` in place.
+
+    Args:
+        model: the compiled model.
+        detail: grid cell (m) for objects; the robot gets ``ROBOT_CELL_FACTOR`` times that.
+
+    Returns:
+        The number of faces removed.
+    """
+    import mujoco
+
+    removed = 0
+    geoms = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
+    collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+    robot = np.array([model.body(i).name.startswith(ROBOT_PREFIXES) for i in range(model.nbody)])
+    for mesh in np.unique(model.geom_dataid[geoms]):
+        users = geoms[model.geom_dataid[geoms] == mesh]
+        if model.mesh_facenum[mesh] <= MIN_FACES or collides[users].any():
+            continue
+        factor = ROBOT_CELL_FACTOR if robot[model.geom_bodyid[users]].all() else 1.0
+        removed += _simplify_in_place(model, int(mesh), detail * factor)
+    return removed
+
+
+def _simplify_in_place(model: Any, mesh: int, cell: float) -> int:
+    """Replaces one mesh's faces by fewer; returns how many went."""
+    vertex, vertices = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
+    face, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
+    old = slice(face, face + faces)
+    new_faces, kept = simplify_mesh(model.mesh_vert[vertex : vertex + vertices], model.mesh_face[old].copy(), cell)
+    new = slice(face, face + len(kept))
+    model.mesh_face[new] = new_faces
+    model.mesh_facenormal[new] = model.mesh_facenormal[old][kept]
+    if model.mesh_texcoordadr[mesh] >= 0:
+        model.mesh_facetexcoord[new] = model.mesh_facetexcoord[old][kept]
+    model.mesh_facenum[mesh] = len(kept)
+    return faces - len(kept)
+
+
+class Renderer:
+    """Draws the cameras of an :class:`ObservationSpec` from a robosuite simulation.
+
+    Creating it starts OpenGL; do so only in the process that renders, never before a fork.
+    """
+
+    def __init__(self, sim: Any, spec: ObservationSpec) -> None:
+        """Args: ``sim`` is robosuite's ``MjSim``; its model is thinned in place.
+
+        Raises:
+            UserError: unknown camera, an unsupported render option, or OpenGL does not start.
+        """
+        _check_spec(sim, spec)
+        self._sim, self._spec = sim, spec
+        if spec.mesh_detail_mm > 0:
+            simplify_model(sim.model._model, spec.mesh_detail_mm / 1000)
+        self._context = _open_context(sim, spec)
+
+    def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
+        """The cameras of the spec in its order, RGB, oriented."""
+        size = self._spec.image_size
+        images = []
+        for camera in self._spec.cameras:
+            raw = self._sim.render(camera_name=camera, width=size, height=size)
+            images.append(orient_image(raw) if self._spec.rotation == 180 else raw)
+        return np.stack(images)
+
+
+def _check_spec(sim: Any, spec: ObservationSpec) -> None:
+    for camera in spec.cameras:
+        if camera not in sim.model.camera_names:
+            raise unknown_name("camera", camera, sim.model.camera_names)
+    if spec.rotation not in (0, 180):
+        raise UserError(f"ObservationSpec.rotation is {spec.rotation}; the simulator renders 0 or 180")
+    if spec.resize_filter != "none":
+        raise UserError(f"ObservationSpec.resize_filter is {spec.resize_filter!r}; the simulator renders with 'none'")
+
+
+def _open_context(sim: Any, spec: ObservationSpec) -> Any:
+    """robosuite's offscreen context with the spec's render options."""
+    import mujoco
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+    try:
+        context = MjRenderContextOffscreen(sim, device_id=-1)
+    except Exception as error:  # EGL, OSMesa and GLX each raise their own kinds
+        raise gl_error(error) from error
+    context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual, not collision geometry
+    context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = int(spec.reflection)
+    return context

@@ -1,0 +1,201 @@
+"""The scripted expert's privileged view of a scene: poses, meshes, inverse kinematics, clearances.
+
+Everything that depends on the compiled model only is looked up once; planning then touches arrays.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from wmjax.sim.render import ROBOT_PREFIXES
+
+Vector = Float64[np.ndarray, "3"]
+Matrix = Float64[np.ndarray, "3 3"]
+
+GRIP_SITE = "gripper0_grip_site"
+ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
+FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+OPEN_FINGERS = (0.04, -0.04)
+JOINT_MARGIN = 0.02
+"""Distance (rad) that inverse kinematics keeps from the joint limits."""
+
+
+def rotation_z(angle: float) -> Matrix:
+    """Rotation by ``angle`` (rad) about the vertical."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+def rotation_about(axis: Vector, angle: float) -> Matrix:
+    """Rotation by ``angle`` (rad) about a unit axis (Rodrigues)."""
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def rotation_vector(rotation: Matrix) -> Vector:
+    """The logarithm of a rotation: axis times angle (rad)."""
+    angle = np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))
+    skew = rotation - rotation.T
+    vector = np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
+    return vector * 0.5 if angle < 1e-6 else vector * (angle / (2 * np.sin(angle)))
+
+
+class Solution(NamedTuple):
+    """What inverse kinematics found: residuals (m, rad) and the arm's seven joint angles."""
+
+    position_error: float
+    rotation_error: float
+    joints: Float64[np.ndarray, "7"]
+
+    @property
+    def reached(self) -> bool:
+        """Within 5 mm and 3 degrees."""
+        return self.position_error <= 5e-3 and self.rotation_error <= 0.05
+
+
+class Scene:
+    """Reads a LIBERO simulation; tries out arm configurations on a scratch copy of its data."""
+
+    def __init__(self, sim: Any) -> None:
+        """Args: ``sim`` is robosuite's ``MjSim``."""
+        import mujoco
+
+        self.model, self.data = sim.model._model, sim.data._data
+        self._scratch = mujoco.MjData(self.model)
+        model = self.model
+        self._body_names = [model.body(i).name for i in range(model.nbody)]
+        self._sites = {model.site(i).name: i for i in range(model.nsite)}
+        self._grip = self._sites[GRIP_SITE]
+        joints = [model.joint(name) for name in ARM_JOINTS]
+        self._arm_qpos = np.array([j.qposadr[0] for j in joints])
+        self._arm_dof = np.array([j.dofadr[0] for j in joints])
+        limits = np.array([j.range for j in joints])
+        self._arm_low, self._arm_high = limits[:, 0] + JOINT_MARGIN, limits[:, 1] - JOINT_MARGIN
+        self._finger_qpos = np.array([model.joint(name).qposadr[0] for name in FINGER_JOINTS])
+        robot_body = np.array([name.startswith(ROBOT_PREFIXES) for name in self._body_names])
+        self._robot_geom = robot_body[model.geom_bodyid]
+        self._shoulder = model.body("robot0_link2").id
+
+    @functools.cache  # noqa: B019 - one scene per episode, dropped with its cache
+    def body(self, name: str) -> int:
+        """Body id of a LIBERO object or fixture."""
+        full = f"{name}_main"
+        return self._body_names.index(full if full in self._body_names else name)
+
+    @functools.cache  # noqa: B019
+    def subtree(self, name: str) -> Int[np.ndarray, "bodies"]:
+        """Ids of an object's bodies."""
+        members = {self.body(name)}
+        for body in range(min(members) + 1, self.model.nbody):
+            if int(self.model.body_parentid[body]) in members:
+                members.add(body)
+        return np.array(sorted(members))
+
+    def position(self, name: str) -> Vector:
+        """World position (m) of an object's origin."""
+        return self.data.xpos[self.body(name)].copy()
+
+    def rotation(self, name: str) -> Matrix:
+        """World rotation of an object."""
+        return self.data.xmat[self.body(name)].reshape(3, 3).copy()
+
+    def place_position(self, name: str) -> Vector:
+        """Where an object put onto ``name``, an object, fixture or region, should end up."""
+        if name in self._sites:
+            return self.data.site_xpos[self._sites[name]].copy()
+        return self.position(name)
+
+    def vertices(self, name: str) -> Float[np.ndarray, "v 3"]:
+        """World positions of all mesh vertices of an object."""
+        import mujoco
+
+        model, points = self.model, []
+        mesh = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
+        for geom in np.flatnonzero(mesh & np.isin(model.geom_bodyid, self.subtree(name))):
+            start = model.mesh_vertadr[model.geom_dataid[geom]]
+            local = model.mesh_vert[start : start + model.mesh_vertnum[model.geom_dataid[geom]]]
+            points.append(local @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom])
+        return np.concatenate(points)
+
+    @property
+    def hand_position(self) -> Vector:
+        """World position (m) of the point between the fingertips."""
+        return self.data.site_xpos[self._grip].copy()
+
+    @property
+    def hand_rotation(self) -> Matrix:
+        """World rotation of the hand: x across the palm, y the closing direction, z out of the hand."""
+        return self.data.site_xmat[self._grip].reshape(3, 3).copy()
+
+    @property
+    def finger_opening(self) -> float:
+        """Distance (m) between the fingers."""
+        left, right = self.data.qpos[self._finger_qpos]
+        return float(left - right)
+
+    @property
+    def shoulder_position(self) -> Vector:
+        """World position (m) of the arm's shoulder."""
+        return self.data.xpos[self._shoulder].copy()
+
+    @property
+    def joints(self) -> Float64[np.ndarray, "7"]:
+        """The arm's joint angles (rad)."""
+        return self.data.qpos[self._arm_qpos].copy()
+
+    def solve(
+        self, position: Vector, rotation: Matrix, start: Float64[np.ndarray, "7"], iterations: int = 60
+    ) -> Solution:
+        """Damped least-squares inverse kinematics; leaves the scratch data, fingers open, in the solution."""
+        import mujoco
+
+        model, scratch = self.model, self._scratch
+        scratch.qpos[:], scratch.qvel[:] = self.data.qpos, 0
+        scratch.qpos[self._finger_qpos] = OPEN_FINGERS
+        scratch.qpos[self._arm_qpos] = start
+        linear, angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+        error = np.zeros(6)
+        for _ in range(iterations):
+            mujoco.mj_kinematics(model, scratch)
+            mujoco.mj_comPos(model, scratch)
+            error[:3] = position - scratch.site_xpos[self._grip]
+            error[3:] = rotation_vector(rotation @ scratch.site_xmat[self._grip].reshape(3, 3).T)
+            if np.linalg.norm(error[:3]) < 1e-3 and np.linalg.norm(error[3:]) < 1e-2:
+                break
+            mujoco.mj_jacSite(model, scratch, linear, angular, self._grip)
+            jacobian = np.vstack([linear, angular])[:, self._arm_dof]
+            change = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(6), error)
+            change *= min(1.0, 0.3 / max(float(np.linalg.norm(change)), 1e-12))
+            scratch.qpos[self._arm_qpos] = np.clip(
+                scratch.qpos[self._arm_qpos] + change, self._arm_low, self._arm_high
+            )
+        norms = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
+        return Solution(*norms, scratch.qpos[self._arm_qpos].copy())
+
+    def clearance_violation(self, grasped: str, clearance: float) -> float:
+        """By how much (m) the robot, in the scratch configuration, comes closer than ``clearance`` to anything.
+
+        The object to be grasped may be touched but not penetrated.
+        """
+        import mujoco
+
+        model, scratch = self.model, self._scratch
+        robot = np.flatnonzero(self._robot_geom)
+        margins = model.geom_margin[robot].copy()
+        model.geom_margin[robot] = clearance
+        try:
+            mujoco.mj_kinematics(model, scratch)
+            mujoco.mj_comPos(model, scratch)
+            mujoco.mj_collision(model, scratch)
+        finally:
+            model.geom_margin[robot] = margins
+        pairs, distance = scratch.contact.geom, scratch.contact.dist
+        is_robot = self._robot_geom[pairs]
+        other = np.where(is_robot[:, 0], pairs[:, 1], pairs[:, 0])
+        mixed = is_robot[:, 0] != is_robot[:, 1]
+        touching = np.isin(model.geom_bodyid[other], self.subtree(grasped))
+        violation = np.where(touching, -distance, clearance - distance)[mixed]
+        return max(0.0, float(violation.max(initial=0.0)))
