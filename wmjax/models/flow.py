@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
-from wmjax.errors import UserError
-from wmjax.models.heads import GripperHead, HeadConfig, HeadLoss, add_gripper, masked_mean
+from wmjax.models.heads import GripperHead, HeadConfig, HeadLoss, HeadSizes, add_gripper, masked_mean
 from wmjax.models.transformer import Attention, KeyValue, Mlp, layer_norm, linear, table
 
 TIME_FEATURES = 64
@@ -23,7 +22,7 @@ NOISE, TIME = 0, 1
 """Names folded into the head's key."""
 
 
-def sample_time(key: jax.Array, shape: tuple[int, ...], beta: tuple[float, float]) -> Float32[Array, "*shape"]:
+def sample_time(key: jax.Array, shape: tuple[int, ...], beta: tuple[float, ...]) -> Float32[Array, "*shape"]:
     """Beta(a, b) by inverting its distribution function, ``1 - (1 - u^(1/a))^(1/b)``: exact if a or b is 1."""
     uniform = jax.random.uniform(key, shape)
     return 1.0 - (1.0 - uniform ** (1.0 / beta[0])) ** (1.0 / beta[1])
@@ -58,13 +57,13 @@ def integrate(
 class FlowLayer(nnx.Module):
     """Self-attention over the chunk, cross-attention to the tokens, MLP; norms modulated by the flow time."""
 
-    def __init__(self, config: HeadConfig, hidden_dim: int, *, rngs: nnx.Rngs):
-        width, heads, dtype = config.flow_width, config.flow_heads, jnp.float32
+    def __init__(self, sizes: HeadSizes, hidden_dim: int, *, rngs: nnx.Rngs):
+        width, heads, dtype = sizes.width, sizes.heads, jnp.float32
         self.norm = layer_norm(width, affine=False, rngs=rngs)
         self.modulation = linear(width, 6 * width, std=0.0, dtype=dtype, rngs=rngs)
         self.self_attention = Attention(width, heads, dtype=dtype, rngs=rngs)
         self.cross_attention = Attention(width, heads, source=hidden_dim, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, int(width * config.flow_mlp_ratio), width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, int(width * sizes.mlp_ratio), width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -86,24 +85,20 @@ class FlowLayer(nnx.Module):
 class FlowHead(nnx.Module):
     """Flow matching on the chunk; the gripper is part of the chunk or has its own binary head."""
 
-    def __init__(self, config: HeadConfig, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs):
-        if 1.0 not in config.time_beta:
-            raise UserError(f"head.time_beta is {config.time_beta}; one of the two must be 1.0, as in (1.5, 1.0)")
-        if config.flow_width % config.flow_heads:
-            raise UserError(
-                f"head.flow_width is {config.flow_width}, not a multiple of head.flow_heads {config.flow_heads}"
-            )
-        binary, width = config.gripper == "binary", config.flow_width
+    def __init__(
+        self, config: HeadConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+    ):
+        binary, width = config.gripper == "binary", sizes.width
         self.config, self.arm_dim = config, action_dim - binary
         self.token_norm = layer_norm(hidden_dim, rngs=rngs)
         self.token_in = linear(hidden_dim, width, dtype=jnp.float32, rngs=rngs)
         self.action_in = linear(self.arm_dim, width, axes=(None, "embed"), dtype=jnp.float32, rngs=rngs)
         self.steps = table(rngs.params(), (chunk, width))
         self.time = Mlp(TIME_FEATURES, width, width, dtype=jnp.float32, rngs=rngs)
-        self.layers = nnx.List([FlowLayer(config, hidden_dim, rngs=rngs) for _ in range(config.flow_layers)])
+        self.layers = nnx.List([FlowLayer(sizes, hidden_dim, rngs=rngs) for _ in range(sizes.layers)])
         self.norm = layer_norm(width, rngs=rngs)
         self.out = linear(width, self.arm_dim, axes=("embed", None), std=0.0, dtype=jnp.float32, rngs=rngs)
-        self.gripper = GripperHead(hidden_dim, config, rngs=rngs) if binary else None
+        self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
 
     def condition(
         self, tokens: Float32[Array, "batch chunk hidden"]
@@ -134,8 +129,8 @@ class FlowHead(nnx.Module):
         mask: Bool[Array, "batch chunk"],
         key: jax.Array,
     ) -> HeadLoss:
-        """Mean squared error of the velocity over ``flow_draws`` draws of noise and time per sample."""
-        draws, arm = self.config.flow_draws, action[:, None, :, : self.arm_dim]
+        """Mean squared error of the velocity over ``draws`` draws of noise and time per sample."""
+        draws, arm = self.config.draws, action[:, None, :, : self.arm_dim]
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), (arm.shape[0], draws, *arm.shape[2:]))
         time = sample_time(jax.random.fold_in(key, TIME), noise.shape[:2], self.config.time_beta)
         t = time[..., None, None]
@@ -145,16 +140,14 @@ class FlowHead(nnx.Module):
         return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
 
     def sample(
-        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
+        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
     ) -> Float32[Array, "batch chunk action"]:
-        """Integrates from noise; the tokens' keys and values are computed once."""
-        batch, chunk, _ = tokens.shape
+        """Integrates from the noise; the tokens' keys and values are computed once."""
         condition = self.condition(tokens)
-        noise = jax.random.normal(jax.random.fold_in(key, NOISE), (batch, 1, chunk, self.arm_dim))
 
         def velocity(x: Array, time: Array) -> Array:
-            return self.velocity(x, jnp.broadcast_to(time, (batch, 1)), condition)
+            return self.velocity(x, jnp.broadcast_to(time, x.shape[:2]), condition)
 
-        start = self.config.noise_scale * noise
-        arm = integrate(velocity, start, self.config.flow_steps, self.config.flow_solver)[:, 0]
+        start = self.config.noise_scale * noise[:, None, :, : self.arm_dim]
+        arm = integrate(velocity, start, self.config.steps, self.config.solver)[:, 0]
         return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

@@ -12,32 +12,54 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
+from wmjax.errors import UserError
 from wmjax.models.transformer import Mlp, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Both heads. ``gripper`` says whether the last action dimension is regressed or classified.
+    """Which head and what it learns.
 
-    ``flow_layers``, ``flow_width``, ... shape only the flow head, ``regression_loss`` concerns only regression.
-    ``time_beta`` are the parameters of the Beta distribution of the flow time, of which one must be 1.
-    ``noise_scale`` is the standard deviation of the sampler's initial noise (1 in training).
+    ``gripper`` says whether the last action dimension is regressed with the others or classified by its own head,
+    whose loss weighs ``gripper_weight``. ``regression_loss`` concerns the regression head; the rest the flow head:
+    ``draws`` of noise and time per sample and ``time_beta``, the Beta distribution of the flow time (one of the two
+    must be 1) in training; ``steps``, ``solver`` and the scale of the initial noise in sampling.
     """
 
     kind: Literal["regression", "flow"] = "flow"
     gripper: Literal["binary", "regress"] = "binary"
     gripper_weight: float = 0.5
     regression_loss: Literal["mse", "l1", "huber"] = "l1"
-    hidden: int = 256
-    flow_width: int = 192
-    flow_layers: int = 3
-    flow_heads: int = 6
-    flow_mlp_ratio: float = 3.0
-    flow_draws: int = 4
-    flow_steps: int = 10
-    flow_solver: Literal["euler", "heun"] = "euler"
-    time_beta: tuple[float, float] = (1.5, 1.0)
+    draws: int = 4
+    time_beta: tuple[float, ...] = (1.5, 1.0)
+    steps: int = 10
+    solver: Literal["euler", "heun"] = "euler"
     noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.time_beta) != 2 or 1.0 not in self.time_beta or min(self.time_beta) <= 0:
+            raise UserError(
+                f"head.time_beta is {self.time_beta}; use two positive numbers of which one is 1.0, as in [1.5, 1.0]"
+            )
+        if self.draws < 1 or self.steps < 1:
+            raise UserError(f"head.draws is {self.draws} and head.steps {self.steps}; both must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSizes:
+    """Sizes: ``hidden`` of the regression and gripper MLPs, the others of the flow head's transformer."""
+
+    hidden: int = 256
+    width: int = 192
+    layers: int = 3
+    heads: int = 6
+    mlp_ratio: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(
+                f"head_sizes.width is {self.width}, not a multiple of head_sizes.heads {self.heads}; change one"
+            )
 
 
 Metrics = dict[str, Float32[Array, ""]]
@@ -64,9 +86,9 @@ class ActionHead(Protocol):
         ...
 
     def sample(
-        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
+        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
     ) -> Float32[Array, "batch chunk action"]:
-        """One action chunk per sample."""
+        """One action chunk per sample; standard normal ``noise`` is all its randomness."""
         ...
 
 
@@ -79,9 +101,9 @@ def masked_mean(values: Float32[Array, "batch chunk *rest"], mask: Bool[Array, "
 class GripperHead(nnx.Module):
     """Classifies each step's gripper command, close (+1) against open (-1)."""
 
-    def __init__(self, hidden_dim: int, config: HeadConfig, *, rngs: nnx.Rngs):
+    def __init__(self, hidden_dim: int, sizes: HeadSizes, *, rngs: nnx.Rngs):
         self.norm = layer_norm(hidden_dim, rngs=rngs)
-        self.mlp = Mlp(hidden_dim, config.hidden, 1, std=0.01, dtype=jnp.float32, rngs=rngs)
+        self.mlp = Mlp(hidden_dim, sizes.hidden, 1, std=0.01, dtype=jnp.float32, rngs=rngs)
 
     def logits(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk"]:
         """Log-odds of closing."""
@@ -129,12 +151,14 @@ def elementwise(kind: Literal["mse", "l1", "huber"], error: Float32[Array, "*sha
 class RegressionHead(nnx.Module):
     """LayerNorm and an MLP per token: action step i from token i."""
 
-    def __init__(self, config: HeadConfig, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs):
+    def __init__(
+        self, config: HeadConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+    ):
         binary = config.gripper == "binary"
         self.config, self.arm_dim = config, action_dim - binary
         self.norm = layer_norm(hidden_dim, rngs=rngs)
-        self.mlp = Mlp(hidden_dim, config.hidden, self.arm_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
-        self.gripper = GripperHead(hidden_dim, config, rngs=rngs) if binary else None
+        self.mlp = Mlp(hidden_dim, sizes.hidden, self.arm_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
+        self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
 
     def loss(
         self,
@@ -150,8 +174,8 @@ class RegressionHead(nnx.Module):
         return add_gripper(self.gripper, self.config.gripper_weight, HeadLoss(loss, metrics), tokens, action, mask)
 
     def sample(
-        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
+        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
     ) -> Float32[Array, "batch chunk action"]:
-        """The prediction; ``key`` is not used."""
+        """The prediction; ``noise`` is not used."""
         arm = self.mlp(self.norm(tokens))
         return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

@@ -17,11 +17,9 @@ from wmjax.models.transformer import Attention, Mlp, layer_norm, linear, table
 
 @dataclasses.dataclass(frozen=True)
 class ProphetConfig:
-    """Shape and objective of the Prophet.
+    """Shape of the Prophet.
 
-    ``history`` and ``future`` count frames, ``tokens`` positions per frame, ``latent_dim`` channels. ``target`` says
-    whether the network's output is added to z(t) (``delta``) or stands alone. The three loss weights mix: ``cosine``
-    (one minus cosine), ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
+    ``history`` and ``future`` count frames, ``tokens`` positions per frame (1 pools), ``latent_dim`` channels.
     """
 
     width: int = 192
@@ -32,22 +30,38 @@ class ProphetConfig:
     future: int = 4
     tokens: int = 16
     latent_dim: int = 192
+
+    def __post_init__(self) -> None:
+        for field in ("width", "layers", "heads", "history", "future", "tokens", "latent_dim"):
+            if getattr(self, field) < 1:
+                raise UserError(f"prophet.{field} is {getattr(self, field)}; use a positive number")
+        if self.width % self.heads:
+            raise UserError(f"prophet.width is {self.width}, not a multiple of prophet.heads {self.heads}; change one")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldLossConfig:
+    """What the Prophet predicts and how it is scored.
+
+    ``target`` says whether the network's output is added to z(t) (``delta``) or stands alone. ``layer_norm`` puts
+    every latent token through a LayerNorm first. The three weights mix: ``cosine`` (one minus cosine),
+    ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
+    """
+
     target: Literal["delta", "absolute"] = "delta"
-    layer_norm_latents: bool = False
+    layer_norm: bool = False
     cosine: float = 0.0
     smooth_l1: float = 0.0
     normalised_mse: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise UserError(f"prophet.width is {self.width}, not a multiple of prophet.heads {self.heads}; change one")
-        if min(self.cosine, self.smooth_l1, self.normalised_mse) < 0 or not self.loss_weight:
-            raise UserError("prophet.cosine, smooth_l1 and normalised_mse must be >= 0 and not all 0; set one above 0")
-
-    @property
-    def loss_weight(self) -> float:
-        """Sum of the loss weights."""
-        return self.cosine + self.smooth_l1 + self.normalised_mse
+        if min(self.cosine, self.smooth_l1, self.normalised_mse) < 0:
+            raise UserError("world.cosine, smooth_l1 and normalised_mse must not be negative; use 0 to leave one out")
+        if not self.cosine + self.smooth_l1 + self.normalised_mse:
+            raise UserError(
+                "world.cosine, smooth_l1 and normalised_mse are all 0; to switch the loss off set "
+                "memory.world_loss to 0"
+            )
 
 
 class ProphetLayer(nnx.Module):
@@ -80,6 +94,7 @@ class Prophet(nnx.Module):
         self,
         config: ProphetConfig,
         *,
+        target: Literal["delta", "absolute"] = "delta",
         hidden_dim: int | None = None,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
@@ -87,12 +102,13 @@ class Prophet(nnx.Module):
         """Builds it.
 
         Args:
-            config: shape and objective.
+            config: its shape.
+            target: whether the output is added to z(t) or stands alone.
             hidden_dim: None to predict from latents; else the width of the hidden states to predict from.
             dtype: dtype of the computation.
             rngs: keys of the initialisation.
         """
-        self.config, self.from_hidden = config, hidden_dim is not None
+        self.config, self.target, self.from_hidden = config, target, hidden_dim is not None
         width = config.width
         self.project = linear(hidden_dim or config.latent_dim, width, dtype=dtype, rngs=rngs)
         self.space = table(rngs.params(), (config.tokens, width))
@@ -140,7 +156,7 @@ class Prophet(nnx.Module):
         for layer in self.layers:
             x = layer(x, context, mask)
         out = self.out(self.norm(x)).astype(jnp.float32).reshape(batch, future, tokens, -1)
-        return out + current[:, None] if self.config.target == "delta" else out
+        return out + current[:, None] if self.target == "delta" else out
 
 
 def _masked_mean(values: Float32[Array, "batch future"], mask: Bool[Array, "batch future"]) -> Float32[Array, ""]:
@@ -161,7 +177,7 @@ def _squared_errors(
 
 
 def world_loss(
-    config: ProphetConfig,
+    config: WorldLossConfig,
     prediction: Float32[Array, "batch future tokens dim"],
     future: Float32[Array, "batch future tokens dim"],
     current: Float32[Array, "batch tokens dim"],
