@@ -36,7 +36,7 @@ def evaluate(
     *,
     episodes: Sequence[EpisodeId] | None = None,
     env_factory: str = "wmjax.sim.env:LiberoEnv",
-    timeout: float = 300.0,
+    timeout: float = 120.0,
 ) -> Summary:
     """Runs what is left of an evaluation and returns the verdict on all of it.
 
@@ -49,7 +49,7 @@ def evaluate(
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
         episodes: the episodes, if not the protocol's own (replays run recorded ones).
         env_factory: ``"module:attribute"`` of the environment.
-        timeout: seconds after which a worker's command counts as hung.
+        timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
 
     Raises:
         UserError: ``out`` holds another evaluation, the actor does not fit the protocol, bad input in the simulator.
@@ -103,7 +103,7 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():  # an installed package, perhaps inside a stranger's repository
         return "unknown"
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

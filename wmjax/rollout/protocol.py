@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from wmjax.errors import UserError, unknown_name
 from wmjax.resources import resource_folder
-from wmjax.sim.episode import EpisodeId
+from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 from wmjax.typed import build
 
 TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
@@ -26,7 +26,7 @@ class Protocol:
         tasks: task ids within the suite.
         episodes_per_task: episodes of each task, with indices ``first_index``, ``first_index + 1``, ...
         init: ``benchmark`` starts from the suite's initial states, ``random`` from seeded random placements
-            (the recorder uses random indices 0..9999, development protocols 100000 and above).
+            (never one that demonstrations are recorded from).
         max_steps: control steps (20 Hz) after which an episode has failed.
         open_loop_horizon: control steps executed of each action chunk.
         execution_delay: control steps between an observation and the execution of the actions chosen on it;
@@ -64,6 +64,12 @@ class Protocol:
             raise UserError(
                 f"episodes_per_task is {self.episodes_per_task} from first_index {self.first_index}, but {self.suite} "
                 f"has {INITIAL_STATES} initial states per task; ask for fewer, or use init = 'random'"
+            )
+
+        if self.init == "random" and self.first_index + self.episodes_per_task > DEMONSTRATION_INDEX:
+            raise UserError(
+                f"first_index is {self.first_index} for {self.episodes_per_task} episodes; random placements from "
+                f"{DEMONSTRATION_INDEX} on are demonstrations, choose a smaller one"
             )
 
     def episodes(self) -> list[EpisodeId]:

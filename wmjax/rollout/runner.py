@@ -220,8 +220,8 @@ class Runner:
     def _save_video(self, run: _Running, outcome: Outcome) -> None:
         episode = run.episode
         if run.frames and self._videos.wanted(episode.suite, episode.task_id, outcome):
-            first = f"{episode.key}: {_require(run.reply).instruction}"
-            captions = [f"{first}\n{caption}   episode: {outcome}" for caption in run.captions]
+            instruction = _require(run.reply).instruction
+            captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             name = f"{episode.init}-{episode.index}"
             self._videos.add(episode.suite, episode.task_id, name, outcome, np.concatenate(run.frames), captions)
 

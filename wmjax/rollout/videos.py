@@ -1,5 +1,6 @@
 """Videos of episodes: all cameras side by side, a caption strip below, at the rate at which frames exist."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.data.files import atomic_path
 
-STRIP = 36
-"""Height of the caption strip, pixels."""
+STRIP = 48
+"""Height of the caption strip, pixels: three lines."""
 MINIMUM_HEIGHT = 224
 """Smaller frames are enlarged by a whole factor to at least this height, so that captions fit."""
 
@@ -54,7 +55,7 @@ class Videos:
             episode: distinguishes the episode within its task, such as ``random-17``.
             outcome: ``success`` or ``failure``.
             frames: in order.
-            captions: one per frame; a newline starts the second line.
+            captions: one per frame; long lines are wrapped.
 
         """
         name = f"{suite}-{task_id}__{episode}__{outcome}"
@@ -88,5 +89,6 @@ def _compose(frame: UInt8[np.ndarray, "cameras height width 3"], caption: str) -
     canvas = Image.new("RGB", (width, height + STRIP), "black")
     canvas.paste(Image.fromarray(row), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    draw.multiline_text((4, height + 2), caption, fill="white", font=ImageFont.load_default(size=12), spacing=3)
+    lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, width // 6)]
+    draw.multiline_text((4, height + 2), "\n".join(lines), fill="white", font=ImageFont.load_default(size=11), spacing=3)
     return np.asarray(canvas)

@@ -38,6 +38,7 @@ class _Worker:
     process: SpawnProcess
     connection: Connection
     memory: SharedMemory
+    fresh: bool = True
     deadline: float | None = None
 
     @property
@@ -51,16 +52,17 @@ class Pool:
     Args:
         settings: what each worker hosts.
         workers: number of processes.
-        timeout: seconds a command may take. Generous by default: the first step of a fresh machine compiles
-            numba kernels, and machines are shared.
+        timeout: seconds a command may take.
+        startup: seconds that a new worker's first command may take in addition: it imports the simulator, builds
+            the task and, on a fresh machine, compiles numba kernels.
 
     """
 
-    def __init__(self, settings: WorkerSettings, workers: int = 2, timeout: float = 300.0) -> None:
+    def __init__(self, settings: WorkerSettings, workers: int = 2, timeout: float = 120.0, startup: float = 480.0) -> None:
         if workers < 1:
             raise UserError(f"workers is {workers}; give at least 1")
         self._settings = settings
-        self._timeout = timeout
+        self._timeout, self._startup = timeout, startup
         self._context = multiprocessing.get_context("spawn")
         size = int(np.prod(settings.frames_shape))
         self._workers: list[_Worker] = []
@@ -95,7 +97,8 @@ class Pool:
         worker = self._workers[slot]
         if worker.busy:
             raise RuntimeError(f"worker {slot} is still busy")
-        worker.deadline = time.monotonic() + self._timeout
+        worker.deadline = time.monotonic() + self._timeout + (self._startup if worker.fresh else 0.0)
+        worker.fresh = False
         with contextlib.suppress(OSError):  # a dead worker: its pipe reads as ended, and wait() reports the fault
             worker.connection.send(command)
 
@@ -119,7 +122,7 @@ class Pool:
                     events.append((slot, self._receive(slot)))
                 elif worker.deadline is not None and worker.deadline <= now:
                     self._replace(slot)
-                    events.append((slot, Fault("timeout", f"no answer within {self._timeout:.0f} s")))
+                    events.append((slot, Fault("timeout", f"no answer for {self._timeout:.0f} s or more")))
         return events
 
     def frames(self, slot: int, count: int) -> UInt8[np.ndarray, "count cameras height width 3"]:

@@ -1,0 +1,43 @@
+"""A policy whose answers reveal any mix-up of rows, frames or keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rollout_fakes import SPEC
+
+from wmjax.data.observation import Observation, Prompt
+from wmjax.specs import ActionSpec
+
+
+class FakePolicy:
+    """Acts on a running mean of all frames seen in the episode, and on noise: sensitive to any mix-up of rows."""
+
+    observation_spec = SPEC
+    action_spec = ActionSpec()
+
+    def __init__(self, batch_size: int = 2, frames_per_decision: int = 2) -> None:
+        self.batch_size, self.frames_per_decision = batch_size, frames_per_decision
+        self._act = jax.jit(self._step)
+
+    def initial_carry(self) -> dict[str, jax.Array]:
+        return {"mean": jnp.zeros(self.batch_size), "frames": jnp.zeros((self.batch_size, 2), jnp.int32)}
+
+    def prompt(self, instruction: str) -> Prompt:
+        tokens = np.array([[ord(letter) for letter in instruction[-8:]]], np.int32)
+        return Prompt(tokens, np.ones_like(tokens, bool), np.zeros((1, 3, tokens.shape[1]), np.int32))
+
+    def __call__(self, carry, observation: Observation, keys):
+        return self._act(carry, observation, keys)
+
+    @staticmethod
+    def _step(carry, observation, keys):
+        first = observation.first
+        mean = jnp.where(first, 0.0, carry["mean"])
+        frames = jnp.where(first[:, None], 0, carry["frames"])
+        for i in range(observation.images.shape[1]):
+            mean = 0.7 * mean + 0.3 * observation.images[:, i, 0, 0, 0, :2].astype(jnp.float32).sum(-1)
+        frames = frames.at[:, 0].add(observation.images.shape[1]).at[:, 1].add(1)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (8, 7)))(keys)
+        drift = 0.12 + 0.15 * jnp.sin(mean + observation.prompt.tokens[:, -1] + observation.state[:, 0])
+        chunk = jnp.clip(0.2 * noise + drift[:, None, None], -1, 1)
+        return {"mean": mean, "frames": frames}, chunk, {"mean": mean, "decisions": frames[:, 1]}

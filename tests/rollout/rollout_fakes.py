@@ -1,0 +1,105 @@
+"""A simulator that is small, deterministic and able to fail on request.
+
+Workers import this module by name. Faults are files ``<episode with underscores>@<step>.<kind>`` in the folder named
+by an environment variable; each happens once, because it removes its file first.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from wmjax.errors import UserError
+from wmjax.specs import ObservationSpec
+
+FAULTS = "WMJAX_TEST_FAULTS"
+SPEC = ObservationSpec(image_size=4)
+ENV = "rollout_fakes:FakeEnv"
+GOAL = 6.0
+
+
+class FakeEnv:
+    """A point that moves by the sum of an action's first value; it succeeds beyond ``GOAL``.
+
+    The image holds, in channels 0..2, the episode's index, the control step and the camera. The state holds the
+    position, the step, and how often this environment was rendered, reset and restored.
+    """
+
+    num_initial_states = 50
+    built = 0
+
+    def __init__(self, suite: str, task_id: int, spec: ObservationSpec) -> None:
+        FakeEnv.built += 1
+        if task_id == 9:
+            raise UserError("task_id is 9; the fake has no task 9")
+        if task_id == 8:
+            raise RuntimeError("the fake cannot be built")
+        self.task, self.spec = (suite, task_id), spec
+        self.instruction = f"do the task number {task_id}"
+        self.renders = self.resets = self.restores = self.step_count = 0
+        self.broken = ""
+
+    def reset(self, episode) -> None:
+        assert (episode.suite, episode.task_id) == self.task
+        self.episode, self.step_count = episode, 0
+        self.position = (episode.seed % 1000) / 1000
+        self.settled_state = np.array([self.position])
+        self.settled_hash = f"{episode.seed:016x}"
+        self.resets += 1
+        self._fail()
+
+    def restore(self, state) -> None:
+        self.position = float(state[0])
+        self.restores += 1
+
+    def step(self, action) -> bool:
+        self.step_count += 1
+        self._fail()
+        self.position += float(action[0])
+        return self.position > GOAL
+
+    def state(self) -> np.ndarray:
+        counts = (self.position, self.step_count, self.renders, self.resets, self.restores, 0, 0, 0)
+        return np.full(8, np.nan, np.float32) if self.broken == "nan_state" else np.array(counts, np.float32)
+
+    def render(self) -> np.ndarray:
+        self.renders += 1
+        image = np.zeros((2, self.spec.image_size, self.spec.image_size, 3))
+        image[..., 0], image[..., 1] = self.episode.index % 256, self.step_count
+        image[1, ..., 2] = 1
+        return np.full_like(image, np.nan) if self.broken == "nan_image" else image.astype(np.uint8)
+
+    def close(self) -> None:
+        pass
+
+    def _fail(self) -> None:
+        folder = os.environ.get(FAULTS)
+        for path in Path(folder).glob(f"{fault_name(self.episode.key, self.step_count)}.*") if folder else []:
+            path.unlink()
+            match path.suffix[1:]:
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                case "hang":
+                    time.sleep(1000)
+                case "raise":
+                    raise FloatingPointError("the fake raised")
+                case broken:
+                    self.broken = broken
+
+
+def fault_name(key: str, step: int) -> str:
+    return f"{key.replace('/', '_')}@{step}"
+
+
+class FakeExpert:
+    """Moves right at half speed."""
+
+    def __init__(self, env: FakeEnv) -> None:
+        self.env = env
+
+    def act(self) -> np.ndarray:
+        return np.array([0.5, 0, 0, 0, 0, 0, -1.0])

@@ -1,0 +1,91 @@
+"""Worker processes: results, faults, replacement, clean-up."""
+
+import os
+import signal
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+import pytest
+from rollout_fakes import ENV, FAULTS, SPEC, fault_name
+
+from wmjax.errors import UserError
+from wmjax.sim.episode import EpisodeId
+from wmjax.sim.pool import Fault, Pool
+from wmjax.sim.worker import Execute, Reply, Reset, WorkerSettings
+
+EPISODE = EpisodeId("libero_spatial", 0, "random", 7)
+STILL = np.zeros((8, 7), np.float32)
+
+
+def run(pool: Pool, slot: int, command) -> Reply | Fault:
+    pool.send(slot, command)
+    ((done, event),) = pool.wait()
+    assert done == slot
+    return event
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """The fault folder, whose name the workers inherit."""
+    folder = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FAULTS, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def pool(faults):
+    with Pool(WorkerSettings(SPEC, 4, ENV), workers=2, timeout=2.0, startup=60.0) as made:
+        yield made
+
+
+def test_commands_and_frames_come_back_from_both_slots(pool):
+    for slot in (0, 1):
+        pool.send(slot, Reset(EpisodeId("libero_spatial", 0, "random", slot)))
+    waiting = {0, 1}
+    while waiting:
+        waiting -= {slot for slot, _ in pool.wait()}
+    for slot in (0, 1):
+        reply = run(pool, slot, Execute(STILL))
+        assert reply.frame_steps == (4, 8)
+        assert pool.frames(slot, 2)[:, 0, 0, 0, :2].tolist() == [[slot, 4], [slot, 8]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("kill", "crash"), ("raise", "crash"), ("nan_image", "crash"), ("stop", "timeout"), ("hang", "timeout")],
+)
+def test_a_faulty_worker_is_reported_and_replaced(pool, faults, kind, fault):
+    assert isinstance(run(pool, 0, Reset(EPISODE)), Reply)
+    (faults / f"{fault_name(EPISODE.key, 4)}.{kind}").touch()
+    before = pool.process_ids
+    event = run(pool, 0, Execute(STILL))
+    assert isinstance(event, Fault) and event.kind == fault
+    assert pool.process_ids[0] != before[0] and pool.process_ids[1] == before[1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(before[0], 0)
+    assert isinstance(run(pool, 0, Reset(EPISODE)), Reply)
+
+
+def test_bad_input_in_a_worker_reaches_the_user(pool):
+    pool.send(1, Reset(EpisodeId("libero_spatial", 9, "random", 0)))
+    with pytest.raises(UserError, match="the fake has no task 9"):
+        pool.wait()
+
+
+def test_closing_leaves_no_process_and_no_memory():
+    pool = Pool(WorkerSettings(SPEC, 4, ENV), workers=1)
+    run(pool, 0, Reset(EPISODE))
+    (process,), name = pool.process_ids, pool._workers[0].memory.name
+    pool.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+
+
+def test_misuse_is_refused(pool):
+    with pytest.raises(UserError, match="workers is 0"):
+        Pool(WorkerSettings(SPEC), workers=0)
+    with pytest.raises(RuntimeError, match="no worker is busy"):
+        pool.wait()

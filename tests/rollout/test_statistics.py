@@ -1,0 +1,33 @@
+"""Intervals and paired tests against published values and scipy."""
+
+import pytest
+from scipy.stats import binomtest
+
+from wmjax.rollout.statistics import mcnemar_exact, paired_counts, wilson
+
+
+@pytest.mark.parametrize("trials", [1, 20, 50, 500])
+def test_wilson_is_scipys(trials):
+    for successes in {0, 1, trials // 3, trials - 1, trials}:
+        expected = binomtest(successes, trials).proportion_ci(method="wilson")
+        assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_knows_the_predecessors_zero_of_twenty():
+    low, high = wilson(0, 20)
+    assert low == 0.0 and high == pytest.approx(0.161, abs=5e-4)
+    assert wilson(20, 20)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 0), (3, 11), (11, 3), (7, 7), (600, 700)])
+def test_mcnemar_is_the_exact_sign_test(only_a, only_b):
+    total = only_a + only_b
+    expected = binomtest(only_a, total).pvalue if total else 1.0
+    assert mcnemar_exact(only_a, only_b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_pairs_are_counted_over_common_episodes():
+    a = {"1": True, "2": True, "3": False, "4": False, "5": True}
+    b = {"1": True, "2": False, "3": True, "4": False, "6": True}
+    assert paired_counts(a, b) == (1, 1, 1, 1)
