@@ -1,0 +1,134 @@
+"""From an instruction to a tokenised prompt, on the host: chat template, image and action placeholders, positions."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from wmjax.data.observation import Prompt
+from wmjax.errors import UserError
+from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
+from wmjax.models.qwen2_5_vl.rope import positions_of
+
+MINI_TOKENIZER = Path(__file__).parent / "mini_tokenizer"
+
+SHORT_TEMPLATE = "<|im_start|>user\n{images}{instruction}<|im_end|>\n<|im_start|>assistant\n"
+"""The chat format without a system message, for the mini model."""
+CHAT_TEMPLATE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + SHORT_TEMPLATE
+"""What Qwen2.5-VL-Instruct's own chat template renders for one user message with images before the text."""
+IMAGE = "<|vision_start|>{pads}<|vision_end|>"
+PAD, IMAGE_PAD = "<|endoftext|>", "<|image_pad|>"
+
+
+class PromptBuilder:
+    """Makes prompts of one fixed length: padding on the left, a state and ``chunk`` action placeholders at the end.
+
+    The placeholders are the model's added tokens: the state is ``text.vocabulary``, the actions follow it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | Path,
+        image_sizes: Sequence[tuple[int, int]],
+        chunk: int,
+        length: int,
+        config: Qwen2_5_VLConfig | None = None,
+    ) -> None:
+        """Loads the tokenizer.
+
+        Args:
+            tokenizer: ``"mini"``, or a checkpoint's folder with ``tokenizer.json``.
+            image_sizes: (height, width) in pixels of every image, as the model gets it.
+            chunk: number of action placeholders.
+            length: total length of a prompt, a multiple of 8.
+            config: the model's; by default the mini preset or the checkpoint's ``config.json``.
+
+        Raises:
+            UserError: a missing or unsuitable tokenizer, image size or length.
+        """
+        mini = str(tokenizer) == "mini"
+        folder = MINI_TOKENIZER if mini else Path(tokenizer)
+        self.config = config or (preset("mini") if mini else load_hf_config(folder))
+        self.chunk, self.length = chunk, length
+        self.template = SHORT_TEMPLATE if mini else CHAT_TEMPLATE
+        self.image_grids = [self._grid(size) for size in image_sizes]
+        if chunk < 1 or length < 8 or length % 8:
+            raise UserError(f"prompt length is {length} and chunk {chunk}; use a multiple of 8 and at least 1")
+        self._tokenizer, content = _load(folder / "tokenizer.json")
+        self._check_ids(folder)
+        self.tokenizer_hash = hashlib.sha256(content).hexdigest()[:16]
+        self.template_hash = hashlib.sha256((self.template + IMAGE).encode()).hexdigest()[:16]
+
+    def __call__(self, instruction: str) -> Prompt:
+        """The prompt of one instruction, as a batch of one: tokens int32, mask bool, positions int32.
+
+        Raises:
+            UserError: an empty instruction, one with special tokens, or one that does not fit into ``length``.
+        """
+        ids = self._encode(instruction)
+        placeholders = self.config.text.vocabulary + np.arange(1 + self.chunk)
+        used = len(ids) + len(placeholders)
+        if used > self.length:
+            raise UserError(
+                f"instruction {instruction!r} makes a prompt of {used} tokens, the prompt length is {self.length}; "
+                f"set it to {-(-used // 8) * 8} or shorten the instruction"
+            )
+        padding = self.length - used
+        pad = self._tokenizer.token_to_id(PAD)
+        tokens = np.concatenate([np.full(padding, pad), ids, placeholders]).astype(np.int32)[None]
+        mask = (np.arange(self.length) >= padding)[None]
+        positions = positions_of(tokens, mask, self.image_grids, self.config.image_token)
+        return Prompt(tokens=tokens, mask=mask, positions=positions)
+
+    def batch(self, instructions: Sequence[str]) -> Prompt:
+        """The prompts of several instructions as one batch."""
+        prompts = {instruction: self(instruction) for instruction in set(instructions)}
+        rows = [prompts[instruction] for instruction in instructions]
+        return Prompt(*(np.concatenate(field) for field in zip(*rows, strict=True)))
+
+    def render(self, instruction: str) -> str:
+        """The prompt's text, before the placeholders of state and actions."""
+        images = "".join(IMAGE.format(pads=IMAGE_PAD * (rows * columns)) for rows, columns in self.image_grids)
+        return self.template.format(images=images, instruction=instruction)
+
+    def _encode(self, instruction: str) -> list[int]:
+        if not instruction.strip():
+            raise UserError("instruction is empty; every prompt needs the task in words")
+        added = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+        special = [token for token in added if token in instruction]
+        if special:
+            raise UserError(f"instruction {instruction!r} contains the special token {special[0]!r}; remove it")
+        return self._tokenizer.encode(self.render(instruction), add_special_tokens=False).ids
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        factor = self.config.vision.factor
+        if min(size) < factor or size[0] % factor or size[1] % factor:
+            raise UserError(f"image size is {size[0]} x {size[1]}; use positive multiples of {factor} pixels")
+        return size[0] // factor, size[1] // factor
+
+    def _check_ids(self, folder: Path) -> None:
+        """The tokenizer and the model must agree on the image placeholder and on which ids are free."""
+        found = self._tokenizer.token_to_id(IMAGE_PAD)
+        if found != self.config.image_token or self._tokenizer.token_to_id(PAD) is None:
+            raise UserError(
+                f"{folder}: {IMAGE_PAD} is token {found}, the model's image_token is {self.config.image_token}; "
+                f"take tokenizer and config from one checkpoint"
+            )
+        largest = max(self._tokenizer.get_vocab().values())
+        if largest >= self.config.text.vocabulary:
+            raise UserError(
+                f"{folder}: the tokenizer has id {largest}, the model's vocabulary {self.config.text.vocabulary}; "
+                f"take tokenizer and config from one checkpoint"
+            )
+
+
+def _load(path: Path) -> tuple[Tokenizer, bytes]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give 'mini' or the folder of a downloaded checkpoint")
+    content = path.read_bytes()
+    try:
+        return Tokenizer.from_str(content.decode()), content
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise UserError(f"{path} is not a tokenizer ({error}); download it again") from error
