@@ -10,8 +10,8 @@ from flax import nnx
 
 from wmjax.models.vjepa2 import VJEPA2Config, VJEPA2Encoder, latents, preprocess, preset
 from wmjax.models.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, from_hf_config, to_hf_config
+from wmjax.models.vjepa2.files import MINI_FOLDER
 from wmjax.models.vjepa2.weights import (
-    MINI_FOLDER,
     encoder_from_tree,
     load_encoder,
     save_encoder,

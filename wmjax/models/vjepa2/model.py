@@ -17,7 +17,7 @@ from wmjax.errors import UserError
 from wmjax.models.attention import attention
 from wmjax.models.stack import annotate, run_layers, stack_layers
 from wmjax.models.vjepa2.config import VJEPA2Config
-from wmjax.models.vjepa2.preprocess import preprocess
+from wmjax.models.vjepa2.pixels import preprocess
 
 
 def rotary_table(config: VJEPA2Config, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:

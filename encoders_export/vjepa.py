@@ -1,0 +1,119 @@
+"""Latent export with PyTorch: any Hugging Face V-JEPA 2 checkpoint, z(t) of every frame into a latent store.
+
+python -m encoders_export.vjepa --data STORE --model mini|FOLDER|HUB_ID --out LATENTS
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Float32, UInt8
+
+from wmjax.data.latents import Backend
+from wmjax.encode import add_arguments, run
+from wmjax.errors import UserError
+from wmjax.models.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, VJEPA2Config
+from wmjax.models.vjepa2.files import encoder_spec, read_config, resolve_folder
+from wmjax.specs import EncoderSpec
+
+
+def preprocess(frames: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
+    """``VJEPA2VideoProcessor`` without torchvision: resize, round to 8 bits, centre crop, normalise.
+
+    Args:
+        frames: uint8 ``[batch, time, height, width, 3]``.
+        config: gives resize edge and crop.
+
+    Returns:
+        float32 ``[batch, time, 3, crop, crop]``.
+
+    """
+    batch, time, height, width, _ = frames.shape
+    pixels = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()
+    scale = config.resize / min(height, width)
+    if scale != 1.0:
+        size = (round(height * scale), round(width * scale))
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
+    top, left = ((edge - config.image_size) // 2 for edge in pixels.shape[-2:])
+    pixels = pixels[..., top : top + config.image_size, left : left + config.image_size] / 255.0
+    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((pixels - mean) / std).unflatten(0, (batch, time))
+
+
+def pool_last_tubelet(tokens: torch.Tensor, patches: int, grid: int) -> torch.Tensor:
+    """The last tubelet's ``patches`` tokens, mean-pooled to ``grid`` x ``grid`` (0: not pooled)."""
+    last = tokens[:, -patches:]
+    if grid == 0:
+        return last
+    side = round(patches**0.5)
+    cells = last.reshape(len(last), grid, side // grid, grid, side // grid, -1)
+    return cells.mean(dim=(2, 4)).flatten(1, 2)
+
+
+def load_model(folder: Path) -> Any:
+    """The checkpoint's model in float32, in evaluation mode; the predictor may be absent (it is not used).
+
+    Raises:
+        UserError: encoder weights are missing.
+
+    """
+    level, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()  # it would warn of the unused predictor's missing weights
+    transformers.logging.disable_progress_bar()
+    try:
+        loaded: Any = transformers.VJEPA2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bar:
+            transformers.logging.enable_progress_bar()
+    model, info = loaded
+    missing = [name for name in info["missing_keys"] if name.startswith("encoder.")]
+    if missing:
+        raise UserError(f"{folder}: tensor {missing[0]} is missing; this is not a V-JEPA 2 checkpoint")
+    return model.eval()
+
+
+class TorchEncoder:
+    """A Hugging Face V-JEPA 2 as an :class:`wmjax.data.encode.Encoder`; on the GPU if there is one."""
+
+    backend: Backend = "torch"
+
+    def __init__(self, model: str = "mini", grid: int = 4, clip_length: int = 4, camera: str = "agentview") -> None:
+        self.spec: EncoderSpec = encoder_spec(model, grid, clip_length, camera)
+        folder = resolve_folder(model)
+        self.config, self.grid = read_config(folder), grid
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(folder)
+        self.model.to(self.device)
+
+    @torch.inference_mode()
+    def __call__(
+        self, clips: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float32[np.ndarray, "batch tokens dim"]:
+        """z(t) of clips that end at t, float32 on the host."""
+        pixels = preprocess(torch.from_numpy(np.ascontiguousarray(clips)).to(self.device), self.config)
+        tokens = self.model.get_vision_features(pixels)
+        return pool_last_tubelet(tokens, self.config.grid_size**2, self.grid).cpu().numpy()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m encoders_export.vjepa", description="Encode V-JEPA 2 latents with PyTorch."
+    )
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(arguments), TorchEncoder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

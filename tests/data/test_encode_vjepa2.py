@@ -1,0 +1,123 @@
+"""Latent export with a fake encoder: causality, clamping at episode starts, resuming, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wmjax.data.encode import encode_clips, encode_store, verify_latents, view_clips
+from wmjax.data.latents import LatentStore
+from wmjax.data.shift import shift_images
+from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
+from wmjax.errors import UserError
+from wmjax.specs import EncoderSpec, ObservationSpec
+
+SIZE = 16
+SPEC = ObservationSpec(image_size=SIZE)
+
+
+def make_store(folder: Path, lengths=(13, 6), seed: int = 0) -> TrainingStore:
+    """A training store of noise."""
+    for index, length in enumerate(lengths):
+        rng = np.random.default_rng([seed, index])
+        steps = np.arange(0, length, 4, dtype=np.int32)
+        action = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
+        episode = EpisodeData(
+            images=rng.integers(0, 256, (len(steps), 2, SIZE, SIZE, 3), np.uint8),
+            frame_step=steps,
+            state=rng.normal(size=(length, 8)).astype(np.float32),
+            action=action,
+            executed=action,
+            settled_state=np.zeros(3),
+            meta={"suite": "s", "task_id": 0, "instruction": "do"},
+        )
+        write_part(folder, f"{index:03d}", episode, SPEC)
+    return finalize(folder, SPEC)
+
+
+class FakeEncoder:
+    """The last tubelet's mean colours, plus a trace of the older frames."""
+
+    backend = "jax"
+    spec = EncoderSpec(name="fake", weights_hash="0", image_size=SIZE, pooling_grid=2, dim=3)
+
+    def __init__(self, fail_after: int | None = None, gain: float = 1.0) -> None:
+        self.left, self.gain, self.seen = fail_after, gain, 0
+
+    def __call__(self, clips):
+        if self.left is not None and self.seen >= self.left:
+            raise KeyboardInterrupt
+        self.seen += len(clips)
+        x = clips.astype(np.float32) / 255
+        cells = x[:, -2:].mean(1).reshape(len(x), 2, 8, 2, 8, 3).mean((2, 4)).reshape(len(x), 4, 3)
+        return self.gain * (cells + 0.1 * x[:, :2].mean((1, 2, 3))[:, None])
+
+
+def test_rows_are_the_clips_that_end_at_each_frame(tmp_path: Path):
+    store = make_store(tmp_path / "data")
+    latents = encode_store(store, tmp_path / "z", FakeEncoder(), views=3, batch=5)
+    latents.check(store)
+    encoder = FakeEncoder()
+    assert latents.latents.shape == (3, 6, 4, 3) and (latents.views[:, 0] == 0).all()
+    for entry in store.episodes:
+        frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], 0])
+        for f in range(len(frames)):
+            clip = frames[[max(0, f + k) for k in (-3, -2, -1, 0)]]
+            for view, (dy, dx) in enumerate(latents.views[entry["index"]]):
+                expected = encoder(shift_images(clip, int(dy), int(dx))[None])[0].astype(np.float16)
+                np.testing.assert_array_equal(latents.latents[view, entry["frame_start"] + f], expected)
+
+
+def test_perturbing_a_future_frame_leaves_the_latent_bit_identical():
+    frames = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), np.uint8)
+    changed = frames.copy()
+    changed[4:] = 255 - changed[4:]
+    before, after = (encode_clips(FakeEncoder(), view_clips(f, (1, -2), 4), 8) for f in (frames, changed))
+    np.testing.assert_array_equal(before[:4], after[:4])
+    assert (before[4:] != after[4:]).any()
+
+
+def test_an_episode_does_not_depend_on_the_one_before(tmp_path: Path):
+    both = encode_store(make_store(tmp_path / "a"), tmp_path / "za", FakeEncoder(), views=1)
+    folder = tmp_path / "b"
+    make_store(folder)
+    store = make_store(folder, lengths=(5,), seed=7)  # replaces the first episode only
+    other = encode_store(store, tmp_path / "zb", FakeEncoder(), views=1)
+    np.testing.assert_array_equal(both.latents[:, 4:], other.latents[:, 2:])
+
+
+def test_a_killed_export_resumes_without_rework(tmp_path: Path):
+    store = make_store(tmp_path / "data")
+    whole = encode_store(store, tmp_path / "whole", FakeEncoder(), views=2)
+    with pytest.raises(KeyboardInterrupt):
+        encode_store(store, tmp_path / "z", FakeEncoder(fail_after=8), views=2)
+    with pytest.raises(UserError):
+        LatentStore(tmp_path / "z")
+    second = FakeEncoder()
+    resumed = encode_store(store, tmp_path / "z", second, views=2)
+    assert second.seen == 8  # only the second episode: 2 frames x 2 views, padded to 8
+    np.testing.assert_array_equal(resumed.latents, whole.latents)
+    assert resumed.manifest == whole.manifest
+
+
+def test_shards_together_make_the_same_store(tmp_path: Path):
+    store = make_store(tmp_path / "data", lengths=(5, 9, 4))
+    whole = encode_store(store, tmp_path / "whole", FakeEncoder())
+    assert encode_store(store, tmp_path / "z", FakeEncoder(), shard=(1, 2)) is None
+    merged = encode_store(store, tmp_path / "z", FakeEncoder(), shard=(0, 2))
+    np.testing.assert_array_equal(merged.latents, whole.latents)
+
+
+def test_verify_finds_another_encoder_and_refusals_are_clear(tmp_path: Path):
+    store = make_store(tmp_path / "data")
+    latents = encode_store(store, tmp_path / "z", FakeEncoder())
+    assert verify_latents(store, latents, FakeEncoder()) < 1e-3
+    with pytest.raises(UserError, match="differs by"):
+        verify_latents(store, latents, FakeEncoder(gain=1.02))
+    with pytest.raises(UserError, match="episode count differs"):
+        verify_latents(make_store(tmp_path / "other", lengths=(5, 9, 4)), latents, FakeEncoder())
+    side = FakeEncoder()
+    side.spec = EncoderSpec(name="fake", camera="sideview", dim=3)
+    with pytest.raises(UserError, match="sideview"):
+        encode_store(store, tmp_path / "z2", side)
+    assert not (tmp_path / "z2").exists()

@@ -1,0 +1,171 @@
+"""Encoding a training store's frames into a latent store, whatever computes the latents.
+
+The encoder is any callable from uint8 clips to latents; :mod:`wmjax.encode` brings the one in Flax,
+``encoders_export.vjepa`` the one in PyTorch. This module imports neither.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from wmjax.data.latents import Backend, LatentStore, LatentWriter
+from wmjax.data.shift import MAX_SHIFT, draw_views, shift_images
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import clip_indices
+from wmjax.errors import UserError
+from wmjax.specs import EncoderSpec, require_equal
+
+LATENT_BOUND = 5e-3
+"""Largest |a - b| / rms(b) between a stored latent and the same latent computed by either backend.
+
+The store's float16 alone costs up to 2^-11 of a value, 4e-3 of the RMS at eight times the RMS.
+"""
+ROUND = 8
+"""Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
+
+
+class Encoder(Protocol):
+    """What computes latents: ``spec`` identifies it, ``backend`` says in which framework."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Identity, clip length, pooling grid and camera (statistics empty)."""
+
+    @property
+    def backend(self) -> Backend:
+        """Either torch or jax."""
+
+    def __call__(
+        self, clips: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float32[np.ndarray, "batch tokens dim"]:
+        """z(t) of clips whose last frame is t."""
+
+
+def view_clips(
+    frames: UInt8[np.ndarray, "frames height width 3"], view: tuple[int, int], length: int
+) -> UInt8[np.ndarray, "frames length height width 3"]:
+    """The clip of every frame of one episode: past frames only, the first repeated, all shifted alike."""
+    shifted = shift_images(np.asarray(frames), int(view[0]), int(view[1]))
+    return shifted[clip_indices(np.arange(len(frames)), 0, length)]
+
+
+def encode_clips(
+    encoder: Encoder, clips: UInt8[np.ndarray, "n time height width 3"], batch: int
+) -> Float32[np.ndarray, "n tokens dim"]:
+    """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut)."""
+    parts = []
+    for start in range(0, len(clips), batch):
+        part = clips[start : start + batch]
+        padded = np.minimum(np.arange(-(-len(part) // ROUND) * ROUND), len(part) - 1)
+        parts.append(np.asarray(encoder(part[padded]))[: len(part)])
+    return np.concatenate(parts)
+
+
+def encode_store(
+    store: TrainingStore,
+    out: Path,
+    encoder: Encoder,
+    *,
+    views: int = 4,
+    seed: int = 0,
+    batch: int = 32,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> LatentStore | None:
+    """Encodes what is missing and merges; may be killed and rerun at any moment.
+
+    Args:
+        store: the frames.
+        out: latent store to write; one that holds latents of another encoder, source or views is refused.
+        encoder: computes the latents.
+        views: shifted copies per episode; view 0 is unshifted, the others move by up to 6 of 112 pixels.
+        seed: of the shifts.
+        batch: clips per call of the encoder.
+        shard: ``(i, n)``: this process encodes every n-th episode, from the i-th.
+        progress: called with (episodes done, episodes in all).
+
+    Returns:
+        The latent store, or None while other shards are still working.
+
+    Raises:
+        UserError: camera not in the store, or a folder of something else.
+
+    """
+    camera = _camera(store, encoder.spec)
+    max_shift = round(MAX_SHIFT * store.spec.image_size / 112)
+    writer = LatentWriter(
+        out, encoder.spec, store, draw_views(len(store.episodes), views, seed, max_shift), encoder.backend
+    )
+    mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
+    for done, index in enumerate(mine):
+        writer.write(index, _episode_latents(store, index, camera, writer.views[index], encoder, batch))
+        if progress:
+            progress(done + 1, len(mine))
+    return None if writer.pending() else writer.finish()
+
+
+def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
+    """Index of the encoder's camera in the store."""
+    if spec.camera not in store.spec.cameras:
+        raise UserError(f"camera {spec.camera!r} is not in {store.folder}; choose from {', '.join(store.spec.cameras)}")
+    return store.spec.cameras.index(spec.camera)
+
+
+def _episode_latents(
+    store: TrainingStore, index: int, camera: int, views: np.ndarray, encoder: Encoder, batch: int
+) -> Float32[np.ndarray, "views frames tokens dim"]:
+    """All views of one episode."""
+    entry = store.episodes[index]
+    frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
+    clips = np.concatenate([view_clips(frames, tuple(view), encoder.spec.clip_length) for view in views])
+    latents = encode_clips(encoder, clips, batch)
+    return latents.reshape(len(views), len(frames), *latents.shape[1:])
+
+
+def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:
+    """Re-encodes a random sample and compares; the encoder may be of the other backend.
+
+    Returns:
+        The largest difference found, relative to the root mean square of the stored latents.
+
+    Raises:
+        UserError: another encoder or source, or a difference above :data:`LATENT_BOUND`.
+
+    """
+    latents.check(store)
+    require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("mean", "std"))
+    worst = 0.0
+    chosen = list(_sample_clips(store, latents, encoder.spec, samples))
+    encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), samples)
+    for (index, view, frame, _), found in zip(chosen, encoded, strict=True):
+        stored = latents.latents[view, frame].astype(np.float32)
+        difference = float(np.abs(stored - found).max() / np.sqrt((stored**2).mean()))
+        worst = max(worst, difference)
+        if not difference <= LATENT_BOUND:
+            raise UserError(
+                f"{latents.folder}: latent of episode {index}, view {view}, frame {frame} differs by {difference:.2g} "
+                f"of the RMS from the encoder's (bound {LATENT_BOUND:g}); delete the store and encode again"
+            )
+    return worst
+
+
+def _sample_clips(
+    store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int
+) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """Random (episode, view, frame, clip), the same for the same stores."""
+    rng, camera = np.random.default_rng(int(latents.hash, 16)), _camera(store, spec)
+    for frame in rng.integers(0, len(store.frame_step), samples):
+        index, view = int(store.frame_episode[frame]), int(rng.integers(latents.views.shape[1]))
+        steps = clip_indices(frame, store.episodes[index]["frame_start"], spec.clip_length)
+        clip = shift_images(np.array(store.frames[steps, camera]), *map(int, latents.views[index, view]))
+        yield index, view, int(frame), clip
+
+
+def spec_with_statistics(latents: LatentStore, encoder: Encoder) -> EncoderSpec:
+    """The encoder's spec completed by the store's statistics; refuses a store of another encoder."""
+    require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("mean", "std"))
+    return dataclasses.replace(encoder.spec, mean=latents.spec.mean, std=latents.spec.std)

@@ -1,0 +1,119 @@
+"""Latent export with the Flax encoder (backend ``jax``): the default at ``mini``, without PyTorch.
+
+python -m wmjax.encode --data STORE --model mini --out LATENTS
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from wmjax.data.encode import encode_store, verify_latents
+from wmjax.data.latents import Backend
+from wmjax.data.store import TrainingStore
+from wmjax.errors import UserError
+from wmjax.models.vjepa2.files import encoder_spec, resolve_folder
+from wmjax.specs import EncoderSpec
+
+
+class JaxEncoder:
+    """A V-JEPA 2 encoder in Flax as an :class:`wmjax.data.encode.Encoder`; jax is imported here."""
+
+    backend: Backend = "jax"
+
+    def __init__(self, model: str = "mini", grid: int = 4, clip_length: int = 4, camera: str = "agentview") -> None:
+        """Loads ``mini``, a checkpoint folder or a hub id.
+
+        Raises:
+            UserError: unknown encoder, damaged weights, a grid that does not fit.
+
+        """
+        import jax
+        from flax import nnx
+
+        from wmjax.models.vjepa2.model import latents
+        from wmjax.models.vjepa2.weights import load_encoder
+
+        self.spec: EncoderSpec = encoder_spec(model, grid, clip_length, camera)
+        graph, state = nnx.split(load_encoder(resolve_folder(model)))
+        self._state = state
+        self._call: Callable[..., Any] = jax.jit(lambda s, clips: latents(nnx.merge(graph, s), clips, grid))
+
+    def __call__(
+        self, clips: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float32[np.ndarray, "batch tokens dim"]:
+        """z(t) of clips that end at t, float32 on the host."""
+        return np.asarray(self._call(self._state, clips))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that both export commands share."""
+    parser.add_argument("--data", type=Path, required=True, help="training store")
+    parser.add_argument("--out", type=Path, required=True, help="latent store to write")
+    parser.add_argument("--model", default="mini", help="mini, a Hugging Face checkpoint folder, or a hub id")
+    parser.add_argument("--views", type=int, default=4, help="shifted copies per episode, the first unshifted")
+    parser.add_argument("--grid", type=int, default=4, help="pooling grid; 0 keeps every token")
+    parser.add_argument("--clip", type=int, default=4, help="frames per clip")
+    parser.add_argument("--camera", default="agentview")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--shard", default="0/1", help="i/n: encode every n-th episode, from the i-th")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads ``i/n``.
+
+    Raises:
+        UserError: not of that form, or i outside [0, n).
+
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"shard {text!r} is not i/n with 0 <= i < n; for example --shard 0/4")
+    return int(index), int(count)
+
+
+def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
+    """Encodes and verifies, for either backend; ``make(model, grid, clip, camera)`` builds the encoder."""
+    shard = parse_shard(options.shard)
+    store = TrainingStore(options.data)
+    encoder = make(options.model, options.grid, options.clip, options.camera)
+    shown = sys.stderr.isatty()
+
+    def progress(done: int, total: int) -> None:
+        if shown or done % 20 == 0 or done == total:
+            print(f"\rencoded {done}/{total} episodes", end="" if shown else "\n", file=sys.stderr, flush=True)
+
+    latents = encode_store(
+        store,
+        options.out,
+        encoder,
+        views=options.views,
+        batch=options.batch,
+        shard=shard,
+        progress=progress,
+    )
+    if latents is None:
+        print(f"{options.out}: this shard is done, others are not")
+        return
+    worst = verify_latents(store, latents, encoder)
+    print(f"{options.out}: latents {latents.latents.shape}, backend {latents.backend}, verified (largest {worst:.1e})")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m wmjax.encode", description="Encode V-JEPA latents with Flax.")
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(arguments), JaxEncoder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
