@@ -122,6 +122,32 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def claim_plan(path: Path, plan: Mapping[str, Any], what: str) -> None:
+    """Writes down what a resumable job is making, or checks that an earlier run was making the same.
+
+    Args:
+        path: the JSON file that holds the plan.
+        plan: plain JSON values.
+        what: "latents", "episodes", for the error.
+
+    Raises:
+        UserError: the folder was begun under another plan; nothing is overwritten.
+
+    """
+    if not path.exists():
+        write_json(path, plan)
+        return
+    require_plan(json.loads(path.read_text()), plan, path.parent, what)
+
+
+def require_plan(found: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, what: str) -> None:
+    """Refuses a plan that differs from the one a folder was begun under."""
+    for key, value in plan.items():
+        if found.get(key) != value:
+            shown = f": {found.get(key)!r} there, {value!r} now" if not isinstance(value, list) else ""
+            raise UserError(f"{folder}: holds {what} of another {key}{shown}; choose a new folder")
+
+
 class StoreWriter:
     """Builds the files of a store in a staging folder and moves them into place at once.
 

@@ -6,11 +6,10 @@ the training store, in its order. Imports neither jax nor torch.
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float16, Int32
@@ -18,13 +17,14 @@ from jaxtyping import Float, Float16, Int32
 from wmjax.data.files import (
     MANIFEST,
     StoreWriter,
+    claim_plan,
     hash_json,
     open_array,
     read_manifest,
     read_npz,
+    require_plan,
     require_space,
     verify_files,
-    write_json,
     write_npz,
 )
 from wmjax.data.statistics import RunningMoments
@@ -80,21 +80,9 @@ class LatentWriter:
             manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
             found = {key: manifest[key] for key in self.plan}
             found["encoder_spec"] = {**found["encoder_spec"], "mean": [], "std": []}
-            self._require_plan(found)
-            return
-        path = self.folder / PARTS / PLAN
-        if path.exists():
-            self._require_plan(json.loads(path.read_text()))
+            require_plan(found, self.plan, self.folder, "latents")
         else:
-            write_json(path, self.plan)
-
-    def _require_plan(self, found: dict[str, Any]) -> None:
-        for key, value in self.plan.items():
-            if found.get(key) != value:
-                shown = f": {found.get(key)!r} there, {value!r} now" if key != "views" else ""
-                raise UserError(
-                    f"{self.folder}: holds latents of another {key}{shown}; choose a new folder or delete it"
-                )
+            claim_plan(self.folder / PARTS / PLAN, self.plan, "latents")
 
     def pending(self) -> list[int]:
         """Episodes that are not written yet; empty when the store is finished."""

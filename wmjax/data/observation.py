@@ -39,6 +39,18 @@ def orient_image(raw: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, 
     return np.ascontiguousarray(raw[::-1, ::-1])
 
 
+def resize_image(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes to ``size`` by Pillow's antialiased bilinear filter: what ``resize_filter="bilinear"`` means.
+
+    Dataset import and rollout both use it; an image that has the size already is returned as it is.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
 def axis_angle(quaternion: Float32[np.ndarray, "4"]) -> Float32[np.ndarray, "3"]:
     """Rotation vector (rad) of an xyzw quaternion, exactly as ``robosuite.utils.transform_utils.quat2axisangle``.
 

@@ -1,0 +1,83 @@
+"""Key layouts: which column of a LeRobot dataset is which camera, state and action. Data in TOML, not code."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+
+from wmjax.errors import UserError, unknown_name
+
+INDEX_COLUMNS = ("episode_index", "frame_index", "task_index")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Columns and conventions of a family of datasets.
+
+    ``cameras`` maps our camera names, in order, to image columns; ``rotation`` is what the images already had
+    applied, in degrees; ``control_hz`` the true rate of the rows and ``fps_label`` what the metadata claims.
+    """
+
+    name: str
+    state: str
+    action: str
+    rotation: int
+    control_hz: int
+    fps_label: int
+    cameras: dict[str, str]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column a dataset of this layout must have."""
+        return (*self.cameras.values(), self.state, self.action, *INDEX_COLUMNS)
+
+
+def layouts() -> dict[str, Layout]:
+    """The known layouts by name."""
+    folder = resources.files("wmjax.data.lerobot") / "layouts"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    found = [Layout(**tomllib.loads(file.read_text())) for file in files]
+    return {layout.name: layout for layout in found}
+
+
+def load_layout(name: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+        UserError: unknown name.
+
+    """
+    known = layouts()
+    if name not in known:
+        raise unknown_name("layout", name, known)
+    return known[name]
+
+
+def choose_layout(columns: Iterable[str], where: str) -> Layout:
+    """The first known layout whose columns a dataset has.
+
+    Raises:
+        UserError: none fits; names what the nearest one misses.
+
+    """
+    present, known = set(columns), layouts()
+    missing = {name: [c for c in layout.columns if c not in present] for name, layout in known.items()}
+    name = min(missing, key=lambda n: len(missing[n]))
+    if missing[name]:
+        raise UserError(
+            f"{where}: columns {', '.join(missing[name])} are missing (layout {name}; the dataset has "
+            f"{', '.join(sorted(present))}); add them, or add a layout file to wmjax/data/lerobot/layouts"
+        )
+    return known[name]
+
+
+def require_columns(layout: Layout, columns: Iterable[str], where: str) -> None:
+    """Refuses a dataset that does not fit a chosen layout.
+
+    Raises:
+        UserError: names the missing columns.
+
+    """
+    missing = sorted(set(layout.columns) - set(columns))
+    if missing:
+        raise UserError(f"{where}: columns {', '.join(missing)} of layout {layout.name} are missing; choose another")
