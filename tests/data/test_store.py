@@ -210,3 +210,16 @@ def test_pickles_are_never_executed(tmp_path):
 def test_bad_part_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="part name"):
         write_part(tmp_path, name, episode(), SPEC)
+
+
+def test_a_kill_between_new_arrays_and_manifest_never_shows_a_mixed_store(tmp_path, monkeypatch):
+    old = make_store(tmp_path, image_size=28, lengths=(9, 13))
+    other = make_episode(7, 13, image_size=28)
+    write_part(tmp_path, "episode-001", other, old.spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finalize(tmp_path, old.spec)
+    with pytest.raises(UserError, match="is missing"):
+        TrainingStore(tmp_path)
+    assert np.array_equal(finalize(tmp_path, old.spec).episode(1).images, other.images)
