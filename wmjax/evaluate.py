@@ -5,18 +5,23 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wmjax import logs
+from wmjax.commands import run_command
 from wmjax.data.files import hash_json
 from wmjax.errors import UserError
 from wmjax.rollout import actors
 from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
+from wmjax.rollout.results import Summary
 
-__all__ = ["evaluate", "main"]
+if TYPE_CHECKING:
+    from wmjax.config import Experiment
+
+__all__ = ["evaluate", "evaluate_checkpoint", "evaluate_run", "main"]
 
 SCRIPTED = ("replay", "expert", "noop", "random")
 
@@ -25,14 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parser().parse_args(arguments)
     logs.set_up()
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return run_command(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
     parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
-    parser.add_argument("--out", type=Path, help="results folder; default RUN/evaluations/PROTOCOL")
+    parser.add_argument("--out", type=Path, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--data", type=Path, help="training store to replay")
     return parser
 
@@ -72,43 +70,91 @@ def _run(options: argparse.Namespace) -> int:
         "seed": options.seed,
     }
     protocol = load_protocol(options.protocol, **changes)
-    out = options.out or _default_folder(options, protocol, changes)
-    actor, header, episodes = _actor(options, protocol)
-    if options.policy == "replay":
-        protocol = dataclasses.replace(protocol, max_steps=actor.longest)
-    summary = evaluate(actor, protocol, out, options.workers, options.videos, header, episodes=episodes)
+    if options.run is not None:
+        out = options.out or _folder(evaluations_folder(options.run), protocol, changes)
+        summary = evaluate_checkpoint(
+            options.run, protocol, out, workers=options.workers, videos=options.videos, batch_size=options.batch
+        )
+    else:
+        out = options.out or _folder(Path("runs") / options.policy, protocol, changes)
+        summary = _evaluate_scripted(options, protocol, out)
     print(summary.table())
     print(f"results: {out}")
     return 0
 
 
-def _actor(options: argparse.Namespace, protocol: Protocol) -> tuple[Any, dict[str, Any], Any]:
-    """The actor, what identifies it, and its episodes if they are not the protocol's."""
-    if options.run is not None:
-        if not options.run.is_dir():
-            raise UserError(f"--run {str(options.run)!r} is not a folder; name the folder of a trained run")
-        from wmjax.policy import load_policy
-        from wmjax.rollout.policy_actor import PolicyActor
+def evaluate_run(run: Path, experiment: "Experiment", checkpoint: Path | None = None) -> Summary:
+    """What training ends with: the experiment's own protocol, on the tasks it was trained on.
 
-        policy = load_policy(options.run, batch_size=options.batch, open_loop_horizon=protocol.open_loop_horizon)
-        return PolicyActor(policy, protocol.seed), {**identity(options.run), "batch_size": options.batch}, None
+    Args:
+        run: the run's folder; results go into ``evaluations/``.
+        experiment: its settings ``evaluation`` and ``data``.
+        checkpoint: one of the run's checkpoints; the newest by default.
+
+    Raises:
+        UserError: see :func:`wmjax.rollout.evaluation.evaluate`.
+
+    """
+    settings, data = experiment.evaluation, experiment.data
+    protocol = load_protocol(settings.protocol, episodes_per_task=settings.episodes_per_task)
+    if protocol.suite == data.suite and not data.path:
+        protocol = dataclasses.replace(protocol, tasks=data.tasks)
+    path = checkpoint or run
+    out = _folder(evaluations_folder(path), protocol, {"episodes_per_task": settings.episodes_per_task})
+    return evaluate_checkpoint(path, protocol, out, workers=settings.workers, videos=settings.videos)
+
+
+def evaluate_checkpoint(
+    path: Path, protocol: Protocol, out: Path, *, workers: int = 2, videos: int = 2, batch_size: int = 1
+) -> Summary:
+    """Evaluates a run's newest checkpoint, or one checkpoint's folder.
+
+    Raises:
+        UserError: no complete checkpoint there, or see :func:`wmjax.rollout.evaluation.evaluate`.
+
+    """
+    from wmjax.policy import load_policy
+    from wmjax.rollout.policy_actor import PolicyActor
+
+    header = {**identity(path), "batch_size": batch_size}
+    policy = load_policy(path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon)
+    return evaluate(PolicyActor(policy, protocol.seed), protocol, out, workers, videos, header)
+
+
+def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path) -> Summary:
     if options.policy == "replay":
-        return _replay(options, protocol)
+        actor, header = _replay(options, protocol)
+        episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
+        protocol = dataclasses.replace(protocol, max_steps=actor.longest)
+        return evaluate(actor, protocol, out, options.workers, options.videos, header, episodes=episodes)
     scripted = (actors.Expert(), actors.Noop(), actors.Random(protocol.seed))
-    return next(actor for actor in scripted if actor.name == options.policy), {}, None
+    chosen = next(actor for actor in scripted if actor.name == options.policy)
+    return evaluate(chosen, protocol, out, options.workers, options.videos)
 
 
-def identity(run: Path) -> dict[str, Any]:
-    """What identifies the policy of a run in an evaluation's header: its newest checkpoint and its recipe.
+def _checkpoint_folder(path: Path) -> Path:
+    """The newest checkpoint of a run, or ``path`` itself if it is a checkpoint."""
+    from wmjax.checkpoint import latest
+
+    if not path.is_dir():
+        raise UserError(f"--run {str(path)!r} is not a folder; name the folder of a trained run")
+    return path if (path / "manifest.json").is_file() else latest(path / "checkpoints")
+
+
+def evaluations_folder(path: Path) -> Path:
+    """Where evaluations of a checkpoint go: ``RUN/evaluations/STEP``."""
+    folder = _checkpoint_folder(path)
+    return folder.parent.parent / "evaluations" / folder.name
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """What identifies a policy in an evaluation's header: its checkpoint and its recipe.
 
     Raises:
         UserError: no complete checkpoint there.
 
     """
-    from wmjax import checkpoint
-
-    folder = run if (run / "manifest.json").is_file() else checkpoint.latest(run / "checkpoints")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((_checkpoint_folder(path) / "manifest.json").read_text())
     experiment = manifest["meta"]["experiment"]
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     return {
@@ -118,8 +164,8 @@ def identity(run: Path) -> dict[str, Any]:
     }
 
 
-def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[Any, dict[str, Any], Any]:
-    """Recorded episodes of the protocol's suite and tasks, at most ``episodes_per_task`` of each."""
+def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Replay, dict[str, Any]]:
+    """The actor of a training store, and what identifies it."""
     from wmjax.data.statistics import action_spec
     from wmjax.data.store import TrainingStore
 
@@ -127,20 +173,17 @@ def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[Any, dict[
         raise UserError("--data is missing; --policy replay needs the training store to replay")
     store = TrainingStore(options.data)
     spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "quantile")
-    actor = actors.Replay(store, spec)
-    episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
-    return actor, {"store": store.hash}, episodes
+    return actors.Replay(store, spec), {"store": store.hash}
 
 
-def _default_folder(options: argparse.Namespace, protocol: Protocol, changes: dict[str, Any]) -> Path:
+def _folder(root: Path, protocol: Protocol, changes: dict[str, Any]) -> Path:
     """A folder that tells the protocol and what was changed in it."""
-    short = {"tasks": "tasks", "episodes_per_task": "n", "open_loop_horizon": "horizon"}
+    short = {"episodes_per_task": "n", "open_loop_horizon": "horizon", "execution_delay": "delay"}
     parts = [protocol.name]
     for name, value in changes.items():
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             parts.append(f"{short.get(name, name)}{text}")
-    root = options.run / "evaluations" if options.run is not None else Path("runs") / options.policy
     return root / "-".join(parts)
 
 

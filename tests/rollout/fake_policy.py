@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rollout_fakes import SPEC
 
+from tests.rollout.fakes import SPEC
 from wmjax.data.observation import Observation, Prompt
 from wmjax.specs import ActionSpec
 

@@ -1,13 +1,12 @@
 """Worker processes: results, faults, replacement, clean-up."""
 
 import os
-import signal
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 import pytest
-from rollout_fakes import ENV, FAULTS, SPEC, fault_name
 
+from tests.rollout.fakes import ENV, FAULTS, SPEC, fault_name
 from wmjax.errors import UserError
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault, Pool

@@ -58,7 +58,7 @@ def test_bad_files_are_refused(tmp_path):
         load_protocol("spatial_dv")
     broken = tmp_path / "broken.toml"
     broken.write_text("suite = ")
-    with pytest.raises(UserError, match="broken.toml"):
+    with pytest.raises(UserError, match=r"broken.toml"):
         load_protocol(str(broken))
     broken.write_text('suite = "libero_goal"')
     with pytest.raises(UserError, match="key 'tasks' is missing"):

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from rollout_fakes import ENV, SPEC, FakeEnv
 
+from tests.rollout.fakes import ENV, SPEC, FakeEnv
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.worker import Execute, Host, Reset, RunExpert, WorkerSettings
 
@@ -12,7 +12,7 @@ EPISODE = EpisodeId("libero_spatial", 0, "random", 7)
 
 @pytest.fixture
 def host():
-    settings = WorkerSettings(SPEC, 4, ENV, "rollout_fakes:FakeExpert")
+    settings = WorkerSettings(SPEC, 4, ENV, "tests.rollout.fakes:FakeExpert")
     made = Host(settings, np.zeros(settings.frames_shape, np.uint8))
     made.run(Reset(EPISODE))
     return made

@@ -83,12 +83,12 @@ class Results:
         self.header: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **header}))
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / "header.json").exists():
+            _drop_torn_line(self.path)
+            self.records = read_records(self.folder)
+            if self.records:
                 require_same_header(read_header(self.folder), self.header, self.folder)
             else:
                 write_json(self.folder / "header.json", self.header)
-            _drop_torn_line(self.path)
-        self.records = read_records(self.folder)
 
     def add(self, record: EpisodeRecord) -> None:
         """Appends a finished episode; it is on disk when this returns."""

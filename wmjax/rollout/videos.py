@@ -90,5 +90,7 @@ def _compose(frame: UInt8[np.ndarray, "cameras height width 3"], caption: str) -
     canvas.paste(Image.fromarray(row), (0, 0))
     draw = ImageDraw.Draw(canvas)
     lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, width // 6)]
-    draw.multiline_text((4, height + 2), "\n".join(lines), fill="white", font=ImageFont.load_default(size=11), spacing=3)
+    draw.multiline_text(
+        (4, height + 2), "\n".join(lines), fill="white", font=ImageFont.load_default(size=11), spacing=3
+    )
     return np.asarray(canvas)

@@ -58,7 +58,9 @@ class Pool:
 
     """
 
-    def __init__(self, settings: WorkerSettings, workers: int = 2, timeout: float = 120.0, startup: float = 480.0) -> None:
+    def __init__(
+        self, settings: WorkerSettings, workers: int = 2, timeout: float = 120.0, startup: float = 480.0
+    ) -> None:
         if workers < 1:
             raise UserError(f"workers is {workers}; give at least 1")
         self._settings = settings

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from wmjax.errors import UserError
+from wmjax.rollout.protocol import Protocol
 from wmjax.specs import ObservationSpec
 
 FAULTS = "WMJAX_TEST_FAULTS"
 SPEC = ObservationSpec(image_size=4)
-ENV = "rollout_fakes:FakeEnv"
+ENV = "tests.rollout.fakes:FakeEnv"
 GOAL = 6.0
+PROTOCOL = Protocol("test", "libero_spatial", (0, 1, 2), 4, "random", max_steps=44)
 
 
 class FakeEnv:

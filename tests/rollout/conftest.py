@@ -1,0 +1,32 @@
+"""A fault folder that workers inherit, and a quick way to evaluate in the fake simulator."""
+
+import dataclasses
+
+import pytest
+
+from tests.rollout.fakes import ENV, FAULTS, PROTOCOL
+from wmjax.rollout.evaluation import evaluate
+from wmjax.rollout.results import read_records
+
+
+@pytest.fixture
+def faults(tmp_path, monkeypatch):
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv(FAULTS, str(folder))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(actor, name, workers, timeout, header, **protocol changes) -> records by key``."""
+
+    def _run(actor, name="out", *, workers=2, timeout=60.0, header=None, videos=0, episodes=None, **changes):
+        protocol = dataclasses.replace(PROTOCOL, **changes)
+        out = tmp_path / name
+        evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, env_factory=ENV, timeout=timeout)
+        records = read_records(out)
+        assert len({record.key for record in records}) == len(records)
+        return {record.key: record for record in records}
+
+    return _run

@@ -1,0 +1,90 @@
+"""Replay: recorded actions through the policy's action transform, from the recorded start."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.rollout.fakes import SPEC
+from wmjax.data.episode import EpisodeData
+from wmjax.data.statistics import action_spec
+from wmjax.data.store import TrainingStore, finalize, write_part
+from wmjax.errors import UserError
+from wmjax.rollout.actors import Replay
+from wmjax.rollout.evaluation import evaluate
+from wmjax.rollout.protocol import load_protocol
+from wmjax.rollout.results import read_records
+from wmjax.sim.episode import EpisodeId
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "two_episodes"
+
+
+def recorded(index: int, push: float, settled: float) -> EpisodeData:
+    """A recording of the fake: 30 steps to the right from a start that only the recording knows."""
+    steps = 30
+    executed = np.zeros((steps, 7), np.float32)
+    executed[:, 0], executed[:, 1] = push, np.linspace(-1, 1, steps)
+    episode = EpisodeId("libero_spatial", 2, "random", index)
+    meta = {"suite": episode.suite, "task_id": 2, "instruction": "x", "episode": episode.key, "settled_hash": "h"}
+    frames = -(-steps // SPEC.frame_stride)
+    return EpisodeData(
+        images=np.zeros((frames, 2, 4, 4, 3), np.uint8),
+        frame_step=np.arange(0, steps, SPEC.frame_stride, dtype=np.int32),
+        state=np.random.default_rng(index).normal(size=(steps, 8)).astype(np.float32),
+        action=np.clip(executed + 0.1, -1, 1),
+        executed=executed,
+        settled_state=np.array([settled]),
+        meta=meta,
+    )
+
+
+@pytest.fixture
+def actor(tmp_path) -> Replay:
+    folder = tmp_path / "store"
+    for index, push, settled in ((1_000_000, 0.5, -4.0), (1_000_001, 0.1, 0.0)):
+        write_part(folder, str(index), recorded(index, push, settled), SPEC)
+    store = finalize(folder, SPEC)
+    return Replay(store, action_spec(store, np.arange(2), 8, "quantile"))
+
+
+def test_recorded_actions_run_from_the_recorded_start(actor, run):
+    episodes = actor.choose("libero_spatial", (2,), 5)
+    records = run(actor, episodes=episodes, max_steps=actor.longest)
+    solved, failed = (records[episode.key] for episode in episodes)
+    assert (solved.outcome, solved.steps) == ("success", 21)  # 10 / 0.5 steps reach the goal, one more passes it
+    assert (failed.outcome, failed.steps) == ("failure", 30)
+
+
+def test_actions_survive_the_transform_and_the_end_is_padded_with_holding_still(actor):
+    from wmjax.rollout.actors import HOLD, Decision
+
+    actor.prepare(1, 8)
+    (episode, _) = actor.episodes
+    decision = Decision(0, episode, 3, 24, np.zeros((0, 2, 4, 4, 3), np.uint8), np.zeros(8, np.float32), "x")
+    (plan,) = actor.act([decision])
+    np.testing.assert_allclose(plan.actions[:6, :2], np.c_[np.full(6, 0.5), np.linspace(-1, 1, 30)[24:]], atol=2e-7)
+    np.testing.assert_allclose(plan.actions[6:], np.tile(HOLD, (2, 1)), atol=2e-7)
+
+
+def test_episodes_that_were_not_recorded_are_refused(actor):
+    with pytest.raises(UserError, match="no episodes of libero_goal"):
+        actor.choose("libero_goal", (2,), 1)
+    with pytest.raises(UserError, match="is not in the store"):
+        actor.settled_state(EpisodeId("libero_spatial", 2, "random", 7))
+
+
+@pytest.mark.sim
+def test_replay_succeeds_in_the_real_simulator(tmp_path):
+    """The whole evaluation path without a model: specs, reset, restore, action transform, success, hashes."""
+    if not FIXTURE.is_dir():
+        pytest.skip("the two-episode fixture is not recorded yet")
+    store = TrainingStore(FIXTURE)
+    actor = Replay(store, action_spec(store, np.arange(len(store.episodes)), 8, "quantile"))
+    protocol = load_protocol("spatial_dev", max_steps=actor.longest)
+    evaluate(actor, protocol, tmp_path, workers=1, episodes=actor.episodes)
+    records = {record.key: record for record in read_records(tmp_path)}
+    assert len(records) == len(store.episodes)
+    for entry in store.episodes:
+        record = records[entry["episode"]]
+        expected = ("success", entry["settled_hash"], entry["success_step"])
+        assert (record.outcome, record.settled_hash, record.steps) == expected

@@ -1,0 +1,77 @@
+"""What is read back, counted and shown."""
+
+import dataclasses
+import json
+
+import pytest
+
+from wmjax.errors import UserError
+from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, summarize
+
+
+def record(task: int, index: int, outcome: str, steps: int = 10) -> EpisodeRecord:
+    return EpisodeRecord(
+        key=f"libero_spatial/{task}/random/{index}", suite="libero_spatial", task_id=task, instruction=f"task {task}",
+        init="random", index=index, seed=1, settled_hash="h", success=outcome == "success", steps=steps,
+        outcome=outcome, attempts=1, faults=(), seconds=1.0, decisions=2, info={"gate": 0.5}, recipe_hash="",
+        open_loop_horizon=8, execution_delay=0,
+    )  # fmt: skip
+
+
+def test_records_survive_the_disk(tmp_path):
+    results = Results(tmp_path, {"actor": "noop"})
+    written = [record(0, 0, "success"), record(0, 1, "crash")]
+    for item in written:
+        results.add(item)
+    assert read_records(tmp_path) == written
+    assert Results(tmp_path, {"actor": "noop"}).finished == {item.key for item in written}
+
+
+def test_a_torn_last_line_is_dropped_and_a_damaged_one_refused(tmp_path):
+    results = Results(tmp_path, {})
+    results.add(record(0, 0, "success"))
+    with results.path.open("a") as file:
+        file.write('{"key": "libero')
+    assert len(Results(tmp_path, {}).records) == 1
+    with results.path.open("a") as file:
+        file.write('{"key": 3}\n')
+    with pytest.raises(UserError, match=r"episodes.jsonl:2: damaged line"):
+        Results(tmp_path, {})
+
+
+def test_an_episode_twice_is_refused(tmp_path):
+    line = json.dumps(dataclasses.asdict(record(0, 0, "success"))) + "\n"
+    (tmp_path / "episodes.jsonl").write_text(line * 2)
+    with pytest.raises(UserError, match="there twice"):
+        read_records(tmp_path)
+
+
+def test_a_folder_without_evaluation_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"header.json is missing"):
+        read_header(tmp_path)
+
+
+def test_crashes_and_timeouts_are_counted_apart_from_failures():
+    outcomes = ["success", "success", "failure", "crash", "timeout", "timeout"]
+    records = [record(3, i, outcome, 10 * (i + 1)) for i, outcome in enumerate(outcomes)] + [record(1, 0, "failure")]
+    summary = summarize(records)
+    assert [task.task for task in summary.tasks] == ["libero_spatial/1", "libero_spatial/3"]
+    task = summary.tasks[1]
+    assert (task.successes, task.failures, task.timeouts, task.crashes) == (2, 1, 2, 1)
+    assert task.rate == pytest.approx(2 / 3) and task.mean_steps == 20
+    assert (summary.overall.successes, summary.overall.finished) == (2, 4)
+
+
+def test_the_table_is_aligned_and_tells_everything():
+    lines = summarize([record(0, 0, "success"), record(1, 0, "failure"), record(1, 1, "timeout")]).table().splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["libero_spatial/0", "1/1", "100.0", "%", "20.7-100.0", "%", "10", "0", "0", "task", "0"],
+        ["libero_spatial/1", "0/1", "0.0", "%", "0.0-79.3", "%", "10", "1", "0", "task", "1"],
+        ["all", "1/2", "50.0", "%", "9.5-90.5", "%", "10", "1", "0"],
+    ]
+    assert len({line.index("%", 40) for line in lines[2:]}) == 1
+
+
+def test_an_empty_evaluation_has_a_table():
+    summary = summarize([])
+    assert summary.overall.finished == 0 and "successes" in summary.table()

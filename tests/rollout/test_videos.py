@@ -1,0 +1,53 @@
+"""Videos can be played, are named after what they show, and are never overwritten."""
+
+import av
+import numpy as np
+
+from tests.rollout.fake_policy import FakePolicy
+from tests.rollout.fakes import SPEC
+from wmjax.rollout.policy_actor import PolicyActor
+from wmjax.rollout.videos import Videos
+
+
+def decode(path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 5
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_both_cameras_lie_side_by_side_above_a_caption(tmp_path):
+    frames = np.zeros((3, 2, 112, 112, 3), np.uint8)
+    frames[:, 0, ..., 0], frames[:, 1, ..., 2] = 200, 200
+    path = Videos(tmp_path, 1, 5).add("suite", 3, "random-17", "success", frames, ["a", "b", "step 8"])
+    assert path.name == "suite-3__random-17__success.mp4"
+    video = decode(path)
+    assert video.shape == (3, 224 + 48, 448, 3)
+    left, right, strip = video[:, :220, 4:220], video[:, :220, 228:444], video[:, 228:]
+    assert left[..., 0].min() > 150 and left[..., 2].max() < 60
+    assert right[..., 2].min() > 150 and right[..., 0].max() < 60
+    assert strip.max() > 150 and strip.mean() < 30
+
+
+def test_a_video_is_never_overwritten_and_counts_survive_a_restart(tmp_path):
+    frames, videos = np.zeros((1, 2, 8, 8, 3), np.uint8), Videos(tmp_path, 2, 5)
+    first, second = (videos.add("s", 0, "random-1", "failure", frames, ["x"]) for _ in range(2))
+    assert first != second and first.exists() and second.exists()
+    for kept in (videos, Videos(tmp_path, 2, 5)):
+        assert not kept.wanted("s", 0, "failure") and kept.wanted("s", 0, "success") and kept.wanted("s", 1, "failure")
+        assert kept.wanted("s", 0)
+    assert not Videos(tmp_path, 0, 5).wanted("s", 0)
+
+
+def test_an_evaluation_keeps_the_first_of_each_outcome(run, tmp_path):
+    records = run(PolicyActor(FakePolicy(2, 2), seed=3), videos=1)
+    names = sorted(path.stem for path in (tmp_path / "out" / "videos").iterdir())
+    expected = {(r.suite, r.task_id, r.outcome) for r in records.values()}
+    assert len(names) == len(expected)
+    for name in names:
+        task, episode, outcome = name.split("__")
+        suite, task_id = task.split("-")
+        record = records[f"{suite}/{task_id}/{episode.replace('-', '/')}"]
+        assert record.outcome == outcome
+        frames = decode(tmp_path / "out" / "videos" / f"{name}.mp4")
+        due = 1 + record.steps // SPEC.frame_stride
+        assert len(frames) == due + (record.steps % SPEC.frame_stride > 0)
