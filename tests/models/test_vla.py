@@ -1,0 +1,247 @@
+"""The composition: what may reach the actions, what trains what, and how often the VLM runs."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from tests.models.vla_helpers import CHUNK, HIDDEN, fit, make_actions, make_inputs, make_noise, make_vla
+from wmjax.errors import UserError
+from wmjax.models.heads import HeadConfig
+from wmjax.models.prophet import WorldLossConfig
+from wmjax.models.world import ARMS, WorldMemoryConfig
+
+KEY = jax.random.key(5)
+INPUTS, NOISE = make_inputs(), make_noise()
+ACTION, MASK = make_actions()
+
+
+@functools.partial(jax.jit, static_argnames="corruption")
+def sample(model: Any, inputs: Any, corruption: str = "none", memory: Any = None) -> Any:
+    return model.sample(inputs, NOISE, corruption=corruption, memory=memory, key=KEY)
+
+
+@jax.jit
+def loss(model: Any, inputs: Any) -> Any:
+    return model.loss(inputs, ACTION, MASK, KEY, train=True)
+
+
+@functools.cache
+def awake(arm: str, kind: str = "regression", gate: float | None = None) -> Any:
+    """A policy whose zero-initialised outputs are open, so that its inputs matter."""
+    model = make_vla(arm, gate=gate, head=HeadConfig(kind=kind, draws=2, steps=3))
+    outputs = [model.head.out if kind == "flow" else model.head.mlp.down]
+    outputs += [model.world.prophet.out] if model.world.prophet is not None else []
+    for i, out in enumerate(outputs):
+        out.kernel[...] = jax.random.normal(jax.random.key(i), out.kernel.shape)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["regression", "flow"])
+def test_with_the_gate_at_zero_actions_do_not_depend_on_the_memory_bit_for_bit(kind: str) -> None:
+    other = INPUTS._replace(latents=INPUTS.latents + 1.0)
+    closed, opened = awake("e2", kind, 0.0), awake("e2", kind, 1.0)
+    np.testing.assert_array_equal(sample(closed, INPUTS)[0], sample(closed, other)[0])
+    assert jnp.abs(sample(opened, INPUTS)[0] - sample(opened, other)[0]).max() > 1e-3
+    np.testing.assert_array_equal(sample(opened, INPUTS, "closed")[0], sample(closed, INPUTS)[0])
+
+
+def test_corruptions_change_the_memory_as_they_say() -> None:
+    model = awake("e2", gate=1.0)
+    clean, info = sample(model, INPUTS)
+    assert info["prediction"].shape == INPUTS.future.shape
+    given = {"zero": jnp.zeros_like(info["prediction"]), "shuffled": jnp.roll(info["prediction"], 1, axis=0)}
+    for corruption, memory in given.items():
+        corrupted = sample(model, INPUTS, corruption)[0]
+        np.testing.assert_allclose(corrupted, sample(model, INPUTS, memory=memory)[0], atol=1e-5)
+        assert jnp.abs(corrupted - clean).max() > 1e-3
+    assert jnp.abs(sample(model, INPUTS, "noise")[0] - clean).max() > 1e-3
+    assert sample(model, INPUTS, "closed")[1]["memory/ratio"] == 0.0
+
+
+@pytest.mark.parametrize("arm", ["e1", "e2", "e2aux"])
+def test_no_true_future_reaches_the_actions(arm: str) -> None:
+    """By output (the sample and the action loss) and by gradient; the world loss shows that the test can fail."""
+    model = awake(arm, gate=None if arm == "e2aux" else 1.0)
+    other = INPUTS._replace(future=INPUTS.future + 1.0, future_mask=INPUTS.future_mask.copy())
+    np.testing.assert_array_equal(sample(model, INPUTS)[0], sample(model, other)[0])
+    np.testing.assert_array_equal(loss(model, INPUTS)[1]["action/loss"], loss(model, other)[1]["action/loss"])
+
+    @functools.partial(jax.jit, static_argnames="name")
+    def by_future(future: jax.Array, name: str) -> jax.Array:
+        return jax.grad(lambda f: loss(model, INPUTS._replace(future=f))[1][name])(future)
+
+    np.testing.assert_array_equal(by_future(INPUTS.future, "action/loss"), 0.0)
+    assert jnp.abs(by_future(INPUTS.future, "world/loss")).max() > 1e-4
+    assert bool(jnp.any(by_future(INPUTS.future, "loss") != 0.0)) == (arm != "e1")
+
+
+def jaxprs(jaxpr: Jaxpr) -> list[Jaxpr]:
+    """A jaxpr and everything inside it."""
+    found = [jaxpr]
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+                found += jaxprs(inner) if isinstance(inner, Jaxpr) else []
+    return found
+
+
+def test_e1_and_e2_have_the_same_parameters_and_the_same_graph() -> None:
+    """Same tree, same primitives on the same shapes, hence the same FLOPs; only the loss weight differs."""
+    e1, e2 = make_vla("e1"), make_vla("e2")
+    assert nnx.state(e1).flat_state().paths == nnx.state(e2).flat_state().paths
+    jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(nnx.state(e1)), nnx.as_pure(nnx.state(e2)))
+
+    def graph(model: Any) -> list[tuple[str, str]]:
+        split, params = nnx.split(model)
+        gradient = jax.grad(lambda p: nnx.merge(split, p).loss(INPUTS, ACTION, MASK, KEY)[0])
+        inside = jaxprs(jax.make_jaxpr(gradient)(params).jaxpr)
+        return [(e.primitive.name, str([v.aval for v in e.outvars])) for j in inside for e in j.eqns]
+
+    assert graph(e1) == graph(e2)
+    assert graph(e1) != graph(make_vla("e0"))
+
+
+def backbone_gradient(arm: str, world_loss: float, **settings: Any) -> Any:
+    model = awake(arm)
+    model.world.config = WorldMemoryConfig(**{**vars(ARMS[arm]), "world_loss": world_loss, "dropout": 0.0, **settings})
+    model.config = type(model.config)(**{**vars(model.config), "memory": model.world.config})
+    graph, params = nnx.split(model)
+    gradient = jax.jit(jax.grad(lambda p: nnx.merge(graph, p).loss(INPUTS, ACTION, MASK, KEY)[0]))(params)
+    return nnx.as_pure(gradient)
+
+
+def test_e2aux_shapes_the_vlm_and_e2_does_not() -> None:
+    """The world loss changes the VLM's gradient only where the prediction is made from its hidden states."""
+    without, with_loss = (backbone_gradient("e2aux", w)["backbone"] for w in (0.0, 1.0))
+    assert all(jnp.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (without, with_loss)), strict=True))
+    without, with_loss = (backbone_gradient("e2", w)["backbone"] for w in (0.0, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, without, with_loss)
+
+
+def test_the_action_gradient_into_the_prophet_is_a_setting() -> None:
+    awake("e1").world.injection.gate[...] = jnp.ones((1,))
+    assert jnp.abs(backbone_gradient("e1", 0.0)["world"]["prophet"]["out"]["kernel"]).max() > 1e-6
+    stopped = backbone_gradient("e1", 0.0, action_gradient=False)["world"]["prophet"]
+    assert all(jnp.all(leaf == 0.0) for leaf in jax.tree.leaves(stopped))
+    awake.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["regression", "flow"])
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_parameter_moves(arm: str, kind: str) -> None:
+    """From the real initialisation, closed gate and zero outputs included, within a few steps."""
+    model = make_vla(arm, head=HeadConfig(kind=kind, draws=2, steps=3))
+    graph, params = nnx.split(model)
+
+    def objective(params: Any, key: jax.Array) -> Any:
+        value, metrics = nnx.merge(graph, params).loss(INPUTS, ACTION, MASK, key)
+        return value, metrics
+
+    trained, metrics = fit(params, objective, 6)
+    before, after = nnx.as_pure(params), nnx.as_pure(trained)
+    still = [
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+        if not bool(jnp.any(a != b))
+    ]
+    assert not still
+    assert bool(jnp.all(jnp.isfinite(metrics["loss"])))
+    assert metrics["loss"][-1] < metrics["loss"][0]
+
+
+def test_the_vlm_occurs_once_in_a_sample_and_not_in_the_loop() -> None:
+    """The real Qwen2.5-VL (tiny): its embedding table is read by one equation, outside of any while loop."""
+    model = make_vla("e2", real=True)
+    graph, params = nnx.split(model)
+    closed = jax.make_jaxpr(lambda p: nnx.merge(graph, p).sample(INPUTS, NOISE))(params)
+    inside = jaxprs(closed.jaxpr)
+    reads = [
+        e for j in inside for e in j.eqns if e.primitive.name == "gather" and e.invars[0].aval.shape == (48, HIDDEN)
+    ]
+    decoders = [e for j in inside for e in j.eqns if e.primitive.name == "scan" and e.params["length"] == 2]
+    loops = [e for j in inside for e in j.eqns if e.primitive.name in ("while", "scan") and e not in decoders]
+    assert len(reads) == len(decoders) == 1
+    assert len(loops) >= 1
+    width = [
+        v.aval.shape for e in loops for v in e.invars if v.aval.shape[-2:] == (INPUTS.prompt.tokens.shape[1], HIDDEN)
+    ]
+    assert not width
+
+
+def test_the_real_vlm_trains_with_state_and_queries_in_place() -> None:
+    model = make_vla("e2", real=True, head=HeadConfig(kind="regression"))
+    graph, params = nnx.split(model)
+    gradient = jax.jit(jax.grad(lambda p: nnx.merge(graph, p).loss(INPUTS, ACTION, MASK, KEY)[0]))(params)
+    pure = nnx.as_pure(gradient)
+    for part in ("state_in", "queries", "head", "backbone"):
+        assert all(bool(jnp.any(leaf != 0.0)) for leaf in jax.tree.leaves(pure[part])), part
+
+
+def test_the_state_is_a_switch() -> None:
+    other = INPUTS._replace(state=INPUTS.state + 1.0)
+    model = awake("e0")
+    assert jnp.abs(sample(model, INPUTS)[0] - sample(model, other)[0]).max() > 1e-3
+    blind = make_vla("e0", use_state=False, head=HeadConfig(kind="regression"))
+    np.testing.assert_array_equal(sample(blind, INPUTS)[0], sample(blind, other)[0])
+
+
+def test_memory_dropout_empties_the_memory_of_some_samples_in_training_only() -> None:
+    inputs = make_inputs(batch=64)
+    model = make_vla("e2", gate=1.0, memory=WorldMemoryConfig(dropout=0.25))
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def tokens(train: bool) -> jax.Array:
+        return model.action_tokens(inputs, key=KEY, train=train).tokens
+
+    empty = model.hidden(inputs)[:, -CHUNK:]
+    dropped = jnp.all(jnp.abs(tokens(True) - empty) < 1e-6, axis=(1, 2))
+    assert 0.1 < float(dropped.mean()) < 0.4
+    assert not bool(jnp.any(jnp.all(jnp.abs(tokens(False) - empty) < 1e-6, axis=(1, 2))))
+
+
+def test_arms_that_need_no_latents_act_without_them() -> None:
+    bare = INPUTS._replace(latents=None, future=None, future_mask=None)
+    for arm in ("e0", "e0plus", "e2aux"):
+        action, _ = sample(awake(arm), bare)
+        assert action.shape == (3, CHUNK, 7)
+    with pytest.raises(UserError, match=r"latents are missing; memory.input 'copy'"):
+        make_vla("e1copy").action_tokens(bare)
+
+
+def test_bad_inputs_are_named() -> None:
+    model = make_vla("e2")
+    with pytest.raises(UserError, match=r"future latents are missing"):
+        model.loss(INPUTS._replace(future=None), ACTION, MASK, KEY)
+    with pytest.raises(UserError, match=r"action is \(3, 4, 6\)"):
+        model.loss(INPUTS, ACTION[..., :6], MASK, KEY)
+    with pytest.raises(UserError, match=r"prophet.history needs 3"):
+        model.action_tokens(INPUTS._replace(latents=INPUTS.latents[:, :2]))
+    with pytest.raises(UserError, match=r"set prophet.tokens and prophet.latent_dim"):
+        model.action_tokens(INPUTS._replace(latents=INPUTS.latents[..., :5]))
+    with pytest.raises(UserError, match=r"did you mean noise"):
+        model.sample(INPUTS, NOISE, corruption="noisy", key=KEY)
+    with pytest.raises(UserError, match=r"batch of at least 2"):
+        model.sample(make_inputs(1), NOISE[:1], corruption="shuffled")
+    with pytest.raises(UserError, match=r"state has 7"):
+        model.hidden(INPUTS._replace(state=INPUTS.state[:, :7]))
+    with pytest.raises(UserError, match=r"memory.inject is true with memory.input 'hidden'"):
+        WorldMemoryConfig(input="hidden")
+    with pytest.raises(UserError, match=r"memory.world_loss is 0.5 with memory.input 'copy'"):
+        WorldMemoryConfig(input="copy")
+
+
+def test_the_predecessors_pooled_cosine_prophet_runs() -> None:
+    """One pooled vector per frame, delta, cosine (FACTS 1)."""
+    config = make_vla("e2").config
+    pooled = type(config.prophet)(**{**vars(config.prophet), "tokens": 1})
+    objective = WorldLossConfig(cosine=1.0, normalised_mse=0.0)
+    value, metrics = loss(make_vla("e2", prophet=pooled, world=objective), INPUTS)
+    assert bool(jnp.isfinite(value))
+    assert metrics["world/loss"] == pytest.approx(1.0, abs=1e-3)  # A zero delta has no direction.

@@ -1,0 +1,127 @@
+"""A policy small enough to compile in a second, and batches for it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from wmjax.data.observation import Prompt
+from wmjax.models.heads import HeadConfig, HeadSizes
+from wmjax.models.memory import InjectionConfig
+from wmjax.models.prophet import ProphetConfig
+from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.vla import VLA, ModelInput, VLAConfig
+from wmjax.models.world import ARMS
+
+BATCH, CHUNK, LENGTH, HIDDEN = 3, 4, 16, 32
+HISTORY, FUTURE, TOKENS, DIM = 3, 2, 4, 8
+IMAGE_TOKEN = 40
+
+
+def tiny_config(arm: str = "e2", **changes: Any) -> VLAConfig:
+    """One layer of everything; ``changes`` replace fields."""
+    backbone = Qwen2_5_VLConfig(
+        vision=VisionConfig(depth=1, hidden=16, heads=2, mlp=32, out=HIDDEN, window=28, full_attention=()),
+        text=TextConfig(vocabulary=48, hidden=HIDDEN, depth=2, heads=4, kv_heads=2, mlp=32, rope_sections=(2, 1, 1)),
+        image_token=IMAGE_TOKEN,
+        vision_start_token=41,
+        vision_end_token=42,
+    )
+    config = VLAConfig(
+        memory=ARMS[arm],
+        head=HeadConfig(kind="flow", draws=2, steps=3),
+        backbone=backbone,
+        prophet=ProphetConfig(
+            width=16, layers=2, heads=2, history=HISTORY, future=FUTURE, tokens=TOKENS, latent_dim=DIM
+        ),
+        injection=InjectionConfig(width=16, heads=2),
+        head_sizes=HeadSizes(hidden=16, width=16, layers=2, heads=2),
+        chunk=CHUNK,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+class TinyBackbone(nnx.Module):
+    """A stand-in VLM: tokens, an image feature, one causal average. Compiles in no time."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.table = nnx.Embed(48, HIDDEN, rngs=rngs)
+        self.vision = nnx.Linear(3, HIDDEN, rngs=rngs)
+        self.mix = nnx.Linear(HIDDEN, HIDDEN, rngs=rngs)
+
+    def embed(self, tokens: jax.Array, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        feature = self.vision(jnp.mean(images.astype(jnp.float32) / 255.0, axis=(1, 2, 3)))
+        return self.table(tokens) + feature[:, None]
+
+    def decode(
+        self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        seen = jnp.cumsum(embeddings * mask[..., None], axis=1) / jnp.maximum(jnp.cumsum(mask, axis=1), 1)[..., None]
+        return embeddings + jnp.tanh(self.mix(seen))
+
+
+def make_vla(arm: str = "e2", *, gate: float | None = None, real: bool = False, **changes: Any) -> VLA:
+    """A tiny policy, with a stand-in VLM unless ``real``; ``gate`` opens its gate."""
+    rngs = nnx.Rngs(0)
+    model = VLA(tiny_config(arm, **changes), rngs=rngs, backbone=None if real else TinyBackbone(rngs))
+    if gate is not None:
+        model.world.injection.gate[...] = jnp.full((1,), gate)
+    return model
+
+
+def make_inputs(batch: int = BATCH, seed: int = 0) -> ModelInput:
+    """Random inputs: two cameras of one merged token each, left padding of two tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 39, (batch, LENGTH)).astype(np.int32)
+    tokens[:, [4, 7]] = IMAGE_TOKEN
+    mask = np.ones((batch, LENGTH), bool)
+    mask[:, :2] = False
+    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (batch, 3, LENGTH))
+    return ModelInput(
+        images=rng.integers(0, 256, (batch, 2, 28, 28, 3)).astype(np.uint8),
+        state=rng.normal(size=(batch, 8)).astype(np.float32),
+        prompt=Prompt(tokens, mask, positions),
+        latents=rng.normal(size=(batch, HISTORY, TOKENS, DIM)).astype(np.float32),
+        future=rng.normal(size=(batch, FUTURE, TOKENS, DIM)).astype(np.float32),
+        future_mask=np.ones((batch, FUTURE), bool),
+    )
+
+
+def make_actions(batch: int = BATCH, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Random actions with a binary gripper, and a mask that ends the last sample's chunk early."""
+    rng = np.random.default_rng(seed)
+    action = rng.normal(size=(batch, CHUNK, 7)).astype(np.float32)
+    action[..., -1] = np.sign(action[..., -1])
+    mask = np.ones((batch, CHUNK), bool)
+    mask[-1, -1] = False
+    return action, mask
+
+
+def make_noise(batch: int = BATCH, seed: int = 2) -> jax.Array:
+    """Noise for a sample."""
+    return jax.random.normal(jax.random.key(seed), (batch, CHUNK, 7))
+
+
+def fit(
+    params: nnx.State, loss: Callable[[nnx.State, jax.Array], tuple[jax.Array, Any]], steps: int, rate: float = 3e-3
+) -> tuple[nnx.State, Any]:
+    """Minimises ``loss(params, key) -> (value, aux)`` with Adam in one scan; also returns every step's aux."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps, 0.05))
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, Any]:
+        params, state = carry
+        (_, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params, key)
+        updates, state = optimizer.update(gradients, state)
+        return (optax.apply_updates(params, updates), state), aux
+
+    @jax.jit
+    def run(params: nnx.State) -> tuple[tuple, Any]:
+        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(0), steps))
+
+    (params, _), aux = run(params)
+    return params, aux
