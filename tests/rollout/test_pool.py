@@ -34,7 +34,7 @@ def faults(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(faults):
-    with Pool(WorkerSettings(SPEC, 4, ENV), workers=2, timeout=2.0, startup=60.0) as made:
+    with Pool(WorkerSettings(SPEC, 4, ENV), workers=2, timeout=4.0, startup=120.0) as made:
         yield made
 
 

@@ -1,22 +1,15 @@
 """Replay: recorded actions through the policy's action transform, from the recorded start."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from tests.rollout.fakes import SPEC
 from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import action_spec
-from wmjax.data.store import TrainingStore, finalize, write_part
+from wmjax.data.store import finalize, write_part
 from wmjax.errors import UserError
 from wmjax.rollout.actors import Replay
-from wmjax.rollout.evaluation import evaluate
-from wmjax.rollout.protocol import load_protocol
-from wmjax.rollout.results import read_records
 from wmjax.sim.episode import EpisodeId
-
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "two_episodes"
 
 
 def recorded(index: int, push: float, settled: float) -> EpisodeData:
@@ -71,20 +64,3 @@ def test_episodes_that_were_not_recorded_are_refused(actor):
         actor.choose("libero_goal", (2,), 1)
     with pytest.raises(UserError, match="is not in the store"):
         actor.settled_state(EpisodeId("libero_spatial", 2, "random", 7))
-
-
-@pytest.mark.sim
-def test_replay_succeeds_in_the_real_simulator(tmp_path):
-    """The whole evaluation path without a model: specs, reset, restore, action transform, success, hashes."""
-    if not FIXTURE.is_dir():
-        pytest.skip("the two-episode fixture is not recorded yet")
-    store = TrainingStore(FIXTURE)
-    actor = Replay(store, action_spec(store, np.arange(len(store.episodes)), 8, "quantile"))
-    protocol = load_protocol("spatial_dev", max_steps=actor.longest)
-    evaluate(actor, protocol, tmp_path, workers=1, episodes=actor.episodes)
-    records = {record.key: record for record in read_records(tmp_path)}
-    assert len(records) == len(store.episodes)
-    for entry in store.episodes:
-        record = records[entry["episode"]]
-        expected = ("success", entry["settled_hash"], entry["success_step"])
-        assert (record.outcome, record.settled_hash, record.steps) == expected

@@ -65,7 +65,7 @@ def test_forty_faults_lose_nothing_and_change_no_success(run, faults):
     keys = random.Random(0).sample(sorted(expected), len(kinds))
     for key, kind in zip(keys, kinds, strict=True):
         (faults / f"{fault_name(key, random.Random(key).choice((0, 4, 9)))}.{kind}").touch()
-    records = run(policy(), "stormy", episodes_per_task=14, workers=3, timeout=1.5)
+    records = run(policy(), "stormy", episodes_per_task=14, workers=3, timeout=3.0)
     assert not list(faults.iterdir())
     assert verdicts(records) == verdicts(expected)
     assert all(record.attempts == 1 + len(record.faults) for record in records.values())

@@ -156,7 +156,7 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
         UserError: names the first differing field and both values.
 
     """
-    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
     for name in sorted({*flat_old, *flat_new}):
         if flat_old.get(name) != flat_new.get(name):
             raise UserError(
@@ -165,10 +165,11 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
             )
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested mappings as pairs of dotted names and values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

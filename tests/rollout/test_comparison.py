@@ -1,0 +1,70 @@
+"""Paired comparison of two evaluations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.rollout.test_results import record
+from wmjax import compare as command
+from wmjax.errors import UserError
+from wmjax.rollout.comparison import compare, stratified_bootstrap
+from wmjax.rollout.results import Results
+
+
+def write(folder, outcomes: dict[tuple[int, int], str], **header):
+    results = Results(folder, {"actor": "policy", "protocol": {"name": "dev"}, **header})
+    for (task, index), outcome in outcomes.items():
+        results.add(record(task, index, outcome))
+    return folder
+
+
+def runs(tmp_path):
+    """Task 0: A solves 1 alone, B solves 6 alone; task 1: both solve all; one crash and one surplus episode."""
+    a = {(0, i): "success" if i < 1 else "failure" for i in range(8)} | {(1, i): "success" for i in range(3)}
+    b = {(0, i): "success" if 1 <= i < 7 else "failure" for i in range(8)} | {(1, i): "success" for i in range(4)}
+    b[1, 2] = "crash"
+    return write(tmp_path / "a", a, recipe="e1"), write(tmp_path / "b", b, recipe="e2")
+
+
+def test_pairs_difference_and_p_value(tmp_path):
+    result = compare(*runs(tmp_path))
+    assert [(r.name, r.both, r.only_a, r.only_b, r.neither) for r in result.rows] == [
+        ("libero_spatial/0", 0, 1, 6, 1),
+        ("libero_spatial/1", 2, 0, 0, 0),
+        ("all", 2, 1, 6, 1),
+    ]
+    assert result.unpaired == 2
+    assert result.difference == pytest.approx(0.5)
+    assert result.p_value == pytest.approx(2 * 8 / 128)  # (C(7,0) + C(7,1)) / 2^7, two-sided
+    assert result.interval[0] < 0.5 < result.interval[1]
+    assert result.changes == {"recipe": ("e1", "e2")}
+
+
+def test_the_report_is_printed(tmp_path, capsys):
+    a, b = runs(tmp_path)
+    assert command.main([str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert "recipe: 'e1' in A, 'e2' in B" in out
+    assert "B - A: +50.0 points" in out and "p = 0.125; 2 unpaired" in out
+
+
+def test_different_starts_and_nothing_in_common_are_refused(tmp_path, capsys):
+    a = write(tmp_path / "a", {(0, 0): "success"})
+    b = write(tmp_path / "b", {(0, 1): "success"})
+    with pytest.raises(UserError, match="no finished episodes in common"):
+        compare(a, b)
+    results = Results(b, {"actor": "policy", "protocol": {"name": "dev"}})
+    results.add(dataclasses.replace(record(0, 0, "success"), settled_hash="other"))
+    with pytest.raises(UserError, match=r"started from h in .* from other in"):
+        compare(a, b)
+    assert command.main([str(tmp_path), str(b)]) == 2
+    assert "header.json is missing" in capsys.readouterr().err
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval_and_keeps_tasks_apart():
+    values = np.random.default_rng(1).integers(-1, 2, 400)
+    low, high = stratified_bootstrap([values])
+    spread = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.01)
+    assert stratified_bootstrap([np.ones(5, int), -np.ones(5, int)]) == (0.0, 0.0)
