@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +18,7 @@ from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import Summary
 
-if TYPE_CHECKING:
-    from wmjax.config import Experiment
-
-__all__ = ["evaluate", "evaluate_checkpoint", "evaluate_run", "main"]
+__all__ = ["evaluate", "evaluate_checkpoint", "main"]
 
 SCRIPTED = ("replay", "expert", "noop", "random")
 
@@ -81,27 +78,6 @@ def _run(options: argparse.Namespace) -> int:
     print(summary.table())
     print(f"results: {out}")
     return 0
-
-
-def evaluate_run(run: Path, experiment: "Experiment", checkpoint: Path | None = None) -> Summary:
-    """What training ends with: the experiment's own protocol, on the tasks it was trained on.
-
-    Args:
-        run: the run's folder; results go into ``evaluations/``.
-        experiment: its settings ``evaluation`` and ``data``.
-        checkpoint: one of the run's checkpoints; the newest by default.
-
-    Raises:
-        UserError: see :func:`wmjax.rollout.evaluation.evaluate`.
-
-    """
-    settings, data = experiment.evaluation, experiment.data
-    protocol = load_protocol(settings.protocol, episodes_per_task=settings.episodes_per_task)
-    if protocol.suite == data.suite and not data.path:
-        protocol = dataclasses.replace(protocol, tasks=data.tasks)
-    path = checkpoint or run
-    out = _folder(evaluations_folder(path), protocol, {"episodes_per_task": settings.episodes_per_task})
-    return evaluate_checkpoint(path, protocol, out, workers=settings.workers, videos=settings.videos)
 
 
 def evaluate_checkpoint(
