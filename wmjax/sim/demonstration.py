@@ -9,6 +9,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 from wmjax.sim.expert import Expert
+from wmjax.sim.grasp import HOPELESS
 
 SLOTS_PER_ATTEMPT = 100_000
 NOISE_MEMORY = 0.7
@@ -26,6 +27,7 @@ class DemonstrationConfig:
         noise_low, noise_high: range of the noise's amplitude, as a fraction of the largest action.
         max_steps: an episode that has not succeeded by then is a failure.
         steps_after_success: control steps recorded beyond the first success, in which the expert lets go.
+
     """
 
     seed: int = 0
@@ -71,9 +73,12 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
     Returns:
         The episode with frames at control steps 0, ``frame_stride``, ..., or None if the expert did not succeed
         or the success did not last.
+
     """
     env.reset(episode)
     expert, noise = Expert(env), _Noise(episode, config)
+    if expert.grasp.cost >= HOPELESS:
+        return None
     images, frame_step, states, labels, executed = [], [], [], [], []
     success_step, success, step = None, False, 0
     while step < config.max_steps if success_step is None else step < success_step + config.steps_after_success:

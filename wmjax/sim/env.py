@@ -14,6 +14,7 @@ from wmjax.errors import UserError
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import import_libero, load_task, simulator_version
 from wmjax.sim.render import Renderer
+from wmjax.sim.stepping import control_step
 from wmjax.specs import ObservationSpec
 
 SETTLE_STEPS = 10
@@ -34,6 +35,7 @@ class LiberoEnv:
         goal: LIBERO's goal predicate, for example ``("on", "akita_black_bowl_1", "plate_1")``.
         settled_state: the full simulator state in which the current episode started, see :meth:`sim_state`.
         settled_hash: the identity of that state, 16 hex digits.
+
     """
 
     def __init__(self, suite: str, task_id: int, spec: ObservationSpec) -> None:
@@ -41,6 +43,7 @@ class LiberoEnv:
 
         Raises:
             UserError: missing packages, unsupported MuJoCo, unknown suite or task, or a spec of another simulator.
+
         """
         simulator = simulator_version()
         if spec.simulator not in ("", simulator):
@@ -67,7 +70,7 @@ class LiberoEnv:
 
     @property
     def sim(self) -> Any:
-        """robosuite's ``MjSim``, for privileged readers such as the scripted expert."""
+        """Robosuite's ``MjSim``, for privileged readers such as the scripted expert."""
         return self._env.sim
 
     def reset(self, episode: EpisodeId) -> None:
@@ -77,6 +80,7 @@ class LiberoEnv:
 
         Raises:
             UserError: the episode is of another task, or an initial state that does not exist.
+
         """
         self._check(episode)
         np.random.seed(episode.seed)
@@ -97,9 +101,9 @@ class LiberoEnv:
 
     def step(self, action: Float[np.ndarray, "7"]) -> bool:
         """One control step. Returns whether the task's goal holds afterwards, as LIBERO judges it."""
-        _, _, success, _ = self._env.step(np.asarray(action, np.float64))
+        success = control_step(self._env, np.asarray(action, np.float64))
         self._synchronise()
-        return bool(success)
+        return success
 
     def _synchronise(self) -> None:
         """Brings positions up to the state that integration ended in; the physics does not depend on it."""
@@ -115,6 +119,7 @@ class LiberoEnv:
 
         Raises:
             UserError: OpenGL does not start, or the spec names an unknown camera.
+
         """
         if self._renderer is None:
             self._renderer = Renderer(self._env.sim, self.spec)
@@ -145,6 +150,7 @@ class LiberoEnv:
 
         Raises:
             UserError: the state is of another task or simulator.
+
         """
         import mujoco
 
@@ -205,7 +211,7 @@ def _pristine_poses(env: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _soft_reset(env: Any, pristine: tuple[np.ndarray, np.ndarray]) -> None:
-    """robosuite's reset without recompiling, plus the three things it forgets to undo."""
+    """Robosuite's reset without recompiling, plus the three things it forgets to undo."""
     from robosuite.utils.errors import RandomizationError
 
     while True:  # a failed placement is drawn again, as LIBERO does

@@ -21,6 +21,7 @@ class EpisodeId:
         task_id: index of the task within the suite.
         init: ``benchmark`` for one of the suite's fixed initial states, ``random`` for a random placement.
         index: which initial state, or which random placement.
+
     """
 
     suite: str

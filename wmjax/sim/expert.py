@@ -13,13 +13,12 @@ from jaxtyping import Float64
 from wmjax.errors import UserError
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.grasp import Grasp, plan_grasp, reach_height
-from wmjax.sim.scene import Matrix, Scene, Vector, rotation_vector
+from wmjax.sim.scene import UP, Matrix, Scene, Vector, rotation_vector
 
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
 """What an action of 1 means to robosuite's OSC_POSE controller (m, rad)."""
 OPEN, CLOSE = -1.0, 1.0
 MAX_RETRIES = 2
-UP = np.array([0, 0, 1.0])
 DROP_HEIGHT = 0.08
 """How far (m) above the middle of a container an object is let go."""
 
@@ -49,7 +48,9 @@ class HandController:
         """Forgets the integral."""
         self._integral = np.zeros(3)
 
-    def action(self, position: Vector, rotation: Matrix, gripper: float, speed: float = 1.0) -> Float64[np.ndarray, "7"]:
+    def action(
+        self, position: Vector, rotation: Matrix, gripper: float, speed: float = 1.0
+    ) -> Float64[np.ndarray, "7"]:
         """The action towards a pose.
 
         Args:
@@ -57,6 +58,7 @@ class HandController:
             rotation: how it should be turned.
             gripper: ``OPEN`` or ``CLOSE``.
             speed: largest translation command, in [0, 1].
+
         """
         error = position - self._scene.hand_position
         if np.linalg.norm(error) < 0.03:
@@ -77,6 +79,7 @@ class Expert:
     Attributes:
         phase: what it is doing now.
         grasp: the planned grasp.
+
     """
 
     def __init__(self, env: LiberoEnv, *, clearance: float = 0.008) -> None:
@@ -88,9 +91,12 @@ class Expert:
 
         Raises:
             UserError: the task is not one of putting an object onto or into something.
+
         """
         if len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
-            raise UserError(f"{env.suite} task {env.task_id}: the expert cannot do {' '.join(env.goal)!r}, only on or in")
+            raise UserError(
+                f"{env.suite} task {env.task_id}: the expert cannot do {' '.join(env.goal)!r}, only on or in"
+            )
         relation, self._item, self._target = env.goal
         self._scene = Scene(env.sim)
         self._rim = "bowl" in self._item

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from wmjax.sim.scene import Matrix, Scene, Vector, rotation_about, rotation_vector, rotation_z
+from wmjax.sim.scene import UP, Matrix, Scene, Vector, rotation_about, rotation_vector, rotation_z
 
 RIM_RADIUS = 0.046
 RIM_HEIGHT = 0.034
@@ -14,6 +14,8 @@ MAX_OPENING = 0.078
 """Widest thing (m) that fits between the fingers."""
 MAX_TURN = np.deg2rad(100)
 APPROACH_HEIGHTS = (0.10, 0.05, 0.02, 0.0)
+HOPELESS = 10.0
+"""A grasp of at least this cost does not succeed."""
 PLACE_HEIGHTS = (0.02, 0.08)
 HAND_LENGTH, WRIST_OFFSET = 0.2104, 0.088
 """The Panda's flange-to-fingertip length and wrist offset (m)."""
@@ -41,7 +43,8 @@ class Grasp:
         rotation: of the hand.
         offset: ``position`` seen from the object's origin.
         travel_height: height (m) at which the hand travels to above the object.
-        cost: of the choice; 5 and more means that something is out of reach or in the way.
+        cost: of the choice; from ``HOPELESS`` on several poses are out of reach or in the way.
+
     """
 
     angle: float
@@ -74,6 +77,7 @@ def plan_grasp(
         rim: grasp the rim (bowls) instead of the whole width.
         clearance: distance (m) that the hand should keep from everything else.
         rejected: angles (rad) that failed before.
+
     """
     sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
     candidates = sorted(_candidates(scene, item, sides, rim, rejected), key=lambda c: c.preference)
@@ -81,7 +85,8 @@ def plan_grasp(
     for candidate in candidates:
         if candidate.preference >= best_cost:
             break
-        cost = candidate.preference + _obstacle_cost(scene, item, target, candidate, clearance)
+        limit = best_cost - candidate.preference
+        cost = candidate.preference + _obstacle_cost(scene, item, target, candidate, clearance, limit)
         if cost < best_cost:
             best, best_cost = candidate, cost
     if best is None:
@@ -147,7 +152,7 @@ def _candidates(
     """Hand poses for each side: both headings, four tilts towards the robot, the side's shifts."""
     hand = scene.hand_rotation
     radial = (scene.position(item) - scene.shoulder_position) * [1, 1, 0]
-    tilt_axis = np.cross([0, 0, 1.0], radial / np.linalg.norm(radial))
+    tilt_axis = np.cross(UP, radial / np.linalg.norm(radial))
     for side in sides:
         if any(abs(side.angle - angle) < 0.3 for angle in rejected):
             continue
@@ -170,22 +175,30 @@ def _facing_down(angle: float, sign: int) -> Matrix:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def _obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float) -> float:
-    """What stands against a candidate: poses out of reach, obstacles, an elbow that straightens."""
+def _obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:
+    """What stands against a candidate: poses out of reach, obstacles, an elbow that straightens.
+
+    The cost only grows while poses are checked; checking stops when it has reached ``limit``.
+    """
     position, rotation = candidate.position, candidate.rotation
     carried = scene.place_position(target) + position - scene.position(item)
     joints = scene.joints
     bad, elbow = 0.0, -9.0
     for height in APPROACH_HEIGHTS:
-        solution = scene.solve(position + [0, 0, height], rotation, joints)
+        solution = scene.solve(position + height * UP, rotation, joints)
         joints = solution.joints
-        elbow = max(elbow, joints[3])
+        elbow = max(elbow, float(joints[3]))
         violation = scene.clearance_violation(item, clearance)
         bad += (not solution.reached) * 1.0 + (0.3 + 30 * min(violation, 0.03) if violation > 0 else 0.0)
+        if _total(bad, elbow) >= limit:
+            return _total(bad, elbow)
     for height in PLACE_HEIGHTS:
-        solution = scene.solve(carried + [0, 0, height], rotation, joints)
-        elbow = max(elbow, solution.joints[3])
+        solution = scene.solve(carried + height * UP, rotation, joints)
+        elbow = max(elbow, float(solution.joints[3]))
         bad += (not solution.reached) * 0.5
-    bad += max(0.0, elbow + 0.9)
-    return 2.0 * max(0.0, float(elbow) + 1.2) + 5 * bad
+    return _total(bad, elbow)
 
+
+def _total(bad: float, elbow: float) -> float:
+    """Cost of what is wrong and of an elbow angle (rad) that comes near straight, where the arm is weak."""
+    return 2.0 * max(0.0, elbow + 1.2) + 5 * (bad + max(0.0, elbow + 0.9))

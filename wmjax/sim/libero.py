@@ -46,6 +46,7 @@ def simulator_version() -> str:
 
     Raises:
         UserError: a package is not installed, or MuJoCo is of a version that changes the benchmark.
+
     """
     found = _installed("mujoco")
     if found is None:
@@ -91,6 +92,7 @@ def import_libero() -> Libero:
 
     Raises:
         UserError: LIBERO, robosuite or OpenGL is missing, or the MuJoCo version is not the supported one.
+
     """
     simulator_version()
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -113,6 +115,7 @@ def load_task(suite: str, task_id: int) -> Task:
 
     Raises:
         UserError: no such suite (with near matches), no such task, or a task without its files.
+
     """
     libero = import_libero()
     suites = libero.benchmark.get_benchmark_dict()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from wmjax.data.files import require_space, write_json
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.errors import UserError
-from wmjax.sim.demonstration import DemonstrationConfig, demonstration_id, record_demonstration
+from wmjax.sim.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id, record_demonstration
 from wmjax.sim.libero import simulator_version
 from wmjax.specs import ObservationSpec, to_dict
 
@@ -91,30 +91,50 @@ def record(
     Raises:
         UserError: bad arguments, other settings than the folder's, missing simulator, no disk space, a task in
             which the expert never succeeds.
+
     """
     config = config or DemonstrationConfig()
     spec = dataclasses.replace(spec, simulator=simulator_version())
     _check_arguments(tasks, episodes_per_task, workers, config)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder, suite, spec, config)
-    done = set(part_names(folder))
-    slots = [Slot(task, number) for task in sorted(set(tasks)) for number in range(episodes_per_task)]
-    missing = [slot for slot in slots if part_name(suite, slot) not in done]
-    frame = len(spec.cameras) * spec.image_size**2 * 3
-    # Twice, because the parts stay beside the merged store.
-    require_space(folder, int(1.1 * frame * TYPICAL_FRAMES * (2 * len(missing) + len(slots) - len(missing))))
-    if missing:
-        LOG.info("recording %d of %d demonstrations into %s", len(missing), len(slots), folder)
-        summary = _Recorder(folder, suite, spec, config).run(missing, workers)
-        _report(summary, suite)
-    return _finalize(folder, suite, sorted(set(tasks)), spec)
+    folder, tasks = Path(folder), sorted(set(tasks))
+    with _leaving_no_empty_folder(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_settings(folder, suite, spec, config)
+        done = set(part_names(folder))
+        _check_space(folder, spec, len(tasks) * episodes_per_task, len(done))
+        slots = [Slot(task, number) for task in tasks for number in range(episodes_per_task)]
+        missing = [slot for slot in slots if part_name(suite, slot) not in done]
+        if missing:
+            LOG.info("recording %d of %d demonstrations into %s", len(missing), len(slots), folder)
+            _report(_Recorder(folder, suite, spec, config).run(missing, workers), suite)
+    return _finalize(folder, suite, tasks, spec)
+
+
+@contextlib.contextmanager
+def _leaving_no_empty_folder(folder: Path) -> Iterator[None]:
+    """Removes a folder without a single episode when recording fails."""
+    try:
+        yield
+    except BaseException:
+        if folder.is_dir() and not part_names(folder):
+            (folder / SETTINGS).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int) -> None:
+    """Room for the missing parts, and for the merged store beside all parts."""
+    episode = TYPICAL_FRAMES * len(spec.cameras) * spec.image_size**2 * 3
+    require_space(folder, int(1.1 * episode * (max(wanted - done, 0) + max(wanted, done))))
 
 
 def _check_arguments(tasks: Sequence[int], episodes: int, workers: int, config: DemonstrationConfig) -> None:
     for name, value in (("episodes", episodes), ("workers", workers), ("tasks", len(tasks))):
         if value < 1:
             raise UserError(f"{name} is {value}; at least 1 is needed")
+    if episodes > SLOTS_PER_ATTEMPT:
+        raise UserError(f"episodes is {episodes}; at most {SLOTS_PER_ATTEMPT} per task")
     if not 0.0 <= config.perturbed_fraction <= 1.0:
         raise UserError(f"perturbed is {config.perturbed_fraction}; choose a fraction between 0 and 1")
     if config.seed < 0:
@@ -274,9 +294,7 @@ def _single_threaded() -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def _work(
-    connection: Connection, folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig
-) -> None:
+def _work(connection: Connection, folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:
     """A worker process: records slots until told to stop or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     from wmjax.sim.env import LiberoEnv

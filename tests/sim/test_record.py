@@ -1,0 +1,94 @@
+"""Recording: refusals without a simulator, and one real recording that loses a worker and is resumed."""
+
+import json
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from wmjax.data.store import TrainingStore, part_names
+from wmjax.errors import UserError
+from wmjax.record import main
+from wmjax.sim import record as recording
+from wmjax.sim.demonstration import DemonstrationConfig
+from wmjax.specs import ObservationSpec
+
+SPEC = ObservationSpec()
+
+
+def _settings(folder: Path, **changes: object) -> None:
+    config = DemonstrationConfig(**changes)  # type: ignore[arg-type]
+    recording._check_settings(folder, "libero_spatial", SPEC, config)
+
+
+def test_a_folder_keeps_its_settings(tmp_path):
+    _settings(tmp_path)
+    _settings(tmp_path)
+    with pytest.raises(UserError, match=r"demonstrations\.seed is 1, .* was recorded with 0"):
+        _settings(tmp_path, seed=1)
+    with pytest.raises(UserError, match=r"demonstrations\.perturbed_fraction is 0\.0"):
+        _settings(tmp_path, perturbed_fraction=0.0)
+
+
+def test_damaged_settings_are_named(tmp_path):
+    (tmp_path / recording.SETTINGS).write_text("{")
+    with pytest.raises(UserError, match=r"recording\.json: not valid JSON"):
+        _settings(tmp_path)
+
+
+BAD_OPTIONS = {
+    ("--episodes", "0"): "episodes is 0",
+    ("--episodes", "1000000"): "at most 100000",
+    ("--workers", "-1"): "workers is -1",
+    ("--perturbed", "2"): "perturbed is 2",
+    ("--seed", "-3"): "seed is -3",
+}
+
+
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_bad_options_are_named_and_leave_nothing(tmp_path, capsys, option):
+    out = tmp_path / "store"
+    assert main(["--out", str(out), *option]) == 2
+    assert BAD_OPTIONS[option] in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_no_disk_space_is_refused_before_any_work(tmp_path, capsys):
+    out = tmp_path / "store"
+    assert main(["--out", str(out), "--episodes", "100000"]) == 2
+    assert "GB needed" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_recording_survives_a_dead_worker_and_resumes(tmp_path, capsys):
+    command = ["--tasks", "2", "--episodes", "1", "--workers", "1", "--out", str(tmp_path), "--perturbed", "0"]
+    killer = threading.Thread(target=_kill_first_child)
+    killer.start()
+    assert main(command) == 0
+    killer.join()
+    store = TrainingStore(tmp_path)
+    assert part_names(tmp_path) == ["libero_spatial-02-00000"]
+    assert store.spec.simulator.startswith("libero") and store.tasks[0].instruction.startswith("pick up")
+    written = (tmp_path / "manifest.json").stat().st_mtime_ns
+    assert main(command) == 0  # nothing left to do: no simulator, no new store
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == written
+    assert json.loads((tmp_path / recording.SETTINGS).read_text())["suite"] == "libero_spatial"
+
+
+def _kill_first_child() -> None:
+    while not (children := multiprocessing.active_children()):
+        time.sleep(0.05)
+    children[0].kill()
+
+
+@pytest.mark.sim
+def test_an_unknown_suite_reaches_the_user_as_one_line(tmp_path, capsys):
+    out = tmp_path / "store"
+    assert main(["--suite", "libero_spacial", "--tasks", "0", "--episodes", "1", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "unknown suite 'libero_spacial'; did you mean" in error and "Traceback" not in error
+    assert not out.exists()
