@@ -65,10 +65,31 @@ class TinyBackbone(nnx.Module):
         return embeddings + jnp.tanh(self.mix(seen))
 
 
+ZEROS = ("out", "modulation", "gate")
+"""Modules that start at zero; test_prophet and test_flow use the real initialisation."""
+
+
+def initialised(make: Callable[[nnx.Rngs], Any]) -> Any:
+    """A module with parameters from numpy: initialising eagerly compiles one program per parameter shape."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+
+    def fill(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        names = [str(getattr(p, "key", getattr(p, "name", ""))) for p in path]
+        own = names[0] != "backbone" and "attention" not in "".join(names)
+        if (own and any(name in ZEROS for name in names)) or names[-2:] == ["bias", "value"] or "bias" in names:
+            return jnp.zeros(leaf.shape)
+        if leaf.ndim == 1 or any("norm" in name for name in names):
+            return jnp.ones(leaf.shape)
+        return jnp.asarray(rng.normal(size=leaf.shape) / leaf.shape[-2] ** 0.5, jnp.float32)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, state))
+
+
 def make_vla(arm: str = "e2", *, gate: float | None = None, real: bool = False, **changes: Any) -> VLA:
     """A tiny policy, with a stand-in VLM unless ``real``; ``gate`` opens its gate."""
-    rngs = nnx.Rngs(0)
-    model = VLA(tiny_config(arm, **changes), rngs=rngs, backbone=None if real else TinyBackbone(rngs))
+    config = tiny_config(arm, **changes)
+    model = initialised(lambda rngs: VLA(config, rngs=rngs, backbone=None if real else TinyBackbone(rngs)))
     if gate is not None:
         model.world.injection.gate[...] = jnp.full((1,), gate)
     return model

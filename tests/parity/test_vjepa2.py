@@ -86,7 +86,7 @@ def test_a_wrong_rotary_table_would_be_noticed(monkeypatch):
     from wmjax.models.vjepa2 import model as module
 
     table = module.rotary_table
-    monkeypatch.setattr(module, "rotary_table", lambda c, n: tuple(-t[::-1] for t in table(c, n)))
+    monkeypatch.setattr(module, "rotary_table", lambda *a: tuple(-t[::-1] for t in table(*a)))
     assert relative(encoder.hidden_states(jnp.asarray(clip))[0], features) > 100 * LIMIT
 
 

@@ -117,12 +117,17 @@ class Linear(nnx.Module):
         self.lora_b = nnx.LoRAParam(b(rngs.params(), (rank, outputs), jnp.float32)) if rank else None
 
     def __call__(self, x: Float[Array, "... inputs"], adapter: AdapterInputs | None = None) -> Float[Array, "... out"]:
-        """Applies the layer in ``dtype``."""
-        x = x.astype(self.dtype)
-        y = x @ self.kernel[...].astype(self.dtype)
+        """Applies the layer in ``dtype``.
+
+        Leading axes are flattened: contracting several axes for the kernel's gradient makes XLA on CPU transpose.
+        """
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        y = flat @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
-        return y if self.lora_a is None else y + self._low_rank(x, adapter or AdapterInputs())
+        if self.lora_a is not None:
+            y = y + self._low_rank(flat, adapter or AdapterInputs())
+        return y.reshape(*x.shape[:-1], -1)
 
     def _low_rank(self, x: Float[Array, "... inputs"], adapter: AdapterInputs) -> Float[Array, "... out"]:
         assert self.lora_a is not None and self.lora_b is not None

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -18,25 +17,7 @@ from wmjax.models.attention import attention
 from wmjax.models.stack import annotate, run_layers, stack_layers
 from wmjax.models.vjepa2.config import VJEPA2Config
 from wmjax.models.vjepa2.pixels import preprocess
-
-
-def rotary_table(config: VJEPA2Config, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine ``[num_tokens, head_dim]`` of the tubelet positions (time, row, column).
-
-    Each axis rotates ``2 * (head_dim // 3 // 2)`` channels; the remainder is left alone (cos 1, sin 0). The
-    published weights were trained with the angles *tiled* over the two halves of an axis' channels while
-    channel pairs are *interleaved*; that mismatch is kept. Positions count in the grid of the config's
-    image size, whatever the input's size.
-    """
-    width = 2 * (config.head_dim // 3 // 2)
-    ids = np.arange(num_tokens)
-    time, within = np.divmod(ids, config.grid_size**2)
-    row, column = np.divmod(within, config.grid_size)
-    omega = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float32) / np.float32(width / 2))
-    angles = [np.tile(p[:, None].astype(np.float32) * omega.astype(np.float32), (1, 2)) for p in (time, row, column)]
-    rest = np.zeros((num_tokens, config.head_dim - 3 * width), np.float32)
-    angle = np.concatenate([*angles, rest], axis=1)
-    return np.cos(angle), np.sin(angle)
+from wmjax.models.vjepa2.rotary import rotary_table
 
 
 def rotate(
@@ -125,7 +106,7 @@ class VJEPA2Encoder(nnx.Module):
     ) -> tuple[Float[Array, "batch tokens dim"], Float[Array, "layers batch tokens dim"] | None]:
         """The normalised output and, if collected, every block's raw output."""
         x = self.embed(clip)
-        cos, sin = (jnp.asarray(t) for t in rotary_table(self.config, x.shape[1]))
+        cos, sin = (jnp.asarray(t) for t in rotary_table(self.config.head_dim, self.config.grid_size, x.shape[1]))
         x, outputs = run_layers(self.layers, lambda layer, x, _e, _k: layer(x, cos, sin), x, collect=collect)
         return self.layernorm(x), outputs
 

@@ -1,0 +1,165 @@
+"""Masked latent prediction with Hugging Face's ``VJEPA2Model``: what one training step computes.
+
+The modules and parameters are the reference's; the forward pass here skips hidden tokens in the encoder and
+computes rotary tables once in float32, which is exact (a test compares) and several times faster on a CPU.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+import transformers
+from torch.nn import functional
+
+from encoders_export.vjepa import preprocess
+from wmjax.models.vjepa2.config import VJEPA2Config, to_hf_config
+from wmjax.models.vjepa2.rotary import rotary_table
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictorConfig:
+    """Size of the predictor, which is thrown away after pre-training."""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_mask_tokens: int = 2
+
+
+def build_model(config: VJEPA2Config, predictor: PredictorConfig, seed: int) -> Any:
+    """A freshly initialised ``VJEPA2Model``."""
+    torch.manual_seed(seed)
+    values = {k: v for k, v in to_hf_config(config).items() if k not in ("architectures", "model_type", "resize")}
+    return transformers.VJEPA2Model(
+        transformers.VJEPA2Config(
+            **values,
+            pred_hidden_size=predictor.hidden_size,
+            pred_num_attention_heads=predictor.num_heads,
+            pred_num_hidden_layers=predictor.num_layers,
+            pred_num_mask_tokens=predictor.num_mask_tokens,
+            pred_zero_init_mask_tokens=False,
+        )
+    )
+
+
+class Rotary:
+    """Rotary tables of all token positions for one head width, gathered by token id."""
+
+    def __init__(self, head_dim: int, config: VJEPA2Config) -> None:
+        tokens = config.grid_size**2 * (config.frames_per_clip // config.tubelet_size)
+        self.cos, self.sin = (torch.from_numpy(t) for t in rotary_table(head_dim, config.grid_size, tokens))
+
+    def __call__(self, ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine ``[batch or 1, 1, tokens, head_dim]``."""
+        if ids is None:
+            return self.cos[None, None], self.sin[None, None]
+        return self.cos[ids][:, None], self.sin[ids][:, None]
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    pairs = x.unflatten(-1, (-1, 2))
+    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def run_block(layer: Any, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """One ``VJEPA2Layer`` on tokens ``[batch, tokens, dim]`` with given rotary tables."""
+    attention = layer.attention
+    normed = layer.norm1(x)
+    query, key, value = (
+        f(normed).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+        for f in (attention.query, attention.key, attention.value)
+    )
+    # Plain matrix products: PyTorch's fused attention has a slow backward pass in bfloat16 on CPUs.
+    scores = _rotate(query * attention.scaling, *table) @ _rotate(key, *table).transpose(-1, -2)
+    out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    x = x + attention.proj(out.transpose(1, 2).flatten(2))
+    return x + layer.mlp(layer.norm2(x))
+
+
+def gather(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Tokens ``[batch, n, dim]`` at ``ids`` ``[batch, k]``."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def patchify(pixels: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
+    """Cuts ``[batch, time, 3, height, width]`` into tubelets ``[batch, tokens, 3 * tubelet * patch * patch]``.
+
+    The values are in the order of the patch embedding's convolution kernel, which then is one matrix product.
+    """
+    batch, time, channels, height, width = pixels.shape
+    s, p = config.tubelet_size, config.patch_size
+    x = pixels.reshape(batch, time // s, s, channels, height // p, p, width // p, p)
+    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(batch, -1, channels * s * p * p)
+
+
+class Jepa:
+    """Online encoder and predictor, EMA target encoder, and the loss that connects them."""
+
+    def __init__(self, config: VJEPA2Config, predictor: PredictorConfig, seed: int, target_layers: int) -> None:
+        """``target_layers``: how many of the last blocks the targets average (1: the published V-JEPA).
+
+        Averaging normalised blocks is data2vec's target (Baevski et al. 2022, arXiv:2202.03555): it carries
+        information from the first step on, which matters when pre-training lasts minutes.
+        """
+        self.config, self.target_layers = config, target_layers
+        self.model = build_model(config, predictor, seed)
+        self.target = copy.deepcopy(self.model.encoder).requires_grad_(False).eval()
+        self.rotary = Rotary(config.head_dim, config)
+        self.predictor_rotary = Rotary(predictor.hidden_size // predictor.num_heads, config)
+
+    def encode(self, encoder: Any, patches: torch.Tensor, ids: torch.Tensor | None) -> list[torch.Tensor]:
+        """Outputs of all blocks, and last the normalised output, for the tokens ``ids`` (None: all)."""
+        projection = encoder.embeddings.patch_embeddings.proj
+        chosen = patches if ids is None else gather(patches, ids)
+        x = functional.linear(chosen, projection.weight.flatten(1), projection.bias).float()
+        table, outputs = self.rotary(ids), []
+        for layer in encoder.layer:
+            x = run_block(layer, x, table)
+            outputs.append(x)
+        return [*outputs, encoder.layernorm(x)]
+
+    @torch.no_grad()
+    def targets(self, patches: torch.Tensor) -> torch.Tensor:
+        """What is predicted: the EMA encoder's features of all tokens, layer-normalised, ``[batch, tokens, dim]``."""
+        outputs = self.encode(self.target, patches, None)
+        size = (self.config.hidden_size,)
+        if self.target_layers == 1:
+            return functional.layer_norm(outputs[-1].float(), size)
+        normed = [functional.layer_norm(x.float(), size) for x in outputs[-1 - self.target_layers : -1]]
+        return functional.layer_norm(torch.stack(normed).mean(0), size)
+
+    def predict(self, context: torch.Tensor, visible: torch.Tensor, hidden: torch.Tensor, kind: int) -> torch.Tensor:
+        """The predictor's guess ``[batch, hidden, dim]`` from the encoded visible tokens."""
+        predictor = self.model.predictor
+        embedded = predictor.embeddings.predictor_embeddings(context)
+        asked = predictor.embeddings.mask_tokens[kind].expand(len(context), hidden.shape[1], -1)
+        x = torch.cat([embedded, asked.to(embedded.dtype)], dim=1).float()
+        table = self.predictor_rotary(torch.cat([visible, hidden], dim=1))
+        for layer in predictor.layer:
+            x = run_block(layer, x, table)
+        return predictor.proj(predictor.layernorm(x[:, visible.shape[1] :]))
+
+    def loss(self, frames: torch.Tensor, masks: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Smooth L1 between predictions and targets at hidden tokens, averaged over the kinds of mask.
+
+        Args:
+            frames: uint8 ``[batch, time, height, width, 3]``.
+            masks: (visible ids, hidden ids) per kind.
+
+        """
+        patches = patchify(preprocess(frames, self.config), self.config)
+        targets = self.targets(patches)
+        losses = []
+        for kind, (visible, hidden) in enumerate(masks):
+            context = self.encode(self.model.encoder, patches, visible)[-1]
+            guess = self.predict(context, visible, hidden, kind)
+            losses.append(functional.smooth_l1_loss(guess.float(), gather(targets, hidden)))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Moves the target encoder towards the online one."""
+        mine, theirs = list(self.target.parameters()), list(self.model.encoder.parameters())
+        torch._foreach_lerp_(mine, theirs, 1.0 - momentum)

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes .venv with everything the main job (sim), the PyTorch export (export) or the tests (test) need.
+# Usage: ./setup.sh sim|export|test     Environment: PYTHON=python3.12 to choose the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")"
+mode=${1:-sim}
+fail() { printf 'setup.sh: %s\n' "$1" >&2; exit 2; }
+case $mode in
+  sim) extras=sim ;;
+  export) extras=sim,export ;;
+  test) extras=sim,export,dev ;;
+  *) fail "unknown mode '$mode'; use sim, export or test" ;;
+esac
+
+# Headless rendering needs Mesa's software GL; on a machine with a GPU driver these are harmless.
+packages=(libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0)
+missing=()
+if command -v dpkg-query >/dev/null; then
+  for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+else
+  echo "setup.sh: not a Debian system: make sure that EGL or OSMesa (${packages[*]} on Debian) is installed" >&2
+fi
+if ((${#missing[@]})); then
+  install="apt-get install -y ${missing[*]}"
+  if [ "$(id -u)" = 0 ]; then
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive $install >/dev/null || fail "could not install: run '$install'"
+  elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    sudo apt-get update -qq && sudo DEBIAN_FRONTEND=noninteractive $install >/dev/null || fail "run 'sudo $install'"
+  else
+    fail "system packages are missing: run 'sudo $install' and then this script again"
+  fi
+fi
+
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || fail "no '$python'; install Python 3.11 or newer, or set PYTHON"
+version=$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
+((version >= 311)) || fail "$python is Python ${version:0:1}.${version:1}; wmjax needs 3.11 or newer: set PYTHON=python3.11"
+if [ ! -x .venv/bin/python ]; then
+  "$python" -m venv .venv || fail "could not make .venv: on Debian run 'apt-get install python3-venv'"
+fi
+pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check)
+constraints=()
+if [ "$version" = 311 ] && [ -x .venv/bin/python ]; then constraints=(-c constraints/py311.txt); fi
+# torch by itself and first: left to the resolver, some indexes answer with a CUDA build of several gigabytes.
+case $extras in *export*) [ "$version" = 311 ] && "${pip[@]}" install torch==2.13.0 ;; esac
+"${pip[@]}" install "${constraints[@]}" -e ".[$extras]"
+echo "ready: .venv/bin/python (mode $mode)"

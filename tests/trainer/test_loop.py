@@ -1,0 +1,110 @@
+"""Training: what moves and what does not, bit-exact resume, the same numbers on any mesh."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.data.synthetic import make_latents, make_store
+from tests.tiny import LATENT_DIM, tiny_config
+from wmjax import checkpoint
+from wmjax.data.store import TrainingStore
+from wmjax.errors import UserError
+from wmjax.models.lora import ADAPTER, LoRAConfig
+from wmjax.models.parameters import split_model, to_named, trainable_filter
+from wmjax.models.prompts import PromptConfig
+from wmjax.models.vla import VLA, VLAConfig
+from wmjax.rng import named_key
+from wmjax.trainer.inputs import make_inputs
+from wmjax.trainer.loop import Inputs, TrainConfig, train
+from wmjax.trainer.optimizer import OptimizerConfig
+from wmjax.trainer.sharding import MeshConfig
+
+CONFIG = TrainConfig(
+    steps=6, batch_size=4, validation_fraction=0.2, log_every=1, eval_every=6, eval_batches=1, checkpoint_every=3, threads=1
+)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
+    return make_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def inputs(store: TrainingStore, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    latents = make_latents(tmp_path_factory.mktemp("latents"), store, dim=LATENT_DIM)
+    return make_inputs(store, latents, PromptConfig(length=56), tiny_config(), CONFIG)
+
+
+def fit(inputs: Inputs, run: Path, config: TrainConfig = CONFIG, model: VLAConfig | None = None, **kw) -> Path:
+    model = model or tiny_config()
+    mesh = kw.pop("mesh", MeshConfig())
+    build = lambda rngs: VLA(model, rngs=rngs)  # noqa: E731
+    return train(build, inputs, run, config, OPTIMIZER, mesh, max_shift=3, meta={"name": "test"}, **kw)
+
+
+def saved(folder: Path, model: VLAConfig, trainable: str = "all") -> dict[str, np.ndarray]:
+    shapes = split_model(nnx.eval_shape(lambda: VLA(model, rngs=nnx.Rngs(0))), trainable_filter(trainable))[1]
+    return jax.device_get(checkpoint.restore(folder, "ema", to_named(shapes)))
+
+
+def test_every_parameter_moves_and_metrics_are_written(inputs: Inputs, tmp_path: Path) -> None:
+    model = tiny_config()
+    last = fit(inputs, tmp_path)
+    start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
+    before, after = to_named(split_model(start, trainable_filter("all"))[1]), saved(last, model)
+    still = [name for name in before if np.array_equal(before[name], after[name])]
+    assert still == []
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    val = next(line for line in lines if line["split"] == "val")
+    assert {f"r2/{i}" for i in range(7)} <= val.keys()
+    assert np.isfinite([v for k, v in val.items() if k != "split"]).all()
+
+
+def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
+    straight = saved(fit(inputs, tmp_path / "straight"), tiny_config())
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, folder: Path) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        fit(inputs, tmp_path / "killed", on_checkpoint=kill)
+    assert checkpoint.complete_steps(tmp_path / "killed" / "checkpoints") == [3]
+    resumed = saved(fit(inputs, tmp_path / "killed"), tiny_config())
+    for name, value in straight.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path) -> None:
+    model = tiny_config(lora=LoRAConfig(rank=2), param_dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, trainable="adapters", steps=3)
+    last = fit(inputs, tmp_path, config, model)
+    start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
+    _, params, frozen = split_model(start, trainable_filter("adapters"))
+    before, after = to_named(params), saved(last, model, "adapters")
+    assert [n for n in before if np.array_equal(before[n], after[n])] == []
+    assert any("lora" in n or n.endswith(("/a", "/b")) for n in before)
+    base = [v for _, v in nnx.to_flat_state(frozen) if isinstance(v, nnx.Param) and not isinstance(v, ADAPTER)]
+    assert base and not any(name in before for name in to_named(frozen))
+
+
+@pytest.mark.parametrize("arm", ["e0", "e1"])
+def test_other_arms_train(inputs: Inputs, tmp_path: Path, arm: str) -> None:
+    for head in ("regression", "flow"):
+        fit(inputs, tmp_path / head, dataclasses.replace(CONFIG, steps=1), tiny_config(arm, head))
+
+
+def test_the_mesh_must_divide_the_batch_and_fit_the_devices(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mesh is data=-1, fsdp=3"):
+        fit(inputs, tmp_path, mesh=MeshConfig(fsdp=3))
+    with pytest.raises(UserError, match=r"train.batch_size is 3"):
+        fit(inputs, tmp_path, dataclasses.replace(CONFIG, batch_size=3))

@@ -1,0 +1,104 @@
+"""Checkpoints: plain trees through Orbax, with the specs and a hash manifest written last.
+
+A checkpoint is the folder ``<step>/`` with one Orbax tree per item (such as ``ema/`` and ``state/``, so that a policy
+reads only what it needs) and a ``manifest.json`` holding everything that is not an array, and the SHA-256 of every
+file: Orbax restores flipped bits without a word. A folder without manifest is an interrupted save and
+is ignored, so that the last complete checkpoint always wins.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from wmjax.errors import UserError
+
+FORMAT_VERSION = 1
+Tree = Any
+
+
+def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
+    """Saves pytrees of arrays by name and JSON-able ``meta``; keeps the newest ``keep`` checkpoints.
+
+    All processes call it; Orbax writes each shard once, process 0 writes the manifest.
+    """
+    folder = root.resolve() / f"{step:08d}"
+    if folder.exists() and jax.process_index() == 0:
+        shutil.rmtree(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        for name, tree in items.items():
+            checkpointer.save(folder / name, tree)
+    if jax.process_index() == 0:
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(folder)}
+        temporary = folder / "manifest.json.tmp"
+        temporary.write_text(json.dumps(manifest, indent=1))
+        temporary.rename(folder / "manifest.json")
+        for old in complete_steps(root)[:-keep]:
+            shutil.rmtree(root / f"{old:08d}")
+    return folder
+
+
+def complete_steps(root: Path) -> list[int]:
+    """The steps of all complete checkpoints below ``root``, ascending."""
+    return sorted(int(p.parent.name) for p in root.glob("[0-9]*/manifest.json"))
+
+
+def latest(root: Path) -> Path:
+    """The newest complete checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    steps = complete_steps(root)
+    if not steps:
+        raise UserError(f"checkpoints {root}: none is complete; train first, or name another run")
+    return root / f"{steps[-1]:08d}"
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The ``meta`` that was saved, after checking the format version and every file's hash.
+
+    Raises:
+        UserError: not a checkpoint, another format version, or a file that changed since it was written.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"checkpoint {folder}: no manifest.json; the save was interrupted, use an earlier step")
+    manifest = json.loads(path.read_text())
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {folder}: format_version {manifest['format_version']}, this wmjax reads {FORMAT_VERSION}; "
+            "train again, or use the wmjax that wrote it"
+        )
+    found = _hashes(folder)
+    changed = sorted(k for k in manifest["sha256"].keys() | found.keys() if manifest["sha256"].get(k) != found.get(k))
+    if changed:
+        raise UserError(f"checkpoint {folder}: {changed[0]} is damaged or missing; use an earlier step")
+    return manifest["meta"]
+
+
+def restore(folder: Path, item: str, like: Tree) -> Tree:
+    """One saved tree, with the structure, dtypes and shardings of ``like`` (arrays or ShapeDtypeStructs).
+
+    The arrays are passed once through an identity jit: arrays that Orbax made are not always donatable.
+
+    Raises:
+        UserError: the checkpoint's tree has another structure or other shapes.
+    """
+    read_meta(folder)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(folder.resolve() / item, like)
+    except (ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0][:300]
+        raise UserError(f"checkpoint {folder} does not fit this model: {first}; use its own config.json") from error
+    return jax.jit(lambda t: t)(tree)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != folder)
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

@@ -1,0 +1,41 @@
+"""What all commands share: one clear line for bad input, exit statuses, progress with time left."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+from wmjax.errors import UserError
+
+
+def run_command(body: Callable[[], int]) -> int:
+    """Runs a command's body.
+
+    Returns:
+        Its exit status; 2 after a :class:`UserError`, which is printed as one line; 130 after Ctrl-C.
+    """
+    try:
+        return body()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+
+
+class Progress:
+    """Reports how much of a stage is done and how long the rest takes, at most every ``interval`` seconds."""
+
+    def __init__(self, what: str, unit: str, interval: float = 10.0):
+        self._what, self._unit, self._interval = what, unit, interval
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Says that ``done`` of ``total`` are finished."""
+        now = time.monotonic()
+        if done < total and now - self._last < self._interval:
+            return
+        self._last = now
+        left = (now - self._start) / max(done, 1) * (total - done) / 60
+        logging.getLogger("wmjax").info("%s %d/%d %s  %.1f min left", self._what, done, total, self._unit, left)

@@ -1,0 +1,184 @@
+"""An :class:`Experiment`: the dataclasses that each part defines beside its own code, composed from four axes.
+
+Precedence: defaults < scale < data < recipe < protocol name < command line. Each axis owns its keys (:func:`owner`):
+a recipe that sets a width, or a scale that sets a loss, is refused, so that two experiments that differ in
+one axis differ in nothing else.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from wmjax.errors import UserError, unknown_name
+from wmjax.models.prompts import PromptConfig
+from wmjax.models.qwen2_5_vl.config import preset
+from wmjax.models.vla import VLAConfig
+from wmjax.resources import resource_folder
+from wmjax.sim.demonstration import DemonstrationConfig
+from wmjax.specs import ObservationSpec
+from wmjax.trainer.loop import TrainConfig
+from wmjax.trainer.optimizer import OptimizerConfig
+from wmjax.trainer.sharding import MeshConfig
+from wmjax.typed import build, merge
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on: demonstrations recorded here, or the training store at ``path``."""
+
+    path: str = ""
+    suite: str = "libero_spatial"
+    tasks: tuple[int, ...] = (0,)
+    episodes_per_task: int = 24
+    workers: int = 2
+    demonstrations: DemonstrationConfig = DemonstrationConfig()
+    observation: ObservationSpec = ObservationSpec()
+
+    def identity(self) -> str:
+        """A hash of everything that changes the recorded data; names the folder it is cached in."""
+        values = dataclasses.asdict(self) | {"path": "", "workers": 0}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Which V-JEPA 2 makes the latents, where, and how many shifted views of each episode it encodes."""
+
+    model: str = "mini"
+    backend: Literal["jax", "torch"] = "jax"
+    views: int = 4
+    max_shift: int = 6
+    clip_length: int = 4
+    pooling_grid: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time."""
+
+    protocol: str = "spatial_dev"
+    episodes_per_task: int | None = None
+    workers: int = 2
+    videos: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on. ``name`` carries the recipe, the scale, the data and the seed."""
+
+    recipe: str
+    scale: str
+    dataset: str
+    model: VLAConfig = VLAConfig()
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return f"{self.recipe}-{self.scale}-{self.dataset}-s{self.train.seed}"
+
+
+RECIPE_SETTINGS = ("model.memory", "model.world", "model.head", "model.use_state", "train.normalisation")
+"""What a recipe may set. Data files own ``data.*``; scales own the rest; protocols live in ``eval/protocols``."""
+
+
+def owner(setting: str) -> str:
+    """The axis that owns a setting (dotted name)."""
+    if any(setting == name or setting.startswith(f"{name}.") for name in RECIPE_SETTINGS):
+        return "recipes"
+    return "data" if setting.startswith("data.") else "scales"
+
+
+def load(recipe: str, scale: str = "mini", dataset: str | None = None, overrides: dict[str, Any] | None = None) -> Experiment:
+    """Resolves an experiment.
+
+    Args:
+        recipe: a file of ``train/recipes`` without its ending, such as ``e2_flow``.
+        scale: a file of ``train/scales``; it names the default dataset and protocol.
+        dataset: a file of ``train/data``, if not the scale's.
+        overrides: nested settings from the command line.
+
+    Raises:
+        UserError: an unknown file or setting (with near matches), a wrong type, a setting of another axis.
+    """
+    scale_values = read_axis("scales", scale)
+    dataset = dataset or scale_values.pop("dataset", "spatial")
+    scale_values.pop("dataset", None)
+    values = merge({"evaluation": {"protocol": scale_values.pop("protocol", "spatial_dev")}}, scale_values)
+    values = merge(values, read_axis("data", dataset))
+    values = merge(values, read_axis("recipes", recipe))
+    values = _expand_preset(merge(values, overrides or {}))
+    for key in ("recipe", "scale", "dataset"):
+        if key in values:
+            raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
+    return build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})
+
+
+def read_axis(axis: str, name: str) -> dict[str, Any]:
+    """One file of ``train/<axis>``, laid over the one it extends (one level).
+
+    Raises:
+        UserError: no such file, invalid TOML, or a setting that another axis owns.
+    """
+    folder = resource_folder("train") / axis
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name(axis.rstrip("s"), name, [p.stem for p in folder.glob("*.toml")])
+    values = _read_toml(path)
+    _check_owner(axis, values, path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    base = _read_toml(folder / f"{parent}.toml")
+    if "extends" in base:
+        raise UserError(f"{path.name}: extends {parent!r}, which extends another file; only one level is allowed")
+    _check_owner(axis, base, folder / f"{parent}.toml")
+    return merge(base, values)
+
+
+def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """``model.backbone.preset`` as the fields it stands for, with what was said beside it laid on top."""
+    backbone = dict(values.get("model", {}).get("backbone", {}))
+    fields = dataclasses.asdict(preset(backbone.pop("preset", "mini")))
+    return merge(values, {"model": {"backbone": merge(fields, backbone)}})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path.name}: not valid TOML: {error}") from error
+
+
+def _check_owner(axis: str, values: dict[str, Any], path: Path) -> None:
+    for setting in dotted(values):
+        known = ("extends", "dataset", "protocol") if axis == "scales" else ("extends",)
+        if setting not in known and owner(setting) != axis:
+            raise UserError(f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it")
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one level of dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out.update(dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return out
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment as plain JSON types: what a run saves."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def from_dict(values: dict[str, Any]) -> Experiment:
+    """The inverse of :func:`to_dict`."""
+    return build(Experiment, values)

@@ -1,0 +1,29 @@
+"""The one logging set-up: human lines on stderr, and optionally the same lines in a run's ``log.txt``."""
+
+import logging
+from pathlib import Path
+
+LINE = "%(asctime)s %(levelname).1s %(message)s"
+
+
+def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logger:
+    """Configures the ``wmjax`` logger once per process and returns it.
+
+    Args:
+        file: also append to this file.
+        level: the least level shown.
+    """
+    logger = logging.getLogger("wmjax")
+    logger.setLevel(level)
+    logger.propagate = False
+    if not any(type(h) is logging.StreamHandler for h in logger.handlers):
+        _add(logger, logging.StreamHandler())
+    if file is not None and not any(getattr(h, "baseFilename", None) == str(file.resolve()) for h in logger.handlers):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _add(logger, logging.FileHandler(file))
+    return logger
+
+
+def _add(logger: logging.Logger, handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter(LINE, "%H:%M:%S"))
+    logger.addHandler(handler)

@@ -1,0 +1,25 @@
+"""The prompts of a policy network, as its settings say: the same for training and for rollout."""
+
+import dataclasses
+
+from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
+from wmjax.models.vla import VLAConfig
+from wmjax.specs import ObservationSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """``tokenizer`` is ``mini`` or a checkpoint's folder; ``length`` the tokens every prompt is padded to."""
+
+    tokenizer: str = "mini"
+    length: int = 80
+
+
+def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> PromptBuilder:
+    """A function from an instruction to its prompt, one image per camera.
+
+    Raises:
+        UserError: no such tokenizer, or an image size or length that does not fit the model.
+    """
+    sizes = [(spec.image_size, spec.image_size)] * len(spec.cameras)
+    return PromptBuilder(prompt.tokenizer, sizes, model.chunk, prompt.length, model.backbone)

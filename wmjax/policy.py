@@ -1,0 +1,185 @@
+"""A checkpoint becomes a policy: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float32, UInt8
+
+from wmjax import checkpoint
+from wmjax.config import Experiment, from_dict
+from wmjax.data.observation import Observation, Prompt
+from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
+from wmjax.errors import UserError
+from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
+from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.vjepa2 import VJEPA2Encoder, latents, load_encoder, resolve_folder, weights_hash
+from wmjax.models.vla import VLA, ModelInput
+from wmjax.rng import named_key
+from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
+from wmjax.specs import from_dict as spec_from_dict
+
+
+class Carry(NamedTuple):
+    """What a policy remembers of each slot's episode: the clip's frames and the latent history, oldest first."""
+
+    clip: UInt8[Array, "batch clip height width 3"]
+    latents: Float32[Array, "batch history tokens dim"]
+
+
+def observe(
+    carry: Carry, frames: UInt8[Array, "batch n height width 3"], first: Array, encode: Any
+) -> Carry:
+    """Pushes the newly due frames through the clip buffer and their latents into the history.
+
+    At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
+    windows of the training data do (``data.windows``: indices clamped at the episode's first frame).
+    """
+    clip = jnp.where(first[:, None, None, None, None], frames[:, :1], carry.clip)
+    history, length = carry.latents, carry.clip.shape[1]
+    every = jnp.concatenate([clip, frames], 1)
+    n = frames.shape[1]
+    clips = jnp.stack([every[:, i + 1 : i + 1 + length] for i in range(n)], 1)
+    new = encode(clips.reshape(-1, *clips.shape[2:])).reshape(clips.shape[0], n, *history.shape[2:])
+    history = jnp.where(first[:, None, None, None], new[:, :1], history)
+    return Carry(every[:, -length:], jnp.concatenate([history, new], 1)[:, -history.shape[1] :])
+
+
+class Policy:
+    """A trained model that acts. Built by :func:`load_policy`.
+
+    Attributes:
+        observation_spec, action_spec, encoder_spec: what the checkpoint was trained on.
+        batch_size: rows of every call; slots without an episode are padding.
+        frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        specs: dict[str, Any],
+        params: dict[str, Array],
+        *,
+        batch_size: int,
+        open_loop_horizon: int,
+    ):
+        self.experiment = experiment
+        self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
+        self.action_spec = spec_from_dict(ActionSpec, specs["action"], "checkpoint")
+        encoder = specs["encoder"]
+        self.encoder_spec = None if encoder is None else spec_from_dict(EncoderSpec, encoder, "checkpoint")
+        self.batch_size, self.open_loop_horizon = batch_size, open_loop_horizon
+        stride = self.observation_spec.frame_stride
+        if open_loop_horizon % stride or not 0 < open_loop_horizon <= self.action_spec.chunk:
+            raise UserError(
+                f"open_loop_horizon is {open_loop_horizon}; it must be a multiple of frame_stride ({stride}) "
+                f"and at most the action chunk ({self.action_spec.chunk})"
+            )
+        self.frames_per_decision = open_loop_horizon // stride
+        self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
+        self._model = _restore_model(experiment, params)
+        self._encoder = None if self.encoder_spec is None else _load_encoder(experiment.encoder.model, self.encoder_spec)
+        graph, self._state = nnx.split((self._model, self._encoder))
+        self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
+
+    def initial_carry(self) -> Carry:
+        """Empty buffers; every episode's first observation refills its row."""
+        size, batch = self.observation_spec.image_size, self.batch_size
+        spec, history = self.encoder_spec, self.experiment.model.prophet.history
+        if spec is None:
+            return Carry(jnp.zeros((batch, 0, size, size, 3), jnp.uint8), jnp.zeros((batch, 0, 0, 0)))
+        return Carry(
+            jnp.zeros((batch, spec.clip_length, size, size, 3), jnp.uint8),
+            jnp.zeros((batch, history, spec.tokens_per_frame, spec.dim)),
+        )
+
+    def prompt(self, instruction: str) -> Prompt:
+        """The tokenised instruction (batch 1, numpy).
+
+        Raises:
+            UserError: empty, or too long for the model's prompt bucket.
+        """
+        return self._prompts(instruction)
+
+    def __call__(
+        self, carry: Carry, observation: Observation, keys: Array
+    ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
+        """One decision for every row. Actions are in [-1, 1], the gripper last."""
+        return self._step(self._state, carry, observation, keys)
+
+    def _act(
+        self, graph: nnx.GraphDef, state: nnx.State, carry: Carry, observation: Observation, keys: Array
+    ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
+        model, encoder = nnx.merge(graph, state)
+        history = None
+        if encoder is not None and self.encoder_spec is not None:
+            camera = self.observation_spec.cameras.index(self.encoder_spec.camera)
+            carry = observe(carry, observation.images[:, :, camera], observation.first, self._encode(encoder))
+            history = normalise_latents(carry.latents, self.encoder_spec)
+        inputs = ModelInput(
+            images=observation.images[:, -1],
+            state=normalise_state(observation.state, self.action_spec),
+            prompt=observation.prompt,
+            latents=history,
+            future=None,
+            future_mask=None,
+        )
+        shape = (self.action_spec.chunk, self.action_spec.dim)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        action, info = model.sample(inputs, noise)
+        return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
+
+    def _encode(self, encoder: VJEPA2Encoder) -> Any:
+        assert self.encoder_spec is not None
+        return functools.partial(latents, encoder, grid=self.encoder_spec.pooling_grid)
+
+
+def _restore_model(experiment: Experiment, params: dict[str, Array]) -> nnx.Module:
+    model = VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
+    graph, trainable, frozen = split_model(model, trainable_filter(experiment.train.trainable))
+    return nnx.merge(graph, from_named(trainable, params), frozen)
+
+
+def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
+    """The encoder that made the training latents, and no other."""
+    folder = resolve_folder(name)
+    if weights_hash(folder) != spec.weights_hash:
+        raise UserError(
+            f"EncoderSpec.weights_hash is {spec.weights_hash} in the checkpoint, {weights_hash(folder)} in {folder}; "
+            "set encoder.model to the encoder that the policy was trained with"
+        )
+    return load_encoder(folder)
+
+
+def load_policy(path: str | Path, *, batch_size: int = 2, open_loop_horizon: int | None = None) -> Policy:
+    """The policy of a run's newest checkpoint, or of one checkpoint folder.
+
+    Args:
+        path: a run's folder, or ``<run>/checkpoints/<step>``.
+        batch_size: rows per call, for as many simulators.
+        open_loop_horizon: control steps executed per decision; the whole chunk by default.
+
+    Raises:
+        UserError: no complete checkpoint there, a damaged file, or specs of another version.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"run {str(path)!r} is not a folder; name a run's folder, or one of its checkpoints")
+    if not (folder / "manifest.json").is_file():
+        folder = checkpoint.latest(folder / "checkpoints")
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    params = _averaged_parameters(folder, experiment)
+    horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
+    return Policy(experiment, meta["specs"], params, batch_size=batch_size, open_loop_horizon=horizon)
+
+
+def _averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
+    model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
+    like = to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
+    return checkpoint.restore(folder, "ema", like)

@@ -1,0 +1,219 @@
+"""``python -m wmjax.train --config e2_flow``: demonstrations, latents, training, closed-loop evaluation, verdict.
+
+Every stage is cached and resumes where it was interrupted. Nothing heavy is imported at module level: spawned
+simulator processes import this file.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmjax.commands import Progress, run_command
+
+if TYPE_CHECKING:
+    from wmjax.config import EncoderConfig, Experiment
+    from wmjax.data.encode import Encoder
+    from wmjax.data.latents import LatentStore
+    from wmjax.data.store import TrainingStore
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command line: options of the command itself, and settings (``--train.steps 100``) as nested values."""
+    from wmjax.typed import parse_overrides
+
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.train",
+        description="Record, encode, train and evaluate one recipe.",
+        epilog="Any setting can be given as --section.name VALUE, for example --train.steps 500.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default="e2_flow", help="recipe: a file of train/recipes (default: e2_flow)")
+    parser.add_argument("--scale", default="mini", help="a file of train/scales: mini (default), smoke, 3b, 7b")
+    parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
+    parser.add_argument("--run", type=Path, help="the run's folder (default: <cache>/runs/<name>)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch neither data nor weights")
+    parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
+    options, rest = parser.parse_known_args(arguments)
+    return options, parse_overrides(rest)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; bad input is one line and exit status 2."""
+    return run_command(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    options, overrides = parse(arguments)
+    from wmjax import logs
+    from wmjax.cache import cache_root
+    from wmjax.config import load, to_dict
+
+    experiment = load(options.config, options.scale, options.dataset, overrides)
+    run = options.run or cache_root() / "runs" / experiment.name
+    log = logs.set_up(None if options.dry_run else run / "log.txt")
+    # 1. What will run.
+    log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, run)
+    if options.dry_run:
+        from wmjax.dryrun import describe
+
+        print(describe(experiment))
+        return 0
+    _save_config(run, to_dict(experiment))
+    # 2. Demonstrations.
+    store = demonstrations(experiment)
+    # 3. Latents.
+    latents = encode(experiment, store)
+    # 4. Training.
+    checkpoint = fit(experiment, store, latents, run)
+    if options.no_evaluation:
+        return 0
+    # 5. Closed loop.
+    summary = judge(experiment, run, checkpoint)
+    # 6. The verdict.
+    print(verdict(experiment, run, summary))
+    return 0
+
+
+def _save_config(run: Path, values: dict[str, Any]) -> None:
+    """Writes ``config.json``, or refuses a folder that holds another experiment."""
+    from wmjax.config import dotted
+    from wmjax.errors import UserError
+
+    path = run / "config.json"
+    if path.is_file():
+        old, new = dotted(json.loads(path.read_text())), dotted(values)
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in RESUMABLE]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"run {run} was started with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
+                "choose another folder with --run, or delete this one"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1))
+
+
+RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
+"""Settings that may change when a run resumes, because no number depends on them."""
+
+
+def demonstrations(experiment: "Experiment") -> "TrainingStore":
+    """The training store of the experiment: a given one, or recorded here once per data config."""
+    from wmjax.cache import cache_root
+    from wmjax.data.store import TrainingStore
+    from wmjax.sim.record import record
+
+    data = experiment.data
+    if data.path:
+        return TrainingStore(Path(data.path))
+    folder = cache_root() / "demos" / f"{experiment.dataset}-{data.identity()}"
+    if (folder / "manifest.json").is_file():
+        return TrainingStore(folder)
+    return record(
+        folder,
+        data.suite,
+        data.tasks,
+        data.episodes_per_task,
+        data.observation,
+        workers=data.workers,
+        config=data.demonstrations,
+    )
+
+
+def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
+    """The latent store of a training store and an encoder, made once.
+
+    Arms without world memory use its table of image shifts too, so that all arms train on the same pixels.
+    """
+    from wmjax.cache import cache_root
+    from wmjax.data.encode import encode_store
+    from wmjax.data.latents import LatentStore
+    from wmjax.models.vjepa2 import encoder_spec
+    from wmjax.specs import spec_hash
+
+    config = experiment.encoder
+    spec = encoder_spec(config.model, config.pooling_grid, config.clip_length)
+    folder = cache_root() / "latents" / f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}-{config.backend}"
+    if not (folder / "manifest.json").is_file():
+        encoder = make_encoder(config)
+        encode_store(store, folder, encoder, views=config.views, progress=Progress("encoding", "episodes"))
+    latents = LatentStore(folder)
+    latents.check(store)
+    return latents
+
+
+def make_encoder(config: "EncoderConfig") -> "Encoder":
+    """The latent encoder in the framework that the settings name.
+
+    Raises:
+        UserError: the ``torch`` backend without PyTorch.
+    """
+    from wmjax.errors import UserError
+
+    arguments = (config.model, config.pooling_grid, config.clip_length)
+    if config.backend == "jax":
+        from wmjax.encode import JaxEncoder
+
+        return JaxEncoder(*arguments)
+    try:
+        from encoders_export.vjepa import TorchEncoder
+    except ImportError as error:
+        raise UserError(f"encoder.backend is 'torch' but {error}; run ./setup.sh export, or use 'jax'") from error
+    return TorchEncoder(*arguments)
+
+
+def fit(experiment: "Experiment", store: "TrainingStore", latents: "LatentStore", run: Path) -> Path:
+    """Trains the experiment's model; returns the last checkpoint's folder."""
+    from wmjax.config import to_dict
+    from wmjax.models.vla import VLA
+    from wmjax.trainer.inputs import make_inputs
+    from wmjax.trainer.loop import train
+
+    return train(
+        lambda rngs: VLA(experiment.model, rngs=rngs),
+        make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train),
+        run,
+        experiment.train,
+        experiment.optimizer,
+        experiment.mesh,
+        max_shift=experiment.encoder.max_shift,
+        meta={"experiment": to_dict(experiment)},
+    )
+
+
+def judge(experiment: "Experiment", run: Path, checkpoint: Path) -> Any:
+    """Closed-loop success of a checkpoint on the experiment's protocol, on the tasks that it was trained on."""
+    from wmjax.evaluate import identity
+    from wmjax.policy import load_policy
+    from wmjax.rollout.evaluation import evaluate
+    from wmjax.rollout.policy_actor import PolicyActor
+    from wmjax.rollout.protocol import load_protocol
+
+    settings = experiment.evaluation
+    protocol = load_protocol(settings.protocol, tasks=experiment.data.tasks, episodes_per_task=settings.episodes_per_task)
+    policy = load_policy(checkpoint, batch_size=1, open_loop_horizon=protocol.open_loop_horizon)
+    out = run / "evaluations" / protocol.name
+    actor = PolicyActor(policy, protocol.seed)
+    return evaluate(actor, protocol, out, settings.workers, settings.videos, identity(checkpoint))
+
+
+def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
+    """The outcome in a few lines, the run's folder, and what to do next."""
+    return "\n".join(
+        (
+            "",
+            summary.table(),
+            "",
+            f"run: {run}",
+            "next:",
+            f"  python -m wmjax.evaluate --run {run} --protocol libero_spatial   # the benchmark's 50 initial states, once",
+            f"  python -m wmjax.train --config e0_flow --scale {experiment.scale}   # the same without world memory",
+            f"  tensorboard --logdir {run}/tensorboard   # R2 per action dimension, world-model skill, gate",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

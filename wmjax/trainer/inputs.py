@@ -1,0 +1,39 @@
+"""Everything a run trains on, checked before the first step."""
+
+from wmjax.data.latents import LatentStore
+from wmjax.data.pipeline import LoaderConfig
+from wmjax.data.split import split_episodes
+from wmjax.data.statistics import action_spec
+from wmjax.data.store import TrainingStore
+from wmjax.models.prompts import PromptConfig, make_prompt_builder
+from wmjax.models.vla import VLAConfig
+from wmjax.trainer.loop import Inputs, TrainConfig
+
+
+def make_inputs(
+    store: TrainingStore, latents: LatentStore | None, prompt: PromptConfig, model: VLAConfig, config: TrainConfig
+) -> Inputs:
+    """Splits by episode, takes statistics of the training split only, tokenises one prompt per task.
+
+    Raises:
+        UserError: latents of another store, an instruction that does not fit the prompt, too few episodes.
+    """
+    if latents is not None:
+        latents.check(store)
+    train_episodes, val_episodes = split_episodes(store.episodes, config.validation_fraction, config.seed)
+    build = make_prompt_builder(prompt, model, store.spec)
+    reads_latents = model.memory.input != "none"
+    return Inputs(
+        store=store,
+        latents=latents,
+        train_episodes=train_episodes,
+        val_episodes=val_episodes,
+        action_spec=action_spec(store, train_episodes, model.chunk, config.normalisation),
+        prompts=build.batch([task.instruction for task in store.tasks]),
+        loader=LoaderConfig(
+            chunk=model.chunk,
+            history=model.prophet.history,
+            future=model.prophet.future,
+            include_latents=reads_latents,
+        ),
+    )

@@ -1,0 +1,69 @@
+"""Numbers that cannot mislead, and the files they go to."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from tensorboardX import SummaryWriter
+
+
+def r2_per_dimension(
+    predicted: Float[np.ndarray, "samples chunk dim"],
+    actual: Float[np.ndarray, "samples chunk dim"],
+    mask: Bool[np.ndarray, "samples chunk"],
+) -> Float[np.ndarray, "dim"]:
+    """Coefficient of determination of each action dimension over all unmasked chunk steps.
+
+    0 is what the mean action scores, 1 is perfect; one MSE over all dimensions hides that an arm does not move.
+    """
+    p, a = predicted[mask].astype(np.float64), actual[mask].astype(np.float64)
+    residual = np.square(p - a).sum(0)
+    total = np.square(a - a.mean(0)).sum(0)
+    return 1.0 - residual / np.maximum(total, 1e-12)
+
+
+def flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """Scalars as floats; vectors as ``name/0``, ``name/1``, ..."""
+    out: dict[str, float] = {}
+    for name, value in metrics.items():
+        array = np.asarray(value, np.float64)
+        if array.ndim == 0:
+            out[name] = float(array)
+        else:
+            out.update({f"{name}/{i}": float(v) for i, v in enumerate(array.ravel())})
+    return out
+
+
+class MetricsWriter:
+    """Appends one JSON object per call to ``metrics.jsonl`` and the same scalars to TensorBoard.
+
+    Every line has ``step``, ``split`` ("train" or "val"), ``time`` (Unix seconds) and the metrics.
+    """
+
+    def __init__(self, run: Path):
+        run.mkdir(parents=True, exist_ok=True)
+        self._file = (run / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"))
+
+    def write(self, step: int, split: str, metrics: dict[str, Any]) -> dict[str, float]:
+        """Writes and returns the flattened metrics.
+
+        Raises:
+            FloatingPointError: a training metric is not finite: going on would only waste time.
+        """
+        values = flat(metrics)
+        self._file.write(json.dumps({"step": step, "split": split, "time": time.time(), **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        if split == "train" and not np.isfinite(values["loss"]):
+            raise FloatingPointError(f"loss is {values['loss']} at step {step}; lower optimizer.learning_rate")
+        return values
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,72 @@
+"""AdamW with warm-up and cosine decay; norms, biases, embeddings of single vectors and gates do not decay."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from wmjax.models.memory import Gate
+from wmjax.trainer.sharding import logical_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates only."""
+
+    learning_rate: float = 6e-4
+    warmup_steps: int = 200
+    final_fraction: float = 0.02
+    weight_decay: float = 1e-2
+    b1: float = 0.9
+    b2: float = 0.95
+    clip_norm: float = 1.0
+    gate_multiplier: float = 10.0
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer for a run of ``steps`` updates over NNX states (every moment float32, like the parameters)."""
+    schedule = learning_rate(config, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        optax.add_decayed_weights(config.weight_decay, mask=_decays),
+        _scale_gates(config.gate_multiplier),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to ``final_fraction`` of the peak."""
+    warmup = min(config.warmup_steps, max(1, steps // 5))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(steps, warmup + 1), config.learning_rate * config.final_fraction
+    )
+
+
+def _leaf_map(function: Any, *trees: Any) -> Any:
+    return jax.tree.map(function, *trees, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _decays(params: Any) -> Any:
+    """True for matrices. A stacked vector is ``[layers, n]``: its logical axes tell it from a matrix."""
+
+    def decays(leaf: Any) -> Any:
+        value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        names = logical_axes(leaf)
+        stacked = int(bool(names) and names[0] == "layers")
+        answer = value.ndim - stacked >= 2 and not isinstance(leaf, Gate)
+        return leaf.replace(answer) if isinstance(leaf, nnx.Variable) else answer
+
+    return _leaf_map(decays, params)
+
+
+def _scale_gates(multiplier: float) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scale(leaf: Any) -> Any:
+            return jax.tree.map(lambda u: u * multiplier, leaf) if isinstance(leaf, Gate) else leaf
+
+        return _leaf_map(scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

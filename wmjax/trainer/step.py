@@ -1,0 +1,112 @@
+"""The training step and the evaluation step: pure functions from trees to trees, made once and jitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float32, Int32, UInt8
+
+from wmjax.data.observation import Prompt
+from wmjax.data.shift import shift_images
+from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
+from wmjax.models.vla import ModelInput
+from wmjax.rng import named_key
+from wmjax.specs import ActionSpec, EncoderSpec
+from wmjax.trainer.state import TrainState
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+def model_input(
+    batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_spec: EncoderSpec | None
+) -> ModelInput:
+    """A batch of the loader in the model's units: normalised state and latents, each task's prompt looked up."""
+    latents = batch.get("latents") if encoder_spec is not None else None
+    return ModelInput(
+        images=batch["images"],
+        state=normalise_state(batch["state"], action_spec),
+        prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
+        latents=None if latents is None else normalise_latents(latents, encoder_spec),
+        future=None if latents is None else normalise_latents(batch["future"], encoder_spec),
+        future_mask=None if latents is None else batch["future_mask"],
+    )
+
+
+def augment(batch: Batch, key: Array, max_shift: int, state_noise: Float32[Array, "state"]) -> Batch:
+    """Shifts the first camera as the latents' view was shifted, the others at random, and jitters the state.
+
+    Args:
+        batch: uint8 images ``[B, C, H, W, 3]``, ``shift`` ``[B, 2]`` in pixels, raw state.
+        key: this step's key.
+        max_shift: largest random shift, pixels.
+        state_noise: standard deviation per state dimension, raw units.
+    """
+    images, size = batch["images"], batch["images"].shape[0]
+    shift_key, noise_key = jax.random.split(key)
+    random = jax.random.randint(shift_key, (size, images.shape[1] - 1, 2), -max_shift, max_shift + 1)
+    shift = jnp.concatenate([batch["shift"][:, None].astype(random.dtype), random], 1)
+    state = batch["state"] + state_noise * jax.random.normal(noise_key, batch["state"].shape)
+    return {**batch, "images": jax.vmap(jax.vmap(_shift_one))(images, shift), "state": state}
+
+
+def _shift_one(image: UInt8[Array, "h w 3"], shift: Int32[Array, "2"]) -> UInt8[Array, "h w 3"]:
+    return shift_images(image, shift[0], shift[1])
+
+
+def make_train_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    action_spec: ActionSpec,
+    encoder_spec: EncoderSpec | None,
+    *,
+    seed: int,
+    ema_decay: float,
+    max_shift: int,
+    state_noise: float,
+) -> Callable[[TrainState, nnx.State, Batch, Prompt], tuple[TrainState, Metrics]]:
+    """The update ``(state, frozen, batch, prompts) -> (state, metrics)``; differentiates ``state.params`` only."""
+    noise = jnp.asarray(action_spec.state_scale, jnp.float32) * state_noise
+
+    def train_step(state: TrainState, frozen: nnx.State, batch: Batch, prompts: Prompt) -> tuple[TrainState, Metrics]:
+        batch = augment(batch, named_key(seed, "augment", state.step), max_shift, noise)
+        inputs = model_input(batch, prompts, action_spec, encoder_spec)
+        action = normalise_action(batch["action"], action_spec)
+
+        def loss(params: nnx.State) -> tuple[Float32[Array, ""], Metrics]:
+            model = nnx.merge(graph, params, frozen)
+            key = named_key(seed, "loss", state.step)
+            return model.loss(inputs, action, batch["action_mask"], key, train=True)
+
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt = optimizer.update(gradients, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A short average at the start, so that it forgets the initialisation within a few steps.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
+        metrics = {**metrics, "loss": value, "gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, ema, opt), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    graph: nnx.GraphDef, action_spec: ActionSpec, encoder_spec: EncoderSpec | None, *, seed: int
+) -> Callable[[nnx.State, nnx.State, Batch, Prompt, Int32[Array, ""]], tuple[Float32[Array, "batch chunk dim"], Metrics]]:
+    """``(params, frozen, batch, prompts, index) -> (predicted chunk, loss metrics)``, the chunk in normalised units."""
+
+    def eval_step(
+        params: nnx.State, frozen: nnx.State, batch: Batch, prompts: Prompt, index: Int32[Array, ""]
+    ) -> tuple[Float32[Array, "batch chunk dim"], Metrics]:
+        inputs = model_input(batch, prompts, action_spec, encoder_spec)
+        action = normalise_action(batch["action"], action_spec)
+        model = nnx.merge(graph, params, frozen)
+        value, metrics = model.loss(inputs, action, batch["action_mask"], named_key(seed, "eval", index), train=False)
+        noise = jax.random.normal(named_key(seed, "eval noise", index), action.shape)
+        predicted, _ = model.sample(inputs, noise)
+        return predicted, {**metrics, "loss": value}
+
+    return eval_step
