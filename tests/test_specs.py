@@ -23,7 +23,7 @@ def test_hash_depends_on_every_field() -> None:
 
 def test_old_format_missing_field_and_wrong_type_are_refused() -> None:
     values = to_dict(ObservationSpec())
-    with pytest.raises(UserError, match="format_version is 0.*rebuild"):
+    with pytest.raises(UserError, match=r"format_version is 0.*rebuild"):
         from_dict(ObservationSpec, values | {"format_version": 0}, "x.json")
     with pytest.raises(UserError, match="frame_stride"):
         from_dict(ObservationSpec, {k: v for k, v in values.items() if k != "frame_stride"}, "x.json")

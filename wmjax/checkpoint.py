@@ -52,6 +52,7 @@ def latest(root: Path) -> Path:
 
     Raises:
         UserError: there is none.
+
     """
     steps = complete_steps(root)
     if not steps:
@@ -64,6 +65,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: not a checkpoint, another format version, or a file that changed since it was written.
+
     """
     path = folder / "manifest.json"
     if not path.is_file():
@@ -88,6 +90,7 @@ def restore(folder: Path, item: str, like: Tree) -> Tree:
 
     Raises:
         UserError: the checkpoint's tree has another structure or other shapes.
+
     """
     read_meta(folder)
     try:

@@ -13,6 +13,7 @@ def run_command(body: Callable[[], int]) -> int:
 
     Returns:
         Its exit status; 2 after a :class:`UserError`, which is printed as one line; 130 after Ctrl-C.
+
     """
     try:
         return body()

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +35,8 @@ class DataConfig:
     tasks: tuple[int, ...] = (0,)
     episodes_per_task: int = 24
     workers: int = 2
-    demonstrations: DemonstrationConfig = DemonstrationConfig()
-    observation: ObservationSpec = ObservationSpec()
+    demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    observation: ObservationSpec = field(default_factory=ObservationSpec)
 
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
@@ -72,14 +73,14 @@ class Experiment:
     recipe: str
     scale: str
     dataset: str
-    model: VLAConfig = VLAConfig()
-    prompt: PromptConfig = PromptConfig()
-    data: DataConfig = DataConfig()
-    encoder: EncoderConfig = EncoderConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    model: VLAConfig = field(default_factory=VLAConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def name(self) -> str:
@@ -98,7 +99,9 @@ def owner(setting: str) -> str:
     return "data" if setting.startswith("data.") else "scales"
 
 
-def load(recipe: str, scale: str = "mini", dataset: str | None = None, overrides: dict[str, Any] | None = None) -> Experiment:
+def load(
+    recipe: str, scale: str = "mini", dataset: str | None = None, overrides: dict[str, Any] | None = None
+) -> Experiment:
     """Resolves an experiment.
 
     Args:
@@ -109,6 +112,7 @@ def load(recipe: str, scale: str = "mini", dataset: str | None = None, overrides
 
     Raises:
         UserError: an unknown file or setting (with near matches), a wrong type, a setting of another axis.
+
     """
     scale_values = read_axis("scales", scale)
     dataset = dataset or scale_values.pop("dataset", "spatial")
@@ -128,6 +132,7 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
     Raises:
         UserError: no such file, invalid TOML, or a setting that another axis owns.
+
     """
     folder = resource_folder("train") / axis
     path = folder / f"{name}.toml"
@@ -163,7 +168,9 @@ def _check_owner(axis: str, values: dict[str, Any], path: Path) -> None:
     for setting in dotted(values):
         known = ("extends", "dataset", "protocol") if axis == "scales" else ("extends",)
         if setting not in known and owner(setting) != axis:
-            raise UserError(f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it")
+            raise UserError(
+                f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
+            )
 
 
 def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

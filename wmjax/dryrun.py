@@ -20,6 +20,7 @@ def describe(experiment: Experiment) -> str:
 
     Raises:
         UserError: the mesh does not fit the devices, or nothing is trainable.
+
     """
     model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
     _, params, frozen = split_model(model, trainable_filter(experiment.train.trainable))
@@ -28,7 +29,9 @@ def describe(experiment: Experiment) -> str:
     lines += ["", f"mesh: {dict(mesh.shape)} on {jax.device_count()} {jax.devices()[0].device_kind}"]
     lines += [f"parameters: {count(params) + count(frozen):,}, trainable {count(params):,}"]
     lines += _parts(params)
-    lines += [f"state per device: {_megabytes(params, mesh) * MOMENTS + _megabytes(frozen, mesh):,.1f} MB, before activations"]
+    lines += [
+        f"state per device: {_megabytes(params, mesh) * MOMENTS + _megabytes(frozen, mesh):,.1f} MB, before activations"
+    ]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
     Args:
         file: also append to this file.
         level: the least level shown.
+
     """
     logger = logging.getLogger("wmjax")
     logger.setLevel(level)

@@ -1,13 +1,11 @@
 """A checkpoint becomes a policy: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, UInt8
 
@@ -32,9 +30,7 @@ class Carry(NamedTuple):
     latents: Float32[Array, "batch history tokens dim"]
 
 
-def observe(
-    carry: Carry, frames: UInt8[Array, "batch n height width 3"], first: Array, encode: Any
-) -> Carry:
+def observe(carry: Carry, frames: UInt8[Array, "batch n height width 3"], first: Array, encode: Any) -> Carry:
     """Pushes the newly due frames through the clip buffer and their latents into the history.
 
     At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
@@ -57,6 +53,7 @@ class Policy:
         observation_spec, action_spec, encoder_spec: what the checkpoint was trained on.
         batch_size: rows of every call; slots without an episode are padding.
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
+
     """
 
     def __init__(
@@ -83,7 +80,9 @@ class Policy:
         self.frames_per_decision = open_loop_horizon // stride
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
         self._model = _restore_model(experiment, params)
-        self._encoder = None if self.encoder_spec is None else _load_encoder(experiment.encoder.model, self.encoder_spec)
+        self._encoder = (
+            None if self.encoder_spec is None else _load_encoder(experiment.encoder.model, self.encoder_spec)
+        )
         graph, self._state = nnx.split((self._model, self._encoder))
         self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
 
@@ -103,6 +102,7 @@ class Policy:
 
         Raises:
             UserError: empty, or too long for the model's prompt bucket.
+
         """
         return self._prompts(instruction)
 
@@ -166,6 +166,7 @@ def load_policy(path: str | Path, *, batch_size: int = 2, open_loop_horizon: int
 
     Raises:
         UserError: no complete checkpoint there, a damaged file, or specs of another version.
+
     """
     folder = Path(path)
     if not folder.is_dir():

@@ -101,6 +101,7 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
 
     Raises:
         UserError: another format version, or a missing, surplus or mistyped field.
+
     """
     if values.get("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -114,7 +115,8 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
     for name, hint in hints.items():
         if not _fits(values[name], hint):
             raise UserError(f"{where}: {kind.__name__}.{name} is {values[name]!r}, expected {hint}; rebuild the file")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**plain)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -142,6 +144,7 @@ def require_equal(a: S, b: S, a_name: str, b_name: str, *, ignore: tuple[str, ..
 
     Raises:
         UserError: names the first differing field and both values.
+
     """
     for field in dataclasses.fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)

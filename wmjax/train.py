@@ -33,7 +33,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--scale", default="mini", help="a file of train/scales: mini (default), smoke, 3b, 7b")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=Path, help="the run's folder (default: <cache>/runs/<name>)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch neither data nor weights")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would happen; touch neither data nor weights"
+    )
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
     options, rest = parser.parse_known_args(arguments)
     return options, parse_overrides(rest)
@@ -149,6 +151,7 @@ def make_encoder(config: "EncoderConfig") -> "Encoder":
 
     Raises:
         UserError: the ``torch`` backend without PyTorch.
+
     """
     from wmjax.errors import UserError
 
@@ -192,7 +195,9 @@ def judge(experiment: "Experiment", run: Path, checkpoint: Path) -> Any:
     from wmjax.rollout.protocol import load_protocol
 
     settings = experiment.evaluation
-    protocol = load_protocol(settings.protocol, tasks=experiment.data.tasks, episodes_per_task=settings.episodes_per_task)
+    protocol = load_protocol(
+        settings.protocol, tasks=experiment.data.tasks, episodes_per_task=settings.episodes_per_task
+    )
     policy = load_policy(checkpoint, batch_size=1, open_loop_horizon=protocol.open_loop_horizon)
     out = run / "evaluations" / protocol.name
     actor = PolicyActor(policy, protocol.seed)
@@ -208,7 +213,7 @@ def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
             "",
             f"run: {run}",
             "next:",
-            f"  python -m wmjax.evaluate --run {run} --protocol libero_spatial   # the benchmark's 50 initial states, once",
+            f"  python -m wmjax.evaluate --run {run} --protocol libero_spatial   # the benchmark, once per recipe",
             f"  python -m wmjax.train --config e0_flow --scale {experiment.scale}   # the same without world memory",
             f"  tensorboard --logdir {run}/tensorboard   # R2 per action dimension, world-model skill, gate",
         )

@@ -19,6 +19,7 @@ def build(kind: type[T], values: dict[str, Any], path: str = "") -> T:
 
     Raises:
         UserError: an unknown key (with near matches) or a value of the wrong type.
+
     """
     hints = get_type_hints(kind)
     for key in values:
@@ -75,6 +76,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
     Raises:
         UserError: an argument that is no setting, or a setting without a value.
+
     """
     out: dict[str, Any] = {}
     pending = list(arguments)

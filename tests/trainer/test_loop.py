@@ -25,7 +25,14 @@ from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 
 CONFIG = TrainConfig(
-    steps=6, batch_size=4, validation_fraction=0.2, log_every=1, eval_every=6, eval_batches=1, checkpoint_every=3, threads=1
+    steps=6,
+    batch_size=4,
+    validation_fraction=0.2,
+    log_every=1,
+    eval_every=6,
+    eval_batches=1,
+    checkpoint_every=3,
+    threads=1,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
 
@@ -70,13 +77,13 @@ def test_every_parameter_moves_and_metrics_are_written(inputs: Inputs, tmp_path:
 def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
     straight = saved(fit(inputs, tmp_path / "straight"), tiny_config())
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(step: int, folder: Path) -> None:
-        raise Killed
+        raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(inputs, tmp_path / "killed", on_checkpoint=kill)
     assert checkpoint.complete_steps(tmp_path / "killed" / "checkpoints") == [3]
     resumed = saved(fit(inputs, tmp_path / "killed"), tiny_config())

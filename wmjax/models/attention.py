@@ -41,6 +41,7 @@ def attention(
 
     Raises:
         UserError: unknown implementation.
+
     """
     if implementation == "xla":
         return _xla(query, key, value, mask, causal)

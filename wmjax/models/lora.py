@@ -100,6 +100,7 @@ class Linear(nnx.Module):
             dtype: dtype of the computation.
             param_dtype: dtype of kernel and bias; adapters are always float32.
             gain: the kernel's initial standard deviation times ``sqrt(inputs)``.
+
         """
         init = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
         kernel = annotate(init, *axes)(rngs.params(), (inputs, outputs), jnp.dtype(param_dtype))

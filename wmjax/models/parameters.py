@@ -27,10 +27,14 @@ def split_model(model: nnx.Module, trainable: Any) -> tuple[nnx.GraphDef, nnx.St
 
     Raises:
         UserError: nothing is trainable.
+
     """
-    graph, params, frozen = nnx.split(model, trainable, ...)
+    parts: Any = nnx.split(model, trainable, ...)
+    graph, params, frozen = parts
     if not jax.tree.leaves(params):
-        raise UserError("model: no parameter is trainable; set train.trainable to 'all' or model.backbone.lora.rank above 0")
+        raise UserError(
+            "model: no parameter is trainable; set train.trainable to 'all' or model.backbone.lora.rank above 0"
+        )
     return graph, params, frozen
 
 
@@ -44,6 +48,7 @@ def from_named(like: Any, named: dict[str, Any]) -> Any:
 
     Raises:
         UserError: a path is missing or surplus.
+
     """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]]
     differing = sorted(set(paths) ^ set(named))

@@ -20,6 +20,7 @@ def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: Observatio
 
     Raises:
         UserError: no such tokenizer, or an image size or length that does not fit the model.
+
     """
     sizes = [(spec.image_size, spec.image_size)] * len(spec.cameras)
     return PromptBuilder(prompt.tokenizer, sizes, model.chunk, prompt.length, model.backbone)

@@ -107,6 +107,7 @@ class Prophet(nnx.Module):
             hidden_dim: None to predict from latents; else the width of the hidden states to predict from.
             dtype: dtype of the computation.
             rngs: keys of the initialisation.
+
         """
         self.config, self.target, self.from_hidden = config, target, hidden_dim is not None
         width = config.width

@@ -21,6 +21,9 @@ M = TypeVar("M", bound=nnx.Module)
 Carry = Any
 
 
+_EVERY_VARIABLE: Any = {...: 0}
+
+
 def annotate(initializer: Callable[..., jax.Array], *axes: str | None) -> Callable[..., Any]:
     """Gives the parameter made by ``initializer`` logical axis names; the trainer maps them to mesh axes.
 
@@ -36,7 +39,7 @@ def stack_layers(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M
     """
 
     @nnx.split_rngs(splits=depth)
-    @nnx.vmap(in_axes=(nnx.StateAxes({...: 0}),), transform_metadata={nnx.PARTITION_NAME: "layers"})
+    @nnx.vmap(in_axes=(nnx.StateAxes(_EVERY_VARIABLE),), transform_metadata={nnx.PARTITION_NAME: "layers"})
     def build(keys: nnx.Rngs) -> M:
         return make(keys)
 
@@ -69,6 +72,7 @@ def run_layers(
 
     Returns:
         The last carry and, if collected, all carries with a leading layer axis.
+
     """
     graph, state = nnx.split(layers)
     arrays = nnx.as_pure(state)

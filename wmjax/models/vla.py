@@ -91,6 +91,7 @@ def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
 
     Raises:
         UserError: unknown kind.
+
     """
     kinds: dict[str, type[RegressionHead] | type[FlowHead]] = {"regression": RegressionHead, "flow": FlowHead}
     if config.head.kind not in kinds:
@@ -124,6 +125,7 @@ class VLA(nnx.Module):
 
         Raises:
             UserError: the prompt is shorter than its placeholders, or the state has another size.
+
         """
         prompt, own = inputs.prompt, 1 + self.config.chunk
         if prompt.tokens.shape[1] <= own:
@@ -185,6 +187,7 @@ class VLA(nnx.Module):
 
         Raises:
             UserError: an input that the arm needs is missing or misshapen.
+
         """
         if action.shape[1:] != (self.config.chunk, self.config.action_dim):
             raise UserError(
@@ -231,6 +234,7 @@ class VLA(nnx.Module):
 
         Returns:
             The chunk, and ``prediction`` (latents, if there is a Prophet) with the memory's metrics.
+
         """
         out = self.action_tokens(inputs, key=key, corruption=corruption, memory=memory)
         action = self.head.sample(out.tokens, noise)

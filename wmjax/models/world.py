@@ -142,6 +142,7 @@ class WorldMemory(nnx.Module):
 
         Raises:
             UserError: latents missing or of another shape; unknown corruption; shuffling a batch of one.
+
         """
         tokens = hidden[:, -chunk:].astype(jnp.float32)
         prediction = self._predict(hidden, mask, latents)
@@ -235,6 +236,7 @@ def corrupt(
 
     Raises:
         UserError: unknown corruption, or shuffling a batch of one.
+
     """
     if corruption not in get_args(Corruption):
         raise unknown_name("corruption", corruption, get_args(Corruption))

@@ -17,6 +17,7 @@ def make_inputs(
 
     Raises:
         UserError: latents of another store, an instruction that does not fit the prompt, too few episodes.
+
     """
     if latents is not None:
         latents.check(store)

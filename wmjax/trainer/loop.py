@@ -103,6 +103,7 @@ def train(
     Raises:
         UserError: batch and mesh do not fit, or a checkpoint does not belong to this run.
         FloatingPointError: the loss is not finite.
+
     """
     # 1. The mesh, before any array exists.
     mesh = make_mesh(mesh_config)
@@ -166,7 +167,9 @@ def train(
             values = writer.write(step, "train", {**jax.device_get(metrics), **clock.tick(step)})
             log.info("step %d/%d  loss %.4f  %s", step, config.steps, values["loss"], clock.left(step))
         if step % config.eval_every == 0 or step == config.steps:
-            values = writer.write(step, "val", validate(eval_step, state, frozen, inputs, loader, config.eval_batches, mesh))
+            values = writer.write(
+                step, "val", validate(eval_step, state, frozen, inputs, loader, config.eval_batches, mesh)
+            )
             log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
         if step % config.checkpoint_every == 0 or step == config.steps:
             position = {str(jax.process_index()): stream.get_state()}

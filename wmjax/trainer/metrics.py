@@ -53,6 +53,7 @@ class MetricsWriter:
 
         Raises:
             FloatingPointError: a training metric is not finite: going on would only waste time.
+
         """
         values = flat(metrics)
         self._file.write(json.dumps({"step": step, "split": split, "time": time.time(), **values}) + "\n")

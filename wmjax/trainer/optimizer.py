@@ -55,7 +55,7 @@ def _decays(params: Any) -> Any:
     def decays(leaf: Any) -> Any:
         value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
         names = logical_axes(leaf)
-        stacked = int(bool(names) and names[0] == "layers")
+        stacked = int(names is not None and names[:1] == ("layers",))
         answer = value.ndim - stacked >= 2 and not isinstance(leaf, Gate)
         return leaf.replace(answer) if isinstance(leaf, nnx.Variable) else answer
 

@@ -52,6 +52,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
     Raises:
         UserError: the axes do not multiply to the number of devices.
+
     """
     devices = jax.device_count()
     fixed = config.fsdp * config.tensor
@@ -70,6 +71,7 @@ def partition_spec(shape: tuple[int, ...], logical: tuple[str | None, ...] | Non
 
     Raises:
         ValueError: as many names as dimensions are needed, or a name is not in the rules (a bug in a model).
+
     """
     if logical is None:
         return P()
@@ -111,6 +113,7 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
 
     Raises:
         UserError: names the batch size and a size that works.
+
     """
     parts = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
     if batch_size % parts:

@@ -14,7 +14,7 @@ class TrainState(NamedTuple):
 
     step: Int32[Array, ""]
     params: nnx.State
-    ema: nnx.State
+    ema: nnx.State | None
     opt: Any
 
 

@@ -1,7 +1,6 @@
 """The training step and the evaluation step: pure functions from trees to trees, made once and jitted."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +20,19 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-def model_input(
-    batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_spec: EncoderSpec | None
-) -> ModelInput:
+def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_spec: EncoderSpec | None) -> ModelInput:
     """A batch of the loader in the model's units: normalised state and latents, each task's prompt looked up."""
-    latents = batch.get("latents") if encoder_spec is not None else None
-    return ModelInput(
+    inputs = ModelInput(
         images=batch["images"],
         state=normalise_state(batch["state"], action_spec),
         prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
-        latents=None if latents is None else normalise_latents(latents, encoder_spec),
-        future=None if latents is None else normalise_latents(batch["future"], encoder_spec),
-        future_mask=None if latents is None else batch["future_mask"],
+    )
+    if encoder_spec is None:
+        return inputs
+    return inputs._replace(
+        latents=normalise_latents(batch["latents"], encoder_spec),
+        future=normalise_latents(batch["future"], encoder_spec),
+        future_mask=batch["future_mask"],
     )
 
 
@@ -44,6 +44,7 @@ def augment(batch: Batch, key: Array, max_shift: int, state_noise: Float32[Array
         key: this step's key.
         max_shift: largest random shift, pixels.
         state_noise: standard deviation per state dimension, raw units.
+
     """
     images, size = batch["images"], batch["images"].shape[0]
     shift_key, noise_key = jax.random.split(key)
@@ -95,7 +96,9 @@ def make_train_step(
 
 def make_eval_step(
     graph: nnx.GraphDef, action_spec: ActionSpec, encoder_spec: EncoderSpec | None, *, seed: int
-) -> Callable[[nnx.State, nnx.State, Batch, Prompt, Int32[Array, ""]], tuple[Float32[Array, "batch chunk dim"], Metrics]]:
+) -> Callable[
+    [nnx.State, nnx.State, Batch, Prompt, Int32[Array, ""]], tuple[Float32[Array, "batch chunk dim"], Metrics]
+]:
     """``(params, frozen, batch, prompts, index) -> (predicted chunk, loss metrics)``, the chunk in normalised units."""
 
     def eval_step(

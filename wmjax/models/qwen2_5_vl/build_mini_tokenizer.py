@@ -47,6 +47,7 @@ def collect_instructions() -> list[str]:
 
     Raises:
         UserError: LIBERO is not installed.
+
     """
     spec = importlib.util.find_spec("libero")
     if spec is None or not spec.submodule_search_locations:

@@ -124,6 +124,7 @@ def preset(name: str, **changes: Any) -> Qwen2_5_VLConfig:
 
     Raises:
         UserError: unknown name.
+
     """
     presets = {"mini": _mini, "3b": Qwen2_5_VLConfig, "7b": _7b}
     if name not in presets:
@@ -154,6 +155,7 @@ def from_hf_config(values: dict[str, Any], **changes: Any) -> Qwen2_5_VLConfig:
 
     Raises:
         UserError: another architecture, a missing field, or a feature that is not supported.
+
     """
     if values.get("model_type") != "qwen2_5_vl":
         raise UserError(f"config.json: model_type is {values.get('model_type')!r}; only 'qwen2_5_vl' is supported")

@@ -29,6 +29,7 @@ def smart_resize(
 
     Raises:
         UserError: an empty image, or an aspect ratio above 200.
+
     """
     if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
         raise UserError(f"image size is {height} x {width}; use sides of at least 1 and an aspect ratio of at most 200")
@@ -61,6 +62,7 @@ def patchify(
 
     Raises:
         UserError: a side that is not a multiple of ``patch * merge``.
+
     """
     count, height, width, channels = images.shape
     factor = patch * merge
@@ -72,7 +74,7 @@ def patchify(
     cut = images.reshape(count, height // factor, merge, patch, width // factor, merge, patch, channels)
     cut = cut.transpose(0, 1, 4, 2, 5, 7, 3, 6)
     cut = cut.reshape(count, (height // factor) * (width // factor), merge**2, channels, patch**2)
-    std, mean = np.float32(STD)[:, None], np.float32(MEAN)[:, None]
+    std, mean = (np.array(v, np.float32)[:, None] for v in (STD, MEAN))
     normalised = cut.astype(jnp.float32) * (1 / (255 * std)) - mean / std
     return normalised.reshape(*cut.shape[:3], channels * patch**2)
 

@@ -51,6 +51,7 @@ class Qwen2_5_VL(nnx.Module):
 
         Raises:
             UserError: an image size that does not fit.
+
         """
         x = self._embed_tokens(tokens)
         if images is None:
@@ -91,6 +92,7 @@ class Qwen2_5_VL(nnx.Module):
             positions: (time, height, width) of every token, see :func:`rope.positions_of`.
             mask: False at padding, on either side.
             key: for dropout in the adapters; None switches it off.
+
         """
         return self.run(embeddings, positions, mask, key, collect=False)[0]
 

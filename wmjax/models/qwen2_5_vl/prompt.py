@@ -47,6 +47,7 @@ class PromptBuilder:
 
         Raises:
             UserError: a missing or unsuitable tokenizer, image size or length.
+
         """
         mini = str(tokenizer) == "mini"
         folder = MINI_TOKENIZER if mini else Path(tokenizer)
@@ -66,6 +67,7 @@ class PromptBuilder:
 
         Raises:
             UserError: an empty instruction, one with special tokens, or one that does not fit into ``length``.
+
         """
         ids = self._encode(instruction)
         placeholders = self.config.text.vocabulary + np.arange(1 + self.chunk)

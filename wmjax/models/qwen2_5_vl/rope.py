@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wmjax.errors import UserError
 
-Angles = tuple[Float[Array, "*batch tokens half"], Float[Array, "*batch tokens half"]]
+Angles = tuple[Float[Array | np.ndarray, "*batch tokens half"], Float[Array | np.ndarray, "*batch tokens half"]]
 """Cosine and sine of half a head's rotations."""
 
 
@@ -68,6 +68,7 @@ def positions_of(
 
     Raises:
         UserError: the runs of image placeholders do not match the grids.
+
     """
     grids = iter(image_grids)
     positions = np.zeros((tokens.shape[0], 3, tokens.shape[1]), np.int32)

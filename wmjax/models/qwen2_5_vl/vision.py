@@ -1,5 +1,7 @@
 """The vision tower of Qwen2.5-VL (arXiv:2502.13923, section 2.1): windowed attention with a few full blocks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,7 @@ class VisionTower(nnx.Module):
 
         Raises:
             UserError: a side of the wrong size.
+
         """
         return self.run(images, key, collect=False)[0]
 
@@ -152,14 +155,14 @@ class VisionTower(nnx.Module):
         return patches.astype(self.config.dtype) @ kernel.reshape(-1, vision.hidden)
 
 
-def window_angles(grid: tuple[int, int], config: Qwen2_5_VLConfig) -> tuple[np.ndarray, np.ndarray]:
+def window_angles(grid: tuple[int, int], config: Qwen2_5_VLConfig) -> Angles:
     """Rotations of all patches, in the order of the windows."""
     vision = config.vision
     merge = vision.merge
     rows, columns = np.indices((grid[0] * merge, grid[1] * merge))
 
-    def order(plane: np.ndarray) -> np.ndarray:
-        groups = plane.reshape(grid[0], merge, grid[1], merge).transpose(0, 2, 1, 3)
+    def order(plane: np.ndarray) -> Any:
+        groups: Any = plane.reshape(grid[0], merge, grid[1], merge).transpose(0, 2, 1, 3)
         return image.to_windows(groups.reshape(1, grid[0] * grid[1], merge**2), grid, vision.window_groups).reshape(-1)
 
     return patch_angles(order(rows), order(columns), vision.hidden // vision.heads)

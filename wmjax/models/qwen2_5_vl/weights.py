@@ -43,6 +43,7 @@ def load_model(
 
     Raises:
         UserError: a missing or damaged file, or tensors that are missing, surplus or of another shape or dtype.
+
     """
     config = config or load_hf_config(folder)
     model = names.abstract_model(config)
@@ -207,6 +208,7 @@ def download(hub_id: str, revision: str = "main", cache: Path | None = None) -> 
 
     Raises:
         UserError: no network, or no such repository.
+
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
