@@ -89,8 +89,11 @@ def evaluate_checkpoint(
         UserError: no complete checkpoint there, or see :func:`wmjax.rollout.evaluation.evaluate`.
 
     """
+    from wmjax.cache import keep_compiled_programs
     from wmjax.policy import load_policy
     from wmjax.rollout.policy_actor import PolicyActor
+
+    keep_compiled_programs()
 
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon)

@@ -24,10 +24,14 @@ from wmjax.specs import from_dict as spec_from_dict
 
 
 class Carry(NamedTuple):
-    """What a policy remembers of each slot's episode: the clip's frames and the latent history, oldest first."""
+    """What a policy remembers of each slot's episode: the clip's frames and the latent history, oldest first.
+
+    ``prediction`` is what the last decision expected of the next frames; it is only compared with what came.
+    """
 
     clip: UInt8[Array, "batch clip height width 3"]
     latents: Float32[Array, "batch history tokens dim"]
+    prediction: Float32[Array, "batch future tokens dim"]
 
 
 def observe(carry: Carry, frames: UInt8[Array, "batch n height width 3"], first: Array, encode: Any) -> Carry:
@@ -43,7 +47,19 @@ def observe(carry: Carry, frames: UInt8[Array, "batch n height width 3"], first:
     clips = jnp.stack([every[:, i + 1 : i + 1 + length] for i in range(n)], 1)
     new = encode(clips.reshape(-1, *clips.shape[2:])).reshape(clips.shape[0], n, *history.shape[2:])
     history = jnp.where(first[:, None, None, None], new[:, :1], history)
-    return Carry(every[:, -length:], jnp.concatenate([history, new], 1)[:, -history.shape[1] :])
+    latents = jnp.concatenate([history, new], 1)[:, -history.shape[1] :]
+    return carry._replace(clip=every[:, -length:], latents=latents)
+
+
+def foresight(
+    prediction: Float32[Array, "batch tokens dim"],
+    before: Float32[Array, "batch tokens dim"],
+    now: Float32[Array, "batch tokens dim"],
+) -> Float32[Array, "batch"]:
+    """Skill of a past prediction over copying the past, ``1 - |ẑ - z|² / |z_before - z|²``, row by row."""
+    error = jnp.sum(jnp.square(prediction - now), axis=(1, 2))
+    copy = jnp.sum(jnp.square(before - now), axis=(1, 2))
+    return 1.0 - error / jnp.maximum(copy, 1e-6)
 
 
 class Policy:
@@ -89,12 +105,16 @@ class Policy:
     def initial_carry(self) -> Carry:
         """Empty buffers; every episode's first observation refills its row."""
         size, batch = self.observation_spec.image_size, self.batch_size
-        spec, history = self.encoder_spec, self.experiment.model.prophet.history
-        if spec is None:
-            return Carry(jnp.zeros((batch, 0, size, size, 3), jnp.uint8), jnp.zeros((batch, 0, 0, 0)))
+        spec, prophet = self.encoder_spec, self.experiment.model.prophet
+        predicts = self._model.world.prophet is not None and spec is not None
+        future = (prophet.future, prophet.tokens, prophet.latent_dim) if predicts else (0, 0, 0)
+        clip, history = (
+            (0, (0, 0, 0)) if spec is None else (spec.clip_length, (prophet.history, spec.tokens_per_frame, spec.dim))
+        )
         return Carry(
-            jnp.zeros((batch, spec.clip_length, size, size, 3), jnp.uint8),
-            jnp.zeros((batch, history, spec.tokens_per_frame, spec.dim)),
+            jnp.zeros((batch, clip, size, size, 3), jnp.uint8),
+            jnp.zeros((batch, *history)),
+            jnp.zeros((batch, *future)),
         )
 
     def prompt(self, instruction: str) -> Prompt:
@@ -109,7 +129,14 @@ class Policy:
     def __call__(
         self, carry: Carry, observation: Observation, keys: Array
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
-        """One decision for every row. Actions are in [-1, 1], the gripper last."""
+        """One decision for every row.
+
+        Returns:
+            The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
+            ``memory/ratio`` and ``world/skill``, how much better the last decision's prediction of the newest frame
+            was than copying (NaN at an episode's first decision).
+
+        """
         return self._step(self._state, carry, observation, keys)
 
     def _act(
@@ -119,6 +146,7 @@ class Policy:
         history = None
         if encoder is not None and self.encoder_spec is not None:
             camera = self.observation_spec.cameras.index(self.encoder_spec.camera)
+            before = carry
             carry = observe(carry, observation.images[:, :, camera], observation.first, self._encode(encoder))
             history = normalise_latents(carry.latents, self.encoder_spec)
         inputs = ModelInput(
@@ -132,7 +160,23 @@ class Policy:
         shape = (self.action_spec.chunk, self.action_spec.dim)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         action, info = model.sample(inputs, noise)
+        prediction = info.pop("prediction", None)
+        if prediction is not None and history is not None:
+            info |= self._skill(model, before, history, observation.first)
+            carry = carry._replace(prediction=prediction)
         return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
+
+    def _skill(
+        self, model: VLA, before: Carry, history: Float32[Array, "batch history tokens dim"], first: Array
+    ) -> dict[str, Array]:
+        """The last decision's foresight of the newest frame, if the Prophet looks that far."""
+        assert self.encoder_spec is not None
+        ahead = self.frames_per_decision
+        if ahead > before.prediction.shape[1]:
+            return {}
+        then = model.world.prepare(normalise_latents(before.latents, self.encoder_spec))[:, -1]
+        skill = foresight(before.prediction[:, ahead - 1], then, model.world.prepare(history)[:, -1])
+        return {"world/skill": jnp.where(first, jnp.nan, skill)}
 
     def _encode(self, encoder: VJEPA2Encoder) -> Any:
         assert self.encoder_spec is not None

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmjax.commands import Progress, run_command
+from wmjax.commands import Progress, run_command, use_huge_pages
 
 if TYPE_CHECKING:
     from wmjax.config import EncoderConfig, Experiment
@@ -49,8 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     options, overrides = parse(arguments)
     from wmjax import logs
-    from wmjax.cache import cache_root
+    from wmjax.cache import cache_root, keep_compiled_programs
     from wmjax.config import load, to_dict
+
+    keep_compiled_programs()
 
     experiment = load(options.config, options.scale, options.dataset, overrides)
     run = options.run or cache_root() / "runs" / experiment.name
@@ -72,7 +74,7 @@ def _main(arguments: list[str]) -> int:
     if options.no_evaluation:
         return 0
     # 5. Closed loop.
-    summary = judge(experiment, run, checkpoint)
+    summary = judge(experiment, checkpoint)
     # 6. The verdict.
     print(verdict(experiment, run, summary))
     return 0
@@ -186,22 +188,17 @@ def fit(experiment: "Experiment", store: "TrainingStore", latents: "LatentStore"
     )
 
 
-def judge(experiment: "Experiment", run: Path, checkpoint: Path) -> Any:
+def judge(experiment: "Experiment", checkpoint: Path) -> Any:
     """Closed-loop success of a checkpoint on the experiment's protocol, on the tasks that it was trained on."""
-    from wmjax.evaluate import identity
-    from wmjax.policy import load_policy
-    from wmjax.rollout.evaluation import evaluate
-    from wmjax.rollout.policy_actor import PolicyActor
+    from wmjax.evaluate import evaluate_checkpoint, evaluations_folder
     from wmjax.rollout.protocol import load_protocol
 
     settings = experiment.evaluation
     protocol = load_protocol(
         settings.protocol, tasks=experiment.data.tasks, episodes_per_task=settings.episodes_per_task
     )
-    policy = load_policy(checkpoint, batch_size=1, open_loop_horizon=protocol.open_loop_horizon)
-    out = run / "evaluations" / protocol.name
-    actor = PolicyActor(policy, protocol.seed)
-    return evaluate(actor, protocol, out, settings.workers, settings.videos, identity(checkpoint))
+    out = evaluations_folder(checkpoint) / protocol.name
+    return evaluate_checkpoint(checkpoint, protocol, out, workers=settings.workers, videos=settings.videos)
 
 
 def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
@@ -221,4 +218,5 @@ def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
 
 
 if __name__ == "__main__":
+    use_huge_pages("wmjax.train")
     sys.exit(main())

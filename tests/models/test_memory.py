@@ -52,9 +52,9 @@ def test_an_empty_memory_leaves_its_sample_alone_and_the_others_unchanged() -> N
 
 def test_the_reported_gate_and_ratio_are_those_of_the_sum() -> None:
     out = run(make(0.8), HIDDEN, MEMORY)
-    added = np.linalg.norm(out.tokens - HIDDEN, axis=-1).mean()
+    added = np.linalg.norm(out.tokens - HIDDEN, axis=-1).mean(-1)
     assert out.gate == pytest.approx(np.tanh(0.8), rel=1e-6)
-    assert out.ratio == pytest.approx(added / np.linalg.norm(HIDDEN, axis=-1).mean(), rel=1e-5)
+    np.testing.assert_allclose(out.ratio, added / np.linalg.norm(HIDDEN, axis=-1).mean(-1), rtol=1e-5)
 
 
 def test_position_and_time_of_a_memory_token_matter() -> None:

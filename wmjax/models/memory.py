@@ -36,11 +36,11 @@ class InjectionConfig:
 
 
 class Injection(NamedTuple):
-    """The tokens after injection, and what the injection did to them (scalars)."""
+    """The tokens after injection, the mean |gate|, and ‖injected‖ / ‖hidden‖ of each sample."""
 
     tokens: Float32[Array, "batch chunk hidden"]
     gate: Float32[Array, ""]
-    ratio: Float32[Array, ""]
+    ratio: Float32[Array, "batch"]
 
 
 class GatedCrossAttention(nnx.Module):
@@ -93,6 +93,6 @@ class GatedCrossAttention(nnx.Module):
         return self.attention(self.hidden_norm(hidden), keys_values).astype(jnp.float32)
 
 
-def _mean_norm(x: Float32[Array, "batch chunk hidden"]) -> Float32[Array, ""]:
-    """Mean length of the tokens; for metrics only, hence without a gradient."""
-    return jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(x), axis=-1))
+def _mean_norm(x: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch"]:
+    """Mean length of each sample's tokens; for metrics only, hence without a gradient."""
+    return jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(x), axis=-1), axis=-1)

@@ -198,7 +198,8 @@ class VLA(nnx.Module):
         head = self.head.loss(out.tokens, action, action_mask, jax.random.fold_in(key, HEAD))
         world, metrics = self._world_loss(inputs, out)
         loss = head.loss + world
-        return loss, {"loss": loss, "action/loss": head.loss} | head.metrics | out.metrics | metrics
+        memory = {name: jnp.mean(values) for name, values in out.metrics.items()}
+        return loss, {"loss": loss, "action/loss": head.loss} | head.metrics | memory | metrics
 
     def _world_loss(
         self, inputs: ModelInput, out: WorldOutput
@@ -233,7 +234,7 @@ class VLA(nnx.Module):
             memory: replaces the predicted memory (oracle).
 
         Returns:
-            The chunk, and ``prediction`` (latents, if there is a Prophet) with the memory's metrics.
+            The chunk, and ``prediction`` (latents, if there is a Prophet) with the memory's metrics per sample.
 
         """
         out = self.action_tokens(inputs, key=key, corruption=corruption, memory=memory)

@@ -74,11 +74,14 @@ ARMS: dict[str, WorldMemoryConfig] = {
 
 
 class WorldOutput(NamedTuple):
-    """Action tokens after the memory, float32; ``prediction`` is ẑ(t+1..t+K), or None without a Prophet."""
+    """Action tokens after the memory, float32; ``prediction`` is ẑ(t+1..t+K), or None without a Prophet.
+
+    ``metrics`` are numbers of each sample: a rollout logs them per episode, a training step averages them.
+    """
 
     tokens: Float32[Array, "batch chunk hidden"]
     prediction: Float32[Array, "batch future tokens dim"] | None
-    metrics: dict[str, Float32[Array, ""]]
+    metrics: dict[str, Float32[Array, "batch"]]
 
 
 class WorldMemory(nnx.Module):
@@ -153,7 +156,8 @@ class WorldMemory(nnx.Module):
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
         memory = corrupt(memory, corruption, key)
         injected = self.injection(tokens, memory, self._keep(tokens.shape[0], key, train, corruption))
-        metrics = {"memory/gate": injected.gate, "memory/ratio": injected.ratio}
+        gate = jnp.broadcast_to(injected.gate, injected.ratio.shape)
+        metrics = {"memory/gate": gate, "memory/ratio": injected.ratio}
         return WorldOutput(injected.tokens, prediction, metrics)
 
     def loss(

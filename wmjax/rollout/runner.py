@@ -211,7 +211,7 @@ class Runner:
             faults=faults,
             seconds=round(time.monotonic() - run.started, 3),
             decisions=run.decisions,
-            info={name: float(np.mean(values)) for name, values in run.info.items() if np.isfinite(values).all()},
+            info={name: float(np.nanmean(v)) for name, v in run.info.items() if not np.isnan(v).all()},
             recipe_hash=self._recipe_hash,
             open_loop_horizon=self._protocol.open_loop_horizon,
             execution_delay=self._protocol.execution_delay,

@@ -181,7 +181,7 @@ def train(
     return last
 
 
-SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "gate", "injected_ratio")
+SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
 
 
 def _loader_config(config: TrainConfig, inputs: Inputs) -> LoaderConfig:

@@ -1,0 +1,86 @@
+"""Experiments from files and the command line: precedence, ownership, errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from wmjax import config
+from wmjax.config import from_dict, load, owner, read_axis, to_dict
+from wmjax.errors import UserError
+from wmjax.models.world import ARMS
+from wmjax.resources import resource_folder
+from wmjax.typed import parse_overrides
+
+RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
+
+
+def test_every_arm_has_a_recipe_with_either_head() -> None:
+    assert sorted(RECIPES) == sorted(f"{arm}_{head}" for arm in ARMS for head in ("mse", "flow"))
+    for arm, memory in ARMS.items():
+        assert load(f"{arm}_flow").model.memory == memory
+        assert load(f"{arm}_mse").model.memory == memory
+        assert load(f"{arm}_mse").model.head.kind == "regression"
+
+
+def test_two_recipes_differ_in_what_recipes_own_and_nothing_else() -> None:
+    one, other = (config.dotted(to_dict(load(name))) for name in ("e0_mse", "e2_flow"))
+    differing = {key for key in one if one[key] != other[key]} - {"recipe"}
+    assert differing and {owner(key) for key in differing} == {"recipes"}
+
+
+def test_the_command_line_wins_over_recipe_and_scale() -> None:
+    changed = load("e2_flow", overrides=parse_overrides(["--model.memory.world_loss", "0.1", "--train.steps=7"]))
+    assert (changed.model.memory.world_loss, changed.train.steps) == (0.1, 7)
+    assert changed.train.batch_size == load("e2_flow").train.batch_size
+    assert load("e2_flow", "smoke").train.steps != load("e2_flow").train.steps
+
+
+def test_a_backbone_preset_expands_and_can_be_changed_field_by_field() -> None:
+    changed = load("e0_flow", overrides={"model": {"backbone": {"lora": {"rank": 4}}}}).model.backbone
+    plain = load("e0_flow").model.backbone
+    assert changed.lora.rank == 4 and changed.text == plain.text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_experiment_reads_back_equal(name: str) -> None:
+    assert from_dict(to_dict(load(name))) == load(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("e2_flo",), "unknown recipe 'e2_flo'; did you mean e2_flow"),
+        (("e2_flow", "minni"), "unknown scale 'minni'; did you mean mini"),
+        (("e2_flow", "mini", "spacial"), "unknown data 'spacial'; did you mean spatial"),
+        (("e2_flow", "mini", None, {"train": {"step": 3}}), "unknown setting 'train.step'; did you mean train.steps"),
+        (("e2_flow", "mini", None, {"train": {"steps": "many"}}), "train.steps is 'many'; expected int"),
+        (("e2_flow", "mini", None, {"model": {"memory": {"input": "future"}}}), "input is 'future'; choose one of"),
+        (("e2_flow", "mini", None, {"recipe": "e0_flow"}), "recipe is not a setting; choose it with --config"),
+        (("e0_flow", "mini", None, {"model": {"memory": {"world_loss": 0.5}}}), "world_loss is 0.5"),
+    ],
+)
+def test_bad_settings_are_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        load(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "message"),
+    [
+        ("recipes", "[train]\nsteps = 3", "train.steps belongs into train/scales, not into train/recipes"),
+        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/recipes"),
+        ("recipes", "extends = 'e2_mse'", "only one level"),
+        ("recipes", "=", "not valid TOML"),
+    ],
+)
+def test_an_axis_keeps_to_its_own_settings(
+    axis: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("recipes", "scales"):
+        (tmp_path / name).mkdir()
+    original = (resource_folder("train") / "recipes" / "e2_mse.toml").read_text()
+    (tmp_path / "recipes" / "e2_mse.toml").write_text(original)
+    (tmp_path / axis / "new.toml").write_text(text)
+    monkeypatch.setattr(config, "resource_folder", lambda name: tmp_path)
+    with pytest.raises(UserError, match=message):
+        read_axis(axis, "new")
