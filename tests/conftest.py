@@ -1,6 +1,24 @@
-"""Two simulated devices, so that every jitted test runs on a real mesh."""
+"""What all tests share: two simulated devices, kept compilations, and two real demonstrations."""
 
 import os
+import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# So that every jitted test runs on a real mesh.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+# Many tests compile the same small models.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "wmjax-tests-xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "1000000000")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory):
+    """A training store of two demonstrations, recorded on this machine: replays of it are exact."""
+    from wmjax.sim.record import record
+    from wmjax.specs import ObservationSpec
+
+    return record(tmp_path_factory.mktemp("recorded") / "store", "libero_spatial", [2], 2, ObservationSpec())

@@ -13,6 +13,7 @@ from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
 from wmjax.errors import UserError
+from wmjax.resources import records_folder
 from wmjax.rollout import actors
 from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
@@ -97,7 +98,8 @@ def evaluate_checkpoint(
 
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon)
-    return evaluate(PolicyActor(policy, protocol.seed), protocol, out, workers, videos, header)
+    actor = PolicyActor(policy, protocol.seed)
+    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder())
 
 
 def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path) -> Summary:

@@ -3,10 +3,19 @@
 from pathlib import Path
 from typing import Literal
 
+from wmjax.cache import cache_root
 from wmjax.errors import UserError
 
 MARKERS = {"train": "recipes", "eval": "protocols"}
 """A folder that only our `train` and `eval` contain, so that a stranger's folder is never taken for ours."""
+
+
+def records_folder() -> Path:
+    """Where runs of the benchmark are recorded: ``eval/results`` of a repository, else the cache's ``results``."""
+    repository = Path(__file__).resolve().parents[1]
+    if (repository / ".git").exists() and (repository / "eval" / "results").is_dir():
+        return repository / "eval" / "results"
+    return cache_root() / "results"
 
 
 def resource_folder(name: Literal["train", "eval"]) -> Path:

@@ -13,12 +13,7 @@ from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
 from wmjax.specs import ActionSpec
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "two_episodes"
-
-pytestmark = [
-    pytest.mark.sim,
-    pytest.mark.skipif(not FIXTURE.is_dir(), reason="the two-episode fixture is not recorded yet"),
-]
+pytestmark = pytest.mark.sim
 
 
 class Watching(Replay):
@@ -35,12 +30,11 @@ class Watching(Replay):
         return super().chunk(decision)
 
 
-def replay(actor: Replay, folder: Path) -> None:
+def replay(actor: Replay, store: TrainingStore, folder: Path) -> None:
     """Runs all recordings; they succeed from the recorded start at the recorded step."""
     protocol = load_protocol("spatial_dev", max_steps=actor.longest)
     evaluate(actor, protocol, folder, workers=2, episodes=actor.episodes)
     records = {record.key: record for record in read_records(folder)}
-    store = TrainingStore(FIXTURE)
     assert len(records) == len(store.episodes)
     for entry in store.episodes:
         record = records[entry["episode"]]
@@ -48,23 +42,23 @@ def replay(actor: Replay, folder: Path) -> None:
         assert (record.outcome, record.settled_hash, record.steps) == expected
 
 
-def test_a_policy_sees_the_recorded_observations_bit_for_bit(tmp_path):
-    store = TrainingStore(FIXTURE)
+def test_a_policy_sees_the_recorded_observations_bit_for_bit(recorded, tmp_path):
+    store = recorded
     actor = Watching(store, ActionSpec())
-    replay(actor, tmp_path)
+    replay(actor, store, tmp_path)
     stride, checked = store.spec.frame_stride, 0
     for decision in actor.seen:
         entry = next(e for e in store.episodes if e["episode"] == decision.episode.key)
-        recorded = store.episode(entry["index"])
+        episode = store.episode(entry["index"])
         newest = decision.step // stride
-        expected = recorded.images[[max(newest - 1, 0), newest]]
+        expected = episode.images[[max(newest - 1, 0), newest]]
         assert np.array_equal(decision.frames, expected), (decision.episode.key, decision.step)
-        assert np.array_equal(decision.state, recorded.state[decision.step])
+        assert np.array_equal(decision.state, episode.state[decision.step])
         assert decision.instruction == entry["instruction"]
         checked += 1
     assert checked >= sum(entry["success_step"] // 8 for entry in store.episodes)
 
 
-def test_replay_succeeds_through_a_policys_action_transform(tmp_path):
-    store = TrainingStore(FIXTURE)
-    replay(Replay(store, action_spec(store, np.arange(len(store.episodes)), 8, "quantile")), tmp_path)
+def test_replay_succeeds_through_a_policys_action_transform(recorded, tmp_path):
+    spec = action_spec(recorded, np.arange(len(recorded.episodes)), 8, "quantile")
+    replay(Replay(recorded, spec), recorded, tmp_path)

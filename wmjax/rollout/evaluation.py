@@ -35,6 +35,7 @@ def evaluate(
     header: Mapping[str, Any] | None = None,
     *,
     episodes: Sequence[EpisodeId] | None = None,
+    records: Path | None = None,
     env_factory: str = "wmjax.sim.env:LiberoEnv",
     timeout: float = 120.0,
 ) -> Summary:
@@ -48,6 +49,7 @@ def evaluate(
         videos: successes and failures per task to keep as videos.
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
         episodes: the episodes, if not the protocol's own (replays run recorded ones).
+        records: where a run of the benchmark leaves its record; ``out/results`` when None.
         env_factory: ``"module:attribute"`` of the environment.
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
 
@@ -70,12 +72,14 @@ def evaluate(
         with Pool(settings, min(workers, len(left)), timeout) as pool:
             runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
             runner.run(left)
-        _save(results, protocol, time.monotonic() - started, runner.control_steps)
+        content = _save(results, time.monotonic() - started, runner.control_steps)
+        if protocol.init == "benchmark":
+            keep_record(records or out / "results", protocol.name, content)
     return summarize(results.records)
 
 
-def _save(results: Results, protocol: Protocol, seconds: float, control_steps: int) -> None:
-    """Writes ``summary.json``; a benchmark run also leaves a numbered record, never overwritten, in ``results/``."""
+def _save(results: Results, seconds: float, control_steps: int) -> dict[str, Any]:
+    """Writes ``summary.json`` and returns its content."""
     summary = summarize(results.records)
     content = {
         **provenance(),
@@ -85,12 +89,24 @@ def _save(results: Results, protocol: Protocol, seconds: float, control_steps: i
         **summary.as_dict(),
     }
     write_json(results.folder / "summary.json", content)
-    if protocol.init == "benchmark":
-        folder = results.folder / "results"
-        folder.mkdir(exist_ok=True)
-        number = len(list(folder.glob(f"{protocol.name}-*.json")))
-        with (folder / f"{protocol.name}-{number:03d}.json").open("x") as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return content
+
+
+def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
+    """Adds a benchmark run to an append-only log: one numbered file each, none is ever overwritten.
+
+    A recipe that has a record already is run again at one's own risk of selecting on the benchmark: that is logged.
+    """
+    recipe = content["header"].get("recipe_hash", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = sorted(folder.glob(f"{protocol}-*.json"))
+    same = [path.name for path in earlier if json.loads(path.read_text())["header"].get("recipe_hash", "") == recipe]
+    if recipe and same:
+        log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
+    path = folder / f"{protocol}-{len(earlier):03d}.json"
+    with path.open("x") as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
 
 
 def provenance() -> dict[str, str]:

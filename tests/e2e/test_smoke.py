@@ -1,0 +1,89 @@
+"""The main job through its command, every stage for real: recording, latents, training, closed loop, verdict."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
+
+RUN = "runs/{}-smoke-smoke-s0"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def command(module: str, cache: Path, *arguments: str, status: int = 0) -> str:
+    """Runs a command as a user would, with its own cache; returns what it printed."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
+    environment |= {"WMJAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    line = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def first(cache: Path) -> str:
+    return command("wmjax.train", cache, "--config", "e2_flow", "--scale", "smoke")
+
+
+def test_one_command_goes_from_nothing_to_a_success_rate(first: str, cache: Path) -> None:
+    run = cache / RUN.format("e2_flow")
+    assert "libero_spatial/2" in first and "95 % interval" in first and f"run: {run}" in first
+    assert first.count("  python -m wmjax.") == 2 and "tensorboard --logdir" in first
+    assert json.loads((run / "config.json").read_text())["recipe"] == "e2_flow"
+    (evaluation,) = (run / "evaluations").glob("*/*")
+    episodes = [json.loads(line) for line in (evaluation / "episodes.jsonl").read_text().splitlines()]
+    assert [episode["outcome"] in ("success", "failure") for episode in episodes] == [True, True]
+    assert {"memory/gate", "memory/ratio", "world/skill"} <= episodes[0]["info"].keys()
+    assert list((evaluation / "videos").glob("*.mp4"))
+    assert list((run / "tensorboard").iterdir()) and list((cache / "xla").iterdir())
+
+
+def test_the_metrics_are_those_that_cannot_mislead(first: str, cache: Path) -> None:
+    lines = [json.loads(x) for x in (cache / RUN.format("e2_flow") / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [10, 20, 30]
+    last = next(line for line in reversed(lines) if line["split"] == "val")
+    expected = {*(f"r2/{i}" for i in range(7)), "r2_arm", "world/skill_1", "memory/gate", "memory/ratio"}
+    assert expected <= last.keys()
+    assert all(np.isfinite(value) for line in lines for value in line.values() if not isinstance(value, str))
+
+
+def test_a_second_run_finds_everything_done(first: str, cache: Path) -> None:
+    again = command("wmjax.train", cache, "--config", "e2_flow", "--scale", "smoke")
+    assert "recording" not in again and "encoding" not in again and "step 10/30" not in again
+    assert "libero_spatial/2" in again
+
+
+@pytest.mark.parametrize("recipe", ["e0_mse", "e0_flow", "e2_mse"])
+def test_the_other_systems_take_the_same_path(first: str, cache: Path, recipe: str) -> None:
+    shown = command("wmjax.train", cache, "--config", recipe, "--scale", "smoke", "--train.steps", "2")
+    assert "recording" not in shown and "libero_spatial/2" in shown
+
+
+def test_recorded_actions_succeed_through_the_evaluation_path(first: str, cache: Path) -> None:
+    (store,) = (cache / "demos").iterdir()
+    out = cache / "replayed"
+    shown = command(
+        "wmjax.evaluate", cache, "--policy", "replay", "--data", str(store), "--protocol", "smoke", "--out", str(out)
+    )
+    assert "2/2" in shown
+
+
+def test_another_experiment_in_the_same_folder_is_refused(first: str, cache: Path) -> None:
+    shown = command("wmjax.train", cache, "--config", "e2_flow", "--scale", "smoke", "--train.seed", "3",
+                    "--run", str(cache / RUN.format("e2_flow")), status=2)  # fmt: skip
+    assert "was started with train.seed = 0, now it is 3" in shown and "Traceback" not in shown
+
+
+def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
+    shown = command("wmjax.train", tmp_path, "--config", "e2_flow", "--dry-run")
+    assert "parameters: " in shown and "mesh: " in shown and not (tmp_path / "runs").exists()
+    assert not (tmp_path / "demos").exists()

@@ -1,0 +1,37 @@
+"""Writes an evaluation's results as one HTML file: ``python -m wmjax.report EVALUATION`` (a results folder)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from wmjax.commands import run_command
+from wmjax.rollout.report import write_report
+
+__all__ = ["main", "write_report"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m wmjax.report", description=__doc__)
+    parser.add_argument("evaluation", type=Path, help="results folder, such as RUN/evaluations/STEP/PROTOCOL")
+    parser.add_argument("--out", type=Path, help="the HTML file; default: report.html in the results folder")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="EVALUATION",
+        help="results folders of controls, compared in pairs on the same episodes",
+    )
+    options = parser.parse_args(arguments)
+
+    def body() -> int:
+        print(f"report: {write_report(options.evaluation, options.out, options.compare)}")
+        return 0
+
+    return run_command(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What limits an evaluation's verdict, in plain sentences."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from wmjax.rollout.protocol import INITIAL_STATES, TASKS
+from wmjax.rollout.results import TaskSummary
+
+SCRIPTED = {
+    "expert": "The scripted expert sees the simulator's state: a ceiling for what can be expected, not a policy.",
+    "noop": "Nothing acted: the floor, what a robot that holds still scores.",
+    "random": "Random actions: the floor.",
+    "replay": "Recorded actions were replayed from recorded states: a check of the simulator, not a policy.",
+}
+
+REGIMES = ("execution_delay", "target_velocity", "camera_dropout")
+"""Protocol settings that the benchmark does not have; 0 is off."""
+
+
+def caveats(
+    header: Mapping[str, Any], overall: TaskSummary, finished: Mapping[str, Any], recorded_runs: int
+) -> list[str]:
+    """What a reader must know before quoting the success rate.
+
+    Args:
+        header: of the evaluation.
+        overall: outcome counts of all tasks together.
+        finished: ``summary.json``, empty if there is none.
+        recorded_runs: how often the benchmark was run into the same folder.
+
+    """
+    settings = header.get("protocol")
+    settings = settings if isinstance(settings, Mapping) else {}
+    return [
+        *_about_episodes(settings, overall, finished, recorded_runs),
+        *_about_faults(overall),
+        *_about_actor(header),
+        *_about_commit(finished),
+    ]
+
+
+def _about_episodes(
+    settings: Mapping[str, Any], overall: TaskSummary, finished: Mapping[str, Any], recorded_runs: int
+) -> Iterator[str]:
+    total = overall.finished + overall.timeouts + overall.crashes
+    names, each = settings.get("tasks") or (), settings.get("episodes_per_task") or 0
+    if not finished:
+        wanted = f" of {len(names) * each}" if names and each else ""
+        yield f"Interrupted after {total}{wanted} episodes; the first to end are not a fair sample of all of them."
+    elif finished.get("overall", {}).get("successes") != overall.successes:
+        yield "summary.json and episodes.jsonl disagree; this report counts the episodes."
+    if settings.get("init") == "random":
+        yield "Random resets are for development; do not set this rate beside published benchmark numbers."
+    if settings.get("init") == "benchmark":
+        known = TASKS.get(str(settings.get("suite")), 0)
+        if len(names) < known or each < INITIAL_STATES:
+            yield (
+                f"Part of the benchmark: {len(names)} of {known} tasks, {each} of {INITIAL_STATES} initial states; "
+                "do not set this rate beside published numbers."
+            )
+        changed = [name.replace("_", " ") for name in REGIMES if settings.get(name)]
+        if changed:
+            yield f"Harder than the published benchmark: {', '.join(changed)}."
+        if recorded_runs > 1:
+            yield f"The benchmark was run {recorded_runs} times into this folder; all runs are kept in results/."
+
+
+def _about_faults(overall: TaskSummary) -> Iterator[str]:
+    faults = overall.timeouts + overall.crashes
+    if faults:
+        worst = 100 * overall.successes / (overall.finished + faults)
+        yield (
+            f"{faults} episodes timed out or crashed in every attempt and are left out of the rate; "
+            f"counted as failures, it would be {worst:.1f} %."
+        )
+
+
+def _about_actor(header: Mapping[str, Any]) -> Iterator[str]:
+    actor = str(header.get("actor", ""))
+    if actor in SCRIPTED:
+        yield SCRIPTED[actor]
+    elif "experiment" in header:
+        yield "One training seed: the interval covers the choice of episodes, not of seeds."
+
+
+def _about_commit(finished: Mapping[str, Any]) -> Iterator[str]:
+    if str(finished.get("commit", "")).endswith("-dirty"):
+        yield "The code had uncommitted changes: the commit alone does not reproduce this evaluation."

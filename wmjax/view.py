@@ -1,0 +1,52 @@
+"""Shows episodes of a training store: ``python -m wmjax.view STORE`` writes one self-contained HTML page."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from wmjax.commands import run_command
+from wmjax.data.view import Frames, choose_episodes, open_latents, open_store, parse_episodes, write_page
+from wmjax.rollout.videos import write_video
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m wmjax.view", description=__doc__)
+    parser.add_argument("data", type=Path, help="training store")
+    parser.add_argument("--latents", type=Path, help="latent store of the same frames, shown as colours")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--episodes", help="episode numbers, such as 0,5,9")
+    which.add_argument("--per-task", type=int, default=2, help="the first so many of each task (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("view.html"), help="the page to write (default view.html)")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _view(options))
+
+
+def _view(options: argparse.Namespace) -> int:
+    store = open_store(options.data)
+    wanted = parse_episodes(options.episodes) if options.episodes is not None else None
+    indices = choose_episodes(store.episodes, wanted, options.per_task)
+    latents = open_latents(options.latents) if options.latents is not None else None
+    write_page(options.out, store, indices, latents, _mp4, _show)
+    print(f"{options.out}: {len(indices)} episodes, {options.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _mp4(frames: Frames, captions: Sequence[str], rate: float) -> bytes:
+    """The bytes of an H.264 video."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episode.mp4"
+        write_video(path, frames, captions, max(rate, 1.0))
+        return path.read_bytes()
+
+
+def _show(done: int, total: int) -> None:
+    """One progress line per ten episodes."""
+    if done % 10 == 0 or done == total:
+        print(f"episode {done} of {total}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
