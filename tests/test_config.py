@@ -41,6 +41,13 @@ def test_a_backbone_preset_expands_and_can_be_changed_field_by_field() -> None:
     assert changed.lora.rank == 4 and changed.text == plain.text
 
 
+@pytest.mark.parametrize(("scale", "depth", "latents"), [("mini", 4, 192), ("3b", 36, 1024), ("7b", 28, 1408)])
+def test_a_scale_is_one_file(scale: str, depth: int, latents: int) -> None:
+    experiment = load("e2_flow", scale)
+    assert experiment.model.backbone.text.depth == depth and experiment.model.prophet.latent_dim == latents
+    assert bool(experiment.train.backbone_weights) == (scale != "mini")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_saved_experiment_reads_back_equal(name: str) -> None:
     assert from_dict(to_dict(load(name))) == load(name)

@@ -16,7 +16,7 @@ def keep_compiled_programs() -> None:
     """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was told another folder."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

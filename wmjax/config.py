@@ -152,9 +152,10 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
     """``model.backbone.preset`` as the fields it stands for, with what was said beside it laid on top."""
-    backbone = dict(values.get("model", {}).get("backbone", {}))
+    model = dict(values.get("model", {}))
+    backbone = dict(model.get("backbone", {}))
     fields = dataclasses.asdict(preset(backbone.pop("preset", "mini")))
-    return merge(values, {"model": {"backbone": merge(fields, backbone)}})
+    return {**values, "model": {**model, "backbone": merge(fields, backbone)}}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

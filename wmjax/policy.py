@@ -15,6 +15,7 @@ from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
 from wmjax.errors import UserError
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
+from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vjepa2 import VJEPA2Encoder, latents, load_encoder, resolve_folder, weights_hash
 from wmjax.models.vla import VLA, ModelInput
@@ -77,6 +78,7 @@ class Policy:
         experiment: Experiment,
         specs: dict[str, Any],
         params: dict[str, Array],
+        base: str | None = None,
         *,
         batch_size: int,
         open_loop_horizon: int,
@@ -95,7 +97,7 @@ class Policy:
             )
         self.frames_per_decision = open_loop_horizon // stride
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
-        self._model = _restore_model(experiment, params)
+        self._model: VLA = _restore_model(experiment, params, base)
         self._encoder = (
             None if self.encoder_spec is None else _load_encoder(experiment.encoder.model, self.encoder_spec)
         )
@@ -183,10 +185,31 @@ class Policy:
         return functools.partial(latents, encoder, grid=self.encoder_spec.pooling_grid)
 
 
-def _restore_model(experiment: Experiment, params: dict[str, Array]) -> nnx.Module:
-    model = VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
-    graph, trainable, frozen = split_model(model, trainable_filter(experiment.train.trainable))
-    return nnx.merge(graph, from_named(trainable, params), frozen)
+def _restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
+    """The network: trained parameters from the checkpoint; frozen ones from where training had them.
+
+    Raises:
+        UserError: the backbone's published weights are not those that the policy was trained on.
+
+    """
+
+    def build() -> VLA:
+        return VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
+
+    trains = trainable_filter(experiment.train.trainable)
+    graph, trainable, frozen = split_model(nnx.eval_shape(build), trains)
+    trained = from_named(trainable, params)
+    if jax.tree.leaves(frozen):
+        frozen = jax.jit(lambda: split_model(build(), trains)[2])()
+        if base is not None:
+            folder = backbone_folder(experiment.train.backbone_weights)
+            if (found := backbone_hash(folder)) != base:
+                raise UserError(
+                    f"train.backbone_weights in {folder} has the hash {found}, the checkpoint was trained on {base}; "
+                    "use the weights that the policy was trained on"
+                )
+            _, frozen = load_backbone(folder, experiment.model.backbone, trained, frozen)
+    return nnx.merge(graph, trained, frozen)
 
 
 def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
@@ -221,7 +244,8 @@ def load_policy(path: str | Path, *, batch_size: int = 2, open_loop_horizon: int
     experiment = from_dict(meta["experiment"])
     params = _averaged_parameters(folder, experiment)
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
-    return Policy(experiment, meta["specs"], params, batch_size=batch_size, open_loop_horizon=horizon)
+    base = meta.get("backbone_hash")
+    return Policy(experiment, meta["specs"], params, base, batch_size=batch_size, open_loop_horizon=horizon)
 
 
 def _averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:

@@ -5,6 +5,7 @@ simulator processes import this file.
 """
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
@@ -172,9 +173,14 @@ def make_encoder(config: "EncoderConfig") -> "Encoder":
 def fit(experiment: "Experiment", store: "TrainingStore", latents: "LatentStore", run: Path) -> Path:
     """Trains the experiment's model; returns the last checkpoint's folder."""
     from wmjax.config import to_dict
+    from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
     from wmjax.models.vla import VLA
     from wmjax.trainer.inputs import make_inputs
     from wmjax.trainer.loop import train
+
+    name = experiment.train.backbone_weights
+    folder = backbone_folder(name) if name else None
+    base = None if folder is None else backbone_hash(folder)
 
     return train(
         lambda rngs: VLA(experiment.model, rngs=rngs),
@@ -184,7 +190,8 @@ def fit(experiment: "Experiment", store: "TrainingStore", latents: "LatentStore"
         experiment.optimizer,
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
-        meta={"experiment": to_dict(experiment)},
+        meta={"experiment": to_dict(experiment), "backbone_hash": base},
+        load_base=None if folder is None else functools.partial(load_backbone, folder, experiment.model.backbone),
     )
 
 

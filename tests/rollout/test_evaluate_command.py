@@ -37,7 +37,7 @@ def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_pat
     assert "libero_spatial/1" in out and "0/2" in out
     (folder,) = (tmp_path / "runs" / "noop").iterdir()
     assert folder.name == "spatial_dev-tasks0,1-n1-max_steps8"
-    assert {path.name for path in folder.iterdir()} == {"header.json", "episodes.jsonl", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {"header.json", "episodes.jsonl", "summary.json", "report.html"}
 
 
 def test_an_identity_needs_a_checkpoint(tmp_path):

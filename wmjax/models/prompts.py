@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from wmjax.models.pretrained import backbone_folder
 from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.vla import VLAConfig
 from wmjax.specs import ObservationSpec
@@ -9,7 +10,7 @@ from wmjax.specs import ObservationSpec
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """``tokenizer`` is ``mini`` or a checkpoint's folder; ``length`` the tokens every prompt is padded to."""
+    """``tokenizer`` is ``mini``, a checkpoint's folder or a hub id; ``length`` the tokens every prompt is padded to."""
 
     tokenizer: str = "mini"
     length: int = 80
@@ -23,4 +24,5 @@ def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: Observatio
 
     """
     sizes = [(spec.image_size, spec.image_size)] * len(spec.cameras)
-    return PromptBuilder(prompt.tokenizer, sizes, model.chunk, prompt.length, model.backbone)
+    tokenizer = prompt.tokenizer if prompt.tokenizer == "mini" else backbone_folder(prompt.tokenizer)
+    return PromptBuilder(tokenizer, sizes, model.chunk, prompt.length, model.backbone)

@@ -15,6 +15,7 @@ from typing import Any
 from wmjax.data.files import write_json
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.report import write_report
 from wmjax.rollout.results import Results, Summary, summarize
 from wmjax.rollout.runner import Runner
 from wmjax.rollout.videos import Videos
@@ -75,6 +76,7 @@ def evaluate(
         content = _save(results, time.monotonic() - started, runner.control_steps)
         if protocol.init == "benchmark":
             keep_record(records or out / "results", protocol.name, content)
+        log.info("report: %s", write_report(out))
     return summarize(results.records)
 
 

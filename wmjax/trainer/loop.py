@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -32,12 +33,17 @@ log = logging.getLogger("wmjax.train")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long and how often. ``state_noise`` is in units of the state's normalisation scale."""
+    """How long and how often.
+
+    ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
+    published weights to start the backbone from; empty starts from random ones.
+    """
 
     steps: int = 3000
     batch_size: int = 64
     seed: int = 0
     trainable: Trainable = "all"
+    backbone_weights: str = ""
     validation_fraction: float = 0.05
     state_noise: float = 0.02
     ema_decay: float = 0.998
@@ -73,6 +79,7 @@ class Inputs:
 
 
 OnCheckpoint = Callable[[int, Path], None]
+LoadBase = Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
 
 def train(
@@ -85,6 +92,7 @@ def train(
     *,
     max_shift: int,
     meta: dict[str, Any],
+    load_base: LoadBase | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> Path:
     """Trains to ``config.steps`` and returns the last checkpoint's folder; a killed run resumes bit for bit.
@@ -98,6 +106,7 @@ def train(
         mesh_config: how devices are laid out.
         max_shift: augmentation, pixels.
         meta: JSON-able values saved in every checkpoint beside the specs.
+        load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
         on_checkpoint: called with (step, folder) after each checkpoint, on process 0.
 
     Raises:
@@ -127,10 +136,14 @@ def train(
     loader = _loader_config(config, inputs)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
 
-    # 4. Resume order: parameters and moments from the newest complete checkpoint, else from the seed; then the
-    #    data stream's position, which belongs to the same step. Random keys need nothing: they follow from the step.
+    # 4. Resume order: published weights below all; parameters and moments from the newest complete checkpoint, else
+    #    from the seed; then the data stream's position, which belongs to the same step. Random keys need nothing:
+    #    they follow from the step.
     checkpoints = run / "checkpoints"
     state, frozen = jax.jit(initialise, out_shardings=(state_sharding, frozen_sharding))()
+    if load_base is not None:
+        params, frozen = load_base(state.params, frozen)
+        state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     if checkpoint.complete_steps(checkpoints):
         folder = checkpoint.latest(checkpoints)
         state = _restore(folder, state)
