@@ -58,10 +58,14 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time."""
+    """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
+
+    ``every`` evaluates during training too, at checkpoints whose step it divides (0: only at the end).
+    """
 
     protocol: str = "spatial_dev"
     episodes_per_task: int | None = None
+    every: int = 0
     workers: int = 2
     videos: int = 2
 

@@ -60,9 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     spec = ObservationSpec(image_size=size, frame_stride=1 if every else options.frame_stride)
     config = DemonstrationConfig(seed=options.seed, perturbed_fraction=options.perturbed)
     folder = out.with_name(f"{out.name}.recording") if every else out
-    store = record(
-        folder, options.suite, options.tasks, options.episodes, spec, workers=options.workers, config=config
-    )
+    store = record(folder, options.suite, options.tasks, options.episodes, spec, workers=options.workers, config=config)
     if every:
         episodes = range(len(store.episodes))
         write_lerobot_v30(out, (store.episode(index) for index in episodes), robot_type="panda")

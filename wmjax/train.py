@@ -191,8 +191,16 @@ def fit(experiment: "Experiment", store: "TrainingStore", latents: "LatentStore"
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
         meta={"experiment": to_dict(experiment), "backbone_hash": base},
+        on_checkpoint=functools.partial(judge_early, experiment),
         load_base=None if folder is None else functools.partial(load_backbone, folder, experiment.model.backbone),
     )
+
+
+def judge_early(experiment: "Experiment", step: int, checkpoint: Path) -> None:
+    """Evaluates a checkpoint in the middle of training, if the settings ask for it."""
+    every = experiment.evaluation.every
+    if every and step % every == 0 and step < experiment.train.steps:
+        print(judge(experiment, checkpoint).table())
 
 
 def judge(experiment: "Experiment", checkpoint: Path) -> Any:

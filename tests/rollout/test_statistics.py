@@ -1,9 +1,10 @@
 """Intervals and paired tests against published values and scipy."""
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from wmjax.rollout.statistics import mcnemar_exact, paired_counts, wilson
+from wmjax.rollout.statistics import mcnemar_exact, paired_counts, required_pairs, wilson
 
 
 @pytest.mark.parametrize("trials", [1, 20, 50, 500])
@@ -31,3 +32,12 @@ def test_pairs_are_counted_over_common_episodes():
     a = {"1": True, "2": True, "3": False, "4": False, "5": True}
     b = {"1": True, "2": False, "3": True, "4": False, "6": True}
     assert paired_counts(a, b) == (1, 1, 1, 1)
+
+
+def test_the_required_sample_gives_the_power_it_promises():
+    only_a, only_b = 0.05, 0.15
+    needed = required_pairs(only_a, only_b)
+    draws = np.random.default_rng(0).multinomial(needed, [only_a, only_b, 1 - only_a - only_b], 2000)
+    power = np.mean([mcnemar_exact(int(a), int(b)) < 0.05 for a, b, _ in draws])
+    assert 0.7 < power < 0.85  # the exact test is a little conservative
+    assert required_pairs(0.1, 0.1) is None

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from wmjax.errors import UserError
 from wmjax.rollout.results import EpisodeRecord, flatten, read_header, read_records
-from wmjax.rollout.statistics import mcnemar_exact, paired_counts
+from wmjax.rollout.statistics import mcnemar_exact, paired_counts, required_pairs
 
 BOOTSTRAP_DRAWS = 10_000
 
@@ -69,7 +69,15 @@ class Comparison:
             f"B - A: {100 * self.difference:+.1f} points (95 % {low:+.1f} to {high:+.1f}), "
             f"exact McNemar p = {self.p_value:.3g}; {self.unpaired} unpaired episodes left out"
         )
+        lines.append(self._sample_size())
         return "\n".join(lines)
+
+    def _sample_size(self) -> str:
+        total = self.rows[-1]
+        needed = required_pairs(total.only_a / total.pairs, total.only_b / total.pairs)
+        if needed is None:
+            return "no difference was seen, so no sample size can be named"
+        return f"a difference of this size needs about {needed} paired episodes for p < 0.05 in 80 % of repetitions"
 
 
 def compare(a: Path, b: Path) -> Comparison:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
+from statistics import NormalDist
 
 Z_95 = 1.959963984540054
 """The standard normal's 97.5 % quantile."""
@@ -45,3 +46,23 @@ def paired_counts(a: Mapping[str, bool], b: Mapping[str, bool]) -> tuple[int, in
     """Counts over the episodes that both runs finished: both solved, only ``a``, only ``b``, neither."""
     counts = Counter((a[key], b[key]) for key in a if key in b)
     return counts[True, True], counts[True, False], counts[False, True], counts[False, False]
+
+
+def required_pairs(only_a: float, only_b: float, power: float = 0.8) -> int | None:
+    """Episodes that two runs must share for McNemar's test to find this difference (Connor 1987, Biometrics 43).
+
+    Args:
+        only_a: share of episodes that only the first run solves, in [0, 1].
+        only_b: share that only the second run solves.
+        power: wanted probability of p < 0.05, two-sided.
+
+    Returns:
+        The number of paired episodes; None if the shares are equal, which no sample tells apart.
+
+    """
+    discordant, difference = only_a + only_b, abs(only_a - only_b)
+    if difference == 0.0:
+        return None
+    z_power = NormalDist().inv_cdf(power)
+    root = Z_95 * math.sqrt(discordant) + z_power * math.sqrt(discordant - difference**2)
+    return math.ceil((root / difference) ** 2)
