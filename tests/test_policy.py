@@ -1,0 +1,147 @@
+"""A policy sees in a rollout what it was trained on, and each row decides for itself."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.vla_helpers import initialised
+from tests.tiny import tiny_config
+from wmjax import specs
+from wmjax.config import Experiment, load
+from wmjax.data.encode import LATENT_BOUND, encode_store
+from wmjax.data.latents import LatentStore
+from wmjax.data.observation import Observation, Prompt
+from wmjax.data.statistics import action_spec
+from wmjax.data.store import TrainingStore
+from wmjax.encode import JaxEncoder
+from wmjax.errors import UserError
+from wmjax.models.parameters import split_model, to_named, trainable_filter
+from wmjax.models.prophet import ProphetConfig
+from wmjax.models.vla import VLA
+from wmjax.policy import Carry, Policy, foresight
+
+STORE = TrainingStore(Path(__file__).parent / "fixtures" / "two_episodes")
+AHEAD = 2
+"""Frames between two decisions."""
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
+    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), JaxEncoder("mini"), views=1)
+    assert store is not None
+    return store
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    small = dataclasses.replace(tiny_config(), prophet=ProphetConfig(width=24, heads=2, layers=1))
+    return dataclasses.replace(load("e2_flow"), model=small)
+
+
+@pytest.fixture(scope="module")
+def artefacts(experiment: Experiment, latents: LatentStore) -> tuple[dict, dict]:
+    """The specs and the parameters that a checkpoint would hold."""
+    model = initialised(lambda rngs: VLA(experiment.model, rngs=rngs))
+    model.world.injection.gate[...] = jnp.ones((1,))
+    params = to_named(split_model(model, trainable_filter("all"))[1])
+    found = {
+        "observation": STORE.spec,
+        "encoder": latents.spec,
+        "action": action_spec(STORE, np.arange(2), 8, "mean_std"),
+    }
+    return {name: specs.to_dict(spec) for name, spec in found.items()}, params
+
+
+def make_policy(experiment: Experiment, artefacts: tuple[dict, dict], **options: int) -> Policy:
+    return Policy(experiment, *artefacts, **{"batch_size": 2, "open_loop_horizon": 8, **options})
+
+
+@pytest.fixture(scope="module")
+def policy(experiment: Experiment, artefacts: tuple[dict, dict]) -> Policy:
+    return make_policy(experiment, artefacts)
+
+
+def observation(policy: Policy, episodes: tuple[int, ...], decision: int) -> Observation:
+    """What a rollout of recorded episodes shows at a decision: the frames due since the last one."""
+    images, states = [], []
+    for index in episodes:
+        episode = STORE.episode(index)
+        newest = AHEAD * decision
+        images.append(episode.images[np.maximum(np.arange(newest - AHEAD + 1, newest + 1), 0)])
+        states.append(episode.state[episode.frame_step[newest]])
+    prompts = [policy.prompt(STORE.episodes[index]["instruction"]) for index in episodes]
+    prompt = Prompt(*(np.concatenate(field) for field in zip(*prompts, strict=True)))
+    return Observation(np.stack(images), np.stack(states), prompt, np.full(len(episodes), decision == 0))
+
+
+def rollout(policy: Policy, episodes: tuple[int, ...], decisions: int) -> list[tuple[Carry, np.ndarray, dict]]:
+    carry, seen = policy.initial_carry(), []
+    for decision in range(decisions):
+        keys = jax.random.split(jax.random.key(decision), 2)[: len(episodes)]
+        carry, chunk, info = policy(carry, observation(policy, episodes, decision), keys)
+        kept = jax.tree.map(np.asarray, carry)  # the next call donates it
+        seen.append((kept, np.asarray(chunk), {k: np.asarray(v) for k, v in info.items()}))
+    return seen
+
+
+def test_latents_of_a_rollout_are_the_stored_ones_from_first_frame_to_last(
+    policy: Policy, latents: LatentStore
+) -> None:
+    frames = min(entry["num_frames"] for entry in STORE.episodes)
+    stored, history = latents.latents[0].astype(np.float32), policy.experiment.model.prophet.history
+    scale = np.sqrt((stored**2).mean())
+    for decision, (carry, _, _) in enumerate(rollout(policy, (0, 1), (frames - 1) // AHEAD + 1)):
+        for row, entry in enumerate(STORE.episodes):
+            past = np.maximum(np.arange(AHEAD * decision - history + 1, AHEAD * decision + 1), 0)
+            expected = stored[entry["frame_start"] + past]
+            assert np.abs(carry.latents[row] - expected).max() / scale < LATENT_BOUND
+
+
+def test_rows_do_not_depend_on_each_other(policy: Policy, experiment: Experiment, artefacts: tuple[dict, dict]) -> None:
+    alone = rollout(make_policy(experiment, artefacts, batch_size=1), (0,), 3)
+    for (_, one, _), (_, both, _), (_, other, _) in zip(
+        alone, rollout(policy, (0, 1), 3), rollout(policy, (0, 0), 3), strict=True
+    ):
+        np.testing.assert_allclose(one[0], both[0], atol=1e-4)
+        np.testing.assert_array_equal(both[0], other[0])
+        assert np.abs(both[0] - both[1]).max() > 1e-3
+
+
+def test_actions_are_raw_and_the_numbers_are_those_of_each_row(policy: Policy) -> None:
+    for decision, (_, chunk, info) in enumerate(rollout(policy, (0, 1), 3)):
+        assert chunk.shape == (2, 8, 7) and np.abs(chunk).max() <= 1.0
+        assert set(np.unique(chunk[..., -1])) <= {-1.0, 1.0}
+        np.testing.assert_allclose(info["memory/gate"], np.tanh(1.0), rtol=1e-6)
+        assert (info["memory/ratio"] > 0).all()
+        assert np.isnan(info["world/skill"]).all() == (decision == 0)
+
+
+def test_an_episodes_first_decision_forgets_the_one_before(policy: Policy) -> None:
+    fresh = rollout(policy, (0, 1), 1)[0]
+    carry = jax.tree.map(jnp.asarray, rollout(policy, (1, 0), 3)[-1][0])
+    again, chunk, _ = policy(carry, observation(policy, (0, 1), 0), jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(chunk, fresh[1])
+    np.testing.assert_array_equal(again.latents, fresh[0].latents)
+
+
+def test_foresight_is_one_for_a_prophecy_and_zero_for_a_copy() -> None:
+    before, now = (np.random.default_rng(i).normal(size=(2, 4, 3)).astype(np.float32) for i in (0, 1))
+    np.testing.assert_allclose(foresight(jnp.asarray(now), before, now), 1.0)
+    np.testing.assert_allclose(foresight(jnp.asarray(before), before, now), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [0, 6, 12])
+def test_a_horizon_that_does_not_fit_is_refused(horizon: int, experiment: Experiment, artefacts: tuple) -> None:
+    with pytest.raises(UserError, match=f"open_loop_horizon is {horizon}; it must be a multiple of frame_stride"):
+        make_policy(experiment, artefacts, open_loop_horizon=horizon)
+
+
+def test_another_encoder_is_refused(experiment: Experiment, artefacts: tuple[dict, dict]) -> None:
+    found, params = artefacts
+    other = {**found, "encoder": {**found["encoder"], "weights_hash": "0" * 16}}
+    with pytest.raises(UserError, match=r"EncoderSpec\.weights_hash is 0000000000000000 in the checkpoint"):
+        make_policy(experiment, (other, params))
