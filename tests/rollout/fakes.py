@@ -25,6 +25,8 @@ PROTOCOL = Protocol("test", "libero_spatial", (0, 1, 2), 4, "random", max_steps=
 class FakeEnv:
     """A point that moves by the sum of an action's first value; it succeeds beyond ``GOAL``.
 
+    A disturbance moves it as well, by ``target_velocity`` per control step.
+
     The image holds, in channels 0..2, the episode's index, the control step and the camera. The state holds the
     position, the step, and how often this environment was rendered, reset and restored.
     """
@@ -42,10 +44,11 @@ class FakeEnv:
         self.instruction = f"do the task number {task_id}"
         self.renders = self.resets = self.restores = self.step_count = 0
         self.broken = ""
+        self.drift = 0.0
 
     def reset(self, episode) -> None:
         assert (episode.suite, episode.task_id) == self.task
-        self.episode, self.step_count = episode, 0
+        self.episode, self.step_count, self.drift = episode, 0, 0.0
         self.position = (episode.seed % 1000) / 1000
         self.settled_state = np.array([self.position])
         self.settled_hash = f"{episode.seed:016x}"
@@ -56,10 +59,14 @@ class FakeEnv:
         self.position = float(state[0])
         self.restores += 1
 
+    def disturb(self, disturbance, episode) -> None:
+        assert episode == self.episode
+        self.drift = disturbance.target_velocity
+
     def step(self, action) -> bool:
         self.step_count += 1
         self._fail()
-        self.position += float(action[0])
+        self.position += float(action[0]) + self.drift
         return self.position > GOAL
 
     def state(self) -> np.ndarray:

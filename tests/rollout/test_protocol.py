@@ -1,10 +1,13 @@
 """Protocols: the files that ship, and what is refused."""
 
+import dataclasses
+
 import pytest
 
 from wmjax.errors import UserError
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.sim.demonstration import demonstration_id
+from wmjax.sim.disturbance import Disturbance
 
 LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
 
@@ -28,6 +31,38 @@ def test_every_shipped_protocol_loads_and_development_shares_nothing_with_demons
         load_protocol("spatial_dev", first_index=999_999)
 
 
+REGIMES = {
+    "spatial_delay8": {"execution_delay": 8},
+    "spatial_delay16": {"execution_delay": 16},
+    "spatial_moving": {"target_velocity": 0.04},
+    "spatial_dropout": {"camera_dropout": 0.5},
+    "spatial_horizon16": {"open_loop_horizon": 16},
+    "spatial_ensemble": {"open_loop_horizon": 4, "ensemble": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_regime_is_the_development_protocol_with_one_thing_made_harder(name):
+    assert load_protocol(name) == dataclasses.replace(load_protocol("spatial_dev"), name=name, **REGIMES[name])
+
+
+def test_every_suite_has_a_development_protocol_with_its_own_step_limit():
+    for short, suite in (("spatial", "libero_spatial"), ("object", "libero_object"), ("goal", "libero_goal"),
+                         ("long", "libero_10")):  # fmt: skip
+        protocol = load_protocol(f"{short}_dev")
+        assert protocol == dataclasses.replace(
+            load_protocol("spatial_dev"), name=f"{short}_dev", suite=suite, max_steps=LIMITS[suite]
+        )
+        for kind, suffix in (("object", "object"), ("position", "swap")):
+            perturbed, benchmark = load_protocol(f"pro_{short}_{kind}"), load_protocol(suite)
+            assert perturbed == dataclasses.replace(benchmark, name=perturbed.name, suite=f"{suite}_{suffix}")
+
+
+def test_only_a_moving_target_disturbs_the_simulator():
+    assert load_protocol("spatial_dev").disturbance is None
+    assert load_protocol("spatial_moving").disturbance == Disturbance(target_velocity=0.04)
+
+
 def test_changes_replace_fields_and_none_does_not():
     protocol = load_protocol("spatial_dev", tasks=(3,), episodes_per_task=2, seed=None)
     assert [e.key for e in protocol.episodes()] == [f"libero_spatial/3/random/{i}" for i in (100000, 100001)]
@@ -45,6 +80,11 @@ def test_changes_replace_fields_and_none_does_not():
         ({"max_steps": "many"}, "protocol.max_steps is 'many'"),
         ({"init": "fixed"}, "benchmark"),
         ({"execution_delay": -1}, "must not be negative"),
+        ({"target_velocity": -0.1}, r"target_velocity is -0\.1; choose a value from 0 \(off\) to 0\.5"),
+        ({"target_velocity": float("nan")}, "target_velocity is nan"),
+        ({"target_velocity": "fast"}, "protocol.target_velocity is 'fast'"),
+        ({"camera_dropout": 1.5}, r"camera_dropout is 1\.5; choose a value from 0 \(off\) to 1\.0"),
+        ({"ensemble": float("inf")}, r"ensemble is inf; choose a number such as 0\.01, or 0 for off"),
         ({"horizon": 8}, "did you mean .*open_loop_horizon"),
     ],
 )

@@ -1,17 +1,27 @@
-"""What an evaluation runs: suite, episodes, step limit, horizon, delay. One small TOML file per protocol."""
+"""What an evaluation runs: suite, episodes, step limit, and what makes it hard. One small TOML file per protocol."""
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from wmjax.errors import UserError, unknown_name
 from wmjax.resources import resource_folder
+from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 from wmjax.typed import build
 
-TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
-"""Number of tasks of each LIBERO suite."""
+PERTURBED = {
+    f"{suite}_{kind}": 10
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    for kind in ("object", "swap")
+}
+"""LIBERO-PRO's suites with other looking objects (``object``) or with places exchanged (``swap``)."""
+TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90, **PERTURBED}
+"""Number of tasks of each suite."""
+MAX_VELOCITY = 0.5
+"""Fastest drift (m/s) of a target: 2.5 cm in a control step."""
 INITIAL_STATES = 50
 """Initial states that the benchmark ships for each task."""
 
@@ -31,6 +41,12 @@ class Protocol:
         open_loop_horizon: control steps executed of each action chunk.
         execution_delay: control steps between an observation and the execution of the actions chosen on it;
             the robot holds still for the first ``execution_delay`` steps of an episode.
+        ensemble: 0, or the decay (per control step of age) of the weights ``exp(-ensemble * age)`` with which all
+            chunks' predictions of a control step are averaged, see :mod:`wmjax.rollout.execution`.
+        target_velocity: speed (m/s) at which the goal's target drifts over the table, in a direction drawn from the
+            episode's identity, see :class:`wmjax.sim.disturbance.Drift`.
+        camera_dropout: probability that a camera's frames are black for a policy at a decision, drawn for each
+            episode, decision and camera; one camera always shows, see :mod:`wmjax.rollout.dropout`.
         seed: of the policy's noise; the episodes themselves do not depend on it.
 
     """
@@ -44,9 +60,17 @@ class Protocol:
     first_index: int = 0
     open_loop_horizon: int = 8
     execution_delay: int = 0
+    ensemble: float = 0.0
+    target_velocity: float = 0.0
+    camera_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_tasks()
+        self._check_numbers()
+        self._check_episodes()
+
+    def _check_tasks(self) -> None:
         if self.suite not in TASKS:
             raise unknown_name("suite", self.suite, TASKS)
         for task in self.tasks:
@@ -54,23 +78,37 @@ class Protocol:
                 raise UserError(f"tasks contains {task}; {self.suite} has tasks 0..{TASKS[self.suite] - 1}")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UserError(f"tasks is {list(self.tasks)}; name at least one task, and each once")
+
+    def _check_numbers(self) -> None:
         for field in ("episodes_per_task", "max_steps", "open_loop_horizon"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1")
         for field in ("first_index", "execution_delay"):
             if getattr(self, field) < 0:
                 raise UserError(f"{field} is {getattr(self, field)}; it must not be negative")
-        if self.init == "benchmark" and self.first_index + self.episodes_per_task > INITIAL_STATES:
+        for field, limit in (("target_velocity", MAX_VELOCITY), ("camera_dropout", 1.0)):
+            if not 0 <= getattr(self, field) <= limit:
+                raise UserError(f"{field} is {getattr(self, field)}; choose a value from 0 (off) to {limit}")
+        if not math.isfinite(self.ensemble):
+            raise UserError(f"ensemble is {self.ensemble}; choose a number such as 0.01, or 0 for off")
+
+    def _check_episodes(self) -> None:
+        end = self.first_index + self.episodes_per_task
+        if self.init == "benchmark" and end > INITIAL_STATES:
             raise UserError(
                 f"episodes_per_task is {self.episodes_per_task} from first_index {self.first_index}, but {self.suite} "
                 f"has {INITIAL_STATES} initial states per task; ask for fewer, or use init = 'random'"
             )
-
-        if self.init == "random" and self.first_index + self.episodes_per_task > DEMONSTRATION_INDEX:
+        if self.init == "random" and end > DEMONSTRATION_INDEX:
             raise UserError(
                 f"first_index is {self.first_index} for {self.episodes_per_task} episodes; random placements from "
                 f"{DEMONSTRATION_INDEX} on are demonstrations, choose a smaller one"
             )
+
+    @property
+    def disturbance(self) -> Disturbance | None:
+        """What the simulator does to every episode; None for nothing."""
+        return Disturbance(self.target_velocity) if self.target_velocity else None
 
     def episodes(self) -> list[EpisodeId]:
         """All episodes, task by task."""

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from wmjax.errors import UserError
-from wmjax.rollout.actors import HOLD, Actor, Decision, Plan
+from wmjax.rollout.actors import Actor, Decision, Plan
+from wmjax.rollout.dropout import blank, dropped_cameras
+from wmjax.rollout.execution import Execution
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
 from wmjax.rollout.schedule import Schedule
@@ -35,10 +37,10 @@ class _Running:
     episode: EpisodeId
     video: bool
     started: float
+    execution: Execution
     reply: Reply | None = None
     step: int = 0
     decisions: int = 0
-    queue: Float32[np.ndarray, "steps 7"] = dataclasses.field(default_factory=lambda: np.zeros((0, 7), np.float32))
     frames: list[UInt8[np.ndarray, "n cameras height width 3"]] = dataclasses.field(default_factory=list)
     captions: list[str] = dataclasses.field(default_factory=list)
     info: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
@@ -60,9 +62,7 @@ class Runner:
     def __init__(
         self, pool: Pool, actor: Actor, protocol: Protocol, results: Results, videos: Videos, recipe_hash: str = ""
     ) -> None:
-        if actor.inside and protocol.execution_delay:
-            delay = protocol.execution_delay
-            raise UserError(f"execution_delay is {delay}, the {actor.name} acts without delay; set it to 0")
+        _require_fit(actor, protocol)
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
         self._schedule = Schedule([])
@@ -100,9 +100,11 @@ class Runner:
         if episode is None:
             return
         video = self._videos.wanted(episode.suite, episode.task_id)
-        self._running[slot] = _Running(episode, video, time.monotonic())
+        protocol = self._protocol
+        execution = Execution(protocol.open_loop_horizon, protocol.execution_delay, protocol.ensemble)
+        self._running[slot] = _Running(episode, video, time.monotonic(), execution)
         render = video or self._actor.needs_frames
-        self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode)))
+        self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode), protocol.disturbance))
 
     def _receive(self, slot: int, reply: Reply) -> bool:
         """Takes in what a worker did; returns whether its episode waits for a decision."""
@@ -135,14 +137,14 @@ class Runner:
         if run.decisions == 0 and len(frames):
             due = self._protocol.open_loop_horizon // self._actor.observation_spec.frame_stride
             frames = np.repeat(frames, due, axis=0)
+        if self._protocol.camera_dropout and len(frames):
+            dropped = dropped_cameras(run.episode, run.decisions, frames.shape[1], self._protocol.camera_dropout)
+            frames = blank(frames, dropped)
+            run.info["observation/dropped_cameras"].append(float(dropped.sum()))
         return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.instruction)
 
     def _command(self, run: _Running, plan: Plan) -> Command:
-        """The next horizon of control steps, cut at the step limit.
-
-        Actions pass through a queue that starts with ``execution_delay`` holding actions, so that what was
-        decided at step t is executed from step t + delay on.
-        """
+        """The next horizon of control steps, cut at the step limit."""
         for name, value in plan.info.items():
             run.info[name].append(value)
         steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)
@@ -151,11 +153,8 @@ class Runner:
         run.decisions += 1
         if self._actor.inside:
             return RunExpert(steps, render, run.video)
-        if run.decisions == 1:
-            run.queue = np.tile(HOLD, (self._protocol.execution_delay, 1))
-        run.queue = np.concatenate([run.queue, plan.actions[: self._protocol.open_loop_horizon]])
-        actions, run.queue = run.queue[:steps], run.queue[steps:]
-        return Execute(actions, render, run.video)
+        run.execution.add(plan.actions)
+        return Execute(run.execution.take(steps), render, run.video)
 
     def _handle_fault(self, slot: int, fault: Fault) -> None:
         """Tries the episode again, or records that it could not be run."""
@@ -234,3 +233,20 @@ def _require(reply: Reply | None) -> Reply:
     if reply is None:
         raise RuntimeError("the worker has not answered yet")
     return reply
+
+
+def _require_fit(actor: Actor, protocol: Protocol) -> None:
+    """Refuses protocols that would mean nothing for the actor.
+
+    Raises:
+        UserError: names the field.
+
+    """
+    for field, meaning in (("execution_delay", "without delay"), ("ensemble", "anew at every control step")):
+        if actor.inside and getattr(protocol, field):
+            raise UserError(f"{field} is {getattr(protocol, field)}, the {actor.name} acts {meaning}; set it to 0")
+    if protocol.camera_dropout and actor.needs_frames and len(actor.observation_spec.cameras) == 1:
+        raise UserError(
+            f"camera_dropout is {protocol.camera_dropout}, the {actor.name} has one camera, which always shows; "
+            "set it to 0"
+        )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from wmjax.data.observation import build_state
 from wmjax.errors import UserError
+from wmjax.sim.disturbance import Disturbance, Drift, start_drift
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import import_libero, load_task, simulator_version
 from wmjax.sim.render import Renderer
@@ -60,6 +61,7 @@ class LiberoEnv:
         self.goal: tuple[str, ...] = tuple(self._env.parsed_problem["goal_state"][0])
         self._pristine = _pristine_poses(self._env)
         self._renderer: Renderer | None = None
+        self._drift: Drift | None = None
         self.settled_state = np.zeros(0)
         self.settled_hash = ""
 
@@ -83,6 +85,7 @@ class LiberoEnv:
 
         """
         self._check(episode)
+        self._end_drift()
         np.random.seed(episode.seed)
         _soft_reset(self._env, self._pristine)
         if episode.init == "benchmark":
@@ -93,6 +96,21 @@ class LiberoEnv:
         self.settled_state = self.sim_state()
         self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
 
+    def disturb(self, disturbance: Disturbance, episode: EpisodeId) -> None:
+        """Disturbs what follows of the episode that has just been reset, until the next reset.
+
+        Raises:
+            UserError: the disturbance does not fit the task.
+
+        """
+        self._end_drift()
+        self._drift = start_drift(self._env, self.goal, disturbance, episode)
+
+    def _end_drift(self) -> None:
+        if self._drift is not None:
+            self._drift.stop()
+            self._drift = None
+
     def _check(self, episode: EpisodeId) -> None:
         if (episode.suite, episode.task_id) != (self.suite, self.task_id):
             raise UserError(f"episode {episode.key} is not of {self.suite} task {self.task_id}")
@@ -101,6 +119,8 @@ class LiberoEnv:
 
     def step(self, action: Float[np.ndarray, "7"]) -> bool:
         """One control step. Returns whether the task's goal holds afterwards, as LIBERO judges it."""
+        if self._drift is not None:
+            self._drift.push()
         success = control_step(self._env, np.asarray(action, np.float64))
         self._synchronise()
         return success

@@ -46,3 +46,7 @@ class EpisodeId:
     def seed(self) -> int:
         """The seed of the reset, in [0, 2**32): a hash of the key, the same in every process and version."""
         return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "big")
+
+    def stream(self, purpose: str) -> int:
+        """A seed in [0, 2**64) for something else in this episode that is random, such as ``drift``."""
+        return int.from_bytes(hashlib.sha256(f"{self.key}/{purpose}".encode()).digest()[:8], "big")

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from wmjax.errors import UserError
+from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import EpisodeId
 from wmjax.specs import ObservationSpec
 
@@ -45,11 +46,15 @@ class WorkerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Reset:
-    """Starts an episode and settles it. ``settled`` (f64, full simulator state) then replaces the settled state."""
+    """Starts an episode and settles it.
+
+    ``settled`` (f64, full simulator state) then replaces the settled state, and ``disturbance`` acts from there on.
+    """
 
     episode: EpisodeId
     render: bool = True
     settled: Float64[np.ndarray, "sim"] | None = None
+    disturbance: Disturbance | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,8 @@ class Host:
         self._env.reset(episode)
         if command.settled is not None:
             self._env.restore(command.settled)
+        if command.disturbance is not None:
+            self._env.disturb(command.disturbance, episode)
         self._expert = None
         self._step = 0
         if command.render:

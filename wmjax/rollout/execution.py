@@ -1,0 +1,83 @@
+"""From action chunks to the action of each control step: execution delay, open-loop horizon, temporal ensembling."""
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int
+
+from wmjax.errors import UserError
+from wmjax.rollout.actors import HOLD, Chunk
+
+Action = Float32[np.ndarray, "7"]
+
+
+class Execution:
+    """What one episode executes. Row j of a chunk decided at control step t is meant for step t + delay + j.
+
+    Each step takes its action from the newest chunk that is meant for it, or, with ensembling, from all of them:
+    see :func:`ensemble_actions`. Before the first chunk's time has come the robot holds still.
+
+    Args:
+        horizon: control steps between two decisions; of a chunk alone, so many actions are executed.
+        delay: control steps between an observation and the execution of the actions chosen on it.
+        ensemble: the weights' decay per control step of age; 0 is off.
+
+    """
+
+    def __init__(self, horizon: int, delay: int = 0, ensemble: float = 0.0) -> None:
+        self._horizon, self._delay, self._ensemble = horizon, delay, ensemble
+        self._step = 0
+        self._chunks: list[tuple[int, Chunk]] = []  # with the step that row 0 is meant for, oldest first
+
+    def add(self, chunk: Chunk) -> None:
+        """Takes in what was decided now.
+
+        Raises:
+            UserError: the chunk is shorter than the horizon, or leaves nothing to ensemble.
+
+        """
+        if len(chunk) < self._horizon:
+            raise UserError(f"open_loop_horizon is {self._horizon}, the policy predicts {len(chunk)} actions; lower it")
+        if self._ensemble and len(chunk) == self._horizon:
+            raise UserError(
+                f"ensemble is {self._ensemble}, but chunks of {len(chunk)} actions do not overlap at open_loop_horizon "
+                f"{self._horizon}; lower open_loop_horizon, or set ensemble to 0"
+            )
+        self._chunks.append((self._step + self._delay, chunk))
+
+    def take(self, steps: int) -> Chunk:
+        """The actions of the next ``steps`` control steps."""
+        actions = [self._action(step) for step in range(self._step, self._step + steps)]
+        self._step += steps
+        self._chunks = [(start, chunk) for start, chunk in self._chunks if start + len(chunk) > self._step]
+        return np.stack(actions).astype(np.float32)
+
+    def _action(self, step: int) -> Action:
+        ages = [(step - start, chunk) for start, chunk in self._chunks if 0 <= step - start < len(chunk)]
+        if not ages:
+            return HOLD
+        if not self._ensemble:
+            age, newest = ages[-1]
+            return newest[age]
+        actions = np.stack([chunk[age] for age, chunk in ages])
+        return ensemble_actions(actions, np.array([age for age, _ in ages]), self._ensemble)
+
+
+def ensemble_actions(
+    actions: Float32[np.ndarray, "predictions 7"], ages: Int[np.ndarray, "predictions"], decay: float
+) -> Action:
+    """Temporal ensembling: predictions of one control step's action, averaged with weights ``exp(-decay * age)``.
+
+    ACT (Zhao et al. 2023, section IV-B) has weights ``exp(-m * i)`` with i = 0 for the *oldest* prediction, which is
+    ``decay = -m`` here up to normalisation; a positive decay trusts new observations more. The gripper (last value)
+    opens or closes: it gets the sign of its average, or of its newest prediction when they cancel.
+
+    Args:
+        actions: raw actions, oldest prediction first.
+        ages: control steps since each prediction's first action was due.
+        decay: per control step of age.
+
+    """
+    exponents: Float64[np.ndarray, "predictions"] = -decay * ages.astype(np.float64)
+    weights = np.exp(exponents - exponents.max())
+    average = weights @ actions.astype(np.float64) / weights.sum()
+    average[-1] = np.sign(average[-1]) or np.sign(actions[-1, -1])
+    return average.astype(np.float32)

@@ -1,0 +1,165 @@
+"""Disturbances of an episode after its start: the goal's target drifts over the table.
+
+Only :class:`Drift` touches the simulator; :class:`Disturbance` travels in the commands to workers.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from wmjax.errors import UserError
+from wmjax.sim.episode import EpisodeId
+
+INERTIA = 100.0
+"""What drives the target feels like this mass (kg): friction, bowl and hand hardly slow it, an obstacle stops it."""
+REACH = 0.15
+"""How far (m) from its start the target drifts before it turns back, at most."""
+ROOM = 0.12
+"""How far (m) it should be able to drift ahead; the first drawn direction with that much room is taken."""
+CLEARANCE = 0.01
+"""How far (m) before the target would touch something that stood on the table at the start it turns back."""
+DIRECTIONS = 16
+SCAN = 0.005
+Plane = Float64[np.ndarray, "2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Disturbance:
+    """What happens in an episode that the robot did not do.
+
+    Attributes:
+        target_velocity: speed (m/s) at which the goal's target drifts over the table; 0 is off.
+
+    """
+
+    target_velocity: float = 0.0
+
+
+class Drift:
+    """Moves a free body at constant speed, to and fro along a line in the horizontal plane, for a whole episode.
+
+    The body gets a large inertia in the plane and its velocity at every control step, nothing is ever teleported:
+    contacts see a moving body, so what is put on it is carried along and what touches it is pushed with a bounded
+    force. The line is drawn from the episode's identity among those that have room. Where the body is and how fast
+    it moves is all that :meth:`push` depends on, so a restored state has the same future.
+
+    Args:
+        model, data: MuJoCo's, in the episode's settled state.
+        body: id of a body with a free joint.
+        speed: m/s.
+        seed: of the direction.
+
+    """
+
+    def __init__(self, model: Any, data: Any, body: int, speed: float, seed: int) -> None:
+        joint = model.body_jntadr[body]
+        qpos, dof = model.jnt_qposadr[joint], model.jnt_dofadr[joint]
+        self._model, self._speed, self._dofs = model, speed, slice(dof, dof + 2)
+        self._position, self._velocity = data.qpos[qpos : qpos + 2], data.qvel[dof : dof + 2]
+        self._start = self._position.copy()
+        self.direction, self.ahead, self.behind = _choose_line(model, data, body, np.random.default_rng(seed))
+        self._change_inertia(INERTIA)
+
+    def push(self) -> None:
+        """Gives the body its velocity for the coming control step; it turns at the ends of its line."""
+        offset = float((self._position - self._start) @ self.direction)
+        returning = float(self._velocity @ self.direction) < -0.5 * self._speed
+        sign = -1.0 if offset >= self.ahead or (returning and offset > -self.behind) else 1.0
+        self._velocity[:] = sign * self._speed * self.direction
+
+    def stop(self) -> None:
+        """Gives the body its own inertia back."""
+        self._change_inertia(-INERTIA)
+
+    def _change_inertia(self, mass: float) -> None:
+        self._model.dof_armature[self._dofs] += mass
+        self._model.dof_M0[self._dofs] += mass  # read instead of the armature where inertia is constant
+
+
+def target_body(model: Any, goal: tuple[str, ...], objects: dict[str, Any]) -> int:
+    """Id of the movable object that a goal puts something onto or into.
+
+    Args:
+        model: MuJoCo's.
+        goal: LIBERO's predicate, for example ``("in", "milk_1", "basket_1_contain_region")``.
+        objects: LIBERO's movable objects by name.
+
+    Raises:
+        UserError: the goal has no target, or one that cannot move.
+
+    """
+    target = goal[2] if len(goal) == 3 else ""
+    for name, item in objects.items():
+        if target == name or target.startswith(f"{name}_"):
+            return int(model.body(item.root_body).id)
+    raise UserError(
+        f"target_velocity is set, but the goal {' '.join(goal)!r} has no target that can move; "
+        "choose other tasks, or set it to 0"
+    )
+
+
+def start_drift(env: Any, goal: tuple[str, ...], disturbance: Disturbance, episode: EpisodeId) -> Drift | None:
+    """The drift of an episode of a LIBERO environment (robosuite's), None if the target stands still.
+
+    Raises:
+        UserError: see :func:`target_body`.
+
+    """
+    if not disturbance.target_velocity:
+        return None
+    model, data = env.sim.model._model, env.sim.data._data
+    body = target_body(model, goal, env.objects_dict)
+    return Drift(model, data, body, disturbance.target_velocity, episode.stream("drift"))
+
+
+def _choose_line(model: Any, data: Any, body: int, random: np.random.Generator) -> tuple[Plane, float, float]:
+    """Direction (unit) of the drift, and the room (m) ahead and behind; the roomiest if none has enough."""
+    lines = []
+    for _ in range(DIRECTIONS):
+        angle = random.uniform(0, 2 * np.pi)
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        lines.append((_room(model, data, body, direction), direction))
+        if lines[-1][0] >= ROOM:
+            break
+    ahead, direction = max(lines, key=lambda line: line[0])
+    return direction, ahead, _room(model, data, body, -direction)
+
+
+def _room(model: Any, data: Any, body: int, direction: Plane) -> float:
+    """How far (m) a body can go and still be ``CLEARANCE`` from touching another one or an edge, at most ``REACH``."""
+    import mujoco
+
+    scratch = mujoco.MjData(model)
+    scratch.qpos[:] = data.qpos
+    start = model.jnt_qposadr[model.body_jntadr[body]]
+    radius = float(model.geom_rbound[model.geom_bodyid == body].max())
+    support = _body_below(model, data, body, 0.0 * direction)
+    for distance in np.arange(SCAN, REACH + CLEARANCE, SCAN):
+        scratch.qpos[start : start + 2] = data.qpos[start : start + 2] + distance * direction
+        edge = _body_below(model, data, body, (distance + radius) * direction) != support
+        if edge or _touches(model, scratch, body, support):
+            return max(0.0, float(distance - SCAN - CLEARANCE))
+    return REACH
+
+
+def _touches(model: Any, scratch: Any, body: int, support: int) -> bool:
+    """Whether the body touches anything but its support."""
+    import mujoco
+
+    mujoco.mj_kinematics(model, scratch)
+    mujoco.mj_comPos(model, scratch)
+    mujoco.mj_collision(model, scratch)
+    pairs = model.geom_bodyid[scratch.contact.geom]
+    return bool(((pairs == body).any(1) & ~(pairs == support).any(1)).any())
+
+
+def _body_below(model: Any, data: Any, body: int, offset: Plane) -> int:
+    """Id of the body that carries ``body``, or would at an offset (m); -1 if there is none."""
+    import mujoco
+
+    geom = np.full(1, -1, np.int32)
+    above = data.xpos[body] + np.r_[offset, 0.05]
+    mujoco.mj_ray(model, data, above, np.array([0, 0, -1.0]), None, 1, body, geom)
+    return int(model.geom_bodyid[geom[0]]) if geom[0] >= 0 else -1
