@@ -35,6 +35,7 @@ REGIMES = {
     "spatial_delay8": {"execution_delay": 8},
     "spatial_delay16": {"execution_delay": 16},
     "spatial_moving": {"target_velocity": 0.04},
+    "spatial_moving_delay8": {"target_velocity": 0.04, "execution_delay": 8},
     "spatial_dropout": {"camera_dropout": 0.5},
     "spatial_horizon16": {"open_loop_horizon": 16},
     "spatial_ensemble": {"open_loop_horizon": 4, "ensemble": 0.01},
@@ -42,7 +43,7 @@ REGIMES = {
 
 
 @pytest.mark.parametrize("name", REGIMES)
-def test_a_regime_is_the_development_protocol_with_one_thing_made_harder(name):
+def test_a_regime_is_the_development_protocol_with_something_made_harder(name):
     assert load_protocol(name) == dataclasses.replace(load_protocol("spatial_dev"), name=name, **REGIMES[name])
 
 

@@ -1,8 +1,10 @@
 from importlib import metadata
 
+import numpy as np
 import pytest
 
 from wmjax.errors import UserError
+from wmjax.rollout.protocol import INITIAL_STATES, PERTURBED
 from wmjax.sim.libero import _quiet, load_task, simulator_version
 
 
@@ -49,3 +51,14 @@ def test_unknown_suites_and_tasks_are_named():
         load_task("libero_spacial", 0)
     with pytest.raises(UserError, match="task_id 10 does not exist in libero_spatial; choose 0 to 9"):
         load_task("libero_spatial", 10)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("suite", PERTURBED)
+def test_perturbed_suites_are_complete_and_keep_the_tasks_of_the_original(suite):
+    original = suite.rsplit("_", 1)[0]
+    for task_id in range(PERTURBED[suite]):
+        task, known = load_task(suite, task_id), load_task(original, task_id)
+        assert task.instruction == known.instruction and task.bddl_file != known.bddl_file
+        assert len(task.initial_states) == INITIAL_STATES and np.isfinite(task.initial_states).all()
+        assert not np.array_equal(task.initial_states, known.initial_states)

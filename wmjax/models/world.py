@@ -26,7 +26,7 @@ class WorldMemoryConfig:
     """An arm of the experiment.
 
     ``input`` is what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
-    Prophet on zeros), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
+    Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
     ``none``. ``world_loss`` weighs the prediction loss, ``inject`` lets action tokens attend to the memory.
     ``action_gradient`` lets the action loss train the Prophet. ``dropout`` is the share of training samples with an
     empty memory.
@@ -211,7 +211,7 @@ class WorldMemory(nnx.Module):
             return self.prophet(self.prepare(latents))
         shape = (hidden.shape[0], self.shape.history, self.shape.tokens, self.shape.latent_dim)
         if self.config.input == "constant":
-            return self.prophet(jnp.zeros(shape))
+            return self.prophet(jnp.ones(shape))  # not zeros: the input projection would never train
         # Without latents (acting) nothing reads this prediction; zeros keep it well defined.
         current = jnp.zeros(shape)[:, -1] if latents is None else self.prepare(latents)[:, -1]
         return self.prophet.predict_from_hidden(hidden, mask, current)
