@@ -1,9 +1,18 @@
 """The one logging set-up: human lines on stderr, and optionally the same lines in a run's ``log.txt``."""
 
 import logging
+import sys
 from pathlib import Path
 
 LINE = "%(asctime)s %(levelname).1s %(message)s"
+
+
+class StderrHandler(logging.Handler):
+    """Writes to whatever ``sys.stderr`` is when a line is logged, not when logging was set up."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one line."""
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logger:
@@ -17,8 +26,8 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
     logger = logging.getLogger("wmjax")
     logger.setLevel(level)
     logger.propagate = False
-    if not any(type(h) is logging.StreamHandler for h in logger.handlers):
-        _add(logger, logging.StreamHandler())
+    if not any(isinstance(h, StderrHandler) for h in logger.handlers):
+        _add(logger, StderrHandler())
     if file is not None and not any(getattr(h, "baseFilename", None) == str(file.resolve()) for h in logger.handlers):
         file.parent.mkdir(parents=True, exist_ok=True)
         _add(logger, logging.FileHandler(file))
