@@ -88,7 +88,7 @@ def make_train_step(
         # A short average at the start, so that it forgets the initialisation within a few steps.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-        metrics = {**metrics, "loss": value, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "loss": value, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, ema, opt), metrics
 
     return train_step
