@@ -19,6 +19,7 @@ from wmjax.models.qwen2_5_vl.config import preset
 from wmjax.models.vla import VLAConfig
 from wmjax.resources import resource_folder
 from wmjax.sim.demonstration import DemonstrationConfig
+from wmjax.sim.episode import START_NOISE
 from wmjax.specs import ObservationSpec
 from wmjax.trainer.loop import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
@@ -40,7 +41,7 @@ class DataConfig:
 
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
-        values = dataclasses.asdict(self) | {"path": "", "workers": 0}
+        values = dataclasses.asdict(self) | {"path": "", "workers": 0, "start_noise": START_NOISE}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 

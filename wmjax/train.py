@@ -65,7 +65,7 @@ def _main(arguments: list[str]) -> int:
 
         print(describe(experiment))
         return 0
-    _save_config(run, to_dict(experiment))
+    _save_config(run, {**to_dict(experiment), "data_identity": experiment.data.identity()})
     # 2. Demonstrations.
     store = demonstrations(experiment)
     # 3. Latents.

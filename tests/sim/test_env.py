@@ -56,6 +56,20 @@ def test_an_episode_starts_as_in_a_fresh_environment_whatever_came_before(env, p
     np.testing.assert_array_equal(ours.model.body_quat, theirs.model.body_quat)
 
 
+def test_random_starts_vary_like_the_benchmarks(env):
+    """Without it every random episode starts from one arm pose, and a policy never sees the benchmark's."""
+    joints = env._env.robots[0]._ref_joint_pos_indexes
+    spread = {}
+    for init in ("random", "benchmark"):
+        poses = []
+        for index in range(12):
+            env.reset(_episode(init, index))
+            poses.append(env.sim.data.qpos[joints].copy())
+        spread[init] = np.std(poses, axis=0).mean()
+    assert spread["random"] == pytest.approx(spread["benchmark"], rel=0.35)
+    assert 0.01 < spread["random"] < 0.03
+
+
 @pytest.mark.parametrize(("init", "index"), [("random", 3), ("benchmark", 0)])
 def test_the_settled_state_does_not_depend_on_history(env, init, index):
     hashes = []

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from wmjax.data.observation import build_state
 from wmjax.errors import UserError
 from wmjax.sim.disturbance import Disturbance, Drift, start_drift
-from wmjax.sim.episode import EpisodeId
+from wmjax.sim.episode import START_NOISE, EpisodeId
 from wmjax.sim.libero import import_libero, load_task, simulator_version
 from wmjax.sim.render import Renderer
 from wmjax.sim.stepping import control_step
@@ -90,11 +90,19 @@ class LiberoEnv:
         _soft_reset(self._env, self._pristine)
         if episode.init == "benchmark":
             self._env.sim.set_state_from_flattened(self._initial_states[episode.index])
-            self._env.sim.forward()
+        else:
+            self._vary_start(episode)
+        self._env.sim.forward()
         for _ in range(SETTLE_STEPS):
             self.step(SETTLE_ACTION)
         self.settled_state = self.sim_state()
         self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
+
+    def _vary_start(self, episode: EpisodeId) -> None:
+        """Turns the arm's joints a little; drawn apart from the placements, which stay LIBERO's for the same seed."""
+        joints = self._env.robots[0]._ref_joint_pos_indexes
+        noise = np.random.default_rng(episode.stream("start")).normal(size=len(joints))
+        self._env.sim.data.qpos[joints] += START_NOISE * noise
 
     def disturb(self, disturbance: Disturbance, episode: EpisodeId) -> None:
         """Disturbs what follows of the episode that has just been reset, until the next reset.

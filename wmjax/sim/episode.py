@@ -8,6 +8,11 @@ from wmjax.errors import UserError, unknown_name
 
 Init = Literal["benchmark", "random"]
 
+START_NOISE = 0.02
+"""Standard deviation (rad) of the arm's joint angles at a random start, as in the benchmark's initial states.
+
+robosuite's own default; LIBERO's wrapper switches it off, so that a plain reset always starts from one pose.
+"""
 DEMONSTRATION_INDEX = 1_000_000
 """Random episodes from this index on are demonstrations; evaluation on random resets stays below it."""
 

@@ -24,6 +24,7 @@ from wmjax.data.files import require_space, write_json
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.errors import UserError
 from wmjax.sim.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id, record_demonstration
+from wmjax.sim.episode import START_NOISE
 from wmjax.sim.libero import simulator_version
 from wmjax.specs import ObservationSpec, to_dict
 
@@ -143,7 +144,12 @@ def _check_arguments(tasks: Sequence[int], episodes: int, workers: int, config: 
 
 def _check_settings(folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:
     """Refuses to mix demonstrations made in different ways; writes the settings of a new folder."""
-    settings = {"suite": suite, "observation_spec": to_dict(spec), "demonstrations": dataclasses.asdict(config)}
+    settings = {
+        "suite": suite,
+        "observation_spec": to_dict(spec),
+        "demonstrations": dataclasses.asdict(config),
+        "start_noise": START_NOISE,
+    }
     path = folder / SETTINGS
     if not path.exists():
         if part_names(folder):
