@@ -23,12 +23,12 @@ from encoders_export.jepa import PredictorConfig, build_model
 from encoders_export.pretrain import effective_rank
 from encoders_export.vjepa import TorchEncoder
 from wmjax.data.encode import encode_clips, view_clips
+from wmjax.data.ridge import ridge_r2
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.config import preset, to_hf_config
 
-RIDGES = tuple(10.0**k for k in range(-1, 7))
 Features = Callable[[np.ndarray], np.ndarray]
 
 
@@ -81,45 +81,6 @@ def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, n
                 episodes[name] = episodes.get(name, 0) + 1
         offset += len(store.frame_step)
     return {name: (np.array(rows[name]), np.array(places[name])) for name in sorted(rows) if episodes[name] >= 6}
-
-
-def ridge_r2(x: np.ndarray, targets: dict[str, np.ndarray], train: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """R^2 on the rows outside ``train`` of standardised ridge regressions, one per target.
-
-    The strength is chosen inside ``train`` on every fourth episode. R^2 is pooled over a target's dimensions.
-    """
-    held = np.isin(groups, np.unique(groups[train])[::4]) & train
-    inner = train & ~held
-    choose, final = Ridge(x[inner]), Ridge(x[train])
-    scores = {}
-    for name, y in targets.items():
-        tried = [_r2(choose.predict(y[inner], s, x[held]), y[held], y[inner]) for s in RIDGES]
-        guess = final.predict(y[train], RIDGES[int(np.argmax(tried))], x[~train])
-        scores[name] = _r2(guess, y[~train], y[train])
-    return scores
-
-
-class Ridge:
-    """Ridge regression on standardised features for any target and strength, from one eigendecomposition."""
-
-    def __init__(self, x: np.ndarray) -> None:
-        self.mean, self.std = x.mean(0), x.std(0) + 1e-6
-        self.x = (x - self.mean) / self.std
-        self.dual = len(self.x) < self.x.shape[1]
-        gram = self.x @ self.x.T if self.dual else self.x.T @ self.x
-        self.values, self.vectors = np.linalg.eigh(gram.astype(np.float64))
-
-    def predict(self, y: np.ndarray, strength: float, new: np.ndarray) -> np.ndarray:
-        """Predictions for the features ``new`` after fitting ``y``."""
-        centre = y.mean(0)
-        right = y - centre if self.dual else self.x.T @ (y - centre)
-        solved = self.vectors @ ((self.vectors.T @ right) / (np.maximum(self.values, 0) + strength)[:, None])
-        weights = self.x.T @ solved if self.dual else solved
-        return ((new - self.mean) / self.std) @ weights + centre
-
-
-def _r2(guess: np.ndarray, truth: np.ndarray, train: np.ndarray) -> float:
-    return float(1 - ((guess - truth) ** 2).sum() / ((truth - train.mean(0)) ** 2).sum())
 
 
 def probe(

@@ -1,0 +1,164 @@
+"""A whole diagnosis of a tiny model, and what it is made from; test_diagnostics_references.py has the formulas."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.data.synthetic import make_latents, make_store
+from tests.tiny import LATENT_DIM, tiny_config
+from wmjax import diagnose as command
+from wmjax.config import load as load_experiment
+from wmjax.data.observation import Prompt
+from wmjax.data.statistics import normalise_action, normalise_latents
+from wmjax.errors import UserError
+from wmjax.models.prompts import PromptConfig
+from wmjax.models.vla import VLA
+from wmjax.rng import named_key
+from wmjax.specs import to_dict
+from wmjax.trainer.diagnostics.passes import Condition, Network, batches, memory_conditions
+from wmjax.trainer.diagnostics.report import diagnose, predict
+from wmjax.trainer.diagnostics.samples import action_windows, latent_windows, near_change
+from wmjax.trainer.diagnostics.text import Skipped, plain
+from wmjax.trainer.inputs import make_inputs
+from wmjax.trainer.loop import Inputs, TrainConfig
+from wmjax.trainer.step import model_input
+
+RNG = np.random.default_rng
+CONFIG = TrainConfig(batch_size=4, validation_fraction=0.3, threads=1)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    store = make_store(tmp_path_factory.mktemp("store"))
+    latents = make_latents(tmp_path_factory.mktemp("latents"), store, dim=LATENT_DIM)
+    return make_inputs(store, latents, PromptConfig(length=56), tiny_config(), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model() -> VLA:
+    """Tiny, with everything that starts at zero opened, so that every part has an effect."""
+    built = jax.jit(lambda: nnx.split(VLA(tiny_config(), rngs=nnx.Rngs(0))))()
+    made: VLA = nnx.merge(*built)
+    assert made.world.injection is not None and made.world.prophet is not None
+    made.world.injection.gate[...] = np.ones_like(made.world.injection.gate[...])
+    for kernel in (made.world.prophet.out.kernel, made.head.out.kernel):  # type: ignore[union-attr]
+        kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
+    return made
+
+
+def test_windows_come_from_the_stores(inputs: Inputs) -> None:
+    """By the synthetic data's own marks: state[0] is the episode, state[1] the step; latent channel 0 the frame."""
+    store = inputs.store
+    assert inputs.latents is not None
+    start = store.episodes[3]["frame_start"]
+    frames = np.array([start, start + 5, start + store.episodes[3]["num_frames"] - 1])
+    windows = latent_windows(store, inputs.latents, frames, 3, 4, np.asarray)
+    raw = np.asarray(inputs.latents.latents[0][start + np.array([3, 4, 5])], np.float32)
+    np.testing.assert_allclose(windows.history[1], normalise_latents(raw, inputs.latents.spec), rtol=1e-5)
+    np.testing.assert_array_equal(windows.history[0, 0], windows.history[0, 2])
+    after = np.asarray(inputs.latents.latents[0][start + np.array([6, 7, 8, 9])], np.float32)
+    np.testing.assert_allclose(windows.future[1], normalise_latents(after, inputs.latents.spec), rtol=1e-5)
+    assert windows.mask[0].all() and not windows.mask[2].any()
+    np.testing.assert_array_equal(windows.position[1, :, 1], [20, 24, 28, 32, 36])
+    assert (windows.position[..., 0] == 3).all() and (windows.episode == 3).all()
+    actions = action_windows(inputs, frames)
+    row = store.frame_row[frames[1]]
+    np.testing.assert_array_equal(actions.action[1], store.action[row : row + 8])
+    assert actions.held.tolist() == [-1.0, *np.sign(store.action[store.frame_row[frames[1:]] - 1, -1])]
+    first = store.episodes[3]["step_start"]
+    closed = store.action[first : first + store.episodes[3]["length"], -1] > 0
+    np.testing.assert_array_equal(actions.near_change[1], near_change(closed)[20:28])
+
+
+def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
+    network, batch = Network(model, inputs, 0), next(batches(inputs, "val", 1, 4, 0))
+    prompts = Prompt(*map(jax.numpy.asarray, inputs.prompts))
+    graph, state = nnx.split(model)
+    hidden = network.hidden(batch)
+    noise = jax.random.normal(named_key(0, "diagnose noise", 5, 1), batch["action"].shape)
+    key = named_key(0, "diagnose memory", 5)
+
+    @jax.jit
+    def sample(state: nnx.State, batch: dict[str, jax.Array]) -> list[jax.Array]:
+        seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
+        kinds = ("none", "noise", "closed")
+        return [nnx.merge(graph, state).sample(seen, noise, corruption=kind, key=key)[0] for kind in kinds]
+
+    for kind, expected in zip(("none", "noise", "closed"), sample(state, batch), strict=True):
+        acted = network.act(hidden, batch, 5, Condition(kind, corruption=kind, draw=1))  # type: ignore[arg-type]
+        np.testing.assert_allclose(acted.chunk, expected, atol=1e-5)
+
+
+def test_a_whole_diagnosis(inputs: Inputs, model: VLA) -> None:
+    sections = diagnose(model, inputs, "val", 2, 0)
+    content = json.loads(json.dumps(plain(sections), allow_nan=False))
+    assert not any(isinstance(section, Skipped) for section in sections.values())
+    for section in sections.values():
+        assert len(section.table().splitlines()) > 2
+    assert np.shape(content["actions"]["r2"]) == (8, 7)
+    effects = content["memory"]["effects"]
+    assert list(effects) == ["none", "zero", "noise", "shuffled", "closed"]
+    assert effects["none"]["change"] == 0.0 and min(effects[k]["change"] for k in list(effects)[1:]) > 1e-4
+    seen = content["inputs"]["effects"]
+    assert seen["images black"]["change"] > 0 and seen["another task's instruction"]["change"] > 0
+    assert seen["none"]["r2"] == effects["none"]["r2"] == content["actions"]["r2_all"]
+    assert content["memory"]["gate"] == pytest.approx(np.tanh(1.0), rel=1e-5)
+    frames = np.flatnonzero(np.isin(inputs.store.frame_episode, inputs.val_episodes))
+    windows = action_windows(inputs, frames)
+    whole = normalise_action(windows.action[windows.mask.all(1)], inputs.action_spec)[..., :6]
+    assert content["flow"]["loss"]["zero velocity"] == pytest.approx(np.square(whole).mean() + 1, rel=1e-5)
+    assert content["flow"]["chunks"] == len(whole) and sum(content["world"]["samples"]) > 0
+
+
+def test_other_arms_say_what_does_not_apply(inputs: Inputs) -> None:
+    """Without running a network: what is skipped follows from the configuration."""
+    from wmjax.trainer.diagnostics.report import _prophet_of
+
+    assert memory_conditions(tiny_config("e0")) == []
+    assert _prophet_of(tiny_config("e0")) == ("this arm has no world memory", "")
+    assert "never trained" in _prophet_of(tiny_config("e1"))[1]
+    assert _prophet_of(tiny_config("e2")) == ("", "")
+    assert Skipped("why").table() == "skipped: why"
+
+
+def test_a_prophet_predicts_the_same_in_parts(model: VLA) -> None:
+    history = RNG(0).normal(size=(300, 3, 16, LATENT_DIM)).astype(np.float32)
+    assert model.world.prophet is not None
+    found = predict(model.world, history)
+    np.testing.assert_allclose(found[290:], model.world.prophet(jax.numpy.asarray(history[290:])), atol=1e-5)
+
+
+def test_data_that_differ_from_the_checkpoint_are_refused(inputs: Inputs) -> None:
+    specs = inputs.specs()
+    command.require_same_data(inputs, specs)
+    other = dataclasses.replace(inputs.action_spec, chunk=9)
+    with pytest.raises(UserError, match=r"ActionSpec.chunk differs: 8 in the training data, 9 in the checkpoint"):
+        command.require_same_data(inputs, specs | {"action": to_dict(other)})
+
+
+def test_missing_demonstrations_are_never_recorded(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+    experiment = load_experiment("e2_flow")
+    with pytest.raises(UserError, match=r"are not in the cache; name the run's training store with --data"):
+        command.find_store(experiment, None)
+    assert list(tmp_path.iterdir()) == []
+    assert command.find_store(experiment, inputs.store.folder).hash == inputs.store.hash
+
+
+def test_another_encoder_is_refused_before_anything_is_encoded(inputs: Inputs) -> None:
+    experiment = load_experiment("e2_flow")
+    assert command.find_latents(experiment, inputs.store, None) is None
+    with pytest.raises(UserError, match=r"EncoderSpec\.\w+ differs: .* in encoder 'mini', .* in the checkpoint"):
+        command.find_latents(experiment, inputs.store, inputs.specs()["encoder"])
+
+
+def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--run", str(tmp_path / "missing")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

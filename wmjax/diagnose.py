@@ -1,0 +1,191 @@
+"""Looks into a checkpoint without a simulator: every number beside the trivial predictor that it has to beat.
+
+python -m wmjax.diagnose --run RUN                      the run's validation split
+python -m wmjax.diagnose --run RUN --split train        its training split: what it has memorised
+
+Averaged parameters, on the run's own split by episode and task. Never records demonstrations: without the run's own
+in the cache, name their store with --data.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmjax.commands import run_command
+from wmjax.errors import UserError
+
+if TYPE_CHECKING:
+    from wmjax.config import Experiment
+    from wmjax.data.latents import LatentStore
+    from wmjax.data.store import TrainingStore
+    from wmjax.models.vla import VLA
+    from wmjax.trainer.diagnostics.text import Section
+    from wmjax.trainer.loop import Inputs
+
+BATCHES = 16
+"""Of 32 samples: all of a usual validation split."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
+    parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
+    parser.add_argument("--data", type=Path, help="the training store of the run, if it is not in the cache")
+    parser.add_argument("--out", type=Path, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json)")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from wmjax import logs
+    from wmjax.cache import keep_compiled_programs
+    from wmjax.data.files import write_json
+    from wmjax.trainer.diagnostics.report import diagnose
+    from wmjax.trainer.diagnostics.text import plain
+
+    logs.set_up()
+    keep_compiled_programs()
+    if options.batches < 1:
+        raise UserError(f"--batches is {options.batches}; it must be at least 1")
+    folder = checkpoint_folder(options.run)
+    experiment, model, inputs = load(folder, options.data)
+    sections = diagnose(model, inputs, options.split, options.batches, experiment.train.seed)
+    header = describe(folder, experiment, inputs, options.split)
+    print(render(header, sections))
+    out = options.out or folder.parent.parent / "diagnostics" / f"{folder.name}-{options.split}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, plain(header | sections))
+    print(f"\nwritten: {out}")
+    return 0
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """A checkpoint's folder: the given one, or the run's newest.
+
+    Raises:
+        UserError: no complete checkpoint there.
+
+    """
+    from wmjax import checkpoint
+
+    if not path.is_dir():
+        raise UserError(f"--run {str(path)!r} is not a folder; name the folder of a trained run")
+    return path if (path / "manifest.json").is_file() else checkpoint.latest(path / "checkpoints")
+
+
+def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inputs]":
+    """The experiment of a checkpoint, its model with the averaged parameters, and the data that it was trained on.
+
+    Raises:
+        UserError: a damaged checkpoint, data that are missing or differ from what the specs in it say.
+
+    """
+    from wmjax import checkpoint
+    from wmjax.config import from_dict
+    from wmjax.policy import _averaged_parameters, _restore_model
+    from wmjax.trainer.inputs import make_inputs
+
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    store = find_store(experiment, data)
+    latents = find_latents(experiment, store, meta["specs"]["encoder"])
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
+    require_same_data(inputs, meta["specs"])
+    parameters = _averaged_parameters(folder, experiment)
+    return experiment, _restore_model(experiment, parameters, meta.get("backbone_hash")), inputs
+
+
+def find_store(experiment: "Experiment", data: Path | None) -> "TrainingStore":
+    """The demonstrations of an experiment: the given ones, or what training recorded.
+
+    Raises:
+        UserError: they are not there; recording others would take half an hour and be other data.
+
+    """
+    from wmjax.cache import cache_root
+    from wmjax.data.store import TrainingStore
+
+    if data is not None or experiment.data.path:
+        return TrainingStore(data or Path(experiment.data.path))
+    # The name that wmjax.train.demonstrations gives it.
+    folder = cache_root() / "demos" / f"{experiment.dataset}-{experiment.data.identity()}"
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"demonstrations {folder} are not in the cache; name the run's training store with --data")
+    return TrainingStore(folder)
+
+
+def find_latents(
+    experiment: "Experiment", store: "TrainingStore", saved: dict[str, Any] | None
+) -> "LatentStore | None":
+    """The latents that the run was trained on, encoded again if need be; None if its arm reads none.
+
+    Raises:
+        UserError: the encoder is not the one in the checkpoint.
+
+    """
+    if saved is None:
+        return None
+    from wmjax.models.vjepa2 import encoder_spec
+    from wmjax.specs import EncoderSpec, from_dict, require_equal
+    from wmjax.train import encode
+
+    config, then = experiment.encoder, from_dict(EncoderSpec, saved, "the checkpoint")
+    now = encoder_spec(config.model, config.pooling_grid, config.clip_length)
+    require_equal(now, then, f"encoder {config.model!r}", "the checkpoint", ignore=("mean", "std"))
+    return encode(experiment, store)
+
+
+def require_same_data(inputs: "Inputs", specs: dict[str, Any]) -> None:
+    """Refuses data other than the checkpoint's.
+
+    Raises:
+        UserError: names the first differing field of the three specs and both values.
+
+    """
+    from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal
+
+    names = "the training data", "the checkpoint"
+    require_equal(inputs.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
+    require_equal(inputs.action_spec, from_dict(ActionSpec, specs["action"], names[1]), *names)
+    if inputs.encoder_spec is not None:
+        require_equal(inputs.encoder_spec, from_dict(EncoderSpec, specs["encoder"], names[1]), *names)
+
+
+def describe(folder: Path, experiment: "Experiment", inputs: "Inputs", split: str) -> dict[str, Any]:
+    """What the numbers are of: run, step, split, and how they were made."""
+    from wmjax.evaluate import identity
+    from wmjax.rollout.evaluation import provenance
+
+    episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
+    return {
+        **provenance(),
+        **identity(folder),
+        "run": experiment.name,
+        "step": int(folder.name),
+        "split": split,
+        "episodes": [int(index) for index in episodes],
+        "tasks": [dataclasses.asdict(task) for task in inputs.store.tasks],
+    }
+
+
+def render(header: dict[str, Any], sections: "dict[str, Section]") -> str:
+    """The report: one table per section."""
+    from wmjax.trainer.diagnostics.report import TITLES
+
+    lines = [
+        f"run {header['run']}, step {header['step']}, {header['split']} split of {len(header['episodes'])} episodes, "
+        f"commit {header['commit']}"
+    ]
+    for name, section in sections.items():
+        lines += ["", f"== {TITLES[name]} ==", section.table()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
