@@ -19,8 +19,6 @@ POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
 """What an action of 1 means to robosuite's OSC_POSE controller (m, rad)."""
 OPEN, CLOSE = -1.0, 1.0
 MAX_RETRIES = 2
-STANDS = 0.05
-"""An object this near (m) to its place has been put there."""
 DROP_HEIGHT = 0.08
 """How far (m) above the middle of a container an object is let go."""
 
@@ -84,14 +82,12 @@ class Expert:
 
     """
 
-    def __init__(self, env: LiberoEnv, *, clearance: float = 0.008, under_way: bool = False) -> None:
+    def __init__(self, env: LiberoEnv, *, clearance: float = 0.008) -> None:
         """Plans for the episode that ``env`` has just been reset to.
 
         Args:
             env: the environment, read but never stepped.
             clearance: distance (m) that the hand should keep from obstacles while grasping.
-            under_way: the episode has been going on under another policy: an object that the hand holds is carried
-                on, one that stands on its target is left alone.
 
         Raises:
             UserError: the task is not one of putting an object onto or into something.
@@ -112,19 +108,6 @@ class Expert:
             phase: getattr(self, f"_{phase.value}") for phase in Phase
         }
         self._plan()
-        if under_way:
-            self._take_over()
-
-    def _take_over(self) -> None:
-        """Starts in the phase that the scene is in."""
-        scene, hand, item = self._scene, self._scene.hand_position, self._scene.position(self._item)
-        if scene.held(self._item):
-            self.grasp = Grasp(0.0, hand, scene.hand_rotation, hand - item, float(hand[2]), 0.0)
-            self._lift_height = float(hand[2])
-            low = item[2] - scene.place_position(self._target)[2] < 0.05
-            self._enter(Phase.LIFT if low else Phase.CARRY)
-        elif np.linalg.norm(item - scene.place_position(self._target)) < STANDS:
-            self._enter(Phase.RETREAT)
 
     def act(self) -> Float64[np.ndarray, "7"]:
         """The action for the current state, each value in [-1, 1]. Call once per control step."""
