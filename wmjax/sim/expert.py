@@ -116,7 +116,7 @@ class Expert:
 
     def _plan(self) -> None:
         scene = self._scene
-        self.grasp = plan_grasp(
+        self.grasp: Grasp = plan_grasp(
             scene, self._item, self._target, rim=self._rim, clearance=self._clearance, rejected=self._rejected
         )
         self._item_start = scene.position(self._item)
