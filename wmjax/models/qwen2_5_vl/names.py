@@ -51,6 +51,11 @@ TEXT_LAYER: dict[str, Path] = {
     "mlp.down_proj": ("mlp", "down_proj"),
 }
 """Modules inside a layer; their tensors are ``weight`` and ``bias``."""
+ADAPTER_SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+SUFFIXES = {"bias": "bias"} | ADAPTER_SUFFIXES
+"""Names of a module's tensors in a checkpoint, other than ``weight``; those of adapters are PEFT's."""
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the names that modules have in transformers."""
 
 STACKS: dict[Path, tuple[str, dict[str, Path]]] = {
     ("vision", "blocks"): ("visual.blocks", VISION_BLOCK),
@@ -72,6 +77,12 @@ def published_name(name: str) -> str:
     """The name as published, also for tensors named by newer versions of transformers."""
     name = re.sub(r"^model\.visual\.", "visual.", name)
     return re.sub(r"^model\.language_model\.", "model.", name)
+
+
+def peft_name(name: str) -> str:
+    """The name that PEFT gives a tensor of an adapter, from its published name."""
+    name = re.sub(r"^visual\.", "model.visual.", re.sub(r"^model\.", "model.language_model.", name))
+    return PEFT_PREFIX + name
 
 
 def abstract_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VL:
@@ -99,12 +110,26 @@ def entries(config: Qwen2_5_VLConfig) -> list[Entry]:
     return found
 
 
+def adapter_leaves(model: Qwen2_5_VL) -> dict[Path, nnx.Variable]:
+    """Every LoRA matrix by path, one for all layers of a stack."""
+    return {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))}
+
+
+def adapter_entries(config: Qwen2_5_VLConfig) -> list[Entry]:
+    """All LoRA tensors of a model, under published names; layers outside ``lora.layers`` have none."""
+    found: list[Entry] = []
+    for path, leaf in adapter_leaves(abstract_model(config)).items():
+        chosen = config.lora.layers if path[0] == "layers" else ()
+        found += [e for e in _layer_entries(path, leaf.shape, config) if not chosen or e.layer in chosen]
+    return found
+
+
 def _layer_entries(path: Path, shape: tuple[int, ...], config: Qwen2_5_VLConfig) -> Iterator[Entry]:
     prefix, modules = next(v for k, v in STACKS.items() if path[: len(k)] == k)
     inner = path[len(("vision", "blocks")) :] if path[0] == "vision" else path[1:]
     module = next(name for name, where in modules.items() if where == inner[:-1])
-    kind: Kind = "linear" if inner[-1] == "kernel" else "same"
-    suffix = "bias" if inner[-1] == "bias" else "weight"
+    kind: Kind = "linear" if inner[-1] in ("kernel", *ADAPTER_SUFFIXES) else "same"
+    suffix = SUFFIXES.get(inner[-1], "weight")
     for layer in range(shape[0]):
         name = f"{prefix}.{layer}.{module}.{suffix}"
         yield Entry(name, path, layer, kind, _checkpoint_shape(shape[1:], kind, config))

@@ -78,7 +78,7 @@ class _Shards:
         self.folder = folder
         self.where: dict[str, tuple[Path, str]] = {}
         for path in self._files():
-            with _open(path) as file:
+            with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118, not a dict
                     self.where[names.published_name(name)] = (path, name)
         self._current: tuple[Path, Any] | None = None
@@ -115,11 +115,17 @@ class _Shards:
 
     def _file(self, path: Path) -> Any:
         if self._current is None or self._current[0] != path:
-            self._current = (path, _open(path))
+            self._current = (path, open_tensors(path))
         return self._current[1]
 
 
-def _open(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
+    """A safetensors file, opened for reading numpy arrays.
+
+    Raises:
+        UserError: a missing, truncated or damaged file.
+
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist; download the checkpoint again")
     try:
@@ -137,7 +143,7 @@ def summarise(problems: list[str], limit: int = 20) -> str:
 def save(model: Qwen2_5_VL, folder: Path | str, *, shard_bytes: int = 4 * 2**30) -> None:
     """Writes the base parameters as a Hugging Face checkpoint: ``config.json``, shards and their index.
 
-    Adapters are not written: merge them first with :func:`wmjax.models.lora.merge`, or export them beside.
+    Adapters are not written: merge them first with ``adapters.merge``, or write them beside with ``adapters.save``.
     Shards are written one at a time, the index last.
     """
     folder = Path(folder)
