@@ -88,7 +88,7 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     """
     from wmjax import checkpoint
     from wmjax.config import from_dict
-    from wmjax.policy import _averaged_parameters, _restore_model
+    from wmjax.policy import averaged_parameters, restore_model
     from wmjax.trainer.inputs import make_inputs
 
     meta = checkpoint.read_meta(folder)
@@ -97,8 +97,8 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     latents = find_latents(experiment, store, meta["specs"]["encoder"])
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
     require_same_data(inputs, meta["specs"])
-    parameters = _averaged_parameters(folder, experiment)
-    return experiment, _restore_model(experiment, parameters, meta.get("backbone_hash")), inputs
+    parameters = averaged_parameters(folder, experiment)
+    return experiment, restore_model(experiment, parameters, meta.get("backbone_hash")), inputs
 
 
 def find_store(experiment: "Experiment", data: Path | None) -> "TrainingStore":

@@ -97,7 +97,7 @@ class Policy:
             )
         self.frames_per_decision = open_loop_horizon // stride
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
-        self._model: VLA = _restore_model(experiment, params, base)
+        self._model: VLA = restore_model(experiment, params, base)
         self._encoder = (
             None if self.encoder_spec is None else _load_encoder(experiment.encoder.model, self.encoder_spec)
         )
@@ -185,7 +185,7 @@ class Policy:
         return functools.partial(latents, encoder, grid=self.encoder_spec.pooling_grid)
 
 
-def _restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
+def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
     """The network: trained parameters from the checkpoint; frozen ones from where training had them.
 
     Raises:
@@ -242,13 +242,19 @@ def load_policy(path: str | Path, *, batch_size: int = 2, open_loop_horizon: int
         folder = checkpoint.latest(folder / "checkpoints")
     meta = checkpoint.read_meta(folder)
     experiment = from_dict(meta["experiment"])
-    params = _averaged_parameters(folder, experiment)
+    params = averaged_parameters(folder, experiment)
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
     base = meta.get("backbone_hash")
     return Policy(experiment, meta["specs"], params, base, batch_size=batch_size, open_loop_horizon=horizon)
 
 
-def _averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
+def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
+    """The trained parameters of a checkpoint, averaged over steps, by name.
+
+    Raises:
+        UserError: a damaged checkpoint, or one of another network.
+
+    """
     model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
     like = to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
     return checkpoint.restore(folder, "ema", like)

@@ -174,7 +174,7 @@ class WorldMemory(nnx.Module):
                 f"future latents are {future.shape} with a mask {mask.shape}; "
                 f"prophet.future {self.shape.future} frames are needed"
             )
-        target, mask = self._fit(future[:, : self.shape.future]), mask[:, : self.shape.future]
+        target, mask = self.fit(future[:, : self.shape.future]), mask[:, : self.shape.future]
         loss = world_loss(self.objective, prediction, target, current, mask)
         return loss, {"world/loss": loss} | world_metrics(prediction, target, current, mask)
 
@@ -186,9 +186,15 @@ class WorldMemory(nnx.Module):
             raise UserError(f"latents are missing; memory.input {self.config.input!r} needs them, give a latent store")
         if latents.shape[1] < self.shape.history:
             raise UserError(f"latents have {latents.shape[1]} frames; prophet.history needs {self.shape.history}")
-        return self._fit(latents[:, -self.shape.history :])
+        return self.fit(latents[:, -self.shape.history :])
 
-    def _fit(self, latents: Float32[Array, "batch frames tokens dim"]) -> Float32[Array, "batch frames fitted dim"]:
+    def fit(self, latents: Float32[Array, "batch frames tokens dim"]) -> Float32[Array, "batch frames fitted dim"]:
+        """Latents in the shape that the Prophet predicts: pooled to one token and layer-normed, if it does so.
+
+        Raises:
+            UserError: tokens or channels other than the Prophet's.
+
+        """
         tokens, dim = latents.shape[2:]
         if dim != self.shape.latent_dim or self.shape.tokens not in (1, tokens):
             raise UserError(
