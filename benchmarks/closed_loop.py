@@ -1,10 +1,15 @@
 """Closed-loop control steps per second, from the loop that peers use to ours, one rung after the other.
 
     python benchmarks/closed_loop.py RUN [RUN ...] [--task 2] [--episodes 4] [--out results.json]
+    python benchmarks/closed_loop.py [RUN ...] --replay STORE [--task 2] [--episodes 4]
 
 RUN is a run's folder (such as a `mini` e0 and an e2). Every rung runs the same episodes (random resets of
 ``spatial_dev``) to success or the step limit, with the same jitted policy, batch 1; time includes resets and policy
 calls, not compilation or building the simulation. Rungs of one render path must have equal success bits.
+
+A policy that always fails makes those bits mean nothing. With ``--replay`` the episodes are demonstrations that were
+recorded on this machine, from their recorded start: the policy is called as often as ever, but what is executed is the
+recording. Then no bit depends on a pixel, and all rungs must succeed at the same control steps.
 
   plain       LIBERO's OffScreenRenderEnv: both 256 px cameras at every step, hard reset, one process
   ours 256    our observation (rendered at the end of the step) at every step, 256 px, hard reset
@@ -20,20 +25,23 @@ import dataclasses
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from wmjax.rollout.actors import Decision
-from wmjax.rollout.policy_actor import PolicyActor
+from wmjax.data.store import TrainingStore
+from wmjax.rollout.actors import Actor, Decision, Plan, Replay
 from wmjax.rollout.protocol import load_protocol
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ObservationSpec
+from wmjax.specs import ActionSpec, ObservationSpec
 
 MAX_STEPS, HORIZON, STRIDE = 220, 8, 4
+WARM_UP = 2 * HORIZON
+"""Control steps before the clock starts: numba, caches, OpenGL."""
 FULL = ObservationSpec(image_size=256, reflection=True, mesh_detail_mm=0.0)
 
 
@@ -68,14 +76,61 @@ class Result:
 
     rung: str
     path: str
-    control_steps: int
     seconds: float
+    steps: list[int]
     successes: list[bool]
 
     @property
     def rate(self) -> float:
         """Control steps per second of wall time."""
-        return self.control_steps / self.seconds
+        return sum(self.steps) / self.seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What every rung does: who acts (a run's policy, a store's recordings, or both) in which episodes."""
+
+    run: Path | None
+    store: Path | None
+    episodes: tuple[EpisodeId, ...]
+    max_steps: int = MAX_STEPS
+
+    def actor(self) -> Actor:
+        """A new actor; jax is imported here."""
+        policy = None if self.run is None else _policy_actor(self.run)
+        if self.store is None:
+            assert policy is not None
+            return policy
+        return Guided(Replay(TrainingStore(self.store), ActionSpec()), policy)
+
+
+def _policy_actor(run: Path) -> Actor:
+    from wmjax.policy import load_policy
+    from wmjax.rollout.policy_actor import PolicyActor
+
+    return PolicyActor(load_policy(run, batch_size=1, open_loop_horizon=HORIZON))
+
+
+class Guided:
+    """Asks a policy for what that costs, and acts as recorded."""
+
+    name, needs_frames, inside = "guided", True, False
+
+    def __init__(self, replay: Replay, policy: Actor | None) -> None:
+        self._replay, self._policy = replay, policy
+        self.observation_spec = replay.observation_spec
+        self.settled_state = replay.settled_state
+
+    def prepare(self, slots: int, horizon: int) -> None:
+        """Compiles the policy."""
+        for actor in filter(None, (self._replay, self._policy)):
+            actor.prepare(slots, horizon)
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """The recorded actions."""
+        if self._policy is not None:
+            self._policy.act(decisions)
+        return self._replay.act(decisions)
 
 
 class PlainLoop:
@@ -89,17 +144,21 @@ class PlainLoop:
         sizes = {"camera_heights": 256, "camera_widths": 256}
         self._env = import_libero().wrapper.OffScreenRenderEnv(bddl_file_name=loaded.bddl_file, **sizes)
 
-    def reset(self, episode: EpisodeId) -> None:
-        """Seeds, resets hard, settles."""
+    def reset(self, episode: EpisodeId, settled: np.ndarray | None) -> None:
+        """Seeds, resets hard, settles, and goes to a recorded start if there is one."""
+        from wmjax.sim.env import write_state
+
         self._env.seed(episode.seed)
         np.random.seed(episode.seed)
         self._env.reset()
         for _ in range(10):
             self.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))
+        if settled is not None:
+            write_state(self._env.env, settled)
 
     def step(self, action: np.ndarray) -> bool:
         """One step with its observation; both cameras are rendered in it."""
-        self.observation, _, done, _ = self._env.step(action)
+        self.observation, _, done, _ = self._env.step(np.asarray(action, np.float64))
         return bool(done)
 
     def render(self) -> np.ndarray:
@@ -131,13 +190,13 @@ class OurLoop:
             self._env._env.hard_reset = True
         self.render()
 
-    def reset(self, episode: EpisodeId) -> None:
+    def reset(self, episode: EpisodeId, settled: np.ndarray | None) -> None:
         """As LiberoEnv; a hard reset compiles the model anew, and the renderer with it."""
-        if self._rung.soft_reset:
-            self._env.reset(episode)
-            return
-        self._env._renderer = None
+        if not self._rung.soft_reset:
+            self._env._renderer = None
         self._env.reset(episode)
+        if settled is not None:
+            self._env.restore(settled)
 
     def step(self, action: np.ndarray) -> bool:
         """One control step, by robosuite's own code or by ours; renders it if every step is."""
@@ -170,12 +229,12 @@ def shrink(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((112, 112), Image.Resampling.BILINEAR))
 
 
-def play(loop: Any, actor: PolicyActor, episode: EpisodeId) -> tuple[int, bool]:
+def play(loop: Any, actor: Actor, episode: EpisodeId, max_steps: int) -> tuple[int, bool]:
     """One episode, open loop between decisions; returns control steps and success."""
-    loop.reset(episode)
+    loop.reset(episode, actor.settled_state(episode))
     frames = [loop.render()] * (HORIZON // STRIDE)
     step = number = 0
-    while step < MAX_STEPS:
+    while step < max_steps:
         decision = Decision(0, episode, number, step, np.stack(frames), loop.state(), loop.instruction)
         frames, number = [], number + 1
         for action in actor.act([decision])[0].actions[:HORIZON]:
@@ -184,89 +243,105 @@ def play(loop: Any, actor: PolicyActor, episode: EpisodeId) -> tuple[int, bool]:
                 return step, True
             if step % STRIDE == 0:
                 frames.append(loop.render())
-            if step == MAX_STEPS:
+            if step == max_steps:
                 break
     return step, False
 
 
-def serial(rung: Rung, run: Path, episodes: list[EpisodeId]) -> Result:
+def serial(rung: Rung, work: Work) -> Result:
     """A rung in one process: simulator and policy take turns."""
-    from wmjax.policy import load_policy
-
-    actor = PolicyActor(load_policy(run, batch_size=1, open_loop_horizon=HORIZON))
-    suite, task = episodes[0].suite, episodes[0].task_id
-    loop = PlainLoop(suite, task) if rung.plain else OurLoop(suite, task, rung)
+    actor, first = work.actor(), work.episodes[0]
+    loop = (PlainLoop if rung.plain else partial(OurLoop, rung=rung))(first.suite, first.task_id)
     actor.prepare(1, HORIZON)
-    play(loop, actor, dataclasses.replace(episodes[0], index=episodes[0].index + 10_000))  # numba, caches
+    play(loop, actor, first, WARM_UP)
     started = time.monotonic()
-    played = [play(loop, actor, episode) for episode in episodes]
+    played = [play(loop, actor, episode, work.max_steps) for episode in work.episodes]
     seconds = time.monotonic() - started
     loop.close()
-    return Result(rung.name, rung.path, sum(steps for steps, _ in played), seconds, [bit for _, bit in played])
+    return Result(rung.name, rung.path, seconds, [steps for steps, _ in played], [bit for _, bit in played])
 
 
-def pooled(rung: Rung, run: Path, episodes: list[EpisodeId]) -> Result:
+def pooled(rung: Rung, work: Work) -> Result:
     """The real evaluation path: processes, one queue. A first evaluation warms the workers up."""
     import tempfile
 
-    from wmjax.policy import load_policy
     from wmjax.rollout.results import Results
     from wmjax.rollout.runner import Runner
     from wmjax.rollout.videos import Videos
     from wmjax.sim.pool import Pool
     from wmjax.sim.worker import WorkerSettings
 
-    actor = PolicyActor(load_policy(run, batch_size=1, open_loop_horizon=HORIZON))
-    protocol = load_protocol("spatial_dev", max_steps=MAX_STEPS, open_loop_horizon=HORIZON)
-    warm = [dataclasses.replace(episode, index=episode.index + 10_000) for episode in episodes[: rung.workers]]
+    actor = work.actor()
+    rounds = (("warm", work.episodes[: rung.workers], WARM_UP), ("timed", work.episodes, work.max_steps))
     with tempfile.TemporaryDirectory() as folder, Pool(WorkerSettings(rung.spec, 4), rung.workers) as pool:
-        for name, chosen in (("warm", warm), ("timed", episodes)):
+        for name, chosen, limit in rounds:
+            protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=HORIZON)
             results = Results(Path(folder) / name, {})
             runner = Runner(pool, actor, protocol, results, Videos(Path(folder) / name / "videos", 0, 5.0))
             started = time.monotonic()
             runner.run(chosen)
             seconds = time.monotonic() - started
-    bits = {record.key: record.success for record in results.records}
-    return Result(rung.name, rung.path, runner.control_steps, seconds, [bits[episode.key] for episode in episodes])
+    records = {record.key: record for record in results.records}
+    ended = [records[episode.key] for episode in work.episodes]
+    return Result(rung.name, rung.path, seconds, [r.steps for r in ended], [r.success for r in ended])
 
 
-def measure(run: Path, task: int, count: int) -> Iterator[Result]:
-    """All rungs, each in a fresh process."""
-    first = load_protocol("spatial_dev").first_index
-    episodes = [EpisodeId("libero_spatial", task, "random", first + i) for i in range(count)]
+def measure(work: Work, fresh: bool = True) -> Iterator[Result]:
+    """All rungs, each in a fresh process unless told otherwise."""
     context = multiprocessing.get_context("spawn")
     for rung in RUNGS:
         body: Callable[..., Result] = serial if rung.workers == 1 else pooled
-        if rung.workers > 1:  # starts processes of its own
-            yield body(rung, run, episodes)
+        if rung.workers > 1 or not fresh:  # the pool starts processes of its own
+            yield body(rung, work)
             continue
         with context.Pool(1) as pool:
-            yield pool.apply(body, (rung, run, episodes))
+            yield pool.apply(body, (rung, work))
 
 
-def main() -> None:
+def choose(task: int, count: int, store: Path | None) -> tuple[EpisodeId, ...]:
+    """The episodes: random resets of ``spatial_dev``, or the first recorded ones."""
+    if store is not None:
+        return tuple(Replay(TrainingStore(store), ActionSpec()).choose("libero_spatial", (task,), count))
+    first = load_protocol("spatial_dev").first_index
+    return tuple(EpisodeId("libero_spatial", task, "random", first + i) for i in range(count))
+
+
+def show(work: Work, fresh: bool) -> list[dict[str, Any]]:
+    """Runs the ladder, prints a line per rung and returns its rows."""
+    rows: list[dict[str, Any]] = []
+    ends: dict[str, tuple[list[int], list[bool]]] = {}
+    for result in measure(work, fresh):
+        end = (result.steps, result.successes)
+        same = ends.setdefault("recorded" if work.store else result.path, end) == end
+        ratio = result.rate / rows[0]["rate"] if rows else 1.0
+        rows.append({**dataclasses.asdict(result), "rate": result.rate, "ratio": ratio, "ends_equal": same})
+        print(
+            f"  {result.rung:<11} {result.rate:7.1f} steps/s  x{ratio:5.1f}  {sum(result.successes)}/{len(end[1])}  "
+            f"{result.path}, bits and lengths {'equal' if same else 'DIFFER'}",
+            flush=True,
+        )
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--replay", type=Path, help="training store whose recordings are executed")
     parser.add_argument("--task", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=4)
+    parser.add_argument("--max-steps", type=int, default=MAX_STEPS)
+    parser.add_argument("--here", action="store_true", help="no process for each rung: quick, its numbers mean little")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if not options.runs and options.replay is None:
+        parser.error("give a RUN, or --replay STORE")
+    episodes = choose(options.task, options.episodes, options.replay)
     table: dict[str, list[dict[str, Any]]] = {}
-    for run in options.runs:
-        table[run.name] = []
-        base, bits = 0.0, {}
-        print(f"{run.name}: {options.episodes} episodes of libero_spatial task {options.task}")
-        for result in measure(run, options.task, options.episodes):
-            base = base or result.rate
-            same = bits.setdefault(result.path, result.successes) == result.successes
-            print(
-                f"  {result.rung:<11} {result.rate:7.1f} steps/s  x{result.rate / base:5.1f}  "
-                f"{sum(result.successes)}/{len(result.successes)}  {result.path}, bits {'equal' if same else 'DIFFER'}",
-                flush=True,
-            )
-            ratio = {"rate": result.rate, "ratio": result.rate / base, "bits_equal": same}
-            table[run.name].append({**dataclasses.asdict(result), **ratio})
+    for run in options.runs or [None]:
+        name = "recordings alone" if run is None else run.name
+        print(f"{name}: {len(episodes)} episodes of libero_spatial task {options.task}")
+        table[name] = show(Work(run, options.replay, episodes, options.max_steps), fresh=not options.here)
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n")
 

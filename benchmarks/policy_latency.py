@@ -89,13 +89,13 @@ def medians(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     table: dict[str, dict[str, float]] = {}
     for run in options.runs:
         policies = {batch: load_policy(run, batch_size=batch) for batch in BATCHES}

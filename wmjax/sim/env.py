@@ -163,15 +163,7 @@ class LiberoEnv:
 
     def sim_state(self) -> Float64[np.ndarray, "values"]:
         """Everything the future depends on: physics, fixture poses, gripper command, controller goal."""
-        import mujoco
-
-        model, data = self._env.sim.model._model, self._env.sim.data._data
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        physics = np.zeros(mujoco.mj_stateSize(model, kind))
-        mujoco.mj_getState(model, data, physics, kind)
-        gripper, controller = self._env.robots[0].gripper, self._env.robots[0].controller
-        hidden = (gripper.current_action, controller.goal_pos, controller.goal_ori)
-        return np.concatenate([physics, *(np.ravel(part) for part in (model.body_pos, model.body_quat, *hidden))])
+        return read_state(self._env)
 
     def restore(self, state: Float64[np.ndarray, "values"]) -> None:
         """Goes back to a state from :meth:`sim_state` of the same task; the future repeats bit for bit.
@@ -180,23 +172,7 @@ class LiberoEnv:
             UserError: the state is of another task or simulator.
 
         """
-        import mujoco
-
-        model, data = self._env.sim.model._model, self._env.sim.data._data
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        sizes = [mujoco.mj_stateSize(model, kind), model.body_pos.size, model.body_quat.size, 2, 3, 9]
-        if state.shape != (sum(sizes),):
-            raise UserError(f"simulator state has {state.size} values, {self.suite} task {self.task_id} {sum(sizes)}")
-        physics, position, quaternion, gripper, goal, goal_matrix = np.split(state, np.cumsum(sizes)[:-1])
-        mujoco.mj_setState(model, data, physics, kind)
-        model.body_pos[:], model.body_quat[:] = position.reshape(-1, 3), quaternion.reshape(-1, 4)
-        robot = self._env.robots[0]
-        robot.gripper.current_action = gripper.copy()
-        robot.controller.goal_pos, robot.controller.goal_ori = goal.copy(), goal_matrix.reshape(3, 3).copy()
-        robot.controller.new_update = True
-        self._env.done = False
-        self._env.sim.forward()
-        self._env._post_process()  # for example the glow of a stove that is on
+        write_state(self._env, state)
 
     def fixture_poses(self) -> dict[str, list[float]]:
         """Position (m) and wxyz quaternion of the fixtures, which the benchmark's initial states do not contain."""
@@ -228,6 +204,46 @@ def _build(bddl_file: str, control_hz: int) -> Any:
     # knob twice. Doing the same keeps our random placements those of the published protocol for the same seed.
     env.object_property_initializers *= 2
     return env
+
+
+def read_state(env: Any) -> Float64[np.ndarray, "values"]:
+    """The full state of a LIBERO environment (robosuite's, not the wrapper's), see :meth:`LiberoEnv.sim_state`."""
+    import mujoco
+
+    model, data = env.sim.model._model, env.sim.data._data
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    physics = np.zeros(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, physics, kind)
+    gripper, controller = env.robots[0].gripper, env.robots[0].controller
+    hidden = (gripper.current_action, controller.goal_pos, controller.goal_ori)
+    return np.concatenate([physics, *(np.ravel(part) for part in (model.body_pos, model.body_quat, *hidden))])
+
+
+def write_state(env: Any, state: Float64[np.ndarray, "values"]) -> None:
+    """Puts a LIBERO environment (robosuite's) into a state of :func:`read_state`.
+
+    Raises:
+        UserError: the state is of another task or simulator.
+
+    """
+    import mujoco
+
+    model, data = env.sim.model._model, env.sim.data._data
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    sizes = [mujoco.mj_stateSize(model, kind), model.body_pos.size, model.body_quat.size, 2, 3, 9]
+    if state.shape != (sum(sizes),):
+        raise UserError(f"simulator state has {state.size} values, this task {sum(sizes)}; use a state of this task")
+    physics, position, quaternion, gripper, goal, goal_matrix = np.split(state, np.cumsum(sizes)[:-1])
+    mujoco.mj_setState(model, data, physics, kind)
+    model.body_pos[:], model.body_quat[:] = position.reshape(-1, 3), quaternion.reshape(-1, 4)
+    robot = env.robots[0]
+    robot.gripper.current_action = gripper.copy()
+    robot.controller.goal_pos, robot.controller.goal_ori = goal.copy(), goal_matrix.reshape(3, 3).copy()
+    robot.controller.new_update = True
+    env.done = False
+    env.sim.forward()
+    mujoco.mj_setState(model, data, physics, kind)  # forward() replaced what the contact solver starts from
+    env._post_process()  # for example the glow of a stove that is on
 
 
 def _pristine_poses(env: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,50 @@
+"""Runs as training leaves them, with small untrained networks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from tests.models.vla_helpers import initialised
+from tests.tiny import tiny_config
+from wmjax import checkpoint, specs
+from wmjax.config import Experiment, load, to_dict
+from wmjax.models.parameters import split_model, to_named, trainable_filter
+from wmjax.models.prophet import ProphetConfig
+from wmjax.models.vjepa2 import encoder_spec
+from wmjax.models.vla import VLA
+from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
+
+
+def tiny_experiment(arm: str, head: str) -> Experiment:
+    """A recipe with a network of :func:`tests.tiny.tiny_config`, on the latents of the mini encoder."""
+    prophet = ProphetConfig(width=24, heads=2, layers=1)
+    model = dataclasses.replace(tiny_config(arm, head), prophet=prophet)
+    kind = {"flow": "flow", "regression": "mse"}[head]
+    return dataclasses.replace(load(f"{arm}_{kind}"), model=model)
+
+
+def parameters(experiment: Experiment) -> dict[str, Any]:
+    """Random parameters of all of it; an open gate, so that the memory shows in the actions."""
+    model = initialised(lambda rngs: VLA(experiment.model, rngs=rngs))
+    if model.world.injection is not None:
+        model.world.injection.gate[...] = jnp.ones((1,))
+    return to_named(split_model(model, trainable_filter("all"))[1])
+
+
+def plain_encoder_spec() -> EncoderSpec:
+    """The mini encoder, with statistics that change nothing."""
+    spec = encoder_spec("mini")
+    return dataclasses.replace(spec, mean=(0.0,) * spec.dim, std=(1.0,) * spec.dim)
+
+
+def save_run(folder: Path, arm: str, head: str) -> Path:
+    """Writes a run's checkpoint and returns the run's folder."""
+    experiment = tiny_experiment(arm, head)
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, trainable="all"))
+    encoder = None if arm == "e0" else specs.to_dict(plain_encoder_spec())
+    found = {"observation": specs.to_dict(ObservationSpec()), "encoder": encoder, "action": specs.to_dict(ActionSpec())}
+    meta = {"experiment": to_dict(experiment), "specs": found, "backbone_hash": None}
+    checkpoint.save(folder / "checkpoints", 1, {"ema": parameters(experiment)}, meta)
+    return folder

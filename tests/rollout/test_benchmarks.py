@@ -1,0 +1,54 @@
+"""Small versions of the benchmarks: they run, and what they claim about success bits holds. Nothing is timed."""
+
+import json
+import math
+
+import pytest
+
+from benchmarks import closed_loop, policy_latency
+from tests.rollout.runs import save_run
+from wmjax.specs import ObservationSpec
+
+
+@pytest.mark.parametrize(("arm", "head"), [("e0", "regression"), ("e2", "flow")])
+def test_latency_is_measured_for_every_batch_and_for_the_flow(arm, head, tmp_path, capsys):
+    run, out = save_run(tmp_path / arm, arm, head), tmp_path / "latency.json"
+    policy_latency.main([str(run), "--repeats", "1", "--out", str(out)])
+    found = json.loads(out.read_text())[arm]
+    flow = {"sampler 1 steps", "sampler 10 steps", "head step", "(t10 - t1) / head step"}
+    assert set(found) == {"batch 1", "batch 2", "batch 8"} | (flow if head == "flow" else set())
+    assert all(math.isfinite(value) for value in found.values()) and arm in capsys.readouterr().out
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_every_rung_runs_for_both_systems(tmp_path):
+    out = tmp_path / "ladder.json"
+    runs = [str(save_run(tmp_path / arm, arm, "flow")) for arm in ("e0", "e2")]
+    closed_loop.main([*runs, "--episodes", "1", "--max-steps", "12", "--here", "--out", str(out)])
+    table = json.loads(out.read_text())
+    assert set(table) == {"e0", "e2"}
+    for rows in table.values():
+        assert [row["rung"] for row in rows] == [rung.name for rung in closed_loop.RUNGS]
+        assert all(row["steps"] == [12] and row["rate"] > 0 for row in rows)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_recorded_episodes_succeed_at_the_same_step_on_every_rung(recorded, monkeypatch, tmp_path, capsys):
+    small = ObservationSpec()  # pictures of another size change no physics, and cost a quarter
+    rungs = [closed_loop.dataclasses.replace(rung, spec=small, due_only=True) for rung in closed_loop.RUNGS]
+    monkeypatch.setattr(closed_loop, "RUNGS", tuple(rung for rung in rungs if not rung.plain))
+    out = tmp_path / "ladder.json"
+    run = save_run(tmp_path / "e0", "e0", "regression")
+    closed_loop.main([str(run), "--replay", str(recorded.folder), "--episodes", "2", "--here", "--out", str(out)])
+    for row in json.loads(out.read_text())["e0"]:
+        assert row["successes"] == [True, True] and row["ends_equal"]
+        assert row["steps"] == [entry["success_step"] for entry in recorded.episodes]
+    assert "DIFFER" not in capsys.readouterr().out
+
+
+def test_a_benchmark_needs_someone_who_acts(capsys):
+    with pytest.raises(SystemExit):
+        closed_loop.main([])
+    assert "give a RUN, or --replay STORE" in capsys.readouterr().err
