@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,42 @@ import numpy as np
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
+from wmjax.encode import parse_shard
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
 from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import Summary
+from wmjax.rollout.shards import WHOLE, Shard, own_shard
 
 __all__ = ["evaluate", "evaluate_checkpoint", "main"]
 
 SCRIPTED = ("replay", "expert", "noop", "random")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,1") from None
+
+
+CHANGES: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "suite": ("suite", str, "suite, such as libero_object"),
+    "tasks": ("tasks", _integers, "task ids, such as 0,1"),
+    "episodes": ("episodes_per_task", int, "episodes per task"),
+    "init": ("init", str, "starts: benchmark or random"),
+    "first-index": ("first_index", int, "index of the first episode of each task"),
+    "horizon": ("open_loop_horizon", int, "open-loop horizon, control steps"),
+    "delay": ("execution_delay", int, "execution delay, control steps"),
+    "ensemble": ("ensemble", float, "decay per control step of the weights of overlapping chunks, such as 0.01"),
+    "target-velocity": ("target_velocity", float, "speed at which the goal's target drifts, m/s, such as 0.04"),
+    "camera-dropout": ("camera_dropout", float, "probability that a camera is black at a decision, such as 0.5"),
+    "max-steps": ("max_steps", int, "step limit, control steps"),
+    "seed": ("seed", int, "seed of the policy's noise"),
+}
+"""Flag -> the protocol's field, its type and its help. A test keeps them complete."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,12 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--run", type=Path, help="folder of a trained run")
     who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
-    parser.add_argument("--tasks", type=_integers, help="task ids, such as 0,1")
-    parser.add_argument("--episodes", type=int, help="episodes per task")
-    parser.add_argument("--horizon", type=int, help="open-loop horizon, control steps")
-    parser.add_argument("--delay", type=int, help="execution delay, control steps")
-    parser.add_argument("--max-steps", type=int, help="step limit, control steps")
-    parser.add_argument("--seed", type=int, help="seed of the policy's noise")
+    changes = parser.add_argument_group("what to change in the protocol, and to record in header.json")
+    for name, (_, kind, text) in CHANGES.items():
+        changes.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument(
+        "--shard",
+        help="i/n: run the i-th of n parts of the episodes, into one --out that all n see; under srun or "
+        "jax.distributed each process takes its own",
+    )
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
     parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
@@ -51,38 +80,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,1") from None
-
-
 def _run(options: argparse.Namespace) -> int:
-    changes = {
-        "tasks": options.tasks,
-        "episodes_per_task": options.episodes,
-        "open_loop_horizon": options.horizon,
-        "execution_delay": options.delay,
-        "max_steps": options.max_steps,
-        "seed": options.seed,
-    }
+    changes = {field: getattr(options, name.replace("-", "_")) for name, (field, _, _) in CHANGES.items()}
     protocol = load_protocol(options.protocol, **changes)
+    shard = own_shard() if options.shard is None else parse_shard(options.shard)
     if options.run is not None:
         out = options.out or _folder(evaluations_folder(options.run), protocol, changes)
         summary = evaluate_checkpoint(
-            options.run, protocol, out, workers=options.workers, videos=options.videos, batch_size=options.batch
+            options.run,
+            protocol,
+            out,
+            workers=options.workers,
+            videos=options.videos,
+            batch_size=options.batch,
+            shard=shard,
         )
     else:
         out = options.out or _folder(Path("runs") / options.policy, protocol, changes)
-        summary = _evaluate_scripted(options, protocol, out)
+        summary = _evaluate_scripted(options, protocol, out, shard)
     print(summary.table())
     print(f"results: {out}")
     return 0
 
 
 def evaluate_checkpoint(
-    path: Path, protocol: Protocol, out: Path, *, workers: int = 2, videos: int = 2, batch_size: int = 1
+    path: Path,
+    protocol: Protocol,
+    out: Path,
+    *,
+    workers: int = 2,
+    videos: int = 2,
+    batch_size: int = 1,
+    shard: Shard = WHOLE,
 ) -> Summary:
     """Evaluates a run's newest checkpoint, or one checkpoint's folder.
 
@@ -99,18 +128,18 @@ def evaluate_checkpoint(
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon)
     actor = PolicyActor(policy, protocol.seed)
-    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder())
+    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), shard=shard)
 
 
-def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path) -> Summary:
+def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path, shard: Shard) -> Summary:
     if options.policy == "replay":
         actor, header = _replay(options, protocol)
         episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
         protocol = dataclasses.replace(protocol, max_steps=actor.longest)
-        return evaluate(actor, protocol, out, options.workers, options.videos, header, episodes=episodes)
+        return evaluate(actor, protocol, out, options.workers, options.videos, header, episodes=episodes, shard=shard)
     scripted = (actors.Expert(), actors.Noop(), actors.Random(protocol.seed))
     chosen = next(actor for actor in scripted if actor.name == options.policy)
-    return evaluate(chosen, protocol, out, options.workers, options.videos)
+    return evaluate(chosen, protocol, out, options.workers, options.videos, shard=shard)
 
 
 def _checkpoint_folder(path: Path) -> Path:
@@ -159,12 +188,12 @@ def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Rep
 
 def _folder(root: Path, protocol: Protocol, changes: dict[str, Any]) -> Path:
     """A folder that tells the protocol and what was changed in it."""
-    short = {"episodes_per_task": "n", "open_loop_horizon": "horizon", "execution_delay": "delay"}
+    short = {field: "n" if name == "episodes" else name.replace("-", "_") for name, (field, _, _) in CHANGES.items()}
     parts = [protocol.name]
     for name, value in changes.items():
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts.append(f"{short.get(name, name)}{text}")
+            parts.append(f"{short[name]}{text}")
     return root / "-".join(parts)
 
 

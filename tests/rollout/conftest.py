@@ -21,10 +21,13 @@ def faults(tmp_path, monkeypatch):
 def run(tmp_path):
     """``run(actor, name, workers, timeout, header, **protocol changes) -> records by key``."""
 
-    def _run(actor, name="out", *, workers=2, timeout=60.0, header=None, videos=0, episodes=None, **changes):
+    def _run(
+        actor, name="out", *, workers=2, timeout=60.0, header=None, videos=0, episodes=None, shard=(0, 1), **changes
+    ):
         protocol = dataclasses.replace(PROTOCOL, **changes)
         out = tmp_path / name
-        evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, env_factory=ENV, timeout=timeout)
+        more = {"episodes": episodes, "shard": shard, "env_factory": ENV, "timeout": timeout}
+        evaluate(actor, protocol, out, workers, videos, header, **more)
         records = read_records(out)
         assert len({record.key for record in records}) == len(records)
         return {record.key: record for record in records}

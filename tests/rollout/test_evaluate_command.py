@@ -1,10 +1,15 @@
 """The command line: one clear line for bad input, a table for good input."""
 
+import dataclasses
+import itertools
+
 import pytest
 
 import wmjax.evaluate as command
 from tests.rollout.fakes import ENV, SPEC
 from wmjax.rollout import actors
+from wmjax.rollout.protocol import Protocol, from_values, load_protocol
+from wmjax.rollout.results import read_header
 
 
 @pytest.mark.parametrize(
@@ -16,6 +21,7 @@ from wmjax.rollout import actors
         (["--policy", "replay"], "--data is missing"),
         (["--policy", "replay", "--data", "nowhere"], "nowhere"),
         (["--run", "nowhere"], "--run 'nowhere' is not a folder"),
+        (["--policy", "noop", "--shard", "2/2"], "shard '2/2' is not i/n with 0 <= i < n"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -38,6 +44,36 @@ def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_pat
     (folder,) = (tmp_path / "runs" / "noop").iterdir()
     assert folder.name == "spatial_dev-tasks0,1-n1-max_steps8"
     assert {path.name for path in folder.iterdir()} == {"header.json", "episodes.jsonl", "summary.json", "report.html"}
+
+
+def test_every_field_of_a_protocol_has_a_flag_and_the_header_records_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {field: name for name, (field, _, _) in command.CHANGES.items()}
+    assert {"name", *flags} == {field.name for field in dataclasses.fields(Protocol)}
+    real = command.evaluate
+    monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
+    changed = {
+        "suite": "libero_object", "tasks": (3,), "episodes_per_task": 1, "init": "benchmark", "first_index": 2,
+        "open_loop_horizon": 4, "execution_delay": 3, "target_velocity": 0.1, "camera_dropout": 0.25, "max_steps": 8,
+        "seed": 5,
+    }  # fmt: skip
+    words = [(f"--{flags[f]}", ",".join(map(str, v)) if isinstance(v, tuple) else str(v)) for f, v in changed.items()]
+    assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", *itertools.chain(*words)]) == 0
+    protocol = read_header(tmp_path / "o")["protocol"]
+    assert from_values(protocol, "header") == dataclasses.replace(load_protocol("spatial_dev"), **changed)
+
+
+def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, message in (
+        ("--init fixed", "protocol.init is 'fixed'; choose one of 'benchmark', 'random'"),
+        ("--camera-dropout 2", "camera_dropout is 2.0; choose a value from 0 (off) to 1.0"),
+        ("--ensemble nan", "ensemble is nan"),
+        ("--first-index 49 --protocol libero_goal", "has 50 initial states"),
+    ):
+        assert command.main(["--policy", "noop", *words.split()]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_identity_needs_a_checkpoint(tmp_path):

@@ -16,8 +16,9 @@ from wmjax.data.files import write_json
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.report import write_report
-from wmjax.rollout.results import Results, Summary, summarize
+from wmjax.rollout.results import EpisodeRecord, Results, Summary, read_records, summarize
 from wmjax.rollout.runner import Runner
+from wmjax.rollout.shards import WHOLE, Shard, gather, merge, part, shard_folder
 from wmjax.rollout.videos import Videos
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Pool
@@ -37,6 +38,7 @@ def evaluate(
     *,
     episodes: Sequence[EpisodeId] | None = None,
     records: Path | None = None,
+    shard: Shard = WHOLE,
     env_factory: str = "wmjax.sim.env:LiberoEnv",
     timeout: float = 120.0,
 ) -> Summary:
@@ -51,6 +53,8 @@ def evaluate(
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
         episodes: the episodes, if not the protocol's own (replays run recorded ones).
         records: where a run of the benchmark leaves its record; ``out/results`` when None.
+        shard: which part of how many to run here, see :mod:`wmjax.rollout.shards`; the verdict is then on what all
+            shards have finished so far.
         env_factory: ``"module:attribute"`` of the environment.
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
 
@@ -61,10 +65,11 @@ def evaluate(
     out, header = Path(out), dict(header or {})
     spec = actor.observation_spec
     everything = {"actor": actor.name, "protocol": dataclasses.asdict(protocol), "observation": to_dict(spec), **header}
-    results = Results(out, everything)
+    results = Results(shard_folder(out, shard), everything)
     wanted = protocol.episodes() if episodes is None else list(episodes)
-    left = [episode for episode in wanted if episode.key not in results.finished]
-    log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), out)
+    finished = gather(out, results.header)
+    left = [episode for episode in part(wanted, shard) if episode.key not in finished]
+    log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
         started = time.monotonic()
         keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride)
@@ -73,25 +78,57 @@ def evaluate(
         with Pool(settings, min(workers, len(left)), timeout) as pool:
             runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
             runner.run(left)
-        content = _save(results, time.monotonic() - started, runner.control_steps)
-        if protocol.init == "benchmark":
-            keep_record(records or out / "results", protocol.name, content)
-        log.info("report: %s", write_report(out))
-    return summarize(results.records)
+        seconds = time.monotonic() - started
+        _save(results, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})
+        finished = gather(out, results.header)
+    missing = sum(episode.key not in finished for episode in wanted)
+    if missing:
+        log.info("shard %d/%d is done; %d episodes of other shards are missing", *shard, missing)
+    elif left or set(finished) != {record.key for record in read_records(out)}:
+        _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
+    return summarize(finished.values())
 
 
-def _save(results: Results, seconds: float, control_steps: int) -> dict[str, Any]:
-    """Writes ``summary.json`` and returns its content."""
-    summary = summarize(results.records)
+def _conclude(
+    out: Path,
+    header: Mapping[str, Any],
+    finished: Mapping[str, EpisodeRecord],
+    wanted: Sequence[EpisodeId],
+    records: Path,
+    protocol: Protocol,
+) -> None:
+    """Leaves the table, the benchmark's record and the report of a whole evaluation."""
+    results = Results(out, header)
+    parts = [json.loads(path.read_text()) for path in sorted(out.glob("shards/*-of-*/summary.json"))]
+    if parts:
+        merge(results, finished, wanted)
+        speeds = (sum(p["control_steps_per_second"] for p in parts), max(p["seconds"] for p in parts))
+        _save(results, {"control_steps_per_second": speeds[0], "seconds": speeds[1], "shards": len(parts)})
+    if protocol.init == "benchmark" and _first_to_conclude(out, sharded=bool(parts)):
+        keep_record(records, protocol.name, json.loads((out / "summary.json").read_text()))
+    log.info("report: %s", write_report(out))
+
+
+def _first_to_conclude(out: Path, sharded: bool) -> bool:
+    """Whether nobody else records this run: two shards may end at the same moment."""
+    if not sharded:
+        return True
+    try:
+        (out / "shards" / "recorded").mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _save(results: Results, speed: Mapping[str, float]) -> None:
+    """Writes ``summary.json``; ``speed`` says how long it took and how fast that was."""
     content = {
         **provenance(),
         "header": results.header,
-        "seconds": round(seconds, 1),
-        "control_steps_per_second": round(control_steps / seconds, 2),
-        **summary.as_dict(),
+        **{name: round(value, 2) for name, value in speed.items()},
+        **summarize(results.records).as_dict(),
     }
     write_json(results.folder / "summary.json", content)
-    return content
 
 
 def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:

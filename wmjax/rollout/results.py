@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from wmjax.data.files import disk_errors, write_json
+from wmjax.data.files import atomic_path, disk_errors, write_json
 from wmjax.errors import UserError
 from wmjax.rollout.statistics import wilson
 
@@ -92,12 +92,17 @@ class Results:
 
     def add(self, record: EpisodeRecord) -> None:
         """Appends a finished episode; it is on disk when this returns."""
-        line = json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
         with disk_errors(self.path), self.path.open("a") as file:
-            file.write(line)
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
+
+    def replace(self, records: Iterable[EpisodeRecord]) -> None:
+        """Writes the whole file anew, atomically, with these episodes."""
+        self.records = list(records)
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(map(_line, self.records)))
 
     @property
     def finished(self) -> set[str]:
@@ -126,8 +131,12 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def read_records(folder: Path) -> list[EpisodeRecord]:
+def read_records(folder: Path, *, torn: bool = False) -> list[EpisodeRecord]:
     """The finished episodes of an evaluation, in the order they ended.
+
+    Args:
+        folder: of the evaluation.
+        torn: whether the last line may be half written, as another process's may be; it is then left out.
 
     Raises:
         UserError: a damaged line, or an episode twice.
@@ -136,7 +145,9 @@ def read_records(folder: Path) -> list[EpisodeRecord]:
     path = Path(folder) / "episodes.jsonl"
     records: list[EpisodeRecord] = []
     keys: set[str] = set()
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1] if torn else text
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
             values = json.loads(line)
             record = EpisodeRecord(**{**values, "faults": tuple(values["faults"])})
@@ -172,6 +183,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _line(record: EpisodeRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
 
 
 def _drop_torn_line(path: Path) -> None:
