@@ -4,7 +4,8 @@ python -m wmjax.diagnose --run RUN                      the run's validation spl
 python -m wmjax.diagnose --run RUN --split train        its training split: what it has memorised
 
 Averaged parameters, on the run's own split by episode and task. Never records demonstrations: without the run's own
-in the cache, name their store with --data.
+in the cache, name their store with --data. Beside the JSON file a PNG shows what the Prophet imagines: the colours of
+predicted and true latents, and the training frames nearest to the predicted ones.
 """
 
 import argparse
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from wmjax.data.latents import LatentStore
     from wmjax.data.store import TrainingStore
     from wmjax.models.vla import VLA
+    from wmjax.trainer.diagnostics.imagination import Imagined
     from wmjax.trainer.diagnostics.text import Section
     from wmjax.trainer.loop import Inputs
 
@@ -37,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
     parser.add_argument("--data", type=Path, help="the training store of the run, if it is not in the cache")
-    parser.add_argument("--out", type=Path, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json)")
+    parser.add_argument(
+        "--out", type=Path, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG lies beside it"
+    )
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options))
 
@@ -55,14 +59,28 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--batches is {options.batches}; it must be at least 1")
     folder = checkpoint_folder(options.run)
     experiment, model, inputs = load(folder, options.data)
-    sections = diagnose(model, inputs, options.split, options.batches, experiment.train.seed)
+    found = diagnose(model, inputs, options.split, options.batches, experiment.train.seed)
     header = describe(folder, experiment, inputs, options.split)
-    print(render(header, sections))
+    print(render(header, found.sections))
     out = options.out or folder.parent.parent / "diagnostics" / f"{folder.name}-{options.split}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, plain(header | sections))
+    write_json(out, plain(header | found.sections))
     print(f"\nwritten: {out}")
+    if found.imagined is not None:
+        print(f"written: {write_picture(out.with_suffix('.png'), found.imagined, inputs)}")
     return 0
+
+
+def write_picture(path: Path, imagined: "Imagined", inputs: "Inputs") -> Path:
+    """Writes what the Prophet imagines, as the camera of the latents sees it; returns the path."""
+    from wmjax.data.files import atomic_path
+    from wmjax.trainer.diagnostics.picture import draw
+
+    assert inputs.latents is not None
+    camera = inputs.store.spec.cameras.index(inputs.latents.spec.camera)
+    with atomic_path(path) as temporary:
+        draw(imagined, inputs.store, camera).save(temporary, format="PNG")
+    return path
 
 
 def checkpoint_folder(path: Path) -> Path:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
@@ -94,8 +95,12 @@ def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
         np.testing.assert_allclose(acted.chunk, expected, atol=1e-5)
 
 
-def test_a_whole_diagnosis(inputs: Inputs, model: VLA) -> None:
-    sections = diagnose(model, inputs, "val", 2, 0)
+def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
+    found = diagnose(model, inputs, "val", 2, 0)
+    sections = found.sections
+    assert found.imagined is not None
+    with Image.open(command.write_picture(tmp_path / "imagined.png", found.imagined, inputs)) as picture:
+        assert picture.width > 5 * 96 and picture.height > 5 * 96 * len(found.imagined.frames)
     content = json.loads(json.dumps(plain(sections), allow_nan=False))
     assert not any(isinstance(section, Skipped) for section in sections.values())
     for section in sections.values():

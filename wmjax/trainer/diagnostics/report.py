@@ -1,5 +1,6 @@
 """All sections of one checkpoint on one split."""
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -15,6 +16,7 @@ from wmjax.models.world import WorldMemory
 from wmjax.trainer.diagnostics.actions import action_section
 from wmjax.trainer.diagnostics.conditions import input_section, memory_section
 from wmjax.trainer.diagnostics.flow import flow_section
+from wmjax.trainer.diagnostics.imagination import Bank, Imagined, imagination_section, imagine
 from wmjax.trainer.diagnostics.passes import (
     PLAIN,
     Network,
@@ -46,14 +48,23 @@ TITLES = {
     "memory": "World memory in the actions",
     "world": "World model",
     "probe": "Position probe",
+    "imagination": "Imagination: nearest training frames",
 }
 BATCH = 32
 TRAIN_FRAMES, PROBE_FRAMES = 4000, 2000
 """Frames of the training split that references and the position probe are fitted on, at most."""
 
 
-def diagnose(model: VLA, inputs: Inputs, split: Split, count: int, seed: int) -> dict[str, Section]:
-    """Every section, by its name in the JSON.
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Every section by its name in the JSON, and what the picture shows if there is anything to imagine."""
+
+    sections: dict[str, Section]
+    imagined: Imagined | None
+
+
+def diagnose(model: VLA, inputs: Inputs, split: Split, count: int, seed: int) -> Diagnosis:
+    """Looks into a model.
 
     Args:
         model: with the averaged parameters.
@@ -79,7 +90,8 @@ def diagnose(model: VLA, inputs: Inputs, split: Split, count: int, seed: int) ->
         sections["memory"] = memory_section(chunks, memories, windows, outcome)
     else:
         sections["memory"] = Skipped("this arm injects nothing into the action tokens")
-    return sections | _world(model, inputs, outcome)
+    world = _world(model, inputs, outcome)
+    return Diagnosis(sections | world.sections, world.imagined)
 
 
 def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWindows) -> Section:
@@ -101,20 +113,28 @@ def _complete(windows: ActionWindows, inputs: Inputs, arm: int) -> np.ndarray:
     return np.asarray(normalise_action(action, inputs.action_spec))[..., :arm].reshape(len(action), -1)
 
 
-def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> dict[str, Section]:
-    """World model and position probe, for arms with a Prophet that looks at something."""
+def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
+    """World model, position probe and imagination, for arms with a Prophet that looks at something."""
     reason, note = _prophet_of(model.config)
     if reason or outcome.prediction is None:
-        return {"world": Skipped(reason), "probe": Skipped(reason)}
+        return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "imagination")}, None)
     test = _windows(model, inputs, outcome.frames)
-    train = _windows(model, inputs, choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES))
+    frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
+    train = _windows(model, inputs, frames)
     log.info("references of the world model from %d training frames", len(train.mask))
     world = world_section(outcome.prediction, test, train, note)
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()
     reads_latents = model.config.memory.input == "latents"
     own = predict(model.world, fitted.history) if reads_latents else None
-    return {"world": world, "probe": probe_section(outcome.prediction, test, fitted, own)}
+    tasks = np.array([episode["task"] for episode in inputs.store.episodes])
+    bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])
+    sections: dict[str, Section] = {
+        "world": world,
+        "probe": probe_section(outcome.prediction, test, fitted, own),
+        "imagination": imagination_section(outcome.prediction, test, tasks[test.episode], bank),
+    }
+    return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))
 
 
 def predict(world: WorldMemory, history: np.ndarray) -> np.ndarray:
