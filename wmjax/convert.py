@@ -1,20 +1,24 @@
-"""``python -m wmjax.convert DATA --out STORE``: a LeRobot dataset becomes a training store."""
+"""``python -m wmjax.convert DATA --out STORE``: a LeRobot dataset, or LIBERO's HDF5 demos, become a training store."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from wmjax.commands import run_command
+from wmjax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmjax.convert", description=__doc__)
-    parser.add_argument("data", help="LeRobot dataset: a folder, or a hub id such as HuggingFaceVLA/libero")
+    parser.add_argument(
+        "data",
+        help="LeRobot dataset: a folder, or a hub id such as HuggingFaceVLA/libero; or a folder of LIBERO HDF5 files",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the training store to write")
     parser.add_argument("--image-size", type=int, default=112, help="pixels (default 112)")
     parser.add_argument("--frame-stride", type=int, default=4, help="control steps per frame (default 4)")
-    parser.add_argument("--layout", help="name of a key layout (default: chosen by the columns)")
+    parser.add_argument("--layout", help="name of a LeRobot key layout (default: chosen by the columns)")
     parser.add_argument("--max-episodes", type=int, help="convert only the first so many episodes")
     parser.add_argument("--revision", help="revision of the hub dataset")
     options = parser.parse_args(arguments)
@@ -22,18 +26,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from wmjax.data import libero_hdf5
     from wmjax.data.lerobot.convert import convert
 
-    store = convert(
-        options.data,
-        options.out,
-        image_size=options.image_size,
-        frame_stride=options.frame_stride,
-        layout=options.layout,
-        max_episodes=options.max_episodes,
-        revision=options.revision,
-        progress=_show,
-    )
+    settings = {
+        "image_size": options.image_size,
+        "frame_stride": options.frame_stride,
+        "max_episodes": options.max_episodes,
+        "progress": _show,
+    }
+    if libero_hdf5.find_files(Path(options.data)):
+        for name in ("layout", "revision"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} is for LeRobot datasets, {options.data} holds HDF5 files; leave it out")
+        store = libero_hdf5.convert(Path(options.data), options.out, **settings)
+    else:
+        store = convert(options.data, options.out, layout=options.layout, revision=options.revision, **settings)
     print(f"{store.folder}: {len(store.episodes)} episodes, {len(store.tasks)} tasks, {len(store.frame_step)} frames")
     return 0
 

@@ -1,22 +1,20 @@
 """A LeRobot dataset (local folder or hub id) becomes a training store."""
 
+import functools
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from wmjax.data.convert import Progress, convert_episodes, refuse_finished, require_positive
 from wmjax.data.episode import EpisodeData
-from wmjax.data.files import MANIFEST, claim_plan
 from wmjax.data.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.lerobot.layout import load_layout
 from wmjax.data.observation import resize_image
-from wmjax.data.store import PARTS, TrainingStore, finalize, part_names, write_part
+from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec, to_dict
+from wmjax.specs import ObservationSpec
 
-PLAN = "plan.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -29,7 +27,7 @@ def convert(
     layout: str | None = None,
     max_episodes: int | None = None,
     revision: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> TrainingStore:
     """Converts a dataset, episode by episode; interrupted, it resumes where it stopped.
 
@@ -51,22 +49,15 @@ def convert(
 
     """
     out = Path(out)
-    if (out / MANIFEST).exists():
-        raise UserError(f"{out}: holds a finished store already, nothing was overwritten; choose a new folder")
+    refuse_finished(out)
     folder = resolve(source, revision)
     dataset = LeRobotDataset(folder, load_layout(layout) if layout else None)
     spec = observation_spec(dataset, image_size, frame_stride)
-    entries = dataset.episodes[:max_episodes]
-    claim_plan(out / PARTS / PLAN, {"source": source, "observation_spec": to_dict(spec)}, "episodes")
-    done = set(part_names(out))
-    for number, entry in enumerate(entries):
-        name = f"episode-{entry.index:06d}"
-        if name not in done:
-            write_part(out, name, read_episode(dataset, entry, spec, source), spec)
-        progress(number + 1, len(entries))
-    store = finalize(out, spec)
-    shutil.rmtree(out / PARTS)
-    return store
+    episodes = {
+        f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source)
+        for entry in dataset.episodes[:max_episodes]
+    }
+    return convert_episodes(out, spec, {"source": source}, episodes, progress)
 
 
 def resolve(source: str, revision: str | None) -> Path:
@@ -93,8 +84,7 @@ def resolve(source: str, revision: str | None) -> Path:
 
 def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int) -> ObservationSpec:
     """The conventions of the converted data."""
-    if image_size < 1 or frame_stride < 1:
-        raise UserError(f"image_size {image_size} and frame_stride {frame_stride} must be at least 1; raise them")
+    require_positive(image_size, frame_stride)
     layout = dataset.layout
     return ObservationSpec(
         cameras=tuple(layout.cameras),
