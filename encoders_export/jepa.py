@@ -94,16 +94,39 @@ def patchify(pixels: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
     return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(batch, -1, channels * s * p * p)
 
 
+def spread_loss(tokens: torch.Tensor) -> torch.Tensor:
+    """Keeps tokens ``[n, dim]`` from collapsing: the variance and covariance terms of VICReg, 25 to 1.
+
+    A feature whose standard deviation over the tokens is below 1 is pushed apart, and features are decorrelated
+    (Bardes et al. 2021, arXiv:2105.04906, equations 1 and 3).
+    """
+    centred = tokens - tokens.mean(0)
+    covariance = centred.T @ centred / (len(tokens) - 1)
+    variance = functional.relu(1.0 - (covariance.diagonal() + 1e-4).sqrt()).mean()
+    apart = covariance - torch.diag(covariance.diagonal())
+    return variance + apart.square().sum() / (25 * tokens.shape[1])
+
+
 class Jepa:
     """Online encoder and predictor, EMA target encoder, and the loss that connects them."""
 
-    def __init__(self, config: VJEPA2Config, predictor: PredictorConfig, seed: int, target_layers: int) -> None:
-        """``target_layers``: how many of the last blocks the targets average (1: the published V-JEPA).
+    def __init__(
+        self, config: VJEPA2Config, predictor: PredictorConfig, seed: int, target_layers: int, spread: float = 0.0
+    ) -> None:
+        """Builds online and target encoder.
 
-        Averaging normalised blocks is data2vec's target (Baevski et al. 2022, arXiv:2202.03555): it carries
-        information from the first step on, which matters when pre-training lasts minutes.
+        Args:
+            config: the encoder.
+            predictor: the predictor.
+            seed: of all initial weights.
+            target_layers: how many of the last blocks the targets average (1: the published V-JEPA). Averaging
+                normalised blocks is data2vec's target (Baevski et al. 2022, arXiv:2202.03555): it carries
+                information from the first step on, which matters when pre-training lasts minutes.
+            spread: weight of :func:`spread_loss` on the context tokens (0: the published V-JEPA). The two together
+                are C-JEPA (Mo and Tong 2024, arXiv:2410.19560).
+
         """
-        self.config, self.target_layers = config, target_layers
+        self.config, self.target_layers, self.spread = config, target_layers, spread
         self.model = build_model(config, predictor, seed)
         self.target = copy.deepcopy(self.model.encoder).requires_grad_(False).eval()
         self.rotary = Rotary(config.head_dim, config)
@@ -156,6 +179,8 @@ class Jepa:
             context = self.encode(self.model.encoder, patches, visible)[-1]
             guess = self.predict(context, visible, hidden, kind)
             losses.append(functional.smooth_l1_loss(guess.float(), gather(targets, hidden)))
+            if self.spread:
+                losses[-1] = losses[-1] + self.spread * spread_loss(context.float().flatten(0, 1))
         return torch.stack(losses).mean()
 
     @torch.no_grad()

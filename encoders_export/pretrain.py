@@ -24,11 +24,14 @@ from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
 from wmjax.data.files import atomic_path, write_json
-from wmjax.data.shift import MAX_SHIFT, shift_images
+from wmjax.data.shift import shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.config import VJEPA2Config, preset, to_hf_config
+
+CLIP_SHIFT = 6
+"""Largest shift of a pre-training clip, pixels; wider than a policy's views, because nothing here must be placed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,13 @@ class PretrainConfig:
     weight_decay: float = 0.04
     momentum: tuple[float, float] = (0.98, 0.999)
     target_layers: int = 6
+    spread: float = 0.5
     camera: str = "agentview"
     predictor: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
 
 
 class Clips:
-    """Random clips of the frames of several stores, each shifted as a whole (the views of the latent store)."""
+    """Random clips of the frames of several stores, each shifted as a whole."""
 
     def __init__(self, stores: Sequence[TrainingStore], camera: str, config: VJEPA2Config) -> None:
         self.length, frames, starts, offset = config.frames_per_clip, [], [], 0
@@ -66,7 +70,7 @@ class Clips:
             offset += len(store.frame_step)
         self.frames, self.starts = np.concatenate(frames), np.concatenate(starts)
 
-    def draw(self, rng: np.random.Generator, count: int, max_shift: int = MAX_SHIFT) -> torch.Tensor:
+    def draw(self, rng: np.random.Generator, count: int, max_shift: int = CLIP_SHIFT) -> torch.Tensor:
         """uint8 ``[count, time, height, width, 3]``."""
         ends = rng.integers(0, len(self.frames), count)
         clips = self.frames[clip_indices(ends, self.starts[ends], self.length)]
@@ -87,7 +91,7 @@ class Pretrainer:
 
     def __init__(self, clips: Clips, out: Path, settings: PretrainConfig, config: VJEPA2Config) -> None:
         self.clips, self.out, self.settings, self.config = clips, out, settings, config
-        self.jepa = Jepa(config, settings.predictor, settings.seed, settings.target_layers)
+        self.jepa = Jepa(config, settings.predictor, settings.seed, settings.target_layers, settings.spread)
         named = dict(self.jepa.model.named_parameters())
         decayed = [p for p in named.values() if p.ndim > 1]
         plain = [p for p in named.values() if p.ndim <= 1]
@@ -230,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=PretrainConfig.batch)
     parser.add_argument("--target-layers", type=int, default=PretrainConfig.target_layers)
+    parser.add_argument("--spread", type=float, default=PretrainConfig.spread, help="weight against collapse")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: PyTorch decides)")
     options = parser.parse_args(arguments)
     settings = PretrainConfig(
@@ -238,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps=options.steps,
         batch=options.batch,
         target_layers=options.target_layers,
+        spread=options.spread,
     )
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify  # noqa: E402
+from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread_loss  # noqa: E402
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, effective_rank, main  # noqa: E402
 from encoders_export.probe import objects_of, probe, ridge_r2, show  # noqa: E402
@@ -143,3 +143,23 @@ def test_the_command_refuses_wrong_frames(store: TrainingStore, tmp_path: Path, 
     assert "error:" in capsys.readouterr().err
     with pytest.raises(UserError, match="sideview"):
         Clips([store], "sideview", TINY)
+
+
+def test_spread_loss_vanishes_only_for_decorrelated_unit_features():
+    rng = torch.Generator().manual_seed(0)
+    white = torch.randn(512, 8, generator=rng)
+    white = torch.linalg.qr(white - white.mean(0))[0] * 511**0.5
+    assert spread_loss(white) < 1e-3
+    assert spread_loss(white * 0.1) > 0.8
+    repeated = white[:, :1].expand(-1, 8)
+    torch.testing.assert_close(spread_loss(repeated), torch.tensor(8 * 7 / (25 * 8.0)), atol=1e-2, rtol=0)
+
+
+def test_spread_keeps_the_rank_that_the_published_loss_loses(store: TrainingStore, tmp_path: Path):
+    clips, ranks = Clips([store], "agentview", TINY), {}
+    for spread in (0.0, 1.0):
+        run = Pretrainer(clips, tmp_path, settings(steps=40, spread=spread, learning_rate=3e-3, warmup_steps=5), TINY)
+        for _ in range(40):
+            run.train_step()
+        ranks[spread] = run.health()["effective_rank"]
+    assert ranks[1.0] > 1.5 * ranks[0.0], ranks
