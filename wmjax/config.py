@@ -13,6 +13,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.errors import UserError, unknown_name
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.qwen2_5_vl.config import preset
@@ -47,12 +48,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Which V-JEPA 2 makes the latents, where, and how many shifted views of each episode it encodes."""
+    """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
+
+    The wrist camera, which has no latents, is shifted as far.
+    """
 
     model: str = "mini"
     backend: Literal["jax", "torch"] = "jax"
-    views: int = 4
-    max_shift: int = 6
+    views: int = VIEWS
+    max_shift: int = MAX_SHIFT
     clip_length: int = 4
     pooling_grid: int = 4
 

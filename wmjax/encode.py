@@ -14,6 +14,7 @@ from jaxtyping import Float32, UInt8
 
 from wmjax.data.encode import encode_store, verify_latents
 from wmjax.data.latents import Backend
+from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.files import encoder_spec, resolve_folder
@@ -55,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="training store")
     parser.add_argument("--out", type=Path, required=True, help="latent store to write")
     parser.add_argument("--model", default="mini", help="mini, a Hugging Face checkpoint folder, or a hub id")
-    parser.add_argument("--views", type=int, default=4, help="shifted copies per episode, the first unshifted")
+    parser.add_argument("--views", type=int, default=VIEWS, help="shifted copies per episode, the first unshifted")
+    parser.add_argument("--max-shift", type=int, default=MAX_SHIFT, help="largest shift of the other views, pixels")
     parser.add_argument("--grid", type=int, default=4, help="pooling grid; 0 keeps every token")
     parser.add_argument("--clip", type=int, default=4, help="frames per clip")
     parser.add_argument("--camera", default="agentview")
@@ -92,6 +94,7 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
         options.out,
         encoder,
         views=options.views,
+        max_shift=options.max_shift,
         batch=options.batch,
         shard=shard,
         progress=progress,

@@ -140,10 +140,12 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
 
     config = experiment.encoder
     spec = encoder_spec(config.model, config.pooling_grid, config.clip_length)
-    folder = cache_root() / "latents" / f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}-{config.backend}"
+    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
+    folder = cache_root() / "latents" / name
     if not (folder / "manifest.json").is_file():
         encoder = make_encoder(config)
-        encode_store(store, folder, encoder, views=config.views, progress=Progress("encoding", "episodes"))
+        progress = Progress("encoding", "episodes")
+        encode_store(store, folder, encoder, views=config.views, max_shift=config.max_shift, progress=progress)
     latents = LatentStore(folder)
     latents.check(store)
     return latents

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wmjax.data.latents import Backend, LatentStore, LatentWriter
-from wmjax.data.shift import MAX_SHIFT, draw_views, shift_images
+from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
@@ -70,7 +70,8 @@ def encode_store(
     out: Path,
     encoder: Encoder,
     *,
-    views: int = 4,
+    views: int = VIEWS,
+    max_shift: int = MAX_SHIFT,
     seed: int = 0,
     batch: int = 32,
     shard: tuple[int, int] = (0, 1),
@@ -82,7 +83,8 @@ def encode_store(
         store: the frames.
         out: latent store to write; one that holds latents of another encoder, source or views is refused.
         encoder: computes the latents.
-        views: shifted copies per episode; view 0 is unshifted, the others move by up to 6 of 112 pixels.
+        views: shifted copies per episode; view 0 is unshifted.
+        max_shift: largest shift of the other views, pixels of the store.
         seed: of the shifts.
         batch: clips per call of the encoder.
         shard: ``(i, n)``: this process encodes every n-th episode, from the i-th.
@@ -96,7 +98,6 @@ def encode_store(
 
     """
     camera = _camera(store, encoder.spec)
-    max_shift = round(MAX_SHIFT * store.spec.image_size / 112)
     writer = LatentWriter(
         out, encoder.spec, store, draw_views(len(store.episodes), views, seed, max_shift), encoder.backend
     )
