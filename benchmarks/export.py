@@ -1,0 +1,107 @@
+"""Frames per second of the latent export against a loop that encodes one frame at a time.
+
+    python benchmarks/export.py STORE [--backend torch] [--model mini] [--rounds 3] [--out results.json]
+
+Both write the latents of the unshifted view of every frame and are timed in turns, from the same opened encoder; the
+latents must agree to within the store's bound. The loop reads a frame's clip, encodes it and keeps the result.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from wmjax.data.encode import LATENT_BOUND, Encoder, encode_store
+from wmjax.data.files import write_npz
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import clip_indices
+
+TARGET = 1.5
+
+
+def make_encoder(backend: str, model: str) -> Encoder:
+    """The encoder in PyTorch or in Flax."""
+    if backend == "torch":
+        from encoders_export.vjepa import TorchEncoder
+
+        return TorchEncoder(model)
+    from wmjax.encode import JaxEncoder
+
+    return JaxEncoder(model)
+
+
+def export(store: TrainingStore, encoder: Encoder, out: Path) -> np.ndarray:
+    """The export; returns its latents."""
+    latents = encode_store(store, out, encoder, views=1)
+    assert latents is not None
+    return np.array(latents.latents[0], np.float32)
+
+
+def per_frame(store: TrainingStore, encoder: Encoder, out: Path) -> np.ndarray:
+    """The loop; returns its latents."""
+    camera, found = store.spec.cameras.index(encoder.spec.camera), []
+    for index, entry in enumerate(store.episodes):
+        start, rows = entry["frame_start"], []
+        for frame in range(start, start + entry["num_frames"]):
+            clip = np.array(store.frames[clip_indices(frame, start, encoder.spec.clip_length), camera])
+            rows.append(encoder(clip[None])[0].astype(np.float16))
+        write_npz(out / f"{index:06d}.npz", {"latents": np.stack(rows)})
+        found.append(np.stack(rows))
+    return np.concatenate(found).astype(np.float32)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference of a latent, relative to the root mean square of its own frame."""
+    scale = np.sqrt(np.square(b).mean(axis=(1, 2)))
+    return float((np.abs(a - b).max(axis=(1, 2)) / scale).max())
+
+
+def measure(store: TrainingStore, encoder: Encoder, rounds: int) -> dict[str, float]:
+    """Median frames per second of both after a warm-up round, and their ratio.
+
+    Raises:
+        ValueError: the two do not agree.
+
+    """
+    ways, frames = {"export": export, "per frame": per_frame}, len(store.frame_step)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as name:
+        for turn in range(rounds + 1):
+            latents = {}
+            for way, run in ways.items():
+                folder = Path(name) / f"{way}-{turn}"
+                folder.mkdir()
+                started = time.perf_counter()
+                latents[way] = run(store, encoder, folder)
+                if turn:
+                    times[way].append(time.perf_counter() - started)
+            if not (worst := difference(latents["export"], latents["per frame"])) <= LATENT_BOUND:
+                raise ValueError(f"latents differ by {worst:.2g} of the RMS, bound {LATENT_BOUND:g}")
+    found = {way: frames / float(np.median(values)) for way, values in times.items()}
+    return found | {"ratio": found["export"] / found["per frame"], "difference": worst}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
+    parser.add_argument("--model", default="mini", help="mini, a Hugging Face checkpoint folder, or a hub id")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    options = parser.parse_args(arguments)
+    store = TrainingStore(options.store)
+    found = measure(store, make_encoder(options.backend, options.model), options.rounds)
+    print(
+        f"{len(store.frame_step)} frames, {options.model} in {options.backend}: export {found['export']:.1f} frames/s, "
+        f"per frame {found['per frame']:.1f} frames/s, {found['ratio']:.2f}x (target {TARGET:g}x)"
+    )
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
