@@ -114,7 +114,7 @@ def _policy_actor(run: Path) -> Actor:
 class Guided:
     """Asks a policy for what that costs, and acts as recorded."""
 
-    name, needs_frames, inside = "guided", True, False
+    name, needs_frames, inside, future_frames = "guided", True, False, 0
 
     def __init__(self, replay: Replay, policy: Actor | None) -> None:
         self._replay, self._policy = replay, policy

@@ -45,6 +45,7 @@ CHANGES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "ensemble": ("ensemble", float, "decay per control step of the weights of overlapping chunks, such as 0.01"),
     "target-velocity": ("target_velocity", float, "speed at which the goal's target drifts, m/s, such as 0.04"),
     "camera-dropout": ("camera_dropout", float, "probability that a camera is black at a decision, such as 0.5"),
+    "oracle": ("oracle", float, "share of the prediction in the memory, 0..1; the rest is the expert's true future"),
     "max-steps": ("max_steps", int, "step limit, control steps"),
     "seed": ("seed", int, "seed of the policy's noise"),
 }
@@ -126,7 +127,9 @@ def evaluate_checkpoint(
     keep_compiled_programs()
 
     header = {**identity(path), "batch_size": batch_size}
-    policy = load_policy(path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon)
+    policy = load_policy(
+        path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon, oracle=protocol.oracle
+    )
     actor = PolicyActor(policy, protocol.seed)
     return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), shard=shard)
 

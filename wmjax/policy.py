@@ -41,15 +41,21 @@ def observe(carry: Carry, frames: UInt8[Array, "batch n height width 3"], first:
     At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
     windows of the training data do (``data.windows``: indices clamped at the episode's first frame).
     """
-    clip = jnp.where(first[:, None, None, None, None], frames[:, :1], carry.clip)
-    history, length = carry.latents, carry.clip.shape[1]
-    every = jnp.concatenate([clip, frames], 1)
-    n = frames.shape[1]
-    clips = jnp.stack([every[:, i + 1 : i + 1 + length] for i in range(n)], 1)
-    new = encode(clips.reshape(-1, *clips.shape[2:])).reshape(clips.shape[0], n, *history.shape[2:])
-    history = jnp.where(first[:, None, None, None], new[:, :1], history)
+    clip, new = watch(jnp.where(first[:, None, None, None, None], frames[:, :1], carry.clip), frames, encode)
+    history = jnp.where(first[:, None, None, None], new[:, :1], carry.latents)
     latents = jnp.concatenate([history, new], 1)[:, -history.shape[1] :]
-    return carry._replace(clip=every[:, -length:], latents=latents)
+    return carry._replace(clip=clip, latents=latents)
+
+
+def watch(
+    clip: UInt8[Array, "batch clip height width 3"], frames: UInt8[Array, "batch n height width 3"], encode: Any
+) -> tuple[UInt8[Array, "batch clip height width 3"], Float32[Array, "batch n tokens dim"]]:
+    """The clip after some more frames, and the latent of each of these."""
+    length, n = clip.shape[1], frames.shape[1]
+    every = jnp.concatenate([clip, frames], 1)
+    clips = jnp.stack([every[:, i + 1 : i + 1 + length] for i in range(n)], 1)
+    new = encode(clips.reshape(-1, *clips.shape[2:]))
+    return every[:, -length:], new.reshape(clips.shape[0], n, *new.shape[1:])
 
 
 def foresight(
@@ -63,6 +69,21 @@ def foresight(
     return 1.0 - error / jnp.maximum(copy, 1e-6)
 
 
+def mix(
+    model: VLA,
+    history: Float32[Array, "batch history tokens dim"],
+    truth: Float32[Array, "batch future tokens dim"],
+    oracle: float,
+) -> tuple[Float32[Array, "batch future tokens dim"], Float32[Array, "batch"]]:
+    """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the skill of ẑ over copying, row by row."""
+    seen = model.world.prepare(history)
+    copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)
+    prediction = copy if model.world.prophet is None else model.world.prophet(seen)
+    rows = (truth.shape[0], -1, truth.shape[-1])
+    skill = foresight(prediction.reshape(rows), copy.reshape(rows), truth.reshape(rows))
+    return oracle * prediction + (1.0 - oracle) * truth, skill
+
+
 class Policy:
     """A trained model that acts. Built by :func:`load_policy`.
 
@@ -70,6 +91,7 @@ class Policy:
         observation_spec, action_spec, encoder_spec: what the checkpoint was trained on.
         batch_size: rows of every call; slots without an episode are padding.
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
+        future_frames: frames of the true future that every call needs under an oracle; 0 without one.
 
     """
 
@@ -82,6 +104,7 @@ class Policy:
         *,
         batch_size: int,
         open_loop_horizon: int,
+        oracle: float | None = None,
     ):
         self.experiment = experiment
         self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
@@ -96,6 +119,8 @@ class Policy:
                 f"and at most the action chunk ({self.action_spec.chunk})"
             )
         self.frames_per_decision = open_loop_horizon // stride
+        self.oracle = oracle
+        self.future_frames = 0 if oracle is None else _require_memory(experiment, oracle)
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
         self._encoder = (
@@ -129,28 +154,54 @@ class Policy:
         return self._prompts(instruction)
 
     def __call__(
-        self, carry: Carry, observation: Observation, keys: Array
+        self,
+        carry: Carry,
+        observation: Observation,
+        keys: Array,
+        future: UInt8[Array, "batch future cameras height width 3"] | None = None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         """One decision for every row.
+
+        Args:
+            carry: what the rows remember; donated.
+            observation: what they see.
+            keys: of the noise, one per row.
+            future: the next ``future_frames`` frames of every row, under an oracle.
 
         Returns:
             The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
             ``memory/ratio`` and ``world/skill``, how much better the last decision's prediction of the newest frame
-            was than copying (NaN at an episode's first decision).
+            was than copying (NaN at an episode's first decision). Under an oracle also ``oracle/skill``, the same
+            for this decision's prediction of all of the true future.
+
+        Raises:
+            ValueError: a future without an oracle, or an oracle without the future.
 
         """
-        return self._step(self._state, carry, observation, keys)
+        if (future is None) != (self.oracle is None):
+            raise ValueError(f"oracle is {self.oracle}; future frames belong to an oracle and to nothing else")
+        return self._step(self._state, carry, observation, keys, future)
 
     def _act(
-        self, graph: nnx.GraphDef, state: nnx.State, carry: Carry, observation: Observation, keys: Array
+        self,
+        graph: nnx.GraphDef,
+        state: nnx.State,
+        carry: Carry,
+        observation: Observation,
+        keys: Array,
+        future: UInt8[Array, "batch future cameras height width 3"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encoder = nnx.merge(graph, state)
-        history = None
+        history = memory = None
+        numbers: dict[str, Array] = {}
         if encoder is not None and self.encoder_spec is not None:
             camera = self.observation_spec.cameras.index(self.encoder_spec.camera)
             before = carry
             carry = observe(carry, observation.images[:, :, camera], observation.first, self._encode(encoder))
             history = normalise_latents(carry.latents, self.encoder_spec)
+            if self.oracle is not None and future is not None:
+                truth = self._true_future(model, encoder, carry, future[:, :, camera])
+                memory, numbers["oracle/skill"] = mix(model, history, truth, self.oracle)
         inputs = ModelInput(
             images=observation.images[:, -1],
             state=normalise_state(observation.state, self.action_spec),
@@ -161,7 +212,8 @@ class Policy:
         )
         shape = (self.action_spec.chunk, self.action_spec.dim)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        action, info = model.sample(inputs, noise)
+        action, info = model.sample(inputs, noise, memory=memory)
+        info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
             info |= self._skill(model, before, history, observation.first)
@@ -179,6 +231,14 @@ class Policy:
         then = model.world.prepare(normalise_latents(before.latents, self.encoder_spec))[:, -1]
         skill = foresight(before.prediction[:, ahead - 1], then, model.world.prepare(history)[:, -1])
         return {"world/skill": jnp.where(first, jnp.nan, skill)}
+
+    def _true_future(
+        self, model: VLA, encoder: VJEPA2Encoder, carry: Carry, frames: UInt8[Array, "batch future height width 3"]
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """z₊: the latents of the frames that follow the carry's, as the world loss would compare them."""
+        assert self.encoder_spec is not None
+        _, latents = watch(carry.clip, frames, self._encode(encoder))
+        return model.world.fit(normalise_latents(latents, self.encoder_spec))
 
     def _encode(self, encoder: VJEPA2Encoder) -> Any:
         assert self.encoder_spec is not None
@@ -212,6 +272,22 @@ def restore_model(experiment: Experiment, params: dict[str, Array], base: str | 
     return nnx.merge(graph, trained, frozen)
 
 
+def _require_memory(experiment: Experiment, oracle: float) -> int:
+    """How many frames the policy's memory predicts.
+
+    Raises:
+        UserError: its actions do not depend on a prediction of the future.
+
+    """
+    memory = experiment.model.memory
+    if not memory.inject or memory.input not in ("latents", "copy"):
+        raise UserError(
+            f"oracle is {oracle}, but the policy acts without a memory of the future (memory.input {memory.input!r}, "
+            f"memory.inject {str(memory.inject).lower()}); evaluate an e1, e1copy or e2 run, or leave oracle out"
+        )
+    return experiment.model.prophet.future
+
+
 def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
     """The encoder that made the training latents, and no other."""
     folder = resolve_folder(name)
@@ -223,13 +299,16 @@ def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
     return load_encoder(folder)
 
 
-def load_policy(path: str | Path, *, batch_size: int = 2, open_loop_horizon: int | None = None) -> Policy:
+def load_policy(
+    path: str | Path, *, batch_size: int = 2, open_loop_horizon: int | None = None, oracle: float | None = None
+) -> Policy:
     """The policy of a run's newest checkpoint, or of one checkpoint folder.
 
     Args:
         path: a run's folder, or ``<run>/checkpoints/<step>``.
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
+        oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
 
     Raises:
         UserError: no complete checkpoint there, a damaged file, or specs of another version.
@@ -245,7 +324,9 @@ def load_policy(path: str | Path, *, batch_size: int = 2, open_loop_horizon: int
     params = averaged_parameters(folder, experiment)
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
     base = meta.get("backbone_hash")
-    return Policy(experiment, meta["specs"], params, base, batch_size=batch_size, open_loop_horizon=horizon)
+    return Policy(
+        experiment, meta["specs"], params, base, batch_size=batch_size, open_loop_horizon=horizon, oracle=oracle
+    )
 
 
 def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from wmjax.specs import ActionSpec
 class FakePolicy:
     """Acts on a running mean of all frames seen in the episode, and on noise: sensitive to any mix-up of rows."""
 
+    future_frames = 0
     observation_spec = SPEC
     action_spec = ActionSpec()
 
@@ -26,7 +27,8 @@ class FakePolicy:
         tokens = np.array([[ord(letter) for letter in instruction[-8:]]], np.int32)
         return Prompt(tokens, np.ones_like(tokens, bool), np.zeros((1, 3, tokens.shape[1]), np.int32))
 
-    def __call__(self, carry, observation: Observation, keys):
+    def __call__(self, carry, observation: Observation, keys, future=None):
+        assert future is None
         return self._act(carry, observation, keys)
 
     @staticmethod

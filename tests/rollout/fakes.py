@@ -57,7 +57,11 @@ class FakeEnv:
 
     def restore(self, state) -> None:
         self.position = float(state[0])
+        self.step_count = int(state[1]) if len(state) > 1 else self.step_count
         self.restores += 1
+
+    def sim_state(self) -> np.ndarray:
+        return np.array([self.position, self.step_count])
 
     def disturb(self, disturbance, episode) -> None:
         assert episode == self.episode
@@ -84,20 +88,26 @@ class FakeEnv:
         pass
 
     def _fail(self) -> None:
-        folder = os.environ.get(FAULTS)
-        for path in Path(folder).glob(f"{fault_name(self.episode.key, self.step_count)}.*") if folder else []:
-            path.unlink()
-            match path.suffix[1:]:
-                case "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                case "stop":
-                    os.kill(os.getpid(), signal.SIGSTOP)
-                case "hang":
-                    time.sleep(1000)
-                case "raise":
-                    raise FloatingPointError("the fake raised")
-                case broken:
-                    self.broken = broken
+        self.broken = fail(self.episode.key, self.step_count) or self.broken
+
+
+def fail(key: str, step: int) -> str:
+    """Does what a fault file for this step says; returns its kind if it is one of broken observations."""
+    folder = os.environ.get(FAULTS)
+    for path in Path(folder).glob(f"{fault_name(key, step)}.*") if folder else []:
+        path.unlink()
+        match path.suffix[1:]:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hang":
+                time.sleep(1000)
+            case "raise":
+                raise FloatingPointError("the fake raised")
+            case broken:
+                return broken
+    return ""
 
 
 def fault_name(key: str, step: int) -> str:
@@ -105,10 +115,14 @@ def fault_name(key: str, step: int) -> str:
 
 
 class FakeExpert:
-    """Moves right at half speed."""
+    """Moves right at half speed, and remembers where it took over."""
 
-    def __init__(self, env: FakeEnv) -> None:
-        self.env = env
+    def __init__(self, env: FakeEnv, under_way: bool = False) -> None:
+        self.env, self.under_way = env, under_way
+        self.took_over: list[float] = []
+
+    def take_over(self) -> None:
+        self.took_over.append(self.env.position)
 
     def act(self) -> np.ndarray:
         return np.array([0.5, 0, 0, 0, 0, 0, -1.0])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
@@ -17,20 +18,23 @@ from wmjax.models.vla import VLA
 from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
 
 
-def tiny_experiment(arm: str, head: str) -> Experiment:
+def tiny_experiment(arm: str, head: str, **backbone: Any) -> Experiment:
     """A recipe with a network of :func:`tests.tiny.tiny_config`, on the latents of the mini encoder."""
     prophet = ProphetConfig(width=24, heads=2, layers=1)
-    model = dataclasses.replace(tiny_config(arm, head), prophet=prophet)
+    model = dataclasses.replace(tiny_config(arm, head, **backbone), prophet=prophet)
     kind = {"flow": "flow", "regression": "mse"}[head]
     return dataclasses.replace(load(f"{arm}_{kind}"), model=model)
 
 
 def parameters(experiment: Experiment) -> dict[str, Any]:
-    """Random parameters of all of it; an open gate, so that the memory shows in the actions."""
+    """Random parameters of all of it, also of what starts at zero, as the output of a flow head does."""
     model = initialised(lambda rngs: VLA(experiment.model, rngs=rngs))
     if model.world.injection is not None:
         model.world.injection.gate[...] = jnp.ones((1,))
-    return to_named(split_model(model, trainable_filter("all"))[1])
+    random = np.random.default_rng(1)
+    named = to_named(split_model(model, trainable_filter("all"))[1])
+    fill = {name: random.normal(0, 0.2, value.shape) for name, value in named.items() if not np.any(value)}
+    return {name: jnp.asarray(fill[name], value.dtype) if name in fill else value for name, value in named.items()}
 
 
 def plain_encoder_spec() -> EncoderSpec:
@@ -39,9 +43,9 @@ def plain_encoder_spec() -> EncoderSpec:
     return dataclasses.replace(spec, mean=(0.0,) * spec.dim, std=(1.0,) * spec.dim)
 
 
-def save_run(folder: Path, arm: str, head: str) -> Path:
-    """Writes a run's checkpoint and returns the run's folder."""
-    experiment = tiny_experiment(arm, head)
+def save_run(folder: Path, arm: str, head: str, **backbone: Any) -> Path:
+    """Writes a run's checkpoint and returns the run's folder; ``backbone`` are settings of the backbone."""
+    experiment = tiny_experiment(arm, head, **backbone)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, trainable="all"))
     encoder = None if arm == "e0" else specs.to_dict(plain_encoder_spec())
     found = {"observation": specs.to_dict(ObservationSpec()), "encoder": encoder, "action": specs.to_dict(ActionSpec())}

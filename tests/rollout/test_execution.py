@@ -36,6 +36,19 @@ def test_what_is_decided_at_step_t_is_executed_from_step_t_plus_delay_on(horizon
     np.testing.assert_array_equal(actions[delay:, 1], since % horizon)
 
 
+@pytest.mark.parametrize("delay", [0, 3, 11])
+def test_what_is_planned_is_what_is_executed_whatever_is_decided_now(delay):
+    execution, planned, taken = Execution(8, delay), [], []
+    for start in range(0, 40, 8):
+        planned.append(execution.planned())
+        execution.add(chunk(start, 8))
+        taken.append(execution.take(8))
+    actions = np.concatenate(taken)
+    for start, plan in zip(range(0, 24, 8), planned, strict=False):
+        assert plan.dtype == np.float32
+        np.testing.assert_array_equal(plan, actions[start : start + delay])
+
+
 @pytest.mark.parametrize("decay", [0.05, -0.05])
 @pytest.mark.parametrize("delay", [0, 6])
 def test_ensembling_averages_every_prediction_of_a_step(decay, delay):

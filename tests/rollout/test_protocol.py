@@ -39,6 +39,7 @@ REGIMES = {
     "spatial_dropout": {"camera_dropout": 0.5},
     "spatial_horizon16": {"open_loop_horizon": 16},
     "spatial_ensemble": {"open_loop_horizon": 4, "ensemble": 0.01},
+    "spatial_oracle": {"oracle": 0.0},
 }
 
 
@@ -85,6 +86,8 @@ def test_changes_replace_fields_and_none_does_not():
         ({"target_velocity": float("nan")}, "target_velocity is nan"),
         ({"target_velocity": "fast"}, "protocol.target_velocity is 'fast'"),
         ({"camera_dropout": 1.5}, r"camera_dropout is 1\.5; choose a value from 0 \(off\) to 1\.0"),
+        ({"oracle": 1.5}, r"oracle is 1\.5; choose a value from 0 \(the true future\) to 1, or leave it out"),
+        ({"oracle": float("nan")}, "oracle is nan"),
         ({"ensemble": float("inf")}, r"ensemble is inf; choose a number such as 0\.01, or 0 for off"),
         ({"horizon": 8}, "did you mean .*open_loop_horizon"),
     ],

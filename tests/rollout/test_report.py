@@ -283,6 +283,9 @@ def test_caveats(tmp_path):
     assert "Harder than the published benchmark: target velocity" in harder and "Drifting target 0.05 m/s" in harder
     assert "run 2 times" in limits(tmp_path, init="benchmark", runs=2)
     assert "Interrupted after 10 of 10 episodes" in limits(tmp_path, finished=False)
+    bound = limits(tmp_path, oracle=0.5)
+    assert "a bound on what predicting could give" in bound and "Oracle bracket 0.5 of the memory" in bound
+    assert "bound" not in limits(tmp_path, oracle=1.0) and "Oracle" not in limits(tmp_path, oracle=None)
     assert "ceiling" in limits(tmp_path, actor="expert") and "floor" in limits(tmp_path, actor="noop")
 
 

@@ -61,6 +61,7 @@ def test_noise_depends_on_the_seed(run):
 
 def test_forty_faults_lose_nothing_and_change_no_success(run, faults):
     expected = run(policy(), "calm", episodes_per_task=14)
+    assert {record.success for record in expected.values()} == {True, False}
     kinds = ["kill"] * 16 + ["raise"] * 10 + ["nan_state"] * 5 + ["nan_image"] * 5 + ["stop"] * 4
     keys = random.Random(0).sample(sorted(expected), len(kinds))
     for key, kind in zip(keys, kinds, strict=True):

@@ -1,5 +1,6 @@
 """An evaluation in parts, by processes that share nothing but a folder, ends in the table of one process."""
 
+import itertools
 import json
 import sys
 
@@ -35,7 +36,7 @@ def sharded(run):
 def test_parts_are_neighbours_and_together_everything():
     for count in (1, 2, 5, 12, 13):
         parts = [part(EPISODES, (index, count)) for index in range(count)]
-        assert sum(parts, []) == EPISODES
+        assert list(itertools.chain(*parts)) == EPISODES
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -104,10 +105,10 @@ def test_the_command_runs_its_part(capsys, tmp_path, monkeypatch):
     real = command.evaluate
     monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
     monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
-    words = "--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8 --out o".split()
-    assert command.main([*words, "--shard", "1/2"]) == 0
+    arguments = "--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8 --out o"
+    assert command.main([*arguments.split(), "--shard", "1/2"]) == 0
     assert "0/1" in capsys.readouterr().out and not (tmp_path / "o" / "episodes.jsonl").exists()
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    assert command.main(words) == 0
+    assert command.main(arguments.split()) == 0
     assert "0/2" in capsys.readouterr().out and len(read_records(tmp_path / "o")) == 2

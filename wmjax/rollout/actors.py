@@ -23,6 +23,11 @@ HOLD = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 Chunk = Float32[np.ndarray, "steps 7"]
 
 
+def no_frames() -> UInt8[np.ndarray, "frames cameras height width 3"]:
+    """What is seen by somebody who needs to see nothing."""
+    return np.zeros((0, 0, 0, 0, 3), np.uint8)
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision:
     """One episode waiting for actions.
@@ -36,6 +41,7 @@ class Decision:
             frame repeated. Empty for actors that need none.
         state: proprioception now.
         instruction: the task's sentence.
+        future: the next frames if the scripted expert took over now, for actors that need them; else empty.
 
     """
 
@@ -46,6 +52,7 @@ class Decision:
     frames: UInt8[np.ndarray, "frames cameras height width 3"]
     state: Float32[np.ndarray, "state"]
     instruction: str
+    future: UInt8[np.ndarray, "future cameras height width 3"] = dataclasses.field(default_factory=no_frames)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Actor(Protocol):
         observation_spec: how the simulator must look.
         needs_frames: whether decisions carry frames.
         inside: the scripted expert, which acts inside the workers and is never asked.
+        future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
 
     """
 
@@ -71,6 +79,7 @@ class Actor(Protocol):
     observation_spec: ObservationSpec
     needs_frames: bool
     inside: bool
+    future_frames: int
 
     def prepare(self, slots: int, horizon: int) -> None:
         """Called once before the first decision, with the number of slots and the open-loop horizon.
@@ -93,6 +102,7 @@ class Scripted:
     name = "scripted"
     needs_frames = False
     inside = False
+    future_frames = 0
     horizon = 0
 
     def __init__(self, spec: ObservationSpec | None = None) -> None:

@@ -73,7 +73,7 @@ def evaluate(
     if left:
         started = time.monotonic()
         keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride)
-        frames = protocol.open_loop_horizon // spec.frame_stride + 2
+        frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
         settings = WorkerSettings(spec, frames, env_factory)
         with Pool(settings, min(workers, len(left)), timeout) as pool:
             runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))

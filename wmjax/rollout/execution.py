@@ -50,6 +50,11 @@ class Execution:
         self._chunks = [(start, chunk) for start, chunk in self._chunks if start + len(chunk) > self._step]
         return np.stack(actions).astype(np.float32)
 
+    def planned(self) -> Chunk:
+        """What the delay still lets pass before anything that is decided now: the next ``delay`` actions."""
+        actions = [self._action(step) for step in range(self._step, self._step + self._delay)]
+        return np.stack(actions).astype(np.float32) if actions else np.zeros((0, len(HOLD)), np.float32)
+
     def _action(self, step: int) -> Action:
         ages = [(step - start, chunk) for start, chunk in self._chunks if 0 <= step - start < len(chunk)]
         if not ages:

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64, Int32
 from wmjax.data.observation import Observation, Prompt
 from wmjax.errors import UserError
 from wmjax.rng import named_key
-from wmjax.rollout.actors import Decision, Plan
+from wmjax.rollout.actors import Decision, Plan, no_frames
 from wmjax.sim.episode import EpisodeId
 from wmjax.specs import ActionSpec, ObservationSpec
 
@@ -28,6 +28,7 @@ class Policy(Protocol):
     action_spec: ActionSpec
     batch_size: int
     frames_per_decision: int
+    future_frames: int
 
     def initial_carry(self) -> Carry:
         """The carry of ``batch_size`` fresh rows."""
@@ -35,8 +36,14 @@ class Policy(Protocol):
     def prompt(self, instruction: str) -> Prompt:
         """The tokenised instruction, batch 1."""
 
-    def __call__(self, carry: Carry, observation: Observation, keys: jax.Array) -> tuple[Carry, Any, dict[str, Any]]:
-        """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision."""
+    def __call__(
+        self, carry: Carry, observation: Observation, keys: jax.Array, future: Any = None
+    ) -> tuple[Carry, Any, dict[str, Any]]:
+        """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision.
+
+        ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
+        policy needs any.
+        """
 
 
 class PolicyActor:
@@ -59,7 +66,9 @@ class PolicyActor:
         self._policy = policy
         self._seed = seed
         self.observation_spec = policy.observation_spec
+        self.future_frames = policy.future_frames
         self._table: Carry = None
+        self._counts = (policy.frames_per_decision, policy.future_frames)
         self._spare = 0
         self._prompts: dict[str, Prompt] = {}
 
@@ -103,7 +112,8 @@ class PolicyActor:
         rows = np.array([decision.slot for decision in padded], np.int32)
         keys = jnp.stack([self._key(decision) for decision in padded])
         carry = _gather(self._table, rows)
-        carry, chunk, info = self._policy(carry, self._observation(padded), keys)
+        future = np.stack([decision.future for decision in padded]) if self.future_frames else None
+        carry, chunk, info = self._policy(carry, self._observation(padded), keys, future)
         self._table = _scatter(self._table, rows, carry)
         actions = np.asarray(chunk, np.float32)
         numbers = {name: np.asarray(values, np.float64) for name, values in info.items()}
@@ -132,9 +142,10 @@ class PolicyActor:
     def _blank(self, slot: int) -> Decision:
         """A decision that fills a batch."""
         spec = self.observation_spec
-        shape = (self._policy.frames_per_decision, len(spec.cameras), spec.image_size, spec.image_size, 3)
-        frames, state = np.zeros(shape, np.uint8), np.zeros(spec.state_dim, np.float32)
-        return Decision(slot, EpisodeId("padding", 0, "random", 0), 0, 0, frames, state, FILLER)
+        frame = np.zeros((len(spec.cameras), spec.image_size, spec.image_size, 3), np.uint8)
+        frames, future = (np.stack([frame] * n) if n else no_frames() for n in self._counts)
+        state = np.zeros(spec.state_dim, np.float32)
+        return Decision(slot, EpisodeId("padding", 0, "random", 0), 0, 0, frames, state, FILLER, future)
 
 
 def _require_finite(actions: Float32[np.ndarray, "chunk 7"], decision: Decision) -> None:

@@ -47,6 +47,9 @@ class Protocol:
             episode's identity, see :class:`wmjax.sim.disturbance.Drift`.
         camera_dropout: probability that a camera's frames are black for a policy at a decision, drawn for each
             episode, decision and camera; one camera always shows, see :mod:`wmjax.rollout.dropout`.
+        oracle: None, or α of the oracle bracket: at every decision the policy's memory is α·ẑ + (1-α)·z₊, where ẑ is
+            its own prediction and z₊ the encoded future in which the scripted expert acts from here on (after what
+            ``execution_delay`` still lets pass). 1 is the policy itself, 0 what a perfect prediction would give.
         seed: of the policy's noise; the episodes themselves do not depend on it.
 
     """
@@ -63,6 +66,7 @@ class Protocol:
     ensemble: float = 0.0
     target_velocity: float = 0.0
     camera_dropout: float = 0.0
+    oracle: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class Protocol:
         for field, limit in (("target_velocity", MAX_VELOCITY), ("camera_dropout", 1.0)):
             if not 0 <= getattr(self, field) <= limit:
                 raise UserError(f"{field} is {getattr(self, field)}; choose a value from 0 (off) to {limit}")
+        if self.oracle is not None and not 0 <= self.oracle <= 1:
+            raise UserError(f"oracle is {self.oracle}; choose a value from 0 (the true future) to 1, or leave it out")
         if not math.isfinite(self.ensemble):
             raise UserError(f"ensemble is {self.ensemble}; choose a number such as 0.01, or 0 for off")
 

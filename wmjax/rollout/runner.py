@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wmjax.errors import UserError
-from wmjax.rollout.actors import Actor, Decision, Plan
+from wmjax.rollout.actors import Actor, Decision, Plan, no_frames
 from wmjax.rollout.dropout import blank, dropped_cameras
 from wmjax.rollout.execution import Execution
 from wmjax.rollout.protocol import Protocol
@@ -20,7 +20,7 @@ from wmjax.rollout.schedule import Schedule
 from wmjax.rollout.videos import Videos
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault, Pool
-from wmjax.sim.worker import Command, Execute, Reply, Reset, RunExpert
+from wmjax.sim.worker import Command, Execute, Foresee, Reply, Reset, RunExpert
 
 MAX_ATTEMPTS = 3
 """An episode whose workers failed this often is recorded as a crash or timeout."""
@@ -39,6 +39,9 @@ class _Running:
     started: float
     execution: Execution
     reply: Reply | None = None
+    due: UInt8[np.ndarray, "n cameras height width 3"] = dataclasses.field(default_factory=no_frames)
+    future: UInt8[np.ndarray, "n cameras height width 3"] = dataclasses.field(default_factory=no_frames)
+    foreseeing: bool = False
     step: int = 0
     decisions: int = 0
     frames: list[UInt8[np.ndarray, "n cameras height width 3"]] = dataclasses.field(default_factory=list)
@@ -109,6 +112,9 @@ class Runner:
     def _receive(self, slot: int, reply: Reply) -> bool:
         """Takes in what a worker did; returns whether its episode waits for a decision."""
         run = self._running[slot]
+        if run.foreseeing:
+            run.foreseeing, run.future = False, self._pool.frames(slot, self._actor.future_frames)
+            return True
         run.reply = reply
         run.step += reply.steps
         self._answered = True
@@ -117,7 +123,11 @@ class Runner:
             run.frames.append(self._pool.frames(slot, len(reply.frame_steps)))
             run.captions += [self._caption(run, step) for step in reply.frame_steps]
         if not reply.success and run.step < self._protocol.max_steps:
-            return True
+            run.due = self._pool.frames(slot, len(reply.frame_steps) if self._actor.needs_frames else 0)
+            if self._actor.future_frames:
+                run.foreseeing = True
+                self._pool.send(slot, Foresee(self._actor.future_frames, run.execution.planned()))
+            return not run.foreseeing
         self._finish(slot, "success" if reply.success else "failure")
         return False
 
@@ -133,7 +143,7 @@ class Runner:
     def _decision(self, slot: int) -> Decision:
         run = self._running[slot]
         reply = _require(run.reply)
-        frames = self._pool.frames(slot, len(reply.frame_steps) if self._actor.needs_frames else 0)
+        frames = run.due
         if run.decisions == 0 and len(frames):
             due = self._protocol.open_loop_horizon // self._actor.observation_spec.frame_stride
             frames = np.repeat(frames, due, axis=0)
@@ -141,7 +151,7 @@ class Runner:
             dropped = dropped_cameras(run.episode, run.decisions, frames.shape[1], self._protocol.camera_dropout)
             frames = blank(frames, dropped)
             run.info["observation/dropped_cameras"].append(float(dropped.sum()))
-        return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.instruction)
+        return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.instruction, run.future)
 
     def _command(self, run: _Running, plan: Plan) -> Command:
         """The next horizon of control steps, cut at the step limit."""
@@ -245,6 +255,11 @@ def _require_fit(actor: Actor, protocol: Protocol) -> None:
     for field, meaning in (("execution_delay", "without delay"), ("ensemble", "anew at every control step")):
         if actor.inside and getattr(protocol, field):
             raise UserError(f"{field} is {getattr(protocol, field)}, the {actor.name} acts {meaning}; set it to 0")
+    if (protocol.oracle is not None) != bool(actor.future_frames):
+        raise UserError(
+            f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
+            "evaluate a policy with a world memory that was loaded for it, or leave oracle out"
+        )
     if protocol.camera_dropout and actor.needs_frames and len(actor.observation_spec.cameras) == 1:
         raise UserError(
             f"camera_dropout is {protocol.camera_dropout}, the {actor.name} has one camera, which always shows; "

@@ -150,7 +150,9 @@ class LiberoEnv:
 
         """
         if self._renderer is None:
+            warmstart = self._env.sim.data.qacc_warmstart.copy()
             self._renderer = Renderer(self._env.sim, self.spec)
+            self._env.sim.data.qacc_warmstart[:] = warmstart  # opening a context solves the contacts once more
             self._synchronise()
         return self._renderer.render()
 

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 
 from wmjax.errors import UserError
 from wmjax.sim.env import LiberoEnv
-from wmjax.sim.grasp import Grasp, plan_grasp, reach_height
+from wmjax.sim.grasp import Grasp, NoGraspError, plan_grasp, reach_height
 from wmjax.sim.scene import UP, Matrix, Scene, Vector, rotation_vector
 
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
@@ -21,6 +21,12 @@ OPEN, CLOSE = -1.0, 1.0
 MAX_RETRIES = 2
 DROP_HEIGHT = 0.08
 """How far (m) above the middle of a container an object is let go."""
+MOVED = 0.015
+"""An object that is this far (m) from where its grasp was planned needs another plan."""
+STANDS = 0.03
+"""An object this near (m, sideways) to its place is above it, or stands on it if it is as low."""
+AT_GRASP = 0.012
+"""A hand this near (m, sideways and in height) to the grasp may close."""
 
 
 class Phase(StrEnum):
@@ -82,15 +88,17 @@ class Expert:
 
     """
 
-    def __init__(self, env: LiberoEnv, *, clearance: float = 0.008) -> None:
+    def __init__(self, env: LiberoEnv, *, clearance: float = 0.008, under_way: bool = False) -> None:
         """Plans for the episode that ``env`` has just been reset to.
 
         Args:
             env: the environment, read but never stepped.
             clearance: distance (m) that the hand should keep from obstacles while grasping.
+            under_way: the episode has gone on under somebody else; nothing is planned before :meth:`take_over`.
 
         Raises:
             UserError: the task is not one of putting an object onto or into something.
+            NoGraspError: the object cannot be grasped at all.
 
         """
         if len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
@@ -107,7 +115,62 @@ class Expert:
         self._actions: dict[Phase, Callable[[], Float64[np.ndarray, "7"]]] = {
             phase: getattr(self, f"_{phase.value}") for phase in Phase
         }
-        self._plan()
+        self._kept: tuple[Grasp, Vector] | None = None
+        if not under_way:
+            self._plan()
+
+    def take_over(self) -> None:
+        """Goes on from the scene as it is, in the phase that it is in, whoever has acted until now.
+
+        May be called again and again, as when a future is tried out at every decision of an episode. The grasp stays
+        the one of the call before while the object stands where it stood: two ways to grasp may be equally good, and
+        an expert that changes its mind never arrives. Without any way to grasp, the hand is raised.
+        """
+        scene, self._rejected = self._scene, []
+        self._hand.reset()
+        item, place = scene.position(self._item), scene.place_position(self._target)
+        above = np.linalg.norm((item - place)[:2]) < STANDS
+        if scene.held(self._item):
+            self._carry_on(item, place, bool(above))
+        elif above and item[2] - place[2] < (self._drop or STANDS):
+            self.grasp = self._as_it_is(item)
+            self._enter(Phase.RETREAT)
+        else:
+            self._resume_grasping(item)
+
+    def _as_it_is(self, item: Vector) -> Grasp:
+        """The grasp that the hand is in now."""
+        hand = self._scene.hand_position
+        return Grasp(0.0, hand, self._scene.hand_rotation, hand - item, float(hand[2]), 0.0)
+
+    def _carry_on(self, item: Vector, place: Vector, above: bool) -> None:
+        """With the object in the hand: lifts it, carries it or lowers it."""
+        self.grasp, self._item_start = self._as_it_is(item), item
+        self._lift_height = max(float(self._scene.hand_position[2]), place[2] + 0.15 + (self._drop or 0.0))
+        if above:
+            self._enter(Phase.LOWER)
+        else:
+            self._enter(Phase.CARRY if item[2] - place[2] > 0.05 + (self._drop or 0.0) else Phase.LIFT)
+
+    def _resume_grasping(self, item: Vector) -> None:
+        """With the object somewhere else: as far along the planned grasp as the hand is."""
+        if self._kept is None or np.linalg.norm(item - self._kept[1]) > MOVED:
+            try:
+                self._plan()
+            except NoGraspError:
+                self.grasp = self._as_it_is(item)
+                self._enter(Phase.RETREAT)
+                return
+            self._kept = (self.grasp, self._item_start)
+        self.grasp, self._item_start = self._kept
+        hand = self._scene.hand_position
+        away = hand - self._grasp_position(item)
+        sideways = np.linalg.norm(away[:2])
+        turned = np.linalg.norm(rotation_vector(self.grasp.rotation @ self._scene.hand_rotation.T)) < 0.15
+        if not turned or sideways > 0.02 or hand[2] > self.grasp.travel_height + 0.02:
+            self._enter(Phase.APPROACH)
+        else:
+            self._enter(Phase.CLOSE if sideways < AT_GRASP and abs(away[2]) < AT_GRASP else Phase.DESCEND)
 
     def act(self) -> Float64[np.ndarray, "7"]:
         """The action for the current state, each value in [-1, 1]. Call once per control step."""
@@ -116,7 +179,7 @@ class Expert:
 
     def _plan(self) -> None:
         scene = self._scene
-        self.grasp: Grasp = plan_grasp(
+        self.grasp = plan_grasp(
             scene, self._item, self._target, rim=self._rim, clearance=self._clearance, rejected=self._rejected
         )
         self._item_start = scene.position(self._item)
@@ -140,6 +203,10 @@ class Expert:
         scene = self._scene
         return scene.position(self._item) - scene.hand_position, scene.place_position(self._target)
 
+    def _grasp_position(self, item: Vector) -> Vector:
+        """Where the hand closes, with the object at ``item`` but as high as it stood."""
+        return np.r_[item[:2], self._item_start[2]] + self.grasp.offset
+
     def _approach(self) -> Float64[np.ndarray, "7"]:
         """To a safe height above the grasp, already turned."""
         scene = self._scene
@@ -153,7 +220,7 @@ class Expert:
     def _descend(self) -> Float64[np.ndarray, "7"]:
         """Down to the grasp, following the object if it moved; first sideways when off by more than 12 mm."""
         hand, item = self._scene.hand_position, self._scene.position(self._item)
-        grasp = np.r_[item[:2], self._item_start[2]] + self.grasp.offset
+        grasp = self._grasp_position(item)
         sideways = np.linalg.norm((hand - grasp)[:2])
         goal = grasp.copy()
         if sideways > 0.012:

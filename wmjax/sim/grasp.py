@@ -23,6 +23,10 @@ ARM_LENGTH = 0.7194
 """Shoulder to wrist with a straight elbow (m)."""
 
 
+class NoGraspError(RuntimeError):
+    """An object lies so that no hand pose could grasp it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A hand pose to grasp with, and how much it is liked before anything is checked (less is better)."""
@@ -78,6 +82,9 @@ def plan_grasp(
         clearance: distance (m) that the hand should keep from everything else.
         rejected: angles (rad) that failed before.
 
+    Raises:
+        NoGraspError: there is no candidate at all.
+
     """
     sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
     candidates = sorted(_candidates(scene, item, sides, rim, rejected), key=lambda c: c.preference)
@@ -90,7 +97,7 @@ def plan_grasp(
         if cost < best_cost:
             best, best_cost = candidate, cost
     if best is None:
-        raise RuntimeError(f"no grasp candidate for {item}")
+        raise NoGraspError(f"no grasp candidate for {item}")
     return _chosen(scene, item, best, best_cost)
 
 

@@ -16,6 +16,7 @@ Matrix = Float64[np.ndarray, "3 3"]
 GRIP_SITE = "gripper0_grip_site"
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
 FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+FINGERS = ("gripper0_leftfinger", "gripper0_rightfinger")
 OPEN_FINGERS = (0.04, -0.04)
 UP: Vector = np.array([0, 0, 1.0])
 JOINT_MARGIN = 0.02
@@ -139,6 +140,12 @@ class Scene:
         """Distance (m) between the fingers."""
         left, right = self.data.qpos[self._finger_qpos]
         return float(left - right)
+
+    def held(self, name: str) -> bool:
+        """Whether both fingers touch an object."""
+        bodies = self.model.geom_bodyid[self.data.contact.geom.reshape(-1, 2)]
+        item = np.isin(bodies, self.subtree(name))
+        return all((item[:, ::-1] & np.isin(bodies, self.subtree(finger))).any() for finger in FINGERS)
 
     @property
     def shoulder_position(self) -> Vector:

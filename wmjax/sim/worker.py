@@ -78,7 +78,18 @@ class RunExpert:
     final: bool = False
 
 
-Command = Reset | Execute | RunExpert
+@dataclasses.dataclass(frozen=True)
+class Foresee:
+    """Shows the future in which ``first`` is executed and then the scripted expert acts, and undoes it.
+
+    Renders the next ``frames`` frames that would fall due. The episode goes on afterwards as if nothing had happened.
+    """
+
+    frames: int
+    first: Float32[np.ndarray, "steps 7"]
+
+
+Command = Reset | Execute | RunExpert | Foresee
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +132,7 @@ class Host:
         self._buffer = buffer
         self._env: Any = None
         self._expert: Any = None
+        self._seer: Any = None
         self._task: tuple[str, int] | None = None
         self._step = 0
         self._frame_steps: list[int] = []
@@ -145,6 +157,9 @@ class Host:
                 if self._expert is None:
                     self._expert = load(self._settings.expert_factory)(self._env)
                 steps, success = self._advance(self._expert.act, command.steps, command)
+            case Foresee():
+                self._foresee(command)
+                steps, success = 0, False
         seconds = time.monotonic() - started
         env = self._env
         frames = tuple(self._frame_steps)
@@ -167,7 +182,7 @@ class Host:
             self._env.restore(command.settled)
         if command.disturbance is not None:
             self._env.disturb(command.disturbance, episode)
-        self._expert = None
+        self._expert = self._seer = None
         self._step = 0
         if command.render:
             self._render()
@@ -184,6 +199,28 @@ class Host:
             if self._due(command.render) or (command.final and taken == limit):
                 self._render()
         return limit, False
+
+    def _foresee(self, command: Foresee) -> None:
+        """Steps into the future, renders it, and returns."""
+        now, step = self._env.sim_state(), self._step
+        if self._seer is None:
+            self._seer = load(self._settings.expert_factory)(self._env, under_way=True)
+        pending = iter(command.first)
+        while len(self._frame_steps) < command.frames and (action := next(pending, None)) is not None:
+            self._imagine(action)
+        if len(self._frame_steps) < command.frames:
+            self._seer.take_over()
+        while len(self._frame_steps) < command.frames:
+            self._imagine(self._seer.act())
+        self._env.restore(now)
+        self._step = step
+
+    def _imagine(self, action: np.ndarray) -> None:
+        """One control step of a future that is going to be undone; success does not end it."""
+        self._env.step(action)
+        self._step += 1
+        if self._due(True):
+            self._render()
 
     def _due(self, render: bool) -> bool:
         return render and self._step % self._settings.spec.frame_stride == 0
