@@ -12,7 +12,7 @@ from wmjax.data.store import TrainingStore
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import export, loader  # noqa: E402
+from benchmarks import export, loader, loader_scaling  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -55,3 +55,27 @@ def test_an_export_that_disagrees_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(export, "per_frame", lambda *a: right(*a) + np.float32(0.1))
     with pytest.raises(ValueError, match="latents differ by"):
         export.measure(small, export.make_encoder("torch", "mini"), 1)
+
+
+def test_memory_does_not_grow_with_the_samples_read() -> None:
+    """9,000 samples of 75 kB in between: a loader that kept one in ten would grow by 68 MB."""
+    found = loader_scaling.memory((1_000, 10_000), 10_000)
+    assert found[10_000] - found[1_000] < 30.0
+    kept = list(zip(range(40), loader_scaling.stream(loader_scaling.stand_in(10_000)), strict=False))
+    assert loader_scaling.anonymous_megabytes() - found[10_000] > 60.0 and len(kept) == 40  # the measure sees batches
+
+
+def test_an_index_of_any_size_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "flat.json"
+    sizes = ["--entries", "100", "5000", "--samples", "64", "128"]
+    loader_scaling.main([*sizes, "--seconds", "0.01", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert set(found["samples_per_second"]) == {"100", "5000"} and set(found["anonymous_megabytes"]) == {"64", "128"}
+    assert "5,000 index entries" in capsys.readouterr().out
+    ids = np.concatenate(
+        [
+            batch["sample_id"]
+            for _, batch in zip(range(10), loader_scaling.stream(loader_scaling.stand_in(300)), strict=False)
+        ]
+    )
+    assert set(ids[:300].tolist()) == set(range(300))

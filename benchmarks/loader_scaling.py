@@ -1,0 +1,111 @@
+"""Does the loader stay flat? Throughput over the size of the index, memory over the number of samples read.
+
+    python benchmarks/loader_scaling.py [--seconds 5] [--out results.json]
+
+The stand-in stores have indices of 10^3 to 10^6 frames that all show the same pixels, so that only the loader's own
+work is measured: the shuffled order, the windows, the gathering of batches. Memory is the process's anonymous memory
+(Linux; pages of memory-mapped files are the system's), after 10^3 to 10^5 samples.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from wmjax.data.pipeline import LoaderConfig, make_loader
+
+LENGTH, STRIDE, SIZE, ROUNDS = 100, 4, 112, 5
+ENTRIES, SAMPLES = (1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000)
+
+
+def stand_in(frames: int) -> Any:
+    """What the loader reads of a training store, with an index of so many frames in episodes of 25."""
+    per_episode = LENGTH // STRIDE
+    episodes = frames // per_episode
+    steps = np.tile(np.arange(0, LENGTH, STRIDE, dtype=np.int32), episodes)
+    number = np.repeat(np.arange(episodes, dtype=np.int32), per_episode)
+    table = [
+        {
+            "frame_start": e * per_episode,
+            "num_frames": per_episode,
+            "step_start": e * LENGTH,
+            "length": LENGTH,
+            "task": 0,
+        }
+        for e in range(episodes)
+    ]
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    return SimpleNamespace(
+        folder=Path("stand-in"),
+        episodes=table,
+        frame_episode=number,
+        frame_row=number * LENGTH + steps,
+        frames=np.broadcast_to(picture, (frames, *picture.shape)),
+        state=np.zeros((episodes * LENGTH, 8), np.float32),
+        action=np.zeros((episodes * LENGTH, 7), np.float32),
+    )
+
+
+def stream(store: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Endless shuffled batches."""
+    return iter(make_loader(store, None, np.arange(len(store.episodes)), LoaderConfig()))
+
+
+def rates(sizes: Sequence[int], seconds: float) -> dict[int, float]:
+    """Median samples per second by size of the index; the sizes take turns, after one warm-up round."""
+    streams = {size: stream(stand_in(size)) for size in sizes}
+    found: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(ROUNDS + 1):
+        for size, batches in streams.items():
+            started, samples = time.perf_counter(), 0
+            while not samples or time.perf_counter() - started < seconds / ROUNDS:
+                samples += len(next(batches)["images"])
+            if turn:
+                found[size].append(samples / (time.perf_counter() - started))
+    return {size: float(np.median(values)) for size, values in found.items()}
+
+
+def memory(counts: Sequence[int], entries: int) -> dict[int, float]:
+    """Anonymous memory (MB) of this process after so many samples of one stream."""
+    batches, read, found = stream(stand_in(entries)), 0, {}
+    for count in counts:
+        while read < count:
+            read += len(next(batches)["images"])
+        found[count] = anonymous_megabytes()
+    return found
+
+
+def anonymous_megabytes() -> float:
+    """``RssAnon`` of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) / 1024
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of every size")
+    parser.add_argument("--entries", type=int, nargs="+", default=ENTRIES)
+    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    options = parser.parse_args(arguments)
+    # Memory first: what the large indices leave behind would hide a leak.
+    megabytes = memory(sorted(options.samples), max(options.samples))
+    found = rates(options.entries, options.seconds)
+    for size, value in found.items():
+        print(f"{size:>9,} index entries: {value:,.0f} samples/s")
+    for count, value in megabytes.items():
+        print(f"{count:>9,} samples read: {value:,.0f} MB")
+    if options.out:
+        content = {"samples_per_second": found, "anonymous_megabytes": megabytes}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
