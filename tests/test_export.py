@@ -1,0 +1,76 @@
+"""A run's backbone as files: what is written is what acted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.rollout.runs import save_run
+from wmjax import checkpoint
+from wmjax.config import from_dict
+from wmjax.export import main
+from wmjax.models.lora import LoRAConfig
+from wmjax.models.qwen2_5_vl import adapters, names, weights
+from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.policy import averaged_parameters, restore_model
+
+
+def backbone_of(run: Path) -> Qwen2_5_VL:
+    folder = checkpoint.latest(run / "checkpoints")
+    experiment = from_dict(checkpoint.read_meta(folder)["experiment"])
+    backbone = restore_model(experiment, averaged_parameters(folder, experiment), None).backbone
+    assert isinstance(backbone, Qwen2_5_VL)
+    return backbone
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("plain"), "e0", "regression")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("adapted"), "e0", "regression", lora=LoRAConfig(rank=2))
+
+
+def read_back(folder: Path, like: Qwen2_5_VL) -> Qwen2_5_VL:
+    return weights.load_model(folder, like.config)
+
+
+def assert_same_base(a: Qwen2_5_VL, b: Qwen2_5_VL) -> None:
+    left, right = names.base_leaves(a), names.base_leaves(b)
+    assert left.keys() == right.keys() and len(left) > 20
+    for path, leaf in left.items():
+        np.testing.assert_array_equal(leaf.get_value(), right[path].get_value(), err_msg=str(path))
+
+
+def test_a_backbone_without_adapters_becomes_a_checkpoint_that_loads_again(plain: Path, tmp_path: Path) -> None:
+    assert main(["--run", str(plain), "--out", str(tmp_path / "out")]) == 0
+    acted = backbone_of(plain)
+    assert_same_base(read_back(tmp_path / "out", acted), acted)
+
+
+def test_adapters_become_peft_files_and_merge_into_the_same_function(adapted: Path, tmp_path: Path) -> None:
+    acted = backbone_of(adapted)
+    assert main(["--run", str(adapted), "--out", str(tmp_path / "peft")]) == 0
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 2
+    fresh = nnx.merge(*nnx.split(acted))
+    for leaf in names.adapter_leaves(fresh).values():
+        leaf.set_value(leaf.get_value() * 0)
+    adapters.load(fresh, tmp_path / "peft")
+    for path, leaf in names.adapter_leaves(acted).items():
+        np.testing.assert_array_equal(leaf.get_value(), names.adapter_leaves(fresh)[path].get_value())
+    assert main(["--run", str(adapted), "--out", str(tmp_path / "merged"), "--merge"]) == 0
+    expected = adapters.merge(acted)
+    assert_same_base(read_back(tmp_path / "merged", expected), expected)
+
+
+def test_bad_input_is_one_line(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(plain), "--out", str(tmp_path / "x"), "--merge"]) == 2
+    assert "model.backbone.lora.rank is 0" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "file").write_text("mine")
+    assert main(["--run", str(plain), "--out", str(tmp_path / "y")]) == 2
+    assert "is not an empty folder" in capsys.readouterr().err

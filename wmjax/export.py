@@ -1,0 +1,59 @@
+"""A run's vision-language model as files that other libraries read.
+
+python -m wmjax.export --run RUN --out FOLDER           adapters in PEFT's format; without adapters the whole backbone
+python -m wmjax.export --run RUN --out FOLDER --merge   the whole backbone, adapters merged into it
+
+A whole backbone is a Hugging Face checkpoint (``config.json``, safetensors) for ``transformers``, or for the next run's
+``--train.backbone_weights FOLDER``. Averaged parameters. The memory, the Prophet and the action head have no
+counterpart elsewhere and stay in the run's own checkpoint.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from wmjax.commands import run_command
+from wmjax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold files")
+    parser.add_argument("--merge", action="store_true", help="merge adapters into the backbone")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _run(options.run, options.out, options.merge))
+
+
+def _run(run: Path, out: Path, merge: bool) -> int:
+    from wmjax import checkpoint
+    from wmjax.config import from_dict
+    from wmjax.diagnose import checkpoint_folder
+    from wmjax.models.qwen2_5_vl import adapters, weights
+    from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+    from wmjax.policy import averaged_parameters, restore_model
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {str(out)!r} is not an empty folder; choose another or delete it")
+    folder = checkpoint_folder(run)
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    backbone = restore_model(experiment, averaged_parameters(folder, experiment), meta.get("backbone_hash")).backbone
+    assert isinstance(backbone, Qwen2_5_VL)  # what every config builds
+    adapted = backbone.config.lora.rank > 0
+    if merge and not adapted:
+        raise UserError("--merge: the run has no adapters (model.backbone.lora.rank is 0); leave --merge out")
+    if adapted and not merge:
+        adapters.save(backbone, out, base=experiment.train.backbone_weights or None)
+        print(f"{out}: adapters in PEFT's format")
+        return 0
+    weights.save(adapters.merge(backbone) if merge else backbone, out)
+    print(f"{out}: the backbone as a Hugging Face checkpoint")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
