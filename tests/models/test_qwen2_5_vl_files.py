@@ -224,3 +224,25 @@ def test_merging_in_bfloat16_rounds_once() -> None:
     np.testing.assert_allclose(after[1], exact, rtol=2**-8)
     assert not np.array_equal(after[1], before[1])
     np.testing.assert_array_equal(merged.added.get_value(), model.added.get_value())
+
+
+def test_a_download_asks_for_weights_and_tokenizer_and_names_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def found(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    assert weights.download("Qwen/Qwen2.5-VL-3B-Instruct", revision="abc") == tmp_path
+    assert asked["name"] == "Qwen/Qwen2.5-VL-3B-Instruct" and asked["revision"] == "abc"
+    assert {"*.safetensors", "*.json"} <= set(asked["allow_patterns"])
+
+    def offline(name: str, **options: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match=r"cannot download 'Qwen/x' \(no network\); give the folder"):
+        weights.download("Qwen/x")
