@@ -61,6 +61,7 @@ def test_a_shard_that_died_is_finished_by_another_number_of_shards_and_nothing_r
     path = tmp_path / "parts" / "shards" / "0-of-2" / "episodes.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:50])  # killed in the middle of a write
+    (path.parent / "summary.json").unlink()
     records = sharded("parts", (0, 1))
     assert verdicts(records) == verdicts(expected)
     assert table(tmp_path / "parts") == table(tmp_path / "whole")

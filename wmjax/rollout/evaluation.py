@@ -98,21 +98,30 @@ def _conclude(
     protocol: Protocol,
 ) -> None:
     """Leaves the table, the benchmark's record and the report of a whole evaluation."""
-    results = Results(out, header)
-    parts = [json.loads(path.read_text()) for path in sorted(out.glob("shards/*-of-*/summary.json"))]
-    if parts:
+    sharded = (out / "shards").is_dir()
+    if sharded:
+        results = Results(out, header)
         merge(results, finished, wanted)
-        speeds = (sum(p["control_steps_per_second"] for p in parts), max(p["seconds"] for p in parts))
-        _save(results, {"control_steps_per_second": speeds[0], "seconds": speeds[1], "shards": len(parts)})
-    if protocol.init == "benchmark" and _first_to_conclude(out, sharded=bool(parts)):
+        _save(results, _speed_of_shards(out))
+    if protocol.init == "benchmark" and (not sharded or _first_to_conclude(out)):
         keep_record(records, protocol.name, json.loads((out / "summary.json").read_text()))
     log.info("report: %s", write_report(out))
 
 
-def _first_to_conclude(out: Path, sharded: bool) -> bool:
+def _speed_of_shards(out: Path) -> dict[str, float]:
+    """As if all that ran had run side by side; a shard that was killed left no numbers."""
+    files = [out / "summary.json", *out.glob("shards/*-of-*/summary.json")]
+    written = [json.loads(path.read_text()) for path in files if path.is_file()]
+    parts = [part for part in written if "shards" not in part]  # that one is the summary of all
+    return {
+        "seconds": max((part["seconds"] for part in parts), default=0.0),
+        "control_steps_per_second": sum(part["control_steps_per_second"] for part in parts),
+        "shards": len(list(out.glob("shards/*-of-*"))),
+    }
+
+
+def _first_to_conclude(out: Path) -> bool:
     """Whether nobody else records this run: two shards may end at the same moment."""
-    if not sharded:
-        return True
     try:
         (out / "shards" / "recorded").mkdir()
     except FileExistsError:
