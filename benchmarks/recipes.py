@@ -1,0 +1,256 @@
+"""Parameters, FLOPs and step time of every recipe at one scale, beside those of e0 with the same head.
+
+    python benchmarks/recipes.py                            mini: parameters and FLOPs, counted without computing
+    python benchmarks/recipes.py --scale 3b                 the same at full size: no weights, no data, no memory
+    python benchmarks/recipes.py --repeats 20 --out r.json  and the seconds of a training step, all taken in turns
+
+FLOPs per sample are those of a training step with the latents at hand (forward, backward, remat); FLOPs per decision
+those of one action chunk, the flow's steps included. The encoder of the rollout is stated apart. Random data.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.flops import flops
+from wmjax.config import Experiment, load
+from wmjax.data.observation import Prompt
+from wmjax.models.parameters import count, split_model, trainable_filter
+from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.vjepa2 import PRESETS, VJEPA2Encoder, latents
+from wmjax.models.vla import VLA, ModelInput
+from wmjax.resources import resource_folder
+from wmjax.specs import ActionSpec, EncoderSpec
+from wmjax.trainer.optimizer import make_optimizer
+from wmjax.trainer.state import TrainState, initial_state
+from wmjax.trainer.step import make_train_step
+
+CONVERTED_SIZE = 224
+"""Pixels of the published demonstrations as train/data/libero.toml converts them."""
+WARM_UP = 2
+INSTRUCTION = "pick up the black bowl next to the plate and place it on the plate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk."""
+
+    parameters: int
+    trainable: int
+    step: int
+    decision: int
+    seconds: float | None = None
+
+
+def image_size(experiment: Experiment) -> int:
+    """Pixels of its store's frames."""
+    return CONVERTED_SIZE if experiment.data.path else experiment.data.observation.image_size
+
+
+def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the loader delivers."""
+    model, size = experiment.model, image_size(experiment)
+    shape, tokens = model.prophet, experiment.encoder.pooling_grid**2
+    cameras = len(experiment.data.observation.cameras)
+    columns: dict[str, tuple[tuple[int, ...], Any]] = {
+        "images": ((cameras, size, size, 3), jnp.uint8),
+        "state": ((model.state_dim,), jnp.float32),
+        "action": ((model.chunk, model.action_dim), jnp.float32),
+        "action_mask": ((model.chunk,), jnp.bool_),
+        "task": ((), jnp.int32),
+        "shift": ((2,), jnp.int32),
+        "sample_mask": ((), jnp.bool_),
+    }
+    if model.memory.input != "none":
+        columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
+        columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
+        columns["future_mask"] = ((shape.future,), jnp.bool_)
+    return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
+
+
+def prompt_shapes(experiment: Experiment, batch: int) -> Prompt:
+    """A batch of tokenised prompts."""
+    length = experiment.prompt.length
+    return Prompt(
+        jax.ShapeDtypeStruct((batch, length), jnp.int32),
+        jax.ShapeDtypeStruct((batch, length), jnp.bool_),
+        jax.ShapeDtypeStruct((batch, 3, length), jnp.int32),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A recipe's model and training step, not computed yet."""
+
+    experiment: Experiment
+    graph: nnx.GraphDef
+    initialise: Callable[[], tuple[TrainState, nnx.State]]
+    step: Callable[..., Any]
+
+
+def build(experiment: Experiment) -> System:
+    """As ``wmjax.trainer.loop.train`` builds it."""
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
+    trains = trainable_filter(experiment.train.trainable)
+
+    def initialise() -> tuple[TrainState, nnx.State]:
+        _, params, frozen = split_model(VLA(experiment.model, rngs=nnx.Rngs(0)), trains)
+        return initial_state(params, optimizer), frozen
+
+    graph = split_model(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))), trains)[0]
+    dim = experiment.model.prophet.latent_dim
+    spec = EncoderSpec(dim=dim, pooling_grid=experiment.encoder.pooling_grid, mean=(0.0,) * dim, std=(1.0,) * dim)
+    step = make_train_step(
+        graph,
+        optimizer,
+        ActionSpec(chunk=experiment.model.chunk),
+        None if experiment.model.memory.input == "none" else spec,
+        seed=0,
+        ema_decay=experiment.train.ema_decay,
+        max_shift=experiment.encoder.max_shift,
+        state_noise=experiment.train.state_noise,
+    )
+    return System(experiment, graph, initialise, step)
+
+
+def costs(system: System) -> Costs:
+    """Counted, not measured."""
+    experiment = system.experiment
+    state, frozen = jax.eval_shape(system.initialise)
+    batch = experiment.train.batch_size
+    step = flops(system.step, state, frozen, batch_shapes(experiment, batch), prompt_shapes(experiment, 1))
+
+    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, noise: jax.Array) -> jax.Array:
+        return nnx.merge(system.graph, params, frozen).sample(inputs, noise)[0]
+
+    columns = batch_shapes(experiment, 1)
+    inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
+    trained = count(state.params)
+    return Costs(
+        parameters=trained + count(frozen),
+        trainable=trained,
+        step=step // batch,
+        decision=flops(decide, state.params, frozen, inputs, columns["action"]),
+    )
+
+
+def encoder_flops(experiment: Experiment) -> int:
+    """FLOPs of the rollout's encoder for one new frame."""
+    config = next(value for name, value in PRESETS.items() if name in experiment.encoder.model)
+    graph, state = nnx.split(nnx.eval_shape(lambda: VJEPA2Encoder(config, rngs=nnx.Rngs(0))))
+    size = image_size(experiment)
+    clip = jax.ShapeDtypeStruct((1, experiment.encoder.clip_length, size, size, 3), jnp.uint8)
+    encode = functools.partial(latents, grid=experiment.encoder.pooling_grid)
+    return flops(lambda state, clip: encode(nnx.merge(graph, state), clip), state, clip)
+
+
+def stepper(system: System, seed: int = 0) -> Callable[[], None]:
+    """A function that takes one training step on random data and waits for it."""
+    experiment, rng = system.experiment, np.random.default_rng(seed)
+    spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
+    prompts = make_prompt_builder(experiment.prompt, experiment.model, spec).batch([INSTRUCTION])
+    batch = {name: _random(rng, s) for name, s in batch_shapes(experiment, experiment.train.batch_size).items()}
+    step = jax.jit(system.step, donate_argnums=0)
+    state, frozen = jax.jit(system.initialise)()
+    box = [state]
+
+    def call() -> None:
+        box[0], metrics = step(box[0], frozen, batch, prompts)
+        jax.block_until_ready((box[0], metrics))
+
+    return call
+
+
+def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Noise; zeros for indices, everything present."""
+    if shape.dtype == jnp.bool_:
+        return np.ones(shape.shape, bool)
+    if shape.dtype == jnp.int32:
+        return np.zeros(shape.shape, np.int32)
+    if shape.dtype == jnp.uint8:
+        return rng.integers(0, 256, shape.shape, np.uint8)
+    return rng.uniform(-1, 1, shape.shape).astype(np.float32)
+
+
+def step_times(systems: dict[str, System], repeats: int) -> dict[str, float]:
+    """Median seconds of a training step; the recipes take turns, so that a busy machine slows them all alike."""
+    calls = {name: stepper(system) for name, system in systems.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + WARM_UP):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if repeat >= WARM_UP:
+                times[name].append(time.perf_counter() - started)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def baseline(recipe: str) -> str:
+    """e0 with the same head, of the predecessor's family if the recipe is one of it."""
+    return f"{'seed_' if recipe.startswith('seed_') else ''}e0_{recipe.rsplit('_', 1)[1]}"
+
+
+def over(table: dict[str, Costs], recipe: str, field: str) -> float | None:
+    """How much more than its baseline a recipe costs, as a share; None without either value."""
+    mine, base = (getattr(table[name], field) if name in table else None for name in (recipe, baseline(recipe)))
+    return None if mine is None or base is None else mine / base - 1.0
+
+
+def render(table: dict[str, Costs]) -> str:
+    """A plain-text table."""
+    head = f"{'recipe':<14}{'parameters':>16}{'trainable':>14}{'GFLOP/sample':>20}{'GFLOP/decision':>20}{'s/step':>16}"
+    lines = [head, "-" * len(head)]
+    for name, row in table.items():
+        cells = [f"{row.step / 1e9:,.3f} {_share(table, name, 'step')}"]
+        cells += [f"{row.decision / 1e9:,.3f} {_share(table, name, 'decision')}"]
+        cells += ["-" if row.seconds is None else f"{row.seconds:.3f} {_share(table, name, 'seconds')}"]
+        line = f"{name:<14}{row.parameters:>16,}{row.trainable:>14,}{cells[0]:>20}{cells[1]:>20}{cells[2]:>16}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _share(table: dict[str, Costs], name: str, field: str) -> str:
+    value = over(table, name, field)
+    return "" if value is None else f"{100 * value:+6.1f} %"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    names = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="mini")
+    parser.add_argument("--recipes", nargs="+", default=names)
+    parser.add_argument("--repeats", type=int, default=0, help="timed steps of each recipe (default: none)")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    options = parser.parse_args(arguments)
+    systems = {name: build(load(name, options.scale)) for name in options.recipes}
+    table = {}
+    for name, system in systems.items():
+        table[name] = costs(system)
+    if options.repeats:
+        seconds = step_times(systems, options.repeats)
+        table = {name: dataclasses.replace(row, seconds=seconds[name]) for name, row in table.items()}
+    print(render(table))
+    encoder = encoder_flops(next(iter(systems.values())).experiment)
+    print(f"V-JEPA encoder in a rollout, every arm but e0: {encoder / 1e9:,.3f} GFLOP per frame")
+    if options.out:
+        rows = {name: dataclasses.asdict(row) for name, row in table.items()}
+        content = {"scale": options.scale, "encoder_per_frame": encoder, "recipes": rows}
+        options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
