@@ -15,7 +15,8 @@ RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").gl
 
 
 def test_every_arm_has_a_recipe_with_either_head() -> None:
-    assert sorted(RECIPES) == sorted(f"{arm}_{head}" for arm in ARMS for head in ("mse", "flow"))
+    arms = [*ARMS, "seed_e0", "seed_e2"]
+    assert sorted(RECIPES) == sorted(f"{arm}_{head}" for arm in arms for head in ("mse", "flow"))
     for arm, memory in ARMS.items():
         assert load(f"{arm}_flow").model.memory == memory
         assert load(f"{arm}_mse").model.memory == memory

@@ -97,8 +97,20 @@ class Experiment:
         return f"{self.recipe}-{self.scale}-{self.dataset}-s{self.train.seed}"
 
 
-RECIPE_SETTINGS = ("model.memory", "model.world", "model.head", "model.use_state", "train.normalisation")
-"""What a recipe may set. Data files own ``data.*``; scales own the rest; protocols live in ``eval/protocols``."""
+RECIPE_SETTINGS = (
+    "model.memory",
+    "model.world",
+    "model.head",
+    "model.use_state",
+    "model.cameras",
+    "model.prophet.history",
+    "model.prophet.future",
+    "model.prophet.tokens",
+    "train.normalisation",
+)
+"""What a recipe may set: the memory (what is predicted from what, of which shape), the head, and what the policy sees
+and learns. The Prophet's width and depth are sizes. Data files own ``data.*``; scales own the rest; protocols live in
+``eval/protocols``."""
 
 
 def owner(setting: str) -> str:

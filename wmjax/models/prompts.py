@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from wmjax.errors import UserError
 from wmjax.models.pretrained import backbone_folder
 from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.vla import VLAConfig
@@ -17,12 +18,19 @@ class PromptConfig:
 
 
 def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> PromptBuilder:
-    """A function from an instruction to its prompt, one image per camera.
+    """A function from an instruction to its prompt, one image per camera that the model sees.
 
     Raises:
-        UserError: no such tokenizer, or an image size or length that does not fit the model.
+        UserError: no such tokenizer, fewer cameras than the model wants to see, or an image size or length that does
+            not fit it.
 
     """
-    sizes = [(spec.image_size, spec.image_size)] * len(spec.cameras)
+    available = len(spec.cameras)
+    seen = available if model.cameras is None else model.cameras
+    if not 1 <= seen <= available:
+        raise UserError(
+            f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
+        )
+    sizes = [(spec.image_size, spec.image_size)] * seen
     tokenizer = prompt.tokenizer if prompt.tokenizer == "mini" else backbone_folder(prompt.tokenizer)
     return PromptBuilder(tokenizer, sizes, model.chunk, prompt.length, model.backbone)

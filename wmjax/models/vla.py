@@ -67,8 +67,9 @@ class Backbone(Protocol):
 class VLAConfig:
     """The policy network. Recipes own ``memory``, ``world`` and ``head``; scales own the sizes.
 
-    ``use_state`` off feeds zeros for the state. ``query_std`` is the initial size of the action queries. ``dtype`` is
-    that of Prophet and memory; heads, norms and gate are float32 anyway.
+    ``use_state`` off feeds zeros for the state; ``cameras`` is how many of the observation's cameras the VLM sees,
+    from the first (None: all). ``query_std`` is the initial size of the action queries. ``dtype`` is that of Prophet
+    and memory; heads, norms and gate are float32 anyway.
     """
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
@@ -82,6 +83,7 @@ class VLAConfig:
     action_dim: int = 7
     state_dim: int = 8
     use_state: bool = True
+    cameras: int | None = None
     query_std: float = 0.5
     dtype: str = "float32"
 
@@ -136,7 +138,8 @@ class VLA(nnx.Module):
             raise UserError(
                 f"state has {inputs.state.shape[-1]} values; the model has state_dim {self.config.state_dim}"
             )
-        embeddings = self.backbone.embed(prompt.tokens, inputs.images, _fold(key, EMBED))
+        images = inputs.images[:, : self.config.cameras]
+        embeddings = self.backbone.embed(prompt.tokens, images, _fold(key, EMBED))
         state = self.state_in(inputs.state if self.config.use_state else jnp.zeros_like(inputs.state))
         queries = jnp.broadcast_to(self.queries[...], (state.shape[0], *self.queries.shape))
         placed = jnp.concatenate([state[:, None], queries], axis=1).astype(embeddings.dtype)
