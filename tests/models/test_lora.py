@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tests.models.vla_helpers import fit, initialised, make_actions, make_inputs, make_vla, tiny_config
 from tests.tiny import tiny_config as tiny_policy
 from wmjax.errors import UserError
+from wmjax.models.heads import HeadConfig
 from wmjax.models.lora import ADAPTER, VISION_PROJECTIONS, AdapterInputs, Linear, LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
@@ -29,7 +30,8 @@ MASK = np.ones((2, 12), bool)
 def test_adapters_train_and_the_base_keeps_its_bits(rank: int) -> None:
     """With rank 0 the backbone is frozen altogether, and the rest of the policy still trains."""
     lora = dataclasses.replace(LORA, rank=rank)
-    model = make_vla("e2", gate=0.3, real=True, backbone=dataclasses.replace(tiny_config().backbone, lora=lora))
+    backbone = dataclasses.replace(tiny_config().backbone, lora=lora)
+    model = make_vla("e0", real=True, head=HeadConfig(kind="regression"), backbone=backbone)
     base = {path: np.array(leaf) for path, leaf in backbone_base(model).items()}
     graph, params, frozen = split_model(model, trainable_filter("adapters"))
     before = to_named(params)
