@@ -9,16 +9,12 @@ from tokenizers import Tokenizer
 
 from wmjax.data.observation import Prompt
 from wmjax.errors import UserError
+from wmjax.models.qwen2_5_vl.chat import ChatTemplate
 from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
 from wmjax.models.qwen2_5_vl.rope import positions_of
 
 MINI_TOKENIZER = Path(__file__).parent / "mini_tokenizer"
 
-SHORT_TEMPLATE = "<|im_start|>user\n{images}{instruction}<|im_end|>\n<|im_start|>assistant\n"
-"""The chat format without a system message, for the mini model."""
-CHAT_TEMPLATE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + SHORT_TEMPLATE
-"""What Qwen2.5-VL-Instruct's own chat template renders for one user message with images before the text."""
-IMAGE = "<|vision_start|>{pads}<|vision_end|>"
 PAD, IMAGE_PAD = "<|endoftext|>", "<|image_pad|>"
 
 
@@ -39,28 +35,28 @@ class PromptBuilder:
         """Loads the tokenizer.
 
         Args:
-            tokenizer: ``"mini"``, or a checkpoint's folder with ``tokenizer.json``.
+            tokenizer: ``"mini"``, or a checkpoint's folder with ``tokenizer.json`` and its chat template.
             image_sizes: (height, width) in pixels of every image, as the model gets it.
             chunk: number of action placeholders.
             length: total length of a prompt, a multiple of 8.
             config: the model's; by default the mini preset or the checkpoint's ``config.json``.
 
         Raises:
-            UserError: a missing or unsuitable tokenizer, image size or length.
+            UserError: a missing or unsuitable tokenizer, chat template, image size or length.
 
         """
         mini = str(tokenizer) == "mini"
         folder = MINI_TOKENIZER if mini else Path(tokenizer)
         self.config = config or (preset("mini") if mini else load_hf_config(folder))
         self.chunk, self.length = chunk, length
-        self.template = SHORT_TEMPLATE if mini else CHAT_TEMPLATE
         self.image_grids = [self._grid(size) for size in image_sizes]
         if chunk < 1 or length < 8 or length % 8:
             raise UserError(f"prompt length is {length} and chunk {chunk}; use a multiple of 8 and at least 1")
         self._tokenizer, content = _load(folder / "tokenizer.json")
+        self._chat = ChatTemplate(folder)
         self._check_ids(folder)
         self.tokenizer_hash = hashlib.sha256(content).hexdigest()[:16]
-        self.template_hash = hashlib.sha256((self.template + IMAGE).encode()).hexdigest()[:16]
+        self.template_hash = hashlib.sha256(self._chat.source.encode()).hexdigest()[:16]
 
     def __call__(self, instruction: str) -> Prompt:
         """The prompt of one instruction, as a batch of one: tokens int32, mask bool, positions int32.
@@ -91,9 +87,18 @@ class PromptBuilder:
         return Prompt(*(np.concatenate(field) for field in zip(*rows, strict=True)))
 
     def render(self, instruction: str) -> str:
-        """The prompt's text, before the placeholders of state and actions."""
-        images = "".join(IMAGE.format(pads=IMAGE_PAD * (rows * columns)) for rows, columns in self.image_grids)
-        return self.template.format(images=images, instruction=instruction)
+        """The prompt's text, before the placeholders of state and actions.
+
+        Raises:
+            UserError: a chat template that does not take images.
+
+        """
+        # As the reference processor does: every placeholder becomes as many as the image has tokens.
+        first, *rest = self._chat(instruction, len(self.image_grids)).split(IMAGE_PAD)
+        if len(rest) != len(self.image_grids):
+            raise UserError(f"the chat template writes {len(rest)} {IMAGE_PAD} for {len(self.image_grids)} images")
+        tokens = (IMAGE_PAD * (rows * columns) for rows, columns in self.image_grids)
+        return first + "".join(pads + text for pads, text in zip(tokens, rest, strict=True))
 
     def _encode(self, instruction: str) -> list[int]:
         if not instruction.strip():

@@ -220,7 +220,7 @@ def download(hub_id: str, revision: str = "main", cache: Path | None = None) -> 
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "merges.txt"]
+        patterns = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
         return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"cannot download {hub_id!r} ({error}); give the folder of a downloaded checkpoint") from error
