@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.vla_helpers import initialised
+from tests.rollout.runs import parameters
 from tests.tiny import tiny_config
 from wmjax import specs
 from wmjax.config import Experiment, load
@@ -19,9 +19,7 @@ from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.encode import JaxEncoder
 from wmjax.errors import UserError
-from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.prophet import ProphetConfig
-from wmjax.models.vla import VLA
 from wmjax.policy import Carry, Policy, foresight
 
 STORE = TrainingStore(Path(__file__).parent / "fixtures" / "two_episodes")
@@ -45,15 +43,12 @@ def experiment() -> Experiment:
 @pytest.fixture(scope="module")
 def artefacts(experiment: Experiment, latents: LatentStore) -> tuple[dict, dict]:
     """The specs and the parameters that a checkpoint would hold."""
-    model = initialised(lambda rngs: VLA(experiment.model, rngs=rngs))
-    model.world.injection.gate[...] = jnp.ones((1,))
-    params = to_named(split_model(model, trainable_filter("all"))[1])
     found = {
         "observation": STORE.spec,
         "encoder": latents.spec,
         "action": action_spec(STORE, np.arange(2), 8, "mean_std"),
     }
-    return {name: specs.to_dict(spec) for name, spec in found.items()}, params
+    return {name: specs.to_dict(spec) for name, spec in found.items()}, parameters(experiment)
 
 
 def make_policy(experiment: Experiment, artefacts: tuple[dict, dict], **options: int) -> Policy:
