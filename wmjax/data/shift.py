@@ -12,8 +12,8 @@ from jaxtyping import Int32, UInt8
 MAX_SHIFT = 1
 """Largest shift of the default views, pixels.
 
-In LIBERO the objects of a task move by about 1 cm: a pixel of the scene camera, a few of the wrist camera at 112 pixels.
-Wider shifts hide just that: with 6 pixels policies learned to ignore their images (docs/experiments.md).
+In LIBERO the objects of a task move by about 1 cm: a pixel of the scene camera, a few of the wrist camera at 112
+pixels. Wider shifts hide just that: with 6 pixels policies learned to ignore their images (docs/experiments.md).
 """
 
 VIEWS = 2
