@@ -1,6 +1,7 @@
 """A policy sees in a rollout what it was trained on, and each row decides for itself."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -113,6 +114,14 @@ def test_actions_are_raw_and_the_numbers_are_those_of_each_row(policy: Policy) -
         np.testing.assert_allclose(info["memory/gate"], np.tanh(1.0), rtol=1e-6)
         assert (info["memory/ratio"] > 0).all()
         assert np.isnan(info["world/skill"]).all() == (decision == 0)
+
+
+def test_what_is_imagined_is_what_its_skill_is_of(policy: Policy) -> None:
+    seen = rollout(policy, (0, 1), 3)
+    for (carry, _, before), (_, _, now) in itertools.pairwise(seen):
+        np.testing.assert_array_equal(before["imagined"][:, 1:], carry.prediction)
+        skill = foresight(before["imagined"][:, AHEAD], before["imagined"][:, 0], now["imagined"][:, 0])
+        np.testing.assert_allclose(now["world/skill"], skill, rtol=1e-4)
 
 
 def test_an_episodes_first_decision_forgets_the_one_before(policy: Policy) -> None:

@@ -172,7 +172,8 @@ class Policy:
             The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
             ``memory/ratio`` and ``world/skill``, how much better the last decision's prediction of the newest frame
             was than copying (NaN at an episode's first decision). Under an oracle also ``oracle/skill``, the same
-            for this decision's prediction of all of the true future.
+            for this decision's prediction of all of the true future. With a Prophet also ``imagined`` [batch,
+            1 + future, tokens, dim]: z(t), then what is predicted of the next frames.
 
         Raises:
             ValueError: a future without an oracle, or an oracle without the future.
@@ -217,6 +218,7 @@ class Policy:
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
             info |= self._skill(model, before, history, observation.first)
+            info["imagined"] = jnp.concatenate([model.world.prepare(history)[:, -1:], prediction], 1)
             carry = carry._replace(prediction=prediction)
         return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
 

@@ -57,10 +57,18 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An answer to a decision: raw actions in [-1, 1], at least one open-loop horizon of them, and numbers to log."""
+    """An answer to a decision.
+
+    Attributes:
+        actions: raw, in [-1, 1], at least one open-loop horizon of them.
+        info: numbers to log.
+        imagined: the latent of the newest frame and those predicted of the next ones, from policies that predict.
+
+    """
 
     actions: Chunk
     info: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    imagined: Float32[np.ndarray, "1+future tokens dim"] | None = None
 
 
 class Actor(Protocol):

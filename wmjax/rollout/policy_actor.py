@@ -41,6 +41,7 @@ class Policy(Protocol):
     ) -> tuple[Carry, Any, dict[str, Any]]:
         """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision.
 
+        Among the numbers may be ``imagined`` f32 ``[batch, 1 + future, tokens, dim]`` (see :class:`Plan`).
         ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
         policy needs any.
         """
@@ -116,10 +117,18 @@ class PolicyActor:
         carry, chunk, info = self._policy(carry, self._observation(padded), keys, future)
         self._table = _scatter(self._table, rows, carry)
         actions = np.asarray(chunk, np.float32)
-        numbers = {name: np.asarray(values, np.float64) for name, values in info.items()}
+        imagined = np.asarray(info["imagined"], np.float32) if "imagined" in info else None
+        numbers = {name: np.asarray(values, np.float64) for name, values in info.items() if name != "imagined"}
         for row, decision in enumerate(decisions):
             _require_finite(actions[row], decision)
-        return [Plan(actions[row], {name: float(v[row]) for name, v in numbers.items()}) for row in range(count)]
+        return [
+            Plan(
+                actions[row],
+                {name: float(values[row]) for name, values in numbers.items()},
+                None if imagined is None else imagined[row],
+            )
+            for row in range(count)
+        ]
 
     def _observation(self, decisions: Sequence[Decision]) -> Observation:
         prompts = [self._prompt(decision.instruction) for decision in decisions]

@@ -14,6 +14,7 @@ from wmjax.errors import UserError
 from wmjax.rollout.actors import Actor, Decision, Plan, no_frames
 from wmjax.rollout.dropout import blank, dropped_cameras
 from wmjax.rollout.execution import Execution
+from wmjax.rollout.imagination import Imagined, draw_strips
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
 from wmjax.rollout.schedule import Schedule
@@ -47,6 +48,7 @@ class _Running:
     frames: list[UInt8[np.ndarray, "n cameras height width 3"]] = dataclasses.field(default_factory=list)
     captions: list[str] = dataclasses.field(default_factory=list)
     info: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    imagined: list[Imagined] = dataclasses.field(default_factory=list)
 
 
 class Runner:
@@ -157,6 +159,8 @@ class Runner:
         """The next horizon of control steps, cut at the step limit."""
         for name, value in plan.info.items():
             run.info[name].append(value)
+        if run.video and plan.imagined is not None:
+            run.imagined.append(Imagined(sum(map(len, run.frames)) - 1, plan.imagined))
         steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)
         last = run.step + steps == self._protocol.max_steps
         render = run.video or (self._actor.needs_frames and not last)  # no decision follows the last step
@@ -232,7 +236,9 @@ class Runner:
             instruction = _require(run.reply).instruction
             captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             name = f"{episode.init}-{episode.index}"
-            self._videos.add(episode.suite, episode.task_id, name, outcome, np.concatenate(run.frames), captions)
+            frames = np.concatenate(run.frames)
+            strips = draw_strips(run.imagined, len(frames)) if run.imagined else None
+            self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, strips)
 
     def _caption(self, run: _Running, step: int) -> str:
         numbers = "   ".join(f"{name} {values[-1]:.3g}" for name, values in run.info.items())

@@ -1,4 +1,4 @@
-"""Videos of episodes: all cameras side by side, a caption strip below, at the rate at which frames exist."""
+"""Videos of episodes: all cameras side by side, a caption and what was imagined below, at the rate of the frames."""
 
 import textwrap
 from collections import Counter
@@ -12,12 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.data.files import atomic_path
 
-STRIP = 48
+CAPTION = 48
 """Height of the caption strip, pixels: three lines."""
 MINIMUM_HEIGHT = 224
 """Smaller frames are enlarged by a whole factor to at least this height, so that captions fit."""
 
 Frames = UInt8[np.ndarray, "frames cameras height width 3"]
+Strips = UInt8[np.ndarray, "frames height width 3"]
 
 
 class Videos:
@@ -45,7 +46,14 @@ class Videos:
         return any(self._counts[f"{suite}-{task_id}", kind] < self._per_task for kind in outcomes)
 
     def add(
-        self, suite: str, task_id: int, episode: str, outcome: str, frames: Frames, captions: Sequence[str]
+        self,
+        suite: str,
+        task_id: int,
+        episode: str,
+        outcome: str,
+        frames: Frames,
+        captions: Sequence[str],
+        strips: Strips | None = None,
     ) -> Path:
         """Writes one video and returns its path.
 
@@ -56,6 +64,7 @@ class Videos:
             outcome: ``success`` or ``failure``.
             frames: in order.
             captions: one per frame; long lines are wrapped.
+            strips: a picture per frame to show below the caption, cut at the video's width.
 
         """
         name = f"{suite}-{task_id}__{episode}__{outcome}"
@@ -64,14 +73,15 @@ class Videos:
         while path.exists():
             path = self._folder / f"{name}__{copy}.mp4"
             copy += 1
-        write_video(path, frames, captions, self._rate)
+        write_video(path, frames, captions, self._rate, strips)
         self._counts[f"{suite}-{task_id}", outcome] += 1
         return path
 
 
-def write_video(path: Path, frames: Frames, captions: Sequence[str], rate: float) -> None:
+def write_video(path: Path, frames: Frames, captions: Sequence[str], rate: float, strips: Strips | None = None) -> None:
     """Encodes an H.264 mp4, atomically."""
-    pictures = [_compose(frame, caption) for frame, caption in zip(frames, captions, strict=True)]
+    below = [None] * len(frames) if strips is None else list(strips)
+    pictures = [_compose(*parts) for parts in zip(frames, captions, below, strict=True)]
     height, width = pictures[0].shape[:2]
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(rate), options={"crf": "20"})
@@ -81,13 +91,18 @@ def write_video(path: Path, frames: Frames, captions: Sequence[str], rate: float
         container.mux(stream.encode())
 
 
-def _compose(frame: UInt8[np.ndarray, "cameras height width 3"], caption: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Cameras side by side above the caption, with even sides (which yuv420p needs)."""
+def _compose(
+    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "height width 3"] | None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Cameras side by side above the caption above the strip, with even sides (which yuv420p needs)."""
     factor = max(1, -(-MINIMUM_HEIGHT // frame.shape[1]))
     row = np.concatenate(list(frame), axis=1).repeat(factor, 0).repeat(factor, 1)
     height, width = row.shape[0] // 2 * 2, row.shape[1] // 2 * 2
-    canvas = Image.new("RGB", (width, height + STRIP), "black")
+    extra = 0 if strip is None else -(-len(strip) // 2) * 2
+    canvas = Image.new("RGB", (width, height + CAPTION + extra), "black")
     canvas.paste(Image.fromarray(row), (0, 0))
+    if strip is not None:
+        canvas.paste(Image.fromarray(strip), (0, height + CAPTION))
     draw = ImageDraw.Draw(canvas)
     lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, width // 6)]
     draw.multiline_text(

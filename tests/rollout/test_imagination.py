@@ -1,0 +1,67 @@
+"""The strip under a video: what was predicted above what came, at the right frames."""
+
+import av
+import numpy as np
+
+from tests.rollout.fake_policy import FakePolicy
+from wmjax.rollout.imagination import CELL, GAP, LEFT, LINE, UNKNOWN, Imagined, draw_strips
+from wmjax.rollout.policy_actor import PolicyActor
+from wmjax.rollout.videos import MINIMUM_HEIGHT
+
+FUTURE = 2
+
+
+def cell(strip: np.ndarray, row: int, column: int) -> np.ndarray:
+    top, left = LINE + row * (CELL + GAP), LEFT + column * (CELL + GAP)
+    return strip[top : top + CELL, left : left + CELL]
+
+
+def prophecies(every: int, frames: int) -> list[Imagined]:
+    """Decisions that know the future, every so many frames."""
+    truth = np.random.default_rng(0).normal(size=(frames + FUTURE, 16, 8)).astype(np.float32)
+    return [Imagined(frame, truth[frame : frame + 1 + FUTURE]) for frame in range(0, frames, every)]
+
+
+def test_a_true_prediction_looks_like_what_came_and_the_unknown_is_grey() -> None:
+    strips = draw_strips(prophecies(1, 5), 5)
+    assert strips.shape[0] == 5
+    for frame, strip in enumerate(strips):
+        for ahead in range(1 + FUTURE):
+            predicted, came = cell(strip, 0, ahead), cell(strip, 1, ahead)
+            assert predicted.std() > 10  # sixteen places of different colours
+            if frame + ahead < 5:
+                np.testing.assert_array_equal(predicted, came)
+            else:
+                assert (came == UNKNOWN).all()
+
+
+def test_a_false_prediction_looks_different() -> None:
+    imagined = prophecies(1, 5)
+    wrong = [Imagined(m.frame, np.concatenate([m.latents[:1], -m.latents[1:]])) for m in imagined]
+    strip = draw_strips(wrong, 5)[0]
+    np.testing.assert_array_equal(cell(strip, 0, 0), cell(strip, 1, 0))
+    assert (cell(strip, 0, 1) != cell(strip, 1, 1)).mean() > 0.5
+
+
+def test_a_frame_shows_the_newest_decision_that_had_seen_it() -> None:
+    strips = draw_strips(prophecies(2, 6), 7)
+    for first in (0, 2, 4):
+        np.testing.assert_array_equal(strips[first], strips[first + 1])
+    np.testing.assert_array_equal(strips[4], strips[6])
+    assert (strips[0] != strips[2]).any() and (cell(strips[0], 1, 1) == UNKNOWN).all()
+
+
+class Prophet(FakePolicy):
+    """Also says what it imagines."""
+
+    def __call__(self, carry, observation, keys, future=None):
+        carry, chunk, info = super().__call__(carry, observation, keys, future)
+        return carry, chunk, {**info, "imagined": np.ones((self.batch_size, 1 + FUTURE, 4, 8), np.float32)}
+
+
+def test_an_evaluations_videos_have_the_strip_and_its_numbers_do_not_change(run, tmp_path) -> None:
+    records = run(PolicyActor(Prophet(2, 2), seed=3), videos=1)
+    assert records and all(set(record.info) == {"mean", "decisions"} for record in records.values())
+    for path in (tmp_path / "out" / "videos").iterdir():
+        with av.open(str(path)) as container:
+            assert container.streams.video[0].height > MINIMUM_HEIGHT + 48 + 2 * CELL

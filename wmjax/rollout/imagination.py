@@ -1,0 +1,77 @@
+"""What a policy imagined during an episode, as a strip of colours under its video: predicted above what came."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from wmjax.data.latent_colours import LatentColours
+
+CELL, GAP, LEFT, LINE = 48, 4, 66, 16
+"""Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
+UNKNOWN = 40
+"""Grey of a future that the episode did not reach, or in which nothing was decided."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imagined:
+    """One decision's latents, in the space in which the Prophet predicts.
+
+    Attributes:
+        frame: index of the newest frame that the decision saw.
+        latents: z(t), then ẑ(t+1), ẑ(t+2), ..., one per frame.
+
+    """
+
+    frame: int
+    latents: Float32[np.ndarray, "1+future tokens dim"]
+
+
+def draw_strips(imagined: Sequence[Imagined], frames: int) -> UInt8[np.ndarray, "frames height width 3"]:
+    """One strip per frame of the video, of the newest decision that had seen it.
+
+    Columns are t, t+1, ... counted from the decision's frame. The upper row holds what was predicted then, the lower
+    what came, known from later decisions. Colours are principal components of the episode's own latents less their
+    mean at the same place of the grid, so that what stays the same all the time is grey.
+
+    Args:
+        imagined: the episode's decisions in order, at least one.
+        frames: of the video; those before the first decision show it too.
+
+    """
+    seen = {moment.frame: moment.latents[0] for moment in imagined}
+    truth = np.stack(list(seen.values()))
+    place = truth.mean(0)
+    colour = LatentColours.fit(truth - place)
+    drawn = []
+    for moment in imagined:
+        came = [seen.get(moment.frame + ahead) for ahead in range(len(moment.latents))]
+        rows = [list(moment.latents), came]
+        drawn.append(_draw([[None if z is None else colour(_on_grid(z - place)) for z in row] for row in rows]))
+    newest = np.searchsorted([moment.frame for moment in imagined], np.arange(frames), side="right") - 1
+    return np.stack([drawn[max(0, index)] for index in newest])
+
+
+def _on_grid(latent: Float32[np.ndarray, "tokens dim"]) -> Float32[np.ndarray, "grid grid dim"]:
+    """Tokens at their place in the image (a single one if the Prophet pools)."""
+    side = round(len(latent) ** 0.5)
+    return latent.reshape(side, side, -1)
+
+
+def _draw(rows: Sequence[Sequence[UInt8[np.ndarray, "grid grid 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
+    """Both rows with their names."""
+    size = (LEFT + len(rows[0]) * (CELL + GAP), LINE + len(rows) * (CELL + GAP))
+    canvas = Image.new("RGB", size, "black")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for column in range(len(rows[0])):
+        draw.text((LEFT + column * (CELL + GAP), 1), f"t+{column}" if column else "t", fill="white", font=font)
+    for number, (name, row) in enumerate(zip(("predicted", "came"), rows, strict=True)):
+        top = LINE + number * (CELL + GAP)
+        draw.text((4, top + CELL // 2 - 6), name, fill="white", font=font)
+        for column, cell in enumerate(row):
+            pixels = np.full((1, 1, 3), UNKNOWN, np.uint8) if cell is None else cell
+            enlarged = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (LEFT + column * (CELL + GAP), top))
+    return np.asarray(canvas)
