@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.expert import Expert, Phase
 from wmjax.sim.worker import Execute, Foresee, Host, Reset, WorkerSettings
+from wmjax.specs import ObservationSpec
 
 from .conftest import SUITE, TASK
 
@@ -49,12 +51,15 @@ def test_taking_over_from_where_the_task_is_done_lets_it_stand(env, course):
     assert success
 
 
-def test_looking_for_the_first_time_changes_nothing(env):
-    env.reset(EPISODE)
-    state = env.sim_state()
-    env._renderer = None
-    env.render()
-    np.testing.assert_array_equal(env.sim_state(), state)
+def test_looking_for_the_first_time_changes_nothing():
+    fresh = LiberoEnv(SUITE, TASK, ObservationSpec())
+    try:
+        fresh.reset(EPISODE)
+        state = fresh.sim_state()
+        fresh.render()
+        np.testing.assert_array_equal(fresh.sim_state(), state)
+    finally:
+        fresh.close()
 
 
 def test_a_future_leaves_no_trace(env, course):
