@@ -51,15 +51,19 @@ def test_taking_over_from_where_the_task_is_done_lets_it_stand(env, course):
     assert success
 
 
-def test_looking_for_the_first_time_changes_nothing():
+def test_looking_for_the_first_time_changes_nothing_also_not_for_another_simulation(env):
+    env.reset(EPISODE)
+    picture = env.render()
     fresh = LiberoEnv(SUITE, TASK, ObservationSpec())
     try:
         fresh.reset(EPISODE)
         state = fresh.sim_state()
-        fresh.render()
+        np.testing.assert_array_equal(fresh.render(), picture)
         np.testing.assert_array_equal(fresh.sim_state(), state)
+        np.testing.assert_array_equal(env.render(), picture)
     finally:
         fresh.close()
+    np.testing.assert_array_equal(env.render(), picture)
 
 
 def test_a_future_leaves_no_trace(env, course):

@@ -184,6 +184,8 @@ class LiberoEnv:
 
     def close(self) -> None:
         """Frees the simulation and its OpenGL context."""
+        if self._renderer is not None:
+            self._renderer.make_current()
         self._renderer = None
         self._env.close()
 

@@ -116,8 +116,13 @@ class Renderer:
             simplify_model(sim.model._model, spec.mesh_detail_mm / 1000)
         self._context = _open_context(sim, spec)
 
+    def make_current(self) -> None:
+        """Points OpenGL at this renderer: drawing and freeing act on the context that is current in the process."""
+        self._context.gl_ctx.make_current()
+
     def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
         """The cameras of the spec in its order, RGB, oriented."""
+        self.make_current()
         size = self._spec.image_size
         images = []
         for camera in self._spec.cameras:
