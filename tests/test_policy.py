@@ -149,3 +149,14 @@ def test_another_encoder_is_refused(experiment: Experiment, artefacts: tuple[dic
     other = {**found, "encoder": {**found["encoder"], "weights_hash": "0" * 16}}
     with pytest.raises(UserError, match=r"EncoderSpec\.weights_hash is 0000000000000000 in the checkpoint"):
         make_policy(experiment, (other, params))
+
+
+def test_another_tokenizer_or_template_is_refused(policy: Policy) -> None:
+    hashes = policy._prompts.hashes
+    policy.require_prompts(hashes)
+    policy.require_prompts({})
+    for name in ("tokenizer", "template"):
+        with pytest.raises(
+            UserError, match=f"the prompt's {name} has the hash {hashes[name]}, the checkpoint was .* 00"
+        ):
+            policy.require_prompts({**hashes, name: "00"})

@@ -60,6 +60,18 @@ def latest(root: Path) -> Path:
     return root / f"{steps[-1]:08d}"
 
 
+def find(path: Path) -> Path:
+    """A checkpoint's folder: the given one, or a run's newest.
+
+    Raises:
+        UserError: no folder, or no complete checkpoint in it.
+
+    """
+    if not path.is_dir():
+        raise UserError(f"run {str(path)!r} is not a folder; name a run's folder, or one of its checkpoints")
+    return path if (path / "manifest.json").is_file() else latest(path / "checkpoints")
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """The ``meta`` that was saved, after checking the format version and every file's hash.
 

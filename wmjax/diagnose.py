@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from wmjax import logs
+    from wmjax import checkpoint, logs
     from wmjax.cache import keep_compiled_programs
     from wmjax.data.files import write_json
     from wmjax.trainer.diagnostics.report import diagnose
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     keep_compiled_programs()
     if options.batches < 1:
         raise UserError(f"--batches is {options.batches}; it must be at least 1")
-    folder = checkpoint_folder(options.run)
+    folder = checkpoint.find(options.run)
     experiment, model, inputs = load(folder, options.data)
     found = diagnose(model, inputs, options.split, options.batches, experiment.train.seed)
     header = describe(folder, experiment, inputs, options.split)
@@ -83,20 +83,6 @@ def write_picture(path: Path, imagined: "Imagined", inputs: "Inputs") -> Path:
     return path
 
 
-def checkpoint_folder(path: Path) -> Path:
-    """A checkpoint's folder: the given one, or the run's newest.
-
-    Raises:
-        UserError: no complete checkpoint there.
-
-    """
-    from wmjax import checkpoint
-
-    if not path.is_dir():
-        raise UserError(f"--run {str(path)!r} is not a folder; name the folder of a trained run")
-    return path if (path / "manifest.json").is_file() else checkpoint.latest(path / "checkpoints")
-
-
 def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inputs]":
     """The experiment of a checkpoint, its model with the averaged parameters, and the data that it was trained on.
 
@@ -106,7 +92,7 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     """
     from wmjax import checkpoint
     from wmjax.config import from_dict
-    from wmjax.policy import averaged_parameters, restore_model
+    from wmjax.policy import load_model
     from wmjax.trainer.inputs import make_inputs
 
     meta = checkpoint.read_meta(folder)
@@ -115,8 +101,7 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     latents = find_latents(experiment, store, meta["specs"]["encoder"])
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
     require_same_data(inputs, meta["specs"])
-    parameters = averaged_parameters(folder, experiment)
-    return experiment, restore_model(experiment, parameters, meta.get("backbone_hash")), inputs
+    return experiment, load_model(folder), inputs
 
 
 def find_store(experiment: "Experiment", data: Path | None) -> "TrainingStore":

@@ -18,6 +18,7 @@ from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.files import encoder_spec, resolve_folder
+from wmjax.shards import parse_shard
 from wmjax.specs import EncoderSpec
 
 
@@ -62,20 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", type=int, default=4, help="frames per clip")
     parser.add_argument("--camera", default="agentview")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--shard", default="0/1", help="i/n: encode every n-th episode, from the i-th")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Reads ``i/n``.
-
-    Raises:
-        UserError: not of that form, or i outside [0, n).
-
-    """
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UserError(f"shard {text!r} is not i/n with 0 <= i < n; for example --shard 0/4")
-    return int(index), int(count)
+    parser.add_argument(
+        "--shard",
+        help="i/n: encode every n-th episode, from the i-th; under srun or jax.distributed each process takes its own",
+    )
 
 
 def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:

@@ -13,14 +13,13 @@ import numpy as np
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
-from wmjax.encode import parse_shard
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
 from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import Summary
-from wmjax.rollout.shards import WHOLE, Shard, own_shard
+from wmjax.shards import WHOLE, Shard, parse_shard
 
 __all__ = ["evaluate", "evaluate_checkpoint", "main"]
 
@@ -84,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     changes = {field: getattr(options, name.replace("-", "_")) for name, (field, _, _) in CHANGES.items()}
     protocol = load_protocol(options.protocol, **changes)
-    shard = own_shard() if options.shard is None else parse_shard(options.shard)
+    shard = parse_shard(options.shard)
     if options.run is not None:
         out = options.out or _folder(evaluations_folder(options.run), protocol, changes)
         summary = evaluate_checkpoint(
@@ -145,18 +144,11 @@ def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Pat
     return evaluate(chosen, protocol, out, options.workers, options.videos, shard=shard)
 
 
-def _checkpoint_folder(path: Path) -> Path:
-    """The newest checkpoint of a run, or ``path`` itself if it is a checkpoint."""
-    from wmjax.checkpoint import latest
-
-    if not path.is_dir():
-        raise UserError(f"--run {str(path)!r} is not a folder; name the folder of a trained run")
-    return path if (path / "manifest.json").is_file() else latest(path / "checkpoints")
-
-
 def evaluations_folder(path: Path) -> Path:
     """Where evaluations of a checkpoint go: ``RUN/evaluations/STEP``."""
-    folder = _checkpoint_folder(path)
+    from wmjax.checkpoint import find
+
+    folder = find(path)
     return folder.parent.parent / "evaluations" / folder.name
 
 
@@ -167,7 +159,9 @@ def identity(path: Path) -> dict[str, Any]:
         UserError: no complete checkpoint there.
 
     """
-    manifest = json.loads((_checkpoint_folder(path) / "manifest.json").read_text())
+    from wmjax.checkpoint import find
+
+    manifest = json.loads((find(path) / "manifest.json").read_text())
     experiment = manifest["meta"]["experiment"]
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     return {

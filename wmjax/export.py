@@ -31,17 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(run: Path, out: Path, merge: bool) -> int:
     from wmjax import checkpoint
     from wmjax.config import from_dict
-    from wmjax.diagnose import checkpoint_folder
     from wmjax.models.qwen2_5_vl import adapters, weights
     from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-    from wmjax.policy import averaged_parameters, restore_model
+    from wmjax.policy import load_model
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} is not an empty folder; choose another or delete it")
-    folder = checkpoint_folder(run)
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
-    backbone = restore_model(experiment, averaged_parameters(folder, experiment), meta.get("backbone_hash")).backbone
+    folder = checkpoint.find(run)
+    experiment = from_dict(checkpoint.read_meta(folder)["experiment"])
+    backbone = load_model(folder).backbone
     assert isinstance(backbone, Qwen2_5_VL)  # what every config builds
     adapted = backbone.config.lora.rank > 0
     if merge and not adapted:

@@ -153,6 +153,20 @@ class Policy:
         """
         return self._prompts(instruction)
 
+    def require_prompts(self, hashes: dict[str, str]) -> None:
+        """Checks that instructions become the tokens that the policy was trained on.
+
+        Raises:
+            UserError: a tokenizer or chat template with another hash.
+
+        """
+        for name, then in hashes.items():
+            if (now := self._prompts.hashes[name]) != then:
+                raise UserError(
+                    f"the prompt's {name} has the hash {now}, the checkpoint was trained with {then}; "
+                    "set prompt.tokenizer to the one it was trained with"
+                )
+
     def __call__(
         self,
         carry: Carry,
@@ -316,19 +330,29 @@ def load_policy(
         UserError: no complete checkpoint there, a damaged file, or specs of another version.
 
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"run {str(path)!r} is not a folder; name a run's folder, or one of its checkpoints")
-    if not (folder / "manifest.json").is_file():
-        folder = checkpoint.latest(folder / "checkpoints")
+    folder = checkpoint.find(Path(path))
     meta = checkpoint.read_meta(folder)
     experiment = from_dict(meta["experiment"])
     params = averaged_parameters(folder, experiment)
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
     base = meta.get("backbone_hash")
-    return Policy(
+    policy = Policy(
         experiment, meta["specs"], params, base, batch_size=batch_size, open_loop_horizon=horizon, oracle=oracle
     )
+    policy.require_prompts(meta.get("prompt", {}))  # checkpoints before November 2026 have none
+    return policy
+
+
+def load_model(folder: Path) -> VLA:
+    """The network of a checkpoint's folder, with the averaged parameters.
+
+    Raises:
+        UserError: a damaged checkpoint, or the backbone's published weights are not those it was trained on.
+
+    """
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    return restore_model(experiment, averaged_parameters(folder, experiment), meta.get("backbone_hash"))
 
 
 def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:

@@ -20,7 +20,7 @@ from wmjax.rollout.results import read_header
         (["--policy", "noop", "--protocol", "libero_spatial", "--episodes", "60"], "has 50 initial states"),
         (["--policy", "replay"], "--data is missing"),
         (["--policy", "replay", "--data", "nowhere"], "nowhere"),
-        (["--run", "nowhere"], "--run 'nowhere' is not a folder"),
+        (["--run", "nowhere"], "run 'nowhere' is not a folder"),
         (["--policy", "noop", "--shard", "2/2"], "shard '2/2' is not i/n with 0 <= i < n"),
     ],
 )

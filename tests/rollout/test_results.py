@@ -6,6 +6,7 @@ import json
 import pytest
 
 from wmjax.errors import UserError
+from wmjax.rollout.evaluation import keep_record
 from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, summarize
 
 
@@ -75,3 +76,12 @@ def test_the_table_is_aligned_and_tells_everything():
 def test_an_empty_evaluation_has_a_table():
     summary = summarize([])
     assert summary.overall.finished == 0 and "successes" in summary.table()
+
+
+def test_a_record_of_a_benchmark_names_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
+    content = {"command": f"python -m wmjax.evaluate --run {tmp_path}/cache/runs/e2 --out other", "header": {}}
+    first, second = (keep_record(tmp_path, "libero_spatial", content) for _ in range(2))
+    assert (first.name, second.name) == ("libero_spatial-000.json", "libero_spatial-001.json")
+    kept = json.loads(first.read_text())["command"]
+    assert kept == "python -m wmjax.evaluate --run $WMJAX_CACHE/runs/e2 --out other"

@@ -14,7 +14,8 @@ from wmjax.errors import UserError
 from wmjax.rollout import actors
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_records
-from wmjax.rollout.shards import own_shard, part
+from wmjax.rollout.shards import part
+from wmjax.shards import own_shard
 
 EPISODES = PROTOCOL.episodes()
 
@@ -88,7 +89,7 @@ def test_the_launcher_says_which_part_this_is(monkeypatch):
     srun = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4"}
     assert own_shard(srun) == (3, 4)
     assert own_shard({**srun, "JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}) == (1, 2)
-    with pytest.raises(UserError, match=r"shard 4/4 is not i/n with 0 <= i < n; for example --shard 0/4"):
+    with pytest.raises(UserError, match=r"shard '4/4' is not i/n with 0 <= i < n; for example --shard 0/4"):
         own_shard({**srun, "SLURM_PROCID": "4"})
 
 

@@ -60,6 +60,12 @@ class LatentColours:
         return np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8)
 
 
+def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch grid grid dim"]:
+    """Tokens at their place in the image; a pooled one is a grid of 1."""
+    side = round(latents.shape[-2] ** 0.5)
+    return latents.reshape(*latents.shape[:-2], side, side, latents.shape[-1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Painted:
     """The latents of the episodes shown, as colours.
@@ -100,7 +106,6 @@ def paint(latents: LatentStore, store: TrainingStore, indices: Sequence[int]) ->
 
 def _tokens(latents: LatentStore, store: TrainingStore, index: int) -> np.ndarray:
     """An episode's latents, unshifted view, normalised as in training: ``[frames, grid, grid, dim]``."""
-    entry, grid = store.episodes[index], latents.spec.pooling_grid
+    entry = store.episodes[index]
     span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
-    tokens = normalise_latents(np.asarray(latents.latents[0, span]), latents.spec)
-    return tokens.reshape(len(tokens), grid, grid, -1)
+    return on_grid(normalise_latents(np.asarray(latents.latents[0, span]), latents.spec))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wmjax.cache import cache_root
 from wmjax.data.files import write_json
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol
@@ -143,6 +144,8 @@ def _save(results: Results, speed: Mapping[str, float]) -> None:
 def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     """Adds a benchmark run to an append-only log: one numbered file each, none is ever overwritten.
 
+    The records are shared, so folders in the cache are written as ``$WMJAX_CACHE/...``.
+
     A recipe that has a record already is run again at one's own risk of selecting on the benchmark: that is logged.
     """
     recipe = content["header"].get("recipe_hash", "")
@@ -151,6 +154,7 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
     same = [path.name for path in earlier if json.loads(path.read_text())["header"].get("recipe_hash", "") == recipe]
     if recipe and same:
         log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
+    content = {**content, "command": str(content["command"]).replace(str(cache_root()), "$WMJAX_CACHE")}
     path = folder / f"{protocol}-{len(earlier):03d}.json"
     with path.open("x") as file:
         file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from wmjax.data.latent_colours import LatentColours
+from wmjax.data.latent_colours import LatentColours, on_grid
 
 CELL, GAP, LEFT, LINE = 48, 4, 66, 16
 """Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
@@ -49,15 +49,9 @@ def draw_strips(imagined: Sequence[Imagined], frames: int) -> UInt8[np.ndarray, 
     for moment in imagined:
         came = [seen.get(moment.frame + ahead) for ahead in range(len(moment.latents))]
         rows = [list(moment.latents), came]
-        drawn.append(_draw([[None if z is None else colour(_on_grid(z - place)) for z in row] for row in rows]))
+        drawn.append(_draw([[None if z is None else colour(on_grid(z - place)) for z in row] for row in rows]))
     newest = np.searchsorted([moment.frame for moment in imagined], np.arange(frames), side="right") - 1
     return np.stack([drawn[max(0, index)] for index in newest])
-
-
-def _on_grid(latent: Float32[np.ndarray, "tokens dim"]) -> Float32[np.ndarray, "grid grid dim"]:
-    """Tokens at their place in the image (a single one if the Prophet pools)."""
-    side = round(len(latent) ** 0.5)
-    return latent.reshape(side, side, -1)
 
 
 def _draw(rows: Sequence[Sequence[UInt8[np.ndarray, "grid grid 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:

@@ -7,48 +7,13 @@ The folder must be one that all of them see. What a shard finished is finished f
 resumed with another number of shards, or with none. Imports no jax.
 """
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.errors import UserError
 from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, require_same_header
+from wmjax.shards import WHOLE, Shard, check_shard
 from wmjax.sim.episode import EpisodeId
-
-Shard = tuple[int, int]
-"""Index and count."""
-WHOLE: Shard = (0, 1)
-COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
-"""Where a launcher says which process of how many this is: jax.distributed's own variables, then those of ``srun``.
-
-``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process whatever it says.
-"""
-
-
-def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The part that falls to this process: from jax.distributed if it runs, else from the launcher's variables."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        return jax.process_index(), jax.process_count()
-    for index, count in COUNTERS:
-        if index in environment and count in environment:
-            return check_shard((int(environment[index]), int(environment[count])))
-    return WHOLE
-
-
-def check_shard(shard: Shard) -> Shard:
-    """The shard itself.
-
-    Raises:
-        UserError: its index is not below its count.
-
-    """
-    index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"shard {index}/{count} is not i/n with 0 <= i < n; for example --shard 0/{max(count, 1)}")
-    return shard
 
 
 def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:

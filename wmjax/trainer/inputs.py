@@ -31,6 +31,7 @@ def make_inputs(
         val_episodes=val_episodes,
         action_spec=action_spec(store, train_episodes, model.chunk, config.normalisation),
         prompts=build.batch([task.instruction for task in store.tasks]),
+        prompt_hashes=build.hashes,
         loader=LoaderConfig(
             chunk=model.chunk,
             history=model.prophet.history,

@@ -65,6 +65,7 @@ class Inputs:
     val_episodes: np.ndarray
     action_spec: ActionSpec
     prompts: Prompt
+    prompt_hashes: dict[str, str]
     loader: LoaderConfig
 
     @property
@@ -186,7 +187,7 @@ def train(
             log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
         if step % config.checkpoint_every == 0 or step == config.steps:
             position = {str(jax.process_index()): stream.get_state()}
-            full = {**meta, "specs": inputs.specs(), "loader": position}
+            full = {**meta, "specs": inputs.specs(), "prompt": inputs.prompt_hashes, "loader": position}
             last = checkpoint.save(checkpoints, step, _items(state), full)
             if on_checkpoint is not None and jax.process_index() == 0:
                 on_checkpoint(step, last)

@@ -22,7 +22,7 @@ from wmjax.models.lora import TEXT_PROJECTIONS, VISION_PROJECTIONS, LoRAConfig
 from wmjax.models.qwen2_5_vl import names
 from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.qwen2_5_vl.weights import DTYPES, open_tensors, summarise
+from wmjax.models.qwen2_5_vl.weights import misfits, open_tensors, summarise
 
 WEIGHTS, CONFIG, ADDED = "adapter_model.safetensors", "adapter_config.json", "added_tokens.safetensors"
 
@@ -189,11 +189,7 @@ def _read_tensors(path: Path, entries: list[names.Entry]) -> dict[str, np.ndarra
         problems = [f"missing {names.peft_name(name)}" for name in wanted if name not in where]
         problems += [f"surplus {stored}" for name, stored in where.items() if name not in wanted]
         for name in wanted.keys() & where.keys():
-            part = file.get_slice(where[name])
-            if tuple(part.get_shape()) != wanted[name]:
-                problems.append(f"{where[name]} has shape {tuple(part.get_shape())}, expected {wanted[name]}")
-            elif part.get_dtype() not in DTYPES:
-                problems.append(f"{where[name]} has dtype {part.get_dtype()}, expected one of {', '.join(DTYPES)}")
+            problems += misfits(where[name], file.get_slice(where[name]), wanted[name])
         if problems:
             raise UserError(f"{path} does not fit the config: {summarise(problems)}; take lora from its config")
         return {name: file.get_tensor(where[name]) for name in wanted}

@@ -22,6 +22,10 @@ class PromptBuilder:
     """Makes prompts of one fixed length: padding on the left, a state and ``chunk`` action placeholders at the end.
 
     The placeholders are the model's added tokens: the state is ``text.vocabulary``, the actions follow it.
+
+    Attributes:
+        hashes: of the tokenizer's and the chat template's files; a checkpoint keeps them.
+
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class PromptBuilder:
         self._tokenizer, content = _load(folder / "tokenizer.json")
         self._chat = ChatTemplate(folder)
         self._check_ids(folder)
-        self.tokenizer_hash = hashlib.sha256(content).hexdigest()[:16]
-        self.template_hash = hashlib.sha256(self._chat.source.encode()).hexdigest()[:16]
+        self.hashes = {
+            name: hashlib.sha256(data).hexdigest()[:16]
+            for name, data in (("tokenizer", content), ("template", self._chat.source.encode()))
+        }
 
     def __call__(self, instruction: str) -> Prompt:
         """The prompt of one instruction, as a batch of one: tokens int32, mask bool, positions int32.

@@ -100,11 +100,8 @@ class _Shards:
         problems += [f"surplus {name}" for name in surplus]
         for name in wanted:
             if name in self.where:
-                part = self._file(self.where[name][0]).get_slice(self.where[name][1])
-                if tuple(part.get_shape()) != wanted[name]:
-                    problems.append(f"{name} has shape {tuple(part.get_shape())}, expected {wanted[name]}")
-                elif part.get_dtype() not in DTYPES:
-                    problems.append(f"{name} has dtype {part.get_dtype()}, expected one of {', '.join(DTYPES)}")
+                path, stored = self.where[name]
+                problems += misfits(name, self._file(path).get_slice(stored), wanted[name])
         if problems:
             raise UserError(f"{self.folder} does not fit the config: {summarise(problems)}; take both from one model")
 
@@ -132,6 +129,15 @@ def open_tensors(path: Path) -> Any:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); download it again") from error
+
+
+def misfits(name: str, part: Any, shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with a stored tensor (a slice of a safetensors file): nothing, its shape or its dtype."""
+    if tuple(part.get_shape()) != shape:
+        return [f"{name} has shape {tuple(part.get_shape())}, expected {shape}"]
+    if part.get_dtype() not in DTYPES:
+        return [f"{name} has dtype {part.get_dtype()}, expected one of {', '.join(DTYPES)}"]
+    return []
 
 
 def summarise(problems: list[str], limit: int = 20) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from wmjax.data.latent_colours import LatentColours
+from wmjax.data.latent_colours import LatentColours, on_grid
 from wmjax.trainer.diagnostics.samples import LatentWindows
 from wmjax.trainer.diagnostics.text import text_table
 
@@ -166,7 +166,7 @@ def imagine(
     place = bank.latents.mean(0)
     colours = LatentColours.fit(bank.latents - place)
     pictures = [
-        colours(_on_grid(np.concatenate([shown.now[:, None], future], 1) - place)) for future in (shown.future, guess)
+        colours(on_grid(np.concatenate([shown.now[:, None], future], 1) - place)) for future in (shown.future, guess)
     ]
     near = [bank.frames[nearest(guess[:, k], shown.episode, bank, NEIGHBOURS)] for k in range(guess.shape[1])]
     true = [bank.frames[nearest(shown.future[:, k], shown.episode, bank)[:, 0]] for k in range(guess.shape[1])]
@@ -179,9 +179,3 @@ def imagine(
         predicted=pictures[1],
         skill=1.0 - error / np.maximum(copy, 1e-12),
     )
-
-
-def _on_grid(latents: Float32[np.ndarray, "n frames tokens dim"]) -> Float32[np.ndarray, "n frames grid grid dim"]:
-    """Tokens at their place in the image (a single one if the Prophet pools)."""
-    side = round(latents.shape[2] ** 0.5)
-    return latents.reshape(*latents.shape[:2], side, side, -1)
