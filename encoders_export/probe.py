@@ -2,7 +2,7 @@
 
     python -m encoders_export.probe --data STORE [STORE ...] --encoder mini|FOLDER|random [--encoder ...]
 
-Targets: end-effector position (m), gripper opening (m) and, if the store has them, object positions. Every
+Targets: end-effector position (m), gripper opening (m) and, if the store has them, object positions (m). Every
 encoder is compared with random weights of the same architecture and with pixels pooled to 8 x 8, all through
 the same standardisation, ridge path and split by episode. Prints a table of R^2 and effective rank.
 """
@@ -66,19 +66,35 @@ def targets_of(store: TrainingStore) -> dict[str, Float[np.ndarray, "frames dim"
     return {"eef xyz": state[:, :3], "gripper": (state[:, 6] - state[:, 7])[:, None]}
 
 
+MANY = 8
+"""More objects than this are shown by their summary only."""
+FALLEN = 0.1
+"""An object this far (m) below where its task's objects of that name usually are has fallen out of the picture."""
+
+
 def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For every object kind that moved or was placed in at least six episodes: rows and positions (xy, m)."""
+    """Rows and positions (xy, m) of every object that lies in at least six episodes.
+
+    Rows in which it has fallen off the table are left out: no encoder can see it there, and squared errors of half
+    a metre would hide the centimetres that matter.
+    """
     rows: dict[str, list[int]] = {}
     places: dict[str, list[list[float]]] = {}
     episodes: dict[str, int] = {}
     offset = 0
     for store in stores:
+        heights: dict[tuple[str, int, str], list[float]] = {}
         for entry in store.episodes:
             for name, track in entry.get("objects", {}).items():
-                start = offset + entry["frame_start"]
-                rows.setdefault(name, []).extend(range(start, start + len(track)))
-                places.setdefault(name, []).extend(place[:2] for place in track)
-                episodes[name] = episodes.get(name, 0) + 1
+                heights.setdefault((entry["suite"], entry["task_id"], name), []).extend(place[2] for place in track)
+        usual = {key: float(np.median(values)) for key, values in heights.items()}
+        for entry in store.episodes:
+            for name, track in entry.get("objects", {}).items():
+                lowest = usual[entry["suite"], entry["task_id"], name] - FALLEN
+                seen = [i for i, place in enumerate(track) if place[2] > lowest]
+                rows.setdefault(name, []).extend(offset + entry["frame_start"] + i for i in seen)
+                places.setdefault(name, []).extend(track[i][:2] for i in seen)
+                episodes[name] = episodes.get(name, 0) + bool(seen)
         offset += len(store.frame_step)
     return {name: (np.array(rows[name]), np.array(places[name])) for name in sorted(rows) if episodes[name] >= 6}
 
@@ -86,7 +102,7 @@ def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, n
 def probe(
     stores: Sequence[TrainingStore], encoders: dict[str, TorchEncoder], camera: str
 ) -> dict[str, dict[str, float]]:
-    """R^2 per target and effective rank, per encoder and for pooled pixels."""
+    """R^2 per target and object and effective rank, per encoder and for pooled pixels."""
     kinds: dict[str, Features] = {"pixels 8x8": pooled_pixels}
     for name, encoder in encoders.items():
         kinds[name] = functools.partial(_encode, encoder)
@@ -99,16 +115,35 @@ def probe(
         raw = np.concatenate([features_of(store, encode, 4, camera) for store in stores])
         x = raw.reshape(len(raw), -1)
         row = ridge_r2(x, targets, train, groups)
-        found = [
-            ridge_r2(x[rows], {"xy": places}, train[rows], groups[rows])["xy"]
-            for rows, places in objects.values()
-            if len(np.unique(groups[rows][train[rows]])) >= 4 and (~train[rows]).any()
-        ]
-        if found:
-            row["objects xy (median)"] = float(np.median(found))
+        row |= _object_scores(x, objects, train, groups)
         row["effective rank"] = effective_rank(torch.from_numpy(raw.reshape(-1, raw.shape[-1])))
         table[name] = row
     return table
+
+
+def _object_scores(
+    x: np.ndarray, objects: dict[str, tuple[np.ndarray, np.ndarray]], train: np.ndarray, groups: np.ndarray
+) -> dict[str, float]:
+    """R^2 of every object's position, then over all of them together and their median.
+
+    Together: the share of the summed squared deviations (m^2) that is explained, so that an object counts by how
+    far it is moved about; the median counts alike those that hardly ever move.
+    """
+    together: dict[bytes, list[str]] = {}  # one decomposition serves all objects that are seen in the same rows
+    for name, (rows, _) in objects.items():
+        if len(np.unique(groups[rows][train[rows]])) >= 4 and not train[rows].all():
+            together.setdefault(rows.tobytes(), []).append(name)
+    scores, weights = {}, []
+    for names in together.values():
+        rows = objects[names[0]][0]
+        fit, places = train[rows], {f"xy {name}": objects[name][1] for name in names}
+        scores |= ridge_r2(x[rows], places, fit, groups[rows])
+        weights += [((xy[~fit] - xy[fit].mean(0)) ** 2).sum() for xy in places.values()]
+    if not scores:
+        return {}
+    values = list(scores.values())
+    overall = float(np.average(values, weights=weights))
+    return scores | {"objects xy": overall, "objects xy (median)": float(np.median(values))}
 
 
 def _encode(encoder: TorchEncoder, clips: np.ndarray) -> np.ndarray:
@@ -127,8 +162,10 @@ def _split(stores: Sequence[TrainingStore]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def show(table: dict[str, dict[str, float]]) -> str:
-    """The table as Markdown."""
+    """The table as Markdown; single objects only if they are few."""
     columns = list(dict.fromkeys(key for row in table.values() for key in row))
+    if sum(key.startswith("xy ") for key in columns) > MANY:
+        columns = [key for key in columns if not key.startswith("xy ")]
     lines = ["| features | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in table.items():
         lines.append(f"| {name} | " + " | ".join(f"{row[c]:.3f}" if c in row else "-" for c in columns) + " |")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wmjax.commands import run_command
-from wmjax.data.view import Frames, choose_episodes, open_latents, open_store, parse_episodes, write_page
+from wmjax.data.latents import LatentStore
+from wmjax.data.view import Frames, choose_episodes, open_store, parse_episodes, write_page
 from wmjax.rollout.videos import write_video
 
 
@@ -28,7 +29,7 @@ def _view(options: argparse.Namespace) -> int:
     store = open_store(options.data)
     wanted = parse_episodes(options.episodes) if options.episodes is not None else None
     indices = choose_episodes(store.episodes, wanted, options.per_task)
-    latents = open_latents(options.latents) if options.latents is not None else None
+    latents = LatentStore(options.latents) if options.latents is not None else None
     write_page(options.out, store, indices, latents, _mp4, _show)
     print(f"{options.out}: {len(indices)} episodes, {options.out.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -16,9 +16,10 @@ from PIL import Image
 from tests.data.synthetic import make_episode, make_latents, make_store
 from wmjax import view
 from wmjax.data.latent_colours import CHANGES, LATENTS, LatentColours
+from wmjax.data.latents import LatentStore
 from wmjax.data.store import finalize, write_part
 from wmjax.data.timeline import rows, shared_scale, timeline
-from wmjax.data.view import choose_episodes, open_latents, open_store, parse_episodes, write_page
+from wmjax.data.view import choose_episodes, open_store, parse_episodes, write_page
 from wmjax.errors import UserError
 from wmjax.specs import ObservationSpec
 
@@ -310,8 +311,8 @@ def test_what_is_no_store_is_refused(tmp_path, store, latents):
     with pytest.raises(UserError, match="format is not 'wmjax training store'"):
         open_store(latents.folder)
     with pytest.raises(UserError, match="format is not 'wmjax latent store'"):
-        open_latents(store.folder)
-    for opener in (open_store, open_latents):
+        LatentStore(store.folder)
+    for opener in (open_store, LatentStore):
         with pytest.raises(UserError, match="a file; name the folder"):
             opener(store.folder / "manifest.json")
 

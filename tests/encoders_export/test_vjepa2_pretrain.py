@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread_loss  # noqa: E402
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, effective_rank, main  # noqa: E402
-from encoders_export.probe import objects_of, probe, ridge_r2, show  # noqa: E402
+from encoders_export.probe import _object_scores, objects_of, probe, ridge_r2, show  # noqa: E402
 from encoders_export.vjepa import preprocess  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
 from wmjax.errors import UserError  # noqa: E402
@@ -43,7 +43,8 @@ def store(tmp_path_factory) -> TrainingStore:
         state = np.zeros((length, 8), np.float32)
         state[:, :2], state[:, 6] = path / 100, rng.uniform(0, 0.04)
         action = np.zeros((length, 7), np.float32)
-        place = rng.uniform(0, 1, 3).round(3).tolist()
+        height = 0.0 if index == 0 else 0.9  # in the first episode it lies on the floor
+        place = [*rng.uniform(0, 1, 2).round(3).tolist(), height]
         meta = {"suite": "s", "task_id": 0, "instruction": "do", "objects": {"cup_1": [place] * len(steps)}}
         episode = EpisodeData(images, steps, state, action, action, np.zeros(1), meta)
         write_part(folder, f"{index:03d}", episode, spec)
@@ -127,11 +128,23 @@ def test_effective_rank_shows_collapse():
     assert effective_rank(spread[:, :1] * torch.ones(1, 16) + 1e-4 * spread) < 1.1
 
 
+def test_objects_together_weigh_by_how_far_they_are_moved():
+    rng = np.random.default_rng(0)
+    x, groups = rng.normal(size=(400, 4)), np.repeat(np.arange(20), 20)
+    rows, train = np.arange(400), groups < 15
+    known, hidden = x[:, :2] * 0.2, rng.normal(0, 0.01, (400, 2))
+    found = _object_scores(x, {"known": (rows, known), "hidden": (rows, hidden)}, train, groups)
+    assert found["xy known"] > 0.99 and found["xy hidden"] < 0.05
+    assert found["objects xy"] > 0.98 and 0.4 < found["objects xy (median)"] < 0.6
+
+
 def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
     table = probe([store], {}, "agentview")
     assert table["pixels 8x8"]["eef xyz"] > 0.5
     assert table["pixels 8x8"]["gripper"] < 0.3  # noise in this store
-    assert "pixels 8x8" in show(table) and "cup_1" in objects_of([store])
+    assert "pixels 8x8" in show(table) and "xy cup_1" in show(table)
+    rows, _ = objects_of([store])["cup_1"]
+    assert set(store.frame_episode[rows]) == set(range(1, len(store.episodes)))  # not where it has fallen
     rng = np.random.default_rng(0)
     x, groups = rng.normal(size=(400, 20)), np.repeat(np.arange(20), 20)
     train = groups < 15

@@ -21,12 +21,24 @@ def test_ridge_is_least_squares_with_augmented_rows(rows: int) -> None:
     """The textbook identity: √s I below the standardised features and zeros below the centred targets."""
     rng, strength = RNG(0), 3.0
     x, y, new = rng.normal(size=(rows, 20)) * 3 + 1, rng.normal(size=(rows, 2)) + 5, rng.normal(size=(7, 20))
-    mean, std = x.mean(0), x.std(0) + 1e-6
+    mean, std = x.mean(0), x.std(0)
     stacked = np.concatenate([(x - mean) / std, np.sqrt(strength) * np.eye(20)])
     right = np.concatenate([y - y.mean(0), np.zeros((20, 2))])
     expected = (new - mean) / std @ np.linalg.lstsq(stacked, right, rcond=None)[0] + y.mean(0)
     np.testing.assert_allclose(Ridge(x).predict(y, strength, new), expected, rtol=1e-9)
     np.testing.assert_allclose(predict_once(x, y, strength, new), expected, rtol=1e-9)
+
+
+def test_a_feature_that_stood_still_in_the_fit_does_not_decide_a_prediction() -> None:
+    rng = RNG(0)
+    x, new = rng.normal(size=(50, 5)), rng.normal(size=(7, 5))
+    x[:, 4] = 0.5 + rng.normal(0, 1e-7, 50)
+    new[:, 4] = 0.5
+    moved = new.copy()
+    moved[:, 4] = 0.6
+    y = x[:, :1]
+    for predict in (Ridge(x).predict, lambda *given: predict_once(x, *given)):
+        assert np.abs(predict(y, 1.0, moved) - predict(y, 1.0, new)).max() < 0.1
 
 
 # Actions

@@ -220,6 +220,8 @@ def read_manifest(folder: Path, kind: str, version: int, fix: str) -> dict[str, 
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
+    except NotADirectoryError as error:
+        raise UserError(f"{folder}: a file; name the folder of a {kind}") from error
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no {kind} there ({MANIFEST} is missing); {fix}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

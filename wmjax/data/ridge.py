@@ -10,11 +10,24 @@ RIDGES = tuple(10.0**k for k in range(-1, 7))
 """Strengths that are tried, for standardised features and squared errors summed over rows."""
 
 
+STILL = 0.01
+"""A feature that varies less than this share of the features' RMS deviation is not blown up to unit variance."""
+
+
+def _scale(x: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "features"]:
+    """What features are divided by: their standard deviation, with a floor.
+
+    A pixel that is constant in the rows of the fit and changes once later would otherwise decide the prediction.
+    """
+    std = x.std(0)
+    return np.maximum(std, max(STILL * float(np.sqrt(np.mean(std**2))), 1e-6)).astype(std.dtype)
+
+
 class Ridge:
     """Ridge regression on standardised features for any target and strength, from one eigendecomposition."""
 
     def __init__(self, x: Float[np.ndarray, "rows features"]) -> None:
-        self.mean, self.std = x.mean(0), x.std(0) + 1e-6
+        self.mean, self.std = x.mean(0), _scale(x)
         self.x = (x - self.mean) / self.std
         self.dual = len(self.x) < self.x.shape[1]
         gram = self.x @ self.x.T if self.dual else self.x.T @ self.x
@@ -48,7 +61,7 @@ def predict_once(
     new: Float[np.ndarray, "new features"],
 ) -> Float[np.ndarray, "new targets"]:
     """What :class:`Ridge` predicts for one strength, several times faster: by Cholesky, in float64."""
-    mean, std, centre = x.mean(0), x.std(0) + 1e-6, y.mean(0)
+    mean, std, centre = x.mean(0), _scale(x), y.mean(0)
     x, seen = ((part - mean).astype(np.float64) / std for part in (x, new))
     dual = len(x) < x.shape[1]
     gram = x @ x.T if dual else x.T @ x

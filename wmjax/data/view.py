@@ -37,24 +37,7 @@ def open_store(folder: Path) -> TrainingStore:
         raise UserError(
             f"{folder}: a LeRobot dataset; convert it first with `python -m wmjax.convert {folder} --out STORE`"
         )
-    _refuse_file(folder, "training store")
     return TrainingStore(folder)
-
-
-def open_latents(folder: Path) -> LatentStore:
-    """Opens a latent store.
-
-    Raises:
-        UserError: no store there.
-
-    """
-    _refuse_file(folder, "latent store")
-    return LatentStore(folder)
-
-
-def _refuse_file(path: Path, what: str) -> None:
-    if Path(path).is_file():
-        raise UserError(f"{path}: a file; name the folder of a {what}")
 
 
 def parse_episodes(text: str) -> list[int]:
