@@ -14,6 +14,7 @@ from wmjax.export import main
 from wmjax.models.lora import LoRAConfig
 from wmjax.models.qwen2_5_vl import adapters, names, weights
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.policy import averaged_parameters, restore_model
 
 
@@ -50,6 +51,8 @@ def test_a_backbone_without_adapters_becomes_a_checkpoint_that_loads_again(plain
     assert main(["--run", str(plain), "--out", str(tmp_path / "out")]) == 0
     acted = backbone_of(plain)
     assert_same_base(read_back(tmp_path / "out", acted), acted)
+    prompts = [PromptBuilder(tokenizer, [(56, 56)], 8, 56, acted.config) for tokenizer in ("mini", tmp_path / "out")]
+    assert prompts[0].hashes == prompts[1].hashes
 
 
 def test_adapters_become_peft_files_and_merge_into_the_same_function(adapted: Path, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 python -m wmjax.export --run RUN --out FOLDER           adapters in PEFT's format; without adapters the whole backbone
 python -m wmjax.export --run RUN --out FOLDER --merge   the whole backbone, adapters merged into it
 
-A whole backbone is a Hugging Face checkpoint (``config.json``, safetensors) for ``transformers``, or for the next run's
-``--train.backbone_weights FOLDER``. Averaged parameters. The memory, the Prophet and the action head have no
+A whole backbone is a Hugging Face checkpoint (``config.json``, safetensors, tokenizer) for ``transformers``, or for the
+next run's ``--train.backbone_weights FOLDER``. Averaged parameters. The memory, the Prophet and the action head have no
 counterpart elsewhere and stay in the run's own checkpoint.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(run: Path, out: Path, merge: bool) -> int:
     from wmjax import checkpoint
     from wmjax.config import from_dict
+    from wmjax.models.prompts import tokenizer_folder
     from wmjax.models.qwen2_5_vl import adapters, weights
     from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+    from wmjax.models.qwen2_5_vl.prompt import COMPANIONS
     from wmjax.policy import load_model
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -45,10 +48,14 @@ def _run(run: Path, out: Path, merge: bool) -> int:
     if merge and not adapted:
         raise UserError("--merge: the run has no adapters (model.backbone.lora.rank is 0); leave --merge out")
     if adapted and not merge:
-        adapters.save(backbone, out, base=experiment.train.backbone_weights or None)
+        adapters.save(backbone, out, base=experiment.train.published)
         print(f"{out}: adapters in PEFT's format")
         return 0
     weights.save(adapters.merge(backbone) if merge else backbone, out)
+    source = tokenizer_folder(experiment.prompt.tokenizer)
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
     print(f"{out}: the backbone as a Hugging Face checkpoint")
     return 0
 

@@ -13,9 +13,16 @@ from tests.tiny import tiny_config
 from wmjax.errors import UserError
 from wmjax.models.lora import LoRAConfig
 from wmjax.models.parameters import split_model, trainable_filter
-from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
+from wmjax.models.pretrained import (
+    backbone_folder,
+    backbone_hash,
+    load_backbone,
+    require_architecture,
+    require_tokenizer,
+)
 from wmjax.models.qwen2_5_vl import names, weights
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.qwen2_5_vl.prompt import MINI_TOKENIZER
 from wmjax.models.vla import VLA
 
 CONFIG = tiny_config("e0", "regression", lora=LoRAConfig(rank=2))
@@ -57,10 +64,30 @@ def test_weights_of_another_shape_and_unknown_names_are_refused(folder: Path) ->
     other = dataclasses.replace(CONFIG.backbone, text=dataclasses.replace(CONFIG.backbone.text, mlp=72))
     model = initialised(lambda rngs: VLA(dataclasses.replace(CONFIG, backbone=other), rngs=rngs))
     _, params, frozen = split_model(model, trainable_filter("adapters"))
-    with pytest.raises(UserError, match=r"gate_proj.weight has shape \(64, 48\), expected \(72, 48\)"):
+    with pytest.raises(UserError, match=r"has text\.mlp = 64, model\.backbone has 72"):
         load_backbone(folder, other, params, frozen)
-    with pytest.raises(UserError, match="neither a folder nor a hub id"):
-        backbone_folder("qwen-3b")
+    for name in ("qwen-3b", "/no/such/folder", "runs/no/such", "../folder", "~/folder"):
+        with pytest.raises(UserError, match="neither a folder nor a hub id"):
+            backbone_folder(name)
+
+
+def test_a_function_that_shapes_do_not_tell_is_refused(folder: Path) -> None:
+    """Other rotary frequencies fit every tensor and mean another function; how it is run may differ."""
+    text = dataclasses.replace(CONFIG.backbone.text, rope_sections=(2, 5, 5))
+    with pytest.raises(UserError, match=r"has text\.rope_sections = \(4, 4, 4\), model\.backbone has \(2, 5, 5\)"):
+        require_architecture(folder, dataclasses.replace(CONFIG.backbone, text=text))
+    run = dataclasses.replace(CONFIG.backbone, lora=LoRAConfig(rank=3), added_tokens=2, dtype="bfloat16", remat="full")
+    require_architecture(folder, run)
+
+
+def test_the_tokenizer_beside_the_weights_is_that_of_the_prompts(folder: Path, tmp_path: Path) -> None:
+    require_tokenizer(folder, MINI_TOKENIZER)  # none beside them
+    content = (MINI_TOKENIZER / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    require_tokenizer(tmp_path, MINI_TOKENIZER)
+    (tmp_path / "tokenizer.json").write_bytes(content + b" ")
+    with pytest.raises(UserError, match=f"set prompt.tokenizer to {tmp_path}"):
+        require_tokenizer(tmp_path, MINI_TOKENIZER)
 
 
 def test_the_hash_is_that_of_the_weights(folder: Path, tmp_path: Path) -> None:

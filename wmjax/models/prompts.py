@@ -1,10 +1,11 @@
 """The prompts of a policy network, as its settings say: the same for training and for rollout."""
 
 import dataclasses
+from pathlib import Path
 
 from wmjax.errors import UserError
 from wmjax.models.pretrained import backbone_folder
-from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
+from wmjax.models.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
 from wmjax.models.vla import VLAConfig
 from wmjax.specs import ObservationSpec
 
@@ -32,5 +33,14 @@ def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: Observatio
             f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
         )
     sizes = [(spec.image_size, spec.image_size)] * seen
-    tokenizer = prompt.tokenizer if prompt.tokenizer == "mini" else backbone_folder(prompt.tokenizer)
-    return PromptBuilder(tokenizer, sizes, model.chunk, prompt.length, model.backbone)
+    return PromptBuilder(tokenizer_folder(prompt.tokenizer), sizes, model.chunk, prompt.length, model.backbone)
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Where a tokenizer and its companions lie: ``mini``, a folder or a hub id, downloaded once.
+
+    Raises:
+        UserError: no such folder and the hub does not deliver it.
+
+    """
+    return MINI_TOKENIZER if name == "mini" else backbone_folder(name, "prompt.tokenizer")

@@ -9,11 +9,16 @@ from tokenizers import Tokenizer
 
 from wmjax.data.observation import Prompt
 from wmjax.errors import UserError
+from wmjax.models.qwen2_5_vl import chat
 from wmjax.models.qwen2_5_vl.chat import ChatTemplate
 from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
 from wmjax.models.qwen2_5_vl.rope import positions_of
 
 MINI_TOKENIZER = Path(__file__).parent / "mini_tokenizer"
+
+TOKENIZER = "tokenizer.json"
+COMPANIONS = (TOKENIZER, *chat.FILES, "vocab.json", "merges.txt", "preprocessor_config.json")
+"""Files that a checkpoint's folder holds for its prompts and images, as far as it has them."""
 
 PAD, IMAGE_PAD = "<|endoftext|>", "<|image_pad|>"
 
@@ -56,7 +61,7 @@ class PromptBuilder:
         self.image_grids = [self._grid(size) for size in image_sizes]
         if chunk < 1 or length < 8 or length % 8:
             raise UserError(f"prompt length is {length} and chunk {chunk}; use a multiple of 8 and at least 1")
-        self._tokenizer, content = _load(folder / "tokenizer.json")
+        self._tokenizer, content = _load(folder / TOKENIZER)
         self._chat = ChatTemplate(folder)
         self._check_ids(folder)
         self.hashes = {
