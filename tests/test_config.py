@@ -49,6 +49,46 @@ def test_a_scale_is_one_file(scale: str, depth: int, latents: int) -> None:
     assert bool(experiment.train.backbone_weights) == (scale != "mini")
 
 
+def test_a_frozen_backbone_needs_weights_and_names_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def frozen(weights: str, rank: int = 16) -> config.Experiment:
+        overrides = {"train": {"backbone_weights": weights}, "model": {"backbone": {"lora": {"rank": rank}}}}
+        return load("e2_flow", "mini_lora", overrides=overrides)
+
+    with pytest.raises(UserError, match=r"train\.backbone_weights is empty.* or 'random' for a frozen random backbone"):
+        load("e2_flow", "mini_lora")
+    (tmp_path / "mini_object").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one, other, control = frozen("mini_object"), frozen("mini_object", 8), frozen("random")
+    assert one.train.published == one.train.backbone_weights == str(tmp_path / "mini_object")
+    assert (control.train.backbone_weights, control.train.published) == ("random", None)
+    assert [x.name.removeprefix("e2_flow-mini_lora-spatial-s0-") for x in (one, other, control)] == [
+        "mini_object-r16",
+        "mini_object-r8",
+        "random-r16",
+    ]
+
+
+def test_frozen_mini_is_mini_with_the_adapters_of_3b() -> None:
+    weights = {"train": {"backbone_weights": "random"}}
+    mini, frozen, full = (load("e2_flow", scale, "spatial", weights) for scale in ("mini", "mini_lora", "3b"))
+    one, other = config.dotted(to_dict(mini)), config.dotted(to_dict(frozen))
+    assert {key for key in one if one[key] != other[key]} == {
+        "scale",
+        "train.trainable",
+        "model.backbone.lora.rank",
+        "model.backbone.lora.alpha",
+    }
+    assert frozen.model.backbone.lora == full.model.backbone.lora and frozen.train.trainable == full.train.trainable
+
+
+def test_a_dataset_may_name_the_protocol_of_its_suite() -> None:
+    assert load("e0_mse", "mini", "object").evaluation.protocol == "object_dev"
+    assert load("e0_mse", "mini", "spatial").evaluation.protocol == load("e0_mse").evaluation.protocol == "spatial_dev"
+    assert load("e0_mse", "3b", "libero").evaluation.protocol == "libero_spatial"
+    chosen = load("e0_mse", "mini", "object", {"evaluation": {"protocol": "libero_object"}})
+    assert chosen.evaluation.protocol == "libero_object"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_saved_experiment_reads_back_equal(name: str) -> None:
     assert from_dict(to_dict(load(name))) == load(name)
@@ -76,6 +116,7 @@ def test_bad_settings_are_named(arguments: tuple, message: str) -> None:
     ("axis", "text", "message"),
     [
         ("recipes", "[train]\nsteps = 3", "train.steps belongs into train/scales, not into train/recipes"),
+        ("data", "dataset = 'object'", "dataset belongs into train/scales, not into train/data"),
         ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/recipes"),
         ("recipes", "extends = 'e2_mse'", "only one level"),
         ("recipes", "=", "not valid TOML"),
@@ -84,7 +125,7 @@ def test_bad_settings_are_named(arguments: tuple, message: str) -> None:
 def test_an_axis_keeps_to_its_own_settings(
     axis: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("recipes", "scales"):
+    for name in ("recipes", "scales", "data"):
         (tmp_path / name).mkdir()
     original = (resource_folder("train") / "recipes" / "e2_mse.toml").read_text()
     (tmp_path / "recipes" / "e2_mse.toml").write_text(original)

@@ -77,7 +77,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run depends on. ``name`` carries the recipe, the scale, the data and the seed."""
+    """Everything a run depends on."""
 
     recipe: str
     scale: str
@@ -93,8 +93,11 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The run's name."""
-        return f"{self.recipe}-{self.scale}-{self.dataset}-s{self.train.seed}"
+        """The run's name: recipe, scale, data and seed; then the backbone's weights and the adapters' rank, if any."""
+        weights, rank = self.train.backbone_weights, self.model.backbone.lora.rank
+        backbone = Path(weights).name, f"r{rank}" if rank else ""
+        parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", *backbone
+        return "-".join(part for part in parts if part)
 
 
 RECIPE_SETTINGS = (
@@ -113,6 +116,10 @@ and learns. The Prophet's width and depth are sizes. Data files own ``data.*``; 
 ``eval/protocols``."""
 
 
+DEFAULTS: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",), "recipes": ()}
+"""Which files of the other axes a file may name for when the command line does not."""
+
+
 def owner(setting: str) -> str:
     """The axis that owns a setting (dotted name)."""
     if any(setting == name or setting.startswith(f"{name}.") for name in RECIPE_SETTINGS):
@@ -128,7 +135,7 @@ def load(
     Args:
         recipe: a file of ``train/recipes`` without its ending, such as ``e2_flow``.
         scale: a file of ``train/scales``; it names the default dataset and protocol.
-        dataset: a file of ``train/data``, if not the scale's.
+        dataset: a file of ``train/data``, if not the scale's; it may name its protocol, if not the scale's.
         overrides: nested settings from the command line.
 
     Raises:
@@ -138,14 +145,31 @@ def load(
     scale_values = read_axis("scales", scale)
     dataset = dataset or scale_values.pop("dataset", "spatial")
     scale_values.pop("dataset", None)
-    values = merge({"evaluation": {"protocol": scale_values.pop("protocol", "spatial_dev")}}, scale_values)
-    values = merge(values, read_axis("data", dataset))
+    data_values = read_axis("data", dataset)
+    # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
+    protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
+    values = merge({"evaluation": protocol}, scale_values)
+    values = merge(values, data_values)
     values = merge(values, read_axis("recipes", recipe))
     values = _expand_preset(merge(values, overrides or {}))
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
-    return build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})
+    return _anchor(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
+
+
+def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Takes one key out of a dictionary, as a dictionary of its own; empty if it was not there."""
+    return {key: values.pop(key)} if key in values else {}
+
+
+def _anchor(experiment: Experiment) -> Experiment:
+    """The experiment with the folder of its weights absolute: its checkpoints are evaluated from anywhere."""
+    weights = experiment.train.published
+    if weights is None or not Path(weights).is_dir():
+        return experiment
+    train = dataclasses.replace(experiment.train, backbone_weights=str(Path(weights).resolve()))
+    return dataclasses.replace(experiment, train=train)
 
 
 def read_axis(axis: str, name: str) -> dict[str, Any]:
@@ -188,8 +212,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _check_owner(axis: str, values: dict[str, Any], path: Path) -> None:
     for setting in dotted(values):
-        known = ("extends", "dataset", "protocol") if axis == "scales" else ("extends",)
-        if setting not in known and owner(setting) != axis:
+        if setting not in ("extends", *DEFAULTS[axis]) and owner(setting) != axis:
             raise UserError(
                 f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
             )

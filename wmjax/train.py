@@ -31,7 +31,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         allow_abbrev=False,
     )
     parser.add_argument("--config", default="e2_flow", help="recipe: a file of train/recipes (default: e2_flow)")
-    parser.add_argument("--scale", default="mini", help="a file of train/scales: mini (default), smoke, 3b, 7b")
+    parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=Path, help="the run's folder (default: <cache>/runs/<name>)")
     parser.add_argument(
@@ -65,13 +65,15 @@ def _main(arguments: list[str]) -> int:
 
         print(describe(experiment))
         return 0
-    _save_config(run, {**to_dict(experiment), "data_identity": experiment.data.identity()})
+    backbone = starting_backbone(experiment)
+    identities = {"data_identity": experiment.data.identity(), "backbone_hash": backbone[1]}
+    _save_config(run, {**to_dict(experiment), **identities})
     # 2. Demonstrations.
     store = demonstrations(experiment)
     # 3. Latents.
     latents = encode(experiment, store)
     # 4. Training.
-    checkpoint = fit(experiment, store, latents, run)
+    checkpoint = fit(experiment, store, latents, run, backbone)
     if options.no_evaluation:
         return 0
     # 5. Closed loop.
@@ -172,18 +174,40 @@ def make_encoder(config: "EncoderConfig") -> "Encoder":
     return TorchEncoder(*arguments)
 
 
-def fit(experiment: "Experiment", store: "TrainingStore", latents: "LatentStore", run: Path) -> Path:
-    """Trains the experiment's model; returns the last checkpoint's folder."""
+def starting_backbone(experiment: "Experiment") -> tuple[Path | None, str | None]:
+    """The folder of the backbone's weights and their hash, checked before anything is recorded; None, None if random.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit the settings.
+
+    """
+    from wmjax.models.pretrained import backbone_folder, backbone_hash, require_architecture, require_tokenizer
+    from wmjax.models.prompts import tokenizer_folder
+
+    name = experiment.train.published
+    if name is None:
+        return None, None
+    folder = backbone_folder(name)
+    require_architecture(folder, experiment.model.backbone)
+    require_tokenizer(folder, tokenizer_folder(experiment.prompt.tokenizer))
+    return folder, backbone_hash(folder)
+
+
+def fit(
+    experiment: "Experiment",
+    store: "TrainingStore",
+    latents: "LatentStore",
+    run: Path,
+    backbone: tuple[Path | None, str | None],
+) -> Path:
+    """Trains the experiment's model from :func:`starting_backbone`; returns the last checkpoint's folder."""
     from wmjax.config import to_dict
-    from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
+    from wmjax.models.pretrained import load_backbone
     from wmjax.models.vla import VLA
     from wmjax.trainer.inputs import make_inputs
     from wmjax.trainer.loop import train
 
-    name = experiment.train.backbone_weights
-    folder = backbone_folder(name) if name else None
-    base = None if folder is None else backbone_hash(folder)
-
+    folder, base = backbone
     return train(
         lambda rngs: VLA(experiment.model, rngs=rngs),
         make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train),
@@ -220,6 +244,9 @@ def judge(experiment: "Experiment", checkpoint: Path) -> Any:
 
 def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
     """The outcome in a few lines, the run's folder, and what to do next."""
+    weights = experiment.train.backbone_weights
+    suite, same = experiment.data.suite, f"--scale {experiment.scale} --dataset {experiment.dataset}"
+    same += f" --train.backbone_weights {weights}" if weights else ""
     return "\n".join(
         (
             "",
@@ -227,8 +254,8 @@ def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
             "",
             f"run: {run}",
             "next:",
-            f"  python -m wmjax.evaluate --run {run} --protocol libero_spatial   # the benchmark, once per recipe",
-            f"  python -m wmjax.train --config e0_flow --scale {experiment.scale}   # the same without world memory",
+            f"  python -m wmjax.evaluate --run {run} --protocol {suite}   # the benchmark, once per recipe",
+            f"  python -m wmjax.train --config e0_flow {same}   # the same without world memory",
             f"  tensorboard --logdir {run}/tensorboard   # R2 per action dimension, world-model skill, gate",
         )
     )

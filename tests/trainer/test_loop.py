@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> Non
 
 def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path) -> None:
     model = tiny_config(lora=LoRAConfig(rank=2), param_dtype="bfloat16")
-    config = dataclasses.replace(CONFIG, trainable="adapters")
+    config = dataclasses.replace(CONFIG, trainable="adapters", backbone_weights="random")
     last = fit(inputs, tmp_path, config, model)
     start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
     _, params, frozen = split_model(start, trainable_filter("adapters"))

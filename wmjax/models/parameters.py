@@ -11,6 +11,9 @@ from wmjax.models.lora import ADAPTER
 
 Trainable = Literal["all", "adapters"]
 
+RANDOM = "random"
+"""Said in the place of a backbone's weights: it keeps its initial values, which follow from the run's seed."""
+
 
 def trainable_filter(trainable: Trainable) -> Callable[[tuple[Any, ...], Any], bool]:
     """The NNX filter of what trains: every parameter, or all but the backbone's base (its adapters train)."""

@@ -19,7 +19,8 @@ from wmjax.data.observation import Prompt
 from wmjax.data.pipeline import LoaderConfig, make_loader
 from wmjax.data.statistics import Normalisation, normalise_action
 from wmjax.data.store import TrainingStore
-from wmjax.models.parameters import Trainable, count, from_named, split_model, to_named, trainable_filter
+from wmjax.errors import UserError
+from wmjax.models.parameters import RANDOM, Trainable, count, from_named, split_model, to_named, trainable_filter
 from wmjax.rng import named_key
 from wmjax.specs import ActionSpec, EncoderSpec, to_dict
 from wmjax.trainer.metrics import MetricsWriter, r2_per_dimension
@@ -36,7 +37,8 @@ class TrainConfig:
     """How long and how often.
 
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
-    published weights to start the backbone from; empty starts from random ones.
+    weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
+    ``trainable`` ``adapters`` they stay as they are, so it must be said.
     """
 
     steps: int = 3000
@@ -53,6 +55,19 @@ class TrainConfig:
     normalisation: Normalisation = "mean_std"
     checkpoint_every: int = 250
     threads: int = 2
+
+    def __post_init__(self) -> None:
+        # Forgotten weights would cost hours and look like a bad recipe.
+        if self.trainable == "adapters" and not self.backbone_weights:
+            raise UserError(
+                "train.backbone_weights is empty, but train.trainable is 'adapters', which freezes the backbone; name "
+                "the folder or hub id of its weights, or 'random' for a frozen random backbone, the control"
+            )
+
+    @property
+    def published(self) -> str | None:
+        """The folder or hub id of the backbone's weights; None if it starts from random ones."""
+        return None if self.backbone_weights in ("", RANDOM) else self.backbone_weights
 
 
 @dataclasses.dataclass(frozen=True)
