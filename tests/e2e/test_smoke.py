@@ -8,6 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
+
+from wmjax import checkpoint
+from wmjax.models.qwen2_5_vl import names, weights
+from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.policy import load_model
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -75,6 +81,34 @@ def test_recorded_actions_succeed_through_the_evaluation_path(first: str, cache:
         "wmjax.evaluate", cache, "--policy", "replay", "--data", str(store), "--protocol", "smoke", "--out", str(out)
     )
     assert "2/2" in shown
+
+
+FROZEN = ("--config", "e0_mse", "--scale", "mini_lora", "--dataset", "smoke", "--evaluation.protocol", "smoke",
+          "--train.steps", "3", "--train.batch_size", "2", "--train.eval_batches", "1")  # fmt: skip
+
+
+def test_a_pretrained_backbone_stays_frozen_and_acts_and_a_random_one_is_the_control(first: str, cache: Path) -> None:
+    exported = cache / "pretrained"
+    command("wmjax.export", cache, "--run", str(cache / RUN.format("e2_flow")), "--out", str(exported))
+    shown = command("wmjax.train", cache, *FROZEN, "--train.backbone_weights", str(exported))
+    assert "recording" not in shown and "libero_spatial/2" in shown
+    command("wmjax.train", cache, *FROZEN, "--train.backbone_weights", "random", "--no-evaluation")
+    published = arrays(names.base_leaves(weights.load_model(exported)))
+    for name in ("pretrained", "random"):
+        acts = load_model(checkpoint.find(cache / f"runs/e0_mse-mini_lora-smoke-s0-{name}-r16")).backbone
+        assert isinstance(acts, Qwen2_5_VL)
+        base, adapters = arrays(names.base_leaves(acts)), arrays(names.adapter_leaves(acts))
+        assert {np.array_equal(base[path], value) for path, value in published.items()} == {name == "pretrained"}
+        assert len(adapters) == 14 and all(value.any() for value in adapters.values())  # B starts at zero
+    # Other weights in the same folder are another experiment.
+    file = exported / weights.SINGLE_FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    shown = command("wmjax.train", cache, *FROZEN, "--train.backbone_weights", str(exported), status=2)
+    assert "was started with backbone_hash = " in shown
+
+
+def arrays(leaves: dict[names.Path, nnx.Variable]) -> dict[names.Path, np.ndarray]:
+    return {path: np.asarray(leaf.get_value()) for path, leaf in leaves.items()}
 
 
 def test_another_experiment_in_the_same_folder_is_refused(first: str, cache: Path) -> None:
