@@ -9,10 +9,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from wmjax.errors import UserError
 from wmjax.shards import own_shard
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 T = TypeVar("T")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -63,6 +68,23 @@ def wait() -> None:
 
     if jax.process_count() > 1:
         ocp.multihost.get_barrier_sync_fn()(key=f"wmjax-{next(_waits)}", timeout_ms=WEEK_MS)
+
+
+def connect(mesh: "Mesh") -> None:
+    """Lets all devices of a mesh exchange something once, while the processes are side by side.
+
+    At the first exchange, gloo, by which CPUs talk, gives up after 30 s on a process that still compiles.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    if jax.process_count() > 1:
+        wait()
+        multihost_utils.sync_global_devices("wmjax")
+        everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        ones = jax.make_array_from_callback((mesh.size,), everywhere, np.ones(mesh.size).__getitem__)
+        jax.block_until_ready(jax.jit(lambda x: x.sum())(ones))
 
 
 def alone(body: Callable[[], object]) -> None:

@@ -142,6 +142,7 @@ def train(
     # 1. The mesh, before any array exists.
     mesh = make_mesh(mesh_config)
     require_divisible(config.batch_size, mesh)
+    distributed.connect(mesh)
 
     # 2. The model and the optimizer, first as shapes only: shardings are known before memory is spent.
     optimizer = make_optimizer(optimizer_config, config.steps)
