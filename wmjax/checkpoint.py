@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
+from wmjax.distributed import is_first, wait
 from wmjax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -24,21 +26,23 @@ Tree = Any
 def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
     """Saves pytrees of arrays by name and JSON-able ``meta``; keeps the newest ``keep`` checkpoints.
 
-    All processes call it; Orbax writes each shard once, process 0 writes the manifest.
+    All processes call it and return when it is complete; Orbax writes each shard once, process 0 the manifest.
     """
     folder = root.resolve() / f"{step:08d}"
-    if folder.exists() and jax.process_index() == 0:
+    if folder.exists() and is_first():
         shutil.rmtree(folder)
+    wait()
     with ocp.StandardCheckpointer() as checkpointer:
         for name, tree in items.items():
             checkpointer.save(folder / name, tree)
-    if jax.process_index() == 0:
+    if is_first():
         manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(folder)}
         temporary = folder / "manifest.json.tmp"
         temporary.write_text(json.dumps(manifest, indent=1))
         temporary.rename(folder / "manifest.json")
         for old in complete_steps(root)[:-keep]:
             shutil.rmtree(root / f"{old:08d}")
+    wait()
     return folder
 
 
@@ -98,6 +102,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def restore(folder: Path, item: str, like: Tree) -> Tree:
     """One saved tree, with the structure, dtypes and shardings of ``like`` (arrays or ShapeDtypeStructs).
 
+    A leaf of ``like`` without sharding is restored to this process's first device. If a sharding spans processes, all
+    of them call it.
+
     The arrays are passed once through an identity jit: arrays that Orbax made are not always donatable.
 
     Raises:
@@ -105,13 +112,29 @@ def restore(folder: Path, item: str, like: Tree) -> Tree:
 
     """
     read_meta(folder)
+    like = jax.tree.map(_placed, like)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_readers(like)) as checkpointer:
             tree = checkpointer.restore(folder.resolve() / item, like)
     except (ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise UserError(f"checkpoint {folder} does not fit this model: {first}; use its own config.json") from error
     return jax.jit(lambda t: t)(tree)
+
+
+def _placed(leaf: Any) -> Any:
+    """The leaf, on this process's first device if it does not say where, whatever devices it was saved from."""
+    if leaf.sharding is not None:
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(jax.local_devices()[0]))
+
+
+def _readers(like: Tree) -> ocp.options.MultiprocessingOptions:
+    """All processes together if the tree spans them, else this one alone: it evaluates while the others wait."""
+    if not all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(like)):
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -1,16 +1,19 @@
 """``python -m wmjax.train --config e2_flow``: demonstrations, latents, training, closed-loop evaluation, verdict.
 
-Every stage is cached and resumes where it was interrupted. Nothing heavy is imported at module level: spawned
+Every stage is cached and resumes where it was interrupted. With several processes (:mod:`wmjax.distributed`) the first
+records, encodes and evaluates while the others wait; all train. Nothing heavy is imported at module level: spawned
 simulator processes import this file.
 """
 
 import argparse
 import functools
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wmjax import distributed
 from wmjax.commands import Progress, run_command, use_huge_pages
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; bad input is one line and exit status 2."""
-    return run_command(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+    return distributed.together(lambda: run_command(lambda: _main(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _main(arguments: list[str]) -> int:
@@ -57,29 +60,34 @@ def _main(arguments: list[str]) -> int:
 
     experiment = load(options.config, options.scale, options.dataset, overrides)
     run = options.run or cache_root() / "runs" / experiment.name
-    log = logs.set_up(None if options.dry_run else run / "log.txt")
+    distributed.join()
+    if distributed.is_first():
+        log = logs.set_up(None if options.dry_run else run / "log.txt")
+    else:
+        log = logs.set_up(level=logging.WARNING)
     # 1. What will run.
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, run)
     if options.dry_run:
         from wmjax.dryrun import describe
 
-        print(describe(experiment))
+        text = describe(experiment)
+        distributed.alone(lambda: print(text))
         return 0
-    backbone = starting_backbone(experiment)
+    backbone = distributed.first(lambda: starting_backbone(experiment))
     identities = {"data_identity": experiment.data.identity(), "backbone_hash": backbone[1]}
-    _save_config(run, {**to_dict(experiment), **identities})
+    values = {**to_dict(experiment), **identities}
+    distributed.alone(lambda: _save_config(run, values))
+    _require_config(run, values)
     # 2. Demonstrations.
-    store = demonstrations(experiment)
+    store = distributed.first(lambda: demonstrations(experiment))
     # 3. Latents.
-    latents = encode(experiment, store)
+    latents = distributed.first(lambda: encode(experiment, store))
     # 4. Training.
     checkpoint = fit(experiment, store, latents, run, backbone)
     if options.no_evaluation:
         return 0
-    # 5. Closed loop.
-    summary = judge(experiment, checkpoint)
-    # 6. The verdict.
-    print(verdict(experiment, run, summary))
+    # 5. Closed loop. 6. The verdict.
+    distributed.alone(lambda: print(verdict(experiment, run, judge(experiment, checkpoint))))
     return 0
 
 
@@ -100,6 +108,18 @@ def _save_config(run: Path, values: dict[str, Any]) -> None:
             )
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=1))
+
+
+def _require_config(run: Path, values: dict[str, Any]) -> None:
+    """Refuses a process that does not see the run that the first process prepared, or has other settings."""
+    from wmjax.errors import UserError
+
+    path = run / "config.json"
+    if not path.is_file() or json.loads(path.read_text()) != json.loads(json.dumps(values)):
+        raise UserError(
+            f"run {run} of this process is not that of process 0; give all processes the same settings, and --run and "
+            "WMJAX_CACHE on a file system that they share"
+        )
 
 
 RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")

@@ -1,6 +1,7 @@
 """The training loop, top to bottom."""
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from wmjax import checkpoint
+from wmjax import checkpoint, distributed
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Prompt
 from wmjax.data.pipeline import LoaderConfig, make_loader
@@ -25,7 +26,15 @@ from wmjax.rng import named_key
 from wmjax.specs import ActionSpec, EncoderSpec, to_dict
 from wmjax.trainer.metrics import MetricsWriter, r2_per_dimension
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
-from wmjax.trainer.sharding import MeshConfig, make_mesh, require_divisible, shard_batch, shardings
+from wmjax.trainer.sharding import (
+    MeshConfig,
+    batch_shard,
+    fetch,
+    make_mesh,
+    require_divisible,
+    shard_batch,
+    shardings,
+)
 from wmjax.trainer.state import TrainState, initial_state
 from wmjax.trainer.step import make_eval_step, make_train_step
 
@@ -123,7 +132,7 @@ def train(
         max_shift: augmentation, pixels.
         meta: JSON-able values saved in every checkpoint beside the specs.
         load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
-        on_checkpoint: called with (step, folder) after each checkpoint, on process 0.
+        on_checkpoint: called with (step, folder) after each checkpoint, on process 0; the others wait.
 
     Raises:
         UserError: batch and mesh do not fit, or a checkpoint does not belong to this run.
@@ -133,6 +142,7 @@ def train(
     # 1. The mesh, before any array exists.
     mesh = make_mesh(mesh_config)
     require_divisible(config.batch_size, mesh)
+    distributed.connect(mesh)
 
     # 2. The model and the optimizer, first as shapes only: shardings are known before memory is spent.
     optimizer = make_optimizer(optimizer_config, config.steps)
@@ -149,7 +159,7 @@ def train(
     frozen_sharding = shardings(frozen_shape, mesh, replicate=not mesh_config.shard_frozen)
 
     # 3. The data: every process reads its slice of the same global order.
-    loader = _loader_config(config, inputs)
+    loader = _loader_config(config, inputs, mesh)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
 
     # 4. Resume order: published weights below all; parameters and moments from the newest complete checkpoint, else
@@ -163,7 +173,7 @@ def train(
     if checkpoint.complete_steps(checkpoints):
         folder = checkpoint.latest(checkpoints)
         state = _restore(folder, state)
-        stream.set_state(checkpoint.read_meta(folder)["loader"][str(jax.process_index())])
+        stream.set_state(checkpoint.read_meta(folder)["loader"]["0"])
         log.info("resumed at step %d from %s", int(state.step), folder)
 
     # 5. The two steps. Donating the state halves its memory; out_shardings keep the layout from drifting.
@@ -186,14 +196,14 @@ def train(
     log.info("%s parameters, %s trainable; mesh %s", f"{trained + frozen_count:,}", f"{trained:,}", dict(mesh.shape))
 
     # 6. The loop.
-    writer = MetricsWriter(run)
+    writer = MetricsWriter(run, to_disk=distributed.is_first())
     clock = _Clock(int(state.step), config)
     last = checkpoints / f"{int(state.step):08d}"
     for step in range(int(state.step) + 1, config.steps + 1):
         batch = shard_batch(next(stream), mesh)
         state, metrics = train_step(state, frozen, batch, inputs.prompts)
         if step % config.log_every == 0 or step == config.steps:
-            values = writer.write(step, "train", {**jax.device_get(metrics), **clock.tick(step)})
+            values = writer.write(step, "train", {**fetch(metrics), **clock.tick(step)})
             log.info("step %d/%d  loss %.4f  %s", step, config.steps, values["loss"], clock.left(step))
         if step % config.eval_every == 0 or step == config.steps:
             values = writer.write(
@@ -201,11 +211,12 @@ def train(
             )
             log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
         if step % config.checkpoint_every == 0 or step == config.steps:
-            position = {str(jax.process_index()): stream.get_state()}
+            # The position counts global batches: process 0's is every process's, however many resume from it.
+            position = {"0": stream.get_state()}
             full = {**meta, "specs": inputs.specs(), "prompt": inputs.prompt_hashes, "loader": position}
             last = checkpoint.save(checkpoints, step, _items(state), full)
-            if on_checkpoint is not None and jax.process_index() == 0:
-                on_checkpoint(step, last)
+            if on_checkpoint is not None:
+                distributed.alone(functools.partial(on_checkpoint, step, last))
     writer.close()
     return last
 
@@ -213,13 +224,14 @@ def train(
 SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
 
 
-def _loader_config(config: TrainConfig, inputs: Inputs) -> LoaderConfig:
+def _loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderConfig:
+    index, count = batch_shard(mesh)
     return dataclasses.replace(
         inputs.loader,
         batch_size=config.batch_size,
         seed=config.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        shard_index=index,
+        shard_count=count,
         threads=config.threads,
     )
 
@@ -250,11 +262,13 @@ def validate(
     plain = dataclasses.replace(loader, views=1, max_shift=0)
     stream = make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)
     for index, batch in zip(range(batches), stream, strict=False):
-        chunk, metrics = eval_step(state.ema, frozen, shard_batch(batch, mesh), inputs.prompts, np.int32(index))
-        predicted.append(np.asarray(chunk))
-        actual.append(np.asarray(normalise_action(batch["action"], inputs.action_spec)))
-        masks.append(batch["action_mask"])
-        losses.append(jax.device_get(metrics))
+        batch = shard_batch(batch, mesh)
+        chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
+        chunk, action, mask, metrics = fetch((chunk, batch["action"], batch["action_mask"], metrics))
+        predicted.append(chunk)
+        actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
+        masks.append(mask)
+        losses.append(metrics)
     r2 = r2_per_dimension(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
     return {**mean, "r2": r2, "r2_arm": r2[:6].mean()}

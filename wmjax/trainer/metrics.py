@@ -1,6 +1,7 @@
 """Numbers that cannot mislead, and the files they go to."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,14 @@ def flat(metrics: dict[str, Any]) -> dict[str, float]:
 class MetricsWriter:
     """Appends one JSON object per call to ``metrics.jsonl`` and the same scalars to TensorBoard.
 
-    Every line has ``step``, ``split`` ("train" or "val"), ``time`` (Unix seconds) and the metrics.
+    Every line has ``step``, ``split`` ("train" or "val"), ``time`` (Unix seconds) and the metrics. With several
+    processes one of them writes to disk; all check, so that they stop at the same step.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, *, to_disk: bool = True):
         run.mkdir(parents=True, exist_ok=True)
-        self._file = (run / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"))
+        self._file = (run / "metrics.jsonl" if to_disk else Path(os.devnull)).open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), write_to_disk=to_disk)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> dict[str, float]:
         """Writes and returns the flattened metrics.

@@ -6,17 +6,19 @@ not divide stays whole.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from wmjax.errors import UserError
+from wmjax.shards import Shard
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -108,6 +110,36 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def batch_shard(mesh: Mesh) -> Shard:
+    """Which slice of every global batch this process loads: index and count."""
+    processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    return slice_of(processes.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1), jax.process_index())
+
+
+def slice_of(holders: Int[np.ndarray, "parts devices"], process: int) -> Shard:
+    """Index and count of the slices of a batch, given the processes whose devices hold each part of it.
+
+    Processes that hold the same parts, as those along a tensor axis do, load the same slice.
+
+    Raises:
+        UserError: two processes share some parts but not all.
+
+    """
+    held = {int(p): tuple(np.flatnonzero((holders == p).any(axis=1))) for p in np.unique(holders)}
+    slices = sorted(set(held.values()))
+    if sum(map(len, slices)) != len(holders) or len({len(parts) for parts in slices}) != 1:
+        raise UserError(
+            f"mesh.tensor is {holders.shape[1]} and makes processes share a part of their samples; let it divide the "
+            "number of devices of a process, or be a multiple of it"
+        )
+    return slices.index(held[process]), len(slices)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays over the mesh, whole, as numpy arrays on every process; all processes call it."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def require_divisible(batch_size: int, mesh: Mesh) -> None:
     """Refuses a global batch that the mesh cannot split.
 
@@ -115,6 +147,6 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
         UserError: names the batch size and a size that works.
 
     """
-    parts = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise UserError(f"train.batch_size is {batch_size}, the mesh splits it in {parts}; use a multiple of {parts}")

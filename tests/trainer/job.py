@@ -1,0 +1,105 @@
+"""One process of a training job: ``python -m tests.trainer.job JOB.json``, the train command with small parts.
+
+The job says what to train on, where, and at which step the first process dies, right after it saved a checkpoint.
+The command itself, its stages and its loop are real; a policy is loaded in the place of the closed loop.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import wmjax.config
+import wmjax.train as command
+from tests.tiny import LATENT_DIM, tiny_config
+from wmjax.models.heads import HeadConfig
+from wmjax.models.prompts import PromptConfig
+from wmjax.models.vla import VLAConfig
+from wmjax.specs import EncoderSpec
+from wmjax.trainer.loop import TrainConfig
+from wmjax.trainer.optimizer import OptimizerConfig
+from wmjax.trainer.sharding import MeshConfig
+
+BATCH = 8
+
+
+class FakeEncoder:
+    """Latents that are the mean brightness of a clip plus a ramp: different clips, different latents."""
+
+    backend = "jax"
+    spec = EncoderSpec(name="synthetic", image_size=56, pooling_grid=4, dim=LATENT_DIM)
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        ramp = np.linspace(-1, 1, 16 * LATENT_DIM, dtype=np.float32).reshape(16, LATENT_DIM)
+        return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
+
+
+def small_model() -> VLAConfig:
+    """The tiny policy with one layer of everything: every process compiles it."""
+    config = tiny_config()
+    backbone = dataclasses.replace(
+        config.backbone,
+        vision=dataclasses.replace(config.backbone.vision, depth=1, full_attention=()),
+        text=dataclasses.replace(config.backbone.text, depth=1),
+    )
+    return dataclasses.replace(config, backbone=backbone, head=HeadConfig(kind="flow", draws=1, steps=2))
+
+
+def experiment(job: dict[str, Any]) -> wmjax.config.Experiment:
+    """A small experiment of 4 steps with a checkpoint at 2 and 4 and a validation at 4."""
+    return wmjax.config.Experiment(
+        recipe="e2_flow",
+        scale="tiny",
+        dataset="synthetic",
+        model=small_model(),
+        prompt=PromptConfig(length=56),
+        data=wmjax.config.DataConfig(path=job["store"]),
+        encoder=wmjax.config.EncoderConfig(views=2, max_shift=3),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        train=TrainConfig(
+            steps=4,
+            batch_size=BATCH,
+            validation_fraction=0.2,
+            log_every=1,
+            eval_every=4,
+            eval_batches=2,
+            checkpoint_every=2,
+            threads=1,
+            seed=job.get("seed", 0),
+        ),
+        mesh=MeshConfig(**job.get("mesh", {})),
+    )
+
+
+def main(job: dict[str, Any]) -> int:
+    def judge_early(experiment: wmjax.config.Experiment, step: int, checkpoint: Path) -> None:
+        if step == job.get("dies_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def judge(experiment: wmjax.config.Experiment, checkpoint: Path) -> str:
+        from wmjax.policy import averaged_parameters
+
+        parameters = averaged_parameters(checkpoint, experiment)
+        devices = {device for value in parameters.values() for device in value.devices()}
+        assert len(devices) == 1 and devices <= set(jax.local_devices())
+        np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
+        return f"judged by process {jax.process_index()} of {jax.process_count()}"
+
+    # So that a death which no broken connection tells of is noticed before the test gives up.
+    jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
+    wmjax.config.load = lambda *_: experiment(job)
+    command.make_encoder = lambda config: FakeEncoder()
+    command.judge, command.judge_early = judge, judge_early
+    command.verdict = lambda experiment, run, summary: summary
+    return command.main(["--run", job["run"]])
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(Path(sys.argv[1]).read_text())))
