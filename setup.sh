@@ -34,15 +34,16 @@ if ((${#missing[@]})); then
 fi
 
 python=${PYTHON:-python3}
+if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi # it exists: its version decides, not that of $PYTHON
 command -v "$python" >/dev/null || fail "no '$python'; install Python 3.11 or newer, or set PYTHON"
 version=$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
-((version >= 311)) || fail "$python is Python ${version:0:1}.${version:1}; wmjax needs 3.11 or newer: set PYTHON=python3.11"
+((version >= 311)) || fail "$python is Python ${version:0:1}.${version:1}; wmjax needs 3.11 or newer: delete .venv if it is there, set PYTHON=python3.11"
 if [ ! -x .venv/bin/python ]; then
   "$python" -m venv .venv || fail "could not make .venv: on Debian run 'apt-get install python3-venv'"
 fi
 pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check)
 constraints=()
-if [ "$version" = 311 ] && [ -x .venv/bin/python ]; then constraints=(-c constraints/py311.txt); fi
+if [ "$version" = 311 ]; then constraints=(-c constraints/py311.txt); fi
 # torch by itself and first: left to the resolver, some indexes answer with a CUDA build of several gigabytes.
 case $extras in *export*) [ "$version" = 311 ] && "${pip[@]}" install torch==2.13.0 ;; esac
 "${pip[@]}" install "${constraints[@]}" -e ".[$extras]"

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from wmjax.shards import WHOLE, Shard, parse_shard
 
 __all__ = ["evaluate", "evaluate_checkpoint", "main"]
 
+log = logging.getLogger("wmjax.evaluate")
+REPLAYS_SUCCEED = 0.99
+"""Share of the replays that must succeed before any policy is worth evaluating."""
 SCRIPTED = ("replay", "expert", "noop", "random")
 
 
@@ -100,6 +104,9 @@ def _run(options: argparse.Namespace) -> int:
         summary = _evaluate_scripted(options, protocol, out, shard)
     print(summary.table())
     print(f"results: {out}")
+    if options.policy == "replay" and summary.overall.rate < REPLAYS_SUCCEED:
+        log.error("fewer than %.0f %% of the replays succeed: the path is broken", 100 * REPLAYS_SUCCEED)
+        return 1
     return 0
 
 
@@ -160,15 +167,29 @@ def identity(path: Path) -> dict[str, Any]:
 
     """
     from wmjax.checkpoint import find
+    from wmjax.train import RESUMABLE
 
     manifest = json.loads((find(path) / "manifest.json").read_text())
     experiment = manifest["meta"]["experiment"]
+    encoder = manifest["meta"]["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     return {
         "checkpoint": {"step": manifest["step"], "hash": hash_json(manifest["sha256"])},
         "experiment": {**names, "seed": experiment["train"]["seed"]},
-        "recipe_hash": hash_json(experiment),
+        "recipe_hash": hash_json([_without(experiment, (*RESUMABLE, "evaluation")), encoder]),
     }
+
+
+def _without(experiment: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The settings without those (dotted names) on which no parameter depends."""
+    kept = dict(experiment)
+    for name in names:
+        section, _, rest = name.partition(".")
+        if rest and section in kept:
+            kept[section] = _without(kept[section], [rest])
+        else:
+            kept.pop(section, None)
+    return kept
 
 
 def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Replay, dict[str, Any]]:
@@ -179,8 +200,8 @@ def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Rep
     if options.data is None:
         raise UserError("--data is missing; --policy replay needs the training store to replay")
     store = TrainingStore(options.data)
-    spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "quantile")
-    return actors.Replay(store, spec), {"store": store.hash}
+    spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")  # as in training
+    return actors.Replay(store, spec, watch=True), {"store": store.hash}
 
 
 def _folder(root: Path, protocol: Protocol, changes: dict[str, Any]) -> Path:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 
 import wmjax.evaluate as command
 from tests.rollout.fakes import ENV, SPEC
+from tests.rollout.test_replay import recorded
+from wmjax.data.store import finalize, write_part
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol, from_values, load_protocol
 from wmjax.rollout.results import read_header
@@ -43,7 +46,13 @@ def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_pat
     assert "libero_spatial/1" in out and "0/2" in out
     (folder,) = (tmp_path / "runs" / "noop").iterdir()
     assert folder.name == "spatial_dev-tasks0,1-n1-max_steps8"
-    assert {path.name for path in folder.iterdir()} == {"header.json", "episodes.jsonl", "summary.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {
+        "header.json",
+        "episodes.jsonl",
+        "summary.json",
+        "report.html",
+        ".lock",
+    }
 
 
 def test_every_field_of_a_protocol_has_a_flag_and_the_header_records_it(tmp_path, monkeypatch):
@@ -91,3 +100,30 @@ def test_evaluating_imports_neither_jax_nor_the_simulator():
     code = "import sys, wmjax.evaluate; print({'jax', 'mujoco', 'torch', 'libero'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "set()"
+
+
+def test_the_recipes_hash_tells_what_was_trained_and_not_how_it_was_run(tmp_path):
+    def recipe(name: str, *, steps: int = 9, workers: int = 2, protocol: str = "a", weights: str = "w") -> str:
+        settings = {"recipe": "e0", "scale": "mini", "dataset": "spatial", "data": {"workers": workers}}
+        settings |= {"train": {"seed": 0, "steps": steps}, "evaluation": {"protocol": protocol}}
+        meta = {"experiment": settings, "specs": {"encoder": {"weights_hash": weights}}}
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {}, "meta": meta}))
+        return command.identity(folder)["recipe_hash"]
+
+    same, other = recipe("one"), recipe("two", workers=4, protocol="b")
+    assert same == other
+    assert len({same, recipe("three", steps=10), recipe("four", weights="x")}) == 3
+
+
+def test_replays_that_fail_are_an_error(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real = command.evaluate
+    monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    for name, push, status in (("good", 0.5, 0), ("bad", 0.1, 1)):
+        write_part(tmp_path / name, "0", recorded(1_000_000, push, -4.0), SPEC)
+        finalize(tmp_path / name, SPEC)
+        arguments = f"--policy replay --data {name} --tasks 2 --episodes 1 --videos 0 --out {name}-replay"
+        assert command.main(arguments.split()) == status
+    assert "fewer than 99 % of the replays succeed" in capsys.readouterr().err

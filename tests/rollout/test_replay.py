@@ -1,5 +1,7 @@
 """Replay: recorded actions through the policy's action transform, from the recorded start."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import finalize, write_part
 from wmjax.errors import UserError
-from wmjax.rollout.actors import Replay
+from wmjax.rollout.actors import HOLD, Decision, Replay
 from wmjax.sim.episode import EpisodeId
 
 
@@ -49,8 +51,6 @@ def test_recorded_actions_run_from_the_recorded_start(actor, run):
 
 
 def test_actions_survive_the_transform_and_the_end_is_padded_with_holding_still(actor):
-    from wmjax.rollout.actors import HOLD, Decision
-
     actor.prepare(1, 8)
     (episode, _) = actor.episodes
     decision = Decision(0, episode, 3, 24, np.zeros((0, 2, 4, 4, 3), np.uint8), np.zeros(8, np.float32), "x")
@@ -64,3 +64,27 @@ def test_episodes_that_were_not_recorded_are_refused(actor):
         actor.choose("libero_goal", (2,), 1)
     with pytest.raises(UserError, match="is not in the store"):
         actor.settled_state(EpisodeId("libero_spatial", 2, "random", 7))
+
+
+def test_a_watching_replay_says_how_far_it_sees_from_what_was_recorded(actor):
+    store = actor._store
+    watching = Replay(store, actor._spec, watch=True)
+    watching.prepare(1, 8)
+    episode, first = watching.episodes[1], store.episodes[1]
+    frames = store.frames[first["frame_start"] + np.array([1, 2])]
+    state = store.state[first["step_start"] + 8]
+
+    def seen(**changes) -> dict:
+        (plan,) = watching.act([dataclasses.replace(Decision(0, episode, 1, 8, frames, state, "x"), **changes)])
+        return dict(plan.info)
+
+    assert seen() == {"replay/pixels": 0.0, "replay/state": 0.0, "replay/instruction": 0.0}
+    assert seen(frames=frames + np.uint8(3))["replay/pixels"] == 3.0
+    assert seen(state=state + np.float32(0.5))["replay/state"] == pytest.approx(0.5)
+    assert seen(instruction="y")["replay/instruction"] == 1.0
+    assert seen(step=32) == {}  # the recording has ended
+
+
+def test_a_delayed_replay_is_refused(actor, run):
+    with pytest.raises(UserError, match="execution_delay is 3, by which a replay's actions would all be late"):
+        run(actor, episodes=actor.choose("libero_spatial", (2,), 5), execution_delay=3)

@@ -17,12 +17,10 @@ pytestmark = pytest.mark.sim
 
 
 class Watching(Replay):
-    """A replay that looks at what a policy would have seen."""
-
-    needs_frames = True
+    """A replay that keeps what a policy would have seen."""
 
     def __init__(self, store: TrainingStore, spec: ActionSpec) -> None:
-        super().__init__(store, spec)
+        super().__init__(store, spec, watch=True)
         self.seen = []
 
     def chunk(self, decision):
@@ -46,6 +44,8 @@ def test_a_policy_sees_the_recorded_observations_bit_for_bit(recorded, tmp_path)
     store = recorded
     actor = Watching(store, ActionSpec())
     replay(actor, store, tmp_path)
+    for record in read_records(tmp_path):
+        assert record.info == {"replay/pixels": 0.0, "replay/state": 0.0, "replay/instruction": 0.0}
     stride, checked = store.spec.frame_stride, 0
     for decision in actor.seen:
         entry = next(e for e in store.episodes if e["episode"] == decision.episode.key)

@@ -269,7 +269,7 @@ def limits(tmp_path, finished=True, runs=0, **changes) -> str:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     evaluation(folder, header=header, finished=finished)
     for number in range(runs):
-        write_json(folder / "results" / f"dev-{number:03d}.json", {})
+        write_json(folder / "results" / f"dev-{number:03d}.json", {"header": header})
     text = read(folder).text
     return text[: text.index("Tasks")]
 
@@ -281,7 +281,7 @@ def test_caveats(tmp_path):
     assert "Part of" not in whole and "Random" not in whole and "Harder" not in whole
     harder = limits(tmp_path, init="benchmark", target_velocity=0.05)
     assert "Harder than the published benchmark: target velocity" in harder and "Drifting target 0.05 m/s" in harder
-    assert "run 2 times" in limits(tmp_path, init="benchmark", runs=2)
+    assert "ran the benchmark 2 times" in limits(tmp_path, init="benchmark", runs=2)
     assert "Interrupted after 10 of 10 episodes" in limits(tmp_path, finished=False)
     bound = limits(tmp_path, oracle=0.5)
     assert "a bound on what predicting could give" in bound and "Oracle bracket 0.5 of the memory" in bound

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from wmjax.errors import UserError
-from wmjax.rollout.evaluation import keep_record
+from wmjax.rollout.records import count_records, keep_record
 from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, summarize
 
 
@@ -78,10 +79,32 @@ def test_an_empty_evaluation_has_a_table():
     assert summary.overall.finished == 0 and "successes" in summary.table()
 
 
+def finished_run(recipe: str = "r", at: str = "2026-01-01", command: str = "python") -> dict:
+    header = {"recipe_hash": recipe, "protocol": {"name": "libero_spatial"}}
+    return {"command": command, "finished_at": at, "header": header}
+
+
 def test_a_record_of_a_benchmark_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
-    content = {"command": f"python -m wmjax.evaluate --run {tmp_path}/cache/runs/e2 --out other", "header": {}}
-    first, second = (keep_record(tmp_path, "libero_spatial", content) for _ in range(2))
-    assert (first.name, second.name) == ("libero_spatial-000.json", "libero_spatial-001.json")
-    kept = json.loads(first.read_text())["command"]
+    command = f"python -m wmjax.evaluate --run {tmp_path}/cache/runs/e2 --out other"
+    kept = json.loads(keep_record(tmp_path, "libero_spatial", finished_run(command=command)).read_text())["command"]
     assert kept == "python -m wmjax.evaluate --run $WMJAX_CACHE/runs/e2 --out other"
+
+
+def test_records_are_numbered_beyond_the_last_and_a_run_has_one(tmp_path, caplog):
+    (tmp_path / "libero_spatial-001.json").write_text(json.dumps(finished_run("old")))
+    first = keep_record(tmp_path, "libero_spatial", finished_run())
+    assert first.name == "libero_spatial-002.json" == keep_record(tmp_path, "libero_spatial", finished_run()).name
+    assert "report all of these runs" not in caplog.text
+    again = keep_record(tmp_path, "libero_spatial", finished_run(at="2026-01-02"))
+    assert again.name == "libero_spatial-003.json" and "report all of these runs" in caplog.text
+    assert count_records(tmp_path, finished_run()["header"]) == 2
+    assert count_records(tmp_path / "nowhere", finished_run()["header"]) == 0
+
+
+def test_two_runs_that_end_at_the_same_moment_both_leave_a_record(tmp_path, monkeypatch):
+    real = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([]))  # neither sees the other's
+    names = [keep_record(tmp_path, "libero_spatial", finished_run(recipe)).name for recipe in ("a", "b")]
+    monkeypatch.setattr(Path, "glob", real)
+    assert names == ["libero_spatial-000.json", "libero_spatial-001.json"]

@@ -77,6 +77,26 @@ def test_a_benchmark_leaves_one_record_whoever_ends_last(sharded, tmp_path):
     assert json.loads(record.read_text())["overall"] == table(tmp_path / "parts")[0]
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("left", [(), ("summary.json",), ("summary.json", "results")])
+def test_what_a_kill_at_the_end_left_undone_is_done_by_the_next_start(sharded, tmp_path, shards, left):
+    """``left`` is what had been written by then; the report comes last."""
+    out = tmp_path / "parts"
+    for index in range(shards):
+        sharded("parts", (index, shards), init="benchmark")
+    expected, (record,) = table(out), (out / "results").iterdir()
+    text = record.read_text()
+    (out / "report.html").unlink()
+    if "summary.json" not in left:
+        (out / "summary.json").unlink()
+    if "results" not in left:
+        record.unlink()
+    sharded("parts", (0, shards), init="benchmark")
+    assert table(out) == expected and (out / "report.html").is_file()
+    (found,) = (out / "results").iterdir()
+    assert json.loads(found.read_text())["overall"] == json.loads(text)["overall"]
+
+
 def test_shards_of_another_evaluation_are_not_mixed_in(sharded):
     sharded("parts", (0, 2))
     with pytest.raises(UserError, match=r"0-of-2: holds an evaluation with protocol\.seed = 0, this one has 4"):

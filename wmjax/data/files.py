@@ -7,6 +7,7 @@ there is no store, with one every file it names was complete.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -68,6 +69,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Lets one process at a time into the block; the others wait. What a killed process held is free again."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -171,13 +171,15 @@ class Replay(Scripted):
     Args:
         store: the recording; the episodes to run are :attr:`episodes`.
         action_spec: its normalisation is applied and undone and the actions are clipped, as a policy's are.
+        watch: also look at what a policy would see and log how far it is from what was recorded.
 
     """
 
     name = "replay"
 
-    def __init__(self, store: TrainingStore, action_spec: ActionSpec) -> None:
+    def __init__(self, store: TrainingStore, action_spec: ActionSpec, *, watch: bool = False) -> None:
         super().__init__(store.spec)
+        self.needs_frames = watch
         self._store = store
         self._spec = action_spec
         self._index = {_recorded_id(entry): entry["index"] for entry in store.episodes}
@@ -218,6 +220,25 @@ class Replay(Scripted):
         if episode not in self._index:
             raise UserError(f"episode {episode.key} is not in the store {self._store.folder}; choose recorded episodes")
         return self._store.settled_state(self._index[episode])
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """One plan per decision; with ``watch``, also how far the observation is from the recorded one."""
+        return [Plan(self.chunk(d), self._difference(d) if self.needs_frames else {}) for d in decisions]
+
+    def _difference(self, decision: Decision) -> dict[str, float]:
+        """Largest differences of pixels (of 255), state and instruction; nothing after the recording's end."""
+        entry = self._store.episodes[self._index[decision.episode]]
+        newest = decision.step // self.observation_spec.frame_stride
+        if decision.step >= entry["length"] or newest >= entry["num_frames"]:
+            return {}
+        seen = np.arange(newest - len(decision.frames) + 1, newest + 1).clip(0) + entry["frame_start"]
+        recorded = self._store.frames[seen].astype(np.int16)
+        state = self._store.state[entry["step_start"] + decision.step]
+        return {
+            "replay/pixels": float(np.abs(decision.frames - recorded).max()),
+            "replay/state": float(np.abs(decision.state - state).max()),
+            "replay/instruction": float(decision.instruction != entry["instruction"]),
+        }
 
     def chunk(self, decision: Decision) -> Chunk:
         """What was executed then; holding still after the recording's end."""

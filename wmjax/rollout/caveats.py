@@ -26,7 +26,7 @@ def caveats(
         header: of the evaluation.
         overall: outcome counts of all tasks together.
         finished: ``summary.json``, empty if there is none.
-        recorded_runs: how often the benchmark was run into the same folder.
+        recorded_runs: how often this recipe was run on the benchmark, as far as is on record.
 
     """
     settings = header.get("protocol")
@@ -63,7 +63,7 @@ def _about_episodes(
         if changed:
             yield f"Harder than the published benchmark: {', '.join(changed)}."
         if recorded_runs > 1:
-            yield f"The benchmark was run {recorded_runs} times into this folder; all runs are kept in results/."
+            yield f"This recipe ran the benchmark {recorded_runs} times; all runs are on record, quote them all."
 
 
 def _about_faults(overall: TaskSummary) -> Iterator[str]:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.cache import cache_root
-from wmjax.data.files import write_json
+from wmjax.data.files import only_one, write_json
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol
-from wmjax.rollout.report import write_report
+from wmjax.rollout.records import keep_record
+from wmjax.rollout.report import REPORT, write_report
 from wmjax.rollout.results import EpisodeRecord, Results, Summary, read_records, summarize
 from wmjax.rollout.runner import Runner
 from wmjax.rollout.shards import WHOLE, Shard, gather, merge, part, shard_folder
@@ -85,7 +85,7 @@ def evaluate(
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:
         log.info("shard %d/%d is done; %d episodes of other shards are missing", *shard, missing)
-    elif left or set(finished) != {record.key for record in read_records(out)}:
+    elif left or set(finished) != {record.key for record in read_records(out)} or not (out / REPORT).is_file():
         _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
     return summarize(finished.values())
 
@@ -98,15 +98,27 @@ def _conclude(
     records: Path,
     protocol: Protocol,
 ) -> None:
-    """Leaves the table, the benchmark's record and the report of a whole evaluation."""
-    sharded = (out / "shards").is_dir()
-    if sharded:
+    """Leaves the table, the benchmark's record and, last, the report of a whole evaluation.
+
+    Killed on the way and called again, it does what is missing. Shards that end at the same moment take turns.
+    """
+    with only_one(out / ".lock"):
+        sharded = (out / "shards").is_dir()
         results = Results(out, header)
-        merge(results, finished, wanted)
-        _save(results, _speed_of_shards(out))
-    if protocol.init == "benchmark" and (not sharded or _first_to_conclude(out)):
-        keep_record(records, protocol.name, json.loads((out / "summary.json").read_text()))
-    log.info("report: %s", write_report(out))
+        if results.finished != set(finished):
+            merge(results, finished, wanted)
+        if not _is_current(out / "summary.json", results):
+            _save(results, _speed_of_shards(out) if sharded else {})
+        if protocol.init == "benchmark":
+            keep_record(records, protocol.name, json.loads((out / "summary.json").read_text()))
+        log.info("report: %s", write_report(out))
+
+
+def _is_current(path: Path, results: Results) -> bool:
+    """Whether a summary is there and counts all of these episodes."""
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    counted = json.loads(json.dumps(summarize(results.records).as_dict()))
+    return all(written.get(name) == value for name, value in counted.items())
 
 
 def _speed_of_shards(out: Path) -> dict[str, float]:
@@ -121,17 +133,8 @@ def _speed_of_shards(out: Path) -> dict[str, float]:
     }
 
 
-def _first_to_conclude(out: Path) -> bool:
-    """Whether nobody else records this run: two shards may end at the same moment."""
-    try:
-        (out / "shards" / "recorded").mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
 def _save(results: Results, speed: Mapping[str, float]) -> None:
-    """Writes ``summary.json``; ``speed`` says how long it took and how fast that was."""
+    """Writes ``summary.json``; ``speed`` says how long it took and how fast that was, if that is known."""
     content = {
         **provenance(),
         "header": results.header,
@@ -139,26 +142,6 @@ def _save(results: Results, speed: Mapping[str, float]) -> None:
         **summarize(results.records).as_dict(),
     }
     write_json(results.folder / "summary.json", content)
-
-
-def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
-    """Adds a benchmark run to an append-only log: one numbered file each, none is ever overwritten.
-
-    The records are shared, so folders in the cache are written as ``$WMJAX_CACHE/...``.
-
-    A recipe that has a record already is run again at one's own risk of selecting on the benchmark: that is logged.
-    """
-    recipe = content["header"].get("recipe_hash", "")
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = sorted(folder.glob(f"{protocol}-*.json"))
-    same = [path.name for path in earlier if json.loads(path.read_text())["header"].get("recipe_hash", "") == recipe]
-    if recipe and same:
-        log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
-    content = {**content, "command": str(content["command"]).replace(str(cache_root()), "$WMJAX_CACHE")}
-    path = folder / f"{protocol}-{len(earlier):03d}.json"
-    with path.open("x") as file:
-        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path
 
 
 def provenance() -> dict[str, str]:

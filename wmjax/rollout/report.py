@@ -9,6 +9,7 @@ from typing import Any
 
 from wmjax.data.files import atomic_path
 from wmjax.errors import UserError
+from wmjax.resources import records_folder
 from wmjax.rollout import sections
 from wmjax.rollout.comparison import Comparison, compare
 from wmjax.rollout.controls import controls
@@ -16,9 +17,12 @@ from wmjax.rollout.curves import Metrics, read_metrics
 from wmjax.rollout.gallery import choose, find_clips
 from wmjax.rollout.markup import Html, element, join
 from wmjax.rollout.provenance import provenance, reproduce
+from wmjax.rollout.records import count_records
 from wmjax.rollout.results import EpisodeRecord, Summary, read_header, read_records, summarize
 from wmjax.rollout.tables import actor_label
 
+REPORT = "report.html"
+"""What a whole evaluation leaves last."""
 VIDEO_LIMIT = 20_000_000
 """Bytes of video, as embedded, that a report may hold."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
@@ -36,7 +40,7 @@ class Evaluation:
         summary: counted from the records.
         finished: ``summary.json``, which only a finished evaluation has; else empty.
         run: folder of the run that it lies in, if any.
-        recorded_runs: how often the benchmark was run into this folder.
+        recorded_runs: how often this recipe was run on the benchmark, as far as is on record.
 
     """
 
@@ -63,7 +67,7 @@ def write_report(evaluation: Path, out: Path | None = None, compare_with: Sequen
 
     """
     evaluation = Path(evaluation)
-    out = Path(out) if out is not None else evaluation / "report.html"
+    out = Path(out) if out is not None else evaluation / REPORT
     content = page(load_evaluation(evaluation), [Path(other) for other in compare_with])
     try:
         with atomic_path(out) as temporary:
@@ -84,7 +88,7 @@ def load_evaluation(folder: Path) -> Evaluation:
     header, records = read_header(folder), read_records(folder)
     if not records:
         raise UserError(f"{folder}: the evaluation has no finished episode yet; run it first")
-    recorded = len(list((folder / "results").glob("*.json")))
+    recorded = max(count_records(place, header) for place in (folder / "results", records_folder()))
     return Evaluation(
         folder, header, records, summarize(records), _read_json(folder / "summary.json"), find_run(folder), recorded
     )

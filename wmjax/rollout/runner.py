@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wmjax.errors import UserError
-from wmjax.rollout.actors import Actor, Decision, Plan, no_frames
+from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
 from wmjax.rollout.dropout import blank, dropped_cameras
 from wmjax.rollout.execution import Execution
 from wmjax.rollout.imagination import Imagined, draw_strips
@@ -261,6 +261,10 @@ def _require_fit(actor: Actor, protocol: Protocol) -> None:
     for field, meaning in (("execution_delay", "without delay"), ("ensemble", "anew at every control step")):
         if actor.inside and getattr(protocol, field):
             raise UserError(f"{field} is {getattr(protocol, field)}, the {actor.name} acts {meaning}; set it to 0")
+    if protocol.execution_delay and isinstance(actor, Replay):
+        raise UserError(
+            f"execution_delay is {protocol.execution_delay}, by which a replay's actions would all be late; set it to 0"
+        )
     if (protocol.oracle is not None) != bool(actor.future_frames):
         raise UserError(
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
