@@ -4,6 +4,7 @@ import av
 import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
+from wmjax.rollout import decided
 from wmjax.rollout.imagination import CELL, GAP, LEFT, LINE, UNKNOWN, Imagined, draw_strips
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.videos import MINIMUM_HEIGHT
@@ -59,9 +60,9 @@ class Prophet(FakePolicy):
         return carry, chunk, {**info, "imagined": np.ones((self.batch_size, 1 + FUTURE, 4, 8), np.float32)}
 
 
-def test_an_evaluations_videos_have_the_strip_and_its_numbers_do_not_change(run, tmp_path) -> None:
+def test_an_evaluations_videos_have_both_strips_and_their_numbers_do_not_change(run, tmp_path) -> None:
     records = run(PolicyActor(Prophet(2, 2), seed=3), videos=1)
     assert records and all(set(record.info) == {"mean", "decisions"} for record in records.values())
     for path in (tmp_path / "out" / "videos").iterdir():
         with av.open(str(path)) as container:
-            assert container.streams.video[0].height > MINIMUM_HEIGHT + 48 + 2 * CELL
+            assert container.streams.video[0].height > MINIMUM_HEIGHT + 48 + 2 * CELL + 7 * decided.CELL

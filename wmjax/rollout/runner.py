@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from wmjax.errors import UserError
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
+from wmjax.rollout.decided import Decided, draw_decisions
 from wmjax.rollout.dropout import blank, dropped_cameras
 from wmjax.rollout.execution import Execution
 from wmjax.rollout.imagination import Imagined, draw_strips
@@ -49,6 +50,7 @@ class _Running:
     captions: list[str] = dataclasses.field(default_factory=list)
     info: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     imagined: list[Imagined] = dataclasses.field(default_factory=list)
+    decided: list[Decided] = dataclasses.field(default_factory=list)
 
 
 class Runner:
@@ -159,8 +161,11 @@ class Runner:
         """The next horizon of control steps, cut at the step limit."""
         for name, value in plan.info.items():
             run.info[name].append(value)
+        newest = sum(map(len, run.frames)) - 1
         if run.video and plan.imagined is not None:
-            run.imagined.append(Imagined(sum(map(len, run.frames)) - 1, plan.imagined))
+            run.imagined.append(Imagined(newest, plan.imagined))
+        if run.video and len(plan.actions):
+            run.decided.append(Decided(newest, plan.actions, dict(plan.info)))
         steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)
         last = run.step + steps == self._protocol.max_steps
         render = run.video or (self._actor.needs_frames and not last)  # no decision follows the last step
@@ -237,7 +242,8 @@ class Runner:
             captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             name = f"{episode.init}-{episode.index}"
             frames = np.concatenate(run.frames)
-            strips = draw_strips(run.imagined, len(frames)) if run.imagined else None
+            strips = [draw_strips(run.imagined, len(frames))] if run.imagined else []
+            strips += [draw_decisions(run.decided, len(frames))] if run.decided else []
             self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, strips)
 
     def _caption(self, run: _Running, step: int) -> str:

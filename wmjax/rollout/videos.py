@@ -53,7 +53,7 @@ class Videos:
         outcome: str,
         frames: Frames,
         captions: Sequence[str],
-        strips: Strips | None = None,
+        strips: Sequence[Strips] = (),
     ) -> Path:
         """Writes one video and returns its path.
 
@@ -64,7 +64,7 @@ class Videos:
             outcome: ``success`` or ``failure``.
             frames: in order.
             captions: one per frame; long lines are wrapped.
-            strips: a picture per frame to show below the caption, cut at the video's width.
+            strips: pictures per frame to show one below the other under the caption, cut at the video's width.
 
         """
         name = f"{suite}-{task_id}__{episode}__{outcome}"
@@ -78,10 +78,11 @@ class Videos:
         return path
 
 
-def write_video(path: Path, frames: Frames, captions: Sequence[str], rate: float, strips: Strips | None = None) -> None:
+def write_video(
+    path: Path, frames: Frames, captions: Sequence[str], rate: float, strips: Sequence[Strips] = ()
+) -> None:
     """Encodes an H.264 mp4, atomically."""
-    below = [None] * len(frames) if strips is None else list(strips)
-    pictures = [_compose(*parts) for parts in zip(frames, captions, below, strict=True)]
+    pictures = [_compose(*parts) for parts in zip(frames, captions, _below(strips, len(frames)), strict=True)]
     height, width = pictures[0].shape[:2]
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(rate), options={"crf": "20"})
@@ -91,17 +92,24 @@ def write_video(path: Path, frames: Frames, captions: Sequence[str], rate: float
         container.mux(stream.encode())
 
 
+def _below(strips: Sequence[Strips], frames: int) -> Strips:
+    """The strips one below the other, as wide as the widest; of no height if there are none."""
+    width = max((strip.shape[2] for strip in strips), default=0)
+    padded = [np.pad(strip, ((0, 0), (0, 0), (0, width - strip.shape[2]), (0, 0))) for strip in strips]
+    return np.concatenate([np.zeros((frames, 0, width, 3), np.uint8), *padded], axis=1)
+
+
 def _compose(
-    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "height width 3"] | None
+    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "height width 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Cameras side by side above the caption above the strip, with even sides (which yuv420p needs)."""
     factor = max(1, -(-MINIMUM_HEIGHT // frame.shape[1]))
     row = np.concatenate(list(frame), axis=1).repeat(factor, 0).repeat(factor, 1)
     height, width = row.shape[0] // 2 * 2, row.shape[1] // 2 * 2
-    extra = 0 if strip is None else -(-len(strip) // 2) * 2
+    extra = -(-len(strip) // 2) * 2
     canvas = Image.new("RGB", (width, height + CAPTION + extra), "black")
     canvas.paste(Image.fromarray(row), (0, 0))
-    if strip is not None:
+    if extra:
         canvas.paste(Image.fromarray(strip), (0, height + CAPTION))
     draw = ImageDraw.Draw(canvas)
     lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, width // 6)]

@@ -1,0 +1,92 @@
+"""What a policy decided during an episode, under its video: the action chunk, and its numbers on the time line."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "grip")
+CELL, LEFT, LINE = 12, 40, 16
+"""Side of a cell of the chunk, width of the row names, height of the column names; pixels."""
+PLOT, GAP, LABEL = 160, 12, 120
+"""Width of a time line, space before it, width of its name; pixels."""
+INK = {"blue": (88, 134, 255), "red": (255, 96, 84), "line": (190, 190, 190), "cursor": (255, 214, 10)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """One decision.
+
+    Attributes:
+        frame: index of the newest frame that it saw.
+        actions: the chunk, in [-1, 1].
+        numbers: what the policy reported, such as ``memory/gate`` and ``world/skill``.
+
+    """
+
+    frame: int
+    actions: Float32[np.ndarray, "steps 7"]
+    numbers: Mapping[str, float]
+
+
+def draw_decisions(decided: Sequence[Decided], frames: int) -> UInt8[np.ndarray, "frames height width 3"]:
+    """One strip per frame of the video, of the newest decision that had seen it.
+
+    Left the chunk, a column per step: blue is -1, black 0, red +1. Right a time line per number over all decisions of
+    the episode, from its lowest to its highest value, with a cursor at this decision and its value there.
+
+    Args:
+        decided: the episode's decisions in order, at least one.
+        frames: of the video; those before the first decision show it too.
+
+    """
+    names = list(dict.fromkeys(name for moment in decided for name in moment.numbers))
+    series = {name: np.array([moment.numbers.get(name, np.nan) for moment in decided]) for name in names}
+    drawn = [_draw(moment, series, number) for number, moment in enumerate(decided)]
+    newest = np.searchsorted([moment.frame for moment in decided], np.arange(frames), side="right") - 1
+    return np.stack([drawn[max(0, index)] for index in newest])
+
+
+def _draw(moment: Decided, series: Mapping[str, np.ndarray], now: int) -> UInt8[np.ndarray, "height width 3"]:
+    steps = len(moment.actions)
+    chunk_width = LEFT + steps * CELL
+    lines = min(len(series), len(ACTIONS))
+    width = chunk_width + (GAP + LABEL + PLOT if lines else 0)
+    canvas = Image.new("RGB", (width, LINE + len(ACTIONS) * CELL), "black")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=10)
+    draw.text((LEFT, 2), f"actions of {steps} steps", fill="white", font=font)
+    for row, name in enumerate(ACTIONS):
+        draw.text((4, LINE + row * CELL), name, fill="white", font=font)
+        for step, value in enumerate(moment.actions[:, row]):
+            corner = (LEFT + step * CELL, LINE + row * CELL)
+            colour = INK["red"] if value > 0 else INK["blue"]
+            shade = tuple(round(part * min(1.0, abs(float(value)))) for part in colour)
+            draw.rectangle((*corner, corner[0] + CELL - 2, corner[1] + CELL - 2), fill=shade)
+    if not lines:
+        return np.asarray(canvas)
+    height = len(ACTIONS) * CELL // lines
+    for number, (name, values) in enumerate(list(series.items())[:lines]):
+        left, top = chunk_width + GAP, LINE + number * height
+        draw.text((left, top), name, fill="white", font=font)
+        draw.text((left, top + 11), f"{values[now]:.3g}", fill=INK["cursor"], font=font)
+        points = _points(values, left + LABEL, top + 1, height - 4)
+        draw.line(points, fill=INK["line"])
+        cursor = left + LABEL + _place(now, len(values))
+        draw.line(((cursor, top), (cursor, top + height - 3)), fill=INK["cursor"])
+    return np.asarray(canvas)
+
+
+def _points(values: np.ndarray, left: int, top: int, height: int) -> list[tuple[float, float]]:
+    """The curve through the finite values, scaled to their range; a constant lies in the middle."""
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return []
+    low, high = values[known].min(), values[known].max()
+    share = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
+    return [(left + _place(int(i), len(values)), top + (1 - float(share[i])) * height) for i in known]
+
+
+def _place(number: int, count: int) -> float:
+    return number / max(1, count - 1) * (PLOT - 1)
