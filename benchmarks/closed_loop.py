@@ -39,7 +39,8 @@ from wmjax.rollout.protocol import load_protocol
 from wmjax.sim.episode import EpisodeId
 from wmjax.specs import ActionSpec, ObservationSpec
 
-MAX_STEPS, HORIZON, STRIDE = 220, 8, 4
+PROTOCOL = load_protocol("spatial_dev")
+MAX_STEPS, HORIZON, STRIDE = PROTOCOL.max_steps, PROTOCOL.open_loop_horizon, ObservationSpec().frame_stride
 WARM_UP = 2 * HORIZON
 """Control steps before the clock starts: numba, caches, OpenGL."""
 FULL = ObservationSpec(image_size=256, reflection=True, mesh_detail_mm=0.0)

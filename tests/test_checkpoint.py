@@ -1,5 +1,6 @@
 """Checkpoints: exact round trip, retention, interrupted saves, damage."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -42,6 +43,16 @@ def test_keeps_the_newest_and_ignores_interrupted_saves(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path).name == "00000002"
     checkpoint.save(tmp_path, 3, items(3), {})
     assert checkpoint.complete_steps(tmp_path) == [2, 3]
+
+
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = checkpoint.save(tmp_path, 1, items(1), {})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 50, 50))
+    for step in (1, 2):  # overwriting a step does not lose it either
+        with pytest.raises(UserError, match="GB free; free some space"):
+            checkpoint.save(tmp_path, step, items(step), {})
+    assert checkpoint.latest(tmp_path) == kept
+    checkpoint.read_meta(kept)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from wmjax.data.files import require_space
 from wmjax.distributed import is_first, wait
 from wmjax.errors import UserError
 
@@ -27,8 +28,14 @@ def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *,
     """Saves pytrees of arrays by name and JSON-able ``meta``; keeps the newest ``keep`` checkpoints.
 
     All processes call it and return when it is complete; Orbax writes each shard once, process 0 the manifest.
+
+    Raises:
+        UserError: the disk has no room for it; nothing was written and the earlier checkpoints are as they were.
+
     """
     folder = root.resolve() / f"{step:08d}"
+    root.mkdir(parents=True, exist_ok=True)
+    require_space(root, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
     if folder.exists() and is_first():
         shutil.rmtree(folder)
     wait()

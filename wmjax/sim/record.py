@@ -34,7 +34,8 @@ MAX_ATTEMPTS = 5
 """Random placements tried for a slot before it is dropped."""
 MAX_CRASHES = 3
 """Worker processes that may die before recording stops."""
-TYPICAL_FRAMES = 40
+TYPICAL_STEPS = 160
+"""Control steps of a demonstration, for the estimate of the disk space."""
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "LP_NUM_THREADS")
 
 
@@ -126,7 +127,7 @@ def _leaving_no_empty_folder(folder: Path) -> Iterator[None]:
 
 def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int) -> None:
     """Room for the missing parts, and for the merged store beside all parts."""
-    episode = TYPICAL_FRAMES * len(spec.cameras) * spec.image_size**2 * 3
+    episode = TYPICAL_STEPS // spec.frame_stride * len(spec.cameras) * spec.image_size**2 * 3
     require_space(folder, int(1.1 * episode * (max(wanted - done, 0) + max(wanted, done))))
 
 
