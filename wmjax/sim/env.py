@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class LiberoEnv:
         self._initial_states = task.initial_states
         self._env = _build(task.bddl_file, spec.control_hz)
         self.goal: tuple[str, ...] = tuple(self._env.parsed_problem["goal_state"][0])
-        self._pristine = _pristine_poses(self._env)
+        self._pristine = _pristine_model(self._env)
         self._renderer: Renderer | None = None
         self._drift: Drift | None = None
         self.settled_state = np.zeros(0)
@@ -250,20 +251,25 @@ def write_state(env: Any, state: Float64[np.ndarray, "values"]) -> None:
     env._post_process()  # for example the glow of a stove that is on
 
 
-def _pristine_poses(env: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Body positions and quaternions of the model as compiled, before any reset moved the fixtures."""
+MOVED = ("body_pos", "body_quat", "site_rgba")
+"""Arrays of the model that LIBERO changes: the fixtures' poses, and the glow of what can be switched on."""
+
+
+def _pristine_model(env: Any) -> dict[str, np.ndarray]:
+    """:data:`MOVED` of the model as compiled, before any reset."""
     import mujoco
 
     model = mujoco.MjModel.from_xml_string(env.model.get_xml())
-    return model.body_pos.copy(), model.body_quat.copy()
+    return {name: getattr(model, name).copy() for name in MOVED}
 
 
-def _soft_reset(env: Any, pristine: tuple[np.ndarray, np.ndarray]) -> None:
-    """Robosuite's reset without recompiling, plus the three things it forgets to undo."""
+def _soft_reset(env: Any, pristine: Mapping[str, np.ndarray]) -> None:
+    """Robosuite's reset without recompiling, plus what it forgets to undo."""
     from robosuite.utils.errors import RandomizationError
 
     while True:  # a failed placement is drawn again, as LIBERO does
-        env.sim.model.body_pos[:], env.sim.model.body_quat[:] = pristine
+        for name, values in pristine.items():
+            getattr(env.sim.model, name)[:] = values
         gripper = env.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)
         try:
