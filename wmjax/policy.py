@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, UInt8
 
@@ -13,6 +14,7 @@ from wmjax import checkpoint
 from wmjax.config import Experiment, from_dict
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
+from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
 from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
@@ -53,7 +55,7 @@ def watch(
     """The clip after some more frames, and the latent of each of these."""
     length, n = clip.shape[1], frames.shape[1]
     every = jnp.concatenate([clip, frames], 1)
-    clips = jnp.stack([every[:, i + 1 : i + 1 + length] for i in range(n)], 1)
+    clips = every[:, clip_indices(np.arange(length, length + n), 0, length)]  # the windows of the training data
     new = encode(clips.reshape(-1, *clips.shape[2:]))
     return every[:, -length:], new.reshape(clips.shape[0], n, *new.shape[1:])
 
