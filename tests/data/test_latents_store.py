@@ -10,8 +10,8 @@ from wmjax.specs import EncoderSpec
 SPEC = EncoderSpec(name="synthetic", pooling_grid=2, dim=6)
 
 
-def writer(folder, store, *, spec=SPEC, views=2, seed=0, backend="jax"):
-    return LatentWriter(folder, spec, store, draw_views(len(store.episodes), views, seed), backend)
+def writer(folder, store, *, spec=SPEC, views=2, seed=0, backend="jax", dtype="float16"):
+    return LatentWriter(folder, spec, store, draw_views(len(store.episodes), views, seed), backend, dtype)
 
 
 def fill(latent_writer, store, episodes):
@@ -70,6 +70,7 @@ def test_an_episode_s_latents_do_not_depend_on_its_neighbours(tmp_path, store):
         ({"views": 3}, "another views"),
         ({"seed": 1}, "another views"),
         ({"backend": "torch"}, "another backend: 'jax' there, 'torch' now"),
+        ({"dtype": "float32"}, "another dtype: 'float16' there, 'float32' now"),
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])
@@ -106,6 +107,30 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path, store, value, mes
     with pytest.raises(UserError, match="expected"):
         one.write(0, values[:, :-1])
     assert 0 in one.pending()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_float32_is_kept_and_named_and_float16_is_not(tmp_path, store, finished):
+    one = writer(tmp_path / "a", store, dtype="float32")
+    fill(one, store, one.pending())
+    if finished:
+        latents, values = one.finish(), episode_latents(store, 0, 2, 2, 6).astype(np.float32)
+        assert latents.latents.dtype == np.float32 and latents.manifest["dtype"] == "float32"
+        assert np.array_equal(latents.latents[:, : values.shape[1]], values)
+    with pytest.raises(UserError, match="another dtype: 'float32' there, 'float16' now"):
+        writer(tmp_path / "a", store)
+    # What today's stores and begun exports have always said, so that they are found and continued.
+    assert set(writer(tmp_path / "b", store).plan) == {"encoder_spec", "source", "backend", "views"}
+
+
+def test_parts_that_another_process_merged_are_not_made_again(tmp_path, store):
+    slow = writer(tmp_path, store)
+    fast = writer(tmp_path, store)
+    fill(fast, store, fast.pending())
+    fast.finish()
+    assert slow.pending() == []
+    fill(slow, store, [0])
+    assert slow.finish().hash == LatentStore(tmp_path).hash and not (tmp_path / "parts").exists()
 
 
 def test_a_damaged_store_is_found(tmp_path, store):

@@ -145,6 +145,34 @@ def test_one_flipped_bit_is_found(copy):
         TrainingStore(copy).verify()
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_store_is_hashed_once_and_again_after_it_was_written_or_copied(tmp_path, copy, monkeypatch):
+    hashed, real = [], files.hash_file
+    monkeypatch.setattr(files, "hash_file", lambda path: hashed.append(path.name) or real(path))
+    TrainingStore(copy).verify_once()
+    assert sorted(hashed) == sorted(TrainingStore(copy).manifest["files"]), "a copy is not trusted"
+    hashed.clear()
+    TrainingStore(copy).verify_once()
+    made = make_store(tmp_path / "made", image_size=28, lengths=(9, 13))
+    hashed.clear()
+    made.verify_once()
+    assert hashed == [], "hashed again"
+    identity = made.hash
+    flip(tmp_path / "made" / "frames.npy")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"frames\.npy: sha256"):
+            TrainingStore(tmp_path / "made").verify_once()
+    assert hashed == ["frames.npy"] * 2 and TrainingStore(tmp_path / "made").hash == identity
+    (copy / ".verified.json").write_text("{")
+    TrainingStore(copy).verify_once()
+    assert len(hashed) > 2 and json.loads((copy / ".verified.json").read_text())
+
+
 def test_truncated_missing_and_foreign_files_are_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))

@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from wmjax.data.locks import exclusive
 from wmjax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -131,13 +132,14 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def claim_plan(path: Path, plan: Mapping[str, Any], what: str) -> None:
+def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping[str, Any] | None = None) -> None:
     """Writes down what a resumable job is making, or checks that an earlier run was making the same.
 
     Args:
         path: the JSON file that holds the plan.
         plan: plain JSON values.
         what: "latents", "episodes", for the error.
+        defaults: what a plan that does not say a value means.
 
     Raises:
         UserError: the folder was begun under another plan; nothing is overwritten.
@@ -146,7 +148,8 @@ def claim_plan(path: Path, plan: Mapping[str, Any], what: str) -> None:
     if not path.exists():
         write_json(path, plan)
         return
-    require_plan(json.loads(path.read_text()), plan, path.parent, what)
+    defaults = defaults or {}
+    require_plan({**defaults, **json.loads(path.read_text())}, {**defaults, **plan}, path.parent, what)
 
 
 def require_plan(found: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, what: str) -> None:
@@ -161,27 +164,34 @@ class StoreWriter:
     """Builds the files of a store in a staging folder and moves them into place at once.
 
     Use as a context manager; nothing of the store changes before :meth:`commit`, and leaving the block
-    without it (an error, a kill) leaves the previous store as it was.
+    without it (an error, a kill) leaves the previous store as it was. One process at a time is inside the block;
+    the others wait, and should look whether there is still something to do.
     """
 
     def __init__(self, folder: Path, kind: str, version: int) -> None:
         self.folder, self.kind, self.version = Path(folder), kind, version
         self.staging = self.folder / f".staging-{secrets.token_hex(4)}"
-        self._errors = contextlib.ExitStack()
+        self._held = contextlib.ExitStack()
         self._names: list[str] = []
 
     def __enter__(self) -> Self:
-        self._errors.enter_context(disk_errors(self.folder))
-        for stale in self.folder.glob(".staging-*"):
-            shutil.rmtree(stale)
-        self.staging.mkdir(parents=True)
+        with contextlib.ExitStack() as held:
+            held.enter_context(disk_errors(self.folder))
+            held.enter_context(exclusive(self.folder))
+            # Whoever wrote there is dead: it held the lock.
+            for stale in self.folder.glob(".staging-*"):
+                shutil.rmtree(stale)
+            for unfinished in self.folder.glob(".*.tmp"):
+                unfinished.unlink(missing_ok=True)
+            self.staging.mkdir()
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.staging, ignore_errors=True)
-        self._errors.__exit__(kind, error, trace)
+        self._held.__exit__(kind, error, trace)
 
     def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         """A new zeroed .npy of the store as a writable memory map."""
@@ -197,8 +207,8 @@ class StoreWriter:
             self._names.append(name)
         return self.staging / name
 
-    def commit(self, content: Mapping[str, Any]) -> None:
-        """Hashes and moves the files into place, the manifest last; memory maps must be flushed before."""
+    def commit(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Hashes and moves the files into place, the manifest last, which is returned; memory maps must be flushed."""
         files = {}
         for name in self._names:
             path = self.staging / name
@@ -211,6 +221,7 @@ class StoreWriter:
             (self.staging / name).replace(self.folder / name)
         sync(self.folder)
         write_json(self.folder / MANIFEST, manifest)
+        return manifest
 
 
 def read_manifest(folder: Path, kind: str, version: int, fix: str) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float16, Int32
+from jaxtyping import Float, Int32
 
 from wmjax.data.files import (
     MANIFEST,
     StoreWriter,
     claim_plan,
+    disk_errors,
     hash_json,
     open_array,
     read_manifest,
@@ -27,8 +28,10 @@ from wmjax.data.files import (
     verify_files,
     write_npz,
 )
+from wmjax.data.locks import exclusive
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
+from wmjax.data.verified import remember, verify_once
 from wmjax.errors import UserError
 from wmjax.specs import EncoderSpec, from_dict, to_dict
 
@@ -38,13 +41,16 @@ PARTS = "parts"
 PLAN = "plan.json"
 FIX = "encode it with `python -m encoders_export.vjepa`"
 Backend = Literal["torch", "jax"]
+Dtype = Literal["float16", "float32"]
+DEFAULTS = {"dtype": "float16"}
+"""What a plan or manifest that does not say it means."""
 
 
 class LatentWriter:
     """Writes the latents of a training store, episode by episode, then merges them.
 
-    Several processes may open the same folder and share the episodes of :meth:`pending`; one calls
-    :meth:`finish` when none is left.
+    Several processes may open the same folder and share the episodes of :meth:`pending`; whoever finds none left
+    calls :meth:`finish`, which only the first of them does anything in.
 
     Args:
         folder: the latent store to be.
@@ -52,16 +58,23 @@ class LatentWriter:
         store: the training store whose frames are encoded.
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view (see :func:`wmjax.data.shift.draw_views`).
         backend: which implementation encodes.
+        dtype: of the stored latents.
 
     Raises:
-        UserError: the folder holds latents of another encoder, source or view table; nothing is overwritten.
+        UserError: the folder holds latents of another encoder, source, dtype or view table; nothing is overwritten.
 
     """
 
     def __init__(
-        self, folder: Path, spec: EncoderSpec, store: TrainingStore, views: np.ndarray, backend: Backend
+        self,
+        folder: Path,
+        spec: EncoderSpec,
+        store: TrainingStore,
+        views: np.ndarray,
+        backend: Backend,
+        dtype: Dtype = "float16",
     ) -> None:
-        self.folder, self.store = Path(folder), store
+        self.folder, self.store, self.dtype = Path(folder), store, dtype
         self.spec = dataclasses.replace(spec, mean=(), std=())
         self.views = np.asarray(views, np.int32)
         if self.views.ndim != 3 or len(self.views) != len(store.episodes) or self.views.shape[2] != 2:
@@ -71,30 +84,41 @@ class LatentWriter:
             "source": store.hash,
             "backend": backend,
             "views": self.views.tolist(),
+            # Left out where it is the default, so that such stores keep the identity they always had.
+            **({"dtype": dtype} if dtype != DEFAULTS["dtype"] else {}),
         }
-        self._resume()
+        if self.finished:
+            self._require_same()
+            return
+        with disk_errors(self.folder), exclusive(self.folder):
+            if self.finished:  # by another process, meanwhile
+                self._require_same()
+            else:
+                claim_plan(self.folder / PARTS / PLAN, self.plan, "latents", DEFAULTS)
 
-    def _resume(self) -> None:
-        """Continues an interrupted export of the same plan, or starts one."""
-        if (self.folder / MANIFEST).exists():
-            manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
-            found = {key: manifest[key] for key in self.plan}
-            found["encoder_spec"] = {**found["encoder_spec"], "mean": [], "std": []}
-            require_plan(found, self.plan, self.folder, "latents")
-        else:
-            claim_plan(self.folder / PARTS / PLAN, self.plan, "latents")
+    def _require_same(self) -> None:
+        """Refuses a finished store of another plan."""
+        manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
+        found = {key: manifest[key] for key in (*DEFAULTS, *self.plan) if key in manifest}
+        found["encoder_spec"] = {**found["encoder_spec"], "mean": [], "std": []}
+        require_plan({**DEFAULTS, **found}, {**DEFAULTS, **self.plan}, self.folder, "latents")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the store is there, whoever finished it."""
+        return (self.folder / MANIFEST).exists()
 
     def pending(self) -> list[int]:
         """Episodes that are not written yet; empty when the store is finished."""
-        if (self.folder / MANIFEST).exists():
-            return []
-        return [index for index in range(len(self.store.episodes)) if not self._part(index).exists()]
+        missing = [index for index in range(len(self.store.episodes)) if not self._part(index).exists()]
+        # In this order: parts go only when the store is there, so that one missing for that reason is not reported.
+        return [] if self.finished else missing
 
     def write(self, index: int, latents: Float[np.ndarray, "views frames tokens dim"]) -> None:
-        """Writes one episode's latents atomically, as float16.
+        """Writes one episode's latents atomically; does nothing if another process finished the store meanwhile.
 
         Raises:
-            UserError: wrong shape, or values that are not finite in float16.
+            UserError: wrong shape, or values that are not finite in the store's dtype.
 
         """
         shape = self._shape(self.store.episodes[index]["num_frames"])
@@ -102,30 +126,41 @@ class LatentWriter:
         if latents.shape != shape:
             raise UserError(f"{where}: shape {latents.shape}, expected {shape} [views, frames, tokens, dim]")
         with np.errstate(over="ignore"):
-            half = latents.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise UserError(f"{where}: NaN, infinity or values beyond float16; check the encoder's weights and input")
-        write_npz(self._part(index), {"latents": half})
+            stored = latents.astype(self.dtype)
+        if not np.isfinite(stored).all():
+            raise UserError(
+                f"{where}: NaN, infinity or values beyond {self.dtype}; check the encoder's weights and input"
+            )
+        try:
+            write_npz(self._part(index), {"latents": stored})
+        except FileNotFoundError:
+            if not self.finished:
+                raise
 
     def finish(self) -> "LatentStore":
         """Merges the episodes into the store and computes the channel statistics from view 0.
+
+        Several processes may call it at once: the first merges, the others wait and find it done.
 
         Raises:
             UserError: episodes are still missing or damaged, no space left.
 
         """
-        if (self.folder / MANIFEST).exists():
+        if self.finished and not (self.folder / PARTS).exists():
             return LatentStore(self.folder)
         if pending := self.pending():
             raise UserError(f"{self.folder}: {len(pending)} episodes are not encoded yet ({_short(pending)}); {FIX}")
         shape = self._shape(len(self.store.frame_step))
-        require_space(self.folder, int(np.prod(shape)) * 2)
         with StoreWriter(self.folder, FORMAT, VERSION) as writer:
-            moments = self._merge(writer.array("latents.npy", np.float16, shape))
-            mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
-            spec = dataclasses.replace(self.spec, mean=mean, std=std)
-            writer.commit({**self.plan, "encoder_spec": to_dict(spec), "num_frames": shape[1]})
-        shutil.rmtree(self.folder / PARTS)
+            if not self.finished:
+                require_space(self.folder, int(np.prod(shape)) * np.dtype(self.dtype).itemsize)
+                moments = self._merge(writer.array("latents.npy", self.dtype, shape))
+                mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
+                spec = dataclasses.replace(self.spec, mean=mean, std=std)
+                content = {**self.plan, "encoder_spec": to_dict(spec), "num_frames": shape[1]}
+                remember(self.folder, writer.commit(content))
+            # Also what a killed or a slower process left behind; one that still writes there notices that it is late.
+            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         return LatentStore(self.folder)
 
     def _merge(self, latents: np.ndarray) -> RunningMoments:
@@ -159,7 +194,7 @@ class LatentStore:
         source: hash of the training store the frames came from.
         backend: "torch" or "jax".
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
-        latents: float16 ``[views, frames, tokens, dim]``, a read-only memory map.
+        latents: float16, or float32 on request, ``[views, frames, tokens, dim]``, a read-only memory map.
 
     Raises:
         UserError: no store there, another version, a missing or truncated file.
@@ -173,7 +208,7 @@ class LatentStore:
         self.source: str = self.manifest["source"]
         self.backend: str = self.manifest["backend"]
         self.views: Int32[np.ndarray, "e v 2"] = np.array(self.manifest["views"], np.int32)
-        self.latents: Float16[np.ndarray, "v f tokens dim"] = open_array(self.folder, "latents.npy")
+        self.latents: Float[np.ndarray, "v f tokens dim"] = open_array(self.folder, "latents.npy")
 
     @functools.cached_property
     def hash(self) -> str:
@@ -207,3 +242,12 @@ class LatentStore:
 
         """
         verify_files(self.folder, self.manifest)
+
+    def verify_once(self) -> None:
+        """Recomputes the hashes that :func:`wmjax.data.verified.verify_once` cannot know to be right.
+
+        Raises:
+            UserError: names the file whose bytes changed.
+
+        """
+        verify_once(self.folder, self.manifest)

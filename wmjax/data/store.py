@@ -24,6 +24,7 @@ from wmjax.data.files import (
     require_space,
     verify_files,
 )
+from wmjax.data.verified import remember, verify_once
 from wmjax.errors import UserError
 from wmjax.specs import ActionSpec, ObservationSpec, from_dict, to_dict
 
@@ -112,7 +113,7 @@ def finalize(folder: Path, spec: ObservationSpec, tasks: Sequence[Task] | None =
     require_space(folder, sum(frames) * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
     with StoreWriter(folder, FORMAT, VERSION) as writer:
         _merge(writer, folder, spec, names, sum(lengths), sum(frames))
-        writer.commit(content)
+        remember(folder, writer.commit(content))
     return TrainingStore(folder)
 
 
@@ -241,3 +242,12 @@ class TrainingStore:
 
         """
         verify_files(self.folder, self.manifest)
+
+    def verify_once(self) -> None:
+        """Recomputes the hashes that :func:`wmjax.data.verified.verify_once` cannot know to be right.
+
+        Raises:
+            UserError: names the file whose bytes changed.
+
+        """
+        verify_once(self.folder, self.manifest)
