@@ -1,11 +1,12 @@
 """Latent export with a fake encoder: causality, clamping at episode starts, resuming, refusals."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wmjax.data.encode import encode_clips, encode_store, verify_latents, view_clips
+from wmjax.data.encode import encode_clips, encode_store, read_ahead, verify_latents, view_clips
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import shift_images
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
@@ -121,3 +122,54 @@ def test_verify_finds_another_encoder_and_refusals_are_clear(tmp_path: Path):
     with pytest.raises(UserError, match="sideview"):
         encode_store(store, tmp_path / "z2", side)
     assert not (tmp_path / "z2").exists()
+
+
+def test_views_with_one_shift_are_encoded_once_and_copied(tmp_path: Path):
+    store = make_store(tmp_path / "data", lengths=(13, 29))
+    once, many = FakeEncoder(), FakeEncoder()
+    single = encode_store(store, tmp_path / "one", once, views=1)
+    unshifted = encode_store(store, tmp_path / "z", many, views=3, max_shift=0)
+    assert many.seen == once.seen == 16  # 4 and 8 frames, padded to 8
+    for view in unshifted.latents:
+        np.testing.assert_array_equal(view, single.latents[0])
+    mixed, encoder = encode_store(store, tmp_path / "m", FakeEncoder(), views=12, max_shift=1), FakeEncoder()
+    for entry, shifts in zip(store.episodes, mixed.views, strict=True):
+        assert len({tuple(shift) for shift in shifts.tolist()}) < 12
+        span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+        for view, shift in enumerate(shifts):
+            expected = encoder(view_clips(store.frames[span, 0], tuple(shift), 4)).astype(np.float16)
+            np.testing.assert_array_equal(mixed.latents[view, span], expected)
+
+
+def test_the_next_episode_is_read_while_one_is_encoded_and_no_more():
+    begun = [threading.Event() for _ in range(4)]
+
+    def read(index: int) -> np.ndarray:
+        begun[index].set()
+        if index == 3:
+            raise UserError("damaged")
+        return np.full(1, index)
+
+    seen = []
+    with pytest.raises(UserError, match="damaged"):
+        for index, found in read_ahead(read, [0, 1, 2, 3]):
+            assert begun[index + 1].wait(60), "not read ahead"
+            assert not any(event.is_set() for event in begun[index + 2 :])
+            seen.append((index, int(found[0])))
+    assert seen == [(0, 0), (1, 1), (2, 2)]
+    assert list(read_ahead(read, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"views": 0}, "views is 0; set it to at least 1"),
+        ({"max_shift": -1}, "max-shift is -1; set it to at least 0"),
+        ({"batch": 0}, "batch is 0; set it to at least 1"),
+    ],
+)
+def test_numbers_without_sense_are_refused_before_anything_is_written(tmp_path: Path, numbers, message):
+    store = make_store(tmp_path / "data")
+    with pytest.raises(UserError, match=message):
+        encode_store(store, tmp_path / "z", FakeEncoder(), **numbers)
+    assert not (tmp_path / "z").exists()

@@ -4,15 +4,17 @@ The encoder is any callable from uint8 clips to latents; :mod:`wmjax.encode` bri
 ``encoders_export.vjepa`` the one in PyTorch. This module imports neither.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
-from wmjax.data.latents import Backend, LatentStore, LatentWriter
+from wmjax.data.latents import Backend, Dtype, LatentStore, LatentWriter
 from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
@@ -24,6 +26,8 @@ LATENT_BOUND = 5e-3
 
 The store's float16 alone costs up to 2^-11 of a value, 4e-3 of the RMS at eight times the RMS.
 """
+BATCH = 32
+"""Clips per call of the encoder by default."""
 ROUND = 8
 """Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
 
@@ -73,11 +77,16 @@ def encode_store(
     views: int = VIEWS,
     max_shift: int = MAX_SHIFT,
     seed: int = 0,
-    batch: int = 32,
+    batch: int = BATCH,
+    dtype: Dtype = "float16",
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> LatentStore | None:
     """Encodes what is missing and merges; may be killed and rerun at any moment.
+
+    A thread reads and shifts the next episode's frames while the encoder works. Views of an episode with the same
+    shift are encoded once. An episode's clips are batched by themselves, so that its latents do not depend on where
+    an earlier run was killed, nor on the shards.
 
     Args:
         store: the frames.
@@ -87,6 +96,7 @@ def encode_store(
         max_shift: largest shift of the other views, pixels of the store.
         seed: of the shifts.
         batch: clips per call of the encoder.
+        dtype: of the stored latents.
         shard: ``(i, n)``: this process encodes every n-th episode, from the i-th.
         progress: called with (episodes done, episodes in all).
 
@@ -94,19 +104,57 @@ def encode_store(
         The latent store, or None while other shards are still working.
 
     Raises:
-        UserError: camera not in the store, or a folder of something else.
+        UserError: numbers that make no sense, a camera not in the store, or a folder of something else.
 
     """
+    require_numbers(views=views, max_shift=max_shift, batch=batch)
     camera = _camera(store, encoder.spec)
-    writer = LatentWriter(
-        out, encoder.spec, store, draw_views(len(store.episodes), views, seed, max_shift), encoder.backend
-    )
+    shifts = draw_views(len(store.episodes), views, seed, max_shift)
+    writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
-    for done, index in enumerate(mine):
-        writer.write(index, _episode_latents(store, index, camera, writer.views[index], encoder, batch))
-        if progress:
-            progress(done + 1, len(mine))
+
+    def read(index: int) -> UInt8[np.ndarray, "n time height width 3"]:
+        return _episode_clips(store, index, camera, _distinct(shifts[index]), encoder.spec.clip_length)
+
+    with contextlib.closing(read_ahead(read, mine)) as episodes:
+        for done, (index, clips) in enumerate(episodes):
+            distinct = _distinct(shifts[index])
+            latents = encode_clips(encoder, clips, batch)
+            latents = latents.reshape(len(distinct), -1, *latents.shape[1:])
+            writer.write(index, latents[[distinct.index(view) for view in map(tuple, shifts[index].tolist())]])
+            if progress:
+                progress(done + 1, len(mine))
     return None if writer.pending() else writer.finish()
+
+
+def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
+    """Refuses numbers that cannot be honoured.
+
+    Raises:
+        UserError: names the argument, its value and the least that it may be.
+
+    """
+    for name, value, least in (("views", views, 1), ("max-shift", max_shift, 0), ("batch", batch, 1)):
+        if value < least:
+            raise UserError(f"{name} is {value}; set it to at least {least}")
+
+
+def read_ahead(read: Callable[[int], np.ndarray], indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each index and what ``read`` makes of it, the next being read by a thread meanwhile; two are in memory."""
+    if not indices:
+        return
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        coming = reader.submit(read, indices[0])
+        for index, following in itertools.zip_longest(indices, indices[1:]):
+            found = coming.result()
+            if following is not None:
+                coming = reader.submit(read, following)
+            yield index, found
+
+
+def _distinct(views: Int32[np.ndarray, "views 2"]) -> list[tuple[int, ...]]:
+    """The different shifts of an episode's views, in the order in which they first appear."""
+    return list(dict.fromkeys(map(tuple, views.tolist())))
 
 
 def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
@@ -116,15 +164,13 @@ def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
     return store.spec.cameras.index(spec.camera)
 
 
-def _episode_latents(
-    store: TrainingStore, index: int, camera: int, views: np.ndarray, encoder: Encoder, batch: int
-) -> Float32[np.ndarray, "views frames tokens dim"]:
-    """All views of one episode."""
+def _episode_clips(
+    store: TrainingStore, index: int, camera: int, shifts: list[tuple[int, ...]], length: int
+) -> UInt8[np.ndarray, "n time height width 3"]:
+    """The clips of one episode, shift by shift."""
     entry = store.episodes[index]
     frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
-    clips = np.concatenate([view_clips(frames, tuple(view), encoder.spec.clip_length) for view in views])
-    latents = encode_clips(encoder, clips, batch)
-    return latents.reshape(len(views), len(frames), *latents.shape[1:])
+    return np.concatenate([view_clips(frames, (dy, dx), length) for dy, dx in shifts])
 
 
 def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:
@@ -138,11 +184,10 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder,
 
     """
     latents.check(store)
-    require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("mean", "std"))
+    # A folder and a hub id may hold the same weights: their hash decides, not the name.
+    require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("name", "mean", "std"))
     worst = 0.0
-    chosen = list(_sample_clips(store, latents, encoder.spec, samples))
-    encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), samples)
-    for (index, view, frame, _), found in zip(chosen, encoded, strict=True):
+    for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
         stored = latents.latents[view, frame].astype(np.float32)
         difference = float(np.abs(stored - found).max() / np.sqrt((stored**2).mean()))
         worst = max(worst, difference)
@@ -152,6 +197,17 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder,
                 f"of the RMS from the encoder's (bound {LATENT_BOUND:g}); delete the store and encode again"
             )
     return worst
+
+
+def _encode_sample(
+    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int
+) -> Iterator[tuple[int, int, int, Float32[np.ndarray, "tokens dim"]]]:
+    """Random (episode, view, frame, latent), a batch of clips in memory at a time."""
+    clips = _sample_clips(store, latents, encoder.spec, samples)
+    while chosen := list(itertools.islice(clips, BATCH)):
+        encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), BATCH)
+        for (index, view, frame, _), latent in zip(chosen, encoded, strict=True):
+            yield index, view, frame, latent
 
 
 def _sample_clips(
@@ -164,9 +220,3 @@ def _sample_clips(
         steps = clip_indices(frame, store.episodes[index]["frame_start"], spec.clip_length)
         clip = shift_images(np.array(store.frames[steps, camera]), *map(int, latents.views[index, view]))
         yield index, view, int(frame), clip
-
-
-def spec_with_statistics(latents: LatentStore, encoder: Encoder) -> EncoderSpec:
-    """The encoder's spec completed by the store's statistics; refuses a store of another encoder."""
-    require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("mean", "std"))
-    return dataclasses.replace(encoder.spec, mean=latents.spec.mean, std=latents.spec.std)
