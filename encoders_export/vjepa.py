@@ -1,6 +1,6 @@
 """Latent export with PyTorch: any Hugging Face V-JEPA 2 checkpoint, z(t) of every frame into a latent store.
 
-python -m encoders_export.vjepa --data STORE --model mini|FOLDER|HUB_ID --out LATENTS
+python -m encoders_export.vjepa --data STORE --model mini|vitl|vitg|HUB_ID|FOLDER --out LATENTS
 """
 
 import argparse
@@ -59,7 +59,7 @@ def load_model(folder: Path) -> Any:
     """The checkpoint's model in float32, in evaluation mode; the predictor may be absent (it is not used).
 
     Raises:
-        UserError: encoder weights are missing.
+        UserError: encoder weights are missing, damaged, or of other shapes than the config's.
 
     """
     level, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
@@ -67,6 +67,9 @@ def load_model(folder: Path) -> Any:
     transformers.logging.disable_progress_bar()
     try:
         loaded: Any = transformers.VJEPA2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # safetensors, torch and transformers raise half a dozen kinds for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: PyTorch cannot load this checkpoint ({reason}); copy it again") from error
     finally:
         transformers.logging.set_verbosity(level)
         if bar:

@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from wmjax.data.encode import encode_store, verify_latents
-from wmjax.data.latents import Backend
+from wmjax.data.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
+from wmjax.data.latents import Backend, Dtype, LatentStore
 from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -56,13 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that both export commands share."""
     parser.add_argument("--data", type=Path, required=True, help="training store")
     parser.add_argument("--out", type=Path, required=True, help="latent store to write")
-    parser.add_argument("--model", default="mini", help="mini, a Hugging Face checkpoint folder, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="mini, vitl, vitg, a hub id, or a Hugging Face checkpoint folder"
+    )
     parser.add_argument("--views", type=int, default=VIEWS, help="shifted copies per episode, the first unshifted")
     parser.add_argument("--max-shift", type=int, default=MAX_SHIFT, help="largest shift of the other views, pixels")
-    parser.add_argument("--grid", type=int, default=4, help="pooling grid; 0 keeps every token")
+    parser.add_argument("--grid", default="4", help="pooling grid, such as 4 or 8; none keeps every token")
     parser.add_argument("--clip", type=int, default=4, help="frames per clip")
     parser.add_argument("--camera", default="agentview")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=BATCH, help="clips per call of the encoder")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="of the stored latents")
+    parser.add_argument(
+        "--verify",
+        type=int,
+        metavar="N",
+        help="encode nothing: check the hashes of the store at --out and re-encode N random latents of it with --model",
+    )
     parser.add_argument(
         "--shard",
         help="i/n: encode every n-th episode, from the i-th; under srun or jax.distributed each process takes its own",
@@ -71,9 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
     """Encodes and verifies, for either backend; ``make(model, grid, clip, camera)`` builds the encoder."""
-    shard = parse_shard(options.shard)
+    if options.verify is not None:
+        verify(options, make)
+        return
+    shard, grid = parse_shard(options.shard), parse_grid(options.grid)
+    require_numbers(views=options.views, max_shift=options.max_shift, batch=options.batch)
     store = TrainingStore(options.data)
-    encoder = make(options.model, options.grid, options.clip, options.camera)
+    encoder = make(options.model, grid, options.clip, options.camera)
     shown = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -87,6 +100,7 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
         views=options.views,
         max_shift=options.max_shift,
         batch=options.batch,
+        dtype=options.dtype,
         shard=shard,
         progress=progress,
     )
@@ -95,6 +109,58 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
         return
     worst = verify_latents(store, latents, encoder)
     print(f"{options.out}: latents {latents.latents.shape}, backend {latents.backend}, verified (largest {worst:.1e})")
+    print(f"train on them: python -m wmjax.train --data.path {options.data} {_settings(options, latents)}")
+
+
+def verify(options: argparse.Namespace, make: Callable[..., Any]) -> None:
+    """Checks an existing store: hashes, then a random sample against the encoder, which may be of the other backend.
+
+    Raises:
+        UserError: bytes that changed, another encoder or source, or a latent that differs; the status is then 2.
+
+    """
+    if options.verify < 1:
+        raise UserError(f"verify is {options.verify}; set it to at least 1")
+    store, latents = TrainingStore(options.data), LatentStore(options.out)
+    latents.check(store)
+    store.verify()
+    latents.verify()
+    spec = latents.spec
+    encoder = make(options.model, spec.pooling_grid, spec.clip_length, spec.camera)
+    worst = verify_latents(store, latents, encoder, options.verify)
+    print(
+        f"{options.out}: all hashes are right; of {options.verify} random latents encoded again, the largest "
+        f"difference is {worst:.1e} of the RMS (bound {LATENT_BOUND:g})"
+    )
+
+
+def parse_grid(text: str) -> int:
+    """A pooling grid from the command line; 0 for ``none``.
+
+    Raises:
+        UserError: neither ``none`` nor a number that a grid can have.
+
+    """
+    if text == "none":
+        return 0
+    if not text.isdecimal():
+        raise UserError(f"grid is {text!r}; give a number that divides the encoder's grid, such as 4, or none")
+    return int(text)
+
+
+def _settings(options: argparse.Namespace, latents: LatentStore) -> str:
+    """The settings with which the train command takes this store."""
+    spec, default = latents.spec, EncoderSpec()
+    settings = (
+        ("path", options.out, ""),
+        ("model", options.model, "mini"),
+        ("views", options.views, VIEWS),
+        ("max_shift", options.max_shift, MAX_SHIFT),
+        ("pooling_grid", spec.pooling_grid, default.pooling_grid),
+        ("clip_length", spec.clip_length, default.clip_length),
+        ("camera", spec.camera, default.camera),
+    )
+    return " ".join(f"--encoder.{name} {value}" for name, value, usual in settings if value != usual)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,7 @@
 """The real PyTorch export on a tiny store, against the Flax one; both frameworks stay apart."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 
 from wmjax.data.encode import LATENT_BOUND, verify_latents, view_clips
+from wmjax.data.files import hash_file
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
 from wmjax.encode import JaxEncoder
 from wmjax.encode import main as jax_main
+from wmjax.models.vjepa2.files import MINI_FOLDER, encoder_spec
 from wmjax.specs import ObservationSpec
 
 torch = pytest.importorskip("torch")
@@ -96,15 +100,99 @@ def test_resized_frames_are_preprocessed_alike():
     assert (difference > 1e-5).mean() < 1e-3 and difference.max() < 0.0176
 
 
-def test_commands_refuse_in_one_line(store: TrainingStore, tmp_path: Path, capsys):
-    for main in (torch_main, jax_main):
-        bad = ["--data", str(store.folder), "--out", str(tmp_path / "z")]
-        assert main([*bad, "--grid", "3"]) == 2
-        assert main([*bad, "--shard", "2/2"]) == 2
-        assert main([*bad, "--camera", "sky"]) == 2
-        error = capsys.readouterr().err.strip().splitlines()
-        assert len(error) == 3 and "grid 3" in error[0] and "shard" in error[1] and "sky" in error[2]
+MAINS = {"torch": torch_main, "jax": jax_main}
+
+
+@pytest.mark.parametrize("backend", MAINS)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--grid", "3", "grid 3 does not divide"),
+        ("--grid", "-1", "grid is '-1'; give a number"),
+        ("--grid", "all", "grid is 'all'; give a number"),
+        ("--shard", "2/2", "shard '2/2' is not i/n"),
+        ("--camera", "sky", "camera 'sky' is not in"),
+        ("--views", "0", "views is 0; set it to at least 1"),
+        ("--max-shift", "-1", "max-shift is -1; set it to at least 0"),
+        ("--batch", "0", "batch is 0; set it to at least 1"),
+        ("--clip", "0", "clip length 0 is not a multiple"),
+        ("--clip", "-2", "clip length -2 is not a multiple"),
+        ("--verify", "0", "verify is 0; set it to at least 1"),
+        ("--verify", "3", "no wmjax latent store there"),
+    ],
+)
+def test_commands_refuse_in_one_line(store: TrainingStore, tmp_path: Path, capsys, backend, option, value, message):
+    assert MAINS[backend](["--data", str(store.folder), "--out", str(tmp_path / "z"), option, value]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ") and message in error
     assert not (tmp_path / "z").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("backend", MAINS)
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("config.json", lambda path: path.write_text("{"), "config.json: not valid JSON"),
+        ("config.json", lambda path: path.write_bytes(b"\xff\xfe"), "config.json: not valid JSON"),
+        ("config.json", lambda path: path.write_text("[1]"), "config.json: not a JSON object"),
+        (
+            "config.json",
+            lambda path: path.write_text('{"hidden_size": "a"}'),
+            "hidden_size is 'a', expected a positive",
+        ),
+        ("config.json", lambda path: path.write_text('{"patch_size": 0}'), "patch_size is 0, expected a positive int"),
+        ("model.safetensors", cut, "copy it again"),
+        ("model.safetensors", lambda path: path.write_bytes(b"weights"), "copy it again"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(store, tmp_path, capsys, backend, file, damage, message):
+    shutil.copytree(MINI_FOLDER, tmp_path / "model")
+    damage(tmp_path / "model" / file)
+    line = ["--data", str(store.folder), "--out", str(tmp_path / "z"), "--model", str(tmp_path / "model")]
+    assert MAINS[backend](line) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: {tmp_path / 'model'}") and message in error
+
+
+def test_an_existing_store_is_verified_and_a_changed_one_fails(store, stores, tmp_path, capsys):
+    folder = shutil.copytree(stores["torch"].folder, tmp_path / "z")
+    line = ["--data", str(store.folder), "--out", str(folder), "--verify", "40"]
+    for main in MAINS.values():
+        assert main(line) == 0
+        assert "all hashes are right; of 40 random latents" in capsys.readouterr().out
+    changed = np.load(folder / "latents.npy")
+    changed *= np.float16(1.02)
+    np.save(folder / "latents.npy", changed)
+    assert torch_main(line) == 2 and "latents.npy: sha256 is" in capsys.readouterr().err
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["latents.npy"]["sha256"] = hash_file(folder / "latents.npy")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert torch_main(line) == 2 and "of the RMS from the encoder's" in capsys.readouterr().err
+
+
+def test_every_token_can_be_kept_in_float32(store, stores, tmp_path, capsys):
+    line = ["--data", str(store.folder), "--out", str(tmp_path / "z"), "--grid", "none", "--dtype", "float32"]
+    assert torch_main([*line, "--views", "1"]) == 0
+    printed, whole = capsys.readouterr().out, LatentStore(tmp_path / "z")
+    settings = f"--encoder.path {tmp_path / 'z'} --encoder.views 1 --encoder.pooling_grid 8"
+    assert settings in printed
+    assert whole.latents.shape == (1, 6, 64, 192) and whole.latents.dtype == np.float32
+    pooled = whole.latents[0].reshape(6, 4, 2, 4, 2, 192).mean((2, 4)).reshape(6, 16, 192)
+    stored = stores["torch"].latents[0].astype(np.float32)
+    assert np.abs(pooled - stored).max() / np.sqrt((stored**2).mean()) < LATENT_BOUND
+
+
+@pytest.mark.parametrize("name", ["vitl", "vitg"])
+def test_short_names_are_published_encoders(monkeypatch, name):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub, **_: asked.append(hub) or str(MINI_FOLDER))
+    spec = encoder_spec(name)
+    assert asked == [spec.name] == [f"facebook/vjepa2-{name}-fpc64-256"]
+    assert spec == encoder_spec(spec.name)
 
 
 def test_the_frameworks_do_not_import_each_other():

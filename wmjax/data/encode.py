@@ -6,7 +6,7 @@ The encoder is any callable from uint8 clips to latents; :mod:`wmjax.encode` bri
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -139,7 +139,9 @@ def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
             raise UserError(f"{name} is {value}; set it to at least {least}")
 
 
-def read_ahead(read: Callable[[int], np.ndarray], indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def read_ahead(
+    read: Callable[[int], np.ndarray], indices: Sequence[int]
+) -> Generator[tuple[int, np.ndarray], None, None]:
     """Each index and what ``read`` makes of it, the next being read by a thread meanwhile; two are in memory."""
     if not indices:
         return

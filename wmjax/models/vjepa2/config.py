@@ -106,6 +106,7 @@ _HF_NAMES = {
     "mlp_ratio": "mlp_ratio",
     "layer_norm_eps": "layer_norm_eps",
 }
+_FRACTIONS = ("mlp_ratio", "layer_norm_eps")
 _REQUIRED = {"model_type": "vjepa2", "hidden_act": "gelu", "qkv_bias": True}
 
 
@@ -116,13 +117,19 @@ def from_hf_config(values: Mapping[str, Any], where: str = "config.json") -> VJE
     (the mini encoder sees its 112 px frames unscaled).
 
     Raises:
-        UserError: another architecture, activation or bias setting than the encoder here implements.
+        UserError: another architecture, activation or bias setting than the encoder here implements, or a size that
+            is none.
 
     """
     for key, needed in _REQUIRED.items():
         if values.get(key, needed) != needed:
             raise UserError(f"{where}: {key} is {values[key]!r}, only {needed!r} is supported")
-    known: dict[str, Any] = {ours: values[theirs] for theirs, ours in _HF_NAMES.items() if theirs in values}
+    names = {theirs: ours for theirs, ours in _HF_NAMES.items() if theirs in values}
+    for theirs in (*names, *({"resize"} & values.keys())):
+        kind, value = (float if theirs in _FRACTIONS else int), values[theirs]
+        if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
+            raise UserError(f"{where}: {theirs} is {value!r}, expected a positive {kind.__name__}; copy the file again")
+    known: dict[str, Any] = {ours: values[theirs] for theirs, ours in names.items()}
     size = known.get("image_size", VJEPA2Config.image_size)
     known["resize"] = int(values.get("resize", size * 256 / 224))
     return VJEPA2Config(**known)

@@ -3,11 +3,14 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.config import VJEPA2Config, from_hf_config
 from wmjax.specs import EncoderSpec
 
+PUBLISHED = {"vitl": "facebook/vjepa2-vitl-fpc64-256", "vitg": "facebook/vjepa2-vitg-fpc64-256"}
+"""Short names of published encoders, those of their presets, and their hub ids."""
 MINI_FOLDER = Path(__file__).parent / "mini"
 """The pre-trained mini encoder that ships with wmjax (float16 on disk, float32 in use)."""
 
@@ -27,23 +30,37 @@ def read_config(folder: Path) -> VJEPA2Config:
     """The config of a checkpoint folder.
 
     Raises:
-        UserError: missing files or an unsupported architecture.
+        UserError: missing or damaged files, or an unsupported architecture.
 
     """
+    return from_hf_config(_read_json(folder), str(folder / "config.json"))
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint folder's ``config.json``."""
     weight_files(folder)
-    return from_hf_config(json.loads((folder / "config.json").read_text()), str(folder / "config.json"))
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object; copy the checkpoint again")
+    return values
 
 
 def weights_hash(folder: Path) -> str:
     """The first 16 hex digits of the SHA-256 over the checkpoint's weight files: the encoder's identity."""
     digest = hashlib.sha256()
     for file in weight_files(folder):
-        digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()[:16]
 
 
 def resolve_folder(name: str) -> Path:
-    """The folder of an encoder: ``mini`` (shipped), an existing folder, or a Hugging Face hub id.
+    """The folder of an encoder: ``mini`` (shipped), ``vitl``, ``vitg``, an existing folder, or a Hugging Face hub id.
 
     Raises:
         UserError: no such folder and the hub cannot deliver it.
@@ -51,6 +68,7 @@ def resolve_folder(name: str) -> Path:
     """
     if name == "mini":
         return MINI_FOLDER
+    name = PUBLISHED.get(name, name)
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -68,7 +86,7 @@ def encoder_spec(name: str, grid: int = 4, clip_length: int = 4, camera: str = "
     """The spec of latents made with an encoder: identity from its weight files, statistics still empty.
 
     Args:
-        name: ``mini``, a folder, or a hub id.
+        name: ``mini``, ``vitl``, ``vitg``, a folder, or a hub id.
         grid: pooling grid; 0 keeps every token (recorded as the encoder's own grid).
         clip_length: frames per clip.
         camera: the camera whose frames are encoded.
@@ -77,13 +95,14 @@ def encoder_spec(name: str, grid: int = 4, clip_length: int = 4, camera: str = "
         UserError: unknown encoder, or a clip or grid that does not fit it.
 
     """
+    name = PUBLISHED.get(name, name)
     folder = resolve_folder(name)
     config = read_config(folder)
-    if clip_length % config.tubelet_size:
+    if clip_length < 1 or clip_length % config.tubelet_size:
         raise UserError(f"clip length {clip_length} is not a multiple of the encoder's tubelet {config.tubelet_size}")
-    if grid and config.grid_size % grid:
+    if grid < 0 or (grid and config.grid_size % grid):
         raise UserError(f"pooling grid {grid} does not divide the encoder's {config.grid_size}x{config.grid_size}")
-    revision = json.loads((folder / "config.json").read_text()).get("wmjax_revision", "published")
+    revision = _read_json(folder).get("wmjax_revision", "published")
     return EncoderSpec(
         name=folder.name if Path(name).is_dir() else name,
         revision=str(revision),
