@@ -50,7 +50,9 @@ class DataConfig:
 class EncoderConfig:
     """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
 
-    The wrist camera, which has no latents, is shifted as far.
+    The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
+    wrote; empty, the latents are encoded once into the cache, by ``backend``. Only the images of the first camera are
+    shifted as its latents are, so that latents of another ``camera`` need ``max_shift`` 0.
     """
 
     model: str = "mini"
@@ -59,6 +61,19 @@ class EncoderConfig:
     max_shift: int = MAX_SHIFT
     clip_length: int = 4
     pooling_grid: int = 4
+    path: str = ""
+    camera: str = "agentview"
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be honoured, before anything is recorded.
+
+        Raises:
+            UserError: names the setting, its value and the least that it may be.
+
+        """
+        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1), ("pooling_grid", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)

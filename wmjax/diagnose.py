@@ -139,7 +139,7 @@ def find_latents(
     from wmjax.train import encode
 
     config, then = experiment.encoder, from_dict(EncoderSpec, saved, "the checkpoint")
-    now = encoder_spec(config.model, config.pooling_grid, config.clip_length)
+    now = encoder_spec(config.model, config.pooling_grid, config.clip_length, config.camera)
     require_equal(now, then, f"encoder {config.model!r}", "the checkpoint", ignore=("mean", "std"))
     return encode(experiment, store)
 

@@ -55,6 +55,7 @@ def _main(arguments: list[str]) -> int:
     from wmjax import logs
     from wmjax.cache import cache_root, keep_compiled_programs
     from wmjax.config import load, to_dict
+    from wmjax.latents import latent_spec
 
     keep_compiled_programs()
 
@@ -74,6 +75,7 @@ def _main(arguments: list[str]) -> int:
         distributed.alone(lambda: print(text))
         return 0
     backbone = distributed.first(lambda: starting_backbone(experiment))
+    distributed.first(lambda: latent_spec(experiment.encoder, experiment.data))
     identities = {"data_identity": experiment.data.identity(), "backbone_hash": backbone[1]}
     values = {**to_dict(experiment), **identities}
     distributed.alone(lambda: _save_config(run, values))
@@ -93,12 +95,13 @@ def _main(arguments: list[str]) -> int:
 
 def _save_config(run: Path, values: dict[str, Any]) -> None:
     """Writes ``config.json``, or refuses a folder that holds another experiment."""
-    from wmjax.config import dotted
+    from wmjax.config import Experiment, dotted, to_dict
     from wmjax.errors import UserError
 
     path = run / "config.json"
     if path.is_file():
         old, new = dotted(json.loads(path.read_text())), dotted(values)
+        old = {**dotted(to_dict(Experiment("", "", ""))), **old}  # settings that are younger than the run
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in RESUMABLE]
         if changed:
             key = changed[0]
@@ -150,18 +153,28 @@ def demonstrations(experiment: "Experiment") -> "TrainingStore":
 
 
 def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
-    """The latent store of a training store and an encoder, made once.
+    """The latent store of a training store and an encoder: a given one, or made here once.
 
     Arms without world memory use its table of image shifts too, so that all arms train on the same pixels.
+
+    Raises:
+        UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
+
     """
     from wmjax.cache import cache_root
     from wmjax.data.encode import encode_store
     from wmjax.data.latents import LatentStore
-    from wmjax.models.vjepa2 import encoder_spec
+    from wmjax.latents import latent_spec, open_latents, require_camera
     from wmjax.specs import spec_hash
 
-    config = experiment.encoder
-    spec = encoder_spec(config.model, config.pooling_grid, config.clip_length)
+    config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)
+    require_camera(config, store.spec.cameras)
+    store.verify_once()
+    if config.path:
+        latents = open_latents(Path(config.path), spec, config.views, config.max_shift)
+        latents.check(store)
+        latents.verify_once()
+        return latents
     name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
     folder = cache_root() / "latents" / name
     if not (folder / "manifest.json").is_file():
@@ -170,6 +183,7 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
         encode_store(store, folder, encoder, views=config.views, max_shift=config.max_shift, progress=progress)
     latents = LatentStore(folder)
     latents.check(store)
+    latents.verify_once()
     return latents
 
 
@@ -182,7 +196,7 @@ def make_encoder(config: "EncoderConfig") -> "Encoder":
     """
     from wmjax.errors import UserError
 
-    arguments = (config.model, config.pooling_grid, config.clip_length)
+    arguments = (config.model, config.pooling_grid, config.clip_length, config.camera)
     if config.backend == "jax":
         from wmjax.encode import JaxEncoder
 
