@@ -19,7 +19,7 @@ from wmjax.data.store import TrainingStore
 
 ROOT = Path(__file__).parents[2]
 FILES, MAY_BE = {"latents.npy", "manifest.json"}, {".lock", ".verified.json"}
-"""A dead process's lock is free, and what it could not write down as verified is hashed once more."""
+"""The lock of a dead process is free, and what it could not write down as verified is hashed once more."""
 DEADLINE = 300
 """Seconds; a guard, not a measure."""
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -120,6 +121,16 @@ def test_interrupted_finalize_keeps_the_old_store(tmp_path, monkeypatch, victim)
     assert kept.hash == old.hash and not list(tmp_path.glob(".staging*"))
     merged = finalize(tmp_path, old.spec)
     assert len(merged.episodes) == 3
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    write_part(tmp_path, "a", episode(), SPEC)
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"its file system has no locks \(No locks available\); write to another"):
+        finalize(tmp_path, SPEC)
 
 
 def test_first_finalize_interrupted_at_the_manifest_is_no_store(tmp_path, monkeypatch):

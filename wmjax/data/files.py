@@ -21,10 +21,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from wmjax.data.locks import exclusive
 from wmjax.errors import UserError
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 CHUNK_BYTES = 1 << 22
 
 
@@ -74,9 +73,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Lets one process at a time into the block; the others wait. What a killed process held is free again."""
+    """Lets one process at a time into the block; the others wait. What a killed process held is free again.
+
+    Raises:
+        UserError: the file system has no locks.
+
+    """
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            raise UserError(
+                f"{lock.parent}: its file system has no locks ({error.strerror}); write to another and copy it then"
+            ) from error
         yield
 
 
@@ -177,7 +188,8 @@ class StoreWriter:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as held:
             held.enter_context(disk_errors(self.folder))
-            held.enter_context(exclusive(self.folder))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_one(self.folder / LOCK))
             # Whoever wrote there is dead: it held the lock.
             for stale in self.folder.glob(".staging-*"):
                 shutil.rmtree(stale)

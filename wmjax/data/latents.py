@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from wmjax.data.files import (
+    LOCK,
     MANIFEST,
     StoreWriter,
     claim_plan,
     disk_errors,
     hash_json,
+    only_one,
     open_array,
     read_manifest,
     read_npz,
@@ -28,7 +30,6 @@ from wmjax.data.files import (
     verify_files,
     write_npz,
 )
-from wmjax.data.locks import exclusive
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
 from wmjax.data.verified import remember, verify_once
@@ -90,11 +91,13 @@ class LatentWriter:
         if self.finished:
             self._require_same()
             return
-        with disk_errors(self.folder), exclusive(self.folder):
-            if self.finished:  # by another process, meanwhile
-                self._require_same()
-            else:
-                claim_plan(self.folder / PARTS / PLAN, self.plan, "latents", DEFAULTS)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with only_one(self.folder / LOCK):
+                if self.finished:  # by another process, meanwhile
+                    self._require_same()
+                else:
+                    claim_plan(self.folder / PARTS / PLAN, self.plan, "latents", DEFAULTS)
 
     def _require_same(self) -> None:
         """Refuses a finished store of another plan."""
