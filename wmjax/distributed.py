@@ -83,7 +83,7 @@ def connect(mesh: "Mesh") -> None:
         wait()
         multihost_utils.sync_global_devices("wmjax")
         everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        ones = jax.make_array_from_callback((mesh.size,), everywhere, np.ones(mesh.size).__getitem__)
+        ones = jax.make_array_from_callback((mesh.size,), everywhere, np.ones(mesh.size, np.float32).__getitem__)
         jax.block_until_ready(jax.jit(lambda x: x.sum())(ones))
 
 
