@@ -133,7 +133,8 @@ def _object_scores(
     for name, (rows, _) in objects.items():
         if len(np.unique(groups[rows][train[rows]])) >= 4 and not train[rows].all():
             together.setdefault(rows.tobytes(), []).append(name)
-    scores, weights = {}, []
+    scores: dict[str, float] = {}
+    weights: list[float] = []
     for names in together.values():
         rows = objects[names[0]][0]
         fit, places = train[rows], {f"xy {name}": objects[name][1] for name in names}
