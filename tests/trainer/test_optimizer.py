@@ -18,18 +18,13 @@ def injection(rngs: nnx.Rngs) -> GatedCrossAttention:
     return GatedCrossAttention(config, hidden_dim=6, latent_dim=4, frames=2, tokens=3, rngs=rngs)
 
 
-def updates(module: nnx.Module, gradient: float) -> dict:
+@jax.jit
+def updates(params: nnx.State, gradient: float) -> nnx.State:
     """The second update (the first has rate 0, for the warm-up) under a constant gradient."""
-    params = nnx.state(module, nnx.Param)
     optimizer = make_optimizer(CONFIG, 100)
     gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
-
-    @jax.jit
-    def second(params: nnx.State) -> nnx.State:
-        _, state = optimizer.update(gradients, optimizer.init(params), params)
-        return optimizer.update(gradients, state, params)[0]
-
-    return nnx.as_pure(second(params))
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    return optimizer.update(gradients, state, params)[0]
 
 
 @pytest.mark.parametrize("stacked", [0, 2])
@@ -39,11 +34,12 @@ def test_gates_have_their_own_rate_and_no_weight_decay(stacked: int) -> None:
         bias[...] = jnp.full(bias.shape, 0.5)
     rate, kernel = float(learning_rate(CONFIG, 100)(1)), np.asarray(module.attention.query.kernel[...])
     assert rate == pytest.approx(1e-2)
-    idle = updates(module, 0.0)
+    params = nnx.state(module, nnx.Param)
+    idle, pushed = (nnx.as_pure(updates(params, gradient)) for gradient in (0.0, 1.0))
     for name, update in (("gate", idle["gate"]), ("bias", idle["attention"]["query"]["bias"]),
                          ("norm", idle["hidden_norm"]["scale"])):  # fmt: skip
         np.testing.assert_array_equal(update, 0.0, err_msg=name)
     np.testing.assert_allclose(idle["attention"]["query"]["kernel"], -rate * 0.1 * kernel, rtol=1e-5)
-    pushed = updates(module, 1.0)  # Adam's step under a constant gradient is its sign
+    # Adam's step under a constant gradient is its sign.
     np.testing.assert_allclose(pushed["attention"]["query"]["bias"], -rate, rtol=1e-4)
     np.testing.assert_allclose(pushed["gate"], -7.0 * rate, rtol=1e-4)
