@@ -115,7 +115,7 @@ def _policy_actor(run: Path) -> Actor:
 class Guided:
     """Asks a policy for what that costs, and acts as recorded."""
 
-    name, needs_frames, inside, future_frames = "guided", True, False, 0
+    name, needs_frames, inside, future_frames, corruption = "guided", True, False, 0, "none"
 
     def __init__(self, replay: Replay, policy: Actor | None) -> None:
         self._replay, self._policy = replay, policy

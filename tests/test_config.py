@@ -1,5 +1,6 @@
 """Experiments from files and the command line: precedence, ownership, errors that name the key."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from wmjax.config import from_dict, load, owner, read_axis, to_dict
 from wmjax.errors import UserError
 from wmjax.models.world import ARMS
 from wmjax.resources import resource_folder
+from wmjax.train import _save_config
 from wmjax.typed import parse_overrides
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
@@ -87,6 +89,29 @@ def test_a_dataset_may_name_the_protocol_of_its_suite() -> None:
     assert load("e0_mse", "3b", "libero").evaluation.protocol == "libero_spatial"
     chosen = load("e0_mse", "mini", "object", {"evaluation": {"protocol": "libero_object"}})
     assert chosen.evaluation.protocol == "libero_object"
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_and_no_other_does(tmp_path: Path) -> None:
+    values = to_dict(load("e2_flow"))
+    _save_config(tmp_path, values)
+    earlier = json.loads((tmp_path / "config.json").read_text())
+    del earlier["model"]["prophet"]["condition"], earlier["model"]["injection"]["layers"]
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    changed = to_dict(load("e2_flow", overrides={"model": {"injection": {"layers": [1]}}}))
+    with pytest.raises(UserError, match=r"was started with model.injection.layers = \[\], now it is \[1\]"):
+        _save_config(tmp_path, changed)
+    _save_config(tmp_path, values)
+    assert json.loads((tmp_path / "config.json").read_text()) == values
+
+
+def test_arms_differ_in_nothing_that_would_confound_them() -> None:
+    """Gradients of the action loss into the Prophet and dropout of the memory are the same wherever there is one."""
+    for scale in ("mini", "smoke", "3b", "7b"):
+        arms = [load(name, scale).model for name in RECIPES if not name.startswith("seed")]
+        assert {model.memory.action_gradient for model in arms} == {True}
+        assert {model.memory.dropout for model in arms if model.memory.inject} == {0.1}
+        assert len({(model.injection, model.prophet, model.world, model.backbone) for model in arms}) == 1
+    assert load("seed_e2_mse").model.memory.action_gradient is True
 
 
 @pytest.mark.parametrize("name", RECIPES)

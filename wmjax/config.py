@@ -124,6 +124,7 @@ RECIPE_SETTINGS = (
     "model.prophet.history",
     "model.prophet.future",
     "model.prophet.tokens",
+    "model.prophet.condition",
     "train.normalisation",
 )
 """What a recipe may set: the memory (what is predicted from what, of which shape), the head, and what the policy sees

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import Summary
 from wmjax.shards import WHOLE, Shard, parse_shard
+
+if TYPE_CHECKING:
+    from wmjax.data.donors import Donors
+    from wmjax.policy import Policy
 
 __all__ = ["evaluate", "evaluate_checkpoint", "main"]
 
@@ -49,6 +53,7 @@ CHANGES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "target-velocity": ("target_velocity", float, "speed at which the goal's target drifts, m/s, such as 0.04"),
     "camera-dropout": ("camera_dropout", float, "probability that a camera is black at a decision, such as 0.5"),
     "oracle": ("oracle", float, "share of the prediction in the memory, 0..1; the rest is the expert's true future"),
+    "corruption": ("corruption", str, "what replaces the world memory: none, zero, noise, shuffled or closed"),
     "max-steps": ("max_steps", int, "step limit, control steps"),
     "seed": ("seed", int, "seed of the policy's noise"),
 }
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
     parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
     parser.add_argument("--out", type=Path, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument("--data", type=Path, help="training store to replay")
+    parser.add_argument("--data", type=Path, help="training store to replay, or of the run, for shuffled")
     return parser
 
 
@@ -98,6 +103,7 @@ def _run(options: argparse.Namespace) -> int:
             videos=options.videos,
             batch_size=options.batch,
             shard=shard,
+            data=options.data,
         )
     else:
         out = options.out or _folder(Path("runs") / options.policy, protocol, changes)
@@ -119,11 +125,15 @@ def evaluate_checkpoint(
     videos: int = 2,
     batch_size: int = 1,
     shard: Shard = WHOLE,
+    data: Path | None = None,
 ) -> Summary:
     """Evaluates a run's newest checkpoint, or one checkpoint's folder.
 
+    ``data`` is the run's training store for the corruption ``shuffled``, if it is not in the cache.
+
     Raises:
-        UserError: no complete checkpoint there, or see :func:`wmjax.rollout.evaluation.evaluate`.
+        UserError: no complete checkpoint there, no training store for ``shuffled``, or see
+            :func:`wmjax.rollout.evaluation.evaluate`.
 
     """
     from wmjax.cache import keep_compiled_programs
@@ -134,10 +144,41 @@ def evaluate_checkpoint(
 
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(
-        path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon, oracle=protocol.oracle
+        path,
+        batch_size=batch_size,
+        open_loop_horizon=protocol.open_loop_horizon,
+        oracle=protocol.oracle,
+        corruption=protocol.corruption,
     )
-    actor = PolicyActor(policy, protocol.seed)
+    donors = _donors(policy, data) if protocol.corruption == "shuffled" else None
+    if donors is not None:
+        header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
+    actor = PolicyActor(policy, protocol.seed, donors)
     return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), shard=shard)
+
+
+def _donors(policy: "Policy", data: Path | None) -> "Donors":
+    """The demonstrations that a policy was trained on, with their latents.
+
+    Raises:
+        UserError: they are not in the cache and not given, or they are not the policy's.
+
+    """
+    from wmjax.data.donors import Donors
+    from wmjax.data.observation import Prompt
+    from wmjax.diagnose import find_latents, find_store
+    from wmjax.specs import require_equal, to_dict
+
+    experiment, names = policy.experiment, ("the training data", "the checkpoint")
+    assert policy.encoder_spec is not None
+    store = find_store(experiment, data)
+    require_equal(store.spec, policy.observation_spec, *names)
+    latents = find_latents(experiment, store, to_dict(policy.encoder_spec))
+    assert latents is not None
+    require_equal(latents.spec, policy.encoder_spec, *names)
+    parts = [policy.prompt(task.instruction) for task in store.tasks]
+    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    return Donors(store, latents, experiment.model.prophet.history, prompts)
 
 
 def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path, shard: Shard) -> Summary:

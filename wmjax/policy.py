@@ -12,16 +12,19 @@ from jaxtyping import Array, Float32, UInt8
 
 from wmjax import checkpoint
 from wmjax.config import Experiment, from_dict
+from wmjax.data.donors import Donor
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
 from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
+from wmjax.models.conditioning import Context
+from wmjax.models.corruption import Corruption
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
 from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vjepa2 import VJEPA2Encoder, latents, load_encoder, resolve_folder, weights_hash
 from wmjax.models.vla import VLA, ModelInput
-from wmjax.rng import named_key
+from wmjax.rng import named_key, stable_hash
 from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.specs import from_dict as spec_from_dict
 
@@ -76,11 +79,12 @@ def mix(
     history: Float32[Array, "batch history tokens dim"],
     truth: Float32[Array, "batch future tokens dim"],
     oracle: float,
+    told: Context | None = None,
 ) -> tuple[Float32[Array, "batch future tokens dim"], Float32[Array, "batch"]]:
     """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the skill of ẑ over copying, row by row."""
     seen = model.world.prepare(history)
     copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)
-    prediction = copy if model.world.prophet is None else model.world.prophet(seen)
+    prediction = model.world.recall(history, len(seen), told)
     rows = (truth.shape[0], -1, truth.shape[-1])
     skill = foresight(prediction.reshape(rows), copy.reshape(rows), truth.reshape(rows))
     return oracle * prediction + (1.0 - oracle) * truth, skill
@@ -94,6 +98,7 @@ class Policy:
         batch_size: rows of every call; slots without an episode are padding.
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
         future_frames: frames of the true future that every call needs under an oracle; 0 without one.
+        corruption: what the action tokens get in the place of the world memory.
 
     """
 
@@ -107,6 +112,7 @@ class Policy:
         batch_size: int,
         open_loop_horizon: int,
         oracle: float | None = None,
+        corruption: Corruption = "none",
     ):
         self.experiment = experiment
         self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
@@ -123,6 +129,8 @@ class Policy:
         self.frames_per_decision = open_loop_horizon // stride
         self.oracle = oracle
         self.future_frames = 0 if oracle is None else _require_memory(experiment, oracle)
+        self.corruption: Corruption = corruption
+        _require_corruptible(experiment, corruption)
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
         self._encoder = (
@@ -175,6 +183,7 @@ class Policy:
         observation: Observation,
         keys: Array,
         future: UInt8[Array, "batch future cameras height width 3"] | None = None,
+        donor: Donor | None = None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         """One decision for every row.
 
@@ -183,6 +192,7 @@ class Policy:
             observation: what they see.
             keys: of the noise, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
+            donor: what other episodes had seen, under the corruption ``shuffled``.
 
         Returns:
             The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
@@ -192,12 +202,14 @@ class Policy:
             1 + future, tokens, dim]: z(t), then what is predicted of the next frames.
 
         Raises:
-            ValueError: a future without an oracle, or an oracle without the future.
+            ValueError: a future without an oracle, or an oracle without the future; the same of a donor.
 
         """
         if (future is None) != (self.oracle is None):
             raise ValueError(f"oracle is {self.oracle}; future frames belong to an oracle and to nothing else")
-        return self._step(self._state, carry, observation, keys, future)
+        if (donor is None) != (self.corruption != "shuffled"):
+            raise ValueError(f"corruption is {self.corruption!r}; donors belong to 'shuffled' and to nothing else")
+        return self._step(self._state, carry, observation, keys, future, donor)
 
     def _act(
         self,
@@ -207,6 +219,7 @@ class Policy:
         observation: Observation,
         keys: Array,
         future: UInt8[Array, "batch future cameras height width 3"] | None,
+        donor: Donor | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encoder = nnx.merge(graph, state)
         history = memory = None
@@ -216,9 +229,6 @@ class Policy:
             before = carry
             carry = observe(carry, observation.images[:, :, camera], observation.first, self._encode(encoder))
             history = normalise_latents(carry.latents, self.encoder_spec)
-            if self.oracle is not None and future is not None:
-                truth = self._true_future(model, encoder, carry, future[:, :, camera])
-                memory, numbers["oracle/skill"] = mix(model, history, truth, self.oracle)
         inputs = ModelInput(
             images=observation.images[:, -1],
             state=normalise_state(observation.state, self.action_spec),
@@ -227,9 +237,14 @@ class Policy:
             future=None,
             future_mask=None,
         )
+        if self.oracle is not None and encoder is not None and future is not None and history is not None:
+            truth = self._true_future(model, encoder, carry, future[:, :, camera])
+            memory, numbers["oracle/skill"] = mix(model, history, truth, self.oracle, model.context(inputs))
         shape = (self.action_spec.chunk, self.action_spec.dim)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        action, info = model.sample(inputs, noise, memory=memory)
+        if self.corruption in ("noise", "shuffled"):
+            memory = self._other_memory(model, inputs, keys, donor)
+        action, info = model.sample(inputs, noise, corruption=_inside(self.corruption), memory=memory)
         info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
@@ -237,6 +252,19 @@ class Policy:
             info["imagined"] = jnp.concatenate([model.world.prepare(history)[:, -1:], prediction], 1)
             carry = carry._replace(prediction=prediction)
         return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
+
+    def _other_memory(
+        self, model: VLA, inputs: ModelInput, keys: Array, donor: Donor | None
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """Noise, or a donor's memory: drawn here row by row, because rows must not depend on each other."""
+        if donor is None:
+            prophet = self.experiment.model.prophet
+            shape, name = (prophet.future, prophet.tokens, prophet.latent_dim), stable_hash("memory noise")
+            return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, name), shape))(keys)
+        assert self.encoder_spec is not None
+        latents = normalise_latents(donor.latents, self.encoder_spec)
+        state = normalise_state(donor.state, self.action_spec)
+        return model.recall(inputs._replace(latents=latents, state=state, prompt=donor.prompt))
 
     def _skill(
         self, model: VLA, before: Carry, history: Float32[Array, "batch history tokens dim"], first: Array
@@ -306,6 +334,31 @@ def _require_memory(experiment: Experiment, oracle: float) -> int:
     return experiment.model.prophet.future
 
 
+def _require_corruptible(experiment: Experiment, corruption: Corruption) -> None:
+    """Refuses to corrupt what is not there.
+
+    Raises:
+        UserError: the policy acts without a world memory, or has the same one in every episode.
+
+    """
+    memory = experiment.model.memory
+    if corruption != "none" and not memory.inject:
+        raise UserError(
+            f"corruption is {corruption!r}, but the policy acts without a world memory (memory.inject is false); "
+            "evaluate an arm that injects one, or leave corruption out"
+        )
+    if corruption == "shuffled" and memory.input == "constant":
+        raise UserError(
+            "corruption is 'shuffled', but with memory.input 'constant' every episode has the same memory; "
+            "use zero, noise or closed"
+        )
+
+
+def _inside(corruption: Corruption) -> Corruption:
+    """What is left to do to a memory for the network itself."""
+    return "none" if corruption == "noise" else corruption
+
+
 def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
     """The encoder that made the training latents, and no other."""
     folder = resolve_folder(name)
@@ -318,7 +371,12 @@ def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
 
 
 def load_policy(
-    path: str | Path, *, batch_size: int = 2, open_loop_horizon: int | None = None, oracle: float | None = None
+    path: str | Path,
+    *,
+    batch_size: int = 2,
+    open_loop_horizon: int | None = None,
+    oracle: float | None = None,
+    corruption: Corruption = "none",
 ) -> Policy:
     """The policy of a run's newest checkpoint, or of one checkpoint folder.
 
@@ -327,6 +385,7 @@ def load_policy(
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
+        corruption: of the same class; with ``shuffled`` every call needs donors (:mod:`wmjax.data.donors`).
 
     Raises:
         UserError: no complete checkpoint there, a damaged file, or specs of another version.
@@ -339,7 +398,14 @@ def load_policy(
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
     base = meta.get("backbone_hash")
     policy = Policy(
-        experiment, meta["specs"], params, base, batch_size=batch_size, open_loop_horizon=horizon, oracle=oracle
+        experiment,
+        meta["specs"],
+        params,
+        base,
+        batch_size=batch_size,
+        open_loop_horizon=horizon,
+        oracle=oracle,
+        corruption=corruption,
     )
     policy.require_prompts(meta.get("prompt", {}))  # checkpoints before November 2026 have none
     return policy

@@ -54,7 +54,9 @@ class TinyBackbone(nnx.Module):
         self.vision = nnx.Linear(3, HIDDEN, rngs=rngs)
         self.mix = nnx.Linear(HIDDEN, HIDDEN, rngs=rngs)
 
-    def embed(self, tokens: jax.Array, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def embed(self, tokens: jax.Array, images: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        if images is None:
+            return self.table(tokens)
         feature = self.vision(jnp.mean(images.astype(jnp.float32) / 255.0, axis=(1, 2, 3)))
         return self.table(tokens) + feature[:, None]
 

@@ -13,6 +13,7 @@ class FakePolicy:
     """Acts on a running mean of all frames seen in the episode, and on noise: sensitive to any mix-up of rows."""
 
     future_frames = 0
+    corruption = "none"
     observation_spec = SPEC
     action_spec = ActionSpec()
 

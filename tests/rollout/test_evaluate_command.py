@@ -85,6 +85,12 @@ def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatc
         assert message in capsys.readouterr().err
 
 
+def test_a_corruption_has_a_folder_of_its_own(tmp_path):
+    changes = {field: None for field, _, _ in command.CHANGES.values()} | {"corruption": "closed"}
+    folder = command._folder(tmp_path, load_protocol("spatial_dev", corruption="closed"), changes)
+    assert folder.name == "spatial_dev-corruptionclosed"
+
+
 def test_an_identity_needs_a_checkpoint(tmp_path):
     from wmjax.errors import UserError
 

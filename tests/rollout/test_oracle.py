@@ -122,5 +122,7 @@ def test_a_worker_that_dies_in_the_future_costs_no_episode(run, oracle, faults):
 def test_an_oracle_needs_a_policy_that_was_loaded_for_it(run):
     with pytest.raises(UserError, match=r"oracle is 0\.5, the noop takes 0 frames of the true future"):
         run(Noop(SPEC), oracle=0.5)
+    with pytest.raises(UserError, match=r"corruption is 'zero', the noop acts with 'none'; evaluate a policy"):
+        run(Noop(SPEC), corruption="zero")
     with pytest.raises(UserError, match="oracle is None, the policy takes 3 frames of the true future"):
         run(PolicyActor(OraclePolicy()), "other")

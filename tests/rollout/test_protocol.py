@@ -40,6 +40,8 @@ REGIMES = {
     "spatial_horizon16": {"open_loop_horizon": 16},
     "spatial_ensemble": {"open_loop_horizon": 4, "ensemble": 0.01},
     "spatial_oracle": {"oracle": 0.0},
+    "spatial_closed": {"corruption": "closed"},
+    "spatial_shuffled": {"corruption": "shuffled"},
 }
 
 
@@ -88,6 +90,11 @@ def test_changes_replace_fields_and_none_does_not():
         ({"camera_dropout": 1.5}, r"camera_dropout is 1\.5; choose a value from 0 \(off\) to 1\.0"),
         ({"oracle": 1.5}, r"oracle is 1\.5; choose a value from 0 \(the true future\) to 1, or leave it out"),
         ({"oracle": float("nan")}, "oracle is nan"),
+        (
+            {"corruption": "shufled"},
+            "protocol.corruption is 'shufled'; choose one of 'none', 'zero', 'noise', 'shuffled'",
+        ),
+        ({"corruption": "zero", "oracle": 0.5}, r"corruption is 'zero' with oracle 0\.5; leave one of them out"),
         ({"ensemble": float("inf")}, r"ensemble is inf; choose a number such as 0\.01, or 0 for off"),
         ({"horizon": 8}, "did you mean .*open_loop_horizon"),
     ],

@@ -29,6 +29,18 @@ def test_records_survive_the_disk(tmp_path):
     assert Results(tmp_path, {"actor": "noop"}).finished == {item.key for item in written}
 
 
+def test_evaluations_with_different_corruptions_never_mix(tmp_path):
+    """A header from before there were any goes on as the same evaluation, and as no corrupted one."""
+
+    def header(**corruption):
+        return {"actor": "policy", "protocol": {"seed": 0, **corruption}}
+
+    Results(tmp_path, header()).add(record(0, 0, "success"))
+    assert len(Results(tmp_path, header(corruption="none")).records) == 1
+    with pytest.raises(UserError, match=r"holds an evaluation with protocol.corruption = 'none', this one has 'zero'"):
+        Results(tmp_path, header(corruption="zero"))
+
+
 def test_a_torn_last_line_is_dropped_and_a_damaged_one_refused(tmp_path):
     results = Results(tmp_path, {})
     results.add(record(0, 0, "success"))

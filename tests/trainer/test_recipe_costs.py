@@ -68,6 +68,14 @@ def test_the_memory_path_stays_within_its_budget(table: tuple[str, dict[str, rec
         assert 3.4e12 < base.step < 4.2e12
 
 
+def test_the_memory_path_stays_within_its_budget_over_the_cheaper_regression_head_too() -> None:
+    base, memory = (recipes.costs(recipes.build(load(name))) for name in ("e0_mse", "e2_mse"))
+    flow = recipes.costs(recipes.build(load("e0_flow")))
+    assert base.step < flow.step and base.decision < flow.decision
+    for field in ("step", "decision"):
+        assert 0.0 < getattr(memory, field) / getattr(base, field) - 1.0 <= 0.25, field
+
+
 def tiny(recipe: str, scale: str) -> Experiment:
     whole = load(recipe, "smoke")
     small = dataclasses.replace(tiny_config(), memory=whole.model.memory, world=whole.model.world)

@@ -63,6 +63,26 @@ def test_they_are_what_the_predecessor_said() -> None:
     assert e2.memory.world_loss == 0.2
 
 
+def test_their_scale_has_the_sizes_that_the_predecessor_stated() -> None:
+    """And what the recipes own is the same at every scale."""
+    for recipe in SEEDS:
+        whole = load(recipe, "seed_3b")
+        model, backbone = whole.model, whole.model.backbone
+        assert (backbone.text.hidden, backbone.text.depth, backbone.lora.rank) == (2048, 36, 16)
+        assert (whole.train.trainable, whole.train.batch_size, whole.optimizer.learning_rate) == ("adapters", 8, 3e-5)
+        assert (model.prophet.layers, model.prophet.latent_dim) == (2, 1408)
+        assert whole.encoder.model == "facebook/vjepa2-vitg-fpc64-256"
+        for scale in ("mini", "3b", "7b"):
+            other = load(recipe, scale)
+            owned = [
+                (x.model.memory, x.model.world, x.model.head, x.model.cameras, x.model.use_state, x.train.normalisation)
+                for x in (whole, other)
+            ]
+            assert owned[0] == owned[1]
+            shapes = [(p.tokens, p.history, p.future, p.condition) for p in (model.prophet, other.model.prophet)]
+            assert shapes[0] == shapes[1]
+
+
 def test_actions_stay_as_they_are_and_one_camera_is_in_the_prompt(inputs: dict[str, Inputs]) -> None:
     found = inputs["seed_e0_mse"]
     assert found.action_spec.offset == (0.0,) * 7 and found.action_spec.scale == (1.0,) * 7

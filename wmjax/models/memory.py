@@ -22,17 +22,24 @@ class Gate(nnx.Param):
 
 @dataclasses.dataclass(frozen=True)
 class InjectionConfig:
-    """Shape of the gated cross-attention. ``gate_per_channel`` gives every hidden channel its own gate."""
+    """Shape of the gated cross-attention. ``gate_per_channel`` gives every hidden channel its own gate.
+
+    ``layers`` are the text decoder's layers after which the memory is injected, each with parameters of its own;
+    empty injects once, after the last layer and its norm.
+    """
 
     width: int = 192
     heads: int = 6
     gate_per_channel: bool = False
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(
                 f"injection.width is {self.width}, not a multiple of injection.heads {self.heads}; change one"
             )
+        if list(self.layers) != sorted(set(self.layers)):
+            raise UserError(f"injection.layers is {list(self.layers)}; name each layer once, in ascending order")
 
 
 class Injection(NamedTuple):

@@ -5,13 +5,14 @@ history (arms e1, e2), or the VLM's hidden states (e2aux). Space and time embedd
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
-from wmjax.errors import UserError
+from wmjax.errors import UserError, unknown_name
+from wmjax.models.conditioning import Condition, Conditioner, Context, ContextSizes
 from wmjax.models.transformer import Attention, Mlp, layer_norm, linear, table
 
 
@@ -20,6 +21,8 @@ class ProphetConfig:
     """Shape of the Prophet.
 
     ``history`` and ``future`` count frames, ``tokens`` positions per frame (1 pools), ``latent_dim`` channels.
+    ``condition`` is what it is told beside latents: ``state``, ``instruction``, or ``actions``, the chunk to come,
+    which makes it a forward model (for ``memory.inject = false`` only).
     """
 
     width: int = 192
@@ -30,8 +33,12 @@ class ProphetConfig:
     future: int = 4
     tokens: int = 16
     latent_dim: int = 192
+    condition: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.condition:
+            if name not in get_args(Condition):
+                raise unknown_name("prophet.condition", name, get_args(Condition))
         for field in ("width", "layers", "heads", "history", "future", "tokens", "latent_dim"):
             if getattr(self, field) < 1:
                 raise UserError(f"prophet.{field} is {getattr(self, field)}; use a positive number")
@@ -96,6 +103,7 @@ class Prophet(nnx.Module):
         *,
         target: Literal["delta", "absolute"] = "delta",
         hidden_dim: int | None = None,
+        sizes: ContextSizes | None = None,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
@@ -105,6 +113,7 @@ class Prophet(nnx.Module):
             config: its shape.
             target: whether the output is added to z(t) or stands alone.
             hidden_dim: None to predict from latents; else the width of the hidden states to predict from.
+            sizes: of what it is told, if ``config.condition`` names anything.
             dtype: dtype of the computation.
             rngs: keys of the initialisation.
 
@@ -121,17 +130,32 @@ class Prophet(nnx.Module):
         self.norm = layer_norm(width, rngs=rngs)
         # Zero: a delta Prophet starts as the copy baseline.
         self.out = linear(width, config.latent_dim, axes=("mlp", "embed"), std=0.0, dtype=dtype, rngs=rngs)
+        # Last: the other parameters' initial values do not depend on it.
+        assert sizes is not None or not config.condition, "a condition has sizes"
+        self.conditioner = (
+            Conditioner(config.condition, width, sizes, dtype=dtype, rngs=rngs) if config.condition and sizes else None
+        )
 
     def __call__(
-        self, history: Float32[Array, "batch history tokens dim"]
+        self, history: Float32[Array, "batch history tokens dim"], told: Context | None = None
     ) -> Float32[Array, "batch future tokens dim"]:
-        """Predicts normalised latents from normalised latents, oldest frame first."""
+        """Predicts normalised latents from normalised latents, oldest frame first, and from what it is told.
+
+        Raises:
+            UserError: it is not told what it is conditioned on.
+
+        """
         batch, frames, tokens, _ = history.shape
         embedded = self.project(history) + self.space[...]
         context = (embedded + self.history_time[...][:, None]).reshape(batch, frames * tokens, -1)
         # The newest frame's content starts the queries: each position predicts its own future.
         queries = embedded[:, -1:] + self.future_time[...][:, None]
-        return self._predict(queries, context, None, history[:, -1])
+        if self.conditioner is None:
+            return self._predict(queries, context, None, history[:, -1])
+        extra, exists = self.conditioner(told or Context())
+        known = jnp.ones((batch, (self.config.future + frames) * tokens), bool)
+        mask = jnp.concatenate([known, exists], axis=1)
+        return self._predict(queries, jnp.concatenate([context, extra], axis=1), mask, history[:, -1])
 
     def predict_from_hidden(
         self,

@@ -37,8 +37,19 @@ def linear(
 
 
 def layer_norm(width: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, statistics and parameters in float32."""
-    return nnx.LayerNorm(width, use_bias=affine, use_scale=affine, dtype=jnp.float32, rngs=rngs)
+    """LayerNorm over the last axis, statistics and parameters in float32.
+
+    The parameters have an axis name, of nothing, so that a stack of layers is known for one: vectors do not decay.
+    """
+    return nnx.LayerNorm(
+        width,
+        use_bias=affine,
+        use_scale=affine,
+        scale_init=annotate(nnx.initializers.ones_init(), None),
+        bias_init=annotate(nnx.initializers.zeros_init(), None),
+        dtype=jnp.float32,
+        rngs=rngs,
+    )
 
 
 def table(key: jax.Array, shape: tuple[int, ...], std: float = 0.02) -> nnx.Param:

@@ -7,60 +7,31 @@ The state and the action queries stand at the prompt's last ``1 + chunk`` positi
 
 import dataclasses
 from dataclasses import field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32
 
-from wmjax.data.observation import Prompt
 from wmjax.errors import UserError, unknown_name
+from wmjax.models.arms import WorldMemoryConfig, require_condition
+from wmjax.models.conditioning import Context, ContextSizes
+from wmjax.models.corruption import Corruption
 from wmjax.models.flow import FlowHead
 from wmjax.models.heads import ActionHead, HeadConfig, HeadSizes, RegressionHead
+from wmjax.models.interface import Backbone, ModelInput
 from wmjax.models.memory import InjectionConfig
 from wmjax.models.prophet import ProphetConfig, WorldLossConfig
 from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.transformer import Mlp, table
-from wmjax.models.world import Corruption, WorldMemory, WorldMemoryConfig, WorldOutput
+from wmjax.models.world import WorldMemory, WorldOutput
+
+__all__ = ["VLA", "Backbone", "ModelInput", "VLAConfig"]
 
 MEMORY, HEAD, EMBED, DECODE = range(4)
 """Names folded into the key of a loss: world memory, action head, and the two halves of the VLM."""
-
-
-class ModelInput(NamedTuple):
-    """A batch for the policy. ``future`` and its mask serve the world loss only and never reach an action."""
-
-    images: UInt8[Array, "batch cameras height width 3"]
-    state: Float32[Array, "batch state"]
-    prompt: Prompt
-    latents: Float32[Array, "batch history tokens dim"] | None = None
-    future: Float32[Array, "batch future tokens dim"] | None = None
-    future_mask: Bool[Array, "batch future"] | None = None
-
-
-class Backbone(Protocol):
-    """What the VLA asks of a vision-language model; keys are for dropout in its adapters."""
-
-    def embed(
-        self,
-        tokens: Int32[Array, "batch length"],
-        images: UInt8[Array, "batch cameras height width 3"],
-        key: jax.Array | None = None,
-    ) -> Float[Array, "batch length hidden"]:
-        """Token embeddings with image features in place."""
-        ...
-
-    def decode(
-        self,
-        embeddings: Float[Array, "batch length hidden"],
-        positions: Int32[Array, "batch 3 length"],
-        mask: Bool[Array, "batch length"],
-        key: jax.Array | None = None,
-    ) -> Float[Array, "batch length hidden"]:
-        """Hidden states after the final norm."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +57,13 @@ class VLAConfig:
     cameras: int | None = None
     query_std: float = 0.5
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require_condition(self.memory, self.prophet)
+        depth = self.backbone.text.depth
+        for layer in self.injection.layers:
+            if not 0 <= layer < depth:
+                raise UserError(f"injection.layers contains {layer}; the text decoder has layers 0..{depth - 1}")
 
 
 def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
@@ -117,6 +95,7 @@ class VLA(nnx.Module):
             config.prophet,
             config.injection,
             hidden_dim=hidden_dim,
+            sizes=ContextSizes(config.state_dim, hidden_dim, config.action_dim, config.chunk),
             dtype=dtype,
             rngs=rngs,
         )
@@ -129,6 +108,19 @@ class VLA(nnx.Module):
             UserError: the prompt is shorter than its placeholders, or the state has another size.
 
         """
+        prompt = inputs.prompt
+        return self.backbone.decode(self._embed(inputs, key), prompt.positions, prompt.mask, _fold(key, DECODE))
+
+    @property
+    def injects_between_layers(self) -> bool:
+        """Whether the memory enters between decoder layers, so that the hidden states depend on it."""
+        return self.config.memory.inject and bool(self.config.injection.layers)
+
+    def see(self, inputs: ModelInput, key: jax.Array | None = None) -> Float[Array, "batch length hidden"]:
+        """The part of the VLM that no memory reaches: hidden states, or embeddings if it enters between layers."""
+        return self._embed(inputs, key) if self.injects_between_layers else self.hidden(inputs, key)
+
+    def _embed(self, inputs: ModelInput, key: jax.Array | None) -> Float[Array, "batch length hidden"]:
         prompt, own = inputs.prompt, 1 + self.config.chunk
         if prompt.tokens.shape[1] <= own:
             raise UserError(
@@ -140,11 +132,10 @@ class VLA(nnx.Module):
             )
         images = inputs.images[:, : self.config.cameras]
         embeddings = self.backbone.embed(prompt.tokens, images, _fold(key, EMBED))
-        state = self.state_in(inputs.state if self.config.use_state else jnp.zeros_like(inputs.state))
+        state = self.state_in(self._state(inputs))
         queries = jnp.broadcast_to(self.queries[...], (state.shape[0], *self.queries.shape))
         placed = jnp.concatenate([state[:, None], queries], axis=1).astype(embeddings.dtype)
-        embeddings = jnp.concatenate([embeddings[:, :-own], placed], axis=1)
-        return self.backbone.decode(embeddings, prompt.positions, prompt.mask, _fold(key, DECODE))
+        return jnp.concatenate([embeddings[:, :-own], placed], axis=1)
 
     def action_tokens(
         self,
@@ -156,17 +147,58 @@ class VLA(nnx.Module):
         memory: Float32[Array, "batch future tokens dim"] | None = None,
     ) -> WorldOutput:
         """The post-injection tokens that either head reads. The VLM runs once; ``inputs.future`` is not read."""
-        hidden = self.hidden(inputs, key if train else None)
-        return self.world(
-            hidden,
-            inputs.prompt.mask,
-            self.config.chunk,
-            inputs.latents,
-            key=_fold(key, MEMORY),
-            train=train,
-            corruption=corruption,
-            memory=memory,
-        )
+        seen = self.see(inputs, key if train else None)
+        return self.act_on(seen, inputs, key=key, train=train, corruption=corruption, memory=memory)
+
+    def act_on(
+        self,
+        seen: Float[Array, "batch length hidden"],
+        inputs: ModelInput,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        corruption: Corruption = "none",
+        memory: Float32[Array, "batch future tokens dim"] | None = None,
+    ) -> WorldOutput:
+        """:meth:`action_tokens` from what :meth:`see` returned; images are not read."""
+        prompt, chunk = inputs.prompt, self.config.chunk
+        told = None if self.world.is_forward_model else self.context(inputs)
+        settings: dict[str, Any] = {
+            "key": _fold(key, MEMORY), "train": train, "corruption": corruption, "memory": memory, "told": told
+        }  # fmt: skip
+        if not self.injects_between_layers:
+            return self.world(seen, prompt.mask, chunk, inputs.latents, **settings)
+        inject, prediction = self.world.between_layers(seen.shape[0], chunk, inputs.latents, **settings)
+        layers, dropout = self.config.injection.layers, _fold(key if train else None, DECODE)
+        hidden, ratio = self.backbone.decode_injected(seen, prompt.positions, prompt.mask, dropout, layers, inject)
+        return self.world.after_layers(hidden, chunk, prediction, ratio)
+
+    def context(
+        self,
+        inputs: ModelInput,
+        action: Float32[Array, "batch chunk action"] | None = None,
+        action_mask: Bool[Array, "batch chunk"] | None = None,
+    ) -> Context:
+        """What the Prophet is told. Words do not train: the world loss must not shape the VLM (that is ``e2aux``)."""
+        words = is_text = None
+        if "instruction" in self.config.prophet.condition:
+            tokens, own = jnp.asarray(inputs.prompt.tokens), 1 + self.config.chunk
+            words = jax.lax.stop_gradient(self.backbone.embed(tokens))
+            is_text = jnp.asarray(inputs.prompt.mask) & (tokens != self.config.backbone.image_token)
+            is_text = is_text.at[:, -own:].set(False)
+        return Context(self._state(inputs), words, is_text, action, action_mask)
+
+    def _state(self, inputs: ModelInput) -> Float32[Array, "batch state"]:
+        return inputs.state if self.config.use_state else jnp.zeros_like(inputs.state)
+
+    def recall(self, inputs: ModelInput) -> Float32[Array, "batch future tokens dim"]:
+        """The memory that the inputs would make, without the VLM; images are not read.
+
+        Raises:
+            UserError: latents missing or of another shape.
+
+        """
+        return self.world.recall(inputs.latents, inputs.state.shape[0], self.context(inputs))
 
     def loss(
         self,
@@ -199,6 +231,9 @@ class VLA(nnx.Module):
         acted = inputs._replace(future=None, future_mask=None)
         out = self.action_tokens(acted, key=key, train=train)
         head = self.head.loss(out.tokens, action, action_mask, jax.random.fold_in(key, HEAD))
+        if self.world.is_forward_model:  # it alone is told the true actions, and nothing of it is injected
+            told = self.context(inputs, action, action_mask)
+            out = out._replace(prediction=self.world.recall(inputs.latents, action.shape[0], told))
         world, metrics = self._world_loss(inputs, out)
         loss = head.loss + world
         memory = {name: jnp.mean(values) for name, values in out.metrics.items()}
@@ -234,16 +269,20 @@ class VLA(nnx.Module):
             noise: standard normal, the start of the flow. Given row by row, rows do not depend on each other.
             corruption: what to do to the world memory.
             key: randomness of the corruption ``noise``.
-            memory: replaces the predicted memory (oracle).
+            memory: replaces the predicted memory: an oracle's, or another episode's (see :meth:`recall`).
 
         Returns:
-            The chunk, and ``prediction`` (latents, if there is a Prophet) with the memory's metrics per sample.
+            The chunk, and ``prediction`` (latents, if there is a Prophet; a forward model's are those that the chunk
+            leads to) with the memory's metrics per sample.
 
         """
         out = self.action_tokens(inputs, key=key, corruption=corruption, memory=memory)
         action = self.head.sample(out.tokens, noise)
         info: dict[str, Any] = dict(out.metrics)
-        return action, info if out.prediction is None else info | {"prediction": out.prediction}
+        prediction = out.prediction
+        if self.world.is_forward_model:
+            prediction = self.world.recall(inputs.latents, action.shape[0], self.context(inputs, action))
+        return action, info if prediction is None else info | {"prediction": prediction}
 
 
 def _fold(key: jax.Array | None, name: int) -> jax.Array | None:

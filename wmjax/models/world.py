@@ -1,76 +1,28 @@
 """The world memory as three settings: what predicts it, what it is trained on, and whether the policy sees it."""
 
-import dataclasses
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from wmjax.errors import UserError, unknown_name
-from wmjax.models.memory import GatedCrossAttention, InjectionConfig
+from wmjax.models.arms import ARMS, Input, WorldMemoryConfig
+from wmjax.models.conditioning import Context, ContextSizes
+from wmjax.models.corruption import Corruption
+from wmjax.models.memory import GatedCrossAttention, Injection, InjectionConfig
 from wmjax.models.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
+from wmjax.models.stack import stack_layers
 
-Input = Literal["none", "latents", "constant", "copy", "hidden"]
-Corruption = Literal["none", "zero", "noise", "shuffled", "closed"]
-"""What evaluation may do to the memory: nothing, all zeros (the mean latent), unit noise, another episode's memory,
-or an empty memory (the gate closed)."""
+__all__ = ["ARMS", "Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"]
 
 DROPOUT, NOISE = 0, 1
 """Names folded into the memory's key."""
 
 
-@dataclasses.dataclass(frozen=True)
-class WorldMemoryConfig:
-    """An arm of the experiment.
-
-    ``input`` is what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
-    Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
-    ``none``. ``world_loss`` weighs the prediction loss, ``inject`` lets action tokens attend to the memory.
-    ``action_gradient`` lets the action loss train the Prophet. ``dropout`` is the share of training samples with an
-    empty memory.
-    """
-
-    input: Input = "latents"
-    world_loss: float = 0.5
-    inject: bool = True
-    action_gradient: bool = True
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.input not in get_args(Input):
-            raise unknown_name("memory.input", self.input, get_args(Input))
-        if self.world_loss < 0.0 or (self.world_loss > 0.0 and self.input not in ("latents", "hidden")):
-            raise UserError(
-                f"memory.world_loss is {self.world_loss} with memory.input {self.input!r}; only inputs latents and "
-                f"hidden can be trained to predict, set it to 0"
-            )
-        if self.inject and self.input in ("none", "hidden"):
-            raise UserError(f"memory.inject is true with memory.input {self.input!r}; set memory.inject to false")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"memory.dropout is {self.dropout}; use a value in [0, 1)")
-
-    @property
-    def has_prophet(self) -> bool:
-        """Whether there is a network that predicts."""
-        return self.input in ("latents", "constant", "hidden")
-
-    @property
-    def needs_latents(self) -> bool:
-        """Whether V-JEPA latents must be given (``hidden`` needs them in the loss only)."""
-        return self.input in ("latents", "copy")
-
-
-ARMS: dict[str, WorldMemoryConfig] = {
-    "e0": WorldMemoryConfig(input="none", world_loss=0.0, inject=False),
-    "e0plus": WorldMemoryConfig(input="constant", world_loss=0.0),
-    "e1copy": WorldMemoryConfig(input="copy", world_loss=0.0),
-    "e1": WorldMemoryConfig(input="latents", world_loss=0.0),
-    "e2": WorldMemoryConfig(input="latents"),
-    "e2aux": WorldMemoryConfig(input="hidden", inject=False),
-}
-"""The experiment matrix of docs/design.md."""
+Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
 
 
 class WorldOutput(NamedTuple):
@@ -95,29 +47,33 @@ class WorldMemory(nnx.Module):
         injection: InjectionConfig,
         *,
         hidden_dim: int,
+        sizes: ContextSizes | None = None,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         self.config, self.objective, self.shape = config, objective, prophet
+        self.is_forward_model = config.has_prophet and "actions" in prophet.condition
         source = hidden_dim if config.input == "hidden" else None
         self.prophet = (
-            Prophet(prophet, target=objective.target, hidden_dim=source, dtype=dtype, rngs=rngs)
+            Prophet(prophet, target=objective.target, hidden_dim=source, sizes=sizes, dtype=dtype, rngs=rngs)
             if config.has_prophet
             else None
         )
-        self.injection = (
-            GatedCrossAttention(
+        self.layers = injection.layers
+
+        def make(keys: nnx.Rngs) -> GatedCrossAttention:
+            return GatedCrossAttention(
                 injection,
                 hidden_dim=hidden_dim,
                 latent_dim=prophet.latent_dim,
                 frames=prophet.future,
                 tokens=prophet.tokens,
                 dtype=dtype,
-                rngs=rngs,
+                rngs=keys,
             )
-            if config.inject
-            else None
-        )
+
+        several = len(self.layers)
+        self.injection = (stack_layers(make, several, rngs) if several else make(rngs)) if config.inject else None
 
     def __call__(
         self,
@@ -130,8 +86,9 @@ class WorldMemory(nnx.Module):
         train: bool = False,
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
+        told: Context | None = None,
     ) -> WorldOutput:
-        """Predicts and injects.
+        """Predicts and injects after the VLM's last layer.
 
         Args:
             hidden: the VLM's hidden states; the last ``chunk`` are the action tokens.
@@ -141,24 +98,84 @@ class WorldMemory(nnx.Module):
             key: for memory dropout and the noise corruption.
             train: whether memory dropout is on.
             corruption: what to do to the memory.
-            memory: replaces the predicted memory (the oracle of an evaluation), before the corruption.
+            memory: replaces the predicted memory, before the corruption: an oracle's, or another episode's, which
+                ``shuffled`` needs.
+            told: what the Prophet is told beside latents, if it is conditioned on anything. A forward model predicts
+                nothing here, because there are no actions yet.
 
         Raises:
-            UserError: latents missing or of another shape; unknown corruption; shuffling a batch of one.
+            UserError: latents missing or of another shape; unknown corruption; ``shuffled`` without a memory.
 
         """
         tokens = hidden[:, -chunk:].astype(jnp.float32)
-        prediction = self._predict(hidden, mask, latents)
+        prediction = self._predict(hidden, mask, latents, told)
         if self.injection is None:
             return WorldOutput(tokens, prediction, {})
+        shown = self._show(prediction, latents, memory, corruption, key, train)
+        injected = self.injection(tokens, *shown)
+        return WorldOutput(injected.tokens, prediction, self._metrics(injected.ratio))
+
+    def between_layers(
+        self,
+        batch: int,
+        chunk: int,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        corruption: Corruption = "none",
+        memory: Float32[Array, "batch future tokens dim"] | None = None,
+        told: Context | None = None,
+    ) -> tuple[Inject, Float32[Array, "batch future tokens dim"] | None]:
+        """As :meth:`__call__` for ``injection.layers``: what to do after the named layers, and the prediction.
+
+        The function takes hidden states and the number of the injection, and returns the hidden states with the
+        action tokens replaced, and ``memory/ratio`` of each sample.
+        """
+        assert self.injection is not None and self.layers
+        prediction = None if self.prophet is None else self.recall(latents, batch, told)
+        shown = self._show(prediction, latents, memory, corruption, key, train)
+        graph, state = nnx.split(self.injection)
+        arrays = nnx.as_pure(state)
+
+        def inject(x: Float[Array, "batch length hidden"], number: Int32[Array, ""]) -> tuple[Array, Array]:
+            layer: GatedCrossAttention = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[number], arrays))
+            out: Injection = layer(x[:, -chunk:].astype(jnp.float32), *shown)
+            return jnp.concatenate([x[:, :-chunk], out.tokens.astype(x.dtype)], axis=1), out.ratio
+
+        return inject, prediction
+
+    def after_layers(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        chunk: int,
+        prediction: Float32[Array, "batch future tokens dim"] | None,
+        ratio: Float32[Array, "batch"],
+    ) -> WorldOutput:
+        """The output of a decoder between whose layers was injected; ``ratio`` is the mean over the injections."""
+        return WorldOutput(hidden[:, -chunk:].astype(jnp.float32), prediction, self._metrics(ratio))
+
+    def _show(
+        self,
+        prediction: Float32[Array, "batch future tokens dim"] | None,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        memory: Float32[Array, "batch future tokens dim"] | None,
+        corruption: Corruption,
+        key: jax.Array | None,
+        train: bool,
+    ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, "batch"] | None]:
+        """The memory that the action tokens attend to, and which samples keep theirs."""
         if memory is None:
+            if corruption == "shuffled":
+                raise UserError("corruption 'shuffled' needs a memory; give that of another episode (VLA.recall)")
             memory = prediction if prediction is not None else self._copy(latents)
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
-        memory = corrupt(memory, corruption, key)
-        injected = self.injection(tokens, memory, self._keep(tokens.shape[0], key, train, corruption))
-        gate = jnp.broadcast_to(injected.gate, injected.ratio.shape)
-        metrics = {"memory/gate": gate, "memory/ratio": injected.ratio}
-        return WorldOutput(injected.tokens, prediction, metrics)
+        return corrupt(memory, corruption, key), self._keep(memory.shape[0], key, train, corruption)
+
+    def _metrics(self, ratio: Float32[Array, "batch"]) -> dict[str, Float32[Array, "batch"]]:
+        assert self.injection is not None
+        gate = jnp.mean(jnp.abs(jnp.tanh(self.injection.gate[...])))
+        return {"memory/gate": jnp.broadcast_to(gate, ratio.shape), "memory/ratio": ratio}
 
     def loss(
         self,
@@ -210,17 +227,27 @@ class WorldMemory(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         mask: Bool[Array, "batch length"],
         latents: Float32[Array, "batch history tokens dim"] | None,
+        told: Context | None,
     ) -> Float32[Array, "batch future tokens dim"] | None:
-        if self.prophet is None:
+        if self.prophet is None or self.is_forward_model:
             return None
-        if self.config.input == "latents":
-            return self.prophet(self.prepare(latents))
-        shape = (hidden.shape[0], self.shape.history, self.shape.tokens, self.shape.latent_dim)
-        if self.config.input == "constant":
-            return self.prophet(jnp.ones(shape))  # not zeros: the input projection would never train
+        if self.config.input != "hidden":
+            return self.recall(latents, hidden.shape[0], told)
         # Without latents (acting) nothing reads this prediction; zeros keep it well defined.
-        current = jnp.zeros(shape)[:, -1] if latents is None else self.prepare(latents)[:, -1]
+        shape = (hidden.shape[0], self.shape.tokens, self.shape.latent_dim)
+        current = jnp.zeros(shape) if latents is None else self.prepare(latents)[:, -1]
         return self.prophet.predict_from_hidden(hidden, mask, current)
+
+    def recall(
+        self, latents: Float32[Array, "batch history tokens dim"] | None, batch: int, told: Context | None = None
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """The memory of arms that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
+        if self.prophet is None:
+            return self._copy(latents)
+        if self.config.input == "constant":
+            shape = (batch, self.shape.history, self.shape.tokens, self.shape.latent_dim)
+            return self.prophet(jnp.ones(shape), told)  # not zeros: the input projection would never train
+        return self.prophet(self.prepare(latents), told)
 
     def _copy(
         self, latents: Float32[Array, "batch history tokens dim"] | None
@@ -242,10 +269,12 @@ class WorldMemory(nnx.Module):
 def corrupt(
     memory: Float32[Array, "batch future tokens dim"], corruption: Corruption, key: jax.Array | None
 ) -> Float32[Array, "batch future tokens dim"]:
-    """The memory that an evaluation shows instead of the true one; ``closed`` is left to the gate.
+    """The memory that an evaluation shows instead of the true one.
+
+    ``closed`` is left to the gate; for ``shuffled`` the memory given is another episode's already.
 
     Raises:
-        UserError: unknown corruption, or shuffling a batch of one.
+        UserError: unknown corruption.
 
     """
     if corruption not in get_args(Corruption):
@@ -254,10 +283,6 @@ def corrupt(
         return jnp.zeros_like(memory)
     if corruption == "noise":
         return jax.random.normal(jax.random.fold_in(_need(key), NOISE), memory.shape)
-    if corruption == "shuffled":
-        if memory.shape[0] == 1:
-            raise UserError("corruption 'shuffled' needs a batch of at least 2 episodes, got 1; run more in parallel")
-        return jnp.roll(memory, 1, axis=0)
     return memory
 
 

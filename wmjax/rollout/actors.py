@@ -14,6 +14,7 @@ from jaxtyping import Float32, Float64, UInt8
 from wmjax.data.statistics import denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
+from wmjax.models.corruption import Corruption
 from wmjax.sim.episode import EpisodeId
 from wmjax.specs import ActionSpec, ObservationSpec
 
@@ -80,6 +81,7 @@ class Actor(Protocol):
         needs_frames: whether decisions carry frames.
         inside: the scripted expert, which acts inside the workers and is never asked.
         future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
+        corruption: what is done to its world memory; ``none`` without one.
 
     """
 
@@ -88,6 +90,7 @@ class Actor(Protocol):
     needs_frames: bool
     inside: bool
     future_frames: int
+    corruption: Corruption
 
     def prepare(self, slots: int, horizon: int) -> None:
         """Called once before the first decision, with the number of slots and the open-loop horizon.
@@ -111,6 +114,7 @@ class Scripted:
     needs_frames = False
     inside = False
     future_frames = 0
+    corruption: Corruption = "none"
     horizon = 0
 
     def __init__(self, spec: ObservationSpec | None = None) -> None:

@@ -35,7 +35,7 @@ def caveats(
         *_about_episodes(settings, overall, finished, recorded_runs),
         *_about_faults(overall),
         *_about_actor(header),
-        *_about_oracle(settings),
+        *_about_memory(settings),
         *_about_commit(finished),
     ]
 
@@ -84,10 +84,13 @@ def _about_actor(header: Mapping[str, Any]) -> Iterator[str]:
         yield "One training seed: the interval covers the choice of episodes, not of seeds."
 
 
-def _about_oracle(settings: Mapping[str, Any]) -> Iterator[str]:
+def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
     oracle = settings.get("oracle")
     if oracle is not None and oracle < 1:
         yield "The memory held the simulator's future: a bound on what predicting could give, not a policy's success."
+    corruption = settings.get("corruption", "none")
+    if corruption != "none":
+        yield f"The world memory was replaced ({corruption}): a test of what the policy uses, not its success."
 
 
 def _about_commit(finished: Mapping[str, Any]) -> Iterator[str]:

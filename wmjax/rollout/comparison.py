@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from wmjax.errors import UserError
-from wmjax.rollout.results import EpisodeRecord, flatten, read_header, read_records
+from wmjax.rollout.results import ADDED, EpisodeRecord, flatten, read_header, read_records
 from wmjax.rollout.statistics import mcnemar_exact, paired_counts, required_pairs
 
 BOOTSTRAP_DRAWS = 10_000
@@ -136,6 +136,6 @@ def _finished(record: EpisodeRecord) -> bool:
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    left, right = dict(flatten(a)), dict(flatten(b))
+    left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
     names = sorted({*left, *right})
     return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
+from wmjax.data.donors import Donor, Donors
 from wmjax.data.observation import Observation, Prompt
 from wmjax.errors import UserError
+from wmjax.models.corruption import Corruption
 from wmjax.rng import named_key
 from wmjax.rollout.actors import Decision, Plan, no_frames
 from wmjax.sim.episode import EpisodeId
@@ -29,6 +31,7 @@ class Policy(Protocol):
     batch_size: int
     frames_per_decision: int
     future_frames: int
+    corruption: Corruption
 
     def initial_carry(self) -> Carry:
         """The carry of ``batch_size`` fresh rows."""
@@ -37,13 +40,13 @@ class Policy(Protocol):
         """The tokenised instruction, batch 1."""
 
     def __call__(
-        self, carry: Carry, observation: Observation, keys: jax.Array, future: Any = None
+        self, carry: Carry, observation: Observation, keys: jax.Array, future: Any = None, donor: Donor | None = None
     ) -> tuple[Carry, Any, dict[str, Any]]:
         """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision.
 
         Among the numbers may be ``imagined`` f32 ``[batch, 1 + future, tokens, dim]`` (see :class:`Plan`).
         ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
-        policy needs any.
+        policy needs any, ``donor`` what others saw under the corruption ``shuffled``.
         """
 
 
@@ -56,6 +59,10 @@ class PolicyActor:
     Args:
         policy: what decides.
         seed: of the noise; the key of a decision depends on it, the episode and the decision's number only.
+        donors: whose memories the corruption ``shuffled`` shows: each episode has one, whatever the seed.
+
+    Raises:
+        UserError: the corruption is ``shuffled`` and there are no donors.
 
     """
 
@@ -63,11 +70,13 @@ class PolicyActor:
     needs_frames = True
     inside = False
 
-    def __init__(self, policy: Policy, seed: int = 0) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, seed: int = 0, donors: Donors | None = None) -> None:
+        if policy.corruption == "shuffled" and donors is None:
+            raise UserError("corruption is 'shuffled', which needs the demonstrations of the run; give donors")
+        self._policy, self._donors = policy, donors if policy.corruption == "shuffled" else None
         self._seed = seed
         self.observation_spec = policy.observation_spec
-        self.future_frames = policy.future_frames
+        self.future_frames, self.corruption = policy.future_frames, policy.corruption
         self._table: Carry = None
         self._counts = (policy.frames_per_decision, policy.future_frames)
         self._spare = 0
@@ -114,7 +123,8 @@ class PolicyActor:
         keys = jnp.stack([self._key(decision) for decision in padded])
         carry = _gather(self._table, rows)
         future = np.stack([decision.future for decision in padded]) if self.future_frames else None
-        carry, chunk, info = self._policy(carry, self._observation(padded), keys, future)
+        others = {} if self._donors is None else {"donor": self._donor(self._donors, padded)}
+        carry, chunk, info = self._policy(carry, self._observation(padded), keys, future, **others)
         self._table = _scatter(self._table, rows, carry)
         actions = np.asarray(chunk, np.float32)
         imagined = np.asarray(info["imagined"], np.float32) if "imagined" in info else None
@@ -138,6 +148,13 @@ class PolicyActor:
             prompt=Prompt(*(np.concatenate(parts) for parts in zip(*prompts, strict=True))),
             first=np.array([decision.number == 0 for decision in decisions]),
         )
+
+    @staticmethod
+    def _donor(donors: Donors, decisions: Sequence[Decision]) -> Donor:
+        """What each episode's donor had seen at the same control step."""
+        streams = [decision.episode.stream("memory donor") for decision in decisions]
+        chosen = np.array([donors.choose(np.random.default_rng(stream)) for stream in streams])
+        return donors.at(chosen, np.array([decision.step for decision in decisions]))
 
     def _prompt(self, instruction: str) -> Prompt:
         if instruction not in self._prompts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wmjax.errors import UserError, unknown_name
+from wmjax.models.corruption import Corruption
 from wmjax.resources import resource_folder
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
@@ -50,6 +51,10 @@ class Protocol:
         oracle: None, or α of the oracle bracket: at every decision the policy's memory is α·ẑ + (1-α)·z₊, where ẑ is
             its own prediction and z₊ the encoded future in which the scripted expert acts from here on (after what
             ``execution_delay`` still lets pass). 1 is the policy itself, 0 what a perfect prediction would give.
+        corruption: what the policy's action tokens get for a world memory instead of its own: zeros (``zero``), unit
+            noise drawn for each decision (``noise``), the memory of a demonstration drawn for each episode, at the
+            same control step (``shuffled``, see :mod:`wmjax.data.donors`), or nothing (``closed``). What the Prophet
+            predicts is still logged and drawn.
         seed: of the policy's noise; the episodes themselves do not depend on it.
 
     """
@@ -67,6 +72,7 @@ class Protocol:
     target_velocity: float = 0.0
     camera_dropout: float = 0.0
     oracle: float | None = None
+    corruption: Corruption = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +101,8 @@ class Protocol:
                 raise UserError(f"{field} is {getattr(self, field)}; choose a value from 0 (off) to {limit}")
         if self.oracle is not None and not 0 <= self.oracle <= 1:
             raise UserError(f"oracle is {self.oracle}; choose a value from 0 (the true future) to 1, or leave it out")
+        if self.oracle is not None and self.corruption != "none":
+            raise UserError(f"corruption is {self.corruption!r} with oracle {self.oracle}; leave one of them out")
         if not math.isfinite(self.ensemble):
             raise UserError(f"ensemble is {self.ensemble}; choose a number such as 0.01, or 0 for off")
 

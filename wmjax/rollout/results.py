@@ -18,6 +18,8 @@ from wmjax.rollout.statistics import wilson
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
+ADDED = {"protocol.corruption": "none"}
+"""Header fields that earlier evaluations do not have, and what was run then: the same evaluation goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,7 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
         UserError: names the first differing field and both values.
 
     """
-    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
+    flat_old, flat_new = ADDED | dict(flatten(old)), ADDED | dict(flatten(new))
     for name in sorted({*flat_old, *flat_new}):
         if flat_old.get(name) != flat_new.get(name):
             raise UserError(

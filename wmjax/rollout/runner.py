@@ -276,6 +276,11 @@ def _require_fit(actor: Actor, protocol: Protocol) -> None:
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
             "evaluate a policy with a world memory that was loaded for it, or leave oracle out"
         )
+    if protocol.corruption != actor.corruption:
+        raise UserError(
+            f"corruption is {protocol.corruption!r}, the {actor.name} acts with {actor.corruption!r}; evaluate a "
+            "policy with a world memory that was loaded for it, or leave corruption out"
+        )
     if protocol.camera_dropout and actor.needs_frames and len(actor.observation_spec.cameras) == 1:
         raise UserError(
             f"camera_dropout is {protocol.camera_dropout}, the {actor.name} has one camera, which always shows; "

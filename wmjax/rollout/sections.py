@@ -32,6 +32,7 @@ LABELS = {
     "target_velocity": ("Drifting target", " m/s"),
     "camera_dropout": ("Camera dropout", " probability"),
     "oracle": ("Oracle bracket", " of the memory is the prediction, the rest the true future"),
+    "corruption": ("World memory replaced by", ""),
     "seed": ("Noise seed", ""),
 }
 """Protocol settings in words, and their units."""
@@ -182,7 +183,7 @@ def _facts(header: Mapping[str, Any], summary: Summary) -> Html:
         "Episodes": f"{total} on {len(summary.tasks)} task{'s' if len(summary.tasks) > 1 else ''}",
     }
     for name, value in {**header, **settings}.items():
-        off = value is None or (name in OFF_AT_ZERO and not value)
+        off = value in (None, "none") or (name in OFF_AT_ZERO and not value)
         if name not in NOT_SHOWN and not off and not isinstance(value, Mapping):
             label, unit = LABELS.get(name, (name.replace("_", " ").capitalize(), ""))
             facts[label] = f"{plain(value)}{unit}"

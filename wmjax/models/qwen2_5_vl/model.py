@@ -1,6 +1,7 @@
 """Qwen2.5-VL: token and image embedding, the text decoder, logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,55 @@ class Qwen2_5_VL(nnx.Module):
             collect=collect,
         )
         return self.norm(x), seen
+
+    def decode_injected(
+        self,
+        embeddings: Float[Array, "batch tokens hidden"],
+        positions: Int[Array, "batch 3 tokens"],
+        mask: Bool[Array, "batch tokens"],
+        key: Key[Array, ""] | None,
+        layers: tuple[int, ...],
+        inject: Callable[[Array, Array], tuple[Array, Array]],
+    ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, "batch"]]:
+        """As :meth:`decode`, with something done to the hidden states after some layers.
+
+        One scan over all layers, in which a condition skips the others: splitting the stack would copy the weights.
+
+        Args:
+            embeddings: from :meth:`embed`.
+            positions: (time, height, width) of every token.
+            mask: False at padding.
+            key: for dropout in the adapters; None switches it off.
+            layers: indices of the layers.
+            inject: ``inject(x, i) -> (x, ratio)`` for the i-th of them, with one number per sample.
+
+        Returns:
+            Hidden states, and the mean of the ratios.
+
+        """
+        config, depth = self.config, self.config.text.depth
+        angles = text_angles(positions, config.text.rope_theta, config.text.rope_sections)
+        numbers = np.full(depth, -1, np.int32)
+        numbers[list(layers)] = np.arange(len(layers))
+
+        def call(layer: DecoderLayer, carry: tuple[Array, Array], extra: tuple[AdapterInputs, Array], kind: int) -> Any:
+            (x, total), (adapter, number) = carry, extra
+
+            def injected(x: Array) -> tuple[Array, Array]:
+                changed, ratio = inject(x, number)
+                return changed, total + ratio
+
+            return jax.lax.cond(number >= 0, injected, lambda x: (x, total), layer(x, angles, mask, adapter))
+
+        (x, total), _ = run_layers(
+            self.layers,
+            call,
+            (embeddings.astype(config.dtype), jnp.zeros(embeddings.shape[0])),
+            per_layer=(self._adapter_inputs(key), jnp.asarray(numbers)),
+            remat=config.remat,
+            unroll=config.scan_unroll,
+        )
+        return self.norm(x), total / len(layers)
 
     def _adapter_inputs(self, key: Key[Array, ""] | None) -> AdapterInputs:
         depth, chosen = self.config.text.depth, self.config.lora.layers

@@ -75,7 +75,7 @@ class MemorySection:
         gate: mean |tanh(gate)|; a small gate on a large context can still matter, hence the ratio.
         ratio: ‖injected‖ / ‖hidden‖ at the action tokens, averaged over samples.
         effects: by condition, those of ``wmjax.models.world.Corruption``. ``shuffled`` is the memory of another
-            sample of the batch, mostly of another episode.
+            episode, drawn for each sample, at the same control step.
         alarms: whether the policy seems not to use its memory.
 
     """

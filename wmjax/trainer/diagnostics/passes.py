@@ -13,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from wmjax.data.donors import Donor, Donors
 from wmjax.data.pipeline import Batch, make_loader
-from wmjax.data.statistics import normalise_action
-from wmjax.models.vla import MEMORY, VLA, VLAConfig
-from wmjax.models.world import Corruption
+from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
+from wmjax.models.corruption import Corruption
+from wmjax.models.vla import VLA, ModelInput, VLAConfig
 from wmjax.rng import named_key
 from wmjax.trainer.loop import Inputs
 from wmjax.trainer.step import model_input
@@ -89,40 +90,81 @@ class Network:
     def __init__(self, model: VLA, inputs: Inputs, seed: int):
         self.config, self._inputs, self._seed = model.config, inputs, seed
         self._prompts = jax.tree.map(jnp.asarray, inputs.prompts)
+        self._donors = None
+        if self.config.memory.inject and inputs.latents is not None:
+            self._donors = Donors(inputs.store, inputs.latents, self.config.prophet.history, inputs.prompts)
         graph, self._state = nnx.split(model)
-        self._hidden = jax.jit(lambda state, batch: nnx.merge(graph, state).hidden(self._model_input(batch)))
+        self._hidden = jax.jit(lambda state, batch: nnx.merge(graph, state).see(self._model_input(batch)))
 
         def act(
-            state: nnx.State, hidden: Array, batch: dict[str, Array], index: Array, draw: Array, kind: Any
+            state: nnx.State,
+            hidden: Array,
+            batch: dict[str, Array],
+            index: Array,
+            draw: Array,
+            donor: Donor | None,
+            kind: Any,
         ) -> Acted:
-            return self._act(nnx.merge(graph, state), hidden, batch, index, draw, kind)
+            return self._act(nnx.merge(graph, state), hidden, batch, index, draw, donor, kind)
 
-        self._acted = jax.jit(act, static_argnums=5)
+        self._acted = jax.jit(act, static_argnums=6)
 
     def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
-        """The VLM's hidden states."""
+        """What the VLM makes without the memory (:meth:`wmjax.models.vla.VLA.see`)."""
         return self._hidden(self._state, batch)
 
     def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
         """The rest of the network; noise depends on the batch's ``index`` and on ``condition.draw`` only."""
-        arguments = (hidden, batch, np.int32(index), np.int32(condition.draw))
+        donor = self._donor(batch) if condition.corruption == "shuffled" else None
+        arguments = (hidden, batch, np.int32(index), np.int32(condition.draw), donor)
         return self._acted(self._state, *arguments, condition.corruption)
+
+    def _donor(self, batch: Batch) -> Donor:
+        """Another episode at the same control step, drawn for each sample: never the sample's own episode."""
+        assert self._donors is not None
+        store, frames = self._inputs.store, np.asarray(batch["sample_id"])
+        episodes = store.frame_episode[frames]
+        pairs = zip(frames, episodes, strict=True)
+        chosen = [self._donors.choose(np.random.default_rng([self._seed, frame]), own) for frame, own in pairs]
+        start = np.array([store.episodes[index]["step_start"] for index in episodes])
+        return self._donors.at(np.array(chosen), store.frame_row[frames] - start)
+
+    def _as_input(self, inputs: ModelInput, donor: Donor) -> ModelInput:
+        """What donors saw in the model's units, with the images of others, which a memory is not made from."""
+        assert self._inputs.encoder_spec is not None
+        return inputs._replace(
+            latents=normalise_latents(donor.latents, self._inputs.encoder_spec),
+            state=normalise_state(donor.state, self._inputs.action_spec),
+            prompt=donor.prompt,
+        )
 
     def _model_input(self, batch: dict[str, Array]) -> Any:
         return model_input(batch, self._prompts, self._inputs.action_spec, self._inputs.encoder_spec)
 
     def _act(
-        self, model: VLA, hidden: Array, batch: dict[str, Array], index: Array, draw: Array, corruption: Corruption
+        self,
+        model: VLA,
+        hidden: Array,
+        batch: dict[str, Array],
+        index: Array,
+        draw: Array,
+        donor: Donor | None,
+        corruption: Corruption,
     ) -> Acted:
         """What ``model.sample`` does behind the VLM, and the head's loss on complete chunks."""
         inputs = self._model_input(batch)
-        key = jax.random.fold_in(named_key(self._seed, "diagnose memory", index), MEMORY)
-        out = model.world(hidden, inputs.prompt.mask, self.config.chunk, inputs.latents, key=key, corruption=corruption)
+        key = named_key(self._seed, "diagnose memory", index)
+        memory = None if donor is None else model.recall(self._as_input(inputs, donor))
+        out = model.act_on(hidden, inputs, key=key, corruption=corruption, memory=memory)
         action = normalise_action(batch["action"], self._inputs.action_spec)
         noise = jax.random.normal(named_key(self._seed, "diagnose noise", index, draw), action.shape)
         complete = jnp.broadcast_to(complete_chunks(batch)[:, None], batch["action_mask"].shape)
         loss = model.head.loss(out.tokens, action, complete, named_key(self._seed, "diagnose flow", index))
-        return Acted(model.head.sample(out.tokens, noise), out.prediction, out.metrics, loss.metrics)
+        prediction = out.prediction
+        if model.world.is_forward_model:  # scored on the true actions, as it was trained
+            told = model.context(inputs, action, batch["action_mask"])
+            prediction = model.world.recall(inputs.latents, len(action), told)
+        return Acted(model.head.sample(out.tokens, noise), prediction, out.metrics, loss.metrics)
 
 
 def complete_chunks(batch: dict[str, Any]) -> Any:

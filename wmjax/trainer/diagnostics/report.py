@@ -125,7 +125,8 @@ def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
     world = world_section(outcome.prediction, test, train, note)
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()
-    reads_latents = model.config.memory.input == "latents"
+    # The references' windows hold latents only: a Prophet that is told more cannot be run on them.
+    reads_latents = model.config.memory.input == "latents" and not model.config.prophet.condition
     own = predict(model.world, fitted.history) if reads_latents else None
     tasks = np.array([episode["task"] for episode in inputs.store.episodes])
     bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])

@@ -1,0 +1,45 @@
+"""The optimizer's exceptions: gates have a rate of their own, and what does not decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from wmjax.models.memory import GatedCrossAttention, InjectionConfig
+from wmjax.models.stack import stack_layers
+from wmjax.trainer.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, clip_norm=1e9, gate_multiplier=7.0)
+
+
+def injection(rngs: nnx.Rngs) -> GatedCrossAttention:
+    config = InjectionConfig(width=8, heads=2)
+    return GatedCrossAttention(config, hidden_dim=6, latent_dim=4, frames=2, tokens=3, rngs=rngs)
+
+
+@jax.jit
+def updates(params: nnx.State, gradient: float) -> nnx.State:
+    """The second update (the first has rate 0, for the warm-up) under a constant gradient."""
+    optimizer = make_optimizer(CONFIG, 100)
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    return optimizer.update(gradients, state, params)[0]
+
+
+@pytest.mark.parametrize("stacked", [0, 2])
+def test_gates_have_their_own_rate_and_no_weight_decay(stacked: int) -> None:
+    module = stack_layers(injection, stacked, nnx.Rngs(0)) if stacked else injection(nnx.Rngs(0))
+    for bias in (module.gate, module.attention.query.bias, module.hidden_norm.scale):
+        bias[...] = jnp.full(bias.shape, 0.5)
+    rate, kernel = float(learning_rate(CONFIG, 100)(1)), np.asarray(module.attention.query.kernel[...])
+    assert rate == pytest.approx(1e-2)
+    params = nnx.state(module, nnx.Param)
+    idle, pushed = (nnx.as_pure(updates(params, gradient)) for gradient in (0.0, 1.0))
+    for name, update in (("gate", idle["gate"]), ("bias", idle["attention"]["query"]["bias"]),
+                         ("norm", idle["hidden_norm"]["scale"])):  # fmt: skip
+        np.testing.assert_array_equal(update, 0.0, err_msg=name)
+    np.testing.assert_allclose(idle["attention"]["query"]["kernel"], -rate * 0.1 * kernel, rtol=1e-5)
+    # Adam's step under a constant gradient is its sign.
+    np.testing.assert_allclose(pushed["attention"]["query"]["bias"], -rate, rtol=1e-4)
+    np.testing.assert_allclose(pushed["gate"], -7.0 * rate, rtol=1e-4)

@@ -1,0 +1,67 @@
+"""Other episodes' latents: what the corruption ``shuffled`` makes the world memory from.
+
+Donors are the demonstrations that the policy was trained on. So their memories are in distribution, no evaluated
+episode is among them (random resets and the benchmark are disjoint from demonstrations), and which one an episode
+gets depends on nothing but its identity: not on the worker, the batch row, or what ran before.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from wmjax.data.latents import LatentStore
+from wmjax.data.observation import Prompt
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import history_indices
+from wmjax.errors import UserError
+
+
+class Donor(NamedTuple):
+    """What others saw, row by row: raw latents up to now (oldest first), raw state, and their tasks' prompts."""
+
+    latents: Float32[np.ndarray, "batch history tokens dim"]
+    state: Float32[np.ndarray, "batch state"]
+    prompt: Prompt
+
+
+class Donors:
+    """The episodes of a training store, with the latents of their unshifted view.
+
+    Args:
+        store: the demonstrations.
+        latents: of its frames.
+        history: frames that the Prophet looks back.
+        prompts: of the store's tasks, in its order.
+
+    Raises:
+        UserError: the store has one episode only.
+
+    """
+
+    def __init__(self, store: TrainingStore, latents: LatentStore, history: int, prompts: Prompt) -> None:
+        if len(store.episodes) < 2:
+            raise UserError(
+                f"corruption is 'shuffled', but {store.folder} has {len(store.episodes)} episode, and nobody else's "
+                "memory to show; choose another corruption"
+            )
+        self.store, self.latents, self._history, self._prompts = store, latents, history, prompts
+
+    def choose(self, rng: np.random.Generator, apart_from: int | None = None) -> int:
+        """The index of an episode, any but one."""
+        others = [index for index in range(len(self.store.episodes)) if index != apart_from]
+        return int(rng.choice(others))
+
+    def at(self, episodes: Int[np.ndarray, "batch"], steps: Int[np.ndarray, "batch"]) -> Donor:
+        """What episodes had seen at control steps; one that is over by then stays at its last frame."""
+        entries = [self.store.episodes[index] for index in episodes]
+        first = np.array([entry["frame_start"] for entry in entries])
+        last = np.array([entry["num_frames"] for entry in entries]) - 1
+        frames = first + np.minimum(np.asarray(steps) // self.store.spec.frame_stride, last)
+        past = history_indices(frames, first, self._history)
+        tasks = np.array([entry["task"] for entry in entries])
+        return Donor(
+            latents=self.latents.latents[0][past].astype(np.float32),
+            state=self.store.state[self.store.frame_row[frames]],
+            prompt=Prompt(*(np.asarray(table)[tasks] for table in self._prompts)),
+        )
