@@ -1,6 +1,8 @@
 """Settings that do not fit are refused before anything is recorded: one line, the setting, a value that fits."""
 
+import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ import pytest
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.checks import final_protocol, require_fit
-from wmjax.config import Experiment, load
+from wmjax.config import Experiment, dotted, load, to_dict
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
+from wmjax.evaluate import _parser
+from wmjax.next_steps import next_steps
 from wmjax.resources import resource_folder
 from wmjax.typed import parse_overrides
 
@@ -36,12 +40,12 @@ REFUSED = [
     (("--train.validation_fraction", "0"), r"train\.validation_fraction is 0; .* such as 0\.05"),
     (("--data.episodes_per_task", "1"), r"data\.episodes_per_task is 1; give at least 2"),
     (("--model.chunk", "2"), r"spatial_dev: open_loop_horizon is 4, but model\.chunk is 2; set model\.chunk to 4"),
-    (("--data.observation.frame_stride", "3"), r"4, not a multiple of the frame stride .*frame_stride\), 3; change"),
-    (("--encoder.pooling_grid", "8"), r"encoder\.pooling_grid is 8, which gives 64 tokens .*tokens is 16; set .* to 64"),
+    (("--data.observation.frame_stride", "3"), r"4, no multiple of the frame stride .*frame_stride\), 3; change it"),
+    (("--encoder.pooling_grid", "8"), r"encoder\.pooling_grid is 8, which gives 64 tokens .* is 16; set .* to 64"),
     (("--encoder.pooling_grid", "0"), r"encoder\.pooling_grid is 0, which gives 64 tokens"),
     (("--model.prophet.latent_dim", "96"), r"latents of 192 channels, but model\.prophet\.latent_dim is 96; set it to"),
-    (("--evaluation.protocol", "spatial_horizon16"), r"spatial_horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
-    (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* do not overlap"),
+    (("--evaluation.protocol", "spatial_horizon16"), r"horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
+    (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* not overlap"),
     (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
     (("--data.tasks", "[0, 10]"), "tasks contains 10; libero_spatial has tasks 0..9"),
     (("--evaluation.episodes_per_task", "0"), "episodes_per_task is 0; it must be at least 1"),
@@ -111,3 +115,37 @@ def test_missing_demonstrations_are_named_at_once(
     monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
     assert command.main(arguments) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def printed(found: Experiment, run: Path) -> list[list[str]]:
+    """The next commands, as a shell would split them."""
+    return [shlex.split(line, comments=True) for line in next_steps(found, run)]
+
+
+def test_the_next_commands_work_and_change_nothing_but_the_memory(store: TrainingStore, tmp_path: Path) -> None:
+    given = ("--data.path", str(store.folder), "--train.steps", "7", "--mesh.fsdp", "2", "--model.memory.dropout", "0")
+    found = experiment(*given, "--train.normalisation", "quantile", recipe="e2_mse", scale="3b")
+    evaluation, train, _ = printed(replace(found, "spatial_dev"), tmp_path / "a run")
+    assert evaluation[2] == "wmjax.evaluate"
+    options = _parser().parse_args(evaluation[3:])
+    assert (options.run, options.protocol, options.tasks) == (tmp_path / "a run", "libero_spatial", (0, 1))
+    assert train[:3] == ["python", "-m", "wmjax.train"]
+    arguments, overrides = command.parse(train[3:])
+    again = load(arguments.config, arguments.scale, arguments.dataset, overrides)
+    one, other = (dotted(to_dict(x)) for x in (replace(found, "spatial_dev"), again))
+    differing = {key for key in one if one[key] != other[key]}
+    assert again.recipe == "e0_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}
+
+
+def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:
+    weights = ("--train.backbone_weights", "random")
+    frozen = experiment(*weights, recipe="seed_e0_flow", scale="mini_lora")
+    evaluation, train, _ = printed(frozen, tmp_path)
+    assert evaluation[-4:] == ["--protocol", "libero_spatial", "--tasks", "0,1,2,4,6"]
+    assert train[4] == "seed_e2_flow" and train[-2:] == list(weights)
+    # The benchmark was the evaluation after training already.
+    assert [line[2] for line in printed(experiment(scale="3b"), tmp_path)[:-1]] == ["wmjax.train"]
+
+
+def replace(found: Experiment, protocol: str) -> Experiment:
+    return dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, protocol=protocol))

@@ -278,21 +278,10 @@ def judge(experiment: "Experiment", checkpoint: Path) -> Any:
 
 def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
     """The outcome in a few lines, the run's folder, and what to do next."""
-    weights = experiment.train.backbone_weights
-    suite, same = experiment.data.suite, f"--scale {experiment.scale} --dataset {experiment.dataset}"
-    same += f" --train.backbone_weights {weights}" if weights else ""
-    return "\n".join(
-        (
-            "",
-            summary.table(),
-            "",
-            f"run: {run}",
-            "next:",
-            f"  python -m wmjax.evaluate --run {run} --protocol {suite}   # the benchmark, once per recipe",
-            f"  python -m wmjax.train --config e0_flow {same}   # the same without world memory",
-            f"  tensorboard --logdir {run}/tensorboard   # R2 per action dimension, world-model skill, gate",
-        )
-    )
+    from wmjax.next_steps import next_steps
+
+    lines = ["", summary.table(), "", f"run: {run}", "next:", *(f"  {line}" for line in next_steps(experiment, run))]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
