@@ -97,6 +97,11 @@ class Inputs:
         """The latents' spec, if the model reads any."""
         return self.latents.spec if self.latents is not None and self.loader.include_latents else None
 
+    @property
+    def camera(self) -> int:
+        """Index of the camera that the latents were made from; arms that read none share its shifts."""
+        return 0 if self.latents is None else self.store.spec.cameras.index(self.latents.spec.camera)
+
     def specs(self) -> dict[str, Any]:
         """The three specs as JSON, for the checkpoint."""
         encoder = None if self.encoder_spec is None else to_dict(self.encoder_spec)
@@ -187,6 +192,7 @@ def train(
             ema_decay=config.ema_decay,
             max_shift=max_shift,
             state_noise=config.state_noise,
+            camera=inputs.camera,
         ),
         donate_argnums=0,
         out_shardings=(state_sharding, None),
