@@ -84,6 +84,17 @@ def test_only_what_is_used_must_fit() -> None:
     require_fit(experiment("--evaluation.protocol", "spatial_delay16", "--model.chunk", "4"))
 
 
+def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
+    delay = ("--train.delay", "16", "--evaluation.protocol", "spatial_delay16")
+    with pytest.raises(
+        UserError, match=r"train\.delay is 16, .* end 24 control .* after 16; set .*future to 6 or more"
+    ):
+        require_fit(experiment(*delay))
+    require_fit(experiment(*delay, "--model.prophet.future", "6"))
+    require_fit(experiment(*delay, recipe="e0_flow"))
+    require_fit(experiment("--train.delay", "8"))
+
+
 def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:
     def given(*settings: str) -> Experiment:
         return experiment("--data.path", str(store.folder), *settings)

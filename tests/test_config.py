@@ -1,5 +1,6 @@
 """Experiments from files and the command line: precedence, ownership, errors that name the key."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from wmjax.config import from_dict, load, owner, read_axis, to_dict
 from wmjax.errors import UserError
 from wmjax.models.world import ARMS
 from wmjax.resources import resource_folder
+from wmjax.train import _save_config
 from wmjax.typed import parse_overrides
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
@@ -89,6 +91,19 @@ def test_a_dataset_may_name_the_protocol_of_its_suite() -> None:
     assert chosen.evaluation.protocol == "libero_object"
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    values = to_dict(load("e2_flow"))
+    older = json.loads(json.dumps(values))
+    del older["train"]["delay"]
+    assert from_dict(older) == load("e2_flow")  # what a checkpoint holds
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    changed = to_dict(load("e2_flow", overrides={"train": {"delay": 8}}))
+    with pytest.raises(UserError, match=r"was started with train\.delay = 0, now it is 8"):
+        _save_config(tmp_path, changed)
+    _save_config(tmp_path, values)
+    assert json.loads((tmp_path / "config.json").read_text()) == values
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_saved_experiment_reads_back_equal(name: str) -> None:
     assert from_dict(to_dict(load(name))) == load(name)
@@ -112,6 +127,7 @@ def test_a_saved_experiment_reads_back_equal(name: str) -> None:
             ("e2_flow", "mini", None, {"encoder": {"pooling_grid": -1}}),
             "encoder.pooling_grid is -1; set it to at least",
         ),
+        (("e0_flow", "mini", None, {"train": {"delay": -4}}), "train.delay is -4; give a number of control steps"),
     ],
 )
 def test_bad_settings_are_named(arguments: tuple, message: str) -> None:

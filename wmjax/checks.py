@@ -33,6 +33,7 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         stride: int | None = store.spec.frame_stride
     else:
         stride = None if experiment.data.path else experiment.data.observation.frame_stride
+    _require_memory(experiment, stride)
     if evaluates:
         _require_protocol(experiment, final_protocol(experiment, store), stride)
 
@@ -108,6 +109,20 @@ def _require_latents(experiment: Experiment) -> None:
         raise UserError(
             f"encoder.model {encoder.model} makes latents of {config.hidden_size} channels, but "
             f"model.prophet.latent_dim is {prophet.latent_dim}; set it to {config.hidden_size}"
+        )
+
+
+def _require_memory(experiment: Experiment, stride: int | None) -> None:
+    """A policy that learns to act after a delay is given a memory that reaches as far as its actions."""
+    model, delay = experiment.model, experiment.train.delay
+    if not (delay and stride and model.memory.inject):
+        return
+    reaches, ends = model.prophet.future * stride, delay + model.chunk
+    if reaches < ends:
+        raise UserError(
+            f"train.delay is {delay}, so the actions (model.chunk {model.chunk}) end {ends} control steps after the "
+            f"observation, but the memory (model.prophet.future {model.prophet.future}, a frame every {stride} steps) "
+            f"ends after {reaches}; set model.prophet.future to {-(-ends // stride)} or more"
         )
 
 

@@ -17,6 +17,7 @@ from wmjax.data.files import hash_json
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
+from wmjax.rollout.caveats import timing
 from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import Summary
@@ -136,6 +137,7 @@ def evaluate_checkpoint(
     policy = load_policy(
         path, batch_size=batch_size, open_loop_horizon=protocol.open_loop_horizon, oracle=protocol.oracle
     )
+    header |= timing(policy, protocol)
     actor = PolicyActor(policy, protocol.seed)
     return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), shard=shard)
 
