@@ -35,7 +35,7 @@ def test_column_statistics_use_the_chosen_episodes_only(store):
 
 
 def test_quantiles_are_exact_and_hold_one_dimension_at_a_time():
-    length, count = 500, 100
+    length, count = 500, 1000
     column = np.random.default_rng(0).standard_normal((length * count, 8)).astype(np.float32)
     table = [{"step_start": length * i, "length": length} for i in range(count)]
     store = SimpleNamespace(state=column, episodes=table)

@@ -85,11 +85,13 @@ def column_statistics(store: TrainingStore, column: str, episodes: np.ndarray) -
         moments.update(rows[-1])
     if not rows:
         raise UserError(f"{store.folder}: 0 training episodes to take {column} statistics from; record more episodes")
-    dimensions = (np.concatenate([part[:, i] for part in rows]).astype(np.float64) for i in range(values.shape[1]))
-    q01, q99 = np.stack(
-        [np.quantile(dimension, (0.01, 0.99), overwrite_input=True) for dimension in dimensions], axis=1
-    )
+    q01, q99 = np.stack([_quantiles([part[:, i] for part in rows]) for i in range(values.shape[1])], axis=1)
     return Statistics(moments.count, moments.mean, moments.std, moments.min, moments.max, q01, q99)
+
+
+def _quantiles(parts: list[np.ndarray]) -> np.ndarray:
+    """The 1 % and the 99 % quantile of one dimension."""
+    return np.quantile(np.concatenate(parts, dtype=np.float64), (0.01, 0.99), overwrite_input=True)
 
 
 def action_spec(
