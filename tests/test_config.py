@@ -91,14 +91,14 @@ def test_a_dataset_may_name_the_protocol_of_its_suite() -> None:
     assert chosen.evaluation.protocol == "libero_object"
 
 
-def test_a_run_from_before_a_setting_existed_goes_on_and_no_other_does(tmp_path: Path) -> None:
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
     values = to_dict(load("e2_flow"))
-    _save_config(tmp_path, values)
-    earlier = json.loads((tmp_path / "config.json").read_text())
-    del earlier["model"]["prophet"]["condition"], earlier["model"]["injection"]["layers"]
-    (tmp_path / "config.json").write_text(json.dumps(earlier))
-    changed = to_dict(load("e2_flow", overrides={"model": {"injection": {"layers": [1]}}}))
-    with pytest.raises(UserError, match=r"was started with model.injection.layers = \[\], now it is \[1\]"):
+    older = json.loads(json.dumps(values))
+    del older["train"]["delay"]
+    assert from_dict(older) == load("e2_flow")  # what a checkpoint holds
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    changed = to_dict(load("e2_flow", overrides={"train": {"delay": 8}}))
+    with pytest.raises(UserError, match=r"was started with train\.delay = 0, now it is 8"):
         _save_config(tmp_path, changed)
     _save_config(tmp_path, values)
     assert json.loads((tmp_path / "config.json").read_text()) == values
@@ -137,6 +137,7 @@ def test_a_saved_experiment_reads_back_equal(name: str) -> None:
             ("e2_flow", "mini", None, {"encoder": {"pooling_grid": -1}}),
             "encoder.pooling_grid is -1; set it to at least",
         ),
+        (("e0_flow", "mini", None, {"train": {"delay": -4}}), "train.delay is -4; give a number of control steps"),
     ],
 )
 def test_bad_settings_are_named(arguments: tuple, message: str) -> None:

@@ -17,6 +17,7 @@ from wmjax.data.files import hash_json
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
+from wmjax.rollout.caveats import timing
 from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import Summary
@@ -150,6 +151,7 @@ def evaluate_checkpoint(
         oracle=protocol.oracle,
         corruption=protocol.corruption,
     )
+    header |= timing(policy, protocol)
     donors = _donors(policy, data) if protocol.corruption == "shuffled" else None
     if donors is not None:
         header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}

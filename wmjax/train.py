@@ -54,12 +54,14 @@ def _main(arguments: list[str]) -> int:
     options, overrides = parse(arguments)
     from wmjax import logs
     from wmjax.cache import cache_root, keep_compiled_programs
+    from wmjax.checks import given_store, require_fit
     from wmjax.config import load, to_dict
     from wmjax.latents import latent_spec
 
     keep_compiled_programs()
 
     experiment = load(options.config, options.scale, options.dataset, overrides)
+    require_fit(experiment, given_store(experiment, needed=not options.dry_run), evaluates=not options.no_evaluation)
     run = options.run or cache_root() / "runs" / experiment.name
     distributed.join()
     if distributed.is_first():
@@ -265,34 +267,21 @@ def judge_early(experiment: "Experiment", step: int, checkpoint: Path) -> None:
 
 def judge(experiment: "Experiment", checkpoint: Path) -> Any:
     """Closed-loop success of a checkpoint on the experiment's protocol, on the tasks that it was trained on."""
+    from wmjax.checks import final_protocol, given_store
     from wmjax.evaluate import evaluate_checkpoint, evaluations_folder
-    from wmjax.rollout.protocol import load_protocol
 
     settings = experiment.evaluation
-    protocol = load_protocol(
-        settings.protocol, tasks=experiment.data.tasks, episodes_per_task=settings.episodes_per_task
-    )
+    protocol = final_protocol(experiment, given_store(experiment))
     out = evaluations_folder(checkpoint) / protocol.name
     return evaluate_checkpoint(checkpoint, protocol, out, workers=settings.workers, videos=settings.videos)
 
 
 def verdict(experiment: "Experiment", run: Path, summary: Any) -> str:
     """The outcome in a few lines, the run's folder, and what to do next."""
-    weights = experiment.train.backbone_weights
-    suite, same = experiment.data.suite, f"--scale {experiment.scale} --dataset {experiment.dataset}"
-    same += f" --train.backbone_weights {weights}" if weights else ""
-    return "\n".join(
-        (
-            "",
-            summary.table(),
-            "",
-            f"run: {run}",
-            "next:",
-            f"  python -m wmjax.evaluate --run {run} --protocol {suite}   # the benchmark, once per recipe",
-            f"  python -m wmjax.train --config e0_flow {same}   # the same without world memory",
-            f"  tensorboard --logdir {run}/tensorboard   # R2 per action dimension, world-model skill, gate",
-        )
-    )
+    from wmjax.next_steps import next_steps
+
+    lines = ["", summary.table(), "", f"run: {run}", "next:", *(f"  {line}" for line in next_steps(experiment, run))]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

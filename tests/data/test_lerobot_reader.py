@@ -108,6 +108,14 @@ def test_resumes_and_never_overwrites(tmp_path, monkeypatch):
         convert(str(fixture("v21_image")), tmp_path / "b", image_size=28)
 
 
+@pytest.mark.parametrize(("variant", "name"), [("v30_image", "HuggingFaceVLA/libero"), ("v30_video", "lerobot/libero")])
+def test_a_local_copy_is_labelled_by_how_it_stores_its_images(tmp_path, variant, name):
+    store = convert(str(fixture(variant)), tmp_path, image_size=64)
+    assert {task.suite for task in store.tasks} == {name} and store.spec.simulator == f"as published in {name}"
+    # Who names the layout is obeyed, however the images are stored.
+    assert LeRobotDataset(fixture(variant), load_layout("HuggingFaceVLA/libero")).layout.name == "HuggingFaceVLA/libero"
+
+
 def test_physical_intelligence_columns(tmp_path):
     copy = shutil.copytree(fixture("v21_image"), tmp_path / "pi")
     names = {

@@ -49,6 +49,29 @@ def test_batch_holds_what_the_stores_hold(store, latents):
             assert np.all(batch["future"][b, :, :, 1] == view)
 
 
+@pytest.mark.parametrize("delay", [3, 8])
+def test_a_delayed_chunk_begins_later_and_nothing_else_changes(store, latents, delay):
+    delayed = dataclasses.replace(CONFIG, delay=delay)
+    ended = 0
+    for batch, plain in zip(
+        take(make_loader(store, latents, EPISODES, delayed), 12),
+        take(make_loader(store, latents, EPISODES, CONFIG), 12),
+        strict=True,
+    ):
+        same = batch.keys() - {"action", "action_mask"}
+        assert all(np.array_equal(batch[key], plain[key]) for key in same)
+        for b, frame in enumerate(batch["sample_id"]):
+            data = store.episode(store.frame_episode[frame])
+            start = store.frame_step[frame] + delay
+            count = int(np.clip(len(data.action) - start, 0, 8))
+            assert np.array_equal(batch["action"][b, :count], data.action[start : start + count])
+            assert batch["action_mask"][b].tolist() == [True] * count + [False] * (8 - count)
+            assert not batch["action"][b, count:, :6].any()
+            assert np.all(batch["action"][b, count:, 6] == data.action[-1, 6])
+            ended += count == 0
+    assert ended  # chunks that begin after the episode's end are there, and count for nothing
+
+
 def test_types_and_keys(store, latents):
     (batch,) = take(make_loader(store, latents, EPISODES, CONFIG), 1)
     dtypes = {key: str(value.dtype) for key, value in batch.items()}

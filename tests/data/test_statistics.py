@@ -1,3 +1,6 @@
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,6 +32,20 @@ def test_column_statistics_use_the_chosen_episodes_only(store):
     np.testing.assert_allclose(found.mean, rows.mean(axis=0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(found.q01, np.quantile(rows.astype(np.float64), 0.01, axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.q99, np.quantile(rows.astype(np.float64), 0.99, axis=0), rtol=1e-12)
+
+
+def test_quantiles_are_exact_and_hold_one_dimension_at_a_time():
+    length, count = 500, 1000
+    column = np.random.default_rng(0).standard_normal((length * count, 8)).astype(np.float32)
+    table = [{"step_start": length * i, "length": length} for i in range(count)]
+    store = SimpleNamespace(state=column, episodes=table)
+    tracemalloc.start()
+    found = stats.column_statistics(store, "state", np.arange(count))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * len(column)  # the whole column as float64 would be 64
+    low, high = np.quantile(column.astype(np.float64), (0.01, 0.99), axis=0)
+    assert np.array_equal(found.q01, low) and np.array_equal(found.q99, high)
 
 
 @pytest.mark.parametrize("mode", ["none", "mean_std", "quantile"])

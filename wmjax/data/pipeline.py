@@ -36,7 +36,8 @@ class LoaderConfig:
     ``batch_size`` is global, over all hosts. ``views`` caps how many views of the latent store are drawn from
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to
     ``max_shift`` pixels. ``include_latents=False`` keeps a latent store's table of shifts but loads no latents,
-    so that a model without a world model trains on the very same pixels.
+    so that a model without a world model trains on the very same pixels. The chunk of actions begins ``delay``
+    control steps after the frame; what lies beyond the episode's end is masked.
     """
 
     batch_size: int = 32
@@ -50,6 +51,7 @@ class LoaderConfig:
     num_epochs: int | None = None
     drop_remainder: bool = True
     include_latents: bool = True
+    delay: int = 0
     shard_index: int = 0
     shard_count: int = 1
     threads: int = 1
@@ -114,7 +116,7 @@ class BatchSource:
         frames, views, shifts, mask = self._draw(int(index))
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
-        rows, action_mask = chunk_indices(row, self._row_end[episode], self.config.chunk)
+        rows, action_mask = chunk_indices(row + self.config.delay, self._row_end[episode], self.config.chunk)
         batch = {
             "images": np.asarray(self.store.frames[frames]),
             "state": self.store.state[row],
@@ -184,6 +186,8 @@ def _check(store: TrainingStore, latents: LatentStore | None, config: LoaderConf
         value: Any = getattr(config, name)
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if config.delay < 0:
+        raise UserError(f"delay is {config.delay}; it must not be negative")
     if config.batch_size % config.shard_count:
         raise UserError(
             f"batch_size is {config.batch_size}, not divisible over {config.shard_count} hosts; choose a multiple"

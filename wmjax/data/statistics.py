@@ -56,7 +56,7 @@ class RunningMoments:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Statistics of a column, each ``[dim]``. Quantiles are exact (the columns fit in memory: 29 MB per 10^6 rows)."""
+    """Statistics of a column, each ``[dim]``. Quantiles are exact, not streamed, see :func:`column_statistics`."""
 
     count: int
     mean: np.ndarray
@@ -68,7 +68,15 @@ class Statistics:
 
 
 def column_statistics(store: TrainingStore, column: str, episodes: np.ndarray) -> Statistics:
-    """Statistics of ``state``, ``action`` or ``executed`` over the control steps of some episodes."""
+    """Statistics of ``state``, ``action`` or ``executed`` over the control steps of some episodes.
+
+    The moments are streamed. The quantiles are exact, which needs all values of one dimension at a time: 12 MB for
+    10^6 control steps, less than half of the column itself, which an open store holds in memory anyway.
+
+    Raises:
+        UserError: no episodes.
+
+    """
     values = getattr(store, column)
     moments, rows = RunningMoments(values.shape[1]), []
     for index in episodes:
@@ -77,8 +85,13 @@ def column_statistics(store: TrainingStore, column: str, episodes: np.ndarray) -
         moments.update(rows[-1])
     if not rows:
         raise UserError(f"{store.folder}: 0 training episodes to take {column} statistics from; record more episodes")
-    q01, q99 = np.quantile(np.concatenate(rows).astype(np.float64), (0.01, 0.99), axis=0)
+    q01, q99 = np.stack([_quantiles([part[:, i] for part in rows]) for i in range(values.shape[1])], axis=1)
     return Statistics(moments.count, moments.mean, moments.std, moments.min, moments.max, q01, q99)
+
+
+def _quantiles(parts: list[np.ndarray]) -> np.ndarray:
+    """The 1 % and the 99 % quantile of one dimension."""
+    return np.quantile(np.concatenate(parts, dtype=np.float64), (0.01, 0.99), overwrite_input=True)
 
 
 def action_spec(

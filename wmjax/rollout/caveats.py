@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wmjax.rollout.protocol import INITIAL_STATES, TASKS
+from wmjax.rollout.protocol import INITIAL_STATES, TASKS, Protocol
 from wmjax.rollout.results import TaskSummary
 
 SCRIPTED = {
@@ -36,6 +36,7 @@ def caveats(
         *_about_faults(overall),
         *_about_actor(header),
         *_about_memory(settings),
+        *_about_timing(header.get("timing"), settings),
         *_about_commit(finished),
     ]
 
@@ -91,6 +92,44 @@ def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
     corruption = settings.get("corruption", "none")
     if corruption != "none":
         yield f"The world memory was replaced ({corruption}): a test of what the policy uses, not its success."
+
+
+def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:
+    """What an evaluation's header says of a policy's timing, control steps after an observation; empty if all fits.
+
+    ``trained_delay`` is where the policy learned to begin its chunks, ``actions_end`` where the chunks of this protocol
+    end, and ``memory_ends`` the last frame that its memory predicts (None without a predicted memory).
+
+    Args:
+        policy: a :class:`wmjax.policy.Policy`.
+        protocol: of the evaluation.
+
+    """
+    experiment, delay = policy.experiment, protocol.execution_delay
+    memory, trained = experiment.model.memory, experiment.train.delay
+    predicts = memory.inject and memory.input == "latents"
+    reaches = experiment.model.prophet.future * policy.observation_spec.frame_stride if predicts else None
+    ends = delay + policy.action_spec.chunk
+    if trained == delay and (reaches is None or reaches >= ends):
+        return {}
+    return {"timing": {"trained_delay": trained, "actions_end": ends, "memory_ends": reaches}}
+
+
+def _about_timing(found: Any, settings: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(found, Mapping):
+        return
+    trained, delay = found.get("trained_delay"), settings.get("execution_delay")
+    if trained != delay:
+        yield (
+            f"Trained for a delay of {trained} control steps, evaluated with {delay}: actions are executed at other "
+            f"times than they were learned for. train.delay {delay} trains for this protocol."
+        )
+    ends, reaches = found.get("actions_end"), found.get("memory_ends")
+    if isinstance(ends, int) and isinstance(reaches, int) and reaches < ends:
+        yield (
+            f"The memory predicts {reaches} control steps ahead, but chunks end {ends} steps after their observation "
+            "(execution delay + model.chunk): the last actions are beyond it. Raise model.prophet.future."
+        )
 
 
 def _about_commit(finished: Mapping[str, Any]) -> Iterator[str]:

@@ -34,6 +34,7 @@ def make_inputs(
         prompt_hashes=build.hashes,
         loader=LoaderConfig(
             chunk=model.chunk,
+            delay=config.delay,
             history=model.prophet.history,
             future=model.prophet.future,
             include_latents=reads_latents,

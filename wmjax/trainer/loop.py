@@ -26,15 +26,7 @@ from wmjax.rng import named_key
 from wmjax.specs import ActionSpec, EncoderSpec, to_dict
 from wmjax.trainer.metrics import MetricsWriter, r2_per_dimension
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
-from wmjax.trainer.sharding import (
-    MeshConfig,
-    batch_shard,
-    fetch,
-    make_mesh,
-    require_divisible,
-    shard_batch,
-    shardings,
-)
+from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
 from wmjax.trainer.state import TrainState, initial_state
 from wmjax.trainer.step import make_eval_step, make_train_step
 
@@ -47,7 +39,8 @@ class TrainConfig:
 
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
-    ``trainable`` ``adapters`` they stay as they are, so it must be said.
+    ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
+    control steps after the observation, for evaluations with that ``execution_delay``.
     """
 
     steps: int = 3000
@@ -64,8 +57,11 @@ class TrainConfig:
     normalisation: Normalisation = "mean_std"
     checkpoint_every: int = 250
     threads: int = 2
+    delay: int = 0
 
     def __post_init__(self) -> None:
+        if self.delay < 0:
+            raise UserError(f"train.delay is {self.delay}; give a number of control steps, 0 or more")
         # Forgotten weights would cost hours and look like a bad recipe.
         if self.trainable == "adapters" and not self.backbone_weights:
             raise UserError(
@@ -96,6 +92,11 @@ class Inputs:
     def encoder_spec(self) -> EncoderSpec | None:
         """The latents' spec, if the model reads any."""
         return self.latents.spec if self.latents is not None and self.loader.include_latents else None
+
+    @property
+    def camera(self) -> int:
+        """Index of the latents' camera; arms that read none share its shifts."""
+        return 0 if self.latents is None else self.store.spec.cameras.index(self.latents.spec.camera)
 
     def specs(self) -> dict[str, Any]:
         """The three specs as JSON, for the checkpoint."""
@@ -187,6 +188,7 @@ def train(
             ema_decay=config.ema_decay,
             max_shift=max_shift,
             state_noise=config.state_noise,
+            camera=inputs.camera,
         ),
         donate_argnums=0,
         out_shardings=(state_sharding, None),
@@ -206,9 +208,8 @@ def train(
             values = writer.write(step, "train", {**fetch(metrics), **clock.tick(step)})
             log.info("step %d/%d  loss %.4f  %s", step, config.steps, values["loss"], clock.left(step))
         if step % config.eval_every == 0 or step == config.steps:
-            values = writer.write(
-                step, "val", validate(eval_step, state, frozen, inputs, loader, config.eval_batches, mesh)
-            )
+            found = validate(eval_step, state, frozen, inputs, loader, config.eval_batches, mesh)
+            values = writer.write(step, "val", found)
             log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
         if step % config.checkpoint_every == 0 or step == config.steps:
             # The position counts global batches: process 0's is every process's, however many resume from it.

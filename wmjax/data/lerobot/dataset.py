@@ -47,7 +47,7 @@ class LeRobotDataset:
 
     Args:
         folder: the dataset's root, holding ``meta/info.json``.
-        layout: which column is which; chosen by the columns when None.
+        layout: which column is which; chosen by the columns and how images are stored when None.
 
     Raises:
         UserError: no dataset there, unknown version, missing columns or damaged metadata.

@@ -2,8 +2,9 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
+from typing import Any, Literal
 
 from wmjax.errors import UserError, unknown_name
 
@@ -14,13 +15,15 @@ INDEX_COLUMNS = ("episode_index", "frame_index", "task_index")
 class Layout:
     """Columns and conventions of a family of datasets.
 
-    ``cameras`` maps our camera names, in order, to image columns; ``rotation`` is what the images already had
-    applied, in degrees; ``control_hz`` the true rate of the rows and ``fps_label`` what the metadata claims.
+    ``cameras`` maps our camera names, in order, to image columns, stored as ``images``; ``rotation`` is what they
+    already had applied, in degrees; ``control_hz`` the true rate of the rows and ``fps_label`` what the metadata
+    claims.
     """
 
     name: str
     state: str
     action: str
+    images: Literal["image", "video"]
     rotation: int
     control_hz: int
     fps_label: int
@@ -53,22 +56,32 @@ def load_layout(name: str) -> Layout:
     return known[name]
 
 
-def choose_layout(columns: Iterable[str], where: str) -> Layout:
-    """The first known layout whose columns a dataset has.
+def choose_layout(features: Mapping[str, Mapping[str, Any]], where: str) -> Layout:
+    """The known layout whose columns a dataset has; of several, the one that stores its images as the dataset does.
+
+    Args:
+        features: of the dataset's ``info.json``: ``dtype`` of every column.
+        where: the dataset, for the error.
 
     Raises:
         UserError: none fits; names what the nearest one misses.
 
     """
-    present, known = set(columns), layouts()
-    missing = {name: [c for c in layout.columns if c not in present] for name, layout in known.items()}
-    name = min(missing, key=lambda n: len(missing[n]))
+    known = layouts()
+    missing = {name: [c for c in layout.columns if c not in features] for name, layout in known.items()}
+    name = min(missing, key=lambda n: (len(missing[n]), _other_storage(known[n], features)))
     if missing[name]:
         raise UserError(
             f"{where}: columns {', '.join(missing[name])} are missing (layout {name}; the dataset has "
-            f"{', '.join(sorted(present))}); add them, or add a layout file to wmjax/data/lerobot/layouts"
+            f"{', '.join(sorted(features))}); add them, or add a layout file to wmjax/data/lerobot/layouts"
         )
     return known[name]
+
+
+def _other_storage(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many cameras a dataset stores in another way."""
+    stored = (features.get(column, {}).get("dtype") for column in layout.cameras.values())
+    return sum(kind != layout.images for kind in stored)
 
 
 def require_columns(layout: Layout, columns: Iterable[str], where: str) -> None:

@@ -126,7 +126,7 @@ class ActionWindows:
 def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2) -> ActionWindows:
     """Gathers the chunks of frames; a step is near a change if at most ``within`` control steps from it."""
     store, where = inputs.store, place(inputs.store, frames)
-    rows, mask = chunk_indices(where.row, where.end_row, inputs.loader.chunk)
+    rows, mask = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
     closed = store.action[:, -1] > 0.0
     lengths = [episode["length"] for episode in store.episodes]
     near = np.concatenate([near_change(part, within) for part in np.split(closed, np.cumsum(lengths)[:-1])])

@@ -1,0 +1,54 @@
+"""An evaluation says when it executes actions at other times than a policy learned, or beyond what its memory shows."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from wmjax.config import load
+from wmjax.rollout.caveats import caveats, timing
+from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.rollout.results import summarize
+from wmjax.specs import ActionSpec, ObservationSpec
+from wmjax.typed import parse_overrides
+
+
+def header(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> dict[str, Any]:
+    """The part of an evaluation's header that tells the timing."""
+    experiment = load(recipe, overrides=parse_overrides(list(settings)))
+    policy = SimpleNamespace(
+        experiment=experiment,
+        action_spec=ActionSpec(chunk=experiment.model.chunk),
+        observation_spec=ObservationSpec(),
+    )
+    return timing(policy, protocol)
+
+
+def notes(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> str:
+    found = {"protocol": vars(protocol), **header(protocol, *settings, recipe=recipe)}
+    return " ".join(caveats(found, summarize([]).overall, {}, 0))
+
+
+def test_headers_of_evaluations_without_a_delay_are_what_they_were() -> None:
+    for recipe in ("e0_mse", "e1copy_flow", "e2_flow", "seed_e2_flow"):
+        assert header(load_protocol("spatial_dev"), recipe=recipe) == {}
+    assert header(load_protocol("spatial_delay8"), "--train.delay", "8") == {}
+
+
+def test_a_delay_that_was_not_learned_is_said() -> None:
+    shown = notes(load_protocol("spatial_delay8"), recipe="e0_flow")
+    assert "Trained for a delay of 0 control steps, evaluated with 8" in shown and "train.delay 8 trains" in shown
+    assert "Trained for a delay of 8 control steps, evaluated with 0" in notes(
+        load_protocol("spatial_dev"), "--train.delay", "8"
+    )
+    assert "Trained for" not in notes(load_protocol("spatial_delay8"), "--train.delay", "8")
+
+
+def test_a_memory_that_ends_before_the_actions_is_said() -> None:
+    late = load_protocol("spatial_delay16")
+    assert "predicts 16 control steps ahead, but chunks end 24 steps after" in notes(late)
+    assert "The memory predicts" not in notes(load_protocol("spatial_delay8"))
+    for recipe in ("e0_flow", "e1copy_flow", "e2aux_flow", "e0plus_flow"):  # these predict nothing for the actions
+        assert "The memory predicts" not in notes(late, recipe=recipe)
+    assert "The memory predicts" not in notes(late, "--model.prophet.future", "6")
+    assert "predicts 16 control steps ahead, but chunks end 20" in notes(
+        load_protocol("spatial_dev"), "--model.chunk", "20"
+    )

@@ -1,0 +1,171 @@
+"""Settings that do not fit are refused before anything is recorded: one line, the setting, a value that fits."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import wmjax.train as command
+from tests.data.synthetic import make_store
+from wmjax.checks import final_protocol, require_fit
+from wmjax.config import Experiment, dotted, load, to_dict
+from wmjax.data.lerobot.convert import convert
+from wmjax.data.store import TrainingStore
+from wmjax.errors import UserError
+from wmjax.evaluate import _parser
+from wmjax.next_steps import next_steps
+from wmjax.resources import resource_folder
+from wmjax.typed import parse_overrides
+
+RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
+
+
+def experiment(*settings: str, recipe: str = "e2_flow", scale: str = "mini") -> Experiment:
+    return load(recipe, scale, None, parse_overrides(list(settings)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
+    return make_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.parametrize("scale", ["mini", "smoke", "3b", "7b"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_ships_fits(recipe: str, scale: str) -> None:
+    require_fit(experiment(recipe=recipe, scale=scale))
+
+
+REFUSED = [
+    (("--train.validation_fraction", "0"), r"train\.validation_fraction is 0; .* such as 0\.05"),
+    (("--data.episodes_per_task", "1"), r"data\.episodes_per_task is 1; give at least 2"),
+    (("--model.chunk", "2"), r"spatial_dev: open_loop_horizon is 4, but model\.chunk is 2; set model\.chunk to 4"),
+    (("--data.observation.frame_stride", "3"), r"4, no multiple of the frame stride .*frame_stride\), 3; change it"),
+    (("--encoder.pooling_grid", "8"), r"encoder\.pooling_grid is 8, which gives 64 tokens .* is 16; set .* to 64"),
+    (("--encoder.pooling_grid", "0"), r"encoder\.pooling_grid is 0, which gives 64 tokens"),
+    (("--model.prophet.latent_dim", "96"), r"latents of 192 channels, but model\.prophet\.latent_dim is 96; set it to"),
+    (("--evaluation.protocol", "spatial_horizon16"), r"horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
+    (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* not overlap"),
+    (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
+    (("--data.tasks", "[0, 10]"), "tasks contains 10; libero_spatial has tasks 0..9"),
+    (("--evaluation.episodes_per_task", "0"), "episodes_per_task is 0; it must be at least 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_does_not_fit_is_refused_before_anything_is_made(
+    settings: tuple[str, ...],
+    message: str,
+    dry: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
+    assert command.main(["--config", "e2_flow", *dry, *settings]) == 2
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err), shown.err
+    assert shown.err.count("\n") == 1 and not shown.out and not list(tmp_path.iterdir())
+
+
+def test_only_what_is_used_must_fit() -> None:
+    for recipe in ("e0_flow", "e0plus_flow"):
+        require_fit(experiment("--encoder.pooling_grid", "8", recipe=recipe))
+    require_fit(experiment("--encoder.pooling_grid", "8", recipe="seed_e2_flow"))  # its Prophet pools
+    require_fit(experiment("--encoder.model", "some/hub-id", "--encoder.pooling_grid", "0"))
+    require_fit(experiment("--model.chunk", "2"), evaluates=False)
+    oracle = ("--evaluation.protocol", "spatial_oracle")
+    require_fit(experiment(*oracle))
+    with pytest.raises(UserError, match="oracle is 0, but the policy acts without a memory of the future"):
+        require_fit(experiment(*oracle, recipe="e0_flow"))
+    # The first action of a chunk waits for the delay, so a delay takes nothing of the chunk.
+    require_fit(experiment("--evaluation.protocol", "spatial_delay16", "--model.chunk", "4"))
+
+
+def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
+    delay = ("--train.delay", "16", "--evaluation.protocol", "spatial_delay16")
+    with pytest.raises(
+        UserError, match=r"train\.delay is 16, .* end 24 control .* after 16; set .*future to 6 or more"
+    ):
+        require_fit(experiment(*delay))
+    require_fit(experiment(*delay, "--model.prophet.future", "6"))
+    require_fit(experiment(*delay, recipe="e0_flow"))
+    require_fit(experiment("--train.delay", "8"))
+
+
+def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:
+    def given(*settings: str) -> Experiment:
+        return experiment("--data.path", str(store.folder), *settings)
+
+    # What would be recorded does not matter: the store's own stride is 4.
+    require_fit(given("--data.observation.frame_stride", "3", "--data.episodes_per_task", "1"), store)
+    require_fit(experiment("--data.path", "elsewhere", "--data.observation.frame_stride", "3"))
+    single = make_store(tmp_path / "single", lengths=(20, 30))
+    with pytest.raises(UserError, match=r"data\.path is .*, where no task has 2 episodes"):
+        require_fit(given(), single)
+
+
+def test_frames_that_the_simulator_refuses_are_not_trained_on_for_nothing(tmp_path: Path) -> None:
+    store = convert("tests/data/fixtures/lerobot_v30_image", tmp_path / "store", image_size=56)
+    given = experiment("--data.path", str(store.folder))
+    with pytest.raises(UserError, match=r"'as published in HuggingFaceVLA/libero' .*'bilinear'.* with --no-evaluation"):
+        require_fit(given, store)
+    require_fit(given, store, evaluates=False)
+
+
+def test_the_tasks_of_the_evaluation_are_those_of_the_store(store: TrainingStore) -> None:
+    def tasks(*settings: str, scale: str = "mini", known: TrainingStore | None = store) -> tuple[int, ...]:
+        return final_protocol(experiment(*settings, scale=scale), known).tasks
+
+    given = ("--data.path", "given")
+    assert tasks(*given, scale="3b") == (0, 1)
+    assert tasks(*given, "--evaluation.protocol", "pro_spatial_object") == (0, 1)
+    # Published demonstrations and other suites number their tasks in their own way.
+    assert tasks(*given, "--evaluation.protocol", "object_dev") == tuple(range(10))
+    assert tasks(known=None) == (0, 1, 2, 4, 6)
+
+
+def test_missing_demonstrations_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--scale", "3b", "--data.path", str(tmp_path / "nowhere")]
+    monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
+    assert command.main(arguments) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def printed(found: Experiment, run: Path) -> list[list[str]]:
+    """The next commands, as a shell would split them."""
+    return [shlex.split(line, comments=True) for line in next_steps(found, run)]
+
+
+def test_the_next_commands_work_and_change_nothing_but_the_memory(store: TrainingStore, tmp_path: Path) -> None:
+    given = ("--data.path", str(store.folder), "--train.steps", "7", "--mesh.fsdp", "2", "--model.memory.dropout", "0")
+    found = experiment(*given, "--train.normalisation", "quantile", recipe="e2_mse", scale="3b")
+    evaluation, train, _ = printed(replace(found, "spatial_dev"), tmp_path / "a run")
+    assert evaluation[2] == "wmjax.evaluate"
+    options = _parser().parse_args(evaluation[3:])
+    assert (options.run, options.protocol, options.tasks) == (tmp_path / "a run", "libero_spatial", (0, 1))
+    assert train[:3] == ["python", "-m", "wmjax.train"]
+    arguments, overrides = command.parse(train[3:])
+    again = load(arguments.config, arguments.scale, arguments.dataset, overrides)
+    one, other = (dotted(to_dict(x)) for x in (replace(found, "spatial_dev"), again))
+    differing = {key for key in one if one[key] != other[key]}
+    assert again.recipe == "e0_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}
+
+
+def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:
+    weights = ("--train.backbone_weights", "random")
+    frozen = experiment(*weights, recipe="seed_e0_flow", scale="mini_lora")
+    evaluation, train, _ = printed(frozen, tmp_path)
+    assert evaluation[-4:] == ["--protocol", "libero_spatial", "--tasks", "0,1,2,4,6"]
+    assert train[4] == "seed_e2_flow" and train[-2:] == list(weights)
+    # The benchmark was the evaluation after training already.
+    assert [line[2] for line in printed(experiment(scale="3b"), tmp_path)[:-1]] == ["wmjax.train"]
+
+
+def replace(found: Experiment, protocol: str) -> Experiment:
+    return dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, protocol=protocol))

@@ -1,0 +1,45 @@
+"""What to run after a training: commands that work as they are printed."""
+
+import json
+import shlex
+from pathlib import Path
+
+from wmjax.checks import final_protocol, given_store
+from wmjax.config import Experiment, dotted, load, to_dict
+from wmjax.rollout.protocol import load_protocol, protocol_names
+
+
+def next_steps(experiment: Experiment, run: Path) -> list[str]:
+    """Commands that go on from a finished run, with what they are for."""
+    done = final_protocol(experiment, given_store(experiment, needed=False))
+    steps = []
+    if done.suite in protocol_names() and done.name != done.suite:
+        tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
+        command = shlex.join(["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite])
+        steps.append(f"{command}{tasks}   # the benchmark, once per recipe")
+    other, purpose = _other_arm(experiment.recipe)
+    command = ["python", "-m", "wmjax.train", "--config", other, "--scale", experiment.scale]
+    command += ["--dataset", experiment.dataset, *_changed_settings(experiment)]
+    steps.append(f"{shlex.join(command)}   # {purpose}")
+    steps.append(f"{shlex.join(['tensorboard', '--logdir', f'{run}/tensorboard'])}   # R2 per action, skill, gate")
+    return steps
+
+
+def _other_arm(recipe: str) -> tuple[str, str]:
+    """The recipe to compare with, which has the same head, and what the comparison says."""
+    arm, _, head = recipe.rpartition("_")
+    family = "seed_" if arm.startswith("seed_") else ""
+    if arm == f"{family}e0":
+        return f"{family}e2_{head}", "the same with a predicted future"
+    return f"{family}e0_{head}", "the same without world memory"
+
+
+def _changed_settings(experiment: Experiment) -> list[str]:
+    """What the command line changed in the files of recipe, scale and data, as arguments; but not the memory."""
+    # Always said, because some scales are refused without it.
+    weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
+    files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
+    changed = {k: v for k, v in dotted(to_dict(experiment)).items() if v != files[k] and "model.memory." not in k}
+    if experiment.train.backbone_weights:
+        changed["train.backbone_weights"] = experiment.train.backbone_weights
+    return [word for k, v in changed.items() for word in (f"--{k}", v if isinstance(v, str) else json.dumps(v))]
