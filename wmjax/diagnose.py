@@ -100,7 +100,7 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     store = find_store(experiment, data)
     latents = find_latents(experiment, store, meta["specs"]["encoder"])
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
-    require_same_data(inputs, meta["specs"])
+    inputs.require_same(meta)
     return experiment, load_model(folder), inputs
 
 
@@ -142,22 +142,6 @@ def find_latents(
     now = encoder_spec(config.model, config.pooling_grid, config.clip_length, config.camera)
     require_equal(now, then, f"encoder {config.model!r}", "the checkpoint", ignore=("mean", "std"))
     return encode(experiment, store)
-
-
-def require_same_data(inputs: "Inputs", specs: dict[str, Any]) -> None:
-    """Refuses data other than the checkpoint's.
-
-    Raises:
-        UserError: names the first differing field of the three specs and both values.
-
-    """
-    from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal
-
-    names = "the training data", "the checkpoint"
-    require_equal(inputs.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
-    require_equal(inputs.action_spec, from_dict(ActionSpec, specs["action"], names[1]), *names)
-    if inputs.encoder_spec is not None:
-        require_equal(inputs.encoder_spec, from_dict(EncoderSpec, specs["encoder"], names[1]), *names)
 
 
 def describe(folder: Path, experiment: "Experiment", inputs: "Inputs", split: str) -> dict[str, Any]:

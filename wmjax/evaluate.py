@@ -92,10 +92,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     changes = {field: getattr(options, name.replace("-", "_")) for name, (field, _, _) in CHANGES.items()}
+    unchanged = load_protocol(options.protocol)
     protocol = load_protocol(options.protocol, **changes)
     shard = parse_shard(options.shard)
     if options.run is not None:
-        out = options.out or _folder(evaluations_folder(options.run), protocol, changes)
+        out = options.out or protocol_folder(evaluations_folder(options.run), protocol, unchanged)
         summary = evaluate_checkpoint(
             options.run,
             protocol,
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace) -> int:
             data=options.data,
         )
     else:
-        out = options.out or _folder(Path("runs") / options.policy, protocol, changes)
+        out = options.out or protocol_folder(Path("runs") / options.policy, protocol, unchanged)
         summary = _evaluate_scripted(options, protocol, out, shard)
     print(summary.table())
     print(f"results: {out}")
@@ -247,14 +248,14 @@ def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Rep
     return actors.Replay(store, spec, watch=True), {"store": store.hash}
 
 
-def _folder(root: Path, protocol: Protocol, changes: dict[str, Any]) -> Path:
-    """A folder that tells the protocol and what was changed in it."""
-    short = {field: "n" if name == "episodes" else name.replace("-", "_") for name, (field, _, _) in CHANGES.items()}
+def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
+    """A folder that tells the protocol and what differs in it from the file's, so that two of them never collide."""
     parts = [protocol.name]
-    for name, value in changes.items():
-        if value is not None:
+    for name, (field, _, _) in CHANGES.items():
+        value = getattr(protocol, field)
+        if value != getattr(unchanged, field):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts.append(f"{short[name]}{text}")
+            parts.append(f"{'n' if name == 'episodes' else name.replace('-', '_')}{text}")
     return root / "-".join(parts)
 
 

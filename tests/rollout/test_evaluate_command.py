@@ -86,8 +86,8 @@ def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatc
 
 
 def test_a_corruption_has_a_folder_of_its_own(tmp_path):
-    changes = {field: None for field, _, _ in command.CHANGES.values()} | {"corruption": "closed"}
-    folder = command._folder(tmp_path, load_protocol("spatial_dev", corruption="closed"), changes)
+    published = load_protocol("spatial_dev")
+    folder = command.protocol_folder(tmp_path, load_protocol("spatial_dev", corruption="closed"), published)
     assert folder.name == "spatial_dev-corruptionclosed"
 
 

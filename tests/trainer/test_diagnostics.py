@@ -140,10 +140,10 @@ def test_a_prophet_predicts_the_same_in_parts(model: VLA) -> None:
 
 def test_data_that_differ_from_the_checkpoint_are_refused(inputs: Inputs) -> None:
     specs = inputs.specs()
-    command.require_same_data(inputs, specs)
+    inputs.require_same({"specs": specs})
     other = dataclasses.replace(inputs.action_spec, chunk=9)
     with pytest.raises(UserError, match=r"ActionSpec.chunk differs: 8 in the training data, 9 in the checkpoint"):
-        command.require_same_data(inputs, specs | {"action": to_dict(other)})
+        inputs.require_same({"specs": specs | {"action": to_dict(other)}})
 
 
 def test_missing_demonstrations_are_never_recorded(

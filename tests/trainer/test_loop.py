@@ -1,5 +1,6 @@
 """Training: what moves and what does not, bit-exact resume, the same numbers on any mesh."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -89,6 +90,24 @@ def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> Non
     resumed = saved(fit(inputs, tmp_path / "killed"), tiny_config())
     for name, value in straight.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs, tmp_path: Path) -> None:
+    last = fit(inputs, tmp_path, dataclasses.replace(CONFIG, steps=3))
+    other = dataclasses.replace(inputs.latents.spec, weights_hash="another")
+    latents = copy.copy(inputs.latents)
+    latents.spec = other
+    changed = {
+        "EncoderSpec.weights_hash differs": dataclasses.replace(inputs, latents=latents),
+        "tokenizer differs": dataclasses.replace(inputs, prompt_hashes=inputs.prompt_hashes | {"tokenizer": "another"}),
+    }
+    for message, theirs in changed.items():
+        with pytest.raises(UserError, match=message):
+            fit(theirs, tmp_path)
+    meta = checkpoint.read_meta(last)
+    with pytest.raises(UserError, match=r"store differs: .* in the training data, 'extended' in the checkpoint"):
+        inputs.require_same(meta | {"store": "extended"})
+    inputs.require_same({key: value for key, value in meta.items() if key != "store"})  # an older checkpoint
 
 
 def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path) -> None:

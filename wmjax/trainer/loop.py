@@ -23,7 +23,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.models.parameters import RANDOM, Trainable, count, from_named, split_model, to_named, trainable_filter
 from wmjax.rng import named_key
-from wmjax.specs import ActionSpec, EncoderSpec, to_dict
+from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, to_dict
 from wmjax.trainer.metrics import MetricsWriter, r2_per_dimension
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
@@ -60,6 +60,9 @@ class TrainConfig:
     delay: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "eval_batches", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; give 1 or more")
         if self.delay < 0:
             raise UserError(f"train.delay is {self.delay}; give a number of control steps, 0 or more")
         # Forgotten weights would cost hours and look like a bad recipe.
@@ -102,6 +105,27 @@ class Inputs:
         """The three specs as JSON, for the checkpoint."""
         encoder = None if self.encoder_spec is None else to_dict(self.encoder_spec)
         return {"observation": to_dict(self.store.spec), "encoder": encoder, "action": to_dict(self.action_spec)}
+
+    def require_same(self, meta: dict[str, Any]) -> None:
+        """Refuses inputs other than those of a checkpoint with this ``meta``.
+
+        Raises:
+            UserError: names the first differing field of specs, demonstrations and prompts, and both values.
+
+        """
+        names, specs = ("the training data", "the checkpoint"), meta["specs"]
+        require_equal(self.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
+        require_equal(self.action_spec, from_dict(ActionSpec, specs["action"], names[1]), *names)
+        if self.encoder_spec is not None:
+            require_equal(self.encoder_spec, from_dict(EncoderSpec, specs["encoder"], names[1]), *names)
+        found = {"store": self.store.hash, **self.prompt_hashes}
+        saved = {"store": meta.get("store", self.store.hash), **meta.get("prompt", {})}  # older ones name no store
+        for name in saved.keys() & found.keys():
+            if saved[name] != found[name]:
+                raise UserError(
+                    f"{name} differs: {found[name]!r} in {names[0]}, {saved[name]!r} in {names[1]}; "
+                    "restore what the run was started with, or start another with --run"
+                )
 
 
 OnCheckpoint = Callable[[int, Path], None]
@@ -173,8 +197,10 @@ def train(
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     if checkpoint.complete_steps(checkpoints):
         folder = checkpoint.latest(checkpoints)
+        saved = checkpoint.read_meta(folder)
+        inputs.require_same(saved)
         state = _restore(folder, state)
-        stream.set_state(checkpoint.read_meta(folder)["loader"]["0"])
+        stream.set_state(saved["loader"]["0"])
         log.info("resumed at step %d from %s", int(state.step), folder)
 
     # 5. The two steps. Donating the state halves its memory; out_shardings keep the layout from drifting.
@@ -214,7 +240,8 @@ def train(
         if step % config.checkpoint_every == 0 or step == config.steps:
             # The position counts global batches: process 0's is every process's, however many resume from it.
             position = {"0": stream.get_state()}
-            full = {**meta, "specs": inputs.specs(), "prompt": inputs.prompt_hashes, "loader": position}
+            full = {**meta, "specs": inputs.specs(), "store": inputs.store.hash, "prompt": inputs.prompt_hashes}
+            full["loader"] = position
             last = checkpoint.save(checkpoints, step, _items(state), full)
             if on_checkpoint is not None:
                 distributed.alone(functools.partial(on_checkpoint, step, last))
