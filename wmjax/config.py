@@ -51,8 +51,8 @@ class EncoderConfig:
     """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
 
     The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
-    wrote; empty, the latents are encoded once into the cache, by ``backend``. Only the images of the first camera are
-    shifted as its latents are, so that latents of another ``camera`` need ``max_shift`` 0.
+    wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
+    its latents are.
     """
 
     model: str = "mini"

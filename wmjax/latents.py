@@ -42,19 +42,14 @@ def latent_spec(config: "EncoderConfig", data: "DataConfig") -> EncoderSpec:
 
 
 def require_camera(config: "EncoderConfig", cameras: tuple[str, ...]) -> None:
-    """Refuses latents whose images would be shifted otherwise than they were (:func:`wmjax.trainer.step.augment`).
+    """Refuses latents of a camera that the frames do not have.
 
     Raises:
-        UserError: a camera that the frames do not have, or one other than the first with shifts.
+        UserError: names it, and the cameras that there are.
 
     """
     if config.camera not in cameras:
         raise UserError(f"encoder.camera is {config.camera!r}; the frames are of {', '.join(cameras)}, choose one")
-    if config.camera != cameras[0] and config.max_shift:
-        raise UserError(
-            f"encoder.max_shift is {config.max_shift} with encoder.camera {config.camera!r}; only {cameras[0]!r} is "
-            f"shifted as its latents are: set --encoder.max_shift 0, or --encoder.camera {cameras[0]}"
-        )
 
 
 def open_latents(folder: Path, spec: EncoderSpec, views: int, max_shift: int) -> LatentStore:

@@ -15,8 +15,8 @@ def next_steps(experiment: Experiment, run: Path) -> list[str]:
     steps = []
     if done.suite in protocol_names() and done.name != done.suite:
         tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
-        command = shlex.join(["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite])
-        steps.append(f"{command}{tasks}   # the benchmark, once per recipe")
+        evaluation = ["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite]
+        steps.append(f"{shlex.join(evaluation)}{tasks}   # the benchmark, once per recipe")
     other, purpose = _other_arm(experiment.recipe)
     command = ["python", "-m", "wmjax.train", "--config", other, "--scale", experiment.scale]
     command += ["--dataset", experiment.dataset, *_changed_settings(experiment)]
