@@ -223,7 +223,7 @@ def starting_backbone(experiment: "Experiment") -> tuple[Path | None, str | None
     name = experiment.train.published
     if name is None:
         return None, None
-    folder = distributed.first(lambda: backbone_folder(name))
+    folder = backbone_folder(name)
     require_architecture(folder, experiment.model.backbone)
     require_tokenizer(folder, tokenizer_folder(experiment.prompt.tokenizer))
     return folder, backbone_hash(folder)
