@@ -11,7 +11,6 @@ import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.checks import final_protocol, require_fit
 from wmjax.config import Experiment, dotted, load, to_dict
-from wmjax.data.lerobot.convert import convert
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.evaluate import _parser
@@ -106,14 +105,6 @@ def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) 
     single = make_store(tmp_path / "single", lengths=(20, 30))
     with pytest.raises(UserError, match=r"data\.path is .*, where no task has 2 episodes"):
         require_fit(given(), single)
-
-
-def test_frames_that_the_simulator_refuses_are_not_trained_on_for_nothing(tmp_path: Path) -> None:
-    store = convert("tests/data/fixtures/lerobot_v30_image", tmp_path / "store", image_size=56)
-    given = experiment("--data.path", str(store.folder))
-    with pytest.raises(UserError, match=r"'as published in HuggingFaceVLA/libero' .*'bilinear'.* with --no-evaluation"):
-        require_fit(given, store)
-    require_fit(given, store, evaluates=False)
 
 
 def test_the_tasks_of_the_evaluation_are_those_of_the_store(store: TrainingStore) -> None:

@@ -104,6 +104,11 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
     assert json.loads((tmp_path / "config.json").read_text()) == values
 
 
+def test_recordings_of_the_shipped_recipe_are_found_again() -> None:
+    """A field added to the settings must not make everybody record again."""
+    assert load("e2_flow").data.identity() == "932ea4f737"
+
+
 def test_arms_differ_in_nothing_that_would_confound_them() -> None:
     """Gradients of the action loss into the Prophet and dropout of the memory are the same wherever there is one."""
     for scale in ("mini", "smoke", "3b", "7b"):

@@ -21,6 +21,15 @@ def test_hash_depends_on_every_field() -> None:
     assert spec_hash(ObservationSpec()) != spec_hash(ObservationSpec(frame_stride=8))
 
 
+def test_a_field_that_is_younger_than_the_format_changes_no_older_file() -> None:
+    assert spec_hash(ObservationSpec()) == "b6b4a4419993e956" and "drawn_size" not in to_dict(ObservationSpec())
+    resized = ObservationSpec(resize_filter="bilinear", drawn_size=256)
+    assert from_dict(ObservationSpec, to_dict(resized), "file") == resized
+    assert from_dict(ObservationSpec, to_dict(ObservationSpec()), "file").drawn_size == 0
+    with pytest.raises(UserError, match="surplus fields: drawn_size"):
+        from_dict(ActionSpec, to_dict(ActionSpec()) | {"drawn_size": 1}, "file")
+
+
 def test_old_format_missing_field_and_wrong_type_are_refused() -> None:
     values = to_dict(ObservationSpec())
     with pytest.raises(UserError, match=r"format_version is 0.*rebuild"):

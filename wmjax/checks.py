@@ -13,9 +13,6 @@ from wmjax.errors import UserError
 from wmjax.models.vjepa2.files import MINI_FOLDER, read_config
 from wmjax.rollout.protocol import TASKS, Protocol, load_protocol
 
-PUBLISHED = "as published"
-"""How ``ObservationSpec.simulator`` begins in a converted dataset, made with a simulator that is not installed."""
-
 
 def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
     """Refuses an experiment that could not be trained and evaluated to its end.
@@ -38,7 +35,6 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         stride = None if experiment.data.path else experiment.data.observation.frame_stride
     _require_memory(experiment, stride)
     if evaluates:
-        _require_renderable(experiment, store)
         _require_protocol(experiment, final_protocol(experiment, store), stride)
 
 
@@ -127,16 +123,6 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
             f"train.delay is {delay}, so the actions (model.chunk {model.chunk}) end {ends} control steps after the "
             f"observation, but the memory (model.prophet.future {model.prophet.future}, a frame every {stride} steps) "
             f"ends after {reaches}; set model.prophet.future to {-(-ends // stride)} or more"
-        )
-
-
-def _require_renderable(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Frames of a converted dataset are none that the simulator draws: its environment refuses their spec."""
-    if store is not None and (store.spec.simulator.startswith(PUBLISHED) or store.spec.resize_filter != "none"):
-        raise UserError(
-            f"data.path is {experiment.data.path}, whose frames are {store.spec.simulator!r} (resize_filter "
-            f"{store.spec.resize_filter!r}): the simulator refuses to evaluate a policy that was trained on them; "
-            "train with --no-evaluation, or on demonstrations of python -m wmjax.record"
         )
 
 

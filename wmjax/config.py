@@ -22,6 +22,7 @@ from wmjax.resources import resource_folder
 from wmjax.sim.demonstration import DemonstrationConfig
 from wmjax.sim.episode import START_NOISE
 from wmjax.specs import ObservationSpec
+from wmjax.specs import to_dict as spec_to_dict
 from wmjax.trainer.loop import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
@@ -43,6 +44,7 @@ class DataConfig:
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
         values = dataclasses.asdict(self) | {"path": "", "workers": 0, "start_noise": START_NOISE}
+        values["observation"] = spec_to_dict(self.observation)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 

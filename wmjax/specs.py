@@ -15,6 +15,10 @@ from wmjax.errors import UserError
 
 FORMAT_VERSION = 1
 """Version of the spec format; a file of another version is refused, never guessed at."""
+PUBLISHED = "as published"
+"""How ``ObservationSpec.simulator`` begins in a converted dataset, made with a simulator that is not installed."""
+LATER = {"drawn_size": 0}
+"""Fields younger than the format, and what their absence means; written only if they say something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,8 @@ class ObservationSpec:
 
     Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw
     simulator image. State is float32 ``[8]``: end-effector xyz (m), axis-angle (rad), two finger positions (m).
+    With ``resize_filter`` ``bilinear`` they were drawn at ``drawn_size`` and made smaller, see
+    :func:`wmjax.data.observation.resize_image`.
     """
 
     cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
@@ -36,6 +42,7 @@ class ObservationSpec:
     reflection: bool = False
     mesh_detail_mm: float = 3.0
     simulator: str = ""
+    drawn_size: int = 0
     format_version: int = FORMAT_VERSION
 
 
@@ -88,7 +95,8 @@ S = TypeVar("S", ObservationSpec, EncoderSpec, ActionSpec)
 
 def to_dict(spec: Spec) -> dict[str, Any]:
     """The spec as plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(spec)))
+    values = json.loads(json.dumps(dataclasses.asdict(spec)))
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
@@ -109,6 +117,7 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
             f"{FORMAT_VERSION}; rebuild the file with the command that made it"
         )
     hints = get_type_hints(kind)
+    values = {name: value for name, value in LATER.items() if name in hints} | values
     if set(values) != set(hints):
         differing = ", ".join(sorted(set(values) ^ set(hints)))
         raise UserError(f"{where}: {kind.__name__} has missing or surplus fields: {differing}; rebuild the file")

@@ -81,6 +81,7 @@ def test_converts_to_a_training_store(tmp_path, variant):
 def test_resizes_with_the_rollout_s_filter(tmp_path):
     store = convert(str(fixture("v30_image")), tmp_path / "out", image_size=28, frame_stride=3)
     assert store.spec.resize_filter == "bilinear" and store.spec.frame_stride == 3
+    assert store.spec.drawn_size == len(painted(1, 6))
     assert np.array_equal(store.episode(1).images[2, 0], resize_image(painted(1, 6), 28))
 
 

@@ -91,6 +91,7 @@ def test_the_state_is_the_one_that_a_rollout_builds(folder: Path, tmp_path: Path
     expected = build_state(np.array([0, 3, 3 / 7], np.float32), QUATERNION, np.array([0.04, -0.04], np.float32))
     np.testing.assert_allclose(store.episode(1).state[3], expected, rtol=1e-6)
     assert store.spec.resize_filter == "bilinear" and store.frames.shape[1:] == (2, 8, 8, 3)
+    assert store.spec.drawn_size > 8
 
 
 def test_an_interrupted_conversion_resumes(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An evaluation says when it executes actions at other times than a policy learned, or beyond what its memory shows."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ from wmjax.config import load
 from wmjax.rollout.caveats import caveats, timing
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.rollout.results import summarize
-from wmjax.specs import ActionSpec, ObservationSpec
+from wmjax.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.typed import parse_overrides
 
 
@@ -52,3 +53,11 @@ def test_a_memory_that_ends_before_the_actions_is_said() -> None:
     assert "predicts 16 control steps ahead, but chunks end 20" in notes(
         load_protocol("spatial_dev"), "--model.chunk", "20"
     )
+
+
+def test_images_of_another_simulator_are_said() -> None:
+    published = dataclasses.replace(ObservationSpec(), simulator="as published in lerobot/libero")
+    overall = summarize([]).overall
+    for spec, said in ((published, True), (ObservationSpec(simulator="mujoco 3.3.2"), False)):
+        found = " ".join(caveats({"protocol": {}, "observation": to_dict(spec)}, overall, {}, 0))
+        assert ("as published in lerobot/libero, drawn by another version" in found) == said

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wmjax.data.observation import build_state
+from wmjax.data.observation import build_state, resize_image
 from wmjax.errors import UserError
 from wmjax.sim.env import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import import_libero, load_task
+from wmjax.sim.render import Renderer
 from wmjax.specs import ObservationSpec
 
 from .conftest import SUITE, TASK
@@ -146,3 +147,22 @@ def test_an_unknown_camera_is_named(env):
 
     with pytest.raises(UserError, match="unknown camera 'agentvew'; did you mean agentview"):
         Renderer(env.sim, dataclasses.replace(env.spec, cameras=("agentvew",)))
+
+
+def test_a_policy_of_published_demonstrations_sees_images_made_as_those_were():
+    published = ObservationSpec(
+        image_size=112, resize_filter="bilinear", drawn_size=256, reflection=True, mesh_detail_mm=0.0,
+        simulator="as published in HuggingFaceVLA/libero",
+    )  # fmt: skip
+    env = LiberoEnv(SUITE, TASK, published)
+    env.reset(_episode("random", 0))
+    seen = env.render()
+    drawn = Renderer(env.sim, dataclasses.replace(published, image_size=256, resize_filter="none")).render()
+    env.close()
+    assert drawn.shape == (2, 256, 256, 3)
+    np.testing.assert_array_equal(seen, [resize_image(image, 112) for image in drawn])
+
+
+def test_images_whose_drawn_size_is_not_known_are_refused(env):
+    with pytest.raises(UserError, match="drawn_size is 0 for images of 112 px; convert the dataset again"):
+        Renderer(env.sim, dataclasses.replace(env.spec, resize_filter="bilinear"))

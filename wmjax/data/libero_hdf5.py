@@ -22,7 +22,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.observation import orient_image, resize_image
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec
+from wmjax.specs import PUBLISHED, ObservationSpec
 
 if TYPE_CHECKING:
     import h5py
@@ -84,7 +84,8 @@ def convert(
         frame_stride=frame_stride,
         reflection=True,
         mesh_detail_mm=0.0,
-        simulator="as published in LIBERO's HDF5 files",
+        simulator=f"{PUBLISHED} in LIBERO's HDF5 files",
+        drawn_size=0 if sizes == {(image_size, image_size)} else min(sizes)[0],
     )
     readers = {
         f"task-{file.task:03d}-{demo}": functools.partial(file.episode, demo, spec)

@@ -5,6 +5,7 @@ from typing import Any
 
 from wmjax.rollout.protocol import INITIAL_STATES, TASKS, Protocol
 from wmjax.rollout.results import TaskSummary
+from wmjax.specs import PUBLISHED
 
 SCRIPTED = {
     "expert": "The scripted expert sees the simulator's state: a ceiling for what can be expected, not a policy.",
@@ -37,6 +38,7 @@ def caveats(
         *_about_actor(header),
         *_about_memory(settings),
         *_about_timing(header.get("timing"), settings),
+        *_about_simulator(header.get("observation")),
         *_about_commit(finished),
     ]
 
@@ -129,6 +131,14 @@ def _about_timing(found: Any, settings: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The memory predicts {reaches} control steps ahead, but chunks end {ends} steps after their observation "
             "(execution delay + model.chunk): the last actions are beyond it. Raise model.prophet.future."
+        )
+
+
+def _about_simulator(observation: Any) -> Iterator[str]:
+    if isinstance(observation, Mapping) and str(observation.get("simulator", "")).startswith(PUBLISHED):
+        yield (
+            f"Trained on images {observation['simulator']}, drawn by another version of the simulator than the one "
+            "that is installed: they may differ a little from those of the evaluation."
         )
 
 

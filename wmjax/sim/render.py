@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from wmjax.data.observation import orient_image
+from wmjax.data.observation import orient_image, resize_image
 from wmjax.errors import UserError, unknown_name
 from wmjax.sim.libero import gl_error
 from wmjax.specs import ObservationSpec
@@ -123,11 +123,12 @@ class Renderer:
     def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
         """The cameras of the spec in its order, RGB, oriented."""
         self.make_current()
-        size = self._spec.image_size
+        size = self._spec.drawn_size or self._spec.image_size
         images = []
         for camera in self._spec.cameras:
             raw = self._sim.render(camera_name=camera, width=size, height=size)
-            images.append(orient_image(raw) if self._spec.rotation == 180 else raw)
+            turned = orient_image(raw) if self._spec.rotation == 180 else raw
+            images.append(resize_image(turned, self._spec.image_size))
         return np.stack(images)
 
 
@@ -137,8 +138,11 @@ def _check_spec(sim: Any, spec: ObservationSpec) -> None:
             raise unknown_name("camera", camera, sim.model.camera_names)
     if spec.rotation not in (0, 180):
         raise UserError(f"ObservationSpec.rotation is {spec.rotation}; the simulator renders 0 or 180")
-    if spec.resize_filter != "none":
-        raise UserError(f"ObservationSpec.resize_filter is {spec.resize_filter!r}; the simulator renders with 'none'")
+    if (spec.resize_filter == "none") != (spec.drawn_size in (0, spec.image_size)):
+        raise UserError(
+            f"ObservationSpec.resize_filter is {spec.resize_filter!r} but drawn_size is {spec.drawn_size} for images "
+            f"of {spec.image_size} px; convert the dataset again, which notes the size that it was drawn at"
+        )
 
 
 def _open_context(sim: Any, spec: ObservationSpec) -> Any:

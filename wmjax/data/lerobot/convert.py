@@ -13,7 +13,7 @@ from wmjax.data.lerobot.layout import load_layout
 from wmjax.data.observation import resize_image
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec
+from wmjax.specs import PUBLISHED, ObservationSpec
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -85,17 +85,19 @@ def resolve(source: str, revision: str | None) -> Path:
 def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int) -> ObservationSpec:
     """The conventions of the converted data."""
     require_positive(image_size, frame_stride)
-    layout = dataset.layout
+    layout, (height, width) = dataset.layout, dataset.image_size
+    resized = None if (height, width) == (image_size, image_size) else height
     return ObservationSpec(
         cameras=tuple(layout.cameras),
         image_size=image_size,
         rotation=layout.rotation,
-        resize_filter="none" if dataset.image_size == (image_size, image_size) else "bilinear",
+        resize_filter="none" if resized is None else "bilinear",
         control_hz=layout.control_hz,
         frame_stride=frame_stride,
         reflection=True,
         mesh_detail_mm=0.0,
-        simulator=f"as published in {layout.name}",
+        simulator=f"{PUBLISHED} in {layout.name}",
+        drawn_size=0 if resized is None else resized,
     )
 
 
