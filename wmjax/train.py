@@ -56,7 +56,7 @@ def _main(arguments: list[str]) -> int:
     from wmjax.cache import cache_root, keep_compiled_programs
     from wmjax.checks import given_store, require_fit
     from wmjax.config import load, to_dict
-    from wmjax.latents import latent_spec
+    from wmjax.encoder_settings import latent_spec
 
     keep_compiled_programs()
 
@@ -166,7 +166,7 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
     from wmjax.cache import cache_root
     from wmjax.data.encode import encode_store
     from wmjax.data.latents import LatentStore
-    from wmjax.latents import latent_spec, open_latents, require_camera
+    from wmjax.encoder_settings import latent_spec, open_latents, require_camera
     from wmjax.specs import spec_hash
 
     config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)

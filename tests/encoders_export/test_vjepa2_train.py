@@ -18,8 +18,8 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Observation
 from wmjax.data.pipeline import make_loader
 from wmjax.data.store import TrainingStore
+from wmjax.encoder_settings import latent_spec
 from wmjax.errors import UserError
-from wmjax.latents import latent_spec
 from wmjax.policy import Policy
 from wmjax.specs import ActionSpec, to_dict
 from wmjax.train import encode, main
