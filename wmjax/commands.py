@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from wmjax.errors import UserError
+from wmjax.logs import bar
 
 
 def run_command(body: Callable[[], int]) -> int:
@@ -50,4 +51,5 @@ class Progress:
             return
         self._last = now
         left = (now - self._start) / max(done, 1) * (total - done) / 60
-        logging.getLogger("wmjax").info("%s %d/%d %s  %.1f min left", self._what, done, total, self._unit, left)
+        line = f"{bar(done, total)} {self._what} {done}/{total} {self._unit}  {left:.1f} min left"
+        logging.getLogger("wmjax").info("%s", line)

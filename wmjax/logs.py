@@ -34,6 +34,12 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
     return logger
 
 
+def bar(done: int, total: int, width: int = 16) -> str:
+    """A progress bar for the beginning of a line, which a log file can hold as well as a terminal."""
+    full = width * min(done, total) // max(total, 1)
+    return f"[{'#' * full}{'.' * (width - full)}]"
+
+
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:
     handler.setFormatter(logging.Formatter(LINE, "%H:%M:%S"))
     logger.addHandler(handler)

@@ -85,9 +85,13 @@ def evaluate(
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:
         log.info("shard %d/%d is done; %d episodes of other shards are missing", *shard, missing)
-    elif left or set(finished) != {record.key for record in read_records(out)} or not (out / REPORT).is_file():
+    elif finished and (left or set(finished) != _keys(out) or not (out / REPORT).is_file()):
         _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
     return summarize(finished.values())
+
+
+def _keys(out: Path) -> set[str]:
+    return {record.key for record in read_records(out)}
 
 
 def _conclude(

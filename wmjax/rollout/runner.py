@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wmjax.errors import UserError
+from wmjax.logs import bar
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
 from wmjax.rollout.decided import Decided, draw_decisions
 from wmjax.rollout.dropout import blank, dropped_cameras
@@ -207,8 +208,9 @@ class Runner:
         done = sum(self.outcomes[kind] for kind in get_args(Outcome))
         left = (time.monotonic() - self._began) / done * (self._total - done)
         log.info(
-            "episode %d/%d %s: %s after %d steps (%d successes, about %.0f min left)",
-            done, self._total, run.episode.key, outcome, run.step, self.outcomes["success"], left / 60,
+            "%s episode %d/%d %s: %s after %d steps (%d successes, about %.0f min left)",
+            bar(done, self._total), done, self._total, run.episode.key, outcome, run.step, self.outcomes["success"],
+            left / 60,
         )  # fmt: skip
 
     def _record(self, run: _Running, outcome: Outcome) -> EpisodeRecord:

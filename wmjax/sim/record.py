@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from wmjax.data.files import require_space, write_json
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.errors import UserError
+from wmjax.logs import bar
 from wmjax.sim.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id, record_demonstration
 from wmjax.sim.episode import START_NOISE
 from wmjax.sim.libero import simulator_version
@@ -276,7 +277,8 @@ class _Recorder:
         what = "dropped" if outcome.length is None else f"{outcome.length} steps, noise {outcome.perturbation:.2f}"
         name = part_name(self._suite, outcome.slot)
         failures = f", {outcome.failures} failed attempts" if outcome.failures else ""
-        LOG.info("%d/%d %s: %s%s; %.1f min left", finished, self._total, name, what, failures, left / 60)
+        progress = f"{bar(finished, self._total)} {finished}/{self._total}"
+        LOG.info("%s %s: %s%s; %.1f min left", progress, name, what, failures, left / 60)
 
     def _stop(self) -> None:
         for connection, process in self._workers.items():

@@ -21,6 +21,7 @@ from wmjax.data.pipeline import LoaderConfig, make_loader
 from wmjax.data.statistics import Normalisation, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
+from wmjax.logs import bar
 from wmjax.models.parameters import RANDOM, Trainable, count, from_named, split_model, to_named, trainable_filter
 from wmjax.rng import named_key
 from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, to_dict
@@ -232,7 +233,8 @@ def train(
         state, metrics = train_step(state, frozen, batch, inputs.prompts)
         if step % config.log_every == 0 or step == config.steps:
             values = writer.write(step, "train", {**fetch(metrics), **clock.tick(step)})
-            log.info("step %d/%d  loss %.4f  %s", step, config.steps, values["loss"], clock.left(step))
+            progress = f"{bar(step, config.steps)} step {step}/{config.steps}"
+            log.info("%s  loss %.4f  %s", progress, values["loss"], clock.left(step))
         if step % config.eval_every == 0 or step == config.steps:
             found = validate(eval_step, state, frozen, inputs, loader, config.eval_batches, mesh)
             values = writer.write(step, "val", found)
