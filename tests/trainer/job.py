@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import wmjax.checks
 import wmjax.config
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
@@ -96,6 +97,7 @@ def main(job: dict[str, Any]) -> int:
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
     wmjax.config.load = lambda *_: experiment(job)
     command.make_encoder = lambda config: FakeEncoder()
+    wmjax.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
     command.judge, command.judge_early = judge, judge_early
     command.verdict = lambda experiment, run, summary: summary
     return command.main(["--run", job["run"]])
