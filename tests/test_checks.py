@@ -78,8 +78,12 @@ def test_only_what_is_used_must_fit() -> None:
     require_fit(experiment("--model.chunk", "2"), evaluates=False)
     oracle = ("--evaluation.protocol", "spatial_oracle")
     require_fit(experiment(*oracle))
-    with pytest.raises(UserError, match="oracle is 0, but the policy acts without a memory of the future"):
+    with pytest.raises(UserError, match=r"oracle is 0\.0, but the policy acts without a memory of the future"):
         require_fit(experiment(*oracle, recipe="e0_flow"))
+    closed = ("--evaluation.protocol", "spatial_closed")
+    require_fit(experiment(*closed))
+    with pytest.raises(UserError, match="corruption is 'closed', but the policy acts without a world memory"):
+        require_fit(experiment(*closed, recipe="e2aux_flow"))
     # The first action of a chunk waits for the delay, so a delay takes nothing of the chunk.
     require_fit(experiment("--evaluation.protocol", "spatial_delay16", "--model.chunk", "4"))
 

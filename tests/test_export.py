@@ -15,7 +15,7 @@ from wmjax.models.lora import LoRAConfig
 from wmjax.models.qwen2_5_vl import adapters, names, weights
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
-from wmjax.policy import averaged_parameters, restore_model
+from wmjax.restore import averaged_parameters, restore_model
 
 
 def backbone_of(run: Path) -> Qwen2_5_VL:

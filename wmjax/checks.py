@@ -10,6 +10,7 @@ from wmjax.config import Experiment
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
+from wmjax.models.arms import unfit_memory
 from wmjax.models.vjepa2.files import MINI_FOLDER, read_config
 from wmjax.rollout.protocol import TASKS, Protocol, load_protocol
 
@@ -144,8 +145,5 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
             f"ensemble is {protocol.ensemble:g}, but chunks of model.chunk {chunk} actions do not overlap at "
             f"open_loop_horizon {horizon}; raise model.chunk"
         )
-    if protocol.oracle is not None and not (memory.inject and memory.input in ("latents", "copy")):
-        yield (
-            f"oracle is {protocol.oracle:g}, but the policy acts without a memory of the future (model.memory.input "
-            f"{memory.input!r}); choose an e1, e1copy or e2 recipe"
-        )
+    if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
+        yield reason

@@ -133,6 +133,8 @@ RECIPE_SETTINGS = (
 and learns. The Prophet's width and depth are sizes. Data files own ``data.*``; scales own the rest; protocols live in
 ``eval/protocols``."""
 
+RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
+"""Settings that may change when a run resumes, because no number depends on them."""
 
 DEFAULTS: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",), "recipes": ()}
 """Which files of the other axes a file may name for when the command line does not."""

@@ -19,8 +19,6 @@ from wmjax.errors import UserError
 
 if TYPE_CHECKING:
     from wmjax.config import Experiment
-    from wmjax.data.latents import LatentStore
-    from wmjax.data.store import TrainingStore
     from wmjax.models.vla import VLA
     from wmjax.trainer.diagnostics.imagination import Imagined
     from wmjax.trainer.diagnostics.text import Section
@@ -92,7 +90,8 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     """
     from wmjax import checkpoint
     from wmjax.config import from_dict
-    from wmjax.policy import load_model
+    from wmjax.prepare import find_latents, find_store
+    from wmjax.restore import load_model
     from wmjax.trainer.inputs import make_inputs
 
     meta = checkpoint.read_meta(folder)
@@ -102,46 +101,6 @@ def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inpu
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
     inputs.require_same(meta)
     return experiment, load_model(folder), inputs
-
-
-def find_store(experiment: "Experiment", data: Path | None) -> "TrainingStore":
-    """The demonstrations of an experiment: the given ones, or what training recorded.
-
-    Raises:
-        UserError: they are not there; recording others would take half an hour and be other data.
-
-    """
-    from wmjax.cache import cache_root
-    from wmjax.data.store import TrainingStore
-
-    if data is not None or experiment.data.path:
-        return TrainingStore(data or Path(experiment.data.path))
-    # The name that wmjax.train.demonstrations gives it.
-    folder = cache_root() / "demos" / f"{experiment.dataset}-{experiment.data.identity()}"
-    if not (folder / "manifest.json").is_file():
-        raise UserError(f"demonstrations {folder} are not in the cache; name the run's training store with --data")
-    return TrainingStore(folder)
-
-
-def find_latents(
-    experiment: "Experiment", store: "TrainingStore", saved: dict[str, Any] | None
-) -> "LatentStore | None":
-    """The latents that the run was trained on, encoded again if need be; None if its arm reads none.
-
-    Raises:
-        UserError: the encoder is not the one in the checkpoint.
-
-    """
-    if saved is None:
-        return None
-    from wmjax.models.vjepa2 import encoder_spec
-    from wmjax.specs import EncoderSpec, from_dict, require_equal
-    from wmjax.train import encode
-
-    config, then = experiment.encoder, from_dict(EncoderSpec, saved, "the checkpoint")
-    now = encoder_spec(config.model, config.pooling_grid, config.clip_length, config.camera)
-    require_equal(now, then, f"encoder {config.model!r}", "the checkpoint", ignore=("mean", "std"))
-    return encode(experiment, store)
 
 
 def describe(folder: Path, experiment: "Experiment", inputs: "Inputs", split: str) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def _donors(policy: "Policy", data: Path | None) -> "Donors":
     """
     from wmjax.data.donors import Donors
     from wmjax.data.observation import Prompt
-    from wmjax.diagnose import find_latents, find_store
+    from wmjax.prepare import find_latents, find_store
     from wmjax.specs import require_equal, to_dict
 
     experiment, names = policy.experiment, ("the training data", "the checkpoint")
@@ -211,7 +211,7 @@ def identity(path: Path) -> dict[str, Any]:
 
     """
     from wmjax.checkpoint import find
-    from wmjax.train import RESUMABLE
+    from wmjax.config import RESUMABLE
 
     manifest = json.loads((find(path) / "manifest.json").read_text())
     experiment = manifest["meta"]["experiment"]

@@ -36,7 +36,7 @@ def _run(run: Path, out: Path, merge: bool) -> int:
     from wmjax.models.qwen2_5_vl import adapters, weights
     from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
     from wmjax.models.qwen2_5_vl.prompt import COMPANIONS
-    from wmjax.policy import load_model
+    from wmjax.restore import load_model
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} is not an empty folder; choose another or delete it")

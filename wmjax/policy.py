@@ -17,14 +17,14 @@ from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
 from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
+from wmjax.models.arms import unfit_memory
 from wmjax.models.conditioning import Context
 from wmjax.models.corruption import Corruption
-from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
-from wmjax.models.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.prompts import make_prompt_builder
-from wmjax.models.vjepa2 import VJEPA2Encoder, latents, load_encoder, resolve_folder, weights_hash
+from wmjax.models.vjepa2 import VJEPA2Encoder, latents
 from wmjax.models.vla import VLA, ModelInput
-from wmjax.rng import named_key, stable_hash
+from wmjax.restore import averaged_parameters, restore_encoder, restore_model
+from wmjax.rng import stable_hash
 from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.specs import from_dict as spec_from_dict
 
@@ -128,13 +128,14 @@ class Policy:
             )
         self.frames_per_decision = open_loop_horizon // stride
         self.oracle = oracle
-        self.future_frames = 0 if oracle is None else _require_memory(experiment, oracle)
+        self.future_frames = 0 if oracle is None else experiment.model.prophet.future
         self.corruption: Corruption = corruption
-        _require_corruptible(experiment, corruption)
+        if reason := unfit_memory(experiment.model.memory, oracle, corruption):
+            raise UserError(reason)
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
         self._encoder = (
-            None if self.encoder_spec is None else _load_encoder(experiment.encoder.model, self.encoder_spec)
+            None if self.encoder_spec is None else restore_encoder(experiment.encoder.model, self.encoder_spec)
         )
         graph, self._state = nnx.split((self._model, self._encoder))
         self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
@@ -291,83 +292,9 @@ class Policy:
         return functools.partial(latents, encoder, grid=self.encoder_spec.pooling_grid)
 
 
-def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
-    """The network: trained parameters from the checkpoint; frozen ones from where training had them.
-
-    Raises:
-        UserError: the backbone's published weights are not those that the policy was trained on.
-
-    """
-
-    def build() -> VLA:
-        return VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
-
-    trains = trainable_filter(experiment.train.trainable)
-    graph, trainable, frozen = split_model(nnx.eval_shape(build), trains)
-    trained = from_named(trainable, params)
-    if jax.tree.leaves(frozen):
-        frozen = jax.jit(lambda: split_model(build(), trains)[2])()
-        if base is not None:
-            folder = backbone_folder(experiment.train.backbone_weights)
-            if (found := backbone_hash(folder)) != base:
-                raise UserError(
-                    f"train.backbone_weights in {folder} has the hash {found}, the checkpoint was trained on {base}; "
-                    "use the weights that the policy was trained on"
-                )
-            _, frozen = load_backbone(folder, experiment.model.backbone, trained, frozen)
-    return nnx.merge(graph, trained, frozen)
-
-
-def _require_memory(experiment: Experiment, oracle: float) -> int:
-    """How many frames the policy's memory predicts.
-
-    Raises:
-        UserError: its actions do not depend on a prediction of the future.
-
-    """
-    memory = experiment.model.memory
-    if not memory.inject or memory.input not in ("latents", "copy"):
-        raise UserError(
-            f"oracle is {oracle}, but the policy acts without a memory of the future (memory.input {memory.input!r}, "
-            f"memory.inject {str(memory.inject).lower()}); evaluate an e1, e1copy or e2 run, or leave oracle out"
-        )
-    return experiment.model.prophet.future
-
-
-def _require_corruptible(experiment: Experiment, corruption: Corruption) -> None:
-    """Refuses to corrupt what is not there.
-
-    Raises:
-        UserError: the policy acts without a world memory, or has the same one in every episode.
-
-    """
-    memory = experiment.model.memory
-    if corruption != "none" and not memory.inject:
-        raise UserError(
-            f"corruption is {corruption!r}, but the policy acts without a world memory (memory.inject is false); "
-            "evaluate an arm that injects one, or leave corruption out"
-        )
-    if corruption == "shuffled" and memory.input == "constant":
-        raise UserError(
-            "corruption is 'shuffled', but with memory.input 'constant' every episode has the same memory; "
-            "use zero, noise or closed"
-        )
-
-
 def _inside(corruption: Corruption) -> Corruption:
     """What is left to do to a memory for the network itself."""
     return "none" if corruption == "noise" else corruption
-
-
-def _load_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
-    """The encoder that made the training latents, and no other."""
-    folder = resolve_folder(name)
-    if weights_hash(folder) != spec.weights_hash:
-        raise UserError(
-            f"EncoderSpec.weights_hash is {spec.weights_hash} in the checkpoint, {weights_hash(folder)} in {folder}; "
-            "set encoder.model to the encoder that the policy was trained with"
-        )
-    return load_encoder(folder)
 
 
 def load_policy(
@@ -409,27 +336,3 @@ def load_policy(
     )
     policy.require_prompts(meta.get("prompt", {}))  # checkpoints before November 2026 have none
     return policy
-
-
-def load_model(folder: Path) -> VLA:
-    """The network of a checkpoint's folder, with the averaged parameters.
-
-    Raises:
-        UserError: a damaged checkpoint, or the backbone's published weights are not those it was trained on.
-
-    """
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
-    return restore_model(experiment, averaged_parameters(folder, experiment), meta.get("backbone_hash"))
-
-
-def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
-    """The trained parameters of a checkpoint, averaged over steps, by name.
-
-    Raises:
-        UserError: a damaged checkpoint, or one of another network.
-
-    """
-    model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
-    like = to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
-    return checkpoint.restore(folder, "ema", like)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmjax import distributed
-from wmjax.commands import Progress, run_command, use_huge_pages
+from wmjax.commands import run_command, use_huge_pages
 
 if TYPE_CHECKING:
-    from wmjax.config import EncoderConfig, Experiment
-    from wmjax.data.encode import Encoder
+    from wmjax.config import Experiment
     from wmjax.data.latents import LatentStore
     from wmjax.data.store import TrainingStore
 
@@ -57,6 +56,7 @@ def _main(arguments: list[str]) -> int:
     from wmjax.checks import given_store, require_fit
     from wmjax.config import load, to_dict
     from wmjax.encoder_settings import latent_spec
+    from wmjax.prepare import demonstrations, encode
 
     keep_compiled_programs()
 
@@ -97,7 +97,7 @@ def _main(arguments: list[str]) -> int:
 
 def _save_config(run: Path, values: dict[str, Any]) -> None:
     """Writes ``config.json``, or refuses a folder that holds another experiment."""
-    from wmjax.config import Experiment, dotted, to_dict
+    from wmjax.config import RESUMABLE, Experiment, dotted, to_dict
     from wmjax.errors import UserError
 
     path = run / "config.json"
@@ -125,89 +125,6 @@ def _require_config(run: Path, values: dict[str, Any]) -> None:
             f"run {run} of this process is not that of process 0; give all processes the same settings, and --run and "
             "WMJAX_CACHE on a file system that they share"
         )
-
-
-RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
-"""Settings that may change when a run resumes, because no number depends on them."""
-
-
-def demonstrations(experiment: "Experiment") -> "TrainingStore":
-    """The training store of the experiment: a given one, or recorded here once per data config."""
-    from wmjax.cache import cache_root
-    from wmjax.data.store import TrainingStore
-    from wmjax.sim.record import record
-
-    data = experiment.data
-    if data.path:
-        return TrainingStore(Path(data.path))
-    folder = cache_root() / "demos" / f"{experiment.dataset}-{data.identity()}"
-    if (folder / "manifest.json").is_file():
-        return TrainingStore(folder)
-    return record(
-        folder,
-        data.suite,
-        data.tasks,
-        data.episodes_per_task,
-        data.observation,
-        workers=data.workers,
-        config=data.demonstrations,
-    )
-
-
-def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
-    """The latent store of a training store and an encoder: a given one, or made here once.
-
-    Arms without world memory use its table of image shifts too, so that all arms train on the same pixels.
-
-    Raises:
-        UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
-
-    """
-    from wmjax.cache import cache_root
-    from wmjax.data.encode import encode_store
-    from wmjax.data.latents import LatentStore
-    from wmjax.encoder_settings import latent_spec, open_latents, require_camera
-    from wmjax.specs import spec_hash
-
-    config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)
-    require_camera(config, store.spec.cameras)
-    store.verify_once()
-    if config.path:
-        latents = open_latents(Path(config.path), spec, config.views, config.max_shift)
-        latents.check(store)
-        latents.verify_once()
-        return latents
-    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
-    folder = cache_root() / "latents" / name
-    if not (folder / "manifest.json").is_file():
-        encoder = make_encoder(config)
-        progress = Progress("encoding", "episodes")
-        encode_store(store, folder, encoder, views=config.views, max_shift=config.max_shift, progress=progress)
-    latents = LatentStore(folder)
-    latents.check(store)
-    latents.verify_once()
-    return latents
-
-
-def make_encoder(config: "EncoderConfig") -> "Encoder":
-    """The latent encoder in the framework that the settings name.
-
-    Raises:
-        UserError: the ``torch`` backend without PyTorch.
-
-    """
-    from wmjax.errors import UserError
-
-    arguments = (config.model, config.pooling_grid, config.clip_length, config.camera)
-    if config.backend == "jax":
-        from wmjax.encode import JaxEncoder
-
-        return JaxEncoder(*arguments)
-    try:
-        from encoders_export.vjepa import TorchEncoder
-    except ImportError as error:
-        raise UserError(f"encoder.backend is 'torch' but {error}; run ./setup.sh export, or use 'jax'") from error
-    return TorchEncoder(*arguments)
 
 
 def starting_backbone(experiment: "Experiment") -> tuple[Path | None, str | None]:

@@ -14,7 +14,7 @@ from wmjax import checkpoint
 from wmjax.config import load
 from wmjax.models.qwen2_5_vl import names, weights
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.policy import load_model
+from wmjax.restore import load_model
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 

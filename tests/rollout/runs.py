@@ -43,12 +43,17 @@ def plain_encoder_spec() -> EncoderSpec:
     return dataclasses.replace(spec, mean=(0.0,) * spec.dim, std=(1.0,) * spec.dim)
 
 
+def plain_specs(observation: ObservationSpec) -> dict[str, Any]:
+    """The specs of a checkpoint as it holds them, with the mini encoder and statistics that change nothing."""
+    found = {"observation": observation, "encoder": plain_encoder_spec(), "action": ActionSpec()}
+    return {name: specs.to_dict(spec) for name, spec in found.items()}
+
+
 def save_run(folder: Path, arm: str, head: str, **backbone: Any) -> Path:
     """Writes a run's checkpoint and returns the run's folder; ``backbone`` are settings of the backbone."""
     experiment = tiny_experiment(arm, head, **backbone)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, trainable="all"))
-    encoder = None if arm == "e0" else specs.to_dict(plain_encoder_spec())
-    found = {"observation": specs.to_dict(ObservationSpec()), "encoder": encoder, "action": specs.to_dict(ActionSpec())}
+    found = plain_specs(ObservationSpec()) | ({"encoder": None} if arm == "e0" else {})
     meta = {"experiment": to_dict(experiment), "specs": found, "backbone_hash": None}
     checkpoint.save(folder / "checkpoints", 1, {"ema": parameters(experiment)}, meta)
     return folder

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.synthetic import make_latents, make_store
 from tests.rollout.fake_policy import FakePolicy
-from tests.rollout.runs import parameters, plain_encoder_spec, tiny_experiment
+from tests.rollout.runs import parameters, plain_specs, tiny_experiment
 from wmjax import specs
 from wmjax.data.donors import Donor, Donors
 from wmjax.data.observation import Observation, Prompt
@@ -29,8 +29,7 @@ def make():
     """``make(corruption)`` builds a policy of the same random parameters."""
     experiment = tiny_experiment("e2", "regression")
     params = parameters(experiment)
-    found = {"observation": STORE.spec, "encoder": plain_encoder_spec(), "action": ActionSpec()}
-    plain = {name: specs.to_dict(spec) for name, spec in found.items()}
+    plain = plain_specs(STORE.spec)
 
     def _make(corruption="none") -> Policy:
         return Policy(experiment, plain, params, batch_size=2, open_loop_horizon=8, corruption=corruption)

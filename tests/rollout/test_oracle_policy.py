@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.runs import parameters, plain_encoder_spec, tiny_experiment
+from tests.rollout.runs import parameters, plain_specs, tiny_experiment
 from wmjax import specs
 from wmjax.data.encode import LATENT_BOUND
 from wmjax.data.observation import Observation
@@ -29,8 +29,7 @@ def make():
     """``make(oracle, change)`` builds a policy of the same random parameters, one of which may be changed."""
     experiment = tiny_experiment("e2", "flow")
     params = parameters(experiment)
-    found = {"observation": STORE.spec, "encoder": plain_encoder_spec(), "action": ActionSpec()}
-    plain = {name: specs.to_dict(spec) for name, spec in found.items()}
+    plain = plain_specs(STORE.spec)
 
     def _make(oracle: float | None, change: str = "") -> Policy:
         changed = {name: value + 1.0 if name == change else value for name, value in params.items()}

@@ -18,6 +18,7 @@ import numpy as np
 
 import wmjax.checks
 import wmjax.config
+import wmjax.prepare
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.models.heads import HeadConfig
@@ -85,7 +86,7 @@ def main(job: dict[str, Any]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def judge(experiment: wmjax.config.Experiment, checkpoint: Path) -> str:
-        from wmjax.policy import averaged_parameters
+        from wmjax.restore import averaged_parameters
 
         parameters = averaged_parameters(checkpoint, experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
@@ -96,7 +97,7 @@ def main(job: dict[str, Any]) -> int:
     # So that a death which no broken connection tells of is noticed before the test gives up.
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
     wmjax.config.load = lambda *_: experiment(job)
-    command.make_encoder = lambda config: FakeEncoder()
+    wmjax.prepare.make_encoder = lambda config: FakeEncoder()
     wmjax.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
     command.judge, command.judge_early = judge, judge_early
     command.verdict = lambda experiment, run, summary: summary

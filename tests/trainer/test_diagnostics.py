@@ -13,6 +13,7 @@ from PIL import Image
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax import diagnose as command
+from wmjax import prepare
 from wmjax.config import load as load_experiment
 from wmjax.data.observation import Prompt
 from wmjax.data.statistics import normalise_action, normalise_latents
@@ -152,16 +153,16 @@ def test_missing_demonstrations_are_never_recorded(
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     experiment = load_experiment("e2_flow")
     with pytest.raises(UserError, match=r"are not in the cache; name the run's training store with --data"):
-        command.find_store(experiment, None)
+        prepare.find_store(experiment, None)
     assert list(tmp_path.iterdir()) == []
-    assert command.find_store(experiment, inputs.store.folder).hash == inputs.store.hash
+    assert prepare.find_store(experiment, inputs.store.folder).hash == inputs.store.hash
 
 
 def test_another_encoder_is_refused_before_anything_is_encoded(inputs: Inputs) -> None:
     experiment = load_experiment("e2_flow")
-    assert command.find_latents(experiment, inputs.store, None) is None
+    assert prepare.find_latents(experiment, inputs.store, None) is None
     with pytest.raises(UserError, match=r"EncoderSpec\.\w+ differs: .* in encoder 'mini', .* in the checkpoint"):
-        command.find_latents(experiment, inputs.store, inputs.specs()["encoder"])
+        prepare.find_latents(experiment, inputs.store, inputs.specs()["encoder"])
 
 
 def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

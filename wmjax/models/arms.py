@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from wmjax.errors import UserError, unknown_name
+from wmjax.models.corruption import Corruption
 from wmjax.models.prophet import ProphetConfig
 
 Input = Literal["none", "latents", "constant", "copy", "hidden"]
@@ -84,3 +85,26 @@ def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None
         raise UserError(
             f"prophet.condition names 'actions' with memory.input {memory.input!r}; a forward model needs 'latents'"
         )
+
+
+def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Corruption) -> str | None:
+    """Why an arm cannot be evaluated with an oracle or a corruption, and what to do; None if it can.
+
+    An oracle replaces a prediction of the future that the actions depend on, a corruption any memory that they see.
+    """
+    if oracle is not None and not (memory.inject and memory.input in ("latents", "copy")):
+        return (
+            f"oracle is {oracle}, but the policy acts without a memory of the future (memory.input {memory.input!r}, "
+            f"memory.inject {str(memory.inject).lower()}); evaluate an e1, e1copy or e2 run, or leave oracle out"
+        )
+    if corruption != "none" and not memory.inject:
+        return (
+            f"corruption is {corruption!r}, but the policy acts without a world memory (memory.inject is false); "
+            "evaluate an arm that injects one, or leave corruption out"
+        )
+    if corruption == "shuffled" and memory.input == "constant":
+        return (
+            "corruption is 'shuffled', but with memory.input 'constant' every episode has the same memory; "
+            "use zero, noise or closed"
+        )
+    return None

@@ -1,6 +1,5 @@
 """Runs of the benchmark, on record: an append-only log, so that none is run in silence until one pleases."""
 
-import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -37,15 +36,16 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
         log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
     content = {**content, "command": str(content["command"]).replace(str(cache_root()), "$WMJAX_CACHE")}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    for number in itertools.count(max([0, *(_number(path) + 1 for path in earlier)])):
+    number = max([0, *(_number(path) + 1 for path in earlier)])
+    while True:
         path = folder / f"{protocol}-{number:03d}.json"
         try:
             with path.open("x") as file:
                 file.write(text)
         except FileExistsError:  # another run ended at the same moment
-            continue
-        return path
-    raise AssertionError  # pragma: no cover - the numbers do not end
+            number += 1
+        else:
+            return path
 
 
 def count_records(folder: Path, header: Mapping[str, Any]) -> int:

@@ -158,7 +158,8 @@ def train(
         max_shift: augmentation, pixels.
         meta: JSON-able values saved in every checkpoint beside the specs.
         load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
-        on_checkpoint: called with (step, folder) after each checkpoint, on process 0; the others wait.
+        on_checkpoint: called with (step, folder) after each checkpoint, on process 0; the others wait. A run that
+            resumes calls it again with the checkpoint that it resumes from: it may have been killed in it.
 
     Raises:
         UserError: batch and mesh do not fit, or a checkpoint does not belong to this run.
@@ -203,6 +204,8 @@ def train(
         state = _restore(folder, state)
         stream.set_state(saved["loader"]["0"])
         log.info("resumed at step %d from %s", int(state.step), folder)
+        if on_checkpoint is not None:
+            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
 
     # 5. The two steps. Donating the state halves its memory; out_shardings keep the layout from drifting.
     train_step = jax.jit(
