@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,29 +211,20 @@ def identity(path: Path) -> dict[str, Any]:
 
     """
     from wmjax.checkpoint import find
-    from wmjax.config import RESUMABLE
+    from wmjax.config import RESUMABLE, dotted
 
     manifest = json.loads((find(path) / "manifest.json").read_text())
     experiment = manifest["meta"]["experiment"]
     encoder = manifest["meta"]["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
+    # Only what a parameter depends on.
+    settings = dotted(experiment).items()
+    trained = {k: v for k, v in settings if k not in RESUMABLE and not k.startswith("evaluation.")}
     return {
         "checkpoint": {"step": manifest["step"], "hash": hash_json(manifest["sha256"])},
         "experiment": {**names, "seed": experiment["train"]["seed"]},
-        "recipe_hash": hash_json([_without(experiment, (*RESUMABLE, "evaluation")), encoder]),
+        "recipe_hash": hash_json([trained, encoder]),
     }
-
-
-def _without(experiment: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The settings without those (dotted names) on which no parameter depends."""
-    kept = dict(experiment)
-    for name in names:
-        section, _, rest = name.partition(".")
-        if rest and section in kept:
-            kept[section] = _without(kept[section], [rest])
-        else:
-            kept.pop(section, None)
-    return kept
 
 
 def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Replay, dict[str, Any]]:

@@ -263,9 +263,7 @@ class Policy:
             shape, name = (prophet.future, prophet.tokens, prophet.latent_dim), stable_hash("memory noise")
             return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, name), shape))(keys)
         assert self.encoder_spec is not None
-        latents = normalise_latents(donor.latents, self.encoder_spec)
-        state = normalise_state(donor.state, self.action_spec)
-        return model.recall(inputs._replace(latents=latents, state=state, prompt=donor.prompt))
+        return model.recall(inputs._replace(**donor.normalised(self.encoder_spec, self.action_spec)._asdict()))
 
     def _skill(
         self, model: VLA, before: Carry, history: Float32[Array, "batch history tokens dim"], first: Array

@@ -12,9 +12,11 @@ from jaxtyping import Float32, Int
 
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Prompt
+from wmjax.data.statistics import normalise_latents, normalise_state
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import history_indices
 from wmjax.errors import UserError
+from wmjax.specs import ActionSpec, EncoderSpec
 
 
 class Donor(NamedTuple):
@@ -23,6 +25,12 @@ class Donor(NamedTuple):
     latents: Float32[np.ndarray, "batch history tokens dim"]
     state: Float32[np.ndarray, "batch state"]
     prompt: Prompt
+
+    def normalised(self, encoder: EncoderSpec, action: ActionSpec) -> "Donor":
+        """The same in the units of the policy network, whose inputs have these names too; traceable by jax."""
+        return self._replace(
+            latents=normalise_latents(self.latents, encoder), state=normalise_state(self.state, action)
+        )
 
 
 class Donors:

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from wmjax.data.donors import Donor, Donors
 from wmjax.data.pipeline import Batch, make_loader
-from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
+from wmjax.data.statistics import normalise_action
 from wmjax.models.corruption import Corruption
-from wmjax.models.vla import VLA, ModelInput, VLAConfig
+from wmjax.models.vla import VLA, VLAConfig
 from wmjax.rng import named_key
 from wmjax.trainer.loop import Inputs
 from wmjax.trainer.step import model_input
@@ -129,15 +129,6 @@ class Network:
         start = np.array([store.episodes[index]["step_start"] for index in episodes])
         return self._donors.at(np.array(chosen), store.frame_row[frames] - start)
 
-    def _as_input(self, inputs: ModelInput, donor: Donor) -> ModelInput:
-        """What donors saw in the model's units, with the images of others, which a memory is not made from."""
-        assert self._inputs.encoder_spec is not None
-        return inputs._replace(
-            latents=normalise_latents(donor.latents, self._inputs.encoder_spec),
-            state=normalise_state(donor.state, self._inputs.action_spec),
-            prompt=donor.prompt,
-        )
-
     def _model_input(self, batch: dict[str, Array]) -> Any:
         return model_input(batch, self._prompts, self._inputs.action_spec, self._inputs.encoder_spec)
 
@@ -154,7 +145,11 @@ class Network:
         """What ``model.sample`` does behind the VLM, and the head's loss on complete chunks."""
         inputs = self._model_input(batch)
         key = named_key(self._seed, "diagnose memory", index)
-        memory = None if donor is None else model.recall(self._as_input(inputs, donor))
+        memory = None
+        if donor is not None:  # with the images of others, which a memory is not made from
+            assert self._inputs.encoder_spec is not None
+            theirs = donor.normalised(self._inputs.encoder_spec, self._inputs.action_spec)
+            memory = model.recall(inputs._replace(**theirs._asdict()))
         out = model.act_on(hidden, inputs, key=key, corruption=corruption, memory=memory)
         action = normalise_action(batch["action"], self._inputs.action_spec)
         noise = jax.random.normal(named_key(self._seed, "diagnose noise", index, draw), action.shape)
