@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.synthetic import make_store
 from tests.rollout.runs import parameters, tiny_experiment
-from wmjax import config
+from wmjax import config, prepare
 from wmjax import train as command
 from wmjax.data.encode import LATENT_BOUND
 from wmjax.data.latents import LatentStore
@@ -21,8 +21,9 @@ from wmjax.data.store import TrainingStore
 from wmjax.encoder_settings import latent_spec
 from wmjax.errors import UserError
 from wmjax.policy import Policy
+from wmjax.prepare import encode
 from wmjax.specs import ActionSpec, to_dict
-from wmjax.train import encode, main
+from wmjax.train import main
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import TrainConfig
 
@@ -162,7 +163,7 @@ def test_a_camera_that_cannot_be_trained_on_is_refused(store):
 
 
 def test_settings_that_do_not_fit_the_encoder_fail_before_recording(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "demonstrations", lambda _: pytest.fail("recorded"))
+    monkeypatch.setattr(prepare, "demonstrations", lambda _: pytest.fail("recorded"))
     for name, value, message in (
         ("pooling_grid", "3", "grid 3 does not divide"),
         ("clip_length", "3", "clip length 3 is not a multiple"),
