@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
+DETECT = "WMJAX_DISTRIBUTED"
+"""``auto`` leaves it to jax to find the other processes: Cloud TPU, GKE, Open MPI, Kubernetes."""
 WEEK_MS = 7 * 24 * 3600 * 1000
 """Longer than any stage that the other processes wait for."""
 _waits = itertools.count()
@@ -30,12 +32,16 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes of the job, if the launcher announces any; must precede every jax computation.
 
     Raises:
-        UserError: several processes but no address to meet at, or an address without the processes' number.
+        UserError: several processes but no address to meet at, an address without the processes' number, or jax was to
+            find the job by itself and found none.
 
     """
     import jax
 
     if jax.distributed.is_initialized():
+        return
+    if (detect := environment.get(DETECT)) is not None:
+        _detect(detect)
         return
     index, count = own_shard(environment)
     address = environment.get(ADDRESS)
@@ -48,6 +54,21 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     except ValueError as error:
         raise UserError(
             f"{ADDRESS} is missing for process {index} of {count}; set it to HOST:PORT of process 0, everywhere"
+        ) from error
+
+
+def _detect(value: str) -> None:
+    """Joins the job that jax finds in the cluster's own variables or metadata."""
+    import jax
+
+    if value != "auto":
+        raise UserError(f"{DETECT} is {value!r}; set it to auto, or leave it out on a single host")
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise UserError(
+            f"{DETECT} is auto but jax finds no cluster here ({error}); "
+            f"set {ADDRESS}, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
 
 

@@ -6,8 +6,9 @@ import pytest
 from wmjax.data.episode import check_episode
 from wmjax.errors import UserError
 from wmjax.sim.demonstration import DemonstrationConfig, demonstration_id, record_demonstration
-from wmjax.sim.expert import Expert
-from wmjax.sim.scene import rotation_about, rotation_vector
+from wmjax.sim.expert import Expert, Phase
+from wmjax.sim.grasp import NoGraspError, plan_grasp
+from wmjax.sim.scene import Scene, rotation_about, rotation_vector
 
 from .conftest import SUITE, TASK
 
@@ -56,6 +57,32 @@ def test_an_unsolvable_goal_is_named(env, monkeypatch):
     monkeypatch.setattr(env, "goal", ("turnon", "flat_stove_1"))
     with pytest.raises(UserError, match="cannot do 'turnon flat_stove_1'"):
         Expert(env)
+
+
+def test_an_object_that_nothing_could_grasp_is_a_failed_attempt(env, demonstration, monkeypatch):
+    def no_grasp(*args, **settings):
+        raise NoGraspError("it fell over")
+
+    env.restore(demonstration.settled_state)
+    expert = Expert(env)
+    monkeypatch.setattr("wmjax.sim.expert.plan_grasp", no_grasp)
+    expert._enter(Phase.REGRASP)
+    for _ in range(10):
+        env.step(expert.act())
+    assert expert.phase is Phase.RETREAT and expert.grasp.cost == np.inf
+    episode = demonstration_id(SUITE, TASK, slot=0, attempt=0, seed=0)
+    assert record_demonstration(env, episode, CONFIG) is None
+
+
+def test_a_grasp_that_failed_is_tried_again_if_there_is_no_other(env, demonstration):
+    env.restore(demonstration.settled_state)
+    scene, (_, item, target) = Scene(env.sim), env.goal
+    first = plan_grasp(scene, item, target, rim=True, clearance=0.008)
+    other = plan_grasp(scene, item, target, rim=True, clearance=0.008, rejected=[first.angle])
+    assert abs(other.angle - first.angle) >= 0.3
+    every = np.linspace(-np.pi, np.pi, 30)
+    again = plan_grasp(scene, item, target, rim=True, clearance=0.008, rejected=every)
+    assert (again.angle, again.cost) == (first.angle, first.cost)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 0.3, 3.0])

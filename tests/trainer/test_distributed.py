@@ -182,6 +182,18 @@ def test_the_launcher_announces_the_others(joined: list[tuple]) -> None:
     assert joined == [("a:1", 2, 1), (None, 4, 3)]
 
 
+def test_jax_finds_the_job_by_itself_when_told_to(joined: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed.join({distributed.DETECT: "auto", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
+    assert joined == [()]
+    with pytest.raises(UserError, match="WMJAX_DISTRIBUTED is 'yes'; set it to auto"):
+        distributed.join({distributed.DETECT: "yes"})
+    monkeypatch.undo()
+    for name in [name for name in os.environ if re.match("JAX_CO|SLURM_|OMPI_", name)]:
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match="auto but jax finds no cluster here"):
+        distributed.join({distributed.DETECT: "auto"})
+
+
 def test_half_an_announcement_is_refused() -> None:
     with pytest.raises(UserError, match="'a:1' but the job has one process; set JAX_NUM_PROCESSES, JAX_PROCESS_ID"):
         distributed.join({distributed.ADDRESS: "a:1"})

@@ -4,6 +4,7 @@ It reads the simulation's true poses and answers every observation anew, so its 
 even when something else than the label was executed.
 """
 
+import dataclasses
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -84,7 +85,7 @@ class Expert:
 
     Attributes:
         phase: what it is doing now.
-        grasp: the planned grasp.
+        grasp: the planned grasp; its cost is infinite when there is none.
 
     """
 
@@ -98,7 +99,6 @@ class Expert:
 
         Raises:
             UserError: the task is not one of putting an object onto or into something.
-            NoGraspError: the object cannot be grasped at all.
 
         """
         if len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
@@ -155,11 +155,8 @@ class Expert:
     def _resume_grasping(self, item: Vector) -> None:
         """With the object somewhere else: as far along the planned grasp as the hand is."""
         if self._kept is None or np.linalg.norm(item - self._kept[1]) > MOVED:
-            try:
-                self._plan()
-            except NoGraspError:
-                self.grasp = self._as_it_is(item)
-                self._enter(Phase.RETREAT)
+            self._plan()
+            if self.phase is Phase.RETREAT:
                 return
             self._kept = (self.grasp, self._item_start)
         self.grasp, self._item_start = self._kept
@@ -178,13 +175,19 @@ class Expert:
         return np.clip(self._actions[self.phase](), -1.0, 1.0)
 
     def _plan(self) -> None:
+        """Chooses a grasp and approaches it; if nothing could grasp the object, as when it has fallen, gives up."""
         scene = self._scene
-        self.grasp = plan_grasp(
-            scene, self._item, self._target, rim=self._rim, clearance=self._clearance, rejected=self._rejected
-        )
         self._item_start = scene.position(self._item)
         self._hand.reset()
-        self._enter(Phase.APPROACH)
+        try:
+            self.grasp = plan_grasp(
+                scene, self._item, self._target, rim=self._rim, clearance=self._clearance, rejected=self._rejected
+            )
+        except NoGraspError:
+            self.grasp = dataclasses.replace(self._as_it_is(self._item_start), cost=np.inf)
+            self._enter(Phase.RETREAT)
+        else:
+            self._enter(Phase.APPROACH)
 
     def _enter(self, phase: Phase) -> None:
         """Starts a phase at the next action; ``_count`` counts its actions from 1, ``_anchor`` is where it began."""

@@ -80,14 +80,16 @@ def plan_grasp(
         target: object, fixture or region to put it onto.
         rim: grasp the rim (bowls) instead of the whole width.
         clearance: distance (m) that the hand should keep from everything else.
-        rejected: angles (rad) that failed before.
+        rejected: angles (rad) that failed before; taken again if there is no other.
 
     Raises:
         NoGraspError: there is no candidate at all.
 
     """
     sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
-    candidates = sorted(_candidates(scene, item, sides, rim, rejected), key=lambda c: c.preference)
+    every = list(_candidates(scene, item, sides, rim))
+    untried = [c for c in every if all(abs(c.angle - angle) >= 0.3 for angle in rejected)]
+    candidates = sorted(untried or every, key=lambda c: c.preference)
     best, best_cost = None, np.inf
     for candidate in candidates:
         if candidate.preference >= best_cost:
@@ -153,16 +155,12 @@ def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
             yield _Side(float(angle), np.r_[centre, height], 4 * max(0.0, width - 0.05), (np.zeros(3),))
 
 
-def _candidates(
-    scene: Scene, item: str, sides: Iterator[_Side], rim: bool, rejected: Sequence[float]
-) -> Iterator[Candidate]:
+def _candidates(scene: Scene, item: str, sides: Iterator[_Side], rim: bool) -> Iterator[Candidate]:
     """Hand poses for each side: both headings, four tilts towards the robot, the side's shifts."""
     hand = scene.hand_rotation
     radial = (scene.position(item) - scene.shoulder_position) * [1, 1, 0]
     tilt_axis = np.cross(UP, radial / np.linalg.norm(radial))
     for side in sides:
-        if any(abs(side.angle - angle) < 0.3 for angle in rejected):
-            continue
         for sign in (1, -1):
             upright = _facing_down(side.angle, sign)
             turn = float(np.linalg.norm(rotation_vector(upright @ hand.T)))
