@@ -5,7 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
+from flax import nnx
 
 import wmjax.train as command
 from tests.data.synthetic import make_store
@@ -14,6 +16,8 @@ from wmjax.config import Experiment, dotted, load, to_dict
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.evaluate import _parser
+from wmjax.models.parameters import split_model, trainable_filter
+from wmjax.models.vla import VLA
 from wmjax.next_steps import next_steps
 from wmjax.resources import resource_folder
 from wmjax.typed import parse_overrides
@@ -97,6 +101,32 @@ def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
     require_fit(experiment(*delay, "--model.prophet.future", "6"))
     require_fit(experiment(*delay, recipe="e0_flow"))
     require_fit(experiment("--train.delay", "8"))
+    with pytest.raises(UserError, match=r"train\.delay is 0, .* \(model\.chunk 24\) end 24 control steps"):
+        require_fit(experiment("--model.chunk", "24"))
+
+
+def test_something_must_train_the_prophet() -> None:
+    off = ("--model.memory.action_gradient", "false")
+    with pytest.raises(UserError, match=r"world_loss is 0 and model\.memory\.action_gradient false"):
+        require_fit(experiment(*off, recipe="e1_flow"))
+    with pytest.raises(UserError, match=r"world_loss is 0 and model\.memory\.inject false"):
+        require_fit(experiment("--model.memory.world_loss", "0", recipe="e2aux_flow"))
+    require_fit(experiment(*off, recipe="e2_flow"))
+
+
+def test_what_trains_is_float32() -> None:
+    with pytest.raises(UserError, match=r"model\.backbone\.param_dtype is bfloat16 with train\.trainable all"):
+        require_fit(experiment("--train.trainable", "all", scale="3b"))
+    require_fit(experiment("--train.trainable", "all", "--model.backbone.param_dtype", "float32", scale="3b"))
+
+
+@pytest.mark.parametrize("scale", ["mini", "3b", "7b"])
+def test_whatever_ships_trains_in_float32(scale: str) -> None:
+    found = experiment(scale=scale)
+    shapes = nnx.eval_shape(lambda: VLA(found.model, rngs=nnx.Rngs(0)))
+    _, trained, frozen = split_model(shapes, trainable_filter(found.train.trainable))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen)} == (set() if scale == "mini" else {"bfloat16"})
 
 
 def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:
@@ -149,7 +179,7 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
     again = load(arguments.config, arguments.scale, arguments.dataset, overrides)
     one, other = (dotted(to_dict(x)) for x in (replace(found, "spatial_dev"), again))
     differing = {key for key in one if one[key] != other[key]}
-    assert again.recipe == "e0_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}
+    assert again.recipe == "e1_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}
 
 
 def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ def test_two_recipes_differ_in_what_recipes_own_and_nothing_else() -> None:
     assert differing and {owner(key) for key in differing} == {"recipes"}
 
 
+@pytest.mark.parametrize("head", ["mse", "flow"])
+def test_arms_differ_in_their_memory_only(head: str) -> None:
+    """The controls are controls: e1 is e2 but for one number, and no recipe of an arm carries a setting of its own."""
+    settings = {arm: config.dotted(to_dict(load(f"{arm}_{head}"))) for arm in ARMS}
+    for arm, mine in settings.items():
+        differing = {key for key, value in settings["e2"].items() if mine[key] != value}
+        assert {key for key in differing if not key.startswith("model.memory.")} <= {"recipe"}
+        assert arm != "e1" or differing == {"recipe", "model.memory.world_loss"}
+
+
 def test_the_command_line_wins_over_recipe_and_scale() -> None:
     changed = load("e2_flow", overrides=parse_overrides(["--model.memory.world_loss", "0.1", "--train.steps=7"]))
     assert (changed.model.memory.world_loss, changed.train.steps) == (0.1, 7)

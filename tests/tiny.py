@@ -3,29 +3,24 @@
 import dataclasses
 from typing import Any
 
+from wmjax.models.arms import ARMS
 from wmjax.models.heads import HeadConfig, HeadSizes
 from wmjax.models.memory import InjectionConfig
 from wmjax.models.prophet import ProphetConfig
 from wmjax.models.qwen2_5_vl.config import preset
 from wmjax.models.vla import VLAConfig
-from wmjax.models.world import WorldMemoryConfig
 
 LATENT_DIM = 24
 IMAGE_SIZE = 56
 
 
 def tiny_config(arm: str = "e2", head: str = "flow", **backbone: Any) -> VLAConfig:
-    """A VLA of an arm (``e0`` or ``e2``) for synthetic stores of 56 px images and 16 x 24 latents."""
-    memory = {
-        "e0": WorldMemoryConfig(input="none", world_loss=0.0, inject=False),
-        "e1": WorldMemoryConfig(input="latents", world_loss=0.0, inject=True),
-        "e2": WorldMemoryConfig(input="latents", world_loss=0.5, inject=True),
-    }[arm]
+    """A VLA of an arm for synthetic stores of 56 px images and 16 x 24 latents."""
     mini = preset("mini")
     vision = dataclasses.replace(mini.vision, depth=2, hidden=32, heads=2, mlp=48, out=48, full_attention=(1,))
     text = dataclasses.replace(mini.text, depth=2, hidden=48, heads=2, kv_heads=1, mlp=64, rope_sections=(4, 4, 4))
     return VLAConfig(
-        memory=memory,
+        memory=ARMS[arm],
         head=HeadConfig(kind=head),  # type: ignore[arg-type]
         backbone=dataclasses.replace(mini, vision=vision, text=text, **backbone),
         prophet=ProphetConfig(width=24, heads=2, layers=1, latent_dim=LATENT_DIM),

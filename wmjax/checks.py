@@ -29,6 +29,7 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
 
     """
     _require_validation(experiment, store)
+    _require_precision(experiment)
     _require_latents(experiment)
     if store is not None:
         stride: int | None = store.spec.frame_stride
@@ -93,6 +94,16 @@ def _require_validation(experiment: Experiment, store: TrainingStore | None) -> 
         )
 
 
+def _require_precision(experiment: Experiment) -> None:
+    """What trains is float32: bfloat16 weights lie further apart than most of AdamW's updates are long."""
+    dtype = experiment.model.backbone.param_dtype
+    if experiment.train.trainable == "all" and dtype != "float32":
+        raise UserError(
+            f"model.backbone.param_dtype is {dtype} with train.trainable all, so most updates would be rounded away; "
+            "set model.backbone.param_dtype to float32, or train.trainable to adapters"
+        )
+
+
 def _require_latents(experiment: Experiment) -> None:
     """The Prophet is built for what the encoder leaves of a frame; what a hub's encoder is, only its files know."""
     encoder, prophet = experiment.encoder, experiment.model.prophet
@@ -114,9 +125,15 @@ def _require_latents(experiment: Experiment) -> None:
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:
-    """A policy that learns to act after a delay is given a memory that reaches as far as its actions."""
-    model, delay = experiment.model, experiment.train.delay
-    if not (delay and stride and model.memory.inject):
+    """Something trains the Prophet, and the memory reaches as far as the actions, also after a delay."""
+    model, delay, memory = experiment.model, experiment.train.delay, experiment.model.memory
+    if memory.has_prophet and not memory.world_loss and not (memory.inject and memory.action_gradient):
+        missing = "action_gradient" if memory.inject else "inject"
+        raise UserError(
+            f"model.memory.world_loss is 0 and model.memory.{missing} false, so nothing would train the Prophet; "
+            "change one of them, or set model.memory.input to copy"
+        )
+    if not (stride and memory.inject):
         return
     reaches, ends = model.prophet.future * stride, delay + model.chunk
     if reaches < ends:

@@ -31,6 +31,8 @@ def _other_arm(recipe: str) -> tuple[str, str]:
     family = "seed_" if arm.startswith("seed_") else ""
     if arm == f"{family}e0":
         return f"{family}e2_{head}", "the same with a predicted future"
+    if arm == "e2":
+        return f"e1_{head}", "the same network without the world loss: what prediction adds"
     return f"{family}e0_{head}", "the same without world memory"
 
 

@@ -129,7 +129,26 @@ def test_other_arms_say_what_does_not_apply(inputs: Inputs) -> None:
     assert _prophet_of(tiny_config("e0")) == ("this arm has no world memory", "")
     assert "never trained" in _prophet_of(tiny_config("e1"))[1]
     assert _prophet_of(tiny_config("e2")) == ("", "")
+    assert [condition.corruption for condition in memory_conditions(tiny_config("e0plus"))] == [
+        "zero",
+        "noise",
+        "closed",
+    ]
     assert Skipped("why").table() == "skipped: why"
+
+
+@pytest.mark.parametrize(("arm", "head"), [("e0", "regression"), ("e0plus", "flow"), ("e2aux", "regression")])
+def test_every_kind_of_arm_is_diagnosed(inputs: Inputs, arm: str, head: str) -> None:
+    config = tiny_config(arm, head)
+    built = jax.jit(lambda: nnx.split(VLA(config, rngs=nnx.Rngs(0))))()
+    theirs = inputs if arm == "e2aux" else dataclasses.replace(inputs, latents=None)
+    sections = diagnose(nnx.merge(*built), theirs, "val", 1, 0).sections
+    skipped = {name for name, section in sections.items() if isinstance(section, Skipped)}
+    assert {"actions", "inputs"} & skipped == set() and ("flow" in skipped) == (head == "regression")
+    assert ("world" in skipped) == (arm != "e2aux") and ("memory" in skipped) == (arm != "e0plus")
+    if arm == "e0plus":  # every episode has the same memory: shuffling it is no test
+        assert list(plain(sections)["memory"]["effects"]) == ["none", "zero", "noise", "closed"]  # type: ignore[index]
+    assert np.shape(plain(sections)["actions"]["r2"]) == (8, 7)  # type: ignore[index]
 
 
 def test_a_prophet_predicts_the_same_in_parts(model: VLA) -> None:

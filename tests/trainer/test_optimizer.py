@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from tests.tiny import tiny_config
 from wmjax.models.memory import GatedCrossAttention, InjectionConfig
 from wmjax.models.stack import stack_layers
-from wmjax.trainer.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from wmjax.models.vla import VLA
+from wmjax.trainer.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer
 
 CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, clip_norm=1e9, gate_multiplier=7.0)
 
@@ -43,3 +46,25 @@ def test_gates_have_their_own_rate_and_no_weight_decay(stacked: int) -> None:
     # Adam's step under a constant gradient is its sign.
     np.testing.assert_allclose(pushed["attention"]["query"]["bias"], -rate, rtol=1e-4)
     np.testing.assert_allclose(pushed["gate"], -7.0 * rate, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["e0", "e2"])
+def test_the_prophets_gradient_is_clipped_for_itself(arm: str) -> None:
+    """However large the world loss, the policy's step is the one it would be without."""
+    params = nnx.state(VLA(tiny_config(arm), rngs=nnx.Rngs(0)), nnx.Param)
+    clip = clip_gradients(0.5)
+
+    def clipped(world: float) -> tuple[list, list]:
+        scale = lambda path, x: jnp.full_like(x, world if "prophet" in jax.tree_util.keystr(path) else 2.0)  # noqa: E731
+        updates, _ = clip.update(jax.tree_util.tree_map_with_path(scale, params), clip.init(params))
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        split: tuple[list, list] = ([], [])
+        for path, leaf in leaves:
+            split["prophet" in jax.tree_util.keystr(path)].append(leaf)
+        return split
+
+    (policy, prophet), (same, larger) = clipped(1.0), clipped(1e3)
+    assert len(policy) > 10 and bool(prophet) == (arm == "e2")
+    jax.tree.map(np.testing.assert_array_equal, policy, same)
+    for group in (policy, prophet, larger):
+        assert not group or float(optax.global_norm(group)) == pytest.approx(0.5, rel=1e-5)

@@ -1,7 +1,9 @@
 """Flow-matching head: a transformer over the noisy action chunk that cross-attends to the action tokens.
 
-Rectified flow (Lipman et al., 2023; Liu et al., 2023) as used for actions by pi0 (Black et al., 2024):
+Rectified flow (Lipman et al., 2023; Liu et al., 2023), used for actions by pi0 (Black et al., 2024):
 ``x_t = (1 - t) noise + t action``, the network predicts ``action - noise``, sampling integrates t from 0 to 1.
+Training draws t from Beta(1.5, 1), which favours the clean end, t = 1. pi0 favours the noisy end (its code counts time
+from the action to the noise): that is ``head.time_beta`` [1.0, 1.5] here.
 """
 
 from collections.abc import Callable

@@ -89,6 +89,8 @@ class VLA(nnx.Module):
         self.backbone = Qwen2_5_VL(config.backbone, rngs=rngs) if backbone is None else backbone
         self.state_in = Mlp(config.state_dim, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs)
         self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
+        # Before the memory, which differs between the arms: what they share starts from the same values at one seed.
+        self.head = make_head(config, hidden_dim, rngs)
         self.world = WorldMemory(
             config.memory,
             config.world,
@@ -99,7 +101,6 @@ class VLA(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.head = make_head(config, hidden_dim, rngs)
 
     def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Float[Array, "batch length hidden"]:
         """The VLM's hidden states, with the state and the action queries at the last positions.

@@ -13,7 +13,11 @@ from wmjax.trainer.sharding import logical_axes
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates only."""
+    """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates only.
+
+    ``clip_norm`` bounds the norm of the Prophet's gradient and that of all others, each for itself: in one norm the
+    world loss, which no parameter but the Prophet's may feel in e2, would shrink the policy's steps.
+    """
 
     learning_rate: float = 6e-4
     warmup_steps: int = 200
@@ -29,7 +33,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """The optimizer for a run of ``steps`` updates over NNX states (every moment float32, like the parameters)."""
     schedule = learning_rate(config, steps)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_gradients(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
         _scale_gates(config.gate_multiplier),
@@ -43,6 +47,18 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, max(steps, warmup + 1), config.learning_rate * config.final_fraction
     )
+
+
+def clip_gradients(norm: float) -> optax.GradientTransformation:
+    """Scales the Prophet's gradient and all others' down to a global norm of at most ``norm``, each for itself."""
+
+    def labels(params: Any) -> Any:
+        def label(path: tuple[Any, ...], _: Any) -> str:
+            return "prophet" if any(getattr(key, "key", None) == "prophet" for key in path) else "policy"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition({name: optax.clip_by_global_norm(norm) for name in ("prophet", "policy")}, labels)
 
 
 def _leaf_map(function: Any, *trees: Any) -> Any:

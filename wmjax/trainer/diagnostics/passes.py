@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from wmjax.data.donors import Donor, Donors
 from wmjax.data.pipeline import Batch, make_loader
 from wmjax.data.statistics import normalise_action
+from wmjax.models.arms import unfit_memory
 from wmjax.models.corruption import Corruption
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.rng import named_key
@@ -79,9 +80,11 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def memory_conditions(config: VLAConfig) -> list[Condition]:
-    """The corruptions of the memory, if the arm injects one."""
+    """The corruptions that change the arm's memory, if it has one."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", "shuffled", "closed")
-    return [Condition(f"memory {kind}", corruption=kind) for kind in kinds] if config.memory.inject else []
+    return [
+        Condition(f"memory {kind}", corruption=kind) for kind in kinds if not unfit_memory(config.memory, None, kind)
+    ]
 
 
 class Network:
