@@ -5,7 +5,8 @@
     python benchmarks/recipes.py --repeats 20 --out r.json  and the seconds of a training step, all taken in turns
 
 FLOPs per sample are those of a training step with the latents at hand (forward, backward, remat); FLOPs per decision
-those of one action chunk, the flow's steps included. The encoder of the rollout is stated apart. Random data.
+those of one action chunk, the flow's steps included, without and with the encoder, which a rollout runs on every new
+frame (every arm but e0). Random data.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.models.vla import VLA, ModelInput
 from wmjax.resources import resource_folder
+from wmjax.rollout.protocol import load_protocol
 from wmjax.specs import ActionSpec, EncoderSpec
 from wmjax.trainer.optimizer import make_optimizer
 from wmjax.trainer.state import TrainState, initial_state
@@ -46,12 +48,16 @@ INSTRUCTION = "pick up the black bowl next to the plate and place it on the plat
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk."""
+    """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk.
+
+    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every arm but e0 sees.
+    """
 
     parameters: int
     trainable: int
     step: int
     decision: int
+    rollout: int
     seconds: float | None = None
 
 
@@ -139,12 +145,21 @@ def costs(system: System) -> Costs:
     columns = batch_shapes(experiment, 1)
     inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
     trained = count(state.params)
+    decision = flops(decide, state.params, frozen, inputs, columns["action"])
+    encoder = 0 if experiment.model.memory.input == "none" else new_frames(experiment) * encoder_flops(experiment)
     return Costs(
         parameters=trained + count(frozen),
         trainable=trained,
         step=step // batch,
-        decision=flops(decide, state.params, frozen, inputs, columns["action"]),
+        decision=decision,
+        rollout=decision + encoder,
     )
+
+
+def new_frames(experiment: Experiment) -> int:
+    """Frames that a policy sees between two decisions of its protocol, at least one."""
+    horizon = load_protocol(experiment.evaluation.protocol).open_loop_horizon
+    return max(1, horizon // experiment.data.observation.frame_stride)
 
 
 def encoder_flops(experiment: Experiment) -> int:
@@ -211,14 +226,16 @@ def over(table: dict[str, Costs], recipe: str, field: str) -> float | None:
 
 def render(table: dict[str, Costs]) -> str:
     """A plain-text table."""
-    head = f"{'recipe':<14}{'parameters':>16}{'trainable':>14}{'GFLOP/sample':>20}{'GFLOP/decision':>20}{'s/step':>16}"
+    head = f"{'recipe':<14}{'parameters':>16}{'trainable':>14}{'GFLOP/sample':>20}{'GFLOP/decision':>20}"
+    head += f"{'with encoder':>20}{'s/step':>16}"
     lines = [head, "-" * len(head)]
     for name, row in table.items():
         cells = [f"{row.step / 1e9:,.3f} {_share(table, name, 'step')}"]
         cells += [f"{row.decision / 1e9:,.3f} {_share(table, name, 'decision')}"]
+        cells += [f"{row.rollout / 1e9:,.3f} {_share(table, name, 'rollout')}"]
         cells += ["-" if row.seconds is None else f"{row.seconds:.3f} {_share(table, name, 'seconds')}"]
-        line = f"{name:<14}{row.parameters:>16,}{row.trainable:>14,}{cells[0]:>20}{cells[1]:>20}{cells[2]:>16}"
-        lines.append(line)
+        numbers = f"{name:<14}{row.parameters:>16,}{row.trainable:>14,}"
+        lines.append(numbers + "".join(f"{cell:>20}" for cell in cells[:3]) + f"{cells[3]:>16}")
     return "\n".join(lines)
 
 
@@ -245,7 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
         table = {name: dataclasses.replace(row, seconds=seconds[name]) for name, row in table.items()}
     print(render(table))
     encoder = encoder_flops(next(iter(systems.values())).experiment)
-    print(f"V-JEPA encoder in a rollout, every arm but e0: {encoder / 1e9:,.3f} GFLOP per frame")
+    frames = new_frames(next(iter(systems.values())).experiment)
+    print(f"V-JEPA encoder in a rollout, every arm but e0: {encoder / 1e9:,.3f} GFLOP per frame, {frames} per decision")
     if options.out:
         rows = {name: dataclasses.asdict(row) for name, row in table.items()}
         content = {"scale": options.scale, "encoder_per_frame": encoder, "recipes": rows}

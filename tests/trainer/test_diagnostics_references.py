@@ -8,7 +8,7 @@ from wmjax.trainer.diagnostics import flow, world
 from wmjax.trainer.diagnostics.actions import action_section, pooled_r2, r2_over_steps
 from wmjax.trainer.diagnostics.conditions import effect_of, unused
 from wmjax.trainer.diagnostics.probes import probe_section
-from wmjax.trainer.diagnostics.samples import ActionWindows, LatentWindows, near_change
+from wmjax.trainer.diagnostics.samples import ActionWindows, LatentWindows, near_change, rotation_columns
 
 RNG = np.random.default_rng
 
@@ -117,6 +117,11 @@ def test_the_effect_of_a_condition() -> None:
 # World model
 
 
+def turned(position: np.ndarray) -> np.ndarray:
+    """Six values in the place of a rotation, which whoever reads the position can read too."""
+    return np.concatenate([position, position[..., ::-1] - 2 * position], axis=-1)
+
+
 def world_case(frames: int = 300, tokens: int = 4, dim: int = 6, future: int = 2, seed: int = 3) -> LatentWindows:
     """A linear world: the next latent is the last one's mixture plus what happened in between, plus noise."""
     rng, matrix = RNG(seed), RNG(0).normal(size=(dim, dim)) / np.sqrt(dim)
@@ -127,7 +132,9 @@ def world_case(frames: int = 300, tokens: int = 4, dim: int = 6, future: int = 2
     mask[::7, 1] = False
     position = np.cumsum(rng.normal(size=(frames, 1 + future, 3)), axis=1)
     episode = np.repeat(np.arange(frames // 10), 10)
-    return LatentWindows(past.astype(np.float32), np.stack(steps, 1).astype(np.float32), mask, position, episode)
+    return LatentWindows(
+        past.astype(np.float32), np.stack(steps, 1).astype(np.float32), mask, position, turned(position), episode
+    )
 
 
 def test_skill_by_hand() -> None:
@@ -189,7 +196,9 @@ def test_the_probe_reads_positions_from_latents_that_hold_them() -> None:
     rng = RNG(0)
     position = np.cumsum(rng.normal(size=(400, 3, 3)), axis=1)
     table = np.concatenate([position, rng.normal(size=(400, 3, 5))], -1)[:, :, None].astype(np.float32)
-    windows = LatentWindows(table[:, :1], table[:, 1:], np.ones((400, 2), bool), position, np.arange(400) // 20)
+    windows = LatentWindows(
+        table[:, :1], table[:, 1:], np.ones((400, 2), bool), position, turned(position), np.arange(400) // 20
+    )
     test, train = windows.take(np.arange(200)), windows.take(np.arange(200, 400))
     section = probe_section(test.future, test, train, train.future)
     for name in ("probe of true latents: ẑ(t+k)", "probe of true latents: z(t+k)", "own probe: ẑ(t+k)"):
@@ -203,6 +212,16 @@ def test_the_probe_reads_positions_from_latents_that_hold_them() -> None:
     np.testing.assert_allclose(copying.r2["probe of true latents: ẑ(t+k)"], section.r2["probe of true latents: z(t)"])
     np.testing.assert_allclose(copying.r2["probe of true latents: z(t+k)"], 1.0, atol=1e-3)
     assert "own probe: ẑ(t+k)" not in copying.r2
+    rotation = probe_section(test.future, test, train, train.future, "rotation")
+    assert rotation.table().startswith("R2 of the future rotation") and "true rotation at t" in rotation.r2
+    np.testing.assert_allclose(rotation.r2["probe of true latents: z(t+k)"], 1.0, atol=1e-3)
+
+
+def test_a_rotation_is_the_same_on_both_sides_of_pi() -> None:
+    quarter = rotation_columns(np.array([[0.0, 0.0, np.pi / 2], [0.0, 0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(quarter, [[0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]], atol=1e-6)
+    axis = np.array([0.6, 0.0, 0.8], np.float32)
+    np.testing.assert_allclose(rotation_columns(3.2 * axis), rotation_columns((3.2 - 2 * np.pi) * axis), atol=1e-6)
 
 
 # Flow head

@@ -36,7 +36,9 @@ def windows(start: np.ndarray, episode: np.ndarray, mask: np.ndarray | None = No
     position = np.zeros((*times.shape, 3), np.float32)
     position[..., 0] = 0.01 * times
     exists = np.ones((len(start), FUTURE), bool) if mask is None else mask
-    return LatentWindows(line(times[:, :1]), line(times[:, 1:]), exists, position, episode)
+    return LatentWindows(
+        line(times[:, :1]), line(times[:, 1:]), exists, position, np.zeros((*times.shape, 6), np.float32), episode
+    )
 
 
 def bank(count: int = 40) -> Bank:

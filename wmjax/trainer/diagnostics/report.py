@@ -48,6 +48,7 @@ TITLES = {
     "memory": "World memory in the actions",
     "world": "World model",
     "probe": "Position probe",
+    "rotation_probe": "Rotation probe",
     "imagination": "Imagination: nearest training frames",
 }
 BATCH = 32
@@ -114,10 +115,10 @@ def _complete(windows: ActionWindows, inputs: Inputs, arm: int) -> np.ndarray:
 
 
 def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
-    """World model, position probe and imagination, for arms with a Prophet that looks at something."""
+    """World model, pose probes and imagination, for arms with a Prophet that looks at something."""
     reason, note = _prophet_of(model.config)
     if reason or outcome.prediction is None:
-        return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "imagination")}, None)
+        return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "rotation_probe", "imagination")}, None)
     test = _windows(model, inputs, outcome.frames)
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = _windows(model, inputs, frames)
@@ -133,6 +134,7 @@ def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
     sections: dict[str, Section] = {
         "world": world,
         "probe": probe_section(outcome.prediction, test, fitted, own),
+        "rotation_probe": probe_section(outcome.prediction, test, fitted, own, "rotation"),
         "imagination": imagination_section(outcome.prediction, test, tasks[test.episode], bank),
     }
     return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))

@@ -58,13 +58,15 @@ def choose_frames(store: TrainingStore, episodes: np.ndarray, count: int, seed: 
 class LatentWindows:
     """History up to now and future of frames; ``mask`` says which future frames exist.
 
-    ``position`` is the end effector's (m) now and at the future frames, ``episode`` where each frame is from.
+    ``position`` is the end effector's (m) now and at the future frames, ``rotation`` the first two columns of its
+    rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from.
     """
 
     history: Float32[np.ndarray, "n history tokens dim"]
     future: Float32[np.ndarray, "n future tokens dim"]
     mask: Bool[np.ndarray, "n future"]
     position: Float32[np.ndarray, "n 1+future 3"]
+    rotation: Float32[np.ndarray, "n 1+future 6"]
     episode: Int[np.ndarray, "n"]
 
     @property
@@ -79,6 +81,15 @@ class LatentWindows:
     def complete(self) -> "LatentWindows":
         """The samples whose whole future exists."""
         return self.take(np.flatnonzero(self.mask.all(1)))
+
+
+def rotation_columns(vector: Float32[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 6"]:
+    """The first two columns of the matrix of a rotation vector (axis times angle, rad), by Rodrigues' formula."""
+    angle = np.linalg.norm(vector, axis=-1)[..., None, None].astype(np.float64)
+    axis = vector[..., None, :] / np.maximum(angle, 1e-12)
+    cross = np.cross(np.eye(3), axis)  # the matrix that multiplies by the axis
+    matrix = np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
+    return np.concatenate([matrix[..., 0], matrix[..., 1]], axis=-1).astype(np.float32)
 
 
 def latent_windows(
@@ -104,6 +115,7 @@ def latent_windows(
         future=fit(normalise_latents(table[ahead], latents.spec)),
         mask=mask,
         position=store.state[rows][..., :3],
+        rotation=rotation_columns(store.state[rows][..., 3:6]),
         episode=store.frame_episode[frames],
     )
 
