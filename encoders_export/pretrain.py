@@ -24,6 +24,7 @@ from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
 from wmjax.data.files import atomic_path, write_json
+from wmjax.data.rank import token_rank
 from wmjax.data.shift import shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
@@ -78,14 +79,6 @@ class Clips:
         return torch.from_numpy(shift_images(clips, dy, dx))
 
 
-def effective_rank(latents: torch.Tensor) -> float:
-    """Exp of the entropy of the normalised covariance eigenvalues of ``[n, dim]`` (Roy and Vetterli 2007)."""
-    centred = (latents - latents.mean(0)).double()
-    values = torch.linalg.eigvalsh(centred.T @ centred / len(latents)).clamp_min(0)
-    share = values / values.sum()
-    return float(torch.exp(-(share * (share + 1e-12).log()).sum()))
-
-
 class Pretrainer:
     """The state of a run: models, optimizer, step and time used, saved as safetensors."""
 
@@ -138,8 +131,7 @@ class Pretrainer:
         pixels = preprocess(self.probe, self.config)
         tokens = self.jepa.target(pixels).last_hidden_state
         pooled = pool_last_tubelet(tokens, self.config.grid_size**2, 4)
-        rank = effective_rank(pooled.flatten(0, 1))
-        return {"std_over_clips": float(pooled.std(0).mean()), "effective_rank": rank}
+        return {"std_over_clips": float(pooled.std(0).mean()), "effective_rank": token_rank(pooled.numpy())}
 
     def save(self) -> None:
         """Writes the checkpoint atomically."""

@@ -12,9 +12,11 @@ pytest.importorskip("transformers")
 
 from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread_loss  # noqa: E402
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
-from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, effective_rank, main  # noqa: E402
-from encoders_export.probe import _object_scores, objects_of, probe, ridge_r2, show  # noqa: E402
+from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, main  # noqa: E402
 from encoders_export.vjepa import preprocess  # noqa: E402
+from wmjax.data.probe import object_scores, objects_of, probe, show  # noqa: E402
+from wmjax.data.rank import token_rank  # noqa: E402
+from wmjax.data.ridge import ridge_r2  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
 from wmjax.errors import UserError  # noqa: E402
 from wmjax.models.vjepa2.config import VJEPA2Config  # noqa: E402
@@ -122,10 +124,9 @@ def test_the_target_gets_no_gradient_and_follows_the_online_encoder(store: Train
 
 
 def test_effective_rank_shows_collapse():
-    rng = torch.Generator().manual_seed(0)
-    spread = torch.randn(2000, 16, generator=rng)
-    assert effective_rank(spread) > 15
-    assert effective_rank(spread[:, :1] * torch.ones(1, 16) + 1e-4 * spread) < 1.1
+    spread = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    assert token_rank(spread) > 15
+    assert token_rank(spread[:, :1] * np.ones((1, 16)) + 1e-4 * spread) < 1.1
 
 
 def test_objects_together_weigh_by_how_far_they_are_moved():
@@ -133,13 +134,13 @@ def test_objects_together_weigh_by_how_far_they_are_moved():
     x, groups = rng.normal(size=(400, 4)), np.repeat(np.arange(20), 20)
     rows, train = np.arange(400), groups < 15
     known, hidden = x[:, :2] * 0.2, rng.normal(0, 0.01, (400, 2))
-    found = _object_scores(x, {"known": (rows, known), "hidden": (rows, hidden)}, train, groups)
+    found = object_scores(x, {"known": (rows, known), "hidden": (rows, hidden)}, train, groups)
     assert found["xy known"] > 0.99 and found["xy hidden"] < 0.05
     assert found["objects xy"] > 0.98 and 0.4 < found["objects xy (median)"] < 0.6
 
 
 def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
-    table = probe([store], {}, "agentview")
+    table = probe([store], 0, [])
     assert table["pixels 8x8"]["eef xyz"] > 0.5
     assert table["pixels 8x8"]["gripper"] < 0.3  # noise in this store
     assert "pixels 8x8" in show(table) and "xy cup_1" in show(table)

@@ -58,7 +58,7 @@ def view_clips(
 
 
 def encode_clips(
-    encoder: Encoder, clips: UInt8[np.ndarray, "n time height width 3"], batch: int
+    encoder: Callable[[np.ndarray], np.ndarray], clips: UInt8[np.ndarray, "n time height width 3"], batch: int
 ) -> Float32[np.ndarray, "n tokens dim"]:
     """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut)."""
     parts = []

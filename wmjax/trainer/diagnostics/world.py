@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from wmjax.data.rank import effective_rank, spectrum
 from wmjax.data.ridge import RIDGES, Ridge, held_out, predict_once
 from wmjax.errors import UserError
 from wmjax.trainer.diagnostics.samples import LatentWindows
@@ -189,17 +190,7 @@ def spread_of(predicted: Float32[np.ndarray, "n tokens dim"], truth: Float32[np.
 
 def _eigenvalues(x: Float32[np.ndarray, "n tokens dim"]) -> Float[np.ndarray, "dim"]:
     """Of the channels' covariance over samples, all token positions pooled after centring each."""
-    centred = (x - x.mean(0, dtype=np.float64)).reshape(-1, x.shape[-1])
-    return np.maximum(np.linalg.eigvalsh(centred.T @ centred / len(centred)), 0.0)
-
-
-def effective_rank(eigenvalues: Float[np.ndarray, "dim"]) -> float:
-    """Exp of the entropy of the normalised eigenvalues (Roy and Vetterli 2007); 0 if nothing varies."""
-    total = eigenvalues.sum()
-    if total < 1e-12:
-        return 0.0
-    share = eigenvalues / total
-    return float(np.exp(-(share * np.log(share + 1e-12)).sum()))
+    return spectrum((x - x.mean(0, dtype=np.float64)).reshape(-1, x.shape[-1]))
 
 
 def alarms(
