@@ -55,7 +55,13 @@ class PretrainConfig:
 
 
 class Clips:
-    """Random clips of the frames of several stores, each shifted as a whole."""
+    """Random clips of the frames of several stores, each shifted as a whole.
+
+    Attributes:
+        stores: the hash of every store, which identifies the frames.
+        suites: where they are from.
+
+    """
 
     def __init__(self, stores: Sequence[TrainingStore], camera: str, config: VJEPA2Config) -> None:
         self.length, frames, starts, offset = config.frames_per_clip, [], [], 0
@@ -70,6 +76,8 @@ class Clips:
             starts.append(first[store.frame_episode] + offset)
             offset += len(store.frame_step)
         self.frames, self.starts = np.concatenate(frames), np.concatenate(starts)
+        self.stores = [store.hash for store in stores]
+        self.suites = sorted({task.suite for store in stores for task in store.tasks})
 
     def draw(self, rng: np.random.Generator, count: int, max_shift: int = CLIP_SHIFT) -> torch.Tensor:
         """uint8 ``[count, time, height, width, 3]``."""
@@ -146,14 +154,14 @@ class Pretrainer:
 
     def _identity(self) -> str:
         """What must be the same to continue a run (the time budget may change)."""
-        values = dataclasses.asdict(self.settings)
+        values = dataclasses.asdict(self.settings) | {"stores": self.clips.stores}
         return json.dumps({k: v for k, v in values.items() if k not in ("minutes", "steps")}, sort_keys=True)
 
     def resume(self) -> bool:
         """Continues from the checkpoint, if there is one.
 
         Raises:
-            UserError: it was made with other settings.
+            UserError: it was made with other settings or from other frames.
 
         """
         path = self.out / "checkpoint" / "state.safetensors"
@@ -161,7 +169,9 @@ class Pretrainer:
             return False
         meta = read_metadata(path)
         if meta["settings"] != self._identity():
-            raise UserError(f"{path}: made with other settings ({meta['settings']}); choose a new folder or delete it")
+            raise UserError(
+                f"{path}: made with other settings or frames ({meta['settings']}); choose a new folder or delete it"
+            )
         tensors = load_file(path)
         self.jepa.model.load_state_dict(_prefixed(tensors, "model."))
         self.jepa.target.load_state_dict(_prefixed(tensors, "target."))
@@ -178,7 +188,8 @@ class Pretrainer:
         with atomic_path(self.out / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         revision = f"pretrained-seed{self.settings.seed}-step{self.step}"
-        write_json(self.out / "config.json", {**to_hf_config(self.config), "wmjax_revision": revision})
+        seen = {"wmjax_revision": revision, "wmjax_suites": self.clips.suites, "wmjax_stores": self.clips.stores}
+        write_json(self.out / "config.json", {**to_hf_config(self.config), **seen})
 
     def run(self, log_every: int = 25, save_every: int = 50) -> None:
         """Trains to the end of the budget, logging to ``metrics.jsonl``, and exports."""
@@ -240,12 +251,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
+        if options.minutes <= 0 or options.steps < 0:
+            raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
         stores = [TrainingStore(folder) for folder in options.data]
-        spatial = sum(task.suite == "libero_spatial" for store in stores for task in store.tasks)
         options.out.mkdir(parents=True, exist_ok=True)
         trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
         resumed = trainer.resume()
-        print(f"{len(trainer.clips.frames)} frames, {spatial} libero_spatial tasks, bfloat16 {trainer.bfloat16}, "
+        print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.suites)}, bfloat16 {trainer.bfloat16}, "
               f"{'resumed at' if resumed else 'from'} step {trainer.step}", flush=True)  # fmt: skip
         trainer.run()
     except UserError as error:

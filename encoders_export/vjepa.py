@@ -66,7 +66,9 @@ def load_model(folder: Path) -> Any:
     transformers.logging.set_verbosity_error()  # it would warn of the unused predictor's missing weights
     transformers.logging.disable_progress_bar()
     try:
-        loaded: Any = transformers.VJEPA2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = transformers.VJEPA2Model.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
     except Exception as error:  # safetensors, torch and transformers raise half a dozen kinds for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: PyTorch cannot load this checkpoint ({reason}); copy it again") from error

@@ -143,9 +143,10 @@ def parse_grid(text: str) -> int:
     """
     if text == "none":
         return 0
-    if not text.isdecimal():
-        raise UserError(f"grid is {text!r}; give a number that divides the encoder's grid, such as 4, or none")
-    return int(text)
+    rows, _, columns = text.partition("x")
+    if not rows.isdecimal() or columns not in ("", rows):
+        raise UserError(f"grid is {text!r}; give a number that divides the encoder's grid, such as 4 or 4x4, or none")
+    return int(rows)
 
 
 def _settings(options: argparse.Namespace, latents: LatentStore) -> str:

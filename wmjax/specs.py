@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 """Version of the spec format; a file of another version is refused, never guessed at."""
 PUBLISHED = "as published"
 """How ``ObservationSpec.simulator`` begins in a converted dataset, made with a simulator that is not installed."""
-LATER = {"drawn_size": 0}
+LATER = {"drawn_size": 0, "resize": 0}
 """Fields younger than the format, and what their absence means; written only if they say something else."""
 
 
@@ -48,7 +48,10 @@ class ObservationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What a latent is: float ``[tokens, dim]``, the pooled last-tubelet tokens of a clip ending at a frame."""
+    """What a latent is: float ``[tokens, dim]``, the pooled last-tubelet tokens of a clip ending at a frame.
+
+    Frames are resized to ``resize`` pixels, then cropped to ``image_size``; 0: resized to ``image_size``.
+    """
 
     name: str = "mini"
     revision: str = "1"
@@ -61,6 +64,7 @@ class EncoderSpec:
     dim: int = 192
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    resize: int = 0
     format_version: int = FORMAT_VERSION
 
     @property

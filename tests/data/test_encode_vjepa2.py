@@ -117,6 +117,17 @@ def test_verify_finds_another_encoder_and_refusals_are_clear(tmp_path: Path):
         verify_latents(store, latents, FakeEncoder(gain=1.02))
     with pytest.raises(UserError, match="episode count differs"):
         verify_latents(make_store(tmp_path / "other", lengths=(5, 9, 4)), latents, FakeEncoder())
+    # A channel of 30 times the RMS: storing it as float16 rounds away more than the bound, and that is no fault.
+    outlier = FakeEncoder()
+    real = outlier.__class__.__call__
+    loud = type("Loud", (FakeEncoder,), {"__call__": lambda self, clips: 0.1 * real(self, clips) + [0.0, 0.0, 37.021]})
+    spiked = encode_store(store, tmp_path / "loud", loud())
+    assert np.abs(spiked.latents.astype(np.float32) - 37.021).min() > 0
+    assert verify_latents(store, spiked, loud()) < 1e-4
+    with pytest.raises(UserError, match="differs by"):
+        verify_latents(
+            store, spiked, type("Off", (loud,), {"__call__": lambda self, x: loud.__call__(self, x) + 0.2})()
+        )
     side = FakeEncoder()
     side.spec = EncoderSpec(name="fake", camera="sideview", dim=3)
     with pytest.raises(UserError, match="sideview"):

@@ -103,10 +103,47 @@ def test_resumes_and_never_overwrites(tmp_path, monkeypatch):
         convert(str(fixture("v21_image")), tmp_path / "b", image_size=28)
     with pytest.raises(UserError, match="another observation_spec"):
         convert(str(fixture("v21_image")), tmp_path / "b", image_size=56)
+    with pytest.raises(UserError, match="another episodes"):
+        convert(str(fixture("v21_image")), tmp_path / "b", image_size=28, max_episodes=2)
     assert convert(str(fixture("v21_image")), tmp_path / "b", image_size=28).hash == whole.hash
     assert calls == [0, 1, 2, 2]
+    (tmp_path / "b/parts").mkdir()  # killed after the manifest was written
+    (tmp_path / "b/parts/plan.json").write_text("{}")
     with pytest.raises(UserError, match="nothing was overwritten"):
         convert(str(fixture("v21_image")), tmp_path / "b", image_size=28)
+    assert not (tmp_path / "b/parts").exists()
+
+
+def test_another_source_in_the_same_place_is_not_mixed_in(tmp_path):
+    source = shutil.copytree(fixture("v21_image"), tmp_path / "in")
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(source), tmp_path / "out", image_size=28, progress=stop)
+    shutil.rmtree(source)
+    shutil.copytree(fixture("v30_image"), source)
+    with pytest.raises(UserError, match="another content"):
+        convert(str(source), tmp_path / "out", image_size=28)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_less_than_one_episode_is_refused(tmp_path, count):
+    with pytest.raises(UserError, match=f"max_episodes is {count}; set it to at least 1"):
+        convert(str(fixture("v21_image")), tmp_path / "out", max_episodes=count)
+
+
+@pytest.mark.parametrize("names", [["channels", "height", "width"], None])
+def test_the_order_of_the_axes_in_the_metadata_does_not_matter(tmp_path, names):
+    copy = shutil.copytree(fixture("v30_image"), tmp_path / "in")
+    cameras = ("observation.images.image", "observation.images.image2")
+    edit_json(
+        copy / "meta/info.json",
+        lambda info: [info["features"][camera].update(shape=[3, 64, 64], names=names) for camera in cameras],
+    )
+    assert LeRobotDataset(copy).image_size == (64, 64)
+    assert convert(str(copy), tmp_path / "out", image_size=64).frames.shape[2:] == (64, 64, 3)
 
 
 @pytest.mark.parametrize(("variant", "name"), [("v30_image", "HuggingFaceVLA/libero"), ("v30_video", "lerobot/libero")])
@@ -268,6 +305,11 @@ DAMAGE = {
             set_column("observation.images.image", lambda v: [{"bytes": c["bytes"][:90], "path": "x"} for c in v]),
         ),
         "image cannot be decoded",
+    ),
+    "metadata is a list": (
+        "v21_image",
+        lambda d: (d / "meta/info.json").write_text("[]"),
+        r"info\.json: not a JSON object",
     ),
     "old version": (
         "v21_image",

@@ -1,5 +1,6 @@
 """The real PyTorch export on a tiny store, against the Flax one; both frameworks stay apart."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
 from wmjax.encode import JaxEncoder
 from wmjax.encode import main as jax_main
+from wmjax.errors import UserError
 from wmjax.models.vjepa2.files import MINI_FOLDER, encoder_spec
 from wmjax.specs import ObservationSpec
 
@@ -100,6 +102,21 @@ def test_resized_frames_are_preprocessed_alike():
     assert (difference > 1e-5).mean() < 1e-3 and difference.max() < 0.0176
 
 
+def test_an_encoder_is_its_weights_that_are_loaded_and_its_preprocessing(tmp_path: Path):
+    mine = shutil.copytree(MINI_FOLDER, tmp_path / "mine")
+    plain = encoder_spec(str(mine))
+    assert plain.resize == 0 and plain.weights_hash == encoder_spec("mini").weights_hash
+    (mine / "model_older.safetensors").write_bytes(b"never read")
+    (mine / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert encoder_spec(str(mine)) == plain
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"resize": 128}))
+    assert encoder_spec(str(mine)) == dataclasses.replace(plain, resize=128)
+    (mine / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"needs config\.json and model\.safetensors"):
+        TorchEncoder(str(mine))
+
+
 MAINS = {"torch": torch_main, "jax": jax_main}
 
 
@@ -110,6 +127,8 @@ MAINS = {"torch": torch_main, "jax": jax_main}
         ("--grid", "3", "grid 3 does not divide"),
         ("--grid", "-1", "grid is '-1'; give a number"),
         ("--grid", "all", "grid is 'all'; give a number"),
+        ("--grid", "4x2", "grid is '4x2'; give a number"),
+        ("--grid", "3x3", "grid 3 does not divide"),
         ("--shard", "2/2", "shard '2/2' is not i/n"),
         ("--camera", "sky", "camera 'sky' is not in"),
         ("--views", "0", "views is 0; set it to at least 1"),

@@ -1,5 +1,6 @@
 """Masks, the masked forward pass against the reference, resuming, and what probes report."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ from wmjax.data.ridge import ridge_r2  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
 from wmjax.errors import UserError  # noqa: E402
 from wmjax.models.vjepa2.config import VJEPA2Config  # noqa: E402
+from wmjax.sim.scenes import SUITES  # noqa: E402
 from wmjax.specs import ObservationSpec  # noqa: E402
 
 TINY = VJEPA2Config(
@@ -112,6 +114,17 @@ def test_training_learns_and_a_resumed_run_repeats_it(store: TrainingStore, tmp_
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="other settings"):
         Pretrainer(clips, tmp_path / "part", settings(seed=1), TINY).resume()
+    other = copy.copy(clips)
+    other.stores = ["another"]
+    with pytest.raises(UserError, match="settings or frames"):
+        Pretrainer(other, tmp_path / "part", settings(steps=6), TINY).resume()
+    written = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert written["wmjax_stores"] == [store.hash]
+    assert written["wmjax_suites"] == sorted({task.suite for task in store.tasks})
+
+
+def test_scenes_leave_libero_spatial_to_those_who_ask_for_it():
+    assert "libero_spatial" not in SUITES
 
 
 def test_the_target_gets_no_gradient_and_follows_the_online_encoder(store: TrainingStore, tmp_path: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.data.episode import EpisodeData
-from wmjax.data.files import MANIFEST, claim_plan
+from wmjax.data.files import MANIFEST, claim_plan, hash_json
 from wmjax.data.store import PARTS, TrainingStore, finalize, part_names, write_part
 from wmjax.errors import UserError
 from wmjax.specs import ObservationSpec, to_dict
@@ -24,6 +24,8 @@ def refuse_finished(out: Path) -> None:
 
     """
     if (Path(out) / MANIFEST).exists():
+        if (Path(out) / PARTS / PLAN).exists():  # killed between the two last lines of convert_episodes
+            shutil.rmtree(Path(out) / PARTS)
         raise UserError(f"{out}: holds a finished store already, nothing was overwritten; choose a new folder")
 
 
@@ -39,7 +41,8 @@ def convert_episodes(
     Args:
         out: the training store to be.
         spec: the conventions that every episode follows.
-        source: what identifies the conversion, as JSON values; another one in the same folder is refused.
+        source: what identifies the source, as JSON values; another one, or other episodes of it, is refused in the
+            same folder.
         episodes: what reads each episode, by the name of its part.
         progress: called after every episode.
 
@@ -48,7 +51,8 @@ def convert_episodes(
 
     """
     refuse_finished(out)
-    claim_plan(out / PARTS / PLAN, {**source, "observation_spec": to_dict(spec)}, "episodes")
+    chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec)}
+    claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
     done = set(part_names(out))
     for number, (name, read) in enumerate(episodes.items(), 1):
         if name not in done:
@@ -59,8 +63,8 @@ def convert_episodes(
     return store
 
 
-def require_positive(image_size: int, frame_stride: int) -> None:
-    """Refuses sizes that no observation has.
+def require_positive(image_size: int, frame_stride: int, max_episodes: int | None) -> None:
+    """Refuses sizes that no observation has, and less than one episode.
 
     Raises:
         UserError: below 1.
@@ -68,3 +72,5 @@ def require_positive(image_size: int, frame_stride: int) -> None:
     """
     if image_size < 1 or frame_stride < 1:
         raise UserError(f"image_size {image_size} and frame_stride {frame_stride} must be at least 1; raise them")
+    if max_episodes is not None and max_episodes < 1:
+        raise UserError(f"max_episodes is {max_episodes}; set it to at least 1, or leave it out for all")

@@ -69,7 +69,7 @@ def convert(
     """
     out = Path(out)
     refuse_finished(out)
-    require_positive(image_size, frame_stride)
+    require_positive(image_size, frame_stride, max_episodes)
     files = [DemonstrationFile(path, index) for index, path in enumerate(find_files(source))]
     if not files:
         raise UserError(f"{source}: no .hdf5 files there; give the folder of LIBERO's demonstrations")
@@ -93,7 +93,7 @@ def convert(
         for demo in file.demos
     }
     chosen = dict(list(readers.items())[:max_episodes])
-    names = [str(file.path.relative_to(source.parent)) for file in files]
+    names = [[str(file.path.relative_to(source.parent)), file.path.stat().st_size] for file in files]
     return convert_episodes(out, spec, {"source": str(source), "files": names}, chosen, progress)
 
 

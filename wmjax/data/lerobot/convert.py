@@ -8,6 +8,7 @@ import numpy as np
 
 from wmjax.data.convert import Progress, convert_episodes, refuse_finished, require_positive
 from wmjax.data.episode import EpisodeData
+from wmjax.data.files import hash_json
 from wmjax.data.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.lerobot.layout import load_layout
 from wmjax.data.observation import resize_image
@@ -50,6 +51,7 @@ def convert(
     """
     out = Path(out)
     refuse_finished(out)
+    require_positive(image_size, frame_stride, max_episodes)
     folder = resolve(source, revision)
     dataset = LeRobotDataset(folder, load_layout(layout) if layout else None)
     spec = observation_spec(dataset, image_size, frame_stride)
@@ -57,7 +59,8 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source)
         for entry in dataset.episodes[:max_episodes]
     }
-    return convert_episodes(out, spec, {"source": source}, episodes, progress)
+    content = hash_json([dataset.info, [(entry.index, entry.length) for entry in dataset.episodes]])
+    return convert_episodes(out, spec, {"source": source, "content": content}, episodes, progress)
 
 
 def resolve(source: str, revision: str | None) -> Path:
@@ -84,7 +87,6 @@ def resolve(source: str, revision: str | None) -> Path:
 
 def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int) -> ObservationSpec:
     """The conventions of the converted data."""
-    require_positive(image_size, frame_stride)
     layout, (height, width) = dataset.layout, dataset.image_size
     resized = None if (height, width) == (image_size, image_size) else height
     return ObservationSpec(

@@ -77,8 +77,8 @@ class LeRobotDataset:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width that the metadata promises for every camera."""
-        sizes = {tuple(self.features[key]["shape"][:2]) for key in self.layout.cameras.values()}
+        """Height and width that the metadata promises for every camera, whatever the order of its axes."""
+        sizes = {_height_and_width(self.features[key]) for key in self.layout.cameras.values()}
         if len(sizes) > 1:
             raise UserError(f"{self.folder}: cameras have different sizes {sorted(sizes)}; resize them to one size")
         return sizes.pop()
@@ -192,11 +192,14 @@ class LeRobotDataset:
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / name).read_text())
+            content = json.loads((self.folder / name).read_text())
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: no LeRobot dataset there ({name} is missing); check the path") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.folder / name}: not valid JSON ({error}); download the dataset again") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.folder / name}: not a JSON object; download the dataset again")
+        return content
 
     def _jsonl(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
         path = self.folder / name
@@ -210,6 +213,15 @@ class LeRobotDataset:
             if missing := [key for key in keys if key not in line]:
                 raise UserError(f"{path}: line {number + 1} has no {', '.join(missing)}; repair the dataset")
         return lines
+
+
+def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
+    """Of an image feature, by the names of its axes; without names, three channels come last unless they come first."""
+    shape, names = feature["shape"], feature.get("names")
+    if isinstance(names, list) and {"height", "width"} <= set(names):
+        return int(shape[names.index("height")]), int(shape[names.index("width")])
+    first = 1 if shape[0] == 3 != shape[-1] else 0
+    return int(shape[first]), int(shape[first + 1])
 
 
 def read_parquet(path: Path, names: list[str] | None = None, episode: int | None = None) -> pa.Table:

@@ -16,8 +16,9 @@ MINI_FOLDER = Path(__file__).parent / "mini"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, one or sharded."""
-    files = sorted(folder.glob("model*.safetensors"))
+    """The safetensors files of a checkpoint folder, one or sharded: those that transformers loads, and no others."""
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not (folder / "config.json").is_file() or not files:
         raise UserError(
             f"encoder folder {str(folder)!r} needs config.json and model.safetensors; pass 'mini', a downloaded "
@@ -112,4 +113,5 @@ def encoder_spec(name: str, grid: int = 4, clip_length: int = 4, camera: str = "
         pooling_grid=grid or config.grid_size,
         camera=camera,
         dim=config.hidden_size,
+        resize=0 if config.resize == config.image_size else config.resize,
     )
