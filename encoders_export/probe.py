@@ -23,6 +23,7 @@ from encoders_export.jepa import PredictorConfig, build_model
 from encoders_export.pretrain import effective_rank
 from encoders_export.vjepa import TorchEncoder
 from wmjax.data.encode import encode_clips, view_clips
+from wmjax.data.location import location
 from wmjax.data.ridge import ridge_r2
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore
@@ -176,7 +177,7 @@ def show(table: dict[str, dict[str, float]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m encoders_export.probe", description="Linear probes of encoders.")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="training stores")
+    parser.add_argument("--data", type=location, nargs="+", required=True, help="training stores")
     parser.add_argument(
         "--encoder", action="append", help="mini, a folder or random; repeatable (default: mini, random)"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wmjax.config import Experiment
+from wmjax.data.location import location
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -71,7 +72,7 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 
     """
     path = experiment.data.path
-    return TrainingStore(Path(path)) if path and (needed or Path(path).is_dir()) else None
+    return TrainingStore(path) if path and (needed or location(path).is_dir()) else None
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:

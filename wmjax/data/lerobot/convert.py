@@ -10,6 +10,7 @@ from wmjax.data.convert import Progress, convert_episodes, refuse_finished, requ
 from wmjax.data.episode import EpisodeData
 from wmjax.data.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.lerobot.layout import load_layout
+from wmjax.data.location import local
 from wmjax.data.observation import resize_image
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -48,7 +49,7 @@ def convert(
         UserError: everything that is wrong with the source; ``out`` holds a store or another conversion.
 
     """
-    out = Path(out)
+    out = local(out)
     refuse_finished(out)
     folder = resolve(source, revision)
     dataset = LeRobotDataset(folder, load_layout(layout) if layout else None)
