@@ -1,6 +1,8 @@
 """Stores at a URL: the same samples as from the disk, few and small requests, one clear line for whatever is wrong."""
 
+import argparse
 import dataclasses
+import json
 import multiprocessing
 import pickle
 import sys
@@ -12,6 +14,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.synthetic import make_latents, make_store
+from wmjax import config, convert, encode, prepare, record, train, view
+from wmjax.checks import given_store
 from wmjax.data import location as remote
 from wmjax.data.files import StoreWriter
 from wmjax.data.latents import LatentStore, LatentWriter
@@ -19,6 +23,7 @@ from wmjax.data.location import Remote, RemoteArray, local, location
 from wmjax.data.pipeline import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.errors import UserError
+from wmjax.specs import EncoderSpec
 
 BUCKET = "memory://bucket"
 
@@ -273,3 +278,71 @@ def test_nothing_is_written_to_a_url(stores):
     for write in writes:
         with pytest.raises(UserError, match=r"gs://b/x: wmjax writes to local folders only; .*manifest\.json"):
             write("gs://b/x")
+
+
+class FakeEncoder:
+    """Latents that are the mean brightness of a clip plus a ramp."""
+
+    backend = "jax"
+    spec = EncoderSpec(name="fake", image_size=56, pooling_grid=2, dim=3)
+
+    def __call__(self, clips):
+        ramp = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+        return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
+
+
+def test_latents_of_remote_frames_are_those_of_local_ones(stores, bucket, tmp_path, capsys):
+    def run(*line):
+        parser = argparse.ArgumentParser()
+        encode.add_arguments(parser)
+        options = parser.parse_args([*line, "--views", "2", "--max-shift", "3"])
+        return encode.run(options, lambda *_: FakeEncoder())
+
+    run("--data", bucket[0], "--out", str(tmp_path / "z"))
+    assert f"--data.path {bucket[0]} --encoder.path {tmp_path / 'z'}" in capsys.readouterr().out
+    run("--data", str(stores[0].folder), "--out", str(tmp_path / "local"))
+    assert LatentStore(tmp_path / "z").hash == LatentStore(tmp_path / "local").hash
+    fs = fsspec.filesystem("memory")
+    for name in ("manifest.json", "latents.npy"):
+        fs.pipe_file(f"/bucket/z/{name}", (tmp_path / "z" / name).read_bytes())
+    capsys.readouterr()
+    run("--data", bucket[0], "--out", "memory://bucket/z", "--verify", "5")
+    assert "all hashes are right; of 5 random latents" in capsys.readouterr().out
+    with pytest.raises(UserError, match="memory://bucket/z: wmjax writes to local folders only"):
+        run("--data", bucket[0], "--out", "memory://bucket/z")
+
+
+def test_the_page_of_a_remote_store(stores, bucket, tmp_path, capsys):
+    out = str(tmp_path / "view.html")
+    assert view.main([bucket[0], "--latents", bucket[1], "--episodes", "2", "--out", out]) == 0
+    assert "memory://bucket/demos, hash" in (tmp_path / "view.html").read_text()
+    assert view.main([bucket[0], "--out", "gs://b/view.html"]) == 2
+    assert view.main(["memory://bucket/none"]) == 2
+    for command in (convert.main, record.main):
+        assert command([*(["here"] if command is convert.main else []), "--out", "gs://b/x"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert train.main(["--run", "gs://b/x"]) == 2
+    said += capsys.readouterr().err.splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    assert len(errors) == 5 and sum("gs://b/x: wmjax writes to local folders only" in line for line in errors) == 3
+
+
+def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
+    given = {"data": {"path": bucket[0]}, "encoder": {"path": bucket[1], "views": 3, "max_shift": 6}}
+    experiment = config.load("e2_flow", overrides=given)
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))).data.path == bucket[0]
+    for found in (given_store(experiment), prepare.demonstrations(experiment), prepare.find_store(experiment, None)):
+        assert found.hash == stores[0].hash and str(found.folder) == bucket[0]
+    assert prepare.find_store(experiment, location(bucket[0])).hash == stores[0].hash
+    assert given_store(experiment, needed=False) is None, "a dry run asks the network"
+    monkeypatch.setattr("wmjax.encoder_settings.latent_spec", lambda *_: stores[1].spec)
+    found = prepare.encode(experiment, TrainingStore(bucket[0]))
+    assert found.hash == stores[1].hash and str(found.folder) == bucket[1]
+    # A run that was begun on the local copies goes on from the bucket, and the reverse.
+    there = config.to_dict(experiment)
+    here = {**there, "data": {**there["data"], "path": str(stores[0].folder)}}
+    none = {**there, "encoder": {**there["encoder"], "path": ""}}
+    for values in (here, there, here):
+        train._save_config(tmp_path / "run", values)
+    with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):
+        train._save_config(tmp_path / "run", none)

@@ -60,11 +60,6 @@ class Remote:
         """Itself: a URL is absolute."""
         return self
 
-    def is_dir(self) -> bool:
-        """Whether something is there."""
-        with self._access() as (fs, path):
-            return bool(fs.isdir(path))
-
     def size(self) -> int:
         """Bytes of the object."""
         with self._access() as (fs, path):
@@ -148,7 +143,7 @@ def local(place: str | Location) -> Path:
     place = location(place)
     if isinstance(place, Remote):
         raise UserError(
-            f"{place}: wmjax writes to local folders only; write to one and copy it there, manifest.json after all else"
+            f"{place}: wmjax writes to local folders only; write to one and copy it there, manifest.json after the rest"
         )
     return place
 
@@ -203,7 +198,7 @@ class RemoteArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """The whole array, downloaded.
 
         Raises:
