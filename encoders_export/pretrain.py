@@ -24,6 +24,7 @@ from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
 from wmjax.data.files import atomic_path, write_json
+from wmjax.data.location import local, location
 from wmjax.data.rank import token_rank
 from wmjax.data.shift import shift_images
 from wmjax.data.store import TrainingStore
@@ -230,8 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m encoders_export.pretrain", description="Pre-train the mini V-JEPA 2."
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="training stores, e.g. of wmjax.sim.scenes")
-    parser.add_argument("--out", type=Path, required=True, help="encoder folder to write")
+    parser.add_argument(
+        "--data", type=location, nargs="+", required=True, help="training stores, e.g. of wmjax.sim.scenes"
+    )
+    parser.add_argument("--out", type=location, required=True, help="encoder folder to write")
     parser.add_argument("--minutes", type=float, default=PretrainConfig.minutes)
     parser.add_argument("--steps", type=int, default=0, help="stop after this many steps instead")
     parser.add_argument("--seed", type=int, default=0)
@@ -253,9 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.minutes <= 0 or options.steps < 0:
             raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
-        stores = [TrainingStore(folder) for folder in options.data]
-        options.out.mkdir(parents=True, exist_ok=True)
-        trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
+        out, stores = local(options.out), [TrainingStore(folder) for folder in options.data]
+        out.mkdir(parents=True, exist_ok=True)
+        trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), out, settings, preset("mini"))
         resumed = trainer.resume()
         print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.suites)}, bfloat16 {trainer.bfloat16}, "
               f"{'resumed at' if resumed else 'from'} step {trainer.step}", flush=True)  # fmt: skip

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from encoders_export.jepa import PredictorConfig, build_model
 from encoders_export.vjepa import TorchEncoder
 from wmjax.data.encode import encode_clips, view_clips
+from wmjax.data.location import location
 from wmjax.data.probe import Frames, find_camera, probe, show
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -48,7 +49,7 @@ def encode(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m encoders_export.probe", description="Linear probes of encoders.")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="training stores")
+    parser.add_argument("--data", type=location, nargs="+", required=True, help="training stores")
     parser.add_argument(
         "--encoder", action="append", help="mini, a folder or random; repeatable (default: mini, random)"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wmjax.config import Experiment
+from wmjax.data.location import location
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -65,14 +66,18 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
 
 
 def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:
-    """The demonstrations that ``data.path`` names; None if it names none, or none that are there and ``needed``.
+    """The demonstrations that ``data.path`` names; None if it names none, or if they are not ``needed`` and not here.
 
     Raises:
         UserError: they are needed and not there, or damaged.
 
     """
     path = experiment.data.path
-    return TrainingStore(Path(path)) if path and (needed or Path(path).is_dir()) else None
+    if not path:
+        return None
+    place = location(path)
+    # Who only asks what would happen needs no network for it.
+    return TrainingStore(place) if needed or (isinstance(place, Path) and place.is_dir()) else None
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:

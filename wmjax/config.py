@@ -136,6 +136,10 @@ and learns. The Prophet's width and depth are sizes. Data files own ``data.*``; 
 RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
 """Settings that may change when a run resumes, because no number depends on them."""
 
+PLACES = ("data.path", "encoder.path")
+"""Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
+checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
+
 DEFAULTS: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",), "recipes": ()}
 """Which files of the other axes a file may name for when the command line does not."""
 

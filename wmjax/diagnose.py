@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmjax.commands import run_command
+from wmjax.data.location import Location, location
 from wmjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
-    parser.add_argument("--data", type=Path, help="the training store of the run, if it is not in the cache")
+    parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
         "--out", type=Path, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG lies beside it"
     )
@@ -81,7 +82,7 @@ def write_picture(path: Path, imagined: "Imagined", inputs: "Inputs") -> Path:
     return path
 
 
-def load(folder: Path, data: Path | None = None) -> "tuple[Experiment, VLA, Inputs]":
+def load(folder: Path, data: Location | None = None) -> "tuple[Experiment, VLA, Inputs]":
     """The experiment of a checkpoint, its model with the averaged parameters, and the data that it was trained on.
 
     Raises:

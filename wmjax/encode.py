@@ -6,7 +6,6 @@ python -m wmjax.encode --data STORE --model mini --out LATENTS
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from wmjax.data.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
 from wmjax.data.latents import Backend, Dtype, LatentStore
+from wmjax.data.location import local, location
 from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -54,8 +54,8 @@ class JaxEncoder:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that both export commands share."""
-    parser.add_argument("--data", type=Path, required=True, help="training store")
-    parser.add_argument("--out", type=Path, required=True, help="latent store to write")
+    parser.add_argument("--data", type=location, required=True, help="training store")
+    parser.add_argument("--out", type=location, required=True, help="latent store to write")
     parser.add_argument(
         "--model", default="mini", help="mini, vitl, vitg, a hub id, or a Hugging Face checkpoint folder"
     )
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
         return
     shard, grid = parse_shard(options.shard), parse_grid(options.grid)
     require_numbers(views=options.views, max_shift=options.max_shift, batch=options.batch)
-    store = TrainingStore(options.data)
+    out, store = local(options.out), TrainingStore(options.data)
     encoder = make(options.model, grid, options.clip, options.camera)
     shown = sys.stderr.isatty()
 
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
 
     latents = encode_store(
         store,
-        options.out,
+        out,
         encoder,
         views=options.views,
         max_shift=options.max_shift,

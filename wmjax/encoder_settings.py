@@ -4,12 +4,12 @@ Everything here is checked before anything is recorded. Imports neither jax nor 
 """
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wmjax.data.latents import LatentStore
+from wmjax.data.location import Location
 from wmjax.data.shift import draw_views
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.files import encoder_spec
@@ -37,7 +37,7 @@ def latent_spec(config: "EncoderConfig", data: "DataConfig") -> EncoderSpec:
     if not data.path:
         require_camera(config, data.observation.cameras)
     if config.path:
-        open_latents(Path(config.path), spec, config.views, config.max_shift)
+        open_latents(config.path, spec, config.views, config.max_shift)
     return spec
 
 
@@ -52,7 +52,7 @@ def require_camera(config: "EncoderConfig", cameras: tuple[str, ...]) -> None:
         raise UserError(f"encoder.camera is {config.camera!r}; the frames are of {', '.join(cameras)}, choose one")
 
 
-def open_latents(folder: Path, spec: EncoderSpec, views: int, max_shift: int) -> LatentStore:
+def open_latents(folder: str | Location, spec: EncoderSpec, views: int, max_shift: int) -> LatentStore:
     """Opens a latent store for training, if it is what the settings ask for.
 
     Its spec takes the settings' name of the encoder: a folder and a hub id may hold the same weights, whose hash
@@ -102,7 +102,7 @@ def _require_views(latents: LatentStore, views: int, max_shift: int) -> None:
     )
 
 
-def _other_setting(folder: Path, setting: str, option: str, mine: object, theirs: object) -> UserError:
+def _other_setting(folder: str | Location, setting: str, option: str, mine: object, theirs: object) -> UserError:
     return UserError(
         f"encoder.{setting} is {mine!r}, latent store {folder} has {theirs!r}; set --encoder.{setting} {theirs}, "
         f"or export another store with {option} {mine}"

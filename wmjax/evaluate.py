@@ -14,6 +14,7 @@ import numpy as np
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
+from wmjax.data.location import Location, location
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
     parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
     parser.add_argument("--out", type=Path, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument("--data", type=Path, help="training store to replay, or of the run, for shuffled")
+    parser.add_argument("--data", type=location, help="training store to replay, or of the run, for shuffled")
     return parser
 
 
@@ -127,7 +128,7 @@ def evaluate_checkpoint(
     videos: int = 2,
     batch_size: int = 1,
     shard: Shard = WHOLE,
-    data: Path | None = None,
+    data: Location | None = None,
 ) -> Summary:
     """Evaluates a run's newest checkpoint, or one checkpoint's folder.
 
@@ -160,7 +161,7 @@ def evaluate_checkpoint(
     return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), shard=shard)
 
 
-def _donors(policy: "Policy", data: Path | None) -> "Donors":
+def _donors(policy: "Policy", data: Location | None) -> "Donors":
     """The demonstrations that a policy was trained on, with their latents.
 
     Raises:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wmjax.config import EncoderConfig, Experiment
     from wmjax.data.encode import Encoder
     from wmjax.data.latents import LatentStore
+    from wmjax.data.location import Location
     from wmjax.data.store import TrainingStore
 
 
@@ -23,7 +24,7 @@ def demonstrations(experiment: "Experiment") -> "TrainingStore":
 
     data = experiment.data
     if data.path:
-        return TrainingStore(Path(data.path))
+        return TrainingStore(data.path)
     folder = _recorded(experiment)
     if (folder / "manifest.json").is_file():
         return TrainingStore(folder)
@@ -38,7 +39,7 @@ def demonstrations(experiment: "Experiment") -> "TrainingStore":
     )
 
 
-def find_store(experiment: "Experiment", data: Path | None) -> "TrainingStore":
+def find_store(experiment: "Experiment", data: "Location | None") -> "TrainingStore":
     """The demonstrations that a run was trained on: the given ones, or what it recorded. Never records any.
 
     Raises:
@@ -48,7 +49,7 @@ def find_store(experiment: "Experiment", data: Path | None) -> "TrainingStore":
     from wmjax.data.store import TrainingStore
 
     if data is not None or experiment.data.path:
-        return TrainingStore(data or Path(experiment.data.path))
+        return TrainingStore(data or experiment.data.path)
     folder = _recorded(experiment)
     if not (folder / "manifest.json").is_file():
         raise UserError(f"demonstrations {folder} are not in the cache; name the run's training store with --data")
@@ -81,7 +82,7 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
     require_camera(config, store.spec.cameras)
     store.verify_once()
     if config.path:
-        latents = open_latents(Path(config.path), spec, config.views, config.max_shift)
+        latents = open_latents(config.path, spec, config.views, config.max_shift)
     else:
         name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
         folder = cache_root() / "latents" / name

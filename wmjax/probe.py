@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from wmjax.commands import run_command
 from wmjax.config import Experiment, load
 from wmjax.data.encode import encode_clips
+from wmjax.data.location import location
 from wmjax.data.observation import Prompt
 from wmjax.data.probe import Frames, find_camera, probe, show
 from wmjax.errors import UserError
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="training stores")
+    parser.add_argument("--data", type=location, nargs="+", required=True, help="training stores")
     parser.add_argument("--backbone", action="append", required=True, help="a folder, a hub id or random; repeatable")
     parser.add_argument("--scale", default="mini_lora", help="a file of train/scales (default: mini_lora)")
     parser.add_argument("--camera", default="agentview")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command line: options of the command itself, and settings (``--train.steps 100``) as nested values."""
+    from wmjax.data.location import local
     from wmjax.typed import parse_overrides
 
     parser = argparse.ArgumentParser(
@@ -35,7 +36,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--config", default="e2_flow", help="recipe: a file of train/recipes (default: e2_flow)")
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
-    parser.add_argument("--run", type=Path, help="the run's folder (default: <cache>/runs/<name>)")
+    parser.add_argument("--run", type=local, help="the run's folder (default: <cache>/runs/<name>)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would happen; touch neither data nor weights"
     )
@@ -97,14 +98,16 @@ def _main(arguments: list[str]) -> int:
 
 def _save_config(run: Path, values: dict[str, Any]) -> None:
     """Writes ``config.json``, or refuses a folder that holds another experiment."""
-    from wmjax.config import RESUMABLE, Experiment, dotted, to_dict
+    from wmjax.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
     from wmjax.errors import UserError
 
     path = run / "config.json"
     if path.is_file():
         old, new = dotted(json.loads(path.read_text())), dotted(values)
         old = {**dotted(to_dict(Experiment("", "", ""))), **old}  # settings that are younger than the run
-        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in RESUMABLE]
+        # One place for another; a store in place of what is made here, or the reverse, is another experiment.
+        free = {*RESUMABLE, *(k for k in PLACES if old.get(k) and new.get(k))}
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
         if changed:
             key = changed[0]
             raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wmjax.commands import run_command
 from wmjax.data.latents import LatentStore
+from wmjax.data.location import local, location
 from wmjax.data.view import Frames, choose_episodes, open_store, parse_episodes, write_page
 from wmjax.rollout.videos import write_video
 
@@ -15,23 +16,23 @@ from wmjax.rollout.videos import write_video
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmjax.view", description=__doc__)
-    parser.add_argument("data", type=Path, help="training store")
-    parser.add_argument("--latents", type=Path, help="latent store of the same frames, shown as colours")
+    parser.add_argument("data", type=location, help="training store")
+    parser.add_argument("--latents", type=location, help="latent store of the same frames, shown as colours")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--episodes", help="episode numbers, such as 0,5,9")
     which.add_argument("--per-task", type=int, default=2, help="the first so many of each task (default 2)")
-    parser.add_argument("--out", type=Path, default=Path("view.html"), help="the page to write (default view.html)")
+    parser.add_argument("--out", type=location, default=Path("view.html"), help="the page to write (default view.html)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _view(options))
 
 
 def _view(options: argparse.Namespace) -> int:
-    store = open_store(options.data)
+    out, store = local(options.out), open_store(options.data)
     wanted = parse_episodes(options.episodes) if options.episodes is not None else None
     indices = choose_episodes(store.episodes, wanted, options.per_task)
     latents = LatentStore(options.latents) if options.latents is not None else None
-    write_page(options.out, store, indices, latents, _mp4, _show)
-    print(f"{options.out}: {len(indices)} episodes, {options.out.stat().st_size / 1e6:.1f} MB")
+    write_page(out, store, indices, latents, _mp4, _show)
+    print(f"{out}: {len(indices)} episodes, {out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

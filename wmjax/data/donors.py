@@ -69,7 +69,7 @@ class Donors:
         past = history_indices(frames, first, self._history)
         tasks = np.array([entry["task"] for entry in entries])
         return Donor(
-            latents=self.latents.latents[0][past].astype(np.float32),
+            latents=self.latents.latents[0, past].astype(np.float32),
             state=self.store.state[self.store.frame_row[frames]],
             prompt=Prompt(*(np.asarray(table)[tasks] for table in self._prompts)),
         )

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from wmjax.data.location import Location, Remote, RemoteArray, Rows, local
 from wmjax.errors import UserError
 
 MANIFEST, LOCK = "manifest.json", ".lock"
@@ -103,7 +105,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
     """Reads a whole .npz, never executing pickle.
 
     Raises:
@@ -128,10 +130,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def hash_file(path: Location) -> str:
+    """SHA-256 of a file's bytes, in hex, a block in memory at a time."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         while block := file.read(CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -180,7 +182,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: Path, kind: str, version: int) -> None:
-        self.folder, self.kind, self.version = Path(folder), kind, version
+        self.folder, self.kind, self.version = local(folder), kind, version
         self.staging = self.folder / f".staging-{secrets.token_hex(4)}"
         self._held = contextlib.ExitStack()
         self._names: list[str] = []
@@ -236,7 +238,7 @@ class StoreWriter:
         return manifest
 
 
-def read_manifest(folder: Path, kind: str, version: int, fix: str) -> dict[str, Any]:
+def read_manifest(folder: Location, kind: str, version: int, fix: str) -> dict[str, Any]:
     """Reads and checks a store's manifest, and that its files exist at their full size.
 
     Args:
@@ -249,7 +251,7 @@ def read_manifest(folder: Path, kind: str, version: int, fix: str) -> dict[str, 
         UserError: no store there, another format or version, a missing or truncated file.
 
     """
-    path = Path(folder) / MANIFEST
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except NotADirectoryError as error:
@@ -263,19 +265,22 @@ def read_manifest(folder: Path, kind: str, version: int, fix: str) -> dict[str, 
     if manifest.get("version") != version:
         raise UserError(f"{path}: version is {manifest.get('version')!r}, this wmjax reads {version}; {fix}")
     for name, entry in manifest["files"].items():
-        _check_size(Path(folder) / name, entry["bytes"], fix)
+        _check_size(folder / name, entry["bytes"], fix)
     return manifest
 
 
-def _check_size(path: Path, expected: int, fix: str) -> None:
+def _check_size(path: Location, expected: int, fix: str) -> None:
     """Refuses a missing or truncated file."""
-    size = path.stat().st_size if path.exists() else None
+    try:
+        size = path.size() if isinstance(path, Remote) else path.stat().st_size
+    except FileNotFoundError:
+        size = None
     if size != expected:
         state = "missing" if size is None else f"{size} bytes, its manifest says {expected}"
-        raise UserError(f"{path}: {state}; {fix}")
+        raise UserError(f"{path}: {state}; {'copy it there again' if isinstance(path, Remote) else fix}")
 
 
-def verify_files(folder: Path, manifest: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+def verify_files(folder: Location, manifest: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
     """Recomputes the SHA-256 of a store's files (all, or those named).
 
     Raises:
@@ -283,14 +288,47 @@ def verify_files(folder: Path, manifest: Mapping[str, Any], names: Sequence[str]
 
     """
     for name in names if names is not None else manifest["files"]:
-        expected, actual = manifest["files"][name]["sha256"], hash_file(Path(folder) / name)
-        if actual != expected:
-            raise UserError(
-                f"{Path(folder) / name}: sha256 is {actual[:16]}, its manifest says {expected[:16]}; "
-                f"the file was changed or damaged, rebuild the store"
-            )
+        _require_hash(folder / name, hash_file(folder / name), manifest["files"][name]["sha256"])
 
 
-def open_array(folder: Path, name: str) -> np.ndarray:
-    """A store's .npy as a read-only memory map."""
-    return np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False)
+def _require_hash(path: Location, actual: str, expected: str) -> None:
+    """Refuses bytes that are not those that were written."""
+    if actual != expected:
+        fix = "copy it there again" if isinstance(path, Remote) else "rebuild the store"
+        raise UserError(
+            f"{path}: sha256 is {actual[:16]}, its manifest says {expected[:16]}; "
+            f"the file was changed or damaged, {fix}"
+        )
+
+
+def open_array(folder: Location, manifest: Mapping[str, Any], name: str) -> Rows:
+    """A store's large .npy: a read-only memory map, or at a URL an array that requests the rows it is asked for."""
+    path = folder / name
+    if isinstance(path, Remote):
+        return RemoteArray(path, manifest["files"][name]["bytes"])
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def read_array(folder: Location, manifest: Mapping[str, Any], name: str) -> np.ndarray:
+    """A store's small .npy, in memory.
+
+    Raises:
+        UserError: see :func:`load_from`.
+
+    """
+    return np.load(load_from(folder, manifest, name), allow_pickle=False)
+
+
+def load_from(folder: Location, manifest: Mapping[str, Any], name: str) -> Path | io.BytesIO:
+    """What numpy loads a store's small file from: its path, or the bytes at a URL, whose hash is checked at once.
+
+    Raises:
+        UserError: at a URL: missing, unreachable, or bytes that are not those that were written.
+
+    """
+    path = folder / name
+    if not isinstance(path, Remote):
+        return path
+    content = path.read_bytes()
+    _require_hash(path, hashlib.sha256(content).hexdigest(), manifest["files"][name]["sha256"])
+    return io.BytesIO(content)

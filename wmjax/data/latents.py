@@ -30,6 +30,7 @@ from wmjax.data.files import (
     verify_files,
     write_npz,
 )
+from wmjax.data.location import Location, Rows, local, location
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
 from wmjax.data.verified import remember, verify_once
@@ -75,7 +76,7 @@ class LatentWriter:
         backend: Backend,
         dtype: Dtype = "float16",
     ) -> None:
-        self.folder, self.store, self.dtype = Path(folder), store, dtype
+        self.folder, self.store, self.dtype = local(folder), store, dtype
         self.spec = dataclasses.replace(spec, mean=(), std=())
         self.views = np.asarray(views, np.int32)
         if self.views.ndim != 3 or len(self.views) != len(store.episodes) or self.views.shape[2] != 2:
@@ -190,28 +191,30 @@ def _short(indices: Sequence[int]) -> str:
 
 
 class LatentStore:
-    """A finished latent store, opened for reading.
+    """A finished latent store, opened for reading: a local folder or a URL (:mod:`wmjax.data.location`).
 
     Attributes:
         spec: the encoder, with the channel statistics.
         source: hash of the training store the frames came from.
         backend: "torch" or "jax".
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
-        latents: float16, or float32 on request, ``[views, frames, tokens, dim]``, a read-only memory map.
+        latents: float16, or float32 on request, ``[views, frames, tokens, dim]``, a read-only memory map or a
+            remote array.
 
     Raises:
-        UserError: no store there, another version, a missing or truncated file.
+        UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
+            permission, no package for it.
 
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Location) -> None:
+        self.folder = location(folder)
         self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
         self.spec = from_dict(EncoderSpec, self.manifest["encoder_spec"], str(self.folder / MANIFEST))
         self.source: str = self.manifest["source"]
         self.backend: str = self.manifest["backend"]
         self.views: Int32[np.ndarray, "e v 2"] = np.array(self.manifest["views"], np.int32)
-        self.latents: Float[np.ndarray, "v f tokens dim"] = open_array(self.folder, "latents.npy")
+        self.latents: Rows = open_array(self.folder, self.manifest, "latents.npy")
 
     @functools.cached_property
     def hash(self) -> str:

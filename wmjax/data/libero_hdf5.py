@@ -19,6 +19,7 @@ from jaxtyping import Float32, UInt8
 
 from wmjax.data.convert import Progress, convert_episodes, refuse_finished, require_positive
 from wmjax.data.episode import EpisodeData
+from wmjax.data.location import local
 from wmjax.data.observation import orient_image, resize_image
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -67,7 +68,7 @@ def convert(
         UserError: everything that is wrong with the files; ``out`` holds a store or another conversion.
 
     """
-    out = Path(out)
+    out = local(out)
     refuse_finished(out)
     require_positive(image_size, frame_stride, max_episodes)
     files = [DemonstrationFile(path, index) for index, path in enumerate(find_files(source))]

@@ -1,4 +1,4 @@
-"""The training input: a Grain dataset of whole batches over the memory-mapped stores.
+"""The training input: a Grain dataset of whole batches over the memory-mapped or remote stores.
 
 One sample is one frame of a chosen episode. Grain sees a random-access source whose elements are complete
 batches gathered by fancy indexing, so Python's cost is per batch, not per sample, and an iterator's state is
@@ -169,10 +169,11 @@ class BatchSource:
             return {}
         past = history_indices(frames, self._frame_start[episode], self.config.history)
         ahead, future_mask = future_indices(frames, self._frame_end[episode], self.config.future)
-        table = self.latents.latents
+        # Together: what was and what comes lie side by side, so that a remote store answers one request per sample.
+        found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)]
         return {
-            "latents": table[views[:, None], past].astype(np.float32),
-            "future": table[views[:, None], ahead].astype(np.float32),
+            "latents": found[:, : self.config.history].astype(np.float32),
+            "future": found[:, self.config.history :].astype(np.float32),
             "future_mask": future_mask,
         }
 

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt8
+from jaxtyping import Float32, Float64, Int32
 
 from wmjax.data.episode import ACTION_DIM, STATE_DIM, EpisodeData, check_episode, load_episode, save_episode
 from wmjax.data.files import (
     StoreWriter,
     hash_json,
+    load_from,
     open_array,
+    read_array,
     read_manifest,
     read_npz,
     require_space,
     verify_files,
 )
+from wmjax.data.location import Location, Rows, local, location
 from wmjax.data.verified import remember, verify_once
 from wmjax.errors import UserError
 from wmjax.specs import ActionSpec, ObservationSpec, from_dict, to_dict
@@ -68,7 +71,7 @@ def write_part(folder: Path, name: str, episode: EpisodeData, spec: ObservationS
     """
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"part name {name!r} must be a plain file name; use letters, digits, '-' and '_'")
-    path = Path(folder) / PARTS / f"{name}.npz"
+    path = local(folder) / PARTS / f"{name}.npz"
     check_episode(episode, spec, str(path))
     save_episode(path, episode)
     return path
@@ -91,7 +94,7 @@ def finalize(folder: Path, spec: ObservationSpec, tasks: Sequence[Task] | None =
         UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, no space.
 
     """
-    folder = Path(folder)
+    folder = local(folder)
     names = part_names(folder)
     if not names:
         raise UserError(f"{folder / PARTS}: no finished episodes; {FIX} first")
@@ -162,7 +165,7 @@ def _merge(writer: StoreWriter, folder: Path, spec: ObservationSpec, names: list
 
 
 class TrainingStore:
-    """A finished training store, opened for reading.
+    """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.data.location`).
 
     Attributes:
         spec: the observation conventions.
@@ -170,16 +173,17 @@ class TrainingStore:
         episodes: one dict per episode: index, task, length, num_frames, step_start, frame_start, suite, task_id,
             instruction, seed, init, settled_hash, perturbation, success_step and the recorder's extras.
         state, action, executed: float32 ``[N, 8]``, ``[N, 7]``, ``[N, 7]``, one row per control step.
-        frames: uint8 ``[F, cameras, height, width, 3]``, a read-only memory map.
+        frames: uint8 ``[F, cameras, height, width, 3]``, a read-only memory map or a remote array.
         frame_step: int32 ``[F]``, control step of each frame counted from its episode's start.
 
     Raises:
-        UserError: no store there, another version, a missing or truncated file.
+        UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
+            permission, no package for it, and small files whose bytes changed.
 
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Location) -> None:
+        self.folder = location(folder)
         self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
         where = str(self.folder / "manifest.json")
         self.spec = from_dict(ObservationSpec, self.manifest["observation_spec"], where)
@@ -187,15 +191,18 @@ class TrainingStore:
             raise UserError(f"{where}: action is {self.manifest['action']}, expected {ACTION_CONVENTIONS}; {FIX}")
         self.tasks = [Task(**task) for task in self.manifest["tasks"]]
         self.episodes: list[dict[str, Any]] = self.manifest["episodes"]
-        self.state: Float32[np.ndarray, "n 8"] = np.array(open_array(self.folder, "state.npy"))
-        self.action: Float32[np.ndarray, "n 7"] = np.array(open_array(self.folder, "action.npy"))
-        self.executed: Float32[np.ndarray, "n 7"] = np.array(open_array(self.folder, "executed.npy"))
-        self.frames: UInt8[np.ndarray, "f c h w 3"] = open_array(self.folder, "frames.npy")
-        self.frame_step: Int32[np.ndarray, "f"] = np.array(open_array(self.folder, "frame_step.npy"))
+        self.state: Float32[np.ndarray, "n 8"] = self._read("state.npy")
+        self.action: Float32[np.ndarray, "n 7"] = self._read("action.npy")
+        self.executed: Float32[np.ndarray, "n 7"] = self._read("executed.npy")
+        self.frames: Rows = open_array(self.folder, self.manifest, "frames.npy")
+        self.frame_step: Int32[np.ndarray, "f"] = self._read("frame_step.npy")
+
+    def _read(self, name: str) -> np.ndarray:
+        return read_array(self.folder, self.manifest, name)
 
     @functools.cached_property
     def hash(self) -> str:
-        """Identity of the store's whole content: what a latent store made from it must name."""
+        """Identity of the store's whole content, wherever it lies: what a latent store made from it must name."""
         return hash_json(self.manifest)
 
     @functools.cached_property
@@ -211,7 +218,7 @@ class TrainingStore:
         return starts[self.frame_episode] + self.frame_step
 
     def episode(self, index: int) -> EpisodeData:
-        """One episode as it was recorded (frames stay memory-mapped)."""
+        """One episode as it was recorded (frames stay memory-mapped; of a remote store they are read)."""
         entry = self.episodes[index]
         rows = slice(entry["step_start"], entry["step_start"] + entry["length"])
         span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
@@ -232,7 +239,7 @@ class TrainingStore:
 
     @functools.cached_property
     def _settled(self) -> dict[str, np.ndarray]:
-        return read_npz(self.folder / "settled.npz")
+        return read_npz(load_from(self.folder, self.manifest, "settled.npz"))
 
     def verify(self) -> None:
         """Recomputes every hash.

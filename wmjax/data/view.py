@@ -14,6 +14,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.files import atomic_path
 from wmjax.data.latent_colours import Painted, paint
 from wmjax.data.latents import LatentStore
+from wmjax.data.location import Location, local, location
 from wmjax.data.store import TrainingStore
 from wmjax.data.timeline import GRIPPER, data_uri, is_perturbed, shared_scale, timeline
 from wmjax.errors import UserError
@@ -25,15 +26,15 @@ POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-
 """Content security policy: the browser itself refuses scripts and anything from elsewhere."""
 
 
-def open_store(folder: Path) -> TrainingStore:
+def open_store(folder: str | Location) -> TrainingStore:
     """Opens a training store.
 
     Raises:
         UserError: no store there; a LeRobot dataset is told how to become one.
 
     """
-    folder = Path(folder)
-    if (folder / "meta" / "info.json").exists():
+    folder = location(folder)
+    if isinstance(folder, Path) and (folder / "meta" / "info.json").exists():
         raise UserError(
             f"{folder}: a LeRobot dataset; convert it first with `python -m wmjax.convert {folder} --out STORE`"
         )
@@ -105,7 +106,7 @@ def write_page(
         UserError: latents of another store, or the file cannot be written.
 
     """
-    path = Path(path)
+    path = local(path)
     if path.is_dir():
         raise UserError(f"--out {path}: a folder; name a file such as {path / 'view.html'}")
     if blocked := next((parent for parent in path.absolute().parents if parent.is_file()), None):

@@ -11,6 +11,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.files import hash_json
 from wmjax.data.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.lerobot.layout import load_layout
+from wmjax.data.location import local
 from wmjax.data.observation import resize_image
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -49,7 +50,7 @@ def convert(
         UserError: everything that is wrong with the source; ``out`` holds a store or another conversion.
 
     """
-    out = Path(out)
+    out = local(out)
     refuse_finished(out)
     require_positive(image_size, frame_stride, max_episodes)
     folder = resolve(source, revision)

@@ -43,17 +43,16 @@ def _sample(canvas: Image.Image, top: int, imagined: Imagined, sample: int, stor
     names = ["t", *(f"t+{k}, skill {skill:.2f}" for k, skill in enumerate(imagined.skill[sample], 1))]
     for column, name in enumerate(names):
         _text(canvas, (LEFT + column * (CELL + GAP), top + LINE), name, FAINT)
-    frames = store.frames[:, camera]
     blank: list[np.ndarray | None] = [None]
     rows: list[tuple[str, Sequence[np.ndarray | None]]] = [
-        ("what the camera saw", list(frames[imagined.frames[sample]])),
+        ("what the camera saw", list(store.frames[imagined.frames[sample], camera])),
         ("true latents", list(imagined.actual[sample])),
         ("predicted latents", list(imagined.predicted[sample])),
         *(
-            (f"nearest to predicted, {rank + 1}", blank + list(frames[imagined.nearest[sample, :, rank]]))
+            (f"nearest to predicted, {rank + 1}", blank + list(store.frames[imagined.nearest[sample, :, rank], camera]))
             for rank in range(imagined.nearest.shape[2])
         ),
-        ("nearest to the truth", blank + list(frames[imagined.nearest_true[sample]])),
+        ("nearest to the truth", blank + list(store.frames[imagined.nearest_true[sample], camera])),
     ]
     for number, (name, cells) in enumerate(rows):
         y = top + 2 * LINE + number * (CELL + GAP)

@@ -106,13 +106,13 @@ def latent_windows(
         fit: brings normalised latents into the shape that the Prophet predicts.
 
     """
-    where, table = place(store, frames), latents.latents[0]
+    where, table = place(store, frames), latents.latents
     past = history_indices(frames, where.first_frame, history)
     ahead, mask = future_indices(frames, where.end_frame, future)
     rows = store.frame_row[np.concatenate([frames[:, None], ahead], axis=1)]
     return LatentWindows(
-        history=fit(normalise_latents(table[past], latents.spec)),
-        future=fit(normalise_latents(table[ahead], latents.spec)),
+        history=fit(normalise_latents(table[0, past], latents.spec)),
+        future=fit(normalise_latents(table[0, ahead], latents.spec)),
         mask=mask,
         position=store.state[rows][..., :3],
         rotation=rotation_columns(store.state[rows][..., 3:6]),
