@@ -9,6 +9,7 @@ quarter of the episodes and effective rank; ``encoders_export.probe`` does the s
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Key, UInt8
 
 from wmjax.commands import run_command
 from wmjax.config import Experiment, load
@@ -27,8 +28,9 @@ from wmjax.data.location import location
 from wmjax.data.observation import Prompt
 from wmjax.data.probe import Frames, find_camera, probe, show
 from wmjax.errors import UserError
-from wmjax.models.pretrained import load_backbone
+from wmjax.models.lora import LoRAConfig
 from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.qwen2_5_vl import weights
 from wmjax.models.vjepa2.model import pool_last_tubelet
 from wmjax.models.vla import VLA
 from wmjax.rng import named_key
@@ -79,7 +81,7 @@ class BackboneFeatures:
                 f"image_size is {spec.image_size}, {side} x {side} tokens that do not pool to {GRID} x {GRID}; "
                 f"give stores of {GRID * model.backbone.vision.factor} pixels or a multiple"
             )
-        graph, self._state = nnx.split(starting_network(experiment).backbone)
+        graph, self._state = nnx.split(starting_model(experiment))
         self._look = jax.jit(functools.partial(look, graph, self._grid))
 
     def __call__(self, frames: Frames, instruction: str) -> dict[str, Float32[np.ndarray, "frames tokens dim"]]:
@@ -109,23 +111,26 @@ def look(
     return jnp.stack([part.astype(jnp.float32) for part in parts], axis=1)
 
 
-def starting_network(experiment: Experiment) -> VLA:
-    """The policy network as training starts it: random values from the seed, published weights in their place.
+def starting_model(experiment: Experiment) -> nnx.Module:
+    """The backbone as training starts it: published weights, or random values that follow from the seed.
+
+    Adapters do not matter here: they start as the identity.
 
     Raises:
         UserError: there are no such weights, or they do not fit the settings.
 
     """
-
-    def build() -> VLA:
-        return VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
-
+    config = experiment.model.backbone
     folder, _ = starting_backbone(experiment)
-    graph = nnx.split(nnx.eval_shape(build))[0]
-    state = jax.jit(lambda: nnx.split(build())[1])()
     if folder is not None:
-        state, _ = load_backbone(folder, experiment.model.backbone, state, nnx.State({}))
-    return nnx.merge(graph, state)
+        return weights.load_model(folder, dataclasses.replace(config, lora=LoRAConfig()))
+
+    def build(key: Key[Array, ""]) -> Any:  # the whole policy draws its values in one order; jit drops the rest
+        return VLA(experiment.model, rngs=nnx.Rngs(key)).backbone
+
+    key = named_key(experiment.train.seed, "parameters")
+    graph = nnx.split(nnx.eval_shape(build, key))[0]
+    return nnx.merge(graph, jax.jit(lambda key: nnx.split(build(key))[1])(key))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -68,8 +68,8 @@ def probe(stores: Sequence[TrainingStore], camera: int, kinds: Sequence[Features
     targets = {key: np.concatenate([s[key] for s in states]) for key in states[0]}
     objects = objects_of(stores)
     table: Table = {}
-    pixels: Features = functools.partial(pooled_pixels, camera)
-    for features in (pixels, *kinds):
+    floor: Features = functools.partial(pooled_pixels, camera)
+    for features in (floor, *kinds):
         for name, tokens in features_of(stores, features).items():
             log.info("probing %s, %d features of %d frames", name, tokens[0].size, len(tokens))
             x = tokens.reshape(len(tokens), -1)
