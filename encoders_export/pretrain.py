@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
+from wmjax.commands import run_command
 from wmjax.data.files import atomic_path, write_json
 from wmjax.data.location import local, location
 from wmjax.data.rank import token_rank
@@ -234,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=location, nargs="+", required=True, help="training stores, e.g. of wmjax.sim.scenes"
     )
-    parser.add_argument("--out", type=location, required=True, help="encoder folder to write")
+    parser.add_argument("--out", type=local, required=True, help="encoder folder to write")
     parser.add_argument("--minutes", type=float, default=PretrainConfig.minutes)
     parser.add_argument("--steps", type=int, default=0, help="stop after this many steps instead")
     parser.add_argument("--seed", type=int, default=0)
@@ -242,7 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target-layers", type=int, default=PretrainConfig.target_layers)
     parser.add_argument("--spread", type=float, default=PretrainConfig.spread, help="weight against collapse")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: PyTorch decides)")
-    options = parser.parse_args(arguments)
+    return run_command(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     settings = PretrainConfig(
         seed=options.seed,
         minutes=options.minutes,
@@ -253,19 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        if options.minutes <= 0 or options.steps < 0:
-            raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
-        out, stores = local(options.out), [TrainingStore(folder) for folder in options.data]
-        out.mkdir(parents=True, exist_ok=True)
-        trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), out, settings, preset("mini"))
-        resumed = trainer.resume()
-        print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.suites)}, bfloat16 {trainer.bfloat16}, "
-              f"{'resumed at' if resumed else 'from'} step {trainer.step}", flush=True)  # fmt: skip
-        trainer.run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.minutes <= 0 or options.steps < 0:
+        raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
+    stores = [TrainingStore(folder) for folder in options.data]
+    options.out.mkdir(parents=True, exist_ok=True)
+    trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
+    resumed = trainer.resume()
+    print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.suites)}, bfloat16 {trainer.bfloat16}, "
+          f"{'resumed at' if resumed else 'from'} step {trainer.step}", flush=True)  # fmt: skip
+    trainer.run()
     return 0
 
 

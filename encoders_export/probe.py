@@ -19,11 +19,12 @@ from jaxtyping import Float
 
 from encoders_export.jepa import PredictorConfig, build_model
 from encoders_export.vjepa import TorchEncoder
+from wmjax.commands import run_command
 from wmjax.data.encode import encode_clips, view_clips
-from wmjax.data.location import location
+from wmjax.data.files import write_json
+from wmjax.data.location import local, location
 from wmjax.data.probe import Frames, find_camera, probe, show
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
 from wmjax.models.vjepa2.config import preset, to_hf_config
 
 
@@ -54,21 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--encoder", action="append", help="mini, a folder or random; repeatable (default: mini, random)"
     )
     parser.add_argument("--camera", default="agentview")
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
-    options = parser.parse_args(arguments)
-    try:
-        names = options.encoder or ["mini", "random"]
-        stores = [TrainingStore(folder) for folder in options.data]
-        camera = find_camera(stores, options.camera)
-        encoders = {name: random_encoder() if name == "random" else TorchEncoder(name) for name in names}
-        kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]
-        table = probe(stores, camera, kinds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--json", type=local, help="also write the numbers there")
+    return run_command(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    names = options.encoder or ["mini", "random"]
+    stores = [TrainingStore(folder) for folder in options.data]
+    camera = find_camera(stores, options.camera)
+    encoders = {name: random_encoder() if name == "random" else TorchEncoder(name) for name in names}
+    kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]
+    table = probe(stores, camera, kinds)
     print(show(table))
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        write_json(options.json, table)
     return 0
 
 

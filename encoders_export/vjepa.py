@@ -14,6 +14,7 @@ import torch
 import transformers
 from jaxtyping import Float32, UInt8
 
+from wmjax.commands import run_command
 from wmjax.data.latents import Backend
 from wmjax.encode import add_arguments, run
 from wmjax.errors import UserError
@@ -112,12 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m encoders_export.vjepa", description="Encode V-JEPA 2 latents with PyTorch."
     )
     add_arguments(parser)
-    try:
-        run(parser.parse_args(arguments), TorchEncoder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(parser.parse_args(arguments), TorchEncoder))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         stride: int | None = store.spec.frame_stride
     else:
         stride = None if experiment.data.path else experiment.data.observation.frame_stride
+    _require_trained_prophet(experiment)
     _require_memory(experiment, stride)
     if evaluates:
         _require_protocol(experiment, final_protocol(experiment, store), stride)
@@ -129,16 +130,21 @@ def _require_latents(experiment: Experiment) -> None:
         )
 
 
-def _require_memory(experiment: Experiment, stride: int | None) -> None:
-    """Something trains the Prophet, and the memory reaches as far as the actions, also after a delay."""
-    model, delay, memory = experiment.model, experiment.train.delay, experiment.model.memory
+def _require_trained_prophet(experiment: Experiment) -> None:
+    """A Prophet that neither loss reaches would stay what it is at the start."""
+    memory = experiment.model.memory
     if memory.has_prophet and not memory.world_loss and not (memory.inject and memory.action_gradient):
         missing = "action_gradient" if memory.inject else "inject"
         raise UserError(
             f"model.memory.world_loss is 0 and model.memory.{missing} false, so nothing would train the Prophet; "
             "change one of them, or set model.memory.input to copy"
         )
-    if not (stride and memory.inject):
+
+
+def _require_memory(experiment: Experiment, stride: int | None) -> None:
+    """The memory reaches as far as the actions, also after a delay."""
+    model, delay = experiment.model, experiment.train.delay
+    if not (stride and model.memory.inject):
         return
     reaches, ends = model.prophet.future * stride, delay + model.chunk
     if reaches < ends:

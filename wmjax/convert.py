@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from wmjax.commands import run_command
-from wmjax.data.location import local, location
+from wmjax.data.location import local
 from wmjax.errors import UserError
 
 
@@ -16,21 +16,19 @@ def main(arguments: list[str] | None = None) -> int:
         "data",
         help="LeRobot dataset: a folder, or a hub id such as HuggingFaceVLA/libero; or a folder of LIBERO HDF5 files",
     )
-    parser.add_argument("--out", type=location, required=True, help="the training store to write")
+    parser.add_argument("--out", type=local, required=True, help="the training store to write")
     parser.add_argument("--image-size", type=int, default=112, help="pixels (default 112)")
     parser.add_argument("--frame-stride", type=int, default=4, help="control steps per frame (default 4)")
     parser.add_argument("--layout", help="name of a LeRobot key layout (default: chosen by the columns)")
     parser.add_argument("--max-episodes", type=int, help="convert only the first so many episodes")
     parser.add_argument("--revision", help="revision of the hub dataset")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _convert(options))
+    return run_command(lambda: _convert(parser.parse_args(arguments)))
 
 
 def _convert(options: argparse.Namespace) -> int:
     from wmjax.data import libero_hdf5
     from wmjax.data.lerobot.convert import convert
 
-    out = local(options.out)
     settings = {
         "image_size": options.image_size,
         "frame_stride": options.frame_stride,
@@ -41,9 +39,9 @@ def _convert(options: argparse.Namespace) -> int:
         for name in ("layout", "revision"):
             if getattr(options, name) is not None:
                 raise UserError(f"--{name} is for LeRobot datasets, {options.data} holds HDF5 files; leave it out")
-        store = libero_hdf5.convert(Path(options.data), out, **settings)
+        store = libero_hdf5.convert(Path(options.data), options.out, **settings)
     else:
-        store = convert(options.data, out, layout=options.layout, revision=options.revision, **settings)
+        store = convert(options.data, options.out, layout=options.layout, revision=options.revision, **settings)
     print(f"{store.folder}: {len(store.episodes)} episodes, {len(store.tasks)} tasks, {len(store.frame_step)} frames")
     return 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmjax.commands import run_command
-from wmjax.data.location import Location, location
+from wmjax.data.location import Location, local, location
 from wmjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
-        "--out", type=Path, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG lies beside it"
+        "--out", type=local, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG lies beside it"
     )
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _run(options))
+    return run_command(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

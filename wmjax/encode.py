@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from wmjax.commands import run_command
 from wmjax.data.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
 from wmjax.data.latents import Backend, Dtype, LatentStore
 from wmjax.data.location import local, location
@@ -78,11 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
-    """Encodes and verifies, for either backend; ``make(model, grid, clip, camera)`` builds the encoder."""
+def run(options: argparse.Namespace, make: Callable[..., Any]) -> int:
+    """Encodes and verifies, for either backend; ``make(model, grid, clip, camera)`` builds the encoder. Returns 0."""
     if options.verify is not None:
         verify(options, make)
-        return
+        return 0
     shard, grid = parse_shard(options.shard), parse_grid(options.grid)
     require_numbers(views=options.views, max_shift=options.max_shift, batch=options.batch)
     out, store = local(options.out), TrainingStore(options.data)
@@ -106,10 +107,11 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> None:
     )
     if latents is None:
         print(f"{options.out}: this shard is done, others are not")
-        return
+        return 0
     worst = verify_latents(store, latents, encoder)
     print(f"{options.out}: latents {latents.latents.shape}, backend {latents.backend}, verified (largest {worst:.1e})")
     print(f"train on them: python -m wmjax.train --data.path {options.data} {_settings(options, latents)}")
+    return 0
 
 
 def verify(options: argparse.Namespace, make: Callable[..., Any]) -> None:
@@ -168,12 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmjax.encode", description="Encode V-JEPA latents with Flax.")
     add_arguments(parser)
-    try:
-        run(parser.parse_args(arguments), JaxEncoder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(parser.parse_args(arguments), JaxEncoder))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
-from wmjax.data.location import Location, location
+from wmjax.data.location import Location, local, location
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
@@ -64,9 +64,8 @@ CHANGES: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    options = _parser().parse_args(arguments)
     logs.set_up()
-    return run_command(lambda: _run(options))
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
     parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
-    parser.add_argument("--out", type=Path, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
+    parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--data", type=location, help="training store to replay, or of the run, for shuffled")
     return parser
 

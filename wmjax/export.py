@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from wmjax.commands import run_command
+from wmjax.data.location import local
 from wmjax.errors import UserError
 
 
@@ -23,10 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m wmjax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold files")
+    parser.add_argument("--out", type=local, required=True, help="folder to write; must not hold files")
     parser.add_argument("--merge", action="store_true", help="merge adapters into the backbone")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _run(options.run, options.out, options.merge))
+
+    def body() -> int:
+        options = parser.parse_args(arguments)
+        return _run(options.run, options.out, options.merge)
+
+    return run_command(body)
 
 
 def _run(run: Path, out: Path, merge: bool) -> int:

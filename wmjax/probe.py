@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from jaxtyping import Array, Float, Float32, Int, Key, UInt8
 from wmjax.commands import run_command
 from wmjax.config import Experiment, load
 from wmjax.data.encode import encode_clips
-from wmjax.data.location import location
+from wmjax.data.location import local, location
 from wmjax.data.observation import Prompt
 from wmjax.data.probe import Frames, find_camera, probe, show
 from wmjax.errors import UserError
@@ -145,9 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backbone", action="append", required=True, help="a folder, a hub id or random; repeatable")
     parser.add_argument("--scale", default="mini_lora", help="a file of train/scales (default: mini_lora)")
     parser.add_argument("--camera", default="agentview")
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
-    options, rest = parser.parse_known_args(arguments)
-    return run_command(lambda: _run(options, parse_overrides(rest)))
+    parser.add_argument("--json", type=local, help="also write the numbers there")
+
+    def body() -> int:
+        options, rest = parser.parse_known_args(arguments)
+        return _run(options, parse_overrides(rest))
+
+    return run_command(body)
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, Any]) -> int:

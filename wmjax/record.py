@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.lerobot.writer import write_lerobot_v30
-from wmjax.data.location import local, location
+from wmjax.data.location import local
 from wmjax.errors import UserError
 from wmjax.sim.demonstration import DemonstrationConfig
 from wmjax.sim.record import record
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--suite", default="libero_spatial")
     p.add_argument("--tasks", type=_task_list, default=list(range(10)), help="task ids such as 0,1,2 (default: 0-9)")
     p.add_argument("--episodes", type=int, default=24, help="demonstrations per task (default: %(default)s)")
-    p.add_argument("--out", type=location, required=True, help="folder to write; resumed if it exists")
+    p.add_argument("--out", type=local, required=True, help="folder to write; resumed if it exists")
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
     p.add_argument("--perturbed", type=float, default=defaults.perturbed_fraction, help="fraction with noisy execution")
@@ -47,13 +47,12 @@ def _task_list(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = parser().parse_args(arguments)
     logs.set_up()
-    return run_command(lambda: _run(options))
+    return run_command(lambda: _run(parser().parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
-    every, out = options.every_step, local(options.out)
+    every, out = options.every_step, options.out
     if every and out.exists():
         raise UserError(f"--out {out} exists already, nothing was overwritten; choose a new folder or delete it")
     size = options.image_size or (LEROBOT_IMAGE_SIZE if every else ObservationSpec().image_size)

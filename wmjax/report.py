@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from wmjax.commands import run_command
+from wmjax.data.location import local
 from wmjax.rollout.report import write_report
 
 __all__ = ["main", "write_report"]
@@ -14,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmjax.report", description=__doc__)
     parser.add_argument("evaluation", type=Path, help="results folder, such as RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument("--out", type=Path, help="the HTML file; default: report.html in the results folder")
+    parser.add_argument("--out", type=local, help="the HTML file; default: report.html in the results folder")
     parser.add_argument(
         "--compare",
         type=Path,
@@ -24,9 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="EVALUATION",
         help="results folders of controls, compared in pairs on the same episodes",
     )
-    options = parser.parse_args(arguments)
 
     def body() -> int:
+        options = parser.parse_args(arguments)
         print(f"report: {write_report(options.evaluation, options.out, options.compare)}")
         return 0
 

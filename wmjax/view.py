@@ -21,13 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--episodes", help="episode numbers, such as 0,5,9")
     which.add_argument("--per-task", type=int, default=2, help="the first so many of each task (default 2)")
-    parser.add_argument("--out", type=location, default=Path("view.html"), help="the page to write (default view.html)")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _view(options))
+    parser.add_argument("--out", type=local, default=Path("view.html"), help="the page to write (default view.html)")
+    return run_command(lambda: _view(parser.parse_args(arguments)))
 
 
 def _view(options: argparse.Namespace) -> int:
-    out, store = local(options.out), open_store(options.data)
+    out, store = options.out, open_store(options.data)
     wanted = parse_episodes(options.episodes) if options.episodes is not None else None
     indices = choose_episodes(store.episodes, wanted, options.per_task)
     latents = LatentStore(options.latents) if options.latents is not None else None

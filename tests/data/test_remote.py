@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.synthetic import make_latents, make_store
-from wmjax import config, convert, encode, prepare, record, train, view
+from wmjax import config, convert, diagnose, encode, evaluate, export, prepare, probe, record, train, view
 from wmjax.checks import given_store
 from wmjax.data import location as remote
 from wmjax.data.files import StoreWriter
@@ -322,9 +322,12 @@ def test_the_page_of_a_remote_store(stores, bucket, tmp_path, capsys):
         assert command([*(["here"] if command is convert.main else []), "--out", "gs://b/x"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert train.main(["--run", "gs://b/x"]) == 2
+    for command in (evaluate.main, export.main, diagnose.main):
+        assert command(["--run", str(tmp_path), "--out", "gs://b/x"]) == 2
+    assert probe.main(["--data", bucket[0], "--backbone", "random", "--json", "gs://b/x"]) == 2
     said += capsys.readouterr().err.splitlines()
     errors = [line for line in said if line.startswith("error: ")]
-    assert len(errors) == 5 and sum("gs://b/x: wmjax writes to local folders only" in line for line in errors) == 3
+    assert len(errors) == 9 and sum("gs://b/x: wmjax writes to local folders only" in line for line in errors) == 7
 
 
 def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):

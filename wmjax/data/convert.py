@@ -19,6 +19,8 @@ Progress = Callable[[int, int], None]
 def refuse_finished(out: Path) -> None:
     """Refuses to write where a finished store is, before anything is read or downloaded.
 
+    Parts that a conversion killed at its very end left beside the store are removed.
+
     Raises:
         UserError: there is one.
 

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wmjax.commands import run_command
+from wmjax.data.location import local
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
 from wmjax.errors import UserError
 from wmjax.sim.episode import EpisodeId
@@ -212,18 +214,17 @@ def record_scenes(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmjax.sim.scenes", description="Record scene frames.")
-    parser.add_argument("--out", type=Path, required=True, help="training store to write")
+    parser.add_argument("--out", type=local, required=True, help="training store to write")
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
     parser.add_argument("--tasks-per-suite", type=int, default=25)
     parser.add_argument("--episodes", type=int, default=5, help="episodes per task")
     parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args(arguments)
-    try:
-        tasks = choose_tasks(options.suites, options.tasks_per_suite)
-        store = record_scenes(options.out, tasks, options.episodes, ObservationSpec(), options.workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    tasks = choose_tasks(options.suites, options.tasks_per_suite)
+    store = record_scenes(options.out, tasks, options.episodes, ObservationSpec(), options.workers)
     print(f"{options.out}: {len(store.episodes)} episodes, {len(store.frame_step)} frames")
     return 0
 
