@@ -1,7 +1,10 @@
 """Pre-trains the mini V-JEPA 2 on the frames of training stores: masked latent prediction, EMA target.
 
-    python -m encoders_export.pretrain --data STORE [STORE ...] --out FOLDER --minutes 15 --seed 0
+    python -m encoders_export.pretrain --out FOLDER [--minutes 38] [--seed 0] [--suites libero_object ...]
+    python -m encoders_export.pretrain --data STORE [STORE ...] --out FOLDER
 
+Without ``--data`` it records its own frames first, random motion in the scenes of :data:`wmjax.sim.scenes.SUITES` or of
+other suites, into the cache, where they are found again.
 Killed and rerun, it continues from its last checkpoint (``FOLDER/checkpoint``). What comes out is an encoder
 folder (float16 ``model.safetensors``, ``config.json``) for ``--model FOLDER`` of either export command.
 """
@@ -23,8 +26,9 @@ from safetensors.torch import load_file, save_file
 from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
+from wmjax.cache import cache_root
 from wmjax.commands import run_command
-from wmjax.data.files import atomic_path, write_json
+from wmjax.data.files import MANIFEST, atomic_path, write_json
 from wmjax.data.location import local, location
 from wmjax.data.rank import token_rank
 from wmjax.data.shift import shift_images
@@ -32,9 +36,13 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.config import VJEPA2Config, preset, to_hf_config
+from wmjax.sim.scenes import SUITES, choose_tasks, record_scenes
+from wmjax.specs import ObservationSpec
 
 CLIP_SHIFT = 6
 """Largest shift of a pre-training clip, pixels; wider than a policy's views, because nothing here must be placed."""
+TASKS_PER_SUITE, EPISODES_PER_TASK = 30, 6
+"""How much is recorded without ``--data``: 360 episodes of 30 frames in the default suites."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class PretrainConfig:
     """Everything that decides the outcome besides the frames and the time."""
 
     seed: int = 0
-    minutes: float = 15.0
+    minutes: float = 38.0
     steps: int = 0
     """Stop after this many steps instead of after ``minutes`` (0: by time)."""
     batch: int = 64
@@ -227,14 +235,23 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(handle.metadata())
 
 
+def scenes(suites: Sequence[str]) -> TrainingStore:
+    """The frames of these suites' scenes that the shipped encoder's recipe asks for, recorded once into the cache."""
+    tasks = choose_tasks(suites, TASKS_PER_SUITE)
+    folder = cache_root() / "scenes" / f"{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-{'-'.join(sorted(set(suites)))}"
+    if not (folder / MANIFEST).is_file():
+        return record_scenes(folder, tasks, range(EPISODES_PER_TASK), ObservationSpec())
+    return TrainingStore(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m encoders_export.pretrain", description="Pre-train the mini V-JEPA 2."
     )
-    parser.add_argument(
-        "--data", type=location, nargs="+", required=True, help="training stores, e.g. of wmjax.sim.scenes"
-    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", type=location, nargs="+", help="training stores, e.g. of wmjax.sim.scenes")
+    source.add_argument("--suites", nargs="+", default=list(SUITES), help="record scenes of these, without --data")
     parser.add_argument("--out", type=local, required=True, help="encoder folder to write")
     parser.add_argument("--minutes", type=float, default=PretrainConfig.minutes)
     parser.add_argument("--steps", type=int, default=0, help="stop after this many steps instead")
@@ -259,7 +276,7 @@ def _run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     if options.minutes <= 0 or options.steps < 0:
         raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
-    stores = [TrainingStore(folder) for folder in options.data]
+    stores = [TrainingStore(folder) for folder in options.data] if options.data else [scenes(options.suites)]
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
     resumed = trainer.resume()

@@ -1,12 +1,14 @@
 """Latent export with a fake encoder: causality, clamping at episode starts, resuming, refusals."""
 
+import dataclasses
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wmjax.data.encode import encode_clips, encode_store, read_ahead, verify_latents, view_clips
+from wmjax.data.encode import Clips, encode_clips, encode_store, read_ahead, verify_latents
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import shift_images
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
@@ -73,7 +75,7 @@ def test_perturbing_a_future_frame_leaves_the_latent_bit_identical():
     frames = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), np.uint8)
     changed = frames.copy()
     changed[4:] = 255 - changed[4:]
-    before, after = (encode_clips(FakeEncoder(), view_clips(f, (1, -2), 4), 8) for f in (frames, changed))
+    before, after = (encode_clips(FakeEncoder(), Clips(f, [(1, -2)], 4), 8) for f in (frames, changed))
     np.testing.assert_array_equal(before[:4], after[:4])
     assert (before[4:] != after[4:]).any()
 
@@ -85,6 +87,18 @@ def test_an_episode_does_not_depend_on_the_one_before(tmp_path: Path):
     store = make_store(folder, lengths=(5,), seed=7)  # replaces the first episode only
     other = encode_store(store, tmp_path / "zb", FakeEncoder(), views=1)
     np.testing.assert_array_equal(both.latents[:, 4:], other.latents[:, 2:])
+
+
+def test_memory_holds_each_frame_once_however_long_the_clips(tmp_path: Path):
+    store, encoder = make_store(tmp_path / "data", lengths=(800,)), FakeEncoder()
+    encoder.spec = dataclasses.replace(encoder.spec, clip_length=64)
+    frame, frames = SIZE * SIZE * 3, 200
+    encode_store(store, tmp_path / "warm", FakeEncoder(), views=1, batch=8)  # what is imported on use
+    tracemalloc.start()
+    encode_store(store, tmp_path / "z", encoder, views=1, batch=8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < frames * 64 * frame / 2, "the clips of the episode, or half of them, are in memory at once"
 
 
 def test_a_killed_export_resumes_without_rework(tmp_path: Path):
@@ -148,7 +162,7 @@ def test_views_with_one_shift_are_encoded_once_and_copied(tmp_path: Path):
         assert len({tuple(shift) for shift in shifts.tolist()}) < 12
         span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
         for view, shift in enumerate(shifts):
-            expected = encoder(view_clips(store.frames[span, 0], tuple(shift), 4)).astype(np.float16)
+            expected = encoder(Clips(store.frames[span, 0], [shift], 4)[:]).astype(np.float16)
             np.testing.assert_array_equal(mixed.latents[view, span], expected)
 
 

@@ -133,6 +133,24 @@ def test_global_batches_do_not_depend_on_the_number_of_hosts(store, latents, hos
         assert equal(joined, expected)
 
 
+def test_resumes_at_the_exact_next_sample_with_another_number_of_hosts(store, latents):
+    def host(count, index):
+        config = dataclasses.replace(CONFIG, shard_index=index, shard_count=count)
+        return iter(make_loader(store, latents, EPISODES, config))
+
+    whole, state, done = take(make_loader(store, latents, EPISODES, CONFIG), 20), None, 0
+    for hosts, batches in ((1, 5), (2, 6), (4, 6), (1, 3)):
+        iterators = [host(hosts, index) for index in range(hosts)]
+        for iterator in iterators:
+            if state is not None:
+                iterator.set_state(state)  # each host from the state that the first one of the last job saved
+        for expected in whole[done : done + batches]:
+            parts = [next(iterator) for iterator in iterators]
+            assert equal({key: np.concatenate([part[key] for part in parts]) for key in expected}, expected)
+        state, done = iterators[0].get_state(), done + batches
+    assert done == len(whole)
+
+
 def test_shifts_belong_to_sample_and_epoch_not_to_the_batch(store, latents):
     for table in (latents, None):
         found = []

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from encoders_export import pretrain  # noqa: E402
 from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread_loss  # noqa: E402
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, main  # noqa: E402
@@ -164,6 +166,22 @@ def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
     train = groups < 15
     found = ridge_r2(x, {"linear": x[:, :2] * 3 + 1, "noise": rng.normal(size=(400, 1))}, train, groups)
     assert found["linear"] > 0.999 and found["noise"] < 0.05
+
+
+def test_without_data_it_records_its_scenes_once(store: TrainingStore, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
+    recorded = []
+
+    def record(folder, tasks, episodes, spec):
+        recorded.append((len(tasks), {suite for suite, _ in tasks}, episodes))
+        return TrainingStore(shutil.copytree(store.folder, folder))
+
+    monkeypatch.setattr(pretrain, "record_scenes", record)
+    assert main(["--steps", "1", "--batch", "4", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["wmjax_stores"] == [store.hash]
+    for suites in ([*SUITES], [*SUITES, "libero_spatial"]):
+        assert pretrain.scenes(suites).hash == store.hash
+    assert recorded == [(60, {*SUITES}, range(6)), (70, {*SUITES, "libero_spatial"}, range(6))]
 
 
 def test_the_command_refuses_wrong_frames(store: TrainingStore, tmp_path: Path, capsys):

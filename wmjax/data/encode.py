@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -30,6 +30,7 @@ BATCH = 32
 """Clips per call of the encoder by default."""
 ROUND = 8
 """Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
+T = TypeVar("T")
 
 
 class Encoder(Protocol):
@@ -49,16 +50,36 @@ class Encoder(Protocol):
         """z(t) of clips whose last frame is t."""
 
 
-def view_clips(
-    frames: UInt8[np.ndarray, "frames height width 3"], view: tuple[int, int], length: int
-) -> UInt8[np.ndarray, "frames length height width 3"]:
-    """The clip of every frame of one episode: past frames only, the first repeated, all shifted alike."""
-    shifted = shift_images(np.asarray(frames), int(view[0]), int(view[1]))
-    return shifted[clip_indices(np.arange(len(frames)), 0, length)]
+class Clips:
+    """The clip of every frame of one episode, shift by shift: past frames only, the first repeated, all shifted alike.
+
+    A slice of it is gathered when it is asked for. In memory is each shifted frame once, not once per clip that shows
+    it: an episode's clips of 64 frames at 256 px would take gigabytes.
+
+    Args:
+        frames: uint8 ``[frames, height, width, 3]``, one episode of one camera.
+        shifts: (dy, dx) in pixels of each shifted copy.
+        length: frames per clip.
+
+    """
+
+    def __init__(
+        self, frames: UInt8[np.ndarray, "frames height width 3"], shifts: Sequence[tuple[int, ...]], length: int
+    ) -> None:
+        frames = np.asarray(frames)
+        self._frames = np.concatenate([shift_images(frames, int(dy), int(dx)) for dy, dx in shifts])
+        ends = np.arange(len(self._frames))
+        self._steps = clip_indices(ends, ends // len(frames) * len(frames), length)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, chosen: slice) -> UInt8[np.ndarray, "n length height width 3"]:
+        return self._frames[self._steps[chosen]]
 
 
 def encode_clips(
-    encoder: Callable[[np.ndarray], np.ndarray], clips: UInt8[np.ndarray, "n time height width 3"], batch: int
+    encoder: Callable[[np.ndarray], np.ndarray], clips: Clips | UInt8[np.ndarray, "n ..."], batch: int
 ) -> Float32[np.ndarray, "n tokens dim"]:
     """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut)."""
     parts = []
@@ -113,8 +134,10 @@ def encode_store(
     writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
 
-    def read(index: int) -> UInt8[np.ndarray, "n time height width 3"]:
-        return _episode_clips(store, index, camera, _distinct(shifts[index]), encoder.spec.clip_length)
+    def read(index: int) -> Clips:
+        entry = store.episodes[index]
+        frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
+        return Clips(frames, _distinct(shifts[index]), encoder.spec.clip_length)
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):
@@ -139,9 +162,7 @@ def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
             raise UserError(f"{name} is {value}; set it to at least {least}")
 
 
-def read_ahead(
-    read: Callable[[int], np.ndarray], indices: Sequence[int]
-) -> Generator[tuple[int, np.ndarray], None, None]:
+def read_ahead(read: Callable[[int], T], indices: Sequence[int]) -> Generator[tuple[int, T], None, None]:
     """Each index and what ``read`` makes of it, the next being read by a thread meanwhile; two are in memory."""
     if not indices:
         return
@@ -164,15 +185,6 @@ def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
     if spec.camera not in store.spec.cameras:
         raise UserError(f"camera {spec.camera!r} is not in {store.folder}; choose from {', '.join(store.spec.cameras)}")
     return store.spec.cameras.index(spec.camera)
-
-
-def _episode_clips(
-    store: TrainingStore, index: int, camera: int, shifts: list[tuple[int, ...]], length: int
-) -> UInt8[np.ndarray, "n time height width 3"]:
-    """The clips of one episode, shift by shift."""
-    entry = store.episodes[index]
-    frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
-    return np.concatenate([view_clips(frames, (dy, dx), length) for dy, dx in shifts])
 
 
 def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:

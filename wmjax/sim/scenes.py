@@ -169,19 +169,19 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
     return [(suite, task_id) for _, suite, task_id in sorted(chosen)]
 
 
-def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes_per_task: int) -> list[Job]:
-    """What a recording into ``folder`` has yet to do."""
+def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Job]:
+    """What a recording of these episodes of each task into ``folder`` has yet to do."""
     done = set(part_names(folder))
     jobs = []
     for suite, task_id in tasks:
-        missing = [i for i in range(episodes_per_task) if part_name(suite, task_id, i) not in done]
+        missing = [i for i in episodes if part_name(suite, task_id, i) not in done]
         if missing:
             jobs.append(Job(suite, task_id, tuple(missing)))
     return jobs
 
 
 def record_scenes(
-    folder: Path, tasks: Sequence[tuple[str, int]], episodes_per_task: int, spec: ObservationSpec, workers: int = 2
+    folder: Path, tasks: Sequence[tuple[str, int]], episodes: range, spec: ObservationSpec, workers: int = 2
 ) -> TrainingStore:
     """Records what is missing in ``folder`` with spawned processes, then merges it into a training store.
 
@@ -191,7 +191,7 @@ def record_scenes(
         UserError: nothing could be recorded.
 
     """
-    jobs = missing_jobs(folder, tasks, episodes_per_task)
+    jobs = missing_jobs(folder, tasks, episodes)
     batches = [jobs[i : i + TASKS_PER_PROCESS] for i in range(0, len(jobs), TASKS_PER_PROCESS)]
     context, started = multiprocessing.get_context("spawn"), time.monotonic()
 
@@ -218,13 +218,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
     parser.add_argument("--tasks-per-suite", type=int, default=25)
     parser.add_argument("--episodes", type=int, default=5, help="episodes per task")
+    parser.add_argument("--first-episode", type=int, default=0, help="to record others than an encoder was trained on")
     parser.add_argument("--workers", type=int, default=2)
     return run_command(lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
     tasks = choose_tasks(options.suites, options.tasks_per_suite)
-    store = record_scenes(options.out, tasks, options.episodes, ObservationSpec(), options.workers)
+    if options.episodes < 1 or options.first_episode < 0:
+        raise UserError(f"episodes is {options.episodes}, first-episode {options.first_episode}; at least 1 and 0")
+    episodes = range(options.first_episode, options.first_episode + options.episodes)
+    store = record_scenes(options.out, tasks, episodes, ObservationSpec(), options.workers)
     print(f"{options.out}: {len(store.episodes)} episodes, {len(store.frame_step)} frames")
     return 0
 

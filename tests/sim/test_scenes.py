@@ -1,0 +1,48 @@
+"""Scene recordings: which tasks and episodes, and one real episode of random motion."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wmjax.data.store import finalize, write_part
+from wmjax.errors import UserError
+from wmjax.sim import scenes
+from wmjax.sim.env import LiberoEnv
+from wmjax.specs import ObservationSpec
+
+
+def test_an_encoders_default_scenes_are_not_those_of_the_benchmark() -> None:
+    tasks = scenes.choose_tasks(list(scenes.SUITES), 30)
+    assert len(tasks) == len(set(tasks)) == 10 + 10 + 10 + 30
+    assert "libero_spatial" not in {suite for suite, _ in tasks}
+    assert sorted(scenes.choose_tasks(["libero_spatial"], 5)) == [("libero_spatial", i) for i in (0, 2, 4, 6, 8)]
+    with pytest.raises(UserError, match=r"suite 'libero' is not one of libero_object, .*libero_spatial"):
+        scenes.choose_tasks(["libero"], 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"), [("--episodes", "episodes is 0"), ("--first-episode", "first-episode -1")]
+)
+def test_bad_numbers_are_named(option: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    value = "0" if option == "--episodes" else "-1"
+    assert scenes.main(["--out", str(tmp_path / "scenes"), option, value]) == 2
+    assert named in capsys.readouterr().err and not (tmp_path / "scenes").exists()
+
+
+@pytest.mark.sim
+def test_episodes_are_their_own_and_objects_are_tracked(env: LiberoEnv, tmp_path: Path) -> None:
+    spec, (suite, task) = ObservationSpec(), (env.suite, env.task_id)
+    assert [job.indices for job in scenes.missing_jobs(tmp_path, [(suite, task)], range(3, 6))] == [(3, 4, 5)]
+    found = {index: scenes.record_episode(env, index, steps=8) for index in (0, 3, 0)}
+    for index, episode in found.items():
+        write_part(tmp_path, scenes.part_name(suite, task, index), episode, env.spec)
+    assert [job.indices for job in scenes.missing_jobs(tmp_path, [(suite, task)], range(3, 6))] == [(4, 5)]
+    store = finalize(tmp_path, spec)
+    assert len(store.episodes) == 2 and len(store.frame_step) == 4 and np.abs(store.action).max() <= 1
+    places = [np.array(store.episodes[k]["objects"]["akita_black_bowl_1"]) for k in range(2)]
+    assert [len(place) for place in places] == [2, 2]
+    assert np.abs(places[0][0] - places[1][0]).max() > 1e-3, "another episode is another placement"
+    again = scenes.record_episode(env, 0, steps=8)
+    np.testing.assert_array_equal(again.action, found[0].action)
+    np.testing.assert_array_equal(again.images, found[0].images)
