@@ -14,7 +14,7 @@ import numpy as np
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
-from wmjax.data.location import Location, local, location
+from wmjax.data.location import Location, Remote, local, location
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
@@ -26,7 +26,10 @@ from wmjax.shards import WHOLE, Shard, parse_shard
 
 if TYPE_CHECKING:
     from wmjax.data.donors import Donors
+    from wmjax.data.latents import LatentStore
+    from wmjax.data.store import TrainingStore
     from wmjax.policy import Policy
+    from wmjax.rollout.album import Album
 
 __all__ = ["evaluate", "evaluate_checkpoint", "main"]
 
@@ -157,18 +160,52 @@ def evaluate_checkpoint(
     if donors is not None:
         header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
     actor = PolicyActor(policy, protocol.seed, donors)
-    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), shard=shard)
+    album = _album(policy) if videos else None
+    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
+
+
+def _album(policy: "Policy") -> "Album | None":
+    """Frames that a policy was trained on, by what its Prophet would predict for them; None if it has no Prophet.
+
+    Videos look better with it and mean the same without: nothing is recorded, encoded or asked of a network for it.
+    """
+    from wmjax.prepare import in_cache
+    from wmjax.rollout.album import Album, spread
+
+    experiment = policy.experiment
+    places = (location(path) for path in (experiment.data.path, experiment.encoder.path))
+    if not policy.predicts or any(isinstance(place, Remote) for place in places):
+        return None
+    try:
+        if not in_cache(experiment):
+            return None
+        store, latents = _trained_on(policy, None)
+    except UserError as error:  # moved or replaced since
+        log.info("videos are without the nearest training frames: %s", error)
+        return None
+    frames = spread(len(store.frame_step))
+    camera = store.spec.cameras.index(latents.spec.camera)
+    return Album(store, frames, camera, policy.fit(np.asarray(latents.latents[0, frames], np.float32)))
 
 
 def _donors(policy: "Policy", data: Location | None) -> "Donors":
+    """Whose memories the corruption ``shuffled`` shows; see :func:`_trained_on`."""
+    from wmjax.data.donors import Donors
+    from wmjax.data.observation import Prompt
+
+    store, latents = _trained_on(policy, data)
+    parts = [policy.prompt(task.instruction) for task in store.tasks]
+    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    return Donors(store, latents, policy.experiment.model.prophet.history, prompts)
+
+
+def _trained_on(policy: "Policy", data: Location | None) -> "tuple[TrainingStore, LatentStore]":
     """The demonstrations that a policy was trained on, with their latents.
 
     Raises:
         UserError: they are not in the cache and not given, or they are not the policy's.
 
     """
-    from wmjax.data.donors import Donors
-    from wmjax.data.observation import Prompt
     from wmjax.prepare import find_latents, find_store
     from wmjax.specs import require_equal, to_dict
 
@@ -179,9 +216,7 @@ def _donors(policy: "Policy", data: Location | None) -> "Donors":
     latents = find_latents(experiment, store, to_dict(policy.encoder_spec))
     assert latents is not None
     require_equal(latents.spec, policy.encoder_spec, *names)
-    parts = [policy.prompt(task.instruction) for task in store.tasks]
-    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
-    return Donors(store, latents, experiment.model.prophet.history, prompts)
+    return store, latents
 
 
 def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path, shard: Shard) -> Summary:

@@ -140,12 +140,21 @@ class Policy:
         graph, self._state = nnx.split((self._model, self._encoder))
         self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether its Prophet predicts latents of frames that an encoder sees."""
+        return self._model.world.prophet is not None and self.encoder_spec is not None
+
+    def fit(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n fitted dim"]:
+        """Raw latents in the units and the shape that the Prophet predicts."""
+        assert self.encoder_spec is not None
+        return np.asarray(self._model.world.fit(normalise_latents(latents[:, None], self.encoder_spec)))[:, 0]
+
     def initial_carry(self) -> Carry:
         """Empty buffers; every episode's first observation refills its row."""
         size, batch = self.observation_spec.image_size, self.batch_size
         spec, prophet = self.encoder_spec, self.experiment.model.prophet
-        predicts = self._model.world.prophet is not None and spec is not None
-        future = (prophet.future, prophet.tokens, prophet.latent_dim) if predicts else (0, 0, 0)
+        future = (prophet.future, prophet.tokens, prophet.latent_dim) if self.predicts else (0, 0, 0)
         clip, history = (
             (0, (0, 0, 0)) if spec is None else (spec.clip_length, (prophet.history, spec.tokens_per_frame, spec.dim))
         )

@@ -72,11 +72,9 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
 
     """
-    from wmjax.cache import cache_root
     from wmjax.data.encode import encode_store
     from wmjax.data.latents import LatentStore
     from wmjax.encoder_settings import latent_spec, open_latents, require_camera
-    from wmjax.specs import spec_hash
 
     config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)
     require_camera(config, store.spec.cameras)
@@ -84,8 +82,7 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
     if config.path:
         latents = open_latents(config.path, spec, config.views, config.max_shift)
     else:
-        name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
-        folder = cache_root() / "latents" / name
+        folder = _encoded(experiment, store)
         if not (folder / "manifest.json").is_file():
             encoder = make_encoder(config)
             progress = Progress("encoding", "episodes")
@@ -94,6 +91,30 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
     latents.check(store)
     latents.verify_once()
     return latents
+
+
+def _encoded(experiment: "Experiment", store: "TrainingStore") -> Path:
+    """Where the latents of an experiment lie that were made here."""
+    from wmjax.cache import cache_root
+    from wmjax.encoder_settings import latent_spec
+    from wmjax.specs import spec_hash
+
+    config = experiment.encoder
+    spec = latent_spec(config, experiment.data)
+    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
+    return cache_root() / "latents" / name
+
+
+def in_cache(experiment: "Experiment") -> bool:
+    """Whether demonstrations and latents of an experiment were given or made here: nothing would have to be made."""
+    from wmjax.data.store import TrainingStore
+
+    made = _recorded(experiment)
+    if not experiment.data.path and not (made / "manifest.json").is_file():
+        return False
+    if experiment.encoder.path:
+        return True
+    return (_encoded(experiment, TrainingStore(experiment.data.path or made)) / "manifest.json").is_file()
 
 
 def find_latents(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +16,8 @@ from wmjax.config import load
 from wmjax.models.qwen2_5_vl import names, weights
 from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.restore import load_model
+from wmjax.rollout import decided, imagination
+from wmjax.rollout.videos import CAPTION, MINIMUM_HEIGHT
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -52,7 +55,10 @@ def test_one_command_goes_from_nothing_to_a_success_rate(first: str, cache: Path
     episodes = [json.loads(line) for line in (evaluation / "episodes.jsonl").read_text().splitlines()]
     assert [episode["outcome"] in ("success", "failure") for episode in episodes] == [True, True]
     assert {"memory/gate", "memory/ratio", "world/skill"} <= episodes[0]["info"].keys()
-    assert list((evaluation / "videos").glob("*.mp4"))
+    (video, *_) = (evaluation / "videos").glob("*.mp4")
+    with av.open(str(video)) as container:  # cameras, caption, three rows of what was imagined, the chunk
+        strips = imagination.LINE + 3 * (imagination.CELL + imagination.GAP) + decided.LINE + 7 * decided.CELL
+        assert container.streams.video[0].height == MINIMUM_HEIGHT + CAPTION + strips
     assert list((run / "tensorboard").iterdir()) and list((cache / "xla").iterdir())
 
 

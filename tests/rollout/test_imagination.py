@@ -1,10 +1,15 @@
 """The strip under a video: what was predicted above what came, at the right frames."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import av
 import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
+from wmjax.data.store import TrainingStore
 from wmjax.rollout import decided
+from wmjax.rollout.album import Album, spread
 from wmjax.rollout.imagination import CELL, GAP, LEFT, LINE, UNKNOWN, Imagined, draw_strips
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.videos import MINIMUM_HEIGHT
@@ -50,6 +55,25 @@ def test_a_frame_shows_the_newest_decision_that_had_seen_it() -> None:
         np.testing.assert_array_equal(strips[first], strips[first + 1])
     np.testing.assert_array_equal(strips[4], strips[6])
     assert (strips[0] != strips[2]).any() and (cell(strips[0], 1, 1) == UNKNOWN).all()
+
+
+def test_the_third_row_holds_the_training_frames_nearest_to_what_was_predicted() -> None:
+    imagined, rng = prophecies(1, 5), np.random.default_rng(1)
+    truth = np.concatenate([moment.latents[:1] for moment in imagined])
+    pictures = rng.integers(0, 256, (9, 2, CELL, CELL, 3), np.uint8)
+    frames = np.array([8, 2, 5, 0, 1])  # of the store, those that the episode passed through
+    store = cast("TrainingStore", SimpleNamespace(frames=pictures))
+    album = Album(store, frames, 1, truth + rng.normal(size=truth.shape).astype(np.float32) * 0.1)
+    plain, strips = draw_strips(imagined, 5), draw_strips(imagined, 5, album)
+    np.testing.assert_array_equal(strips[:, : plain.shape[1]], plain)
+    for frame, strip in enumerate(strips):
+        for ahead in range(min(1 + FUTURE, 5 - frame)):
+            np.testing.assert_array_equal(cell(strip, 2, ahead), pictures[frames[frame + ahead], 1])
+
+
+def test_an_album_is_spread_over_the_store() -> None:
+    assert spread(5, 10).tolist() == [0, 1, 2, 3, 4] and spread(9, 3).tolist() == [0, 4, 8]
+    assert len(spread(10**6)) == 2000
 
 
 class Prophet(FakePolicy):

@@ -15,7 +15,6 @@ from wmjax.trainer.diagnostics.imagination import (
     Imagined,
     imagination_section,
     imagine,
-    nearest,
 )
 from wmjax.trainer.diagnostics.picture import CELL, GAP, LEFT, draw
 from wmjax.trainer.diagnostics.samples import LatentWindows
@@ -48,18 +47,6 @@ def bank(count: int = 40) -> Bank:
     position[:, 0] = 0.01 * times
     origin = np.full(count, 7)
     return Bank(1000 + times, line(times), position, origin, np.ones(count, int))
-
-
-def test_nearest_is_the_smallest_distance_outside_the_own_episode() -> None:
-    rng = RNG(1)
-    queries = rng.normal(size=(300, TOKENS, DIM)).astype(np.float32)
-    keys = rng.normal(size=(50, TOKENS, DIM)).astype(np.float32)
-    own, origin = rng.integers(0, 5, 300), rng.integers(0, 5, 50)
-    found = nearest(queries, own, Bank(np.arange(50), keys, np.zeros((50, 3)), origin, origin), 3)
-    distance = np.square(queries[:, None] - keys).sum((2, 3), dtype=np.float64)
-    distance[own[:, None] == origin] = np.inf
-    np.testing.assert_array_equal(found, np.argsort(distance, axis=1)[:, :3])
-    assert (origin[found] != own[:, None]).all()
 
 
 def test_a_perfect_prediction_retrieves_the_future_and_a_copy_the_present() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from wmjax.data.files import only_one, write_json
 from wmjax.rollout.actors import Actor
+from wmjax.rollout.album import Album
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.records import keep_record
 from wmjax.rollout.report import REPORT, write_report
@@ -39,6 +40,7 @@ def evaluate(
     *,
     episodes: Sequence[EpisodeId] | None = None,
     records: Path | None = None,
+    album: Album | None = None,
     shard: Shard = WHOLE,
     env_factory: str = "wmjax.sim.env:LiberoEnv",
     timeout: float = 120.0,
@@ -54,6 +56,7 @@ def evaluate(
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
         episodes: the episodes, if not the protocol's own (replays run recorded ones).
         records: where a run of the benchmark leaves its record; ``out/results`` when None.
+        album: shows in the videos what was imagined in training frames.
         shard: which part of how many to run here, see :mod:`wmjax.rollout.shards`; the verdict is then on what all
             shards have finished so far.
         env_factory: ``"module:attribute"`` of the environment.
@@ -77,7 +80,7 @@ def evaluate(
         frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
         settings = WorkerSettings(spec, frames, env_factory)
         with Pool(settings, min(workers, len(left)), timeout) as pool:
-            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
+            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")), album)
             runner.run(left)
         seconds = time.monotonic() - started
         _save(results, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})

@@ -1,4 +1,4 @@
-"""What a policy imagined during an episode, as a strip of colours under its video: predicted above what came."""
+"""What a policy imagined during an episode, as a strip under its video: predicted above what came, and real frames."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.data.latent_colours import LatentColours, on_grid
+from wmjax.rollout.album import Album
 
 CELL, GAP, LEFT, LINE = 48, 4, 66, 16
 """Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
@@ -29,16 +30,20 @@ class Imagined:
     latents: Float32[np.ndarray, "1+future tokens dim"]
 
 
-def draw_strips(imagined: Sequence[Imagined], frames: int) -> UInt8[np.ndarray, "frames height width 3"]:
+def draw_strips(
+    imagined: Sequence[Imagined], frames: int, album: Album | None = None
+) -> UInt8[np.ndarray, "frames height width 3"]:
     """One strip per frame of the video, of the newest decision that had seen it.
 
-    Columns are t, t+1, ... counted from the decision's frame. The upper row holds what was predicted then, the lower
-    what came, known from later decisions. Colours are principal components of the episode's own latents less their
-    mean at the same place of the grid, so that what stays the same all the time is grey.
+    Columns are t, t+1, ... counted from the decision's frame. The first row holds what was predicted then, the second
+    what came, known from later decisions, the third the training frames nearest to the first. Colours are principal
+    components of the episode's own latents less their mean at the same place of the grid, so that what stays the same
+    all the time is grey.
 
     Args:
         imagined: the episode's decisions in order, at least one.
         frames: of the video; those before the first decision show it too.
+        album: where the nearest training frames are found; without it that row is left out.
 
     """
     seen = {moment.frame: moment.latents[0] for moment in imagined}
@@ -48,24 +53,28 @@ def draw_strips(imagined: Sequence[Imagined], frames: int) -> UInt8[np.ndarray, 
     drawn = []
     for moment in imagined:
         came = [seen.get(moment.frame + ahead) for ahead in range(len(moment.latents))]
-        rows = [list(moment.latents), came]
-        drawn.append(_draw([[None if z is None else colour(on_grid(z - place)) for z in row] for row in rows]))
+        rows = {"predicted": list(moment.latents), "came": came}
+        cells = {name: [None if z is None else colour(on_grid(z - place)) for z in row] for name, row in rows.items()}
+        if album is not None:
+            cells["nearest"] = list(album.look_up(moment.latents))
+        drawn.append(_draw(cells))
     newest = np.searchsorted([moment.frame for moment in imagined], np.arange(frames), side="right") - 1
     return np.stack([drawn[max(0, index)] for index in newest])
 
 
-def _draw(rows: Sequence[Sequence[UInt8[np.ndarray, "grid grid 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
-    """Both rows with their names."""
-    size = (LEFT + len(rows[0]) * (CELL + GAP), LINE + len(rows) * (CELL + GAP))
+def _draw(rows: dict[str, list[UInt8[np.ndarray, "side side 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
+    """The rows with their names; colours are enlarged, pictures made smaller."""
+    columns = len(rows["predicted"])
+    size = (LEFT + columns * (CELL + GAP), LINE + len(rows) * (CELL + GAP))
     canvas = Image.new("RGB", size, "black")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
-    for column in range(len(rows[0])):
+    for column in range(columns):
         draw.text((LEFT + column * (CELL + GAP), 1), f"t+{column}" if column else "t", fill="white", font=font)
-    for number, (name, row) in enumerate(zip(("predicted", "came"), rows, strict=True)):
+    for number, (name, row) in enumerate(rows.items()):
         top = LINE + number * (CELL + GAP)
         draw.text((4, top + CELL // 2 - 6), name, fill="white", font=font)
         for column, cell in enumerate(row):
             pixels = np.full((1, 1, 3), UNKNOWN, np.uint8) if cell is None else cell
-            enlarged = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (LEFT + column * (CELL + GAP), top))
+            how = Image.Resampling.NEAREST if len(pixels) < CELL else Image.Resampling.LANCZOS
+            canvas.paste(Image.fromarray(pixels).resize((CELL, CELL), how), (LEFT + column * (CELL + GAP), top))
     return np.asarray(canvas)

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from wmjax.errors import UserError
 from wmjax.logs import bar
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
+from wmjax.rollout.album import Album
 from wmjax.rollout.decided import Decided, draw_decisions
 from wmjax.rollout.dropout import blank, dropped_cameras
 from wmjax.rollout.execution import Execution
@@ -64,15 +65,23 @@ class Runner:
         results: takes the finished episodes.
         videos: takes frames of some of them.
         recipe_hash: noted with every episode.
+        album: shows what was imagined in training frames.
 
     """
 
     def __init__(
-        self, pool: Pool, actor: Actor, protocol: Protocol, results: Results, videos: Videos, recipe_hash: str = ""
+        self,
+        pool: Pool,
+        actor: Actor,
+        protocol: Protocol,
+        results: Results,
+        videos: Videos,
+        recipe_hash: str = "",
+        album: Album | None = None,
     ) -> None:
         _require_fit(actor, protocol)
         self._pool, self._actor, self._protocol = pool, actor, protocol
-        self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
+        self._results, self._videos, self._recipe_hash, self._album = results, videos, recipe_hash, album
         self._schedule = Schedule([])
         self._running: dict[int, _Running] = {}
         self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
@@ -244,7 +253,7 @@ class Runner:
             captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             name = f"{episode.init}-{episode.index}"
             frames = np.concatenate(run.frames)
-            strips = [draw_strips(run.imagined, len(frames))] if run.imagined else []
+            strips = [draw_strips(run.imagined, len(frames), self._album)] if run.imagined else []
             strips += [draw_decisions(run.decided, len(frames))] if run.decided else []
             self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, strips)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from wmjax.data.latent_colours import LatentColours, on_grid
+from wmjax.data.neighbours import nearest
 from wmjax.trainer.diagnostics.samples import LatentWindows
 from wmjax.trainer.diagnostics.text import text_table
 
@@ -17,8 +18,6 @@ NEIGHBOURS = 2
 """Nearest frames shown of every predicted latent; the numbers are of the first."""
 SHOWN = 6
 """Samples in the picture."""
-CHUNK = 256
-"""Queries compared with all training frames at a time."""
 PREDICTED, COPY, TRUE, RANDOM = "ẑ(t+k)", "z(t), a copy", "z(t+k), the truth", "a random training frame"
 
 
@@ -79,24 +78,6 @@ class Imagined:
     skill: Float[np.ndarray, "shown future"]
 
 
-def nearest(
-    queries: Float32[np.ndarray, "n tokens dim"],
-    episode: Int[np.ndarray, "n"],
-    bank: Bank,
-    count: int = 1,
-) -> Int[np.ndarray, "n count"]:
-    """Rows of the bank by Euclidean distance, the nearest first; a query's own episode is left out."""
-    wanted, keys = (latents.reshape(len(latents), -1) for latents in (queries, bank.latents))
-    lengths, rows = np.square(keys).sum(1), []
-    for start in range(0, len(wanted), CHUNK):
-        part = slice(start, start + CHUNK)
-        # |q|² is the same for all keys: it does not change the order.
-        square = lengths - 2.0 * wanted[part] @ keys.T
-        square[episode[part, None] == bank.episode] = np.inf
-        rows.append(np.argsort(square, axis=1, kind="stable")[:, :count])
-    return np.concatenate(rows)
-
-
 def imagination_section(
     prediction: Float32[np.ndarray, "n future tokens dim"],
     test: LatentWindows,
@@ -114,13 +95,13 @@ def imagination_section(
         seed: of the random frames.
 
     """
-    horizon = range(test.mask.shape[1])
-    now = nearest(test.now, test.episode, bank)[:, 0]
+    horizon, apart = range(test.mask.shape[1]), (test.episode, bank.episode)
+    now = nearest(test.now, bank.latents, apart=apart)[:, 0]
     chance = np.random.default_rng(seed).integers(0, len(bank.frames), (len(horizon), len(task)))
     found = {
-        PREDICTED: [nearest(prediction[:, k], test.episode, bank)[:, 0] for k in horizon],
+        PREDICTED: [nearest(prediction[:, k], bank.latents, apart=apart)[:, 0] for k in horizon],
         COPY: [now for _ in horizon],
-        TRUE: [nearest(test.future[:, k], test.episode, bank)[:, 0] for k in horizon],
+        TRUE: [nearest(test.future[:, k], bank.latents, apart=apart)[:, 0] for k in horizon],
         RANDOM: list(chance),
     }
     return ImaginationSection(
@@ -168,8 +149,9 @@ def imagine(
     pictures = [
         colours(on_grid(np.concatenate([shown.now[:, None], future], 1) - place)) for future in (shown.future, guess)
     ]
-    near = [bank.frames[nearest(guess[:, k], shown.episode, bank, NEIGHBOURS)] for k in range(guess.shape[1])]
-    true = [bank.frames[nearest(shown.future[:, k], shown.episode, bank)[:, 0]] for k in range(guess.shape[1])]
+    apart, horizon = (shown.episode, bank.episode), range(guess.shape[1])
+    near = [bank.frames[nearest(guess[:, k], bank.latents, NEIGHBOURS, apart)] for k in horizon]
+    true = [bank.frames[nearest(shown.future[:, k], bank.latents, apart=apart)[:, 0]] for k in horizon]
     error, copy = (np.square(values - shown.future).sum((2, 3)) for values in (guess, shown.now[:, None]))
     return Imagined(
         frames=frames[rows][:, None] + np.arange(1 + guess.shape[1]),
