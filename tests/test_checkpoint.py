@@ -45,6 +45,16 @@ def test_keeps_the_newest_and_ignores_interrupted_saves(tmp_path: Path) -> None:
     assert checkpoint.complete_steps(tmp_path) == [2, 3]
 
 
+def test_a_checkpoint_that_was_evaluated_stays(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        folder = checkpoint.save(root, step, items(step), {}, keep=2)
+        if step == 2:
+            (checkpoint.evaluations(folder) / "spatial_dev").mkdir(parents=True)
+            assert (tmp_path / "evaluations" / "00000002" / "spatial_dev").is_dir()
+    assert checkpoint.complete_steps(root) == [2, 3, 4]
+
+
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = checkpoint.save(tmp_path, 1, items(1), {})
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 50, 50))

@@ -27,6 +27,8 @@ Tree = Any
 def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
     """Saves pytrees of arrays by name and JSON-able ``meta``; keeps the newest ``keep`` checkpoints.
 
+    Older ones go unless they were evaluated: a success rate whose policy is gone cannot be looked into.
+
     All processes call it and return when it is complete; Orbax writes each shard once, process 0 the manifest.
 
     Raises:
@@ -47,10 +49,16 @@ def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *,
         temporary = folder / "manifest.json.tmp"
         temporary.write_text(json.dumps(manifest, indent=1))
         temporary.rename(folder / "manifest.json")
-        for old in complete_steps(root)[:-keep]:
-            shutil.rmtree(root / f"{old:08d}")
+        for old in (root / f"{step:08d}" for step in complete_steps(root)[:-keep]):
+            if not evaluations(old).is_dir():
+                shutil.rmtree(old)
     wait()
     return folder
+
+
+def evaluations(folder: Path) -> Path:
+    """Where the evaluations of a run's checkpoint go: ``RUN/evaluations/STEP``."""
+    return folder.parent.parent / "evaluations" / folder.name
 
 
 def complete_steps(root: Path) -> list[int]:

@@ -99,7 +99,9 @@ def _run(options: argparse.Namespace) -> int:
     protocol = load_protocol(options.protocol, **changes)
     shard = parse_shard(options.shard)
     if options.run is not None:
-        out = options.out or protocol_folder(evaluations_folder(options.run), protocol, unchanged)
+        from wmjax import checkpoint
+
+        out = options.out or protocol_folder(checkpoint.evaluations(checkpoint.find(options.run)), protocol, unchanged)
         summary = evaluate_checkpoint(
             options.run,
             protocol,
@@ -228,14 +230,6 @@ def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Pat
     scripted = (actors.Expert(), actors.Noop(), actors.Random(protocol.seed))
     chosen = next(actor for actor in scripted if actor.name == options.policy)
     return evaluate(chosen, protocol, out, options.workers, options.videos, shard=shard)
-
-
-def evaluations_folder(path: Path) -> Path:
-    """Where evaluations of a checkpoint go: ``RUN/evaluations/STEP``."""
-    from wmjax.checkpoint import find
-
-    folder = find(path)
-    return folder.parent.parent / "evaluations" / folder.name
 
 
 def identity(path: Path) -> dict[str, Any]:

@@ -187,13 +187,14 @@ def judge_early(experiment: "Experiment", step: int, checkpoint: Path) -> None:
 
 def judge(experiment: "Experiment", checkpoint: Path) -> Any:
     """Closed-loop success of a checkpoint on the experiment's protocol, on the tasks that it was trained on."""
+    from wmjax import checkpoint as checkpoints
     from wmjax.checks import final_protocol, given_store
-    from wmjax.evaluate import evaluate_checkpoint, evaluations_folder, protocol_folder
+    from wmjax.evaluate import evaluate_checkpoint, protocol_folder
     from wmjax.rollout.protocol import load_protocol
 
     settings = experiment.evaluation
     protocol = final_protocol(experiment, given_store(experiment))
-    out = protocol_folder(evaluations_folder(checkpoint), protocol, load_protocol(settings.protocol))
+    out = protocol_folder(checkpoints.evaluations(checkpoint), protocol, load_protocol(settings.protocol))
     return evaluate_checkpoint(checkpoint, protocol, out, workers=settings.workers, videos=settings.videos)
 
 

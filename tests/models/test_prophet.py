@@ -1,5 +1,6 @@
 """The Prophet: where it starts, what it looks at, what its losses mean, that it learns."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,9 @@ from flax import nnx
 
 from tests.models.vla_helpers import fit
 from wmjax.errors import UserError
+from wmjax.models.memory import InjectionConfig
 from wmjax.models.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
+from wmjax.models.world import ARMS, WorldMemory
 
 SHAPE = ProphetConfig(width=16, layers=2, heads=2, history=3, future=2, tokens=4, latent_dim=8)
 
@@ -125,6 +128,27 @@ def test_it_learns_to_extrapolate_motion(objective: WorldLossConfig) -> None:
     _, skill = fit(params, loss, 400, 5e-3)
     assert skill[0] < 0.1
     assert skill[-10:].mean() > 0.5
+
+
+@pytest.mark.parametrize("tokens", [1, SHAPE.tokens])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_layer_norm_takes_scale_and_offset_of_every_token_out_of_the_world(layer_norm: bool, tokens: int) -> None:
+    shape = dataclasses.replace(SHAPE, tokens=tokens)
+    objective = WorldLossConfig(layer_norm=layer_norm)
+    memory = WorldMemory(
+        ARMS["e2"], objective, shape, InjectionConfig(width=16, heads=2), hidden_dim=8, rngs=nnx.Rngs(0)
+    )
+    latents = history()
+    pooled = latents.mean(2, keepdims=True) if tokens == 1 else latents
+    centred = pooled - pooled.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(memory.fit(latents), scaled if layer_norm else pooled, atol=1e-5)
+    # A new Prophet copies: the world that is z(t), louder and shifted, is then predicted without error, or is not.
+    now = memory.prepare(latents)[:, -1:]
+    copied = jnp.repeat(now, SHAPE.future, 1)
+    future = 3.0 * jnp.repeat(latents[:, -1:], SHAPE.future, 1) + 5.0
+    loss, _ = memory.loss(copied, latents, future, jnp.ones(future.shape[:2], bool))
+    assert (loss < 1e-4) == layer_norm
 
 
 def test_bad_settings_are_named() -> None:
