@@ -26,9 +26,8 @@ from safetensors.torch import load_file, save_file
 from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
-from wmjax.cache import cache_root
 from wmjax.commands import run_command
-from wmjax.data.files import MANIFEST, atomic_path, write_json
+from wmjax.data.files import atomic_path, write_json
 from wmjax.data.location import local, location
 from wmjax.data.rank import token_rank
 from wmjax.data.shift import shift_images
@@ -36,13 +35,10 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
 from wmjax.models.vjepa2.config import VJEPA2Config, preset, to_hf_config
-from wmjax.sim.scenes import SUITES, choose_tasks, record_scenes
-from wmjax.specs import ObservationSpec
+from wmjax.sim.scenes import SUITES, cached_scenes
 
 CLIP_SHIFT = 6
 """Largest shift of a pre-training clip, pixels; wider than a policy's views, because nothing here must be placed."""
-TASKS_PER_SUITE, EPISODES_PER_TASK = 30, 6
-"""How much is recorded without ``--data``: 360 episodes of 30 frames in the default suites."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,15 +231,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(handle.metadata())
 
 
-def scenes(suites: Sequence[str]) -> TrainingStore:
-    """The frames of these suites' scenes that the shipped encoder's recipe asks for, recorded once into the cache."""
-    tasks = choose_tasks(suites, TASKS_PER_SUITE)
-    folder = cache_root() / "scenes" / f"{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-{'-'.join(sorted(set(suites)))}"
-    if not (folder / MANIFEST).is_file():
-        return record_scenes(folder, tasks, range(EPISODES_PER_TASK), ObservationSpec())
-    return TrainingStore(folder)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -276,7 +263,7 @@ def _run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     if options.minutes <= 0 or options.steps < 0:
         raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
-    stores = [TrainingStore(folder) for folder in options.data] if options.data else [scenes(options.suites)]
+    stores = [TrainingStore(folder) for folder in options.data] if options.data else cached_scenes(options.suites)
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
     resumed = trainer.resume()

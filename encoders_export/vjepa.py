@@ -36,9 +36,9 @@ def preprocess(frames: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
     """
     batch, time, height, width, _ = frames.shape
     pixels = frames.permute(0, 1, 4, 2, 3).flatten(0, 1).float()
-    scale = config.resize / min(height, width)
-    if scale != 1.0:
-        size = (round(height * scale), round(width * scale))
+    short = min(height, width)
+    if short != config.resize:
+        size = (config.resize * height // short, config.resize * width // short)  # the long edge is cut, not rounded
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
     top, left = ((edge - config.image_size) // 2 for edge in pixels.shape[-2:])
     pixels = pixels[..., top : top + config.image_size, left : left + config.image_size] / 255.0

@@ -51,7 +51,8 @@ def test_a_checkpoint_that_was_evaluated_stays(tmp_path: Path) -> None:
         folder = checkpoint.save(root, step, items(step), {}, keep=2)
         if step == 2:
             (checkpoint.evaluations(folder) / "spatial_dev").mkdir(parents=True)
-            assert (tmp_path / "evaluations" / "00000002" / "spatial_dev").is_dir()
+            (tmp_path / "evaluations" / "00000002" / "spatial_dev" / "summary.json").write_text("{}")
+        (checkpoint.evaluations(folder) / "begun").mkdir(parents=True)
     assert checkpoint.complete_steps(root) == [2, 3, 4]
 
 

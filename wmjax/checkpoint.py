@@ -50,7 +50,7 @@ def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *,
         temporary.write_text(json.dumps(manifest, indent=1))
         temporary.rename(folder / "manifest.json")
         for old in (root / f"{step:08d}" for step in complete_steps(root)[:-keep]):
-            if not evaluations(old).is_dir():
+            if not any(evaluations(old).glob("*/summary.json")):
                 shutil.rmtree(old)
     wait()
     return folder

@@ -14,7 +14,7 @@ import numpy as np
 from wmjax import logs
 from wmjax.commands import run_command
 from wmjax.data.files import hash_json
-from wmjax.data.location import Location, Remote, local, location
+from wmjax.data.location import Location, local, location
 from wmjax.errors import UserError
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
@@ -167,58 +167,59 @@ def evaluate_checkpoint(
 
 
 def _album(policy: "Policy") -> "Album | None":
-    """Frames that a policy was trained on, by what its Prophet would predict for them; None if it has no Prophet.
+    """Frames that a policy was trained on, by their latents, if they are at hand and its Prophet predicts such latents.
 
-    Videos look better with it and mean the same without: nothing is recorded, encoded or asked of a network for it.
+    Videos mean the same without them: nothing is made or downloaded for it.
     """
-    from wmjax.prepare import in_cache
+    from wmjax.prepare import made_before
     from wmjax.rollout.album import Album, spread
 
-    experiment = policy.experiment
-    places = (location(path) for path in (experiment.data.path, experiment.encoder.path))
-    if not policy.predicts or any(isinstance(place, Remote) for place in places):
+    if not policy.predicts:
         return None
     try:
-        if not in_cache(experiment):
+        if (made := made_before(policy.experiment)) is None:
             return None
-        store, latents = _trained_on(policy, None)
-    except UserError as error:  # moved or replaced since
+        store, latents = made
+        _require_same(policy, store, latents)
+    except UserError as error:  # replaced since
         log.info("videos are without the nearest training frames: %s", error)
         return None
-    frames = spread(len(store.frame_step))
+    frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
     camera = store.spec.cameras.index(latents.spec.camera)
     return Album(store, frames, camera, policy.fit(np.asarray(latents.latents[0, frames], np.float32)))
 
 
+def _require_same(policy: "Policy", store: "TrainingStore", latents: "LatentStore") -> None:
+    """Refuses demonstrations or latents that are not of the kind that a policy was trained on."""
+    from wmjax.specs import require_equal
+
+    assert policy.encoder_spec is not None
+    latents.check(store)
+    require_equal(store.spec, policy.observation_spec, "the training data", "the checkpoint")
+    require_equal(latents.spec, policy.encoder_spec, "the training data", "the checkpoint")
+
+
 def _donors(policy: "Policy", data: Location | None) -> "Donors":
-    """Whose memories the corruption ``shuffled`` shows; see :func:`_trained_on`."""
-    from wmjax.data.donors import Donors
-    from wmjax.data.observation import Prompt
-
-    store, latents = _trained_on(policy, data)
-    parts = [policy.prompt(task.instruction) for task in store.tasks]
-    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
-    return Donors(store, latents, policy.experiment.model.prophet.history, prompts)
-
-
-def _trained_on(policy: "Policy", data: Location | None) -> "tuple[TrainingStore, LatentStore]":
     """The demonstrations that a policy was trained on, with their latents.
 
     Raises:
         UserError: they are not in the cache and not given, or they are not the policy's.
 
     """
+    from wmjax.data.donors import Donors
+    from wmjax.data.observation import Prompt
     from wmjax.prepare import find_latents, find_store
-    from wmjax.specs import require_equal, to_dict
+    from wmjax.specs import to_dict
 
-    experiment, names = policy.experiment, ("the training data", "the checkpoint")
+    experiment = policy.experiment
     assert policy.encoder_spec is not None
     store = find_store(experiment, data)
-    require_equal(store.spec, policy.observation_spec, *names)
     latents = find_latents(experiment, store, to_dict(policy.encoder_spec))
     assert latents is not None
-    require_equal(latents.spec, policy.encoder_spec, *names)
-    return store, latents
+    _require_same(policy, store, latents)
+    parts = [policy.prompt(task.instruction) for task in store.tasks]
+    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    return Donors(store, latents, experiment.model.prophet.history, prompts)
 
 
 def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Path, shard: Shard) -> Summary:

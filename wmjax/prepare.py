@@ -105,16 +105,20 @@ def _encoded(experiment: "Experiment", store: "TrainingStore") -> Path:
     return cache_root() / "latents" / name
 
 
-def in_cache(experiment: "Experiment") -> bool:
-    """Whether demonstrations and latents of an experiment were given or made here: nothing would have to be made."""
+def made_before(experiment: "Experiment") -> "tuple[TrainingStore, LatentStore] | None":
+    """Demonstrations and latents of an experiment if they lie here already; nothing is made, downloaded or hashed."""
+    from wmjax.data.latents import LatentStore
+    from wmjax.data.location import Remote, location
     from wmjax.data.store import TrainingStore
 
-    made = _recorded(experiment)
-    if not experiment.data.path and not (made / "manifest.json").is_file():
-        return False
-    if experiment.encoder.path:
-        return True
-    return (_encoded(experiment, TrainingStore(experiment.data.path or made)) / "manifest.json").is_file()
+    demos = location(experiment.data.path or _recorded(experiment))
+    if isinstance(demos, Remote) or not (demos / "manifest.json").is_file():
+        return None
+    store = TrainingStore(demos)
+    latents = location(experiment.encoder.path or _encoded(experiment, store))
+    if isinstance(latents, Remote) or not (latents / "manifest.json").is_file():
+        return None
+    return store, LatentStore(latents)
 
 
 def find_latents(

@@ -41,6 +41,7 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     from wmjax import export, train
     from wmjax.cache import cache_root
     from wmjax.config import load
+    from wmjax.distributed import is_first
     from wmjax.typed import parse_overrides
 
     out: Path = options.out or cache_root() / "backbones" / f"{options.scale}_{options.dataset}"
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     name = load(options.config, options.scale, options.dataset, parse_overrides(settings)).name
     run = cache_root() / "runs" / name
     status = train.main([*chosen, *settings, "--run", str(run), "--no-evaluation"])
-    return status or export.main(["--run", str(run), "--out", str(out)])
+    return status if status or not is_first() else export.main(["--run", str(run), "--out", str(out)])
 
 
 if __name__ == "__main__":

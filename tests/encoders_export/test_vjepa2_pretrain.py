@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -168,20 +167,12 @@ def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
     assert found["linear"] > 0.999 and found["noise"] < 0.05
 
 
-def test_without_data_it_records_its_scenes_once(store: TrainingStore, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
-    recorded = []
-
-    def record(folder, tasks, episodes, spec):
-        recorded.append((len(tasks), {suite for suite, _ in tasks}, episodes))
-        return TrainingStore(shutil.copytree(store.folder, folder))
-
-    monkeypatch.setattr(pretrain, "record_scenes", record)
-    assert main(["--steps", "1", "--batch", "4", "--out", str(tmp_path / "out")]) == 0
+def test_without_data_it_takes_the_scenes_of_the_suites(store: TrainingStore, tmp_path: Path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pretrain, "cached_scenes", lambda suites: asked.append(suites) or [store])
+    line = ["--steps", "1", "--batch", "4", "--suites", "libero_goal", "libero_spatial"]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0 and asked == [["libero_goal", "libero_spatial"]]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["wmjax_stores"] == [store.hash]
-    for suites in ([*SUITES], [*SUITES, "libero_spatial"]):
-        assert pretrain.scenes(suites).hash == store.hash
-    assert recorded == [(60, {*SUITES}, range(6)), (70, {*SUITES, "libero_spatial"}, range(6))]
 
 
 def test_the_command_refuses_wrong_frames(store: TrainingStore, tmp_path: Path, capsys):

@@ -117,14 +117,17 @@ def test_sizes_of_published_checkpoints():
     assert from_hf_config(config.to_dict()) == preset("vitg")
 
 
-@pytest.mark.parametrize("size", [256, 128, 480])
-def test_preprocessing_matches_the_reference_formula(size: int):
-    """Torch's antialiased bilinear resize to 292 rounded to 8 bits, crop 256, ImageNet normalisation."""
+@pytest.mark.parametrize("size", [(256, 256), (128, 128), (480, 480), (240, 321)])
+def test_preprocessing_matches_the_reference_formula(size: tuple[int, int]):
+    """Torch's antialiased bilinear resize to 292 (the long edge cut to a whole number, as torchvision does), rounded to
+    8 bits, crop 256, ImageNet normalisation."""
     config = preset("vitl")
-    frames = np.random.default_rng(0).integers(0, 256, (1, 2, size, size, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (1, 2, *size, 3), np.uint8)
+    long = int(292 * max(size) / min(size))
     x = torch.from_numpy(frames[0]).permute(0, 3, 1, 2).float()
-    x = torch.nn.functional.interpolate(x, (292, 292), mode="bilinear", antialias=True, align_corners=False)
-    x = x.round().clamp(0, 255)[..., 18:274, 18:274] / 255
+    x = torch.nn.functional.interpolate(x, (292, long), mode="bilinear", antialias=True, align_corners=False)
+    left = (long - 256) // 2
+    x = x.round().clamp(0, 255)[..., 18:274, left : left + 256] / 255
     reference = (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
     ours = np.asarray(preprocess(jnp.asarray(frames), config))[0].transpose(0, 3, 1, 2)
     assert ours.shape == (2, 3, 256, 256)

@@ -72,8 +72,8 @@ def test_the_third_row_holds_the_training_frames_nearest_to_what_was_predicted()
 
 
 def test_an_album_is_spread_over_the_store() -> None:
-    assert spread(5, 10).tolist() == [0, 1, 2, 3, 4] and spread(9, 3).tolist() == [0, 4, 8]
-    assert len(spread(10**6)) == 2000
+    assert spread(5, 10).tolist() == [0, 1, 2, 3, 4] and spread(9, 16_000_000 // 3).tolist() == [0, 4, 8]
+    assert len(spread(10**6, 16 * 192)) == 2000 and spread(7, 10**9).tolist() == [0]
 
 
 class Prophet(FakePolicy):

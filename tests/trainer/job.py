@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 import wmjax.checks
 import wmjax.config
@@ -64,8 +65,7 @@ def experiment(job: dict[str, Any]) -> wmjax.config.Experiment:
         prompt=PromptConfig(length=56),
         data=wmjax.config.DataConfig(path=job["store"]),
         encoder=wmjax.config.EncoderConfig(views=2, max_shift=3),
-        # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, eps=1e-2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
         train=TrainConfig(
             steps=4,
             batch_size=BATCH,
@@ -97,6 +97,8 @@ def main(job: dict[str, Any]) -> int:
 
     # So that a death which no broken connection tells of is noticed before the test gives up.
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
+    # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
+    optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
     wmjax.config.load = lambda *_: experiment(job)
     wmjax.prepare.make_encoder = lambda config: FakeEncoder()
     wmjax.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents

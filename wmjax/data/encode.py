@@ -74,20 +74,24 @@ class Clips:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __getitem__(self, chosen: slice) -> UInt8[np.ndarray, "n length height width 3"]:
+    def __getitem__(self, chosen: slice | np.ndarray) -> UInt8[np.ndarray, "n length height width 3"]:
         return self._frames[self._steps[chosen]]
 
 
 def encode_clips(
     encoder: Callable[[np.ndarray], np.ndarray], clips: Clips | UInt8[np.ndarray, "n ..."], batch: int
 ) -> Float32[np.ndarray, "n tokens dim"]:
-    """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut)."""
-    parts = []
-    for start in range(0, len(clips), batch):
-        part = clips[start : start + batch]
-        padded = np.minimum(np.arange(-(-len(part) // ROUND) * ROUND), len(part) - 1)
-        parts.append(np.asarray(encoder(part[padded]))[: len(part)])
-    return np.concatenate(parts)
+    """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut).
+
+    A thread gathers the next batch while the encoder works.
+    """
+
+    def gather(start: int) -> np.ndarray:
+        size = min(batch, len(clips) - start)
+        return clips[start + np.minimum(np.arange(-(-size // ROUND) * ROUND), size - 1)]
+
+    with contextlib.closing(read_ahead(gather, range(0, len(clips), batch))) as batches:
+        return np.concatenate([np.asarray(encoder(part))[: min(batch, len(clips) - start)] for start, part in batches])
 
 
 def encode_store(
@@ -187,8 +191,12 @@ def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
     return store.spec.cameras.index(spec.camera)
 
 
-def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:
+def verify_latents(
+    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16, seed: int | None = None
+) -> float:
     """Re-encodes a random sample and compares; the encoder may be of the other backend.
+
+    The sample is another one each time unless it has a ``seed``.
 
     Returns:
         The largest difference found beyond the rounding of the store's dtype, relative to the root mean square of the
@@ -202,7 +210,7 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder,
     # A folder and a hub id may hold the same weights: their hash decides, not the name.
     require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("name", "mean", "std"))
     worst = 0.0
-    for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
+    for index, view, frame, found in _encode_sample(store, latents, encoder, samples, seed):
         kept = np.asarray(latents.latents[view, frame])
         stored = kept.astype(np.float32)
         # What storing rounds away is no fault: in a channel of many times the RMS that alone can exceed the bound.
@@ -219,10 +227,10 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder,
 
 
 def _encode_sample(
-    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int
+    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int, seed: int | None
 ) -> Iterator[tuple[int, int, int, Float32[np.ndarray, "tokens dim"]]]:
     """Random (episode, view, frame, latent), a batch of clips in memory at a time."""
-    clips = _sample_clips(store, latents, encoder.spec, samples)
+    clips = _sample_clips(store, latents, encoder.spec, samples, seed)
     while chosen := list(itertools.islice(clips, BATCH)):
         encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), BATCH)
         for (index, view, frame, _), latent in zip(chosen, encoded, strict=True):
@@ -230,10 +238,10 @@ def _encode_sample(
 
 
 def _sample_clips(
-    store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int
+    store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int, seed: int | None
 ) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """Random (episode, view, frame, clip), the same for the same stores."""
-    rng, camera = np.random.default_rng(int(latents.hash, 16)), _camera(store, spec)
+    """Random (episode, view, frame, clip)."""
+    rng, camera = np.random.default_rng(seed), _camera(store, spec)
     for frame in rng.integers(0, len(store.frame_step), samples):
         index, view = int(store.frame_episode[frame]), int(rng.integers(latents.views.shape[1]))
         steps = clip_indices(frame, store.episodes[index]["frame_start"], spec.clip_length)

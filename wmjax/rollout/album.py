@@ -6,8 +6,8 @@ from jaxtyping import Float32, Int, UInt8
 from wmjax.data.neighbours import nearest
 from wmjax.data.store import TrainingStore
 
-SIZE = 2000
-"""Most frames of an album, spread evenly over the store: 25 MB of latents at ``mini``."""
+FRAMES, BYTES = 2000, 64_000_000
+"""Most frames of an album and most bytes of their latents: at ``mini`` 2,000 frames are 25 MB."""
 
 
 class Album:
@@ -36,6 +36,7 @@ class Album:
         return np.stack([np.asarray(self._store.frames[self._frames[row], self._camera]) for row in found])
 
 
-def spread(count: int, size: int = SIZE) -> Int[np.ndarray, "n"]:
-    """At most ``size`` of ``count`` frames, evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, size)).round().astype(int))
+def spread(count: int, values: int) -> Int[np.ndarray, "n"]:
+    """As many of ``count`` frames as an album takes, evenly, if each has a latent of so many values."""
+    most = max(1, min(count, FRAMES, BYTES // (4 * values)))
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))

@@ -11,6 +11,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,18 +21,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wmjax.cache import cache_root
 from wmjax.commands import run_command
+from wmjax.data.files import MANIFEST
 from wmjax.data.location import local
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
 from wmjax.errors import UserError
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import simulator_version
-from wmjax.specs import ObservationSpec
+from wmjax.specs import ObservationSpec, spec_hash
 
 SUITES = {"libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 """Default suites and how many tasks each has; libero_spatial is left out on purpose: it is evaluated on."""
 SCENE_INDEX = 2_000_000
 """Random placements from this index on belong to scene recordings."""
+TASKS_PER_SUITE, EPISODES_PER_TASK = 30, 6
+"""Of the shipped encoder: 360 episodes of 30 frames in the default suites."""
 STEPS = 120
 POSITION_SCALE = 0.05
 GAIN = 0.6
@@ -211,13 +216,38 @@ def record_scenes(
     return finalize(folder, dataclasses.replace(spec, simulator=simulator_version()))
 
 
+def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
+    """The frames of these suites' scenes that the shipped encoder was pre-trained on, one store per suite.
+
+    Recorded once into the cache, by a process that imports the simulator and nothing else: its workers import again
+    what it has imported.
+
+    Raises:
+        UserError: an unknown suite, or episodes that could not be recorded.
+
+    """
+    stores = []
+    spec = dataclasses.replace(ObservationSpec(), simulator=simulator_version())
+    for suite in dict.fromkeys(suites):
+        tasks, episodes = choose_tasks([suite], TASKS_PER_SUITE), range(EPISODES_PER_TASK)
+        folder = cache_root() / "scenes" / f"{suite}-{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-{spec_hash(spec)}"
+        if not (folder / MANIFEST).is_file() or missing_jobs(folder, tasks, episodes):
+            sizes = ["--tasks-per-suite", str(TASKS_PER_SUITE), "--episodes", str(EPISODES_PER_TASK)]
+            line = [sys.executable, "-m", "wmjax.sim.scenes", "--out", str(folder), "--suites", suite, *sizes]
+            subprocess.run(line, check=False)
+            if missing := missing_jobs(folder, tasks, episodes):
+                raise UserError(f"{folder}: scenes of {len(missing)} tasks are missing, see above; run it again")
+        stores.append(TrainingStore(folder))
+    return stores
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmjax.sim.scenes", description="Record scene frames.")
     parser.add_argument("--out", type=local, required=True, help="training store to write")
     parser.add_argument("--suites", nargs="+", default=list(SUITES))
-    parser.add_argument("--tasks-per-suite", type=int, default=25)
-    parser.add_argument("--episodes", type=int, default=5, help="episodes per task")
+    parser.add_argument("--tasks-per-suite", type=int, default=TASKS_PER_SUITE)
+    parser.add_argument("--episodes", type=int, default=EPISODES_PER_TASK, help="episodes per task")
     parser.add_argument("--first-episode", type=int, default=0, help="to record others than an encoder was trained on")
     parser.add_argument("--workers", type=int, default=2)
     return run_command(lambda: _run(parser.parse_args(arguments)))

@@ -25,7 +25,6 @@ class OptimizerConfig:
     weight_decay: float = 1e-2
     b1: float = 0.9
     b2: float = 0.95
-    eps: float = 1e-8
     clip_norm: float = 1.0
     gate_multiplier: float = 10.0
 
@@ -35,7 +34,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     schedule = learning_rate(config, steps)
     return optax.chain(
         clip_gradients(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2),
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
         _scale_gates(config.gate_multiplier),
         optax.scale_by_learning_rate(schedule),

@@ -24,10 +24,10 @@ def preprocess(
     *batch, height, width, channels = frames.shape
     if channels != config.channels:
         raise UserError(f"frames have {channels} channels, the encoder needs {config.channels}; pass RGB frames")
-    scale = config.resize / min(height, width)
+    short = min(height, width)
     pixels = frames.astype(jnp.float32)
-    if scale != 1.0:
-        shape = (*batch, round(height * scale), round(width * scale), channels)
+    if short != config.resize:
+        shape = (*batch, config.resize * height // short, config.resize * width // short, channels)
         pixels = jax.image.resize(pixels, shape, "linear", antialias=True)
         pixels = jnp.clip(jnp.round(pixels), 0, 255)
         height, width = shape[-3:-1]
