@@ -142,9 +142,9 @@ def _require_trained_prophet(experiment: Experiment) -> None:
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:
-    """The memory reaches as far as the actions, also after a delay."""
+    """The memory, or what the Prophet is trained to predict, reaches as far as the actions, also after a delay."""
     model, delay = experiment.model, experiment.train.delay
-    if not (stride and model.memory.inject):
+    if not (stride and (model.memory.inject or model.memory.world_loss)):
         return
     reaches, ends = model.prophet.future * stride, delay + model.chunk
     if reaches < ends:

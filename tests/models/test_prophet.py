@@ -106,6 +106,15 @@ def test_collapse_shows_in_the_variance_ratio() -> None:
     future, current, mask = truth()
     assert world_metrics(jnp.zeros_like(future), future, current, mask)["world/variance_ratio"] == 0.0
     assert world_metrics(future, future, current, mask)["world/variance_ratio"] == pytest.approx(1.0)
+    # A dead network on top of z(t) varies as z(t) does; what it adds does not.
+    dead = world_metrics(current[:, None] + jnp.ones_like(future), future, current, mask)
+    assert dead["world/variance_ratio"] > 0.3 and dead["world/change_ratio"] < 1e-6
+    half = world_metrics(current[:, None] + 0.5 * (future - current[:, None]), future, current, mask)
+    assert half["world/change_ratio"] == pytest.approx(0.25, rel=1e-4)
+    # Frames past the end do not count.
+    ended = mask.at[:, 1].set(False)
+    wild = world_metrics(future.at[:, 1].set(1e3 * future[:, 1]), future, current, ended)
+    assert wild["world/change_ratio"] == pytest.approx(1.0, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,21 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from tests.models.vla_helpers import CHUNK, HIDDEN, fit, make_actions, make_inputs, make_noise, make_vla
+from tests.models.vla_helpers import (
+    CHUNK,
+    HIDDEN,
+    TinyBackbone,
+    fit,
+    make_actions,
+    make_inputs,
+    make_noise,
+    make_vla,
+    tiny_config,
+)
 from wmjax.errors import UserError
 from wmjax.models.heads import HeadConfig
 from wmjax.models.prophet import WorldLossConfig
+from wmjax.models.vla import VLA
 from wmjax.models.world import ARMS, WorldMemoryConfig
 
 KEY = jax.random.key(5)
@@ -95,19 +106,36 @@ def jaxprs(jaxpr: Jaxpr) -> list[Jaxpr]:
     return found
 
 
+def started(arm: str, kind: str) -> Any:
+    """The values that an arm starts training from at seed 0; every other test's come from elsewhere."""
+
+    @jax.jit
+    def build() -> Any:
+        rngs = nnx.Rngs(0)
+        config = tiny_config(arm, head=HeadConfig(kind=kind))
+        return nnx.as_pure(nnx.split(VLA(config, rngs=rngs, backbone=TinyBackbone(rngs)))[1])
+
+    return jax.device_get(build())
+
+
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_what_the_arms_share_starts_from_the_same_values(kind: str) -> None:
-    arms = {arm: nnx.as_pure(nnx.state(make_vla(arm, head=HeadConfig(kind=kind)))) for arm in ARMS}
-    for state in arms.values():
+    arms = {arm: started(arm, kind) for arm in ARMS}
+    for arm, state in arms.items():
         for part in ("backbone", "state_in", "queries", "head"):
             jax.tree.map(np.testing.assert_array_equal, state[part], arms["e2"][part])
+        shared = {"e0plus": ("injection", "prophet"), "e1": ("injection", "prophet"), "e1copy": ("injection",)}
+        for part in shared.get(arm, ()):
+            jax.tree.map(np.testing.assert_array_equal, state["world"][part], arms["e2"]["world"][part])
+    assert {arm for arm in ARMS if "injection" in arms[arm].get("world", ())} == {"e0plus", "e1copy", "e1", "e2"}
+    assert any(leaf.std() > 0.0 for leaf in jax.tree.leaves(arms["e2"]["world"]["injection"]))
 
 
-def test_e1_and_e2_have_the_same_parameters_and_the_same_graph() -> None:
+@pytest.mark.parametrize("kind", ["regression", "flow"])
+def test_e1_and_e2_have_the_same_parameters_and_the_same_graph(kind: str) -> None:
     """Same tree, same primitives on the same shapes, hence the same FLOPs; only the loss weight differs."""
-    e1, e2 = make_vla("e1"), make_vla("e2")
+    e1, e2 = (make_vla(arm, head=HeadConfig(kind=kind, draws=2, steps=3)) for arm in ("e1", "e2"))
     assert nnx.state(e1).flat_state().paths == nnx.state(e2).flat_state().paths
-    jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(nnx.state(e1)), nnx.as_pure(nnx.state(e2)))
 
     def graph(model: Any) -> list[tuple[str, str]]:
         split, params = nnx.split(model)
@@ -116,7 +144,7 @@ def test_e1_and_e2_have_the_same_parameters_and_the_same_graph() -> None:
         return [(e.primitive.name, str([v.aval for v in e.outvars])) for j in inside for e in j.eqns]
 
     assert graph(e1) == graph(e2)
-    assert graph(e1) != graph(make_vla("e0"))
+    assert graph(e1) != graph(make_vla("e0", head=e1.config.head))
 
 
 def backbone_gradient(arm: str, world_loss: float, **settings: Any) -> Any:
@@ -144,10 +172,13 @@ def test_the_action_gradient_into_the_prophet_is_a_setting() -> None:
     awake.cache_clear()
 
 
-@pytest.mark.parametrize(("arm", "kind"), [*((arm, "regression") for arm in ARMS), ("e0", "flow"), ("e2", "flow")])
-def test_every_parameter_moves(arm: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("arm", "kind", "use_state"),
+    [*((arm, "regression", True) for arm in ARMS), ("e0", "flow", True), ("e2", "flow", True), ("e2", "flow", False)],
+)
+def test_every_parameter_moves(arm: str, kind: str, use_state: bool) -> None:
     """With the gate closed and the outputs at zero, as they start, within a few steps."""
-    model = make_vla(arm, head=HeadConfig(kind=kind, draws=2, steps=3))
+    model = make_vla(arm, head=HeadConfig(kind=kind, draws=2, steps=3), use_state=use_state)
     graph, params = nnx.split(model)
 
     def objective(params: Any, key: jax.Array) -> Any:
@@ -167,7 +198,7 @@ def test_every_parameter_moves(arm: str, kind: str) -> None:
 
 
 def test_the_vlm_occurs_once_in_a_sample_and_not_in_the_loop() -> None:
-    """The real Qwen2.5-VL (tiny): its embedding table is read by one equation, outside of any while loop."""
+    """The real Qwen2.5-VL (tiny): one equation reads its embedding table, one embeds patches, none in a loop."""
     model = make_vla("e2", real=True)
     graph, params = nnx.split(model)
     closed = jax.make_jaxpr(lambda p: nnx.merge(graph, p).sample(INPUTS, NOISE))(params)
@@ -175,13 +206,20 @@ def test_the_vlm_occurs_once_in_a_sample_and_not_in_the_loop() -> None:
     reads = [
         e for j in inside for e in j.eqns if e.primitive.name == "gather" and e.invars[0].aval.shape == (48, HIDDEN)
     ]
+    patches = model.backbone.vision.patch_embed.kernel.shape
+    looks = [
+        e
+        for j in inside
+        for e in j.eqns
+        if e.primitive.name == "dot_general" and e.invars[1].aval.shape in (patches, (patches[0] // 2, patches[1]))
+    ]
     decoders = [e for j in inside for e in j.eqns if e.primitive.name == "scan" and e.params["length"] == 2]
     loops = [e for j in inside for e in j.eqns if e.primitive.name in ("while", "scan") and e not in decoders]
-    assert len(reads) == len(decoders) == 1
+    assert len(reads) == len(decoders) == len(looks) == 1
     assert len(loops) >= 1
     # A loop's body occurs once as well, however often it runs: nothing of the VLM may be in one.
     bodies = [body for e in loops for v in e.params.values() if isinstance(v, ClosedJaxpr) for body in jaxprs(v.jaxpr)]
-    assert bodies and not [e for body in bodies for e in body.eqns if e in reads or e in decoders]
+    assert bodies and not [e for body in bodies for e in body.eqns if e in reads or e in decoders or e in looks]
 
 
 def test_the_real_vlm_trains_with_state_and_queries_in_place() -> None:

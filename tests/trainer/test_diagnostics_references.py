@@ -184,9 +184,13 @@ def test_constant_predictions_raise_the_alarm() -> None:
 def test_constant_changes_and_thin_predictions_raise_the_alarm() -> None:
     train, test = world_case(seed=3), world_case(seed=4)
     section = world.world_section(test.now[:, None] + np.ones_like(test.future), test, train)
-    assert len(section.alarms) == 2 and all("changes" in alarm for alarm in section.alarms)
+    assert len(section.alarms) == 4 and all("changes" in alarm for alarm in section.alarms)
     line = RNG(0).normal(size=(300, 2, 4, 1)).astype(np.float32) * np.ones(6, np.float32)
     assert sum("rank" in alarm for alarm in world.world_section(line, test, train).alarms) == 2
+    # On top of z(t), which has every direction by itself, only the changes show it.
+    train, test = world_case(seed=3, dim=24), world_case(seed=4, dim=24)
+    thin = world.world_section(test.now[:, None] + line.repeat(4, -1), test, train).alarms
+    assert [("rank" in alarm, "changes" in alarm) for alarm in thin] == [(True, True)] * 2
 
 
 # Position probe

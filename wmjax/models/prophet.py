@@ -245,12 +245,22 @@ def world_metrics(
     current: Float32[Array, "batch tokens dim"],
     mask: Bool[Array, "batch future"],
 ) -> dict[str, Float32[Array, ""]]:
-    """Skill over copy per horizon frame, 1 - |ẑ-z₊|²/|z_t-z₊|², and the variance of ẑ over that of z₊.
+    """Skill over copy per horizon frame, 1 - |ẑ-z₊|²/|z_t-z₊|², and two variances over those of the truth.
 
-    The variance is over the batch, per channel and position; a ratio near 0 says that the prediction has collapsed.
+    ``variance_ratio`` is that of ẑ over that of z₊, ``change_ratio`` that of ẑ - z(t) over that of z₊ - z(t), over
+    the frames that exist of the batch, per channel and position. Near 0 the prediction has collapsed; of a Prophet
+    that adds to z(t) only the second says so, because z(t) varies by itself.
     """
     error, copy = _squared_errors(prediction, future, current, mask)
     skill = jnp.where(copy > 0.0, 1.0 - error / jnp.maximum(copy, 1e-6), 0.0)
     metrics = {f"world/skill_{i + 1}": skill[i] for i in range(skill.shape[0])}
-    ratio = jnp.mean(jnp.var(prediction[:, 0], axis=0)) / jnp.maximum(jnp.mean(jnp.var(future[:, 0], axis=0)), 1e-6)
-    return metrics | {"world/variance_ratio": ratio}
+    now, weight = current[:, None], mask[..., None, None].astype(jnp.float32)
+
+    def variance(x: Float32[Array, "batch future tokens dim"]) -> Float32[Array, ""]:
+        count = jnp.maximum(jnp.sum(weight, axis=0), 1.0)
+        mean = jnp.sum(weight * x, axis=0) / count
+        return jnp.mean(jnp.sum(weight * jnp.square(x - mean), axis=0) / count)
+
+    pairs = {"variance": (prediction, future), "change": (prediction - now, future - now)}
+    ratios = {f"world/{name}_ratio": variance(a) / jnp.maximum(variance(b), 1e-6) for name, (a, b) in pairs.items()}
+    return metrics | ratios

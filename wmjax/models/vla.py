@@ -87,7 +87,12 @@ class VLA(nnx.Module):
         """Builds it, with a given backbone of the configured width or a new one."""
         self.config, dtype, hidden_dim = config, jnp.dtype(config.dtype), config.backbone.text.hidden
         self.backbone = Qwen2_5_VL(config.backbone, rngs=rngs) if backbone is None else backbone
-        self.state_in = Mlp(config.state_dim, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs)
+        # Without state its token is learned: an MLP of nothing would hold kernels that no gradient reaches.
+        self.state_in = (
+            Mlp(config.state_dim, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs)
+            if config.use_state
+            else table(rngs.params(), (1, hidden_dim), config.query_std)
+        )
         self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between the arms: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
@@ -133,9 +138,13 @@ class VLA(nnx.Module):
             )
         images = inputs.images[:, : self.config.cameras]
         embeddings = self.backbone.embed(prompt.tokens, images, _fold(key, EMBED))
-        state = self.state_in(self._state(inputs))
-        queries = jnp.broadcast_to(self.queries[...], (state.shape[0], *self.queries.shape))
-        placed = jnp.concatenate([state[:, None], queries], axis=1).astype(embeddings.dtype)
+        batch = embeddings.shape[0]
+        if isinstance(self.state_in, Mlp):
+            state = self.state_in(inputs.state)[:, None]
+        else:
+            state = jnp.broadcast_to(self.state_in[...], (batch, *self.state_in.shape))
+        queries = jnp.broadcast_to(self.queries[...], (batch, *self.queries.shape))
+        placed = jnp.concatenate([state, queries], axis=1).astype(embeddings.dtype)
         return jnp.concatenate([embeddings[:, :-own], placed], axis=1)
 
     def action_tokens(

@@ -53,12 +53,6 @@ class WorldMemory(nnx.Module):
     ):
         self.config, self.objective, self.shape = config, objective, prophet
         self.is_forward_model = config.has_prophet and "actions" in prophet.condition
-        source = hidden_dim if config.input == "hidden" else None
-        self.prophet = (
-            Prophet(prophet, target=objective.target, hidden_dim=source, sizes=sizes, dtype=dtype, rngs=rngs)
-            if config.has_prophet
-            else None
-        )
         self.layers = injection.layers
 
         def make(keys: nnx.Rngs) -> GatedCrossAttention:
@@ -73,7 +67,14 @@ class WorldMemory(nnx.Module):
             )
 
         several = len(self.layers)
+        # Before the Prophet, which e1copy lacks: what the arms share starts from the same values at one seed.
         self.injection = (stack_layers(make, several, rngs) if several else make(rngs)) if config.inject else None
+        source = hidden_dim if config.input == "hidden" else None
+        self.prophet = (
+            Prophet(prophet, target=objective.target, hidden_dim=source, sizes=sizes, dtype=dtype, rngs=rngs)
+            if config.has_prophet
+            else None
+        )
 
     def __call__(
         self,

@@ -16,6 +16,8 @@ from wmjax.trainer.diagnostics.text import text_table
 
 RANK_ALARM, VARIANCE_ALARM = 0.3, 0.1
 """Ratios to the truth below which predictions count as collapsed."""
+CHANGE_RANK_ALARM = 0.1
+"""The same for the rank of changes: the best prediction leaves out what cannot be foreseen, in many directions."""
 ROUNDING = 1e-6
 """Variance ratio below which predictions are one constant and rounding errors, which have full rank."""
 CHOOSE_EVERY = 4
@@ -99,7 +101,7 @@ def world_section(prediction: Latents, test: LatentWindows, train: LatentWindows
         channels=test.future.shape[-1],
         ridge_strength=strength,
         samples=tuple(int(r.sum()) for r in rows),
-        alarms=(*alarms(spread, "latents"), *alarms(spread_change, "changes", rank=0.0)),
+        alarms=(*alarms(spread, "latents"), *alarms(spread_change, "changes", CHANGE_RANK_ALARM)),
         note=note,
     )
 
