@@ -2,9 +2,10 @@
 
     python benchmarks/loader_scaling.py [--seconds 5] [--out results.json]
 
-The stand-in stores have indices of 10^3 to 10^6 frames that all show the same pixels, so that only the loader's own
-work is measured: the shuffled order, the windows, the gathering of batches. Memory is the process's anonymous memory
-(Linux; pages of memory-mapped files are the system's), after 10^3 to 10^5 samples.
+The stand-in stores have indices of 10^3 to 10^6 frames that all show the same pixels and have the same latents, so
+that only the loader's own work is measured: the shuffled order, the windows, the gathering of batches, of images alone
+and with the latents of history and future (16 x 192, two views). Memory is the process's anonymous memory (Linux; pages
+of memory-mapped files are the system's), after 10^3 to 10^5 samples with latents.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 from wmjax.data.pipeline import LoaderConfig, make_loader
 
 LENGTH, STRIDE, SIZE, ROUNDS = 100, 4, 112, 5
+VIEWS, LATENT = 2, (16, 192)
 ENTRIES, SAMPLES = (1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000)
 
 
@@ -52,27 +54,40 @@ def stand_in(frames: int) -> Any:
     )
 
 
-def stream(store: Any) -> Iterator[dict[str, np.ndarray]]:
+def stand_in_latents(store: Any) -> Any:
+    """What the loader reads of a latent store of these frames."""
+    latent = np.random.default_rng(1).normal(size=LATENT).astype(np.float16)
+    return SimpleNamespace(
+        folder=Path("stand-in"),
+        views=np.zeros((len(store.episodes), VIEWS, 2), np.int32),
+        latents=np.broadcast_to(latent, (VIEWS, len(store.frames), *LATENT)),
+        check=lambda _: None,
+    )
+
+
+def stream(store: Any, with_latents: bool = True) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches."""
-    return iter(make_loader(store, None, np.arange(len(store.episodes)), LoaderConfig()))
+    latents = stand_in_latents(store) if with_latents else None
+    return iter(make_loader(store, latents, np.arange(len(store.episodes)), LoaderConfig()))
 
 
-def rates(sizes: Sequence[int], seconds: float) -> dict[int, float]:
-    """Median samples per second by size of the index; the sizes take turns, after one warm-up round."""
-    streams = {size: stream(stand_in(size)) for size in sizes}
-    found: dict[int, list[float]] = {size: [] for size in sizes}
+def rates(sizes: Sequence[int], seconds: float) -> dict[str, dict[int, float]]:
+    """Median samples per second by content and size of the index; all take turns, after one warm-up round."""
+    kinds = {"images": False, "images and latents": True}
+    streams = {(kind, size): stream(stand_in(size), latents) for kind, latents in kinds.items() for size in sizes}
+    found: dict[tuple[str, int], list[float]] = {key: [] for key in streams}
     for turn in range(ROUNDS + 1):
-        for size, batches in streams.items():
+        for key, batches in streams.items():
             started, samples = time.perf_counter(), 0
             while not samples or time.perf_counter() - started < seconds / ROUNDS:
                 samples += len(next(batches)["images"])
             if turn:
-                found[size].append(samples / (time.perf_counter() - started))
-    return {size: float(np.median(values)) for size, values in found.items()}
+                found[key].append(samples / (time.perf_counter() - started))
+    return {kind: {size: float(np.median(found[kind, size])) for size in sizes} for kind in kinds}
 
 
 def memory(counts: Sequence[int], entries: int) -> dict[int, float]:
-    """Anonymous memory (MB) of this process after so many samples of one stream."""
+    """Anonymous memory (MB) of this process after so many samples of one stream with latents."""
     batches, read, found = stream(stand_in(entries)), 0, {}
     for count in counts:
         while read < count:
@@ -98,8 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Memory first: what the large indices leave behind would hide a leak.
     megabytes = memory(sorted(options.samples), max(options.samples))
     found = rates(options.entries, options.seconds)
-    for size, value in found.items():
-        print(f"{size:>9,} index entries: {value:,.0f} samples/s")
+    for kind, values in found.items():
+        for size, value in values.items():
+            print(f"{size:>9,} index entries: {value:,.0f} samples/s of {kind}")
+        print(f"{kind}: the fastest size is {max(values.values()) / min(values.values()):.2f}x the slowest")
     for count, value in megabytes.items():
         print(f"{count:>9,} samples read: {value:,.0f} MB")
     if options.out:

@@ -85,8 +85,12 @@ def test_an_index_of_any_size_is_read(tmp_path: Path, capsys: pytest.CaptureFixt
     sizes = ["--entries", "100", "5000", "--samples", "64", "128"]
     loader_scaling.main([*sizes, "--seconds", "0.01", "--out", str(out)])
     found = json.loads(out.read_text())
-    assert set(found["samples_per_second"]) == {"100", "5000"} and set(found["anonymous_megabytes"]) == {"64", "128"}
-    assert "5,000 index entries" in capsys.readouterr().out
+    assert set(found["samples_per_second"]) == {"images", "images and latents"}
+    assert all(set(values) == {"100", "5000"} for values in found["samples_per_second"].values())
+    assert set(found["anonymous_megabytes"]) == {"64", "128"}
+    printed = capsys.readouterr().out
+    assert "5,000 index entries" in printed and "images and latents: the fastest size is" in printed
+    assert next(loader_scaling.stream(loader_scaling.stand_in(100)))["future"].shape[2:] == loader_scaling.LATENT
     ids = np.concatenate(
         [
             batch["sample_id"]
