@@ -38,9 +38,10 @@ MEMORY, HEAD, EMBED, DECODE = range(4)
 class VLAConfig:
     """The policy network. Recipes own ``memory``, ``world`` and ``head``; scales own the sizes.
 
-    ``use_state`` off puts a learned token in the place of the state, and zeros where the Prophet is told it; ``cameras`` is how many of the observation's cameras the VLM sees,
-    from the first (None: all). ``query_std`` is the initial size of the action queries. ``dtype`` is that of Prophet
-    and memory; heads, norms and gate are float32 anyway.
+    ``use_state`` off puts a learned token in the place of the state, and zeros where the Prophet is told it;
+    ``cameras`` is how many of the observation's cameras the VLM sees, from the first (None: all). ``query_std`` is the
+    initial size of the action queries. ``dtype`` is that of Prophet and memory; heads, norms and gate are float32
+    anyway.
     """
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
