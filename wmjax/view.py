@@ -9,7 +9,8 @@ from pathlib import Path
 from wmjax.commands import run_command
 from wmjax.data.latents import LatentStore
 from wmjax.data.location import local, location
-from wmjax.data.view import Frames, choose_episodes, open_store, parse_episodes, write_page
+from wmjax.data.store import TrainingStore
+from wmjax.data.view import Frames, choose_episodes, parse_episodes, write_page
 from wmjax.rollout.videos import write_video
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
-    out, store = options.out, open_store(options.data)
+    out, store = options.out, TrainingStore(options.data)
     wanted = parse_episodes(options.episodes) if options.episodes is not None else None
     indices = choose_episodes(store.episodes, wanted, options.per_task)
     latents = LatentStore(options.latents) if options.latents is not None else None

@@ -17,9 +17,9 @@ from tests.data.synthetic import make_episode, make_latents, make_store
 from wmjax import view
 from wmjax.data.latent_colours import CHANGES, LATENTS, LatentColours
 from wmjax.data.latents import LatentStore
-from wmjax.data.store import finalize, write_part
+from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.data.timeline import rows, shared_scale, timeline
-from wmjax.data.view import choose_episodes, open_store, parse_episodes, write_page
+from wmjax.data.view import choose_episodes, parse_episodes, write_page
 from wmjax.errors import UserError
 from wmjax.specs import ObservationSpec
 
@@ -302,17 +302,17 @@ def test_a_lerobot_folder_is_told_how_to_become_a_store(tmp_path):
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "info.json").write_text("{}")
     with pytest.raises(UserError, match=r"LeRobot dataset; convert it first with `python -m wmjax\.convert"):
-        open_store(tmp_path)
+        TrainingStore(tmp_path)
 
 
 def test_what_is_no_store_is_refused(tmp_path, store, latents):
     with pytest.raises(UserError, match="no wmjax training store there"):
-        open_store(tmp_path / "nothing")
+        TrainingStore(tmp_path / "nothing")
     with pytest.raises(UserError, match="format is not 'wmjax training store'"):
-        open_store(latents.folder)
+        TrainingStore(latents.folder)
     with pytest.raises(UserError, match="format is not 'wmjax latent store'"):
         LatentStore(store.folder)
-    for opener in (open_store, LatentStore):
+    for opener in (TrainingStore, LatentStore):
         with pytest.raises(UserError, match="a file; name the folder"):
             opener(store.folder / "manifest.json")
 

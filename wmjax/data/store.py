@@ -184,6 +184,10 @@ class TrainingStore:
 
     def __init__(self, folder: str | Location) -> None:
         self.folder = location(folder)
+        if isinstance(self.folder, Path) and (self.folder / "meta" / "info.json").exists():
+            raise UserError(
+                f"{folder}: a LeRobot dataset; convert it first with `python -m wmjax.convert {folder} --out STORE`"
+            )
         self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
         where = str(self.folder / "manifest.json")
         self.spec = from_dict(ObservationSpec, self.manifest["observation_spec"], where)

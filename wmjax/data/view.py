@@ -14,7 +14,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.files import atomic_path
 from wmjax.data.latent_colours import Painted, paint
 from wmjax.data.latents import LatentStore
-from wmjax.data.location import Location, local, location
+from wmjax.data.location import local
 from wmjax.data.store import TrainingStore
 from wmjax.data.timeline import GRIPPER, data_uri, is_perturbed, shared_scale, timeline
 from wmjax.errors import UserError
@@ -24,21 +24,6 @@ VideoEncoder = Callable[[Frames, Sequence[str], float], bytes]
 """Frames, one caption each and frames per second to the bytes of an mp4."""
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 """Content security policy: the browser itself refuses scripts and anything from elsewhere."""
-
-
-def open_store(folder: str | Location) -> TrainingStore:
-    """Opens a training store.
-
-    Raises:
-        UserError: no store there; a LeRobot dataset is told how to become one.
-
-    """
-    folder = location(folder)
-    if isinstance(folder, Path) and (folder / "meta" / "info.json").exists():
-        raise UserError(
-            f"{folder}: a LeRobot dataset; convert it first with `python -m wmjax.convert {folder} --out STORE`"
-        )
-    return TrainingStore(folder)
 
 
 def parse_episodes(text: str) -> list[int]:
