@@ -129,14 +129,15 @@ def best_on_real_chunks(smoothing: float) -> float:
 
 
 def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
-    """Of all that know the chunks' mean and covariance (h = 1): below it, the head knows more of their distribution.
+    """Within 2,000 steps, that of all that know the chunks up to 0.7 of their spread (0.53; found: 0.44).
 
-    The predecessor's stayed at 0.94 to 1.14, where a zero velocity scores 1.21 (FACTS 1.8).
+    To know their mean and covariance only (h = 1) costs 0.72. The predecessor's stayed at 0.94 to 1.14, where a zero
+    velocity scores 1.21 (FACTS 1.8).
     """
-    losses, flat = train_on_real_chunks(False, 800), real_chunks().reshape(len(real_chunks()), -1)
+    losses, flat = train_on_real_chunks(False, 2000), real_chunks().reshape(len(real_chunks()), -1)
     assert losses[:5].mean() == pytest.approx(zero_velocity_loss(flat), abs=0.2)
     # No head that ignores the observation can be below the lookup of the very chunks (h = 0): that would be a leak.
-    assert best_on_real_chunks(0.0) < losses[-200:].mean() < best_on_real_chunks(1.0)
+    assert best_on_real_chunks(0.0) < losses[-200:].mean() < best_on_real_chunks(0.7)
 
 
 def test_on_real_chunks_what_the_tokens_say_beats_every_unconditional_head() -> None:
