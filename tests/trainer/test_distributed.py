@@ -33,7 +33,8 @@ TOLERANCE = 2e-5
 (found: 2.4e-6)."""
 MOVED = 0.25
 """How differently a parameter may have moved from where it started, of the most that any of its array did. A gate's
-gradient is a sum that all but cancels (found: 0.06); an array that did not move, or moved by other samples, is at 1."""
+gradient is a sum that all but cancels (found: 0.02; 0.1 of biases behind it; 1e-3 of all others); an array that did not
+move, or moved by other samples, is at 1."""
 DEADLINE = 900
 """Seconds; a guard, not a measure: the machine may be busy."""
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert moved.keys() == reference.keys() == start.keys()
     for name, value in reference.items():
         most = np.abs(value - start[name]).max()
-        assert most > 0 and np.abs(moved[name] - value).max() < MOVED * most, name
+        # Behind a gate that is all but closed a scale of 1 moves by less than float32 can tell.
+        assert most > 0 or name in {f"world.injection.{norm}_norm.scale.value" for norm in ("hidden", "memory")}, name
+        assert np.abs(moved[name] - value).max() <= MOVED * most, name
 
 
 @pytest.mark.slow
