@@ -20,7 +20,7 @@ from jaxtyping import Float
 from encoders_export.jepa import PredictorConfig, build_model
 from encoders_export.vjepa import TorchEncoder
 from wmjax.commands import run_command
-from wmjax.data.encode import Clips, encode_clips
+from wmjax.data.encode import EpisodeClips, encode_clips
 from wmjax.data.files import write_json
 from wmjax.data.location import local, location
 from wmjax.data.probe import Frames, find_camera, probe, show
@@ -44,7 +44,7 @@ def encode(
     name: str, encoder: TorchEncoder, camera: int, frames: Frames, instruction: str
 ) -> dict[str, Float[np.ndarray, "frames tokens dim"]]:
     """z(t) of every frame of an episode, as :data:`wmjax.data.probe.Features`."""
-    return {name: encode_clips(encoder, Clips(frames[:, camera], [(0, 0)], 4), 32)}
+    return {name: encode_clips(encoder, EpisodeClips(frames[:, camera], [(0, 0)], 4), 32)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from wmjax.errors import UserError
-from wmjax.shards import own_shard
+from wmjax.shards import DETECT, own_shard
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 T = TypeVar("T")
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
-DETECT = "WMJAX_DISTRIBUTED"
-"""``auto`` leaves it to jax to find the other processes: Cloud TPU, GKE, Open MPI, Kubernetes."""
 WEEK_MS = 7 * 24 * 3600 * 1000
 """Longer than any stage that the other processes wait for."""
 _waits = itertools.count()

@@ -4,7 +4,6 @@ python -m wmjax.encode --data STORE --model mini --out LATENTS
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -12,7 +11,6 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from wmjax import distributed
 from wmjax.commands import run_command
 from wmjax.data.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
 from wmjax.data.latents import Backend, Dtype, LatentStore
@@ -86,8 +84,6 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> int:
     if options.verify is not None:
         verify(options, make)
         return 0
-    if options.shard is None and distributed.DETECT in os.environ:
-        distributed.join()  # jax finds the other processes; without it the launcher's variables tell of them
     shard, grid = parse_shard(options.shard), parse_grid(options.grid)
     require_numbers(views=options.views, max_shift=options.max_shift, batch=options.batch)
     out, store = local(options.out), TrainingStore(options.data)

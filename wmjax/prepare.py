@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wmjax.data.latents import LatentStore
     from wmjax.data.location import Location
     from wmjax.data.store import TrainingStore
+    from wmjax.specs import EncoderSpec
 
 
 def demonstrations(experiment: "Experiment") -> "TrainingStore":
@@ -82,7 +83,7 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
     if config.path:
         latents = open_latents(config.path, spec, config.views, config.max_shift)
     else:
-        folder = _encoded(experiment, store)
+        folder = _encoded(config, spec, store)
         if not (folder / "manifest.json").is_file():
             encoder = make_encoder(config)
             progress = Progress("encoding", "episodes")
@@ -93,14 +94,11 @@ def encode(experiment: "Experiment", store: "TrainingStore") -> "LatentStore":
     return latents
 
 
-def _encoded(experiment: "Experiment", store: "TrainingStore") -> Path:
-    """Where the latents of an experiment lie that were made here."""
+def _encoded(config: "EncoderConfig", spec: "EncoderSpec", store: "TrainingStore") -> Path:
+    """Where latents lie that were made here."""
     from wmjax.cache import cache_root
-    from wmjax.encoder_settings import latent_spec
     from wmjax.specs import spec_hash
 
-    config = experiment.encoder
-    spec = latent_spec(config, experiment.data)
     name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
     return cache_root() / "latents" / name
 
@@ -110,12 +108,14 @@ def made_before(experiment: "Experiment") -> "tuple[TrainingStore, LatentStore] 
     from wmjax.data.latents import LatentStore
     from wmjax.data.location import Remote, location
     from wmjax.data.store import TrainingStore
+    from wmjax.encoder_settings import latent_spec
 
+    config = experiment.encoder
     demos = location(experiment.data.path or _recorded(experiment))
     if isinstance(demos, Remote) or not (demos / "manifest.json").is_file():
         return None
     store = TrainingStore(demos)
-    latents = location(experiment.encoder.path or _encoded(experiment, store))
+    latents = location(config.path or _encoded(config, latent_spec(config, experiment.data), store))
     if isinstance(latents, Remote) or not (latents / "manifest.json").is_file():
         return None
     return store, LatentStore(latents)

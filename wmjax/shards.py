@@ -15,15 +15,25 @@ COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STE
 ``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process whatever it says.
 """
 
+DETECT = "WMJAX_DISTRIBUTED"
+"""``auto`` leaves it to jax to find the other processes: Cloud TPU, GKE, Open MPI, Kubernetes."""
+
 
 def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The part that falls to this process: from jax.distributed if it runs, else from the launcher's variables."""
+    """The part that falls to this process: from jax.distributed if it runs, else from the launcher's variables.
+
+    Raises:
+        UserError: only jax could tell, and it has not been asked: every process would take the whole job.
+
+    """
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         return jax.process_index(), jax.process_count()
     for index, count in COUNTERS:
         if index in environment and count in environment:
             return check_shard((int(environment[index]), int(environment[count])))
+    if DETECT in environment:
+        raise UserError(f"{DETECT} is set, but only training lets jax find the other processes; give --shard i/n")
     return WHOLE
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmjax.data.encode import Clips, encode_clips, encode_store, read_ahead, verify_latents
+from wmjax.data.encode import EpisodeClips, encode_clips, encode_store, read_ahead, verify_latents
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import shift_images
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
@@ -75,7 +75,7 @@ def test_perturbing_a_future_frame_leaves_the_latent_bit_identical():
     frames = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), np.uint8)
     changed = frames.copy()
     changed[4:] = 255 - changed[4:]
-    before, after = (encode_clips(FakeEncoder(), Clips(f, [(1, -2)], 4), 8) for f in (frames, changed))
+    before, after = (encode_clips(FakeEncoder(), EpisodeClips(f, [(1, -2)], 4), 8) for f in (frames, changed))
     np.testing.assert_array_equal(before[:4], after[:4])
     assert (before[4:] != after[4:]).any()
 
@@ -162,7 +162,7 @@ def test_views_with_one_shift_are_encoded_once_and_copied(tmp_path: Path):
         assert len({tuple(shift) for shift in shifts.tolist()}) < 12
         span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
         for view, shift in enumerate(shifts):
-            expected = encoder(Clips(store.frames[span, 0], [shift], 4)[:]).astype(np.float16)
+            expected = encoder(EpisodeClips(store.frames[span, 0], [shift], 4)[:]).astype(np.float16)
             np.testing.assert_array_equal(mixed.latents[view, span], expected)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmjax.data.encode import LATENT_BOUND, Clips, verify_latents
+from wmjax.data.encode import LATENT_BOUND, EpisodeClips, verify_latents
 from wmjax.data.files import hash_file
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
@@ -77,7 +77,7 @@ def test_backends_agree_within_the_stated_bound(store: TrainingStore, stores: di
 
 
 def test_float32_latents_of_the_backends_agree_tightly(store: TrainingStore, encoders):
-    clips = Clips(np.array(store.frames[:4, 0]), [(2, -3)], 4)[:]
+    clips = EpisodeClips(np.array(store.frames[:4, 0]), [(2, -3)], 4)[:]
     a, b = encoders["torch"](clips), encoders["jax"](clips)
     assert np.abs(a - b).max() / np.sqrt((b**2).mean()) < 1e-4
 
@@ -87,7 +87,7 @@ def test_a_future_frame_does_not_reach_the_latent(store: TrainingStore, encoders
     changed = frames.copy()
     changed[3] = 255 - changed[3]
     for encoder in encoders.values():
-        before, after = (encoder(Clips(f, [(0, 0)], 4)[:]) for f in (frames, changed))
+        before, after = (encoder(EpisodeClips(f, [(0, 0)], 4)[:]) for f in (frames, changed))
         np.testing.assert_array_equal(before[:3], after[:3])
         assert np.abs(before[3] - after[3]).max() > 1e-3
 

@@ -111,6 +111,9 @@ def test_the_launcher_says_which_part_this_is(monkeypatch):
     assert own_shard({**srun, "JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}) == (1, 2)
     with pytest.raises(UserError, match=r"shard '4/4' is not i/n with 0 <= i < n; for example --shard 0/4"):
         own_shard({**srun, "SLURM_PROCID": "4"})
+    assert own_shard({**srun, "WMJAX_DISTRIBUTED": "auto"}) == (3, 4)
+    with pytest.raises(UserError, match=r"WMJAX_DISTRIBUTED is set, but only training .*; give --shard i/n"):
+        own_shard({"WMJAX_DISTRIBUTED": "auto"})  # every host would do everything
 
 
 def test_processes_of_jax_distributed_are_shards(monkeypatch):

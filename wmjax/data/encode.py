@@ -27,7 +27,7 @@ LATENT_BOUND = 5e-3
 The store's float16 alone costs up to 2^-11 of a value, 4e-3 of the RMS at eight times the RMS.
 """
 BATCH = 32
-"""Clips per call of the encoder by default."""
+"""EpisodeClips per call of the encoder by default."""
 ROUND = 8
 """Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Encoder(Protocol):
         """z(t) of clips whose last frame is t."""
 
 
-class Clips:
+class EpisodeClips:
     """The clip of every frame of one episode, shift by shift: past frames only, the first repeated, all shifted alike.
 
     A slice of it is gathered when it is asked for. In memory is each shifted frame once, not once per clip that shows
@@ -79,7 +79,7 @@ class Clips:
 
 
 def encode_clips(
-    encoder: Callable[[np.ndarray], np.ndarray], clips: Clips | UInt8[np.ndarray, "n ..."], batch: int
+    encoder: Callable[[np.ndarray], np.ndarray], clips: EpisodeClips | UInt8[np.ndarray, "n ..."], batch: int
 ) -> Float32[np.ndarray, "n tokens dim"]:
     """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut).
 
@@ -138,10 +138,10 @@ def encode_store(
     writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
 
-    def read(index: int) -> Clips:
+    def read(index: int) -> EpisodeClips:
         entry = store.episodes[index]
         frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
-        return Clips(frames, _distinct(shifts[index]), encoder.spec.clip_length)
+        return EpisodeClips(frames, _distinct(shifts[index]), encoder.spec.clip_length)
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):
