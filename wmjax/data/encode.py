@@ -27,7 +27,7 @@ LATENT_BOUND = 5e-3
 The store's float16 alone costs up to 2^-11 of a value, 4e-3 of the RMS at eight times the RMS.
 """
 BATCH = 32
-"""EpisodeClips per call of the encoder by default."""
+"""Clips per call of the encoder by default."""
 ROUND = 8
 """Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
 T = TypeVar("T")
@@ -191,12 +191,8 @@ def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
     return store.spec.cameras.index(spec.camera)
 
 
-def verify_latents(
-    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16, seed: int | None = None
-) -> float:
-    """Re-encodes a random sample and compares; the encoder may be of the other backend.
-
-    The sample is another one each time unless it has a ``seed``.
+def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:
+    """Re-encodes a random sample, another each time, and compares; the encoder may be of the other backend.
 
     Returns:
         The largest difference found beyond the rounding of the store's dtype, relative to the root mean square of the
@@ -210,7 +206,7 @@ def verify_latents(
     # A folder and a hub id may hold the same weights: their hash decides, not the name.
     require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("name", "mean", "std"))
     worst = 0.0
-    for index, view, frame, found in _encode_sample(store, latents, encoder, samples, seed):
+    for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
         kept = np.asarray(latents.latents[view, frame])
         stored = kept.astype(np.float32)
         # What storing rounds away is no fault: in a channel of many times the RMS that alone can exceed the bound.
@@ -227,10 +223,10 @@ def verify_latents(
 
 
 def _encode_sample(
-    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int, seed: int | None
+    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int
 ) -> Iterator[tuple[int, int, int, Float32[np.ndarray, "tokens dim"]]]:
     """Random (episode, view, frame, latent), a batch of clips in memory at a time."""
-    clips = _sample_clips(store, latents, encoder.spec, samples, seed)
+    clips = _sample_clips(store, latents, encoder.spec, samples)
     while chosen := list(itertools.islice(clips, BATCH)):
         encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), BATCH)
         for (index, view, frame, _), latent in zip(chosen, encoded, strict=True):
@@ -238,10 +234,10 @@ def _encode_sample(
 
 
 def _sample_clips(
-    store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int, seed: int | None
+    store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int
 ) -> Iterator[tuple[int, int, int, np.ndarray]]:
     """Random (episode, view, frame, clip)."""
-    rng, camera = np.random.default_rng(seed), _camera(store, spec)
+    rng, camera = np.random.default_rng(), _camera(store, spec)
     for frame in rng.integers(0, len(store.frame_step), samples):
         index, view = int(store.frame_episode[frame]), int(rng.integers(latents.views.shape[1]))
         steps = clip_indices(frame, store.episodes[index]["frame_start"], spec.clip_length)
