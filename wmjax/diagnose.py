@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--batches is {options.batches}; it must be at least 1")
     folder = checkpoint.find(options.run)
     experiment, model, inputs = load(folder, options.data)
-    found = diagnose(model, inputs, options.split, options.batches, experiment.train.seed)
+    found = diagnose(model, inputs, options.split, options.batches, experiment.train.seed, experiment.train.trainable)
     header = describe(folder, experiment, inputs, options.split)
     print(render(header, found.sections))
     out = options.out or folder.parent.parent / "diagnostics" / f"{folder.name}-{options.split}.json"

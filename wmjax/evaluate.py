@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from wmjax.commands import run_command
 from wmjax.data.files import hash_json
 from wmjax.data.location import Location, local, location
 from wmjax.errors import UserError
+from wmjax.models.corruption import SHUFFLED, Corruption
 from wmjax.resources import records_folder
 from wmjax.rollout import actors
 from wmjax.rollout.caveats import timing
@@ -58,7 +59,7 @@ CHANGES: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "target-velocity": ("target_velocity", float, "speed at which the goal's target drifts, m/s, such as 0.04"),
     "camera-dropout": ("camera_dropout", float, "probability that a camera is black at a decision, such as 0.5"),
     "oracle": ("oracle", float, "share of the prediction in the memory, 0..1; the rest is the expert's true future"),
-    "corruption": ("corruption", str, "what replaces the world memory: none, zero, noise, shuffled or closed"),
+    "corruption": ("corruption", str, f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
     "max-steps": ("max_steps", int, "step limit, control steps"),
     "seed": ("seed", int, "seed of the policy's noise"),
 }
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
     parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument("--data", type=location, help="training store to replay, or of the run, for shuffled")
+    parser.add_argument("--data", type=location, help="training store to replay, or of the run, for a shuffled memory")
     return parser
 
 
@@ -136,11 +137,11 @@ def evaluate_checkpoint(
 ) -> Summary:
     """Evaluates a run's newest checkpoint, or one checkpoint's folder.
 
-    ``data`` is the run's training store for the corruption ``shuffled``, if it is not in the cache.
+    ``data`` is the run's training store for a shuffled memory, if it is not in the cache.
 
     Raises:
-        UserError: no complete checkpoint there, no training store for ``shuffled``, or see
-            :func:`wmjax.rollout.evaluation.evaluate`.
+        UserError: no complete checkpoint there, for a shuffled memory no training store or none of the protocol's
+            tasks in it, or see :func:`wmjax.rollout.evaluation.evaluate`.
 
     """
     from wmjax.cache import keep_compiled_programs
@@ -158,8 +159,11 @@ def evaluate_checkpoint(
         corruption=protocol.corruption,
     )
     header |= timing(policy, protocol)
-    donors = _donors(policy, data) if protocol.corruption == "shuffled" else None
+    donors = _donors(policy, data) if protocol.corruption in SHUFFLED else None
     if donors is not None:
+        if protocol.corruption == "shuffled_in_task":
+            for task in protocol.tasks:  # says now what is missing, not after the first tasks
+                donors.choose(np.random.default_rng(0), task=(protocol.suite, task))
         header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
     actor = PolicyActor(policy, protocol.seed, donors)
     album = _album(policy) if videos else None

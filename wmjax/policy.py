@@ -19,7 +19,7 @@ from wmjax.data.windows import clip_indices
 from wmjax.errors import UserError
 from wmjax.models.arms import unfit_memory
 from wmjax.models.conditioning import Context
-from wmjax.models.corruption import Corruption
+from wmjax.models.corruption import SHUFFLED, Corruption
 from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vjepa2 import VJEPA2Encoder, latents
 from wmjax.models.vla import VLA, ModelInput
@@ -202,14 +202,14 @@ class Policy:
             observation: what they see.
             keys: of the noise, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
-            donor: what other episodes had seen, under the corruption ``shuffled``.
+            donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
 
         Returns:
             The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
             ``memory/ratio`` and ``world/skill``, how much better the last decision's prediction of the newest frame
             was than copying (NaN at an episode's first decision). Under an oracle also ``oracle/skill``, the same
-            for this decision's prediction of all of the true future. With a Prophet also ``imagined`` [batch,
-            1 + future, tokens, dim]: z(t), then what is predicted of the next frames.
+            for this decision's prediction of all of the true future. With a Prophet also ``seen`` [batch, history,
+            tokens, dim], up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
 
         Raises:
             ValueError: a future without an oracle, or an oracle without the future; the same of a donor.
@@ -217,8 +217,8 @@ class Policy:
         """
         if (future is None) != (self.oracle is None):
             raise ValueError(f"oracle is {self.oracle}; future frames belong to an oracle and to nothing else")
-        if (donor is None) != (self.corruption != "shuffled"):
-            raise ValueError(f"corruption is {self.corruption!r}; donors belong to 'shuffled' and to nothing else")
+        if (donor is None) != (self.corruption not in SHUFFLED):
+            raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
         return self._step(self._state, carry, observation, keys, future, donor)
 
     def _act(
@@ -252,14 +252,14 @@ class Policy:
             memory, numbers["oracle/skill"] = mix(model, history, truth, self.oracle, model.context(inputs))
         shape = (self.action_spec.chunk, self.action_spec.dim)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        if self.corruption in ("noise", "shuffled"):
+        if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
         action, info = model.sample(inputs, noise, corruption=_inside(self.corruption), memory=memory)
         info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
             info |= self._skill(model, before, history, observation.first)
-            info["imagined"] = jnp.concatenate([model.world.prepare(history)[:, -1:], prediction], 1)
+            info |= {"seen": model.world.prepare(history), "imagined": prediction}
             carry = carry._replace(prediction=prediction)
         return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
 
@@ -319,7 +319,7 @@ def load_policy(
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
-        corruption: of the same class; with ``shuffled`` every call needs donors (:mod:`wmjax.data.donors`).
+        corruption: of the same class; with those of ``SHUFFLED`` every call needs donors (:mod:`wmjax.data.donors`).
 
     Raises:
         UserError: no complete checkpoint there, a damaged file, or specs of another version.

@@ -89,8 +89,12 @@ def test_shuffled_acts_on_the_donors_latents_and_on_none_of_its_own(make, ordina
     np.testing.assert_allclose(mixed[1][0], ordinary[1][0], atol=1e-5)
     assert np.abs(mixed[1][1] - ordinary[1][1]).max() > 1e-3
     np.testing.assert_allclose(mixed[0].prediction, ordinary[0].prediction, atol=1e-5)
-    with pytest.raises(ValueError, match="corruption is 'shuffled'; donors belong to 'shuffled'"):
+    with pytest.raises(
+        ValueError, match=r"corruption is 'shuffled'; donors belong to \('shuffled', 'shuffled_in_task'"
+    ):
         decide(policy)
+    plain, in_task = (decide(p, donor=donor_of(policy, own + 1.0))[1] for p in (policy, make("shuffled_in_task")))
+    np.testing.assert_array_equal(in_task, plain)
 
 
 def test_a_policy_without_a_memory_cannot_be_corrupted():
@@ -119,12 +123,18 @@ def test_a_donor_shows_its_past_at_the_same_step_and_stays_at_its_end(donors: Do
     np.testing.assert_array_equal(found.latents[1], raw[start + np.array([3, 4, 5])])
     chosen = {donors.choose(np.random.default_rng(seed), 3) for seed in range(200)}
     assert chosen == set(range(len(store.episodes))) - {3}
+    chosen = {donors.choose(np.random.default_rng(seed), 3, ("libero_spatial", 1)) for seed in range(200)}
+    assert chosen == {1, 5}  # the other odd ones
+    with pytest.raises(UserError, match=r"has no other episode of task \('libero_goal', 1\); evaluate tasks"):
+        donors.choose(np.random.default_rng(0), task=("libero_goal", 1))
 
 
 class Shuffled(FakePolicy):
     """Remembers the donors that it is given."""
 
-    corruption = "shuffled"
+    def __init__(self, corruption="shuffled"):
+        super().__init__()
+        self.corruption = corruption
 
     def __call__(self, carry, observation, keys, future=None, donor=None):
         self.seen = donor
@@ -134,11 +144,11 @@ class Shuffled(FakePolicy):
 def test_an_episodes_donor_depends_on_the_episode_alone(donors: Donors):
     def decision(slot: int, index: int, number: int) -> Decision:
         frames = np.zeros((2, 2, 4, 4, 3), np.uint8)
-        episode = EpisodeId("s", 0, "random", index)
+        episode = EpisodeId("libero_spatial", 0, "random", index)
         return Decision(slot, episode, number, 8 * number, frames, np.zeros(8, np.float32), "a task of mine")
 
-    def shown(seed: int, *decisions: Decision) -> np.ndarray:
-        policy = Shuffled()
+    def shown(seed: int, *decisions: Decision, corruption: str = "shuffled") -> np.ndarray:
+        policy = Shuffled(corruption)
         actor = PolicyActor(policy, seed, donors)
         actor.prepare(3, 8)
         actor.act(decisions)
@@ -148,5 +158,7 @@ def test_an_episodes_donor_depends_on_the_episode_alone(donors: Donors):
     np.testing.assert_array_equal(both[:, 1], [8, 16])
     np.testing.assert_array_equal(shown(7, decision(2, 9, 2), decision(0, 4, 1)), both[::-1])
     assert len({float(shown(0, decision(0, index, 0))[0, 0]) for index in range(12)}) > 2
+    of_task = {float(shown(0, decision(0, i, 0), corruption="shuffled_in_task")[0, 0]) for i in range(24)}
+    assert of_task == {0.0, 2.0, 4.0}
     with pytest.raises(UserError, match="corruption is 'shuffled', which needs the demonstrations of the run"):
         PolicyActor(Shuffled())

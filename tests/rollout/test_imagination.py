@@ -25,7 +25,11 @@ def cell(strip: np.ndarray, row: int, column: int) -> np.ndarray:
 def prophecies(every: int, frames: int) -> list[Imagined]:
     """Decisions that know the future, every so many frames."""
     truth = np.random.default_rng(0).normal(size=(frames + FUTURE, 16, 8)).astype(np.float32)
-    return [Imagined(frame, truth[frame : frame + 1 + FUTURE]) for frame in range(0, frames, every)]
+    return [
+        # Before the first frame, copies of it, as the policy's windows have them.
+        Imagined(f, truth[np.maximum(np.arange(f - 1, f + 1), 0)], truth[f + 1 : f + 1 + FUTURE])
+        for f in range(0, frames, every)
+    ]
 
 
 def test_a_true_prediction_looks_like_what_came_and_the_unknown_is_grey() -> None:
@@ -43,7 +47,7 @@ def test_a_true_prediction_looks_like_what_came_and_the_unknown_is_grey() -> Non
 
 def test_a_false_prediction_looks_different() -> None:
     imagined = prophecies(1, 5)
-    wrong = [Imagined(m.frame, np.concatenate([m.latents[:1], -m.latents[1:]])) for m in imagined]
+    wrong = [Imagined(m.frame, m.seen, -m.predicted) for m in imagined]
     strip = draw_strips(wrong, 5)[0]
     np.testing.assert_array_equal(cell(strip, 0, 0), cell(strip, 1, 0))
     assert (cell(strip, 0, 1) != cell(strip, 1, 1)).mean() > 0.5
@@ -54,12 +58,22 @@ def test_a_frame_shows_the_newest_decision_that_had_seen_it() -> None:
     for first in (0, 2, 4):
         np.testing.assert_array_equal(strips[first], strips[first + 1])
     np.testing.assert_array_equal(strips[4], strips[6])
-    assert (strips[0] != strips[2]).any() and (cell(strips[0], 1, 1) == UNKNOWN).all()
+    assert (strips[0] != strips[2]).any()
+
+
+def test_what_came_is_known_of_every_frame_that_a_decision_had_seen() -> None:
+    """Two of them here; of three frames per decision the oldest stays grey."""
+    strips = draw_strips(prophecies(2, 6), 7)
+    for strip in strips[:4]:
+        np.testing.assert_array_equal(cell(strip, 0, 1), cell(strip, 1, 1))
+    strip = draw_strips(prophecies(3, 7), 7)[0]
+    assert (cell(strip, 1, 1) == UNKNOWN).all()
+    np.testing.assert_array_equal(cell(strip, 0, 2), cell(strip, 1, 2))
 
 
 def test_the_third_row_holds_the_training_frames_nearest_to_what_was_predicted() -> None:
     imagined, rng = prophecies(1, 5), np.random.default_rng(1)
-    truth = np.concatenate([moment.latents[:1] for moment in imagined])
+    truth = np.concatenate([moment.seen[-1:] for moment in imagined])
     pictures = rng.integers(0, 256, (9, 2, CELL, CELL, 3), np.uint8)
     frames = np.array([8, 2, 5, 0, 1])  # of the store, those that the episode passed through
     store = cast("TrainingStore", SimpleNamespace(frames=pictures))
@@ -81,7 +95,8 @@ class Prophet(FakePolicy):
 
     def __call__(self, carry, observation, keys, future=None):
         carry, chunk, info = super().__call__(carry, observation, keys, future)
-        return carry, chunk, {**info, "imagined": np.ones((self.batch_size, 1 + FUTURE, 4, 8), np.float32)}
+        seen, predicted = (np.ones((self.batch_size, count, 4, 8), np.float32) for count in (3, FUTURE))
+        return carry, chunk, {**info, "seen": seen, "imagined": predicted}
 
 
 def test_an_evaluations_videos_have_both_strips_and_their_numbers_do_not_change(run, tmp_path) -> None:

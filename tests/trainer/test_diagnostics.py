@@ -18,10 +18,12 @@ from wmjax.config import load as load_experiment
 from wmjax.data.observation import Prompt
 from wmjax.data.statistics import normalise_action, normalise_latents
 from wmjax.errors import UserError
+from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
 from wmjax.rng import named_key
 from wmjax.specs import to_dict
+from wmjax.trainer.diagnostics.gradients import gradient_section, summarise
 from wmjax.trainer.diagnostics.passes import Condition, Network, batches, memory_conditions
 from wmjax.trainer.diagnostics.report import diagnose, predict
 from wmjax.trainer.diagnostics.samples import action_windows, latent_windows, near_change
@@ -108,12 +110,18 @@ def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
         assert len(section.table().splitlines()) > 2
     assert np.shape(content["actions"]["r2"]) == (8, 7)
     effects = content["memory"]["effects"]
-    assert list(effects) == ["none", "zero", "noise", "shuffled", "closed"]
+    both = "closed, images black"
+    assert list(effects) == ["none", "zero", "noise", "shuffled", "shuffled_in_task", "closed", both]
     assert effects["none"]["change"] == 0.0 and min(effects[k]["change"] for k in list(effects)[1:]) > 1e-4
     seen = content["inputs"]["effects"]
+    means = [np.array(part[name]["r2"][:6]) for part, name in ((seen, "none"), (seen, "mean of 8 noise draws"))]
+    assert (means[1] > means[0]).all()  # of an untrained flow head: averaging takes the noise out
+    assert effects[both]["change"] not in (seen["images black"]["change"], effects["closed"]["change"])
     assert seen["images black"]["change"] > 0 and seen["another task's instruction"]["change"] > 0
     assert seen["none"]["r2"] == effects["none"]["r2"] == content["actions"]["r2_all"]
     assert content["memory"]["gate"] == pytest.approx(np.tanh(1.0), rel=1e-5)
+    world = {part: norms[1] > 0.0 for part, norms in content["gradients"]["norm"].items()}
+    assert {part for part, reached in world.items() if reached} == {"Prophet"} and len(world) == 5
     frames = np.flatnonzero(np.isin(inputs.store.frame_episode, inputs.val_episodes))
     windows = action_windows(inputs, frames)
     whole = normalise_action(windows.action[windows.mask.all(1)], inputs.action_spec)[..., :6]
@@ -125,15 +133,12 @@ def test_other_arms_say_what_does_not_apply(inputs: Inputs) -> None:
     """Without running a network: what is skipped follows from the configuration."""
     from wmjax.trainer.diagnostics.report import _prophet_of
 
-    assert memory_conditions(tiny_config("e0")) == []
+    assert memory_conditions(tiny_config("e0"), inputs.store) == []
     assert _prophet_of(tiny_config("e0")) == ("this arm has no world memory", "")
     assert "never trained" in _prophet_of(tiny_config("e1"))[1]
     assert _prophet_of(tiny_config("e2")) == ("", "")
-    assert [condition.corruption for condition in memory_conditions(tiny_config("e0plus"))] == [
-        "zero",
-        "noise",
-        "closed",
-    ]
+    names = [condition.name for condition in memory_conditions(tiny_config("e0plus"), inputs.store)]
+    assert names == ["zero", "noise", "closed", "closed, images black"]
     assert Skipped("why").table() == "skipped: why"
 
 
@@ -145,9 +150,11 @@ def test_every_kind_of_arm_is_diagnosed(inputs: Inputs, arm: str, head: str) -> 
     sections = diagnose(nnx.merge(*built), theirs, "val", 1, 0).sections
     skipped = {name for name, section in sections.items() if isinstance(section, Skipped)}
     assert {"actions", "inputs"} & skipped == set() and ("flow" in skipped) == (head == "regression")
-    assert ("world" in skipped) == (arm != "e2aux") and ("memory" in skipped) == (arm != "e0plus")
+    assert ("world" in skipped) == ("gradients" in skipped) == (arm != "e2aux") and ("memory" in skipped) == (
+        arm != "e0plus"
+    )
     if arm == "e0plus":  # every episode has the same memory: shuffling it is no test
-        assert list(plain(sections)["memory"]["effects"]) == ["none", "zero", "noise", "closed"]  # type: ignore[index]
+        assert list(plain(sections)["memory"]["effects"]) == ["none", "zero", "noise", "closed", "closed, images black"]  # type: ignore[index]
     assert np.shape(plain(sections)["actions"]["r2"]) == (8, 7)  # type: ignore[index]
 
 
@@ -187,3 +194,27 @@ def test_another_encoder_is_refused_before_anything_is_encoded(inputs: Inputs) -
 def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--run", str(tmp_path / "missing")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_the_gradients_of_both_losses_are_those_of_their_sum(inputs: Inputs) -> None:
+    """|a + w|² = |a|² + |w|² + 2 |a| |w| cos, part by part, against the gradient of the whole loss of one batch."""
+    graph, made = jax.jit(lambda: nnx.split(VLA(tiny_config("e2aux", "regression"), rngs=nnx.Rngs(0))))()
+    kernel = made["world"]["prophet"]["out"]["kernel"]  # zero at the start: nothing behind it would have a gradient
+    kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
+    found = gradient_section(nnx.merge(graph, made), inputs, batches(inputs, "train", 1, 32, 0), nnx.Param, 0)
+    reached = [{part for part, norms in found.norm.items() if norms[i] > 0.0} for i in (0, 1)]
+    assert reached == [{"VLM", "state and action queries", name} for name in ("action head", "Prophet")]
+
+    batch = next(batches(inputs, "train", 1, 32, 0))
+    seen = model_input(batch, jax.tree.map(jax.numpy.asarray, inputs.prompts), inputs.action_spec, inputs.encoder_spec)
+    action = normalise_action(batch["action"], inputs.action_spec)
+
+    def loss(params: nnx.State) -> jax.Array:
+        key = named_key(0, "diagnose gradients", 1)
+        return nnx.merge(graph, params).loss(seen, action, batch["action_mask"], key, train=False)[0]
+
+    whole = to_named(jax.jit(jax.grad(loss))(made))
+    expected = summarise({name: np.stack([leaf] * 2) for name, leaf in whole.items()}, 0.0, found.samples)
+    for part, (a, w) in found.norm.items():
+        together = a**2 + w**2 + (2 * a * w * found.cosine[part] if a and w else 0.0)
+        assert np.sqrt(together) == pytest.approx(expected.norm[part][0], rel=1e-3)

@@ -62,6 +62,15 @@ def saved(folder: Path, model: VLAConfig, trainable: str = "all") -> dict[str, n
     return jax.device_get(checkpoint.restore(folder, "ema", to_named(shapes)))
 
 
+def test_no_seed_learns_from_episodes_that_another_is_scored_on(inputs: Inputs) -> None:
+    assert inputs.latents is not None
+    others = [dataclasses.replace(CONFIG, seed=seed) for seed in range(1, 5)]
+    made = [
+        make_inputs(inputs.store, inputs.latents, PromptConfig(length=56), tiny_config(), config) for config in others
+    ]
+    assert {tuple(each.val_episodes) for each in made} == {tuple(inputs.val_episodes)}
+
+
 def test_every_parameter_moves_and_metrics_are_written(inputs: Inputs, tmp_path: Path) -> None:
     model = tiny_config()
     last = fit(inputs, tmp_path)

@@ -1,4 +1,4 @@
-"""Other episodes' latents: what the corruption ``shuffled`` makes the world memory from.
+"""Other episodes' latents: what the corruptions ``shuffled`` and ``shuffled_in_task`` make the world memory from.
 
 Donors are the demonstrations that the policy was trained on. So their memories are in distribution, no evaluated
 episode is among them (random resets and the benchmark are disjoint from demonstrations), and which one an episode
@@ -55,9 +55,23 @@ class Donors:
             )
         self.store, self.latents, self._history, self._prompts = store, latents, history, prompts
 
-    def choose(self, rng: np.random.Generator, apart_from: int | None = None) -> int:
-        """The index of an episode, any but one."""
-        others = [index for index in range(len(self.store.episodes)) if index != apart_from]
+    def choose(
+        self, rng: np.random.Generator, apart_from: int | None = None, task: tuple[str, int] | None = None
+    ) -> int:
+        """The index of an episode, any but one; of a suite's task only, if that is given.
+
+        Raises:
+            UserError: there is no (other) episode of the task.
+
+        """
+        entries = enumerate(self.store.episodes)
+        of_task = [i for i, entry in entries if task in (None, (entry["suite"], entry["task_id"]))]
+        others = [index for index in of_task if index != apart_from]
+        if not others:
+            raise UserError(
+                f"corruption is 'shuffled_in_task', but {self.store.folder} has no other episode of task {task}; "
+                "evaluate tasks that the policy was trained on, or use 'shuffled'"
+            )
         return int(rng.choice(others))
 
     def at(self, episodes: Int[np.ndarray, "batch"], steps: Int[np.ndarray, "batch"]) -> Donor:

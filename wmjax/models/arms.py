@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from wmjax.errors import UserError, unknown_name
-from wmjax.models.corruption import Corruption
+from wmjax.models.corruption import SHUFFLED, Corruption
 from wmjax.models.prophet import ProphetConfig
 
 Input = Literal["none", "latents", "constant", "copy", "hidden"]
@@ -102,9 +102,9 @@ def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Co
             f"corruption is {corruption!r}, but the policy acts without a world memory (memory.inject is false); "
             "evaluate an arm that injects one, or leave corruption out"
         )
-    if corruption == "shuffled" and memory.input == "constant":
+    if corruption in SHUFFLED and memory.input == "constant":
         return (
-            "corruption is 'shuffled', but with memory.input 'constant' every episode has the same memory; "
+            f"corruption is {corruption!r}, but with memory.input 'constant' every episode has the same memory; "
             "use zero, noise or closed"
         )
     return None

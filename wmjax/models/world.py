@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from wmjax.errors import UserError, unknown_name
 from wmjax.models.arms import ARMS, Input, WorldMemoryConfig
 from wmjax.models.conditioning import Context, ContextSizes
-from wmjax.models.corruption import Corruption
+from wmjax.models.corruption import SHUFFLED, Corruption
 from wmjax.models.memory import GatedCrossAttention, Injection, InjectionConfig
 from wmjax.models.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
 from wmjax.models.stack import stack_layers
@@ -100,12 +100,12 @@ class WorldMemory(nnx.Module):
             train: whether memory dropout is on.
             corruption: what to do to the memory.
             memory: replaces the predicted memory, before the corruption: an oracle's, or another episode's, which
-                ``shuffled`` needs.
+                ``shuffled`` and ``shuffled_in_task`` need.
             told: what the Prophet is told beside latents, if it is conditioned on anything. A forward model predicts
                 nothing here, because there are no actions yet.
 
         Raises:
-            UserError: latents missing or of another shape; unknown corruption; ``shuffled`` without a memory.
+            UserError: latents missing or of another shape; unknown corruption; a shuffled memory that is not given.
 
         """
         tokens = hidden[:, -chunk:].astype(jnp.float32)
@@ -167,8 +167,8 @@ class WorldMemory(nnx.Module):
     ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, "batch"] | None]:
         """The memory that the action tokens attend to, and which samples keep theirs."""
         if memory is None:
-            if corruption == "shuffled":
-                raise UserError("corruption 'shuffled' needs a memory; give that of another episode (VLA.recall)")
+            if corruption in SHUFFLED:
+                raise UserError(f"corruption {corruption!r} needs a memory; give that of another episode (VLA.recall)")
             memory = prediction if prediction is not None else self._copy(latents)
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
         return corrupt(memory, corruption, key), self._keep(memory.shape[0], key, train, corruption)
@@ -272,7 +272,7 @@ def corrupt(
 ) -> Float32[Array, "batch future tokens dim"]:
     """The memory that an evaluation shows instead of the true one.
 
-    ``closed`` is left to the gate; for ``shuffled`` the memory given is another episode's already.
+    ``closed`` is left to the gate; for the shuffled ones the memory given is another episode's already.
 
     Raises:
         UserError: unknown corruption.

@@ -63,13 +63,15 @@ class Plan:
     Attributes:
         actions: raw, in [-1, 1], at least one open-loop horizon of them.
         info: numbers to log.
-        imagined: the latent of the newest frame and those predicted of the next ones, from policies that predict.
+        seen: latents of the newest frames, oldest first, from policies that predict.
+        imagined: those predicted of the next ones.
 
     """
 
     actions: Chunk
     info: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    imagined: Float32[np.ndarray, "1+future tokens dim"] | None = None
+    seen: Float32[np.ndarray, "seen tokens dim"] | None = None
+    imagined: Float32[np.ndarray, "future tokens dim"] | None = None
 
 
 class Actor(Protocol):

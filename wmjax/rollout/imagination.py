@@ -13,7 +13,7 @@ from wmjax.rollout.album import Album
 CELL, GAP, LEFT, LINE = 48, 4, 66, 16
 """Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
 UNKNOWN = 40
-"""Grey of a future that the episode did not reach, or in which nothing was decided."""
+"""Grey of a future that the episode did not reach, or of a frame older than any decision's ``seen``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,19 @@ class Imagined:
 
     Attributes:
         frame: index of the newest frame that the decision saw.
-        latents: z(t), then ẑ(t+1), ẑ(t+2), ..., one per frame.
+        seen: the newest frames' latents, oldest first, up to z(t).
+        predicted: ẑ(t+1), ẑ(t+2), ..., one per frame.
 
     """
 
     frame: int
-    latents: Float32[np.ndarray, "1+future tokens dim"]
+    seen: Float32[np.ndarray, "seen tokens dim"]
+    predicted: Float32[np.ndarray, "future tokens dim"]
+
+    @property
+    def latents(self) -> Float32[np.ndarray, "1+future tokens dim"]:
+        """z(t), then ẑ(t+1), ẑ(t+2), ..."""
+        return np.concatenate([self.seen[-1:], self.predicted])
 
 
 def draw_strips(
@@ -46,17 +53,19 @@ def draw_strips(
         album: where the nearest training frames are found; without it that row is left out.
 
     """
-    seen = {moment.frame: moment.latents[0] for moment in imagined}
+    # Before the first frame the windows repeat it: those have no place in the video.
+    seen = {m.frame - back: z for m in imagined for back, z in enumerate(m.seen[::-1]) if m.frame >= back}
     truth = np.stack(list(seen.values()))
     place = truth.mean(0)
     colour = LatentColours.fit(truth - place)
     drawn = []
     for moment in imagined:
-        came = [seen.get(moment.frame + ahead) for ahead in range(len(moment.latents))]
-        rows = {"predicted": list(moment.latents), "came": came}
+        latents = moment.latents
+        came = [seen.get(moment.frame + ahead) for ahead in range(len(latents))]
+        rows = {"predicted": list(latents), "came": came}
         cells = {name: [None if z is None else colour(on_grid(z - place)) for z in row] for name, row in rows.items()}
         if album is not None:
-            cells["nearest"] = list(album.look_up(moment.latents))
+            cells["nearest"] = list(album.look_up(latents))
         drawn.append(_draw(cells))
     newest = np.searchsorted([moment.frame for moment in imagined], np.arange(frames), side="right") - 1
     return np.stack([drawn[max(0, index)] for index in newest])

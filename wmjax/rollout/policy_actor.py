@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64, Int32
 from wmjax.data.donors import Donor, Donors
 from wmjax.data.observation import Observation, Prompt
 from wmjax.errors import UserError
-from wmjax.models.corruption import Corruption
+from wmjax.models.corruption import SHUFFLED, Corruption
 from wmjax.rng import named_key
 from wmjax.rollout.actors import Decision, Plan, no_frames
 from wmjax.sim.episode import EpisodeId
@@ -44,9 +44,9 @@ class Policy(Protocol):
     ) -> tuple[Carry, Any, dict[str, Any]]:
         """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision.
 
-        Among the numbers may be ``imagined`` f32 ``[batch, 1 + future, tokens, dim]`` (see :class:`Plan`).
+        Among the numbers may be ``seen`` f32 ``[batch, seen, tokens, dim]`` and ``imagined`` (see :class:`Plan`).
         ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
-        policy needs any, ``donor`` what others saw under the corruption ``shuffled``.
+        policy needs any, ``donor`` what others saw under a corruption of ``SHUFFLED``.
         """
 
 
@@ -59,10 +59,10 @@ class PolicyActor:
     Args:
         policy: what decides.
         seed: of the noise; the key of a decision depends on it, the episode and the decision's number only.
-        donors: whose memories the corruption ``shuffled`` shows: each episode has one, whatever the seed.
+        donors: whose memories a corruption of ``SHUFFLED`` shows: each episode has one, whatever the seed.
 
     Raises:
-        UserError: the corruption is ``shuffled`` and there are no donors.
+        UserError: the corruption needs donors and there are none.
 
     """
 
@@ -71,9 +71,11 @@ class PolicyActor:
     inside = False
 
     def __init__(self, policy: Policy, seed: int = 0, donors: Donors | None = None) -> None:
-        if policy.corruption == "shuffled" and donors is None:
-            raise UserError("corruption is 'shuffled', which needs the demonstrations of the run; give donors")
-        self._policy, self._donors = policy, donors if policy.corruption == "shuffled" else None
+        if policy.corruption in SHUFFLED and donors is None:
+            raise UserError(
+                f"corruption is {policy.corruption!r}, which needs the demonstrations of the run; give donors"
+            )
+        self._policy, self._donors = policy, donors if policy.corruption in SHUFFLED else None
         self._seed = seed
         self.observation_spec = policy.observation_spec
         self.future_frames, self.corruption = policy.future_frames, policy.corruption
@@ -123,19 +125,19 @@ class PolicyActor:
         keys = jnp.stack([self._key(decision) for decision in padded])
         carry = _gather(self._table, rows)
         future = np.stack([decision.future for decision in padded]) if self.future_frames else None
-        others = {} if self._donors is None else {"donor": self._donor(self._donors, padded)}
+        others = {} if self._donors is None else {"donor": self._donor(self._donors, decisions)}
         carry, chunk, info = self._policy(carry, self._observation(padded), keys, future, **others)
         self._table = _scatter(self._table, rows, carry)
         actions = np.asarray(chunk, np.float32)
-        imagined = np.asarray(info["imagined"], np.float32) if "imagined" in info else None
-        numbers = {name: np.asarray(values, np.float64) for name, values in info.items() if name != "imagined"}
+        latents = {name: np.asarray(info[name], np.float32) for name in ("seen", "imagined") if name in info}
+        numbers = {name: np.asarray(values, np.float64) for name, values in info.items() if name not in latents}
         for row, decision in enumerate(decisions):
             _require_finite(actions[row], decision)
         return [
             Plan(
                 actions[row],
                 {name: float(values[row]) for name, values in numbers.items()},
-                None if imagined is None else imagined[row],
+                **{name: values[row] for name, values in latents.items()},
             )
             for row in range(count)
         ]
@@ -149,12 +151,16 @@ class PolicyActor:
             first=np.array([decision.number == 0 for decision in decisions]),
         )
 
-    @staticmethod
-    def _donor(donors: Donors, decisions: Sequence[Decision]) -> Donor:
-        """What each episode's donor had seen at the same control step."""
-        streams = [decision.episode.stream("memory donor") for decision in decisions]
-        chosen = np.array([donors.choose(np.random.default_rng(stream)) for stream in streams])
-        return donors.at(chosen, np.array([decision.step for decision in decisions]))
+    def _donor(self, donors: Donors, decisions: Sequence[Decision]) -> Donor:
+        """What each episode's donor had seen at the same control step; rows that fill the batch show the first one."""
+        chosen, steps = np.zeros((2, self._policy.batch_size), np.int64)
+        for row, decision in enumerate(decisions):
+            if decision.slot != self._spare:
+                rng = np.random.default_rng(decision.episode.stream("memory donor"))
+                task = (decision.episode.suite, decision.episode.task_id)
+                chosen[row] = donors.choose(rng, task=task if self.corruption == "shuffled_in_task" else None)
+                steps[row] = decision.step
+        return donors.at(chosen, steps)
 
     def _prompt(self, instruction: str) -> Prompt:
         if instruction not in self._prompts:

@@ -53,8 +53,8 @@ class Protocol:
             ``execution_delay`` still lets pass). 1 is the policy itself, 0 what a perfect prediction would give.
         corruption: what the policy's action tokens get for a world memory instead of its own: zeros (``zero``), unit
             noise drawn for each decision (``noise``), the memory of a demonstration drawn for each episode, at the
-            same control step (``shuffled``, see :mod:`wmjax.data.donors`), or nothing (``closed``). What the Prophet
-            predicts is still logged and drawn.
+            same control step, of any task (``shuffled``, see :mod:`wmjax.data.donors`) or of the episode's own
+            (``shuffled_in_task``), or nothing (``closed``). What the Prophet predicts is still logged and drawn.
         seed: of the policy's noise; the episodes themselves do not depend on it.
 
     """

@@ -172,8 +172,8 @@ class Runner:
         for name, value in plan.info.items():
             run.info[name].append(value)
         newest = sum(map(len, run.frames)) - 1
-        if run.video and plan.imagined is not None:
-            run.imagined.append(Imagined(newest, plan.imagined))
+        if run.video and plan.seen is not None and plan.imagined is not None:
+            run.imagined.append(Imagined(newest, plan.seen, plan.imagined))
         if run.video and len(plan.actions):
             run.decided.append(Decided(newest, plan.actions, dict(plan.info)))
         steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from wmjax.data.statistics import MIN_ACTION_SCALE
+from wmjax.models.corruption import SHUFFLED
 from wmjax.trainer.diagnostics.actions import DIMENSIONS, arm_r2, r2_over_steps
-from wmjax.trainer.diagnostics.passes import ANOTHER_DRAW, PLAIN, Condition, Outcome
+from wmjax.trainer.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, PLAIN, Condition, Outcome
 from wmjax.trainer.diagnostics.samples import ActionWindows
 from wmjax.trainer.diagnostics.text import text_table
 
@@ -54,7 +55,8 @@ class InputSection:
     """The policy with an input replaced; state and world memory stay the true ones.
 
     Attributes:
-        effects: by condition. ``another noise draw`` is the flow's own spread, for scale.
+        effects: by condition. Of a flow head also another draw of its noise, its own spread for scale, and the mean of
+            several draws, whose R² compares with that of a regression head.
         alarms: inputs that the policy seems not to use.
 
     """
@@ -74,8 +76,9 @@ class MemorySection:
     Attributes:
         gate: mean |tanh(gate)|; a small gate on a large context can still matter, hence the ratio.
         ratio: ‖injected‖ / ‖hidden‖ at the action tokens, averaged over samples.
-        effects: by condition, those of ``wmjax.models.world.Corruption``. ``shuffled`` is the memory of another
-            episode, drawn for each sample, at the same control step.
+        effects: by condition, those of :data:`wmjax.models.corruption.Corruption`. A shuffled memory is that of another
+            episode, drawn for each sample, at the same control step. Last, the closed memory with black images too:
+            what is left is instruction and state.
         alarms: whether the policy seems not to use its memory.
 
     """
@@ -95,18 +98,17 @@ def input_section(
     chunks: Chunks, conditions: list[Condition], windows: ActionWindows, outcome: Outcome
 ) -> InputSection:
     """Scores the plain pass and every replaced input."""
-    names = {c.name: c.name for c in conditions}
-    effects = _effects({PLAIN: PLAIN} | names, chunks, windows, outcome)
-    return InputSection(effects, unused(effects, set(names) - {ANOTHER_DRAW}))
+    effects = _effects(conditions, chunks, windows, outcome)
+    return InputSection(effects, unused(effects, {c.name for c in conditions} - {ANOTHER_DRAW, MEAN_DRAW}))
 
 
 def memory_section(
     chunks: Chunks, conditions: list[Condition], windows: ActionWindows, outcome: Outcome
 ) -> MemorySection:
     """Scores the plain pass and every corruption of the memory."""
-    effects = _effects({PLAIN: PLAIN} | {c.corruption: c.name for c in conditions}, chunks, windows, outcome)
+    effects = _effects(conditions, chunks, windows, outcome)
     gate, ratio = (float(outcome.memory[f"memory/{name}"].mean()) for name in ("gate", "ratio"))
-    return MemorySection(gate, ratio, effects, unused(effects, {"shuffled", "closed"}))
+    return MemorySection(gate, ratio, effects, unused(effects, {*SHUFFLED, "closed"}))
 
 
 def unused(effects: Mapping[str, Effect], names: set[str]) -> tuple[str, ...]:
@@ -118,10 +120,13 @@ def unused(effects: Mapping[str, Effect], names: set[str]) -> tuple[str, ...]:
     )
 
 
-def _effects(names: Mapping[str, str], chunks: Chunks, windows: ActionWindows, outcome: Outcome) -> dict[str, Effect]:
-    """Effects by their shown name; ``names`` maps it to the condition's."""
-    loss = {name: outcome.head[name]["action/arm"] for name in names.values()}
-    return {shown: effect_of(chunks[name], chunks[PLAIN], windows, loss[name]) for shown, name in names.items()}
+def _effects(
+    conditions: list[Condition], chunks: Chunks, windows: ActionWindows, outcome: Outcome
+) -> dict[str, Effect]:
+    """Effects by the condition's name, the plain pass first."""
+    names = [PLAIN, *(condition.name for condition in conditions)]
+    loss = {name: outcome.head[name]["action/arm"] for name in names}
+    return {name: effect_of(chunks[name], chunks[PLAIN], windows, loss[name]) for name in names}
 
 
 def effect_of(

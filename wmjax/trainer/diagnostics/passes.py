@@ -3,6 +3,7 @@
 One pass of the VLM per condition that changes what the VLM sees; the memory's corruptions share its hidden states.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -16,8 +17,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from wmjax.data.donors import Donor, Donors
 from wmjax.data.pipeline import Batch, make_loader
 from wmjax.data.statistics import normalise_action
+from wmjax.data.store import TrainingStore
 from wmjax.models.arms import unfit_memory
-from wmjax.models.corruption import Corruption
+from wmjax.models.corruption import SHUFFLED, Corruption
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.rng import named_key
 from wmjax.trainer.loop import Inputs
@@ -26,15 +28,22 @@ from wmjax.trainer.step import model_input
 Split = Literal["val", "train"]
 Change = Callable[[Batch, np.random.Generator], Batch]
 PLAIN, ANOTHER_DRAW = "none", "another noise draw"
+DRAWS = 8
+MEAN_DRAW = f"mean of {DRAWS} noise draws"
+"""What a flow head expects: its R² compares with a regression head's, that of one draw does not."""
 
 
 class Condition(NamedTuple):
-    """What is done to a batch before the network sees it: its inputs, its memory, or the noise of the flow."""
+    """What is done to a batch before the network sees it: its inputs, its memory, or the noise of the flow.
+
+    The chunk is the mean over ``draws`` draws of that noise, from number ``draw`` on.
+    """
 
     name: str
     change: Change | None = None
     corruption: Corruption = "none"
     draw: int = 0
+    draws: int = 1
 
 
 class Acted(NamedTuple):
@@ -62,11 +71,12 @@ class Outcome:
     complete: int
 
 
-def input_conditions(tasks: int) -> list[Condition]:
-    """Another draw of the noise for scale, blind and wrong images and, with several tasks, a wrong instruction."""
+def input_conditions(config: VLAConfig, tasks: int) -> list[Condition]:
+    """Other noise (flow heads), blind and wrong images and, with several tasks, a wrong instruction."""
+    draws = [Condition(ANOTHER_DRAW, draw=1), Condition(MEAN_DRAW, draws=DRAWS)]
     conditions = [
-        Condition(ANOTHER_DRAW, draw=1),
-        Condition("images black", lambda batch, _: batch | {"images": np.zeros_like(batch["images"])}),
+        *(draws if config.head.kind == "flow" else []),
+        Condition("images black", _black_images),
         Condition("images white", lambda batch, _: batch | {"images": np.full_like(batch["images"], 255)}),
         Condition("images uniform noise", _noise_images),
         Condition("another sample's images", lambda batch, _: batch | {"images": np.roll(batch["images"], 1, axis=0)}),
@@ -75,16 +85,24 @@ def input_conditions(tasks: int) -> list[Condition]:
     return [*conditions, wrong] if tasks > 1 else conditions
 
 
+def _black_images(batch: Batch, _: np.random.Generator) -> Batch:
+    return batch | {"images": np.zeros_like(batch["images"])}
+
+
 def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
     return batch | {"images": rng.integers(0, 256, batch["images"].shape, dtype=np.uint8)}
 
 
-def memory_conditions(config: VLAConfig) -> list[Condition]:
-    """The corruptions that change the arm's memory, if it has one."""
-    kinds: tuple[Corruption, ...] = ("zero", "noise", "shuffled", "closed")
-    return [
-        Condition(f"memory {kind}", corruption=kind) for kind in kinds if not unfit_memory(config.memory, None, kind)
-    ]
+def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
+    """The corruptions that change the arm's memory, if it has one, and the memory closed with the images black."""
+    kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
+    fit = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
+    episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
+    if min(episodes.values()) < 2:  # nobody else's memory
+        fit = [kind for kind in fit if kind != "shuffled_in_task"]
+    conditions = [Condition(kind, corruption=kind) for kind in fit]
+    # The memory is made from the same images: only this says what the actions lose without any.
+    return [*conditions, Condition("closed, images black", _black_images, "closed")] if fit else []
 
 
 class Network:
@@ -117,19 +135,27 @@ class Network:
         return self._hidden(self._state, batch)
 
     def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
-        """The rest of the network; noise depends on the batch's ``index`` and on ``condition.draw`` only."""
-        donor = self._donor(batch) if condition.corruption == "shuffled" else None
-        arguments = (hidden, batch, np.int32(index), np.int32(condition.draw), donor)
-        return self._acted(self._state, *arguments, condition.corruption)
+        """The rest of the network; noise depends on the batch's ``index`` and the draw's number only."""
+        donor = self._donor(batch, condition.corruption) if condition.corruption in SHUFFLED else None
 
-    def _donor(self, batch: Batch) -> Donor:
+        def once(draw: int) -> Acted:
+            return self._acted(self._state, hidden, batch, np.int32(index), np.int32(draw), donor, condition.corruption)
+
+        acted = once(condition.draw)
+        others = [once(condition.draw + number).chunk for number in range(1, condition.draws)]
+        return acted._replace(chunk=(acted.chunk + sum(others)) / condition.draws) if others else acted
+
+    def _donor(self, batch: Batch, corruption: Corruption) -> Donor:
         """Another episode at the same control step, drawn for each sample: never the sample's own episode."""
         assert self._donors is not None
         store, frames = self._inputs.store, np.asarray(batch["sample_id"])
         episodes = store.frame_episode[frames]
-        pairs = zip(frames, episodes, strict=True)
-        chosen = [self._donors.choose(np.random.default_rng([self._seed, frame]), own) for frame, own in pairs]
-        start = np.array([store.episodes[index]["step_start"] for index in episodes])
+        own = [store.episodes[index] for index in episodes]
+        chosen = []
+        for frame, entry in zip(frames, own, strict=True):
+            task = (entry["suite"], entry["task_id"]) if corruption == "shuffled_in_task" else None
+            chosen.append(self._donors.choose(np.random.default_rng([self._seed, frame]), entry["index"], task))
+        start = np.array([entry["step_start"] for entry in own])
         return self._donors.at(np.array(chosen), store.frame_row[frames] - start)
 
     def _model_input(self, batch: dict[str, Array]) -> Any:

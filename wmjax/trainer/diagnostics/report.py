@@ -10,12 +10,14 @@ import numpy as np
 from flax import nnx
 
 from wmjax.data.statistics import denormalise_action, normalise_action
+from wmjax.models.parameters import Trainable, trainable_filter
 from wmjax.models.prophet import Prophet
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world import WorldMemory
 from wmjax.trainer.diagnostics.actions import action_section
 from wmjax.trainer.diagnostics.conditions import input_section, memory_section
 from wmjax.trainer.diagnostics.flow import flow_section
+from wmjax.trainer.diagnostics.gradients import gradient_section
 from wmjax.trainer.diagnostics.imagination import Bank, Imagined, imagination_section, imagine
 from wmjax.trainer.diagnostics.passes import (
     PLAIN,
@@ -44,6 +46,7 @@ log = logging.getLogger("wmjax.train")
 TITLES = {
     "actions": "Actions",
     "flow": "Flow head",
+    "gradients": "Who trains what",
     "inputs": "Does it look and listen?",
     "memory": "World memory in the actions",
     "world": "World model",
@@ -52,6 +55,7 @@ TITLES = {
     "imagination": "Imagination: nearest training frames",
 }
 BATCH = 32
+GRADIENT_BATCHES = 8
 TRAIN_FRAMES, PROBE_FRAMES = 4000, 2000
 """Frames of the training split that references and the position probe are fitted on, at most."""
 
@@ -64,7 +68,9 @@ class Diagnosis:
     imagined: Imagined | None
 
 
-def diagnose(model: VLA, inputs: Inputs, split: Split, count: int, seed: int) -> Diagnosis:
+def diagnose(
+    model: VLA, inputs: Inputs, split: Split, count: int, seed: int, trainable: Trainable = "all"
+) -> Diagnosis:
     """Looks into a model.
 
     Args:
@@ -73,10 +79,11 @@ def diagnose(model: VLA, inputs: Inputs, split: Split, count: int, seed: int) ->
         split: which side of it is scored; references are always fitted on the training side.
         count: batches of 32 samples at most.
         seed: of the run: the order of samples and the noise.
+        trainable: what the run trained.
 
     """
     config = model.config
-    looks, memories = input_conditions(len(inputs.store.tasks)), memory_conditions(config)
+    looks, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
     outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
     log.info("%d samples of the %s split seen under %d conditions", len(outcome.frames), split, len(outcome.chunks))
     windows = action_windows(inputs, outcome.frames)
@@ -85,6 +92,7 @@ def diagnose(model: VLA, inputs: Inputs, split: Split, count: int, seed: int) ->
     sections: dict[str, Section] = {
         "actions": action_section(np.clip(chunks[PLAIN], -1.0, 1.0), windows, names),
         "flow": _flow(config, inputs, outcome, windows),
+        "gradients": _gradients(model, inputs, seed, trainable),
         "inputs": input_section(chunks, looks, windows, outcome),
     }
     if config.memory.inject:
@@ -106,6 +114,13 @@ def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWi
     test_chunks, train_chunks = (_complete(w, inputs, arm) for w in (windows, train))
     episodes = inputs.store.frame_episode[frames][train.mask.all(1)]
     return flow_section(outcome.head[PLAIN]["action/arm"], test_chunks, train_chunks, episodes, config.head.time_beta)
+
+
+def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> Section:
+    if not model.config.memory.world_loss:
+        return Skipped("memory.world_loss is 0: the action loss trains all that trains")
+    stream = batches(inputs, "train", GRADIENT_BATCHES, BATCH, seed)
+    return gradient_section(model, inputs, stream, trainable_filter(trainable), seed)
 
 
 def _complete(windows: ActionWindows, inputs: Inputs, arm: int) -> np.ndarray:
