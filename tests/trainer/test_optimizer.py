@@ -48,6 +48,15 @@ def test_gates_have_their_own_rate_and_no_weight_decay(stacked: int) -> None:
     np.testing.assert_allclose(pushed["gate"], -7.0 * rate, rtol=1e-4)
 
 
+def test_the_prophet_has_its_own_rate() -> None:
+    bias = lambda: {"bias": jnp.zeros(3)}  # noqa: E731
+    params = {"world": {"prophet": {"layers": {"0": bias()}}, "injection": bias()}, "head": bias()}
+    pushed, rate = updates(params, 1.0), float(learning_rate(CONFIG, 100)(1))
+    np.testing.assert_allclose(pushed["world"]["prophet"]["layers"]["0"]["bias"], -5.0 * rate, rtol=1e-4)
+    for other in (pushed["world"]["injection"], pushed["head"]):
+        np.testing.assert_allclose(other["bias"], -rate, rtol=1e-4)
+
+
 @pytest.mark.parametrize("arm", ["e0", "e2"])
 def test_the_prophets_gradient_is_clipped_for_itself(arm: str) -> None:
     """However large the world loss, the policy's step is the one it would be without."""

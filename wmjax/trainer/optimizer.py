@@ -13,7 +13,9 @@ from wmjax.trainer.sharding import logical_axes
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates only.
+    """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates, ``prophet_multiplier`` the Prophet's.
+
+    At the policy's rate the Prophet learns less in a run than ridge regression knows (docs/experiments.md).
 
     ``clip_norm`` bounds the norm of the Prophet's gradient and that of all others, each for itself: in one norm the
     world loss, which no parameter but the Prophet's may feel in e2, would shrink the policy's steps.
@@ -27,6 +29,7 @@ class OptimizerConfig:
     b2: float = 0.95
     clip_norm: float = 1.0
     gate_multiplier: float = 10.0
+    prophet_multiplier: float = 5.0
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -36,7 +39,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         clip_gradients(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
-        _scale_gates(config.gate_multiplier),
+        _scale_rates(config.gate_multiplier, config.prophet_multiplier),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -53,10 +56,7 @@ def clip_gradients(norm: float) -> optax.GradientTransformation:
     """Scales the Prophet's gradient and all others' down to a global norm of at most ``norm``, each for itself."""
 
     def labels(params: Any) -> Any:
-        def label(path: tuple[Any, ...], _: Any) -> str:
-            return "prophet" if any(getattr(key, "key", None) == "prophet" for key in path) else "policy"
-
-        return jax.tree_util.tree_map_with_path(label, params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: "prophet" if _of_prophet(path) else "policy", params)
 
     return optax.partition({name: optax.clip_by_global_norm(norm) for name in ("prophet", "policy")}, labels)
 
@@ -78,11 +78,17 @@ def _decays(params: Any) -> Any:
     return _leaf_map(decays, params)
 
 
-def _scale_gates(multiplier: float) -> optax.GradientTransformation:
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def scale(leaf: Any) -> Any:
-            return jax.tree.map(lambda u: u * multiplier, leaf) if isinstance(leaf, Gate) else leaf
+def _of_prophet(path: tuple[Any, ...]) -> bool:
+    return any(getattr(key, "key", None) == "prophet" for key in path)
 
-        return _leaf_map(scale, updates), state
+
+def _scale_rates(gates: float, prophet: float) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scale(path: tuple[Any, ...], leaf: Any) -> Any:
+            multiplier = gates if isinstance(leaf, Gate) else prophet if _of_prophet(path) else 1.0
+            return jax.tree.map(lambda u: u * multiplier, leaf)
+
+        is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(scale, updates, is_leaf=is_leaf), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
