@@ -1,6 +1,7 @@
 """Compares evaluations on the episodes they share.
 
 python -m wmjax.compare A B                          two results folders
+python -m wmjax.compare BASELINE B C D ...           each of the others with the first, one row each
 python -m wmjax.compare --a A0 A1 A2 --b B0 B1 B2    two systems, one results folder per training seed
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from wmjax.commands import run_command
 from wmjax.errors import UserError
 from wmjax.rollout.comparison import compare
+from wmjax.rollout.overview import overview
 from wmjax.rollout.seeds import compare_seeds
 
 
@@ -19,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m wmjax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="*", help="results folders of the baseline and of the other run")
+    parser.add_argument("folders", type=Path, nargs="*", help="results folders of the baseline and of other runs")
     parser.add_argument("--a", type=Path, nargs="+", default=[], help="the baseline's evaluations, one per seed")
     parser.add_argument("--b", type=Path, nargs="+", default=[], help="the other system's evaluations, one per seed")
     options = parser.parse_args(arguments)
@@ -31,8 +33,10 @@ def _run(options: argparse.Namespace) -> int:
         print(compare_seeds(options.a, options.b).table())
     elif len(options.folders) == 2 and not options.a and not options.b:
         print(compare(*options.folders).table())
+    elif len(options.folders) > 2 and not options.a and not options.b:
+        print(overview(options.folders[0], options.folders[1:]).table())
     else:
-        raise UserError("give two results folders, or --a and --b with one folder per training seed each")
+        raise UserError("give two results folders or more, or --a and --b with one folder per training seed each")
     return 0
 
 

@@ -49,6 +49,18 @@ def test_the_report_is_printed(tmp_path, capsys):
     assert "B - A: +50.0 points" in out and "p = 0.125; 2 unpaired" in out
 
 
+def test_several_runs_are_each_compared_with_the_first(tmp_path, capsys):
+    a, b = runs(tmp_path)
+    same = write(tmp_path / "c", {(0, i): "success" if i < 1 else "failure" for i in range(8)}, commit="other")
+    assert command.main([str(a), str(b), str(same)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "policy: commit is 'other', None in policy" in lines
+    table = [line.split() for line in lines if line.startswith("policy  ")]
+    assert [row[1] for row in table] == ["4/11", "8/10", "1/8"]
+    assert table[1][-4:] == ["1", "6", "0.125", "0.250"]
+    assert table[2][-4:] == ["0", "0", "1.000", "1.000"]
+
+
 def test_different_starts_and_nothing_in_common_are_refused(tmp_path, capsys):
     a = write(tmp_path / "a", {(0, 0): "success"})
     b = write(tmp_path / "b", {(0, 1): "success"})

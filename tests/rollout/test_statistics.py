@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from wmjax.rollout.statistics import mcnemar_exact, paired_counts, required_pairs, wilson
+from wmjax.rollout.statistics import holm, mcnemar_exact, paired_counts, required_pairs, wilson
 
 
 @pytest.mark.parametrize("trials", [1, 20, 50, 500])
@@ -41,3 +41,8 @@ def test_the_required_sample_gives_the_power_it_promises():
     power = np.mean([mcnemar_exact(int(a), int(b)) < 0.05 for a, b, _ in draws])
     assert 0.7 < power < 0.85  # the exact test is a little conservative
     assert required_pairs(0.1, 0.1) is None
+
+
+def test_holm_multiplies_by_what_is_left_and_never_reverses_the_order():
+    assert holm([0.03, 0.01, 0.04, 0.5]) == pytest.approx((0.09, 0.04, 0.09, 0.5))
+    assert holm([0.9, 0.8]) == (1.0, 1.0) and holm([]) == ()

@@ -89,7 +89,7 @@ def compare(a: Path, b: Path) -> Comparison:
     """
     changes = _changes(read_header(a), read_header(b))
     runs = [{record.key: record for record in read_records(folder)} for folder in (a, b)]
-    common = [key for key in runs[0] if key in runs[1] and all(_finished(run[key]) for run in runs)]
+    common = [key for key in runs[0] if key in runs[1] and all(finished(run[key]) for run in runs)]
     if not common:
         raise UserError(f"{a} and {b} have no finished episodes in common; evaluate both with the same protocol")
     for key in common:
@@ -131,7 +131,8 @@ def stratified_bootstrap(groups: Sequence[Int[np.ndarray, "episodes"]], seed: in
     return float(low), float(high)
 
 
-def _finished(record: EpisodeRecord) -> bool:
+def finished(record: EpisodeRecord) -> bool:
+    """Whether it was solved or not, rather than lost."""
     return record.outcome in ("success", "failure")
 
 

@@ -1,0 +1,82 @@
+"""Several evaluations of the same episodes beside one baseline: one row each, paired, with corrected p values."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmjax.rollout.comparison import Comparison, compare, finished
+from wmjax.rollout.results import read_header, read_records
+from wmjax.rollout.statistics import holm, wilson
+from wmjax.rollout.tables import actor_label
+
+IDENTITY = ("checkpoint.", "experiment.", "recipe_hash", "format_version")
+"""Beginnings of header fields that differ between any two policies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """Evaluations against a baseline, in the order given.
+
+    Attributes:
+        names: of the baseline and of the others: recipe and training seed.
+        baseline: episodes that it solved, and that it finished.
+        comparisons: of each other with the baseline.
+        adjusted: their McNemar p values after Holm's correction for having looked at all of them.
+
+    """
+
+    names: tuple[str, ...]
+    baseline: tuple[int, int]
+    comparisons: tuple[Comparison, ...]
+    adjusted: tuple[float, ...]
+
+    def table(self) -> str:
+        """A plain-text report."""
+        width = max(map(len, self.names))
+        head = (
+            f"{'evaluation':<{width}}  {'success':>7}  {'95 %':>11}  {'points':>6}  {'95 %':>16}  {'only base':>9}  "
+            f"{'only it':>7}  {'p':>6}  {'Holm':>6}"
+        )
+        lines = [*self._differences(), head, "-" * len(head)]
+        lines.append(f"{self.names[0]:<{width}}  {_rate(*self.baseline)}  (the baseline)")
+        for name, found, adjusted in zip(self.names[1:], self.comparisons, self.adjusted, strict=True):
+            row, (low, high) = found.rows[-1], found.interval
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            lines.append(
+                f"{name:<{width}}  {_rate(row.both + row.only_b, row.pairs)}  {100 * found.difference:>+6.1f}  "
+                f"{interval:>16}  {row.only_a:>9}  {row.only_b:>7}  {found.p_value:>6.3f}  {adjusted:>6.3f}"
+            )
+        lines.append("points: difference to the baseline on the episodes that both finished; exact McNemar p")
+        return "\n".join(lines)
+
+    def _differences(self) -> list[str]:
+        """What differs beside the policies, a line per evaluation: commit, protocol, simulator."""
+        lines = []
+        for name, found in zip(self.names[1:], self.comparisons, strict=True):
+            changes = {k: v for k, v in found.changes.items() if not k.startswith(IDENTITY)}
+            lines += [f"{name}: {field} is {b!r}, {a!r} in {self.names[0]}" for field, (a, b) in changes.items()]
+        return lines
+
+
+def overview(baseline: Path, others: Sequence[Path]) -> Overview:
+    """Compares every other evaluation with the baseline.
+
+    Raises:
+        UserError: see :func:`wmjax.rollout.comparison.compare`.
+
+    """
+    comparisons = tuple(compare(baseline, other) for other in others)
+    names = tuple(_name(read_header(folder)) for folder in (baseline, *others))
+    done = [record.success for record in read_records(baseline) if finished(record)]
+    return Overview(names, (sum(done), len(done)), comparisons, holm([found.p_value for found in comparisons]))
+
+
+def _name(header: Mapping[str, Any]) -> str:
+    seed = header.get("experiment", {}).get("seed")
+    return actor_label(header) if seed is None else f"{actor_label(header)} s{seed}"
+
+
+def _rate(successes: int, pairs: int) -> str:
+    low, high = (100 * bound for bound in wilson(successes, pairs))
+    return f"{f'{successes}/{pairs}':>7}  {f'{low:.0f} to {high:.0f} %':>11}"
