@@ -15,8 +15,8 @@ from wmjax.trainer.sharding import logical_axes
 class OptimizerConfig:
     """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates, ``prophet_multiplier`` the Prophet's.
 
-    Above 1 the Prophet of e2 learns faster, but that of e1 is spoilt before its gate opens: through a nearly closed gate
-    its gradient is tiny, and Adam takes full steps all the same (docs/experiments.md).
+    Above 1 e2's Prophet learns faster, but e1's is spoilt before its gate opens: through a nearly closed gate its
+    gradient is tiny, and Adam takes full steps all the same (docs/experiments.md).
 
     ``clip_norm`` bounds the norm of the Prophet's gradient and that of all others, each for itself: in one norm the
     world loss, which no parameter but the Prophet's may feel in e2, would shrink the policy's steps.
