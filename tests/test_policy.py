@@ -145,8 +145,8 @@ def test_actions_are_raw_and_the_numbers_are_those_of_each_row(policy: Policy) -
 def test_what_is_imagined_is_what_its_skill_is_of(policy: Policy) -> None:
     seen = rollout(policy, (0, 1), 3)
     for (carry, _, before), (_, _, now) in itertools.pairwise(seen):
-        np.testing.assert_array_equal(before["imagined"][:, 1:], carry.prediction)
-        skill = foresight(before["imagined"][:, AHEAD], before["imagined"][:, 0], now["imagined"][:, 0])
+        np.testing.assert_array_equal(before["imagined"], carry.prediction)
+        skill = foresight(before["imagined"][:, AHEAD - 1], before["seen"][:, -1], now["seen"][:, -1])
         np.testing.assert_allclose(now["world/skill"], skill, rtol=1e-4)
 
 

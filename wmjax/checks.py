@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wmjax.config import Experiment
 from wmjax.data.location import location
-from wmjax.data.split import split_episodes
+from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
 from wmjax.models.arms import unfit_memory
@@ -93,7 +93,7 @@ def _require_validation(experiment: Experiment, store: TrainingStore | None) -> 
         raise UserError(
             f"data.episodes_per_task is {data.episodes_per_task}; give at least 2: one to train on, one to validate on"
         )
-    if store is not None and not len(split_episodes(store.episodes, fraction, experiment.train.seed)[1]):
+    if store is not None and not len(split_episodes(store.episodes, fraction, SPLIT_SEED)[1]):
         raise UserError(
             f"data.path is {data.path}, where no task has 2 episodes, one to train on and one to validate on; "
             "record or convert more"

@@ -51,12 +51,13 @@ def test_the_report_is_printed(tmp_path, capsys):
 
 def test_several_runs_are_each_compared_with_the_first(tmp_path, capsys):
     a, b = runs(tmp_path)
-    same = write(tmp_path / "c", {(0, i): "success" if i < 1 else "failure" for i in range(8)}, commit="other")
+    outcomes = {(0, i): "success" if i < 1 else "failure" for i in range(8)}
+    same = write(tmp_path / "c", outcomes, corruption="closed", experiment={"recipe": "e2", "seed": 3})
     assert command.main([str(a), str(b), str(same)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "policy: commit is 'other', None in policy" in lines
-    table = [line.split() for line in lines if line.startswith("policy  ")]
-    assert [row[1] for row in table] == ["4/11", "8/10", "1/8"]
+    assert "e2 s3 (c): corruption is 'closed', None in policy (a)" in lines
+    table = [line.split(")", 1)[1].split() for line in lines if ")  " in line]
+    assert [row[0] for row in table] == ["4/11", "8/10", "1/8"]
     assert table[1][-4:] == ["1", "6", "0.125", "0.250"]
     assert table[2][-4:] == ["0", "0", "1.000", "1.000"]
 

@@ -168,6 +168,10 @@ def test_a_prophet_predicts_the_same_in_parts(model: VLA) -> None:
 def test_data_that_differ_from_the_checkpoint_are_refused(inputs: Inputs) -> None:
     specs = inputs.specs()
     inputs.require_same({"specs": specs})
+    by_seed = {"specs": specs, "experiment": {"train": {"validation_fraction": 0.3, "seed": 1}}}  # as it was until 2026
+    with pytest.raises(UserError, match=r"split differs: '\w+' in the training data"):
+        inputs.require_same(by_seed)
+    inputs.require_same(by_seed | {"split": inputs.split_hash})
     other = dataclasses.replace(inputs.action_spec, chunk=9)
     with pytest.raises(UserError, match=r"ActionSpec.chunk differs: 8 in the training data, 9 in the checkpoint"):
         inputs.require_same({"specs": specs | {"action": to_dict(other)}})
@@ -197,24 +201,37 @@ def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_gradients_of_both_losses_are_those_of_their_sum(inputs: Inputs) -> None:
-    """|a + w|² = |a|² + |w|² + 2 |a| |w| cos, part by part, against the gradient of the whole loss of one batch."""
+    """|a + w|² = |a|² + |w|² + 2 |a| |w| cos, part by part, against the gradient of the whole loss.
+
+    Over two batches, the second mostly filler: that does not count, whatever it holds.
+    """
     graph, made = jax.jit(lambda: nnx.split(VLA(tiny_config("e2aux", "regression"), rngs=nnx.Rngs(0))))()
     kernel = made["world"]["prophet"]["out"]["kernel"]  # zero at the start: nothing behind it would have a gradient
     kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
-    found = gradient_section(nnx.merge(graph, made), inputs, batches(inputs, "train", 1, 32, 0), nnx.Param, 0)
+    stream = list(batches(inputs, "train", 2, 32, 0))
+    real = [batch["sample_mask"] for batch in stream]
+    assert real[0].all() and 0 < real[1].sum() < 16
+    spoilt = [b | {"action": np.where(r[:, None, None], b["action"], 9.0)} for b, r in zip(stream, real, strict=True)]
+    found = gradient_section(nnx.merge(graph, made), inputs, spoilt, nnx.Param, 0)
     reached = [{part for part, norms in found.norm.items() if norms[i] > 0.0} for i in (0, 1)]
     assert reached == [{"VLM", "state and action queries", name} for name in ("action head", "Prophet")]
+    assert found.samples == sum(map(np.sum, real))
 
-    batch = next(batches(inputs, "train", 1, 32, 0))
-    seen = model_input(batch, jax.tree.map(jax.numpy.asarray, inputs.prompts), inputs.action_spec, inputs.encoder_spec)
-    action = normalise_action(batch["action"], inputs.action_spec)
+    prompts = jax.tree.map(jax.numpy.asarray, inputs.prompts)
 
-    def loss(params: nnx.State) -> jax.Array:
-        key = named_key(0, "diagnose gradients", 1)
-        return nnx.merge(graph, params).loss(seen, action, batch["action_mask"], key, train=False)[0]
+    @jax.jit
+    @jax.grad
+    def gradient(params: nnx.State, batch: dict[str, jax.Array], number: int) -> jax.Array:
+        seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
+        mask = batch["sample_mask"][:, None]
+        seen = seen._replace(future_mask=seen.future_mask & mask)
+        action, key = normalise_action(batch["action"], inputs.action_spec), named_key(0, "diagnose gradients", number)
+        network = nnx.merge(graph, params)
+        return network.loss(seen, action, batch["action_mask"] & mask, key, train=False)[0] * mask.sum()
 
-    whole = to_named(jax.jit(jax.grad(loss))(made))
-    expected = summarise({name: np.stack([leaf] * 2) for name, leaf in whole.items()}, 0.0, found.samples)
+    each = [to_named(gradient(made, batch, number)) for number, batch in enumerate(stream)]
+    whole = {name: np.stack([sum(part[name] for part in each) / found.samples] * 2) for name in each[0]}
+    expected = summarise(whole, 0.0, found.samples)
     for part, (a, w) in found.norm.items():
         together = a**2 + w**2 + (2 * a * w * found.cosine[part] if a and w else 0.0)
         assert np.sqrt(together) == pytest.approx(expected.norm[part][0], rel=1e-3)

@@ -279,8 +279,10 @@ def test_zero_velocity_and_verdicts() -> None:
     noise = RNG(1).normal(size=(200, *chunks.shape))
     assert flow.zero_velocity_loss(chunks) == pytest.approx(np.square(chunks - noise).mean(), rel=0.01)
     section = flow.flow_section(0.1, chunks[:500], chunks[500:], np.arange(1500) // 20, BETA)
-    lower, upper = (section.loss[name] for name in list(section.loss)[2:0:-1])
-    assert lower < upper < section.loss["zero velocity"]
+    _, upper, training, these, zero = section.loss.values()
+    assert these < training < upper < zero  # fewer chunks are told apart earlier
+    between = flow.flow_section(0.5 * (these + training), chunks[:500], chunks[500:], np.arange(1500) // 20, BETA)
+    assert section.verdict == flow.BEATS_ALL and between.verdict == flow.BEATS_KNOWN
     words = [flow.verdict(loss, 0.2, 0.5, 1.2) for loss in (0.1, 0.3, 0.7, 1.3)]
     assert words == [flow.BEATS_ALL, flow.BEATS_KNOWN, "WORSE THAN IGNORING THE OBSERVATION", words[3]]
     assert words[3] == "WORSE THAN A ZERO VELOCITY"

@@ -1,6 +1,6 @@
 """Other episodes' latents: what the corruptions ``shuffled`` and ``shuffled_in_task`` make the world memory from.
 
-Donors are the demonstrations that the policy was trained on. So their memories are in distribution, no evaluated
+Donors are the demonstrations of the policy's training store. So their memories are in distribution, no evaluated
 episode is among them (random resets and the benchmark are disjoint from demonstrations), and which one an episode
 gets depends on nothing but its identity: not on the worker, the batch row, or what ran before.
 """
@@ -50,8 +50,8 @@ class Donors:
     def __init__(self, store: TrainingStore, latents: LatentStore, history: int, prompts: Prompt) -> None:
         if len(store.episodes) < 2:
             raise UserError(
-                f"corruption is 'shuffled', but {store.folder} has {len(store.episodes)} episode, and nobody else's "
-                "memory to show; choose another corruption"
+                f"a shuffled memory is another episode's, but {store.folder} has {len(store.episodes)}; "
+                "choose another corruption"
             )
         self.store, self.latents, self._history, self._prompts = store, latents, history, prompts
 

@@ -9,6 +9,9 @@ from jaxtyping import Int32
 
 from wmjax.errors import UserError
 
+SPLIT_SEED = 0
+"""Every run's, whatever its own: no training seed is trained on episodes that another is scored on."""
+
 
 def split_episodes(
     episodes: Sequence[Mapping[str, Any]], validation: float, seed: int

@@ -13,7 +13,7 @@ from wmjax.rollout.album import Album
 CELL, GAP, LEFT, LINE = 48, 4, 66, 16
 """Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
 UNKNOWN = 40
-"""Grey of a future that the episode did not reach, or of a frame older than any decision's ``seen``."""
+"""Grey of a frame that no decision has seen: after the last one, or between the ``seen`` of two."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from wmjax.rollout.results import read_header, read_records
 from wmjax.rollout.statistics import holm, wilson
 from wmjax.rollout.tables import actor_label
 
-IDENTITY = ("checkpoint.", "experiment.", "recipe_hash", "format_version")
-"""Beginnings of header fields that differ between any two policies."""
+IDENTITY = ("checkpoint.hash", "experiment.recipe", "experiment.seed", "recipe_hash")
+"""Header fields that differ between any two policies, and that the names tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Overview:
     """Evaluations against a baseline, in the order given.
 
     Attributes:
-        names: of the baseline and of the others: recipe and training seed.
+        names: of the baseline and of the others: recipe and training seed, or folders where these are not enough.
         baseline: episodes that it solved, and that it finished.
         comparisons: of each other with the baseline.
         adjusted: their McNemar p values after Holm's correction for having looked at all of them.
@@ -47,14 +47,17 @@ class Overview:
                 f"{name:<{width}}  {_rate(row.both + row.only_b, row.pairs)}  {100 * found.difference:>+6.1f}  "
                 f"{interval:>16}  {row.only_a:>9}  {row.only_b:>7}  {found.p_value:>6.3f}  {adjusted:>6.3f}"
             )
-        lines.append("points: difference to the baseline on the episodes that both finished; exact McNemar p")
+        lines.append(
+            "points: difference to the baseline on the episodes that both finished; exact McNemar p, then Holm's"
+        )
+        lines.append("correction for their number. They say nothing about other training seeds (--a and --b do).")
         return "\n".join(lines)
 
     def _differences(self) -> list[str]:
-        """What differs beside the policies, a line per evaluation: commit, protocol, simulator."""
+        """What differs beside the policies, a line per field and evaluation: protocol, scale, step, simulator."""
         lines = []
         for name, found in zip(self.names[1:], self.comparisons, strict=True):
-            changes = {k: v for k, v in found.changes.items() if not k.startswith(IDENTITY)}
+            changes = {k: v for k, v in found.changes.items() if k not in IDENTITY}
             lines += [f"{name}: {field} is {b!r}, {a!r} in {self.names[0]}" for field, (a, b) in changes.items()]
         return lines
 
@@ -67,7 +70,10 @@ def overview(baseline: Path, others: Sequence[Path]) -> Overview:
 
     """
     comparisons = tuple(compare(baseline, other) for other in others)
-    names = tuple(_name(read_header(folder)) for folder in (baseline, *others))
+    folders = (baseline, *others)
+    names = tuple(_name(read_header(folder)) for folder in folders)
+    if len(set(names)) < len(names):
+        names = tuple(f"{name} ({folder})" for name, folder in zip(names, _apart(folders), strict=True))
     done = [record.success for record in read_records(baseline) if finished(record)]
     return Overview(names, (sum(done), len(done)), comparisons, holm([found.p_value for found in comparisons]))
 
@@ -75,6 +81,16 @@ def overview(baseline: Path, others: Sequence[Path]) -> Overview:
 def _name(header: Mapping[str, Any]) -> str:
     seed = header.get("experiment", {}).get("seed")
     return actor_label(header) if seed is None else f"{actor_label(header)} s{seed}"
+
+
+def _apart(folders: Sequence[Path]) -> list[str]:
+    """The parts of paths that they do not all share."""
+    paths = [folder.resolve().parts for folder in folders]
+    shared = {part for part in paths[0] if all(part in path for path in paths)}
+    return [
+        "/".join(part for part in path if part not in shared) or folder.name
+        for path, folder in zip(paths, folders, strict=True)
+    ]
 
 
 def _rate(successes: int, pairs: int) -> str:

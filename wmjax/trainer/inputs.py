@@ -2,15 +2,12 @@
 
 from wmjax.data.latents import LatentStore
 from wmjax.data.pipeline import LoaderConfig
-from wmjax.data.split import split_episodes
+from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.models.prompts import PromptConfig, make_prompt_builder
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.loop import Inputs, TrainConfig
-
-SPLIT_SEED = 0
-"""Not the run's: over training seeds offline numbers are of the same episodes, and no seed learns from others."""
 
 
 def make_inputs(

@@ -15,9 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from wmjax import checkpoint, distributed
+from wmjax.data.files import hash_json
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Prompt
 from wmjax.data.pipeline import LoaderConfig, make_loader
+from wmjax.data.split import split_episodes
 from wmjax.data.statistics import Normalisation, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.errors import UserError
@@ -102,6 +104,11 @@ class Inputs:
         """Index of the latents' camera; arms that read none share its shifts."""
         return 0 if self.latents is None else self.store.spec.cameras.index(self.latents.spec.camera)
 
+    @property
+    def split_hash(self) -> str:
+        """Of the validation episodes."""
+        return hash_json(self.val_episodes.tolist())
+
     def specs(self) -> dict[str, Any]:
         """The three specs as JSON, for the checkpoint."""
         encoder = None if self.encoder_spec is None else to_dict(self.encoder_spec)
@@ -119,8 +126,13 @@ class Inputs:
         require_equal(self.action_spec, from_dict(ActionSpec, specs["action"], names[1]), *names)
         if self.encoder_spec is not None:
             require_equal(self.encoder_spec, from_dict(EncoderSpec, specs["encoder"], names[1]), *names)
-        found = {"store": self.store.hash, **self.prompt_hashes}
-        saved = {"store": meta.get("store", self.store.hash), **meta.get("prompt", {})}  # older ones name no store
+        found = {"store": self.store.hash, "split": self.split_hash, **self.prompt_hashes}
+        # Older ones name no store, or no split, which followed from the run's seed.
+        saved = {"store": meta.get("store", self.store.hash), "split": meta.get("split"), **meta.get("prompt", {})}
+        if saved["split"] is None:
+            train = meta.get("experiment", {}).get("train", {})
+            old = split_episodes(self.store.episodes, train["validation_fraction"], train["seed"])[1] if train else None
+            saved["split"] = self.split_hash if old is None else hash_json(old.tolist())
         for name in saved.keys() & found.keys():
             if saved[name] != found[name]:
                 raise UserError(
@@ -245,7 +257,8 @@ def train(
         if step % config.checkpoint_every == 0 or step == config.steps:
             # The position counts global batches: process 0's is every process's, however many resume from it.
             position = {"0": stream.get_state()}
-            full = {**meta, "specs": inputs.specs(), "store": inputs.store.hash, "prompt": inputs.prompt_hashes}
+            hashes = {"store": inputs.store.hash, "split": inputs.split_hash, "prompt": inputs.prompt_hashes}
+            full = {**meta, "specs": inputs.specs(), **hashes}
             full["loader"] = position
             last = checkpoint.save(checkpoints, step, _items(state), full)
             if on_checkpoint is not None:

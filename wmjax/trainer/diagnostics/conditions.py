@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from wmjax.data.statistics import MIN_ACTION_SCALE
-from wmjax.models.corruption import SHUFFLED
 from wmjax.trainer.diagnostics.actions import DIMENSIONS, arm_r2, r2_over_steps
 from wmjax.trainer.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, PLAIN, Condition, Outcome
 from wmjax.trainer.diagnostics.samples import ActionWindows
@@ -56,7 +55,7 @@ class InputSection:
 
     Attributes:
         effects: by condition. Of a flow head also another draw of its noise, its own spread for scale, and the mean of
-            several draws, whose R² compares with that of a regression head.
+            several draws, whose R² is what to put beside a regression head's (a little below the expectation's).
         alarms: inputs that the policy seems not to use.
 
     """
@@ -78,7 +77,8 @@ class MemorySection:
         ratio: ‖injected‖ / ‖hidden‖ at the action tokens, averaged over samples.
         effects: by condition, those of :data:`wmjax.models.corruption.Corruption`. A shuffled memory is that of another
             episode, drawn for each sample, at the same control step. Last, the closed memory with black images too:
-            what is left is instruction and state.
+            what is left is instruction and state. Within a task memories at one step are much alike: a small effect
+            of ``shuffled_in_task`` does not say that the memory is not used.
         alarms: whether the policy seems not to use its memory.
 
     """
@@ -108,7 +108,7 @@ def memory_section(
     """Scores the plain pass and every corruption of the memory."""
     effects = _effects(conditions, chunks, windows, outcome)
     gate, ratio = (float(outcome.memory[f"memory/{name}"].mean()) for name in ("gate", "ratio"))
-    return MemorySection(gate, ratio, effects, unused(effects, {*SHUFFLED, "closed"}))
+    return MemorySection(gate, ratio, effects, unused(effects, {"shuffled", "closed"}))
 
 
 def unused(effects: Mapping[str, Effect], names: set[str]) -> tuple[str, ...]:

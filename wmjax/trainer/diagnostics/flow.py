@@ -24,8 +24,9 @@ which has mean m and covariance Σ for every h: h = 0 is the empirical distribut
     v = (1 - t)² + t² h² λ,   w_i ∝ Π_d N(x_d; t c_id, v_d),   E[a | x, i] = c_i + (t h² λ / v) (x - t c_i).
 
 h is chosen on held-out training episodes. Every predictor's loss on new chunks is at least the optimum, so this one
-is an *upper* bound of it. The lookup among the scored chunks themselves bounds their loss from below for certain, the
-one among the more numerous training chunks in expectation and closer; a head must beat both to be called better.
+is an *upper* bound of it. The lookup among the scored chunks themselves bounds their loss from below, the one among the
+more numerous training chunks in expectation and closer; a head must beat both to be called better. All of these are
+means over random draws, as the head's loss is: differences of a few hundredths say nothing.
 """
 
 import dataclasses

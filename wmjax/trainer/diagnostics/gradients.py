@@ -1,7 +1,8 @@
 """Who trains what: the gradient of the action loss beside that of the weighted world loss, part by part of the network.
 
-Where both reach a part they share its updates: their norms say whose they are, their cosine whether they pull the same
-way. Of ``e2aux`` this is the VLM, and what ``memory.world_loss`` should be weighed by; of ``e2`` the Prophet.
+Where both reach a part they share its updates: the ratio of their norms says what ``memory.world_loss`` makes of them,
+their cosine whether they pull the same way. Of ``e2aux`` this is the VLM, of ``e2`` the Prophet. They are those of the
+averaged parameters on images as they are; with few samples, noise makes norms larger and brings cosines to zero.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class GradientSection:
-    """Gradients of the mean losses over some samples of the training split, without dropout, before any clip.
+    """Gradients of the mean losses over some samples of the training split, without dropout, noise or any clip.
 
     Attributes:
         norm: of each part that trains: norms of the gradients of the action loss and of the weighted world loss.
@@ -77,27 +78,28 @@ def gradient_section(model: VLA, inputs: Inputs, stream: Iterable[Batch], traina
 
     @jax.jit
     def gradients(params: nnx.State, frozen: nnx.State, batch: dict[str, Array], index: Int32[Array, ""]) -> nnx.State:
-        """Leaves ``[2, ...]``: of the action loss, of the weighted world loss."""
+        """Leaves ``[2, ...]``: of the action loss and of the weighted world loss, times the batch's samples."""
+        real = batch["sample_mask"][:, None]
+        batch = {**batch, **{name: batch[name] & real for name in ("action_mask", "future_mask") if name in batch}}
         seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
-        action, key = (
-            normalise_action(batch["action"], inputs.action_spec),
-            named_key(seed, "diagnose gradients", index),
-        )
+        action = normalise_action(batch["action"], inputs.action_spec)
+        key = named_key(seed, "diagnose gradients", index)
 
-        def losses(params: nnx.State) -> Array:
+        def losses(params: nnx.State) -> tuple[Array, Array]:
             merged: VLA = nnx.merge(graph, params, frozen)
             _, metrics = merged.loss(seen, action, batch["action_mask"], key, train=False)
-            return jnp.stack([metrics["action/loss"], weight * metrics.get("world/loss", jnp.zeros(()))])
+            return metrics["action/loss"], weight * metrics.get("world/loss", jnp.zeros(()))
 
-        return jax.jacrev(losses)(params)
+        pull, one, zero = jax.vjp(losses, params)[1], jnp.ones(()), jnp.zeros(())
+        return jax.tree.map(lambda *pair: jnp.sum(real) * jnp.stack(pair), *pull((one, zero)), *pull((zero, one)))
 
     total: Any = None
-    samples = number = 0
-    for number, batch in enumerate(stream, 1):
+    samples = 0
+    for number, batch in enumerate(stream):
         found = gradients(params, frozen, batch, np.int32(number))
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         samples += int(batch["sample_mask"].sum())
-    return summarise({name: np.asarray(leaf) / number for name, leaf in to_named(total).items()}, weight, samples)
+    return summarise({name: np.asarray(leaf) / samples for name, leaf in to_named(total).items()}, weight, samples)
 
 
 def summarise(gradients: dict[str, np.ndarray], weight: float, samples: int) -> GradientSection:
