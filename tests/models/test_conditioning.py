@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.vla_helpers import CHUNK, DIM, FUTURE, TOKENS, fit, make_actions, make_inputs, make_noise, make_vla
+from tests.models.vla_helpers import (
+    CHUNK,
+    DIM,
+    FUTURE,
+    TOKENS,
+    fit,
+    make_actions,
+    make_inputs,
+    make_noise,
+    make_vla,
+    wake,
+)
 from wmjax.errors import UserError
 from wmjax.models.heads import HeadConfig
 from wmjax.models.planning import rank_chunks
@@ -25,13 +36,6 @@ def conditioned(*condition: str, memory: WorldMemoryConfig = ARMS["e2"], gate: f
         width=16, layers=2, heads=2, history=3, future=FUTURE, tokens=TOKENS, latent_dim=DIM, condition=condition
     )
     return make_vla(prophet=prophet, memory=memory, gate=gate, head=HeadConfig(kind="regression"))
-
-
-def wake(model: Any) -> Any:
-    """Opens what starts at zero."""
-    for i, kernel in enumerate((model.world.prophet.out.kernel, model.head.mlp.down.kernel)):
-        kernel[...] = jax.random.normal(jax.random.key(i), kernel.shape)
-    return model
 
 
 recall = jax.jit(lambda model, inputs: model.recall(inputs))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_noise, make_vla, tiny_config
+from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_noise, make_vla, tiny_config, wake
 from wmjax.errors import UserError
 from wmjax.models.heads import HeadConfig
 from wmjax.models.memory import Gate, InjectionConfig
@@ -22,12 +22,7 @@ OTHER = INPUTS._replace(latents=INPUTS.latents + 1.0)
 def build(*layers: int, gate: float = 0.0, **backbone: Any) -> Any:
     """The real VLM (two layers), with everything but the gates open."""
     config = dataclasses.replace(tiny_config().backbone, **backbone)
-    injection = InjectionConfig(width=16, heads=2, layers=layers)
-    model = make_vla(real=True, injection=injection, backbone=config, head=HeadConfig(kind="regression"))
-    for i, kernel in enumerate((model.world.prophet.out.kernel, model.head.mlp.down.kernel)):
-        kernel[...] = jax.random.normal(jax.random.key(i), kernel.shape)
-    model.world.injection.gate[...] = jnp.full(model.world.injection.gate.shape, gate)
-    return model
+    return wake(make_vla(layers=layers, gate=gate, backbone=config, head=HeadConfig(kind="regression")))
 
 
 @functools.partial(jax.jit, static_argnames="corruption")

@@ -1,5 +1,6 @@
 """The composition: what may reach the actions, what trains what, and how often the VLM runs."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,9 +21,12 @@ from tests.models.vla_helpers import (
     make_noise,
     make_vla,
     tiny_config,
+    wake,
 )
 from wmjax.errors import UserError
-from wmjax.models.heads import HeadConfig
+from wmjax.models.flow import FlowHead
+from wmjax.models.heads import HeadConfig, HeadLoss, RegressionHead
+from wmjax.models.parameters import to_named
 from wmjax.models.prophet import WorldLossConfig
 from wmjax.models.vla import VLA
 from wmjax.models.world import ARMS, WorldMemoryConfig
@@ -30,6 +34,9 @@ from wmjax.models.world import ARMS, WorldMemoryConfig
 KEY = jax.random.key(5)
 INPUTS, NOISE = make_inputs(), make_noise()
 ACTION, MASK = make_actions()
+LAYERS: tuple[tuple[int, ...], ...] = ((), (0, 1))
+"""Where the memory enters: after the VLM's last layer, or after both layers of the real one."""
+PATHS = [(kind, layers) for kind in ("regression", "flow") for layers in LAYERS]
 
 
 @functools.partial(jax.jit, static_argnames="corruption")
@@ -43,20 +50,15 @@ def loss(model: Any, inputs: Any) -> Any:
 
 
 @functools.cache
-def awake(arm: str, kind: str = "regression", gate: float | None = None) -> Any:
-    """A policy whose zero-initialised outputs are open, so that its inputs matter."""
-    model = make_vla(arm, gate=gate, head=HeadConfig(kind=kind, draws=2, steps=3))
-    outputs = [model.head.out if kind == "flow" else model.head.mlp.down]
-    outputs += [model.world.prophet.out] if model.world.prophet is not None else []
-    for i, out in enumerate(outputs):
-        out.kernel[...] = jax.random.normal(jax.random.key(i), out.kernel.shape)
-    return model
+def awake(arm: str, kind: str = "regression", layers: tuple[int, ...] = (), **changes: Any) -> Any:
+    """A policy whose zero-initialised outputs are open; do not change it, it is shared."""
+    return wake(make_vla(arm, layers=layers, head=HeadConfig(kind=kind, draws=2, steps=3), **changes))
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_with_the_gate_at_zero_actions_do_not_depend_on_the_memory_bit_for_bit(kind: str) -> None:
     other = INPUTS._replace(latents=INPUTS.latents + 1.0)
-    closed, opened = awake("e2", kind, 0.0), awake("e2", kind, 1.0)
+    closed, opened = awake("e2", kind, gate=0.0), awake("e2", kind, gate=1.0)
     np.testing.assert_array_equal(sample(closed, INPUTS)[0], sample(closed, other)[0])
     assert jnp.abs(sample(opened, INPUTS)[0] - sample(opened, other)[0]).max() > 1e-3
     # Another graph, hence another rounding.
@@ -78,21 +80,41 @@ def test_corruptions_change_the_memory_as_they_say() -> None:
     assert (sample(model, INPUTS, "closed")[1]["memory/ratio"] == 0.0).all()
 
 
-@pytest.mark.parametrize("arm", ["e1", "e2", "e2aux"])
-def test_no_true_future_reaches_the_actions(arm: str) -> None:
-    """By output (the sample and the action loss) and by gradient; the world loss shows that the test can fail."""
-    model = awake(arm, gate=None if arm == "e2aux" else 1.0)
-    other = INPUTS._replace(future=INPUTS.future + 1.0, future_mask=INPUTS.future_mask.copy())
-    np.testing.assert_array_equal(sample(model, INPUTS)[0], sample(model, other)[0])
-    np.testing.assert_array_equal(loss(model, INPUTS)[1]["action/loss"], loss(model, other)[1]["action/loss"])
+@jax.jit
+def action_path(model: Any, inputs: Any) -> Any:
+    """All that leads to an action: tokens of training and of acting, the sampled chunk, the action loss."""
+    tokens = [model.action_tokens(inputs, key=KEY, train=train).tokens for train in (True, False)]
+    return tokens, sample(model, inputs)[0], loss(model, inputs)[1]["action/loss"]
 
-    @functools.partial(jax.jit, static_argnames="name")
-    def by_future(future: jax.Array, name: str) -> jax.Array:
+
+@jax.jit
+def by_future(model: Any, future: jax.Array) -> dict[str, jax.Array]:
+    """The gradients of the action loss, the world loss and their sum by the true future."""
+
+    def gradient(name: str) -> jax.Array:
         return jax.grad(lambda f: loss(model, INPUTS._replace(future=f))[1][name])(future)
 
-    np.testing.assert_array_equal(by_future(INPUTS.future, "action/loss"), 0.0)
-    assert jnp.abs(by_future(INPUTS.future, "world/loss")).max() > 1e-4
-    assert bool(jnp.any(by_future(INPUTS.future, "loss") != 0.0)) == (arm != "e1")
+    return {name: gradient(name) for name in ("action/loss", "world/loss", "loss")}
+
+
+@pytest.mark.parametrize(
+    ("arm", "kind", "layers"),
+    [("e1", "regression", ()), ("e2aux", "regression", ()), *(("e2", *path) for path in PATHS)],
+)
+def test_no_true_future_reaches_the_actions(arm: str, kind: str, layers: tuple[int, ...]) -> None:
+    """By output and by gradient, bit for bit; the world loss and an oracle show that the test can fail."""
+    model = awake(arm, kind, layers, gate=1.0 if ARMS[arm].inject else None)
+    # Its negative: the memory's LayerNorm would hide another offset or scale.
+    other = INPUTS._replace(future=-INPUTS.future, future_mask=~INPUTS.future_mask)
+    jax.tree.map(np.testing.assert_array_equal, action_path(model, INPUTS), action_path(model, other))
+    if ARMS[arm].inject:
+        oracle, false = (sample(model, INPUTS, memory=inputs.future)[0] for inputs in (INPUTS, other))
+        assert jnp.abs(oracle - false).max() > 1e-3
+
+    gradient = by_future(model, INPUTS.future)
+    np.testing.assert_array_equal(gradient["action/loss"], 0.0)
+    assert jnp.abs(gradient["world/loss"]).max() > 1e-4
+    assert bool(jnp.any(gradient["loss"] != 0.0)) == (arm != "e1")
 
 
 def jaxprs(jaxpr: Jaxpr) -> list[Jaxpr]:
@@ -147,29 +169,70 @@ def test_e1_and_e2_have_the_same_parameters_and_the_same_graph(kind: str) -> Non
     assert graph(e1) != graph(make_vla("e0", head=e1.config.head))
 
 
-def backbone_gradient(arm: str, world_loss: float, **settings: Any) -> Any:
-    model = awake(arm)
-    model.world.config = WorldMemoryConfig(**{**vars(ARMS[arm]), "world_loss": world_loss, "dropout": 0.0, **settings})
-    model.config = type(model.config)(**{**vars(model.config), "memory": model.world.config})
-    graph, params = nnx.split(model)
-    gradient = jax.jit(jax.grad(lambda p: nnx.merge(graph, p).loss(INPUTS, ACTION, MASK, KEY)[0]))(params)
-    return nnx.as_pure(gradient)
+def gradients(arm: str, *path: Any, **setting: Any) -> list[dict[str, jax.Array]]:
+    """Those of the loss by every parameter's name, with open gates, for each value of one setting of the memory."""
+    ((name, values),) = setting.items()
+    memories = [dataclasses.replace(ARMS[arm], **{name: value}) for value in values]
+    models = [awake(arm, *path, gate=1.0 if memory.inject else None, memory=memory) for memory in memories]
+    graphs, params = [nnx.split(model)[0] for model in models], nnx.state(models[0])
+
+    @jax.jit  # One program: what the gradients share is compiled once, and rounded in one way.
+    def by(params: nnx.State) -> list[nnx.State]:
+        return [jax.grad(lambda p, graph=graph: loss(nnx.merge(graph, p), INPUTS)[0])(params) for graph in graphs]
+
+    return [to_named(gradient) for gradient in by(params)]
 
 
-def test_e2aux_shapes_the_vlm_and_e2_does_not() -> None:
-    """The world loss changes the VLM's gradient only where the prediction is made from its hidden states."""
-    without, with_loss = (backbone_gradient("e2aux", w)["backbone"] for w in (0.0, 1.0))
-    assert all(jnp.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (without, with_loss)), strict=True))
-    without, with_loss = (backbone_gradient("e2", w)["backbone"] for w in (0.0, 1.0))
-    jax.tree.map(np.testing.assert_array_equal, without, with_loss)
+def part(name: str) -> str:
+    """The part of the policy that a parameter belongs to, by its name."""
+    return name.removeprefix("world/").split("/")[0]
+
+
+def test_in_e2aux_the_world_loss_shapes_the_vlm() -> None:
+    without, with_loss = gradients("e2aux", world_loss=(0.0, 1.0))
+    vlm = [name for name in without if part(name) == "backbone"]
+    assert vlm and all(jnp.abs(without[name] - with_loss[name]).max() > 1e-6 for name in vlm)
+
+
+@pytest.mark.parametrize(("kind", "layers"), PATHS)
+def test_in_e2_the_world_loss_trains_the_prophet_and_nothing_else(kind: str, layers: tuple[int, ...]) -> None:
+    """At weight 0 and 1 the gradient of every other parameter has the same bits, that of each of its own differs."""
+    without, with_loss = gradients("e2", kind, layers, world_loss=(0.0, 1.0))
+    same = {name for name, leaf in without.items() if np.array_equal(leaf, with_loss[name])}
+    assert same == {name for name in without if part(name) != "prophet"}
+    trained = {part(name) for name in same if jnp.any(without[name] != 0.0)}
+    assert trained == {"backbone", "state_in", "queries", "head", "injection"}
 
 
 def test_the_action_gradient_into_the_prophet_is_a_setting() -> None:
-    awake("e1").world.injection.gate[...] = jnp.ones((1,))
-    assert jnp.abs(backbone_gradient("e1", 0.0)["world"]["prophet"]["out"]["kernel"]).max() > 1e-6
-    stopped = backbone_gradient("e1", 0.0, action_gradient=False)["world"]["prophet"]
-    assert all(jnp.all(leaf == 0.0) for leaf in jax.tree.leaves(stopped))
-    awake.cache_clear()
+    reached, stopped = gradients("e1", action_gradient=(True, False))
+    assert jnp.abs(reached["world/prophet/out/kernel/value"]).max() > 1e-6
+    assert all(jnp.all(leaf == 0.0) for name, leaf in stopped.items() if part(name) == "prophet")
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training and acting those of ``action_tokens``; heads that return what they are given leave one graph."""
+    for head in (RegressionHead, FlowHead):
+        monkeypatch.setattr(head, "loss", lambda head, tokens, *rest: HeadLoss(jnp.zeros(()), {"tokens": tokens}))
+        monkeypatch.setattr(head, "sample", lambda head, tokens, noise: tokens)
+
+    @jax.jit
+    def fed(model: Any) -> Any:
+        trained = model.action_tokens(INPUTS, key=KEY, train=True).tokens
+        acted, closed = (model.action_tokens(INPUTS, corruption=name).tokens for name in ("none", "closed"))
+        given = model.loss(INPUTS, ACTION, MASK, KEY)[1]["tokens"], model.sample(INPUTS, NOISE)[0]
+        return given, (trained, acted), closed
+
+    regression, flow = (
+        wake(make_vla(gate=1.0, layers=layers, head=HeadConfig(kind=kind))) for kind in ("regression", "flow")
+    )
+    for shared in ("backbone", "state_in", "queries", "world"):
+        setattr(flow, shared, getattr(regression, shared))
+    given, expected, closed = fed(regression)
+    for found in (given, fed(flow)[0]):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert jnp.abs(expected[1] - closed).max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -239,18 +302,25 @@ def test_the_state_is_a_switch() -> None:
     np.testing.assert_array_equal(sample(blind, INPUTS)[0], sample(blind, other)[0])
 
 
-def test_memory_dropout_empties_the_memory_of_some_samples_in_training_only() -> None:
+@pytest.mark.parametrize("layers", LAYERS)
+def test_memory_dropout_closes_the_gates_for_some_samples_in_training_only(layers: tuple[int, ...]) -> None:
+    """Between layers a sample that is dropped is dropped after all of them."""
     inputs = make_inputs(batch=64)
-    model = make_vla("e2", gate=1.0, memory=WorldMemoryConfig(dropout=0.25))
 
-    @functools.partial(jax.jit, static_argnames="train")
-    def tokens(train: bool) -> jax.Array:
-        return model.action_tokens(inputs, key=KEY, train=train).tokens
+    @functools.partial(jax.jit, static_argnames=("train", "corruption"))
+    def act(model: Any, train: bool, corruption: str = "none") -> Any:
+        out = model.action_tokens(inputs, key=KEY, train=train, corruption=corruption)
+        return out.tokens, out.metrics["memory/ratio"]
 
-    empty = model.hidden(inputs)[:, -CHUNK:]
-    dropped = jnp.all(jnp.abs(tokens(True) - empty) < 1e-6, axis=(1, 2))
-    assert 0.1 < float(dropped.mean()) < 0.4
-    assert not bool(jnp.any(jnp.all(jnp.abs(tokens(False) - empty) < 1e-6, axis=(1, 2))))
+    open_gates, no_gates = (awake("e2", layers=layers, gate=g, memory=WorldMemoryConfig(dropout=0.25)) for g in (1, 0))
+    (tokens, ratio), (plain, all_ratios) = act(open_gates, True), act(open_gates, False)
+    dropped = np.asarray(ratio == 0.0)
+    assert 0.1 < dropped.mean() < 0.4 and (all_ratios > 0.0).all()
+    np.testing.assert_array_equal(tokens[dropped], act(no_gates, True)[0][dropped])
+    # Other graphs, hence another rounding.
+    np.testing.assert_allclose(tokens[dropped], act(open_gates, False, "closed")[0][dropped], atol=1e-5)
+    np.testing.assert_allclose(tokens[~dropped], plain[~dropped], atol=1e-5)
+    assert jnp.abs(tokens - plain)[dropped].max(axis=(1, 2)).min() > 1e-2
 
 
 def test_arms_that_need_no_latents_act_without_them() -> None:

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from wmjax.data.observation import Prompt
+from wmjax.models.flow import FlowHead
 from wmjax.models.heads import HeadConfig, HeadSizes
 from wmjax.models.memory import InjectionConfig
 from wmjax.models.prophet import ProphetConfig
@@ -88,12 +89,25 @@ def initialised(make: Callable[[nnx.Rngs], Any]) -> Any:
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, state))
 
 
-def make_vla(arm: str = "e2", *, gate: float | None = None, real: bool = False, **changes: Any) -> VLA:
-    """A tiny policy, with a stand-in VLM unless ``real``; ``gate`` opens its gate."""
+def make_vla(
+    arm: str = "e2", *, gate: float | None = None, real: bool = False, layers: tuple[int, ...] = (), **changes: Any
+) -> VLA:
+    """A tiny policy, with a stand-in VLM unless ``real`` or injected after ``layers``; ``gate`` opens its gates."""
     config = tiny_config(arm, **changes)
-    model = initialised(lambda rngs: VLA(config, rngs=rngs, backbone=None if real else TinyBackbone(rngs)))
+    config = dataclasses.replace(config, injection=dataclasses.replace(config.injection, layers=layers))
+    stand_in = not (real or layers)
+    model = initialised(lambda rngs: VLA(config, rngs=rngs, backbone=TinyBackbone(rngs) if stand_in else None))
     if gate is not None:
-        model.world.injection.gate[...] = jnp.full((1,), gate)
+        model.world.injection.gate[...] = jnp.full(model.world.injection.gate.shape, gate)
+    return model
+
+
+def wake(model: Any) -> Any:
+    """Opens the outputs that start at zero, so that what the policy is given matters."""
+    outputs = [model.head.out if isinstance(model.head, FlowHead) else model.head.mlp.down]
+    outputs += [model.world.prophet.out] if model.world.prophet is not None else []
+    for i, out in enumerate(outputs):
+        out.kernel[...] = jax.random.normal(jax.random.key(i), out.kernel.shape)
     return model
 
 
