@@ -195,9 +195,8 @@ def _squared_errors(
     mask: Bool[Array, "batch future"],
 ) -> tuple[Float32[Array, "future"], Float32[Array, "future"]]:
     """Summed squared error of the prediction and of copying z(t), per horizon frame, over unmasked samples."""
-    weight = mask[:, :, None, None]
-    error = jnp.sum(jnp.square(prediction - future) * weight, axis=(0, 2, 3))
-    copy = jnp.sum(jnp.square(current[:, None] - future) * weight, axis=(0, 2, 3))
+    guesses = (prediction, jnp.broadcast_to(current[:, None], future.shape))
+    error, copy = (jnp.sum(jnp.sum(jnp.square(guess - future), axis=(2, 3)) * mask, axis=0) for guess in guesses)
     return error, copy
 
 
@@ -254,12 +253,14 @@ def world_metrics(
     error, copy = _squared_errors(prediction, future, current, mask)
     skill = jnp.where(copy > 0.0, 1.0 - error / jnp.maximum(copy, 1e-6), 0.0)
     metrics = {f"world/skill_{i + 1}": skill[i] for i in range(skill.shape[0])}
-    now, weight = current[:, None], mask[..., None, None].astype(jnp.float32)
+    now, weight = current[:, None], mask.astype(jnp.float32)
+    weight = weight / jnp.maximum(jnp.sum(weight, axis=0), 1.0)
 
     def variance(x: Float32[Array, "batch future tokens dim"]) -> Float32[Array, ""]:
-        count = jnp.maximum(jnp.sum(weight, axis=0), 1.0)
-        mean = jnp.sum(weight * x, axis=0) / count
-        return jnp.mean(jnp.sum(weight * jnp.square(x - mean), axis=0) / count)
+        # E[x²] - E[x]²: two passes over the batch cost a CPU as much as the loss (latents have unit variance).
+        mean = jnp.einsum("bf,bftd->ftd", weight, x)
+        square = jnp.sum(weight * jnp.mean(jnp.square(x), axis=(2, 3)), axis=0)
+        return jnp.mean(square) - jnp.mean(jnp.square(mean))
 
     pairs = {"variance": (prediction, future), "change": (prediction - now, future - now)}
     ratios = {f"world/{name}_ratio": variance(a) / jnp.maximum(variance(b), 1e-6) for name, (a, b) in pairs.items()}
