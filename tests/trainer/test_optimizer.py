@@ -78,4 +78,4 @@ def test_the_prophets_gradient_is_clipped_for_itself(arm: str) -> None:
     assert len(policy) > 10 and bool(prophet) == (arm == "e2")
     jax.tree.map(np.testing.assert_array_equal, policy, same)
     for group in (policy, prophet, larger):
-        assert not group or float(optax.global_norm(group)) == pytest.approx(0.5, rel=1e-5)
+        assert not group or float(optax.tree.norm(group)) == pytest.approx(0.5, rel=1e-5)
