@@ -161,9 +161,8 @@ def evaluate_checkpoint(
     header |= timing(policy, protocol)
     donors = _donors(policy, data) if protocol.corruption in SHUFFLED else None
     if donors is not None:
-        if protocol.corruption == "shuffled_in_task":
-            for task in protocol.tasks:  # says now what is missing, not after the first tasks
-                donors.choose(np.random.default_rng(0), task=(protocol.suite, task))
+        for task in protocol.tasks:  # says now what is missing, not after the first tasks
+            donors.choose(np.random.default_rng(0), protocol.corruption, protocol.suite, task)
         header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
     actor = PolicyActor(policy, protocol.seed, donors)
     album = _album(policy) if videos else None

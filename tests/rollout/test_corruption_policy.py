@@ -121,12 +121,14 @@ def test_a_donor_shows_its_past_at_the_same_step_and_stays_at_its_end(donors: Do
     start = store.episodes[3]["frame_start"]
     np.testing.assert_array_equal(found.latents[0], raw[[start] * 3])
     np.testing.assert_array_equal(found.latents[1], raw[start + np.array([3, 4, 5])])
-    chosen = {donors.choose(np.random.default_rng(seed), 3) for seed in range(200)}
+    chosen = {donors.choose(np.random.default_rng(seed), "shuffled", "libero_goal", 1, 3) for seed in range(200)}
     assert chosen == set(range(len(store.episodes))) - {3}
-    chosen = {donors.choose(np.random.default_rng(seed), 3, ("libero_spatial", 1)) for seed in range(200)}
+    chosen = {
+        donors.choose(np.random.default_rng(seed), "shuffled_in_task", "libero_spatial", 1, 3) for seed in range(200)
+    }
     assert chosen == {1, 5}  # the other odd ones
-    with pytest.raises(UserError, match=r"has no other episode of task \('libero_goal', 1\); evaluate tasks"):
-        donors.choose(np.random.default_rng(0), task=("libero_goal", 1))
+    with pytest.raises(UserError, match=r"has no other episode of libero_goal task 1; evaluate tasks"):
+        donors.choose(np.random.default_rng(0), "shuffled_in_task", "libero_goal", 1)
 
 
 class Shuffled(FakePolicy):

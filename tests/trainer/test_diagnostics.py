@@ -168,7 +168,8 @@ def test_a_prophet_predicts_the_same_in_parts(model: VLA) -> None:
 def test_data_that_differ_from_the_checkpoint_are_refused(inputs: Inputs) -> None:
     specs = inputs.specs()
     inputs.require_same({"specs": specs})
-    by_seed = {"specs": specs, "experiment": {"train": {"validation_fraction": 0.3, "seed": 1}}}  # as it was until 2026
+    # Before the split had a seed of its own it followed from the run's.
+    by_seed = {"specs": specs, "experiment": {"train": {"validation_fraction": 0.3, "seed": 1}}}
     with pytest.raises(UserError, match=r"split differs: '\w+' in the training data"):
         inputs.require_same(by_seed)
     inputs.require_same(by_seed | {"split": inputs.split_hash})

@@ -16,6 +16,7 @@ from wmjax.data.statistics import normalise_latents, normalise_state
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import history_indices
 from wmjax.errors import UserError
+from wmjax.models.corruption import Corruption
 from wmjax.specs import ActionSpec, EncoderSpec
 
 
@@ -56,21 +57,26 @@ class Donors:
         self.store, self.latents, self._history, self._prompts = store, latents, history, prompts
 
     def choose(
-        self, rng: np.random.Generator, apart_from: int | None = None, task: tuple[str, int] | None = None
+        self,
+        rng: np.random.Generator,
+        corruption: Corruption,
+        suite: str,
+        task_id: int,
+        apart_from: int | None = None,
     ) -> int:
-        """The index of an episode, any but one; of a suite's task only, if that is given.
+        """The index of an episode to show to one of a task: any but one, of the same task if the corruption says so.
 
         Raises:
             UserError: there is no (other) episode of the task.
 
         """
-        entries = enumerate(self.store.episodes)
-        of_task = [i for i, entry in entries if task in (None, (entry["suite"], entry["task_id"]))]
-        others = [index for index in of_task if index != apart_from]
+        within = corruption == "shuffled_in_task"
+        entries = [e for e in self.store.episodes if not within or (e["suite"], e["task_id"]) == (suite, task_id)]
+        others = [entry["index"] for entry in entries if entry["index"] != apart_from]
         if not others:
             raise UserError(
-                f"corruption is 'shuffled_in_task', but {self.store.folder} has no other episode of task {task}; "
-                "evaluate tasks that the policy was trained on, or use 'shuffled'"
+                f"corruption is {corruption!r}, but {self.store.folder} has no other episode of {suite} task "
+                f"{task_id}; evaluate tasks that the policy was trained on, or use 'shuffled'"
             )
         return int(rng.choice(others))
 

@@ -257,7 +257,7 @@ def world_metrics(
     weight = weight / jnp.maximum(jnp.sum(weight, axis=0), 1.0)
 
     def variance(x: Float32[Array, "batch future tokens dim"]) -> Float32[Array, ""]:
-        # E[x²] - E[x]²: two passes over the batch cost a CPU as much as the loss (latents have unit variance).
+        # E[x²] - E[x]²: two passes over the batch cost a CPU more than the loss does (latents have unit variance).
         mean = jnp.einsum("bf,bftd->ftd", weight, x)
         square = jnp.sum(weight * jnp.mean(jnp.square(x), axis=(2, 3)), axis=0)
         return jnp.mean(square) - jnp.mean(jnp.square(mean))

@@ -156,10 +156,9 @@ class PolicyActor:
         chosen, steps = np.zeros((2, self._policy.batch_size), np.int64)
         for row, decision in enumerate(decisions):
             if decision.slot != self._spare:
-                rng = np.random.default_rng(decision.episode.stream("memory donor"))
-                task = (decision.episode.suite, decision.episode.task_id)
-                chosen[row] = donors.choose(rng, task=task if self.corruption == "shuffled_in_task" else None)
-                steps[row] = decision.step
+                episode, steps[row] = decision.episode, decision.step
+                rng = np.random.default_rng(episode.stream("memory donor"))
+                chosen[row] = donors.choose(rng, self.corruption, episode.suite, episode.task_id)
         return donors.at(chosen, steps)
 
     def _prompt(self, instruction: str) -> Prompt:

@@ -114,11 +114,16 @@ class Inputs:
         encoder = None if self.encoder_spec is None else to_dict(self.encoder_spec)
         return {"observation": to_dict(self.store.spec), "encoder": encoder, "action": to_dict(self.action_spec)}
 
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint remembers of them, for :meth:`require_same`."""
+        hashes = {"store": self.store.hash, "split": self.split_hash, "prompt": self.prompt_hashes}
+        return {"specs": self.specs(), **hashes}
+
     def require_same(self, meta: dict[str, Any]) -> None:
         """Refuses inputs other than those of a checkpoint with this ``meta``.
 
         Raises:
-            UserError: names the first differing field of specs, demonstrations and prompts, and both values.
+            UserError: names the first differing field of specs, demonstrations, split and prompts, and both values.
 
         """
         names, specs = ("the training data", "the checkpoint"), meta["specs"]
@@ -257,9 +262,7 @@ def train(
         if step % config.checkpoint_every == 0 or step == config.steps:
             # The position counts global batches: process 0's is every process's, however many resume from it.
             position = {"0": stream.get_state()}
-            hashes = {"store": inputs.store.hash, "split": inputs.split_hash, "prompt": inputs.prompt_hashes}
-            full = {**meta, "specs": inputs.specs(), **hashes}
-            full["loader"] = position
+            full = {**meta, **inputs.meta(), "loader": position}
             last = checkpoint.save(checkpoints, step, _items(state), full)
             if on_checkpoint is not None:
                 distributed.alone(functools.partial(on_checkpoint, step, last))

@@ -62,21 +62,22 @@ def clip_gradients(norm: float) -> optax.GradientTransformation:
     return optax.partition({name: optax.clip_by_global_norm(norm) for name in ("prophet", "policy")}, labels)
 
 
-def _leaf_map(function: Any, *trees: Any) -> Any:
-    return jax.tree.map(function, *trees, is_leaf=lambda x: isinstance(x, nnx.Variable))
+def _variable_map(function: Any, tree: Any) -> Any:
+    """Of each variable, with its path."""
+    return jax.tree_util.tree_map_with_path(function, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def _decays(params: Any) -> Any:
     """True for matrices. A stacked vector is ``[layers, n]``: its logical axes tell it from a matrix."""
 
-    def decays(leaf: Any) -> Any:
+    def decays(_: Any, leaf: Any) -> Any:
         value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
         names = logical_axes(leaf)
         stacked = int(names is not None and names[:1] == ("layers",))
         answer = value.ndim - stacked >= 2 and not isinstance(leaf, Gate)
         return leaf.replace(answer) if isinstance(leaf, nnx.Variable) else answer
 
-    return _leaf_map(decays, params)
+    return _variable_map(decays, params)
 
 
 def _of_prophet(path: tuple[Any, ...]) -> bool:
@@ -89,7 +90,6 @@ def _scale_rates(gates: float, prophet: float) -> optax.GradientTransformation:
             multiplier = gates if isinstance(leaf, Gate) else prophet if _of_prophet(path) else 1.0
             return jax.tree.map(lambda u: u * multiplier, leaf)
 
-        is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(scale, updates, is_leaf=is_leaf), state
+        return _variable_map(scale, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -154,10 +154,12 @@ class Network:
         store, frames = self._inputs.store, np.asarray(batch["sample_id"])
         episodes = store.frame_episode[frames]
         own = [store.episodes[index] for index in episodes]
-        chosen = []
-        for frame, entry in zip(frames, own, strict=True):
-            task = (entry["suite"], entry["task_id"]) if corruption == "shuffled_in_task" else None
-            chosen.append(self._donors.choose(np.random.default_rng([self._seed, frame]), entry["index"], task))
+        chosen = [
+            self._donors.choose(
+                np.random.default_rng([self._seed, frame]), corruption, entry["suite"], entry["task_id"], entry["index"]
+            )
+            for frame, entry in zip(frames, own, strict=True)
+        ]
         start = np.array([entry["step_start"] for entry in own])
         return self._donors.at(np.array(chosen), store.frame_row[frames] - start)
 
@@ -210,15 +212,17 @@ def batches(inputs: Inputs, split: Split, count: int, size: int, seed: int) -> I
 
 
 def observe(network: Network, stream: Iterator[Batch], conditions: list[Condition]) -> Outcome:
-    """Runs every condition on every batch."""
+    """Runs every condition on every batch; the VLM once for each change of its inputs."""
     rng, rows = np.random.default_rng(0), []
     for index, batch in enumerate(stream):
-        hidden = network.hidden(batch)
-        acted = {PLAIN: network.act(hidden, batch, index, Condition(PLAIN))}
-        for condition in conditions:
-            changed = batch if condition.change is None else condition.change(batch, rng)
-            seen = hidden if condition.change is None else network.hidden(changed)
-            acted[condition.name] = network.act(seen, changed, index, condition)
+        seen: dict[Change | None, tuple[Batch, Array]] = {None: (batch, network.hidden(batch))}
+        acted = {}
+        for condition in [Condition(PLAIN), *conditions]:
+            if condition.change is not None and condition.change not in seen:
+                changed = condition.change(batch, rng)
+                seen[condition.change] = changed, network.hidden(changed)
+            changed, hidden = seen[condition.change]
+            acted[condition.name] = network.act(hidden, changed, index, condition)
         rows.append(_row(batch, acted))
     return _join(rows)
 
