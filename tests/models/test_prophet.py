@@ -111,6 +111,9 @@ def test_collapse_shows_in_the_variance_ratio() -> None:
     assert dead["world/variance_ratio"] > 0.3 and dead["world/change_ratio"] < 1e-6
     half = world_metrics(current[:, None] + 0.5 * (future - current[:, None]), future, current, mask)
     assert half["world/change_ratio"] == pytest.approx(0.25, rel=1e-4)
+    # A small variance about a large mean is not lost in float32's rounding of their squares.
+    nearly = world_metrics(100.0 + 1e-2 * future, future, current, mask)
+    assert nearly["world/variance_ratio"] == pytest.approx(1e-4, rel=1e-2)
     # Frames past the end do not count.
     ended = mask.at[:, 1].set(False)
     wild = world_metrics(future.at[:, 1].set(1e3 * future[:, 1]), future, current, ended)

@@ -257,10 +257,9 @@ def world_metrics(
     weight = weight / jnp.maximum(jnp.sum(weight, axis=0), 1.0)
 
     def variance(x: Float32[Array, "batch future tokens dim"]) -> Float32[Array, ""]:
-        # E[x²] - E[x]²: two passes over the batch cost a CPU more than the loss does (latents have unit variance).
-        mean = jnp.einsum("bf,bftd->ftd", weight, x)
-        square = jnp.sum(weight * jnp.mean(jnp.square(x), axis=(2, 3)), axis=0)
-        return jnp.mean(square) - jnp.mean(jnp.square(mean))
+        # About the mean, not E[x²] - E[x]²: a collapsed prediction's variance is the difference of two large numbers.
+        mean = jnp.sum(weight[..., None, None] * x, axis=0)
+        return jnp.mean(jnp.sum(weight * jnp.mean(jnp.square(x - mean), axis=(2, 3)), axis=0))
 
     pairs = {"variance": (prediction, future), "change": (prediction - now, future - now)}
     ratios = {f"world/{name}_ratio": variance(a) / jnp.maximum(variance(b), 1e-6) for name, (a, b) in pairs.items()}
