@@ -70,7 +70,7 @@ def head_step(policy: Policy, batch: int = 1) -> Callable[[], Any]:
     graph, state = nnx.split(policy._model.head)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.normal(size=(batch, 8, policy.experiment.model.backbone.text.hidden)), jnp.float32)
-    x = jnp.asarray(rng.normal(size=(batch, 1, 8, policy._model.head.arm_dim)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(batch, 1, 8, policy._model.head.regressed_dim)), jnp.float32)
     time_ = jnp.full((batch, 1), 0.3)
     condition = jax.jit(lambda s, t: nnx.merge(graph, s).condition(t))(state, tokens)
     run = jax.jit(lambda s, x, t, c: nnx.merge(graph, s).velocity(x, t, c))

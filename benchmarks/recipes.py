@@ -6,7 +6,7 @@
 
 FLOPs per sample are those of a training step with the latents at hand (forward, backward, remat); FLOPs per decision
 those of one action chunk, the flow's steps included, without and with the encoder, which a rollout runs on every new
-frame (every arm but e0). Random data.
+frame (every arm but e0 and e0plus). Random data.
 """
 
 import argparse
@@ -50,7 +50,8 @@ INSTRUCTION = "pick up the black bowl next to the plate and place it on the plat
 class Costs:
     """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk.
 
-    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every arm but e0 sees.
+    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every arm but e0 and e0plus
+    looks at (e2aux only to log how its prediction came true).
     """
 
     parameters: int
@@ -80,7 +81,7 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
         "shift": ((2,), jnp.int32),
         "sample_mask": ((), jnp.bool_),
     }
-    if model.memory.input != "none":
+    if model.memory.reads_latents:
         columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
         columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
         columns["future_mask"] = ((shape.future,), jnp.bool_)
@@ -123,7 +124,7 @@ def build(experiment: Experiment) -> System:
         graph,
         optimizer,
         ActionSpec(chunk=experiment.model.chunk),
-        None if experiment.model.memory.input == "none" else spec,
+        spec if experiment.model.memory.reads_latents else None,
         seed=0,
         ema_decay=experiment.train.ema_decay,
         max_shift=experiment.encoder.max_shift,
@@ -146,7 +147,8 @@ def costs(system: System) -> Costs:
     inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
     trained = count(state.params)
     decision = flops(decide, state.params, frozen, inputs, columns["action"])
-    encoder = 0 if experiment.model.memory.input == "none" else new_frames(experiment) * encoder_flops(experiment)
+    looks = experiment.model.memory.reads_latents
+    encoder = new_frames(experiment) * encoder_flops(experiment) if looks else 0
     return Costs(
         parameters=trained + count(frozen),
         trainable=trained,
@@ -263,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(render(table))
     encoder = encoder_flops(next(iter(systems.values())).experiment)
     frames = new_frames(next(iter(systems.values())).experiment)
-    print(f"V-JEPA encoder in a rollout, every arm but e0: {encoder / 1e9:,.3f} GFLOP per frame, {frames} per decision")
+    print(f"V-JEPA encoder (not in e0, e0plus): {encoder / 1e9:,.3f} GFLOP a frame, {frames} per decision")
     if options.out:
         rows = {name: dataclasses.asdict(row) for name, row in table.items()}
         content = {"scale": options.scale, "encoder_per_frame": encoder, "recipes": rows}

@@ -24,7 +24,7 @@ from wmjax.encode import JaxEncoder
 from wmjax.errors import UserError
 from wmjax.models.prophet import ProphetConfig
 from wmjax.models.vjepa2.files import MINI_FOLDER
-from wmjax.policy import Carry, Policy, foresight
+from wmjax.policy import Carry, Errors, Policy
 
 STORE = TrainingStore(Path(__file__).parent / "fixtures" / "two_episodes")
 AHEAD = 2
@@ -139,15 +139,18 @@ def test_actions_are_raw_and_the_numbers_are_those_of_each_row(policy: Policy) -
         assert set(np.unique(chunk[..., -1])) <= {-1.0, 1.0}
         np.testing.assert_allclose(info["memory/gate"], np.tanh(1.0), rtol=1e-6)
         assert (info["memory/ratio"] > 0).all()
-        assert np.isnan(info["world/skill"]).all() == (decision == 0)
+        for name in ("world/error", "world/copy_error"):
+            assert np.isnan(info[name]).all() == (decision == 0)
 
 
-def test_what_is_imagined_is_what_its_skill_is_of(policy: Policy) -> None:
+def test_what_is_imagined_is_what_its_errors_are_of(policy: Policy) -> None:
     seen = rollout(policy, (0, 1), 3)
     for (carry, _, before), (_, _, now) in itertools.pairwise(seen):
         np.testing.assert_array_equal(before["imagined"], carry.prediction)
-        skill = foresight(before["imagined"][:, AHEAD - 1], before["seen"][:, -1], now["seen"][:, -1])
-        np.testing.assert_allclose(now["world/skill"], skill, rtol=1e-4)
+        came = now["seen"][:, -1]
+        for name, guess in (("error", before["imagined"][:, AHEAD - 1]), ("copy_error", before["seen"][:, -1])):
+            expected = np.square(guess - came).mean(axis=(1, 2))
+            np.testing.assert_allclose(now[f"world/{name}"], expected, rtol=1e-4)
 
 
 def test_an_episodes_first_decision_forgets_the_one_before(policy: Policy) -> None:
@@ -158,10 +161,24 @@ def test_an_episodes_first_decision_forgets_the_one_before(policy: Policy) -> No
     np.testing.assert_array_equal(again.latents, fresh[0].latents)
 
 
-def test_foresight_is_one_for_a_prophecy_and_zero_for_a_copy() -> None:
+def test_a_prophecy_has_no_error_and_a_copy_that_of_copying() -> None:
     before, now = (np.random.default_rng(i).normal(size=(2, 4, 3)).astype(np.float32) for i in (0, 1))
-    np.testing.assert_allclose(foresight(jnp.asarray(now), before, now), 1.0)
-    np.testing.assert_allclose(foresight(jnp.asarray(before), before, now), 0.0, atol=1e-6)
+    prophecy, copied = Errors.of(now, before, now), Errors.of(before, before, now)
+    np.testing.assert_array_equal(prophecy.prediction, 0.0)
+    np.testing.assert_array_equal(copied.prediction, copied.copy)
+    np.testing.assert_allclose(copied.copy, np.square(before - now).mean(axis=(1, 2)), rtol=1e-6)
+
+
+def test_a_constant_memory_needs_no_encoder_and_is_no_prediction(artefacts: tuple[dict, dict]) -> None:
+    """Nor must its Prophet fit the encoder that an older checkpoint names."""
+    small = dataclasses.replace(
+        tiny_config("e0plus"), prophet=ProphetConfig(width=24, heads=2, layers=1, latent_dim=24)
+    )
+    experiment = dataclasses.replace(load("e0plus_flow"), model=small)
+    policy = make_policy(experiment, (artefacts[0], parameters(experiment)))
+    assert artefacts[0]["encoder"] and policy.encoder_spec is None and not policy.predicts
+    for _, chunk, info in rollout(policy, (0, 1), 2):
+        assert np.isfinite(chunk).all() and set(info) == {"memory/gate", "memory/ratio"}
 
 
 @pytest.mark.parametrize("horizon", [0, 6, 12])

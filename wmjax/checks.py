@@ -113,7 +113,7 @@ def _require_precision(experiment: Experiment) -> None:
 def _require_latents(experiment: Experiment) -> None:
     """The Prophet is built for what the encoder leaves of a frame; what a hub's encoder is, only its files know."""
     encoder, prophet = experiment.encoder, experiment.model.prophet
-    if experiment.model.memory.input in ("none", "constant"):
+    if not experiment.model.memory.reads_latents:
         return
     folder = MINI_FOLDER if encoder.model == "mini" else Path(encoder.model)
     config = read_config(folder) if folder.is_dir() else None

@@ -63,15 +63,29 @@ def watch(
     return every[:, -length:], new.reshape(clips.shape[0], n, *new.shape[1:])
 
 
-def foresight(
-    prediction: Float32[Array, "batch tokens dim"],
-    before: Float32[Array, "batch tokens dim"],
-    now: Float32[Array, "batch tokens dim"],
-) -> Float32[Array, "batch"]:
-    """Skill of a past prediction over copying the past, ``1 - |ẑ - z|² / |z_before - z|²``, row by row."""
-    error = jnp.sum(jnp.square(prediction - now), axis=(1, 2))
-    copy = jnp.sum(jnp.square(before - now), axis=(1, 2))
-    return 1.0 - error / jnp.maximum(copy, 1e-6)
+class Errors(NamedTuple):
+    """Mean squared errors of each row: of a prediction, and of taking the present for the future.
+
+    Their ratio means nothing for a single decision in which nothing moves; take it of their means (``skill``).
+    """
+
+    prediction: Float32[Array, "batch"]
+    copy: Float32[Array, "batch"]
+
+    @classmethod
+    def of(
+        cls,
+        prediction: Float32[Array, "batch *rest"],
+        present: Float32[Array, "batch *rest"],
+        came: Float32[Array, "batch *rest"],
+    ) -> "Errors":
+        """The errors against what came."""
+        axes = tuple(range(1, came.ndim))
+        return cls(*(jnp.mean(jnp.square(guess - came), axis=axes) for guess in (prediction, present)))
+
+    def named(self, prefix: str) -> dict[str, Float32[Array, "batch"]]:
+        """As numbers of a decision."""
+        return {f"{prefix}/error": self.prediction, f"{prefix}/copy_error": self.copy}
 
 
 def mix(
@@ -80,14 +94,12 @@ def mix(
     truth: Float32[Array, "batch future tokens dim"],
     oracle: float,
     told: Context | None = None,
-) -> tuple[Float32[Array, "batch future tokens dim"], Float32[Array, "batch"]]:
-    """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the skill of ẑ over copying, row by row."""
+) -> tuple[Float32[Array, "batch future tokens dim"], Errors]:
+    """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the errors of ẑ."""
     seen = model.world.prepare(history)
     copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)
     prediction = model.world.recall(history, len(seen), told)
-    rows = (truth.shape[0], -1, truth.shape[-1])
-    skill = foresight(prediction.reshape(rows), copy.reshape(rows), truth.reshape(rows))
-    return oracle * prediction + (1.0 - oracle) * truth, skill
+    return oracle * prediction + (1.0 - oracle) * truth, Errors.of(prediction, copy, truth)
 
 
 class Policy:
@@ -117,7 +129,8 @@ class Policy:
         self.experiment = experiment
         self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
         self.action_spec = spec_from_dict(ActionSpec, specs["action"], "checkpoint")
-        encoder = specs["encoder"]
+        # Older checkpoints of e0plus name an encoder, which nothing looks through.
+        encoder = specs["encoder"] if experiment.model.memory.reads_latents else None
         self.encoder_spec = None if encoder is None else spec_from_dict(EncoderSpec, encoder, "checkpoint")
         self.batch_size, self.open_loop_horizon = batch_size, open_loop_horizon
         stride = self.observation_spec.frame_stride
@@ -206,10 +219,11 @@ class Policy:
 
         Returns:
             The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
-            ``memory/ratio`` and ``world/skill``, how much better the last decision's prediction of the newest frame
-            was than copying (NaN at an episode's first decision). Under an oracle also ``oracle/skill``, the same
-            for this decision's prediction of all of the true future. With a Prophet also ``seen`` [batch, history,
-            tokens, dim], up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
+            ``memory/ratio``, and ``world/error`` and ``world/copy_error``, how far the last decision's prediction of
+            the newest frame was off and how far a copy would have been (NaN at an episode's first decision). Under
+            an oracle also ``oracle/error`` and ``oracle/copy_error``, the same for this decision's prediction of all
+            of the true future. With a Prophet that looks at something also ``seen`` [batch, history, tokens, dim],
+            up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
 
         Raises:
             ValueError: a future without an oracle, or an oracle without the future; the same of a donor.
@@ -249,7 +263,8 @@ class Policy:
         )
         if self.oracle is not None and encoder is not None and future is not None and history is not None:
             truth = self._true_future(model, encoder, carry, future[:, :, camera])
-            memory, numbers["oracle/skill"] = mix(model, history, truth, self.oracle, model.context(inputs))
+            memory, errors = mix(model, history, truth, self.oracle, model.context(inputs))
+            numbers = errors.named("oracle")
         shape = (self.action_spec.chunk, self.action_spec.dim)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         if self.corruption in ("noise", *SHUFFLED):
@@ -258,7 +273,7 @@ class Policy:
         info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
-            info |= self._skill(model, before, history, observation.first)
+            info |= self._errors(model, before, history, observation.first)
             info |= {"seen": model.world.prepare(history), "imagined": prediction}
             carry = carry._replace(prediction=prediction)
         return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
@@ -274,17 +289,17 @@ class Policy:
         assert self.encoder_spec is not None
         return model.recall(inputs._replace(**donor.normalised(self.encoder_spec, self.action_spec)._asdict()))
 
-    def _skill(
+    def _errors(
         self, model: VLA, before: Carry, history: Float32[Array, "batch history tokens dim"], first: Array
     ) -> dict[str, Array]:
-        """The last decision's foresight of the newest frame, if the Prophet looks that far."""
+        """Those of the last decision's prediction of the newest frame, if the Prophet looks that far."""
         assert self.encoder_spec is not None
         ahead = self.frames_per_decision
         if ahead > before.prediction.shape[1]:
             return {}
         then = model.world.prepare(normalise_latents(before.latents, self.encoder_spec))[:, -1]
-        skill = foresight(before.prediction[:, ahead - 1], then, model.world.prepare(history)[:, -1])
-        return {"world/skill": jnp.where(first, jnp.nan, skill)}
+        errors = Errors.of(before.prediction[:, ahead - 1], then, model.world.prepare(history)[:, -1])
+        return {name: jnp.where(first, jnp.nan, error) for name, error in errors.named("world").items()}
 
     def _true_future(
         self, model: VLA, encoder: VJEPA2Encoder, carry: Carry, frames: UInt8[Array, "batch future height width 3"]

@@ -54,7 +54,7 @@ def test_one_command_goes_from_nothing_to_a_success_rate(first: str, cache: Path
     (evaluation,) = (run / "evaluations").glob("*/*")
     episodes = [json.loads(line) for line in (evaluation / "episodes.jsonl").read_text().splitlines()]
     assert [episode["outcome"] in ("success", "failure") for episode in episodes] == [True, True]
-    assert {"memory/gate", "memory/ratio", "world/skill"} <= episodes[0]["info"].keys()
+    assert {"memory/gate", "memory/ratio", "world/error", "world/copy_error"} <= episodes[0]["info"].keys()
     (video, *_) = (evaluation / "videos").glob("*.mp4")
     with av.open(str(video)) as container:  # cameras, caption, three rows of what was imagined, the chunk
         strips = imagination.LINE + 3 * (imagination.CELL + imagination.GAP) + decided.LINE + 7 * decided.CELL

@@ -16,7 +16,7 @@ from wmjax.data.statistics import action_spec, normalise_action, normalise_state
 from wmjax.data.store import TrainingStore
 from wmjax.models.flow import FlowHead, integrate, sample_time
 from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.trainer.diagnostics.flow import unconditional_loss, zero_velocity_loss
+from wmjax.trainer.diagnostics.flow import choose_smoothing, unconditional_loss, zero_velocity_loss
 
 
 def test_the_solvers_start_each_step_at_i_over_n() -> None:
@@ -151,15 +151,18 @@ def best_on_real_chunks(smoothing: float, rows: np.ndarray | slice = slice(None)
 
 
 def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
-    """Within 2,000 steps, that of all that know the chunks up to 0.7 of their spread (0.53; found: 0.44).
+    """Within 2,000 steps, at the smoothing that `wmjax.diagnose` finds best for chunks left out (0.53; found: 0.44).
 
     To know their mean and covariance only (h = 1) costs 0.72. The predecessor's stayed at 0.94 to 1.14, where a zero
     velocity scores 1.21 (FACTS 1.8).
     """
+    flat = real_chunks()
+    smoothing = choose_smoothing(flat, np.arange(len(flat)), BETA, np.random.default_rng(0))
+    assert smoothing < 1.0
     losses = train_on_real_chunks(np.arange(len(real_chunks())), None, 2000, 3e-3)[1]
     assert losses[:5].mean() == pytest.approx(zero_velocity_loss(real_chunks()), abs=0.2)
     # No head that ignores the observation can be below the lookup of the very chunks (h = 0): that would be a leak.
-    assert best_on_real_chunks(0.0) < losses[-200:].mean() < best_on_real_chunks(0.7)
+    assert best_on_real_chunks(0.0) < losses[-200:].mean() < best_on_real_chunks(smoothing)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -198,7 +201,10 @@ def test_it_reproduces_a_mixture_whose_mean_is_nowhere() -> None:
     modes = np.sign(action)
     assert (modes[:, 0] == np.asarray(tokens[:, 0, 0])).mean() > 0.99
     assert (modes[:, 1] > 0).mean() == pytest.approx(0.75, abs=0.06)
-    assert np.median(np.linalg.norm(action - modes, axis=-1)) < 0.15
+    distance = np.linalg.norm(action - modes, axis=-1)
+    # Nine of ten lie within three deviations of a mode (found: 0.09), spread as wide as its actions do (0.059).
+    assert np.quantile(distance, 0.9) < 0.15
+    assert 0.02 < np.median(distance) < 0.1
 
 
 def test_a_sample_depends_on_its_own_row_only() -> None:

@@ -63,6 +63,19 @@ def test_the_regression_loss_is_its_formula(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["regression", "flow"])
+def test_a_regressed_gripper_is_reported_apart_from_the_arm(kind: str) -> None:
+    """Its commands of one and the arm's small motions in one mean hid that the arm did not move (FACTS 1.3)."""
+    head = make(kind, gripper="regress", regression_loss="mse")
+    out = head.loss(TOKENS, ACTION.at[..., -1].mul(50.0), MASK, KEY)
+    before = head.loss(TOKENS, ACTION, MASK, KEY).metrics
+    assert out.metrics["action/arm"] == pytest.approx(float(before["action/arm"]), rel=1e-5)
+    assert out.metrics["action/gripper"] > 100 * before["action/gripper"]
+    dim = ACTION.shape[-1]
+    mean = ((dim - 1) * out.metrics["action/arm"] + out.metrics["action/gripper"]) / dim
+    assert out.loss == pytest.approx(float(mean), rel=1e-5)
+
+
 def test_the_gripper_loss_is_weighted_cross_entropy() -> None:
     head, without = make("regression", gripper_weight=0.25), make("regression", gripper_weight=0.0)
     logits = np.asarray(head.gripper.logits(TOKENS), np.float64)

@@ -81,7 +81,7 @@ def test_alpha_one_is_the_ordinary_policy_bit_for_bit(make, ordinary):
     np.testing.assert_array_equal(chunk, ordinary[1])
     for mine, its in zip(carry, ordinary[0], strict=True):
         np.testing.assert_array_equal(mine, its)
-    assert set(info) == {*ordinary[2], "oracle/skill"}
+    assert set(info) == {*ordinary[2], "oracle/error", "oracle/copy_error"}
     for name, values in ordinary[2].items():
         np.testing.assert_array_equal(info[name], values)
 
@@ -125,12 +125,12 @@ def test_prediction_and_truth_are_mixed_and_the_prediction_is_scored(make):
     model = make(None)._model
     history = np.random.default_rng(0).normal(size=(1, 3, 16, 192)).astype(np.float32)
     prediction = model.world.prophet(model.world.prepare(history))
-    memory, skill = mix(model, history, prediction + 1.0, 0.25)
+    memory, errors = mix(model, history, prediction + 1.0, 0.25)
     np.testing.assert_allclose(memory, prediction + 0.75, atol=1e-5)
-    copy_error = np.square(np.asarray(prediction) + 1.0 - history[:, -1:]).sum()
-    np.testing.assert_allclose(skill, 1.0 - prediction.size / copy_error, rtol=1e-4)
-    _, skill = mix(model, history, prediction, 0.25)
-    np.testing.assert_allclose(skill, 1.0, atol=1e-6)
+    np.testing.assert_allclose(errors.prediction, 1.0, rtol=1e-4)
+    np.testing.assert_allclose(errors.copy, np.square(prediction + 1.0 - history[:, -1:]).mean(), rtol=1e-4)
+    _, errors = mix(model, history, prediction, 0.25)
+    np.testing.assert_allclose(errors.prediction, 0.0, atol=1e-10)
 
 
 def test_a_policy_without_a_memory_of_the_future_has_no_oracle():

@@ -23,7 +23,7 @@ def test_seeing_the_future_at_alpha_one_leaves_every_number_as_it_was(tmp_path):
         assert json.loads((out / "header.json").read_text())["protocol"]["oracle"] == oracle
     assert {record.outcome for record in found.values()} == {"failure"}
     assert found[1.0].settled_hash == found[None].settled_hash
-    skill = found[1.0].info["oracle/skill"]
-    assert found[1.0].info == {**found[None].info, "oracle/skill": skill}
+    errors = {name: found[1.0].info[name] for name in ("oracle/error", "oracle/copy_error")}
+    assert found[1.0].info == {**found[None].info, **errors}
     # The numbers follow from what was seen, and that from what was done: with the truth in the memory they differ.
     assert found[0.0].info["memory/ratio"] != found[None].info["memory/ratio"]

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -21,6 +22,8 @@ from wmjax.rollout.gallery import Clip, choose
 from wmjax.rollout.markup import VOID, element
 from wmjax.rollout.report import write_report
 from wmjax.rollout.results import Results, summarize
+from wmjax.rollout.sections import closed_loop
+from wmjax.rollout.tables import DASH
 from wmjax.rollout.videos import write_video
 
 PROTOCOL = {
@@ -188,9 +191,15 @@ def test_curves_are_drawn_for_what_was_measured(tmp_path):
         "World-model skill per horizon over training steps",
         "Memory gate and injected ratio over training steps",
     ]
-    assert "Not measured by this run: Variance of predicted latents." in page.text
+    assert "Not measured by this run: Variance of the prediction." in page.text
     assert "t+1 0.31 t+2 0.25" in page.text and "Values below -1 are drawn at -1" in page.text
     assert "evaluated checkpoint, step 20" in page.text and "train.steps" in page.text
+
+
+def test_a_dead_prophet_that_adds_to_the_present_shows(tmp_path):
+    line = {"step": 20, "split": "val", "time": 1.0, "world/change_ratio": 1e-4, "world/variance_ratio": 0.9}
+    page = read(in_run(tmp_path, [json.dumps(line)]))
+    assert "change, validation 0.0001" in page.text and "latents, validation 0.9" in page.text
 
 
 def test_missing_and_damaged_metrics_are_tolerated(tmp_path):
@@ -239,6 +248,16 @@ def test_a_chart_of_one_constant_point_stays_on_the_canvas():
 def test_markup_escapes_text_and_attributes():
     assert element("p", "<&>", title='"x"', hidden=True, id=None) == '<p title="&quot;x&quot;" hidden>&lt;&amp;&gt;</p>'
     assert element("p", element("b", "x"), None) == "<p><b>x</b></p>"
+
+
+def test_a_skill_is_a_ratio_of_means(tmp_path):
+    """A robot that stands still leaves copying almost no error: one such episode must not outweigh all others."""
+    moved = {"world/error": 0.5, "world/copy_error": 1.0}
+    infos = [moved, moved, {"world/error": 0.002, "world/copy_error": 0.0001}]
+    records = [dataclasses.replace(record(0, index, "failure"), info=info) for index, info in enumerate(infos)]
+    rows = re.findall(r"<tr>.*?</tr>", str(closed_loop(records)))
+    (skill,) = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows if "world/skill" in row]
+    assert skill == [DASH, f"{1 - 1.002 / 2.0001:.4g}"]
 
 
 def test_controls_are_compared_in_pairs(tmp_path):

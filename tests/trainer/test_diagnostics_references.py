@@ -5,10 +5,11 @@ import pytest
 
 from wmjax.data.ridge import Ridge, predict_once
 from wmjax.trainer.diagnostics import flow, world
-from wmjax.trainer.diagnostics.actions import action_section, pooled_r2, r2_over_steps
+from wmjax.trainer.diagnostics.actions import action_section, pooled_r2
 from wmjax.trainer.diagnostics.conditions import effect_of, unused
 from wmjax.trainer.diagnostics.probes import probe_section
 from wmjax.trainer.diagnostics.samples import ActionWindows, LatentWindows, near_change, rotation_columns
+from wmjax.trainer.metrics import arm_r2, r2_over_steps
 
 RNG = np.random.default_rng
 
@@ -67,6 +68,7 @@ def test_the_constant_predictor_scores_zero_and_the_truth_one() -> None:
     np.testing.assert_allclose(r2_over_steps(action, action, windows.mask), 1.0)
     still = action * (np.arange(7) != 3)
     assert np.isnan(r2_over_steps(action, still, windows.mask)[3])
+    assert arm_r2(r2_over_steps(action, still, windows.mask)) == pytest.approx(1.0)  # of what moves
 
 
 def test_masked_steps_count_for_nothing() -> None:

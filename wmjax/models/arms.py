@@ -46,9 +46,9 @@ class WorldMemoryConfig:
         return self.input in ("latents", "constant", "hidden")
 
     @property
-    def needs_latents(self) -> bool:
-        """Whether V-JEPA latents must be given (``hidden`` needs them in the loss only)."""
-        return self.input in ("latents", "copy")
+    def reads_latents(self) -> bool:
+        """Whether V-JEPA latents are read, to make the memory or (``hidden``) to score a prediction of them."""
+        return self.input in ("latents", "copy", "hidden")
 
 
 ARMS: dict[str, WorldMemoryConfig] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
-from wmjax.models.heads import GripperHead, HeadConfig, HeadLoss, HeadSizes, add_gripper, masked_mean
+from wmjax.models.heads import GripperHead, HeadConfig, HeadLoss, HeadSizes, add_gripper, arm_and_gripper, masked_mean
 from wmjax.models.transformer import Attention, KeyValue, Mlp, layer_norm, linear, table
 
 TIME_FEATURES = 64
@@ -91,15 +91,15 @@ class FlowHead(nnx.Module):
         self, config: HeadConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
     ):
         binary, width = config.gripper == "binary", sizes.width
-        self.config, self.arm_dim = config, action_dim - binary
+        self.config, self.regressed_dim = config, action_dim - binary
         self.token_norm = layer_norm(hidden_dim, rngs=rngs)
         self.token_in = linear(hidden_dim, width, dtype=jnp.float32, rngs=rngs)
-        self.action_in = linear(self.arm_dim, width, axes=(None, "embed"), dtype=jnp.float32, rngs=rngs)
+        self.action_in = linear(self.regressed_dim, width, axes=(None, "embed"), dtype=jnp.float32, rngs=rngs)
         self.steps = table(rngs.params(), (chunk, width))
         self.time = Mlp(TIME_FEATURES, width, width, dtype=jnp.float32, rngs=rngs)
         self.layers = nnx.List([FlowLayer(sizes, hidden_dim, rngs=rngs) for _ in range(sizes.layers)])
         self.norm = layer_norm(width, rngs=rngs)
-        self.out = linear(width, self.arm_dim, axes=("embed", None), std=0.0, dtype=jnp.float32, rngs=rngs)
+        self.out = linear(width, self.regressed_dim, axes=("embed", None), std=0.0, dtype=jnp.float32, rngs=rngs)
         self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
 
     def condition(
@@ -132,13 +132,14 @@ class FlowHead(nnx.Module):
         key: jax.Array,
     ) -> HeadLoss:
         """Mean squared error of the velocity over ``draws`` draws of noise and time per sample."""
-        draws, arm = self.config.draws, action[:, None, :, : self.arm_dim]
+        draws, arm = self.config.draws, action[:, None, :, : self.regressed_dim]
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), (arm.shape[0], draws, *arm.shape[2:]))
         time = sample_time(jax.random.fold_in(key, TIME), noise.shape[:2], self.config.time_beta)
         t = time[..., None, None]
         error = self.velocity((1.0 - t) * noise + t * arm, time, self.condition(tokens)) - (arm - noise)
-        loss = masked_mean(jnp.mean(jnp.square(error), axis=1), mask)
-        result = HeadLoss(loss, {"action/arm": loss})
+        values = jnp.mean(jnp.square(error), axis=1)
+        metrics = arm_and_gripper(values, mask, regressed=self.gripper is None)
+        result = HeadLoss(masked_mean(values, mask), metrics)
         return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
 
     def sample(
@@ -150,6 +151,6 @@ class FlowHead(nnx.Module):
         def velocity(x: Array, time: Array) -> Array:
             return self.velocity(x, jnp.broadcast_to(time, x.shape[:2]), condition)
 
-        start = self.config.noise_scale * noise[:, None, :, : self.arm_dim]
+        start = self.config.noise_scale * noise[:, None, :, : self.regressed_dim]
         arm = integrate(velocity, start, self.config.steps, self.config.solver)[:, 0]
         return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

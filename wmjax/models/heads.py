@@ -126,6 +126,15 @@ class GripperHead(nnx.Module):
         return jnp.where(self.logits(tokens) > 0.0, 1.0, -1.0)[..., None]
 
 
+def arm_and_gripper(
+    values: Float32[Array, "batch chunk dim"], mask: Bool[Array, "batch chunk"], *, regressed: bool
+) -> Metrics:
+    """The loss of the arm's dimensions, and of the gripper, the last one, if it is ``regressed`` with them."""
+    if not regressed:
+        return {"action/arm": masked_mean(values, mask)}
+    return {"action/arm": masked_mean(values[..., :-1], mask), "action/gripper": masked_mean(values[..., -1], mask)}
+
+
 def add_gripper(
     gripper: GripperHead | None,
     weight: float,
@@ -155,9 +164,9 @@ class RegressionHead(nnx.Module):
         self, config: HeadConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
     ):
         binary = config.gripper == "binary"
-        self.config, self.arm_dim = config, action_dim - binary
+        self.config, self.regressed_dim = config, action_dim - binary
         self.norm = layer_norm(hidden_dim, rngs=rngs)
-        self.mlp = Mlp(hidden_dim, sizes.hidden, self.arm_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
+        self.mlp = Mlp(hidden_dim, sizes.hidden, self.regressed_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
         self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
 
     def loss(
@@ -168,10 +177,12 @@ class RegressionHead(nnx.Module):
         key: jax.Array,
     ) -> HeadLoss:
         """The configured regression loss; ``key`` is not used."""
-        error = self.mlp(self.norm(tokens)) - action[..., : self.arm_dim]
-        loss = masked_mean(elementwise(self.config.regression_loss, error), mask)
-        metrics = {"action/arm": loss, "action/arm_mse": masked_mean(jnp.square(error), mask)}
-        return add_gripper(self.gripper, self.config.gripper_weight, HeadLoss(loss, metrics), tokens, action, mask)
+        error = self.mlp(self.norm(tokens)) - action[..., : self.regressed_dim]
+        values, regressed = elementwise(self.config.regression_loss, error), self.gripper is None
+        metrics = arm_and_gripper(values, mask, regressed=regressed)
+        metrics["action/arm_mse"] = arm_and_gripper(jnp.square(error), mask, regressed=regressed)["action/arm"]
+        result = HeadLoss(masked_mean(values, mask), metrics)
+        return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
 
     def sample(
         self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]

@@ -123,8 +123,10 @@ def _memory(metrics: Metrics) -> list[Series]:
 
 def _variance(metrics: Metrics) -> list[Series]:
     return [
-        Series("training", metrics.get("train", "world/variance_ratio"), 0),
-        Series("validation", metrics.get("val", "world/variance_ratio"), 1),
+        Series("change, training", metrics.get("train", "world/change_ratio"), 0),
+        Series("change, validation", metrics.get("val", "world/change_ratio"), 0, dashed=True),
+        Series("latents, training", metrics.get("train", "world/variance_ratio"), 1),
+        Series("latents, validation", metrics.get("val", "world/variance_ratio"), 1, dashed=True),
     ]
 
 
@@ -150,8 +152,10 @@ PANELS = (
         _memory,
     ),
     _Panel(
-        "Variance of predicted latents",
-        "Over the variance of the true latents, next frame. Near 0 the prediction has collapsed.",
+        "Variance of the prediction",
+        "Of the predicted latents and of their change since the present, over that of the true ones; mean over the "
+        "future frames. Near 0 the prediction has collapsed; a Prophet that adds to the present shows it in the change "
+        "only.",
         _variance,
     ),
 )

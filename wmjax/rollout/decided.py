@@ -22,7 +22,7 @@ class Decided:
     Attributes:
         frame: index of the newest frame that it saw.
         actions: the chunk, in [-1, 1].
-        numbers: what the policy reported, such as ``memory/gate`` and ``world/skill``.
+        numbers: what the policy reported, such as ``memory/gate`` and ``world/error``.
 
     """
 

@@ -36,6 +36,8 @@ LABELS = {
     "seed": ("Noise seed", ""),
 }
 """Protocol settings in words, and their units."""
+COPY_ERROR = "/copy_error"
+"""How the number ends that a policy's ``/error`` is to be compared with."""
 OFF_AT_ZERO = frozenset(("ensemble", "target_velocity", "camera_dropout"))
 NOT_SHOWN = frozenset(
     (
@@ -149,14 +151,21 @@ def training(metrics: Metrics | None, config: Mapping[str, Any], header: Mapping
 def closed_loop(records: Sequence[EpisodeRecord]) -> Html | None:
     """What the policy reported while it acted, in successes and in failures; nothing if it reported nothing."""
     groups = [[r.info for r in records if r.outcome == outcome] for outcome in ("success", "failure")]
-    names = sorted({name for infos in groups for info in infos for name in info})
+    found = [_means(infos) for infos in groups]
+    names = sorted({name for means in found for name in means})
     if not names:
         return None
     rows = [
-        (element("th", name, scope="row"), *(element("td", _mean(infos, name), class_="number") for infos in groups))
+        (
+            element("th", name, scope="row"),
+            *(element("td", _number(means.get(name)), class_="number") for means in found),
+        )
         for name in names
     ]
-    note = "Means over decisions, then over episodes, as the policy reported them in closed loop."
+    note = (
+        "Means over decisions, then over episodes, as the policy reported them in closed loop. A skill is 1 - the mean "
+        "error of the prediction / the mean error of a copy of the present latent: 0 is what copying scores."
+    )
     columns = ("Number", "Mean in successes", "Mean in failures")
     return section("closed-loop", "While acting", table(columns, rows), muted(note))
 
@@ -229,6 +238,19 @@ def _protocol(header: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
-def _mean(infos: Sequence[Mapping[str, float]], name: str) -> str:
-    values = [info[name] for info in infos if name in info]
-    return f"{np.mean(values):.4g}" if values else DASH
+def _means(infos: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each number over the episodes that have it, and the skills that follow from errors.
+
+    A ratio of means: where nothing moves, a copy of the present is off by next to nothing.
+    """
+    names = {name for info in infos for name in info}
+    means = {name: float(np.mean([info[name] for info in infos if name in info])) for name in names}
+    for name in names:
+        if name.endswith(COPY_ERROR) and means[name] > 0.0:
+            prefix = name.removesuffix(COPY_ERROR)
+            means[f"{prefix}/skill"] = 1.0 - means[f"{prefix}/error"] / means[name]
+    return means
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4g}"

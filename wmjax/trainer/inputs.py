@@ -23,7 +23,6 @@ def make_inputs(
         latents.check(store)
     train_episodes, val_episodes = split_episodes(store.episodes, config.validation_fraction, SPLIT_SEED)
     build = make_prompt_builder(prompt, model, store.spec)
-    reads_latents = model.memory.input != "none"
     return Inputs(
         store=store,
         latents=latents,
@@ -37,6 +36,6 @@ def make_inputs(
             delay=config.delay,
             history=model.prophet.history,
             future=model.prophet.future,
-            include_latents=reads_latents,
+            include_latents=model.memory.reads_latents,
         ),
     )

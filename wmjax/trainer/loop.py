@@ -27,7 +27,7 @@ from wmjax.logs import bar
 from wmjax.models.parameters import RANDOM, Trainable, count, from_named, split_model, to_named, trainable_filter
 from wmjax.rng import named_key
 from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, to_dict
-from wmjax.trainer.metrics import MetricsWriter, r2_per_dimension
+from wmjax.trainer.metrics import MetricsWriter, arm_r2, r2_over_steps
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
 from wmjax.trainer.state import TrainState, initial_state
@@ -318,9 +318,10 @@ def validate(
         actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
         masks.append(mask)
         losses.append(metrics)
-    r2 = r2_per_dimension(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
+    r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
-    return {**mean, "r2": r2, "r2_arm": r2[:6].mean()}
+    scores = {f"r2/{i}": value for i, value in enumerate(r2)} | {"r2_arm": arm_r2(r2)}
+    return mean | {name: value for name, value in scores.items() if np.isfinite(value)}  # undefined where nothing moves
 
 
 class _Clock:

@@ -10,20 +10,29 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tensorboardX import SummaryWriter
 
+NO_VARIANCE = 1e-8
+"""Variance below which R² is undefined: nothing moves."""
 
-def r2_per_dimension(
+
+def r2_over_steps(
     predicted: Float[np.ndarray, "samples chunk dim"],
     actual: Float[np.ndarray, "samples chunk dim"],
     mask: Bool[np.ndarray, "samples chunk"],
 ) -> Float[np.ndarray, "dim"]:
-    """Coefficient of determination of each action dimension over all unmasked chunk steps.
+    """R² per action dimension over the unmasked steps; NaN where nothing varies.
 
-    0 is what the mean action scores, 1 is perfect; one MSE over all dimensions hides that an arm does not move.
+    0 is what their mean scores, 1 is perfect; one MSE over all dimensions hides that an arm does not move.
     """
-    p, a = predicted[mask].astype(np.float64), actual[mask].astype(np.float64)
-    residual = np.square(p - a).sum(0)
-    total = np.square(a - a.mean(0)).sum(0)
-    return 1.0 - residual / np.maximum(total, 1e-12)
+    guess, truth = predicted[mask].astype(np.float64), actual[mask].astype(np.float64)
+    residual = np.square(guess - truth).sum(0)
+    total = np.square(truth - truth.mean(0)).sum(0) if len(truth) else residual
+    return np.where(total > NO_VARIANCE * len(truth), 1.0 - residual / np.maximum(total, 1e-30), np.nan)
+
+
+def arm_r2(r2: Float[np.ndarray, "dim"]) -> float:
+    """Mean over the arm's dimensions that vary."""
+    arm = r2[:-1][np.isfinite(r2[:-1])]
+    return float(arm.mean()) if len(arm) else float("nan")
 
 
 def flat(metrics: dict[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay; norms, biases, embeddings of single vectors and gates do not decay."""
+"""AdamW with warm-up and cosine decay; norms, biases and gates do not decay."""
 
 import dataclasses
 from typing import Any

@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float
 
 from wmjax.trainer.diagnostics.samples import ActionWindows
 from wmjax.trainer.diagnostics.text import text_table
+from wmjax.trainer.metrics import NO_VARIANCE, r2_over_steps
 
 DIMENSIONS = ("x", "y", "z", "rx", "ry", "rz", "gripper")
-NO_VARIANCE = 1e-8
-"""Variance below which R² is undefined: nothing moves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +61,6 @@ class ActionSection:
         )
 
 
-def r2_over_steps(
-    predicted: Float[np.ndarray, "n chunk dim"],
-    actual: Float[np.ndarray, "n chunk dim"],
-    mask: Bool[np.ndarray, "n chunk"],
-) -> Float[np.ndarray, "dim"]:
-    """R² per dimension over the unmasked steps, 0 being their mean; NaN where nothing varies."""
-    guess, truth = predicted[mask].astype(np.float64), actual[mask].astype(np.float64)
-    residual = np.square(guess - truth).sum(0)
-    total = np.square(truth - truth.mean(0)).sum(0) if len(truth) else residual
-    return np.where(total > NO_VARIANCE * len(truth), 1.0 - residual / np.maximum(total, 1e-30), np.nan)
-
-
 def pooled_r2(
     predicted: Float[np.ndarray, "steps dim"],
     actual: Float[np.ndarray, "steps dim"],
@@ -84,12 +71,6 @@ def pooled_r2(
     guess, truth = (values[:, moves].astype(np.float64) / deviation[moves] for values in (predicted, actual))
     total = np.square(truth - truth.mean(0)).sum() if len(truth) else 0.0
     return float(1.0 - np.square(guess - truth).sum() / total) if total > 0.0 else float("nan")
-
-
-def arm_r2(r2: Float[np.ndarray, "dim"]) -> float:
-    """Mean over the arm's dimensions that vary."""
-    arm = r2[:-1][np.isfinite(r2[:-1])]
-    return float(arm.mean()) if len(arm) else float("nan")
 
 
 def action_section(

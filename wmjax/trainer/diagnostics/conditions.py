@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from wmjax.data.statistics import MIN_ACTION_SCALE
-from wmjax.trainer.diagnostics.actions import DIMENSIONS, arm_r2, r2_over_steps
+from wmjax.trainer.diagnostics.actions import DIMENSIONS
 from wmjax.trainer.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, PLAIN, Condition, Outcome
 from wmjax.trainer.diagnostics.samples import ActionWindows
 from wmjax.trainer.diagnostics.text import text_table
+from wmjax.trainer.metrics import arm_r2, r2_over_steps
 
 Chunks = Mapping[str, Float[np.ndarray, "n chunk dim"]]
 """Of each condition, by name."""

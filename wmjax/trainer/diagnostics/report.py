@@ -110,10 +110,13 @@ def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWi
         return Skipped("no sample of the split has a complete chunk")
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = action_windows(inputs, frames)
-    arm = config.action_dim - (config.head.gripper == "binary")
-    test_chunks, train_chunks = (_complete(w, inputs, arm) for w in (windows, train))
+    # A gripper that flows with the arm tells about it: the references must know as much as the head.
+    arm, regressed = config.action_dim - 1, config.head.gripper == "regress"
+    test_chunks, train_chunks = (_complete(w, inputs, arm + regressed) for w in (windows, train))
     episodes = inputs.store.frame_episode[frames][train.mask.all(1)]
-    return flow_section(outcome.head[PLAIN]["action/arm"], test_chunks, train_chunks, episodes, config.head.time_beta)
+    losses = outcome.head[PLAIN]
+    loss = np.average([losses["action/arm"], losses["action/gripper"]], weights=[arm, 1 if regressed else 0])
+    return flow_section(float(loss), test_chunks, train_chunks, episodes, config.head.time_beta)
 
 
 def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> Section:
@@ -123,10 +126,10 @@ def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> S
     return gradient_section(model, inputs, stream, trainable_filter(trainable), seed)
 
 
-def _complete(windows: ActionWindows, inputs: Inputs, arm: int) -> np.ndarray:
-    """Complete chunks as the flow head sees them, ``[n, chunk * arm]``."""
+def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
+    """Complete chunks as the flow head sees them, ``[n, chunk * dim]``."""
     action = windows.action[windows.mask.all(1)]
-    return np.asarray(normalise_action(action, inputs.action_spec))[..., :arm].reshape(len(action), -1)
+    return np.asarray(normalise_action(action, inputs.action_spec))[..., :dim].reshape(len(action), -1)
 
 
 def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
