@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import types
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
 from wmjax.next_steps import next_steps
 from wmjax.resources import resource_folder
+from wmjax.specs import ObservationSpec
 from wmjax.typed import parse_overrides
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
@@ -72,6 +74,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
     shown = capsys.readouterr()
     assert re.search(message, shown.err), shown.err
     assert shown.err.count("\n") == 1 and not shown.out and not list(tmp_path.iterdir())
+
+
+def test_demonstrations_of_another_simulator_are_refused_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
+    store = types.SimpleNamespace(spec=ObservationSpec(simulator="other==1"))
+    monkeypatch.setattr("wmjax.prepare.demonstrations", lambda experiment: store)
+    monkeypatch.setattr("wmjax.prepare.encode", lambda *_: pytest.fail("encoded"))
+    assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2
+    assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 
 
 def test_only_what_is_used_must_fit() -> None:

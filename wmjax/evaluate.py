@@ -26,6 +26,7 @@ from wmjax.rollout.results import Summary
 from wmjax.shards import WHOLE, Shard, parse_shard
 
 if TYPE_CHECKING:
+    from wmjax.config import Experiment
     from wmjax.data.donors import Donors
     from wmjax.data.latents import LatentStore
     from wmjax.data.store import TrainingStore
@@ -102,9 +103,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.run is not None:
         from wmjax import checkpoint
 
-        out = options.out or protocol_folder(checkpoint.evaluations(checkpoint.find(options.run)), protocol, unchanged)
+        folder = checkpoint.find(options.run)  # once: a run that is still training saves others meanwhile
+        out = options.out or protocol_folder(checkpoint.evaluations(folder), protocol, unchanged)
         summary = evaluate_checkpoint(
-            options.run,
+            folder,
             protocol,
             out,
             workers=options.workers,
@@ -144,12 +146,13 @@ def evaluate_checkpoint(
             tasks in it, or see :func:`wmjax.rollout.evaluation.evaluate`.
 
     """
+    from wmjax import checkpoint
     from wmjax.cache import keep_compiled_programs
     from wmjax.policy import load_policy
     from wmjax.rollout.policy_actor import PolicyActor
 
     keep_compiled_programs()
-
+    path = checkpoint.find(path)
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(
         path,
@@ -237,14 +240,14 @@ def _evaluate_scripted(options: argparse.Namespace, protocol: Protocol, out: Pat
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """What identifies a policy in an evaluation's header: its checkpoint and its recipe.
+    """A policy in an evaluation's header: its checkpoint and its recipe, and in words what it was trained on.
 
     Raises:
         UserError: no complete checkpoint there.
 
     """
     from wmjax.checkpoint import find
-    from wmjax.config import RESUMABLE, dotted
+    from wmjax.config import RESUMABLE, dotted, from_dict
 
     manifest = json.loads((find(path) / "manifest.json").read_text())
     experiment = manifest["meta"]["experiment"]
@@ -257,7 +260,23 @@ def identity(path: Path) -> dict[str, Any]:
         "checkpoint": {"step": manifest["step"], "hash": hash_json(manifest["sha256"])},
         "experiment": {**names, "seed": experiment["train"]["seed"]},
         "recipe_hash": hash_json([trained, encoder]),
+        "training": _training(from_dict(experiment)),
     }
+
+
+def _training(experiment: "Experiment") -> dict[str, Any]:
+    """What names and hash of a recipe do not tell a reader: settings that are not in its files, and tasks."""
+    from wmjax.config import RESUMABLE, changed_settings
+
+    try:
+        changed = changed_settings(experiment)
+    except UserError as error:  # files that were renamed since
+        log.info("what was changed in the recipe is not known: %s", error)
+        changed = {}
+    own = (*RESUMABLE, "train.seed")
+    found = {"changed": {k: v for k, v in changed.items() if k not in own and not k.startswith("evaluation.")}}
+    data = experiment.data
+    return found if data.path else found | {"suite": data.suite, "tasks": list(data.tasks)}
 
 
 def _replay(options: argparse.Namespace, protocol: Protocol) -> tuple[actors.Replay, dict[str, Any]]:

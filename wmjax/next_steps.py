@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from wmjax.checks import final_protocol, given_store
-from wmjax.config import Experiment, dotted, load, to_dict
+from wmjax.config import Experiment, changed_settings
 from wmjax.rollout.protocol import load_protocol, protocol_names
 
 
@@ -38,10 +38,5 @@ def _other_arm(recipe: str) -> tuple[str, str]:
 
 def _changed_settings(experiment: Experiment) -> list[str]:
     """What the command line changed in the files of recipe, scale and data, as arguments; but not the memory."""
-    # Always said, because some scales are refused without it.
-    weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
-    files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    changed = {k: v for k, v in dotted(to_dict(experiment)).items() if v != files[k] and "model.memory." not in k}
-    if experiment.train.backbone_weights:
-        changed["train.backbone_weights"] = experiment.train.backbone_weights
+    changed = {k: v for k, v in changed_settings(experiment).items() if "model.memory." not in k}
     return [word for k, v in changed.items() for word in (f"--{k}", v if isinstance(v, str) else json.dumps(v))]

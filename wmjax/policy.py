@@ -66,7 +66,7 @@ def watch(
 class Errors(NamedTuple):
     """Mean squared errors of each row: of a prediction, and of taking the present for the future.
 
-    Their ratio means nothing for a single decision in which nothing moves; take it of their means (``skill``).
+    Their ratio means nothing for a single decision in which nothing moves; take it of their means.
     """
 
     prediction: Float32[Array, "batch"]

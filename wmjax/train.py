@@ -58,6 +58,7 @@ def _main(arguments: list[str]) -> int:
     from wmjax.config import load, to_dict
     from wmjax.encoder_settings import latent_spec
     from wmjax.prepare import demonstrations, encode
+    from wmjax.sim.libero import require_simulator
 
     keep_compiled_programs()
 
@@ -85,6 +86,8 @@ def _main(arguments: list[str]) -> int:
     _require_config(run, values)
     # 2. Demonstrations.
     store = distributed.first(lambda: demonstrations(experiment))
+    if not options.no_evaluation:  # those of another simulator would be refused there, after the training
+        distributed.alone(lambda: require_simulator(store.spec))
     # 3. Latents.
     latents = distributed.first(lambda: encode(experiment, store))
     # 4. Training.

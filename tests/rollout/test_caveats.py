@@ -61,3 +61,23 @@ def test_images_of_another_simulator_are_said() -> None:
     for spec, said in ((published, True), (ObservationSpec(simulator="mujoco 3.3.2"), False)):
         found = " ".join(caveats({"protocol": {}, "observation": to_dict(spec)}, overall, {}, 0))
         assert ("as published in lerobot/libero, drawn by another version" in found) == said
+
+
+def said(protocol: Protocol, **header: Any) -> str:
+    return " ".join(caveats({"protocol": vars(protocol), **header}, summarize([]).overall, {}, 0))
+
+
+def test_tasks_that_were_not_trained_on_are_named() -> None:
+    training = {"changed": {}, "suite": "libero_spatial", "tasks": [0, 1, 2, 4, 6]}
+    all_tasks, own = load_protocol("spatial_dev"), load_protocol("spatial_dev", tasks=(2, 6))
+    assert "Not trained on 5 of 10 tasks (3, 5, 7, 8, 9)" in said(all_tasks, training=training)
+    assert "Not trained on 10 of 10 tasks" in said(load_protocol("object_dev"), training=training)
+    assert "Not trained" not in said(own, training=training)
+    assert "Not trained" not in said(load_protocol("pro_spatial_object", tasks=(2,)), training=training)
+    assert "Not trained" not in said(all_tasks, training={"changed": {}}) + said(all_tasks)  # unknown
+
+
+def test_the_published_step_limit_is_part_of_the_benchmark() -> None:
+    longer = load_protocol("libero_spatial", max_steps=600)
+    assert "Not the published benchmark: a step limit of 600, not 220." in said(longer)
+    assert "step limit" not in said(load_protocol("libero_spatial")) + said(load_protocol("spatial_dev", max_steps=600))

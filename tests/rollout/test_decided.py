@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wmjax.rollout.decided import CELL, INK, LEFT, LINE, Decided, draw_decisions
+from wmjax.rollout.decided import CELL, GAP, INK, LABEL, LEFT, LINE, Decided, draw_decisions
 
 STEPS = 4
 
@@ -13,7 +13,7 @@ def moments(numbers: list[float]) -> list[Decided]:
     for number, value in enumerate(numbers):
         actions = np.zeros((STEPS, 7), np.float32)
         actions[:, 0], actions[:, 1] = (number + 1) / 4, -(number + 1) / 4
-        found.append(Decided(2 * number, actions, {"memory/gate": value, "world/skill": -value}))
+        found.append(Decided(2 * number, actions, {"memory/gate": value, "world/error": -value}))
     return found
 
 
@@ -45,7 +45,16 @@ def test_the_cursor_walks_from_the_first_decision_to_the_last() -> None:
 
 def test_numbers_that_are_missing_or_constant_still_draw() -> None:
     known, unknown = moments([0.5, 0.5])
-    unknown = Decided(unknown.frame, unknown.actions, {"world/skill": np.nan})
+    unknown = Decided(unknown.frame, unknown.actions, {"world/error": np.nan})
     assert draw_decisions([known, unknown], 3).shape[0] == 3
     bare = draw_decisions([Decided(0, known.actions, {})], 1)[0]
     assert bare.shape == (LINE + 7 * CELL, LEFT + STEPS * CELL, 3)
+
+
+def test_an_error_and_that_of_a_copy_share_a_line_and_its_scale() -> None:
+    """The smaller one lies below, whatever their own ranges are."""
+    known = moments([0.5, 0.5, 0.5])
+    found = [Decided(m.frame, m.actions, {"world/error": 1.0, "world/copy_error": 3.0}) for m in known]
+    strip = draw_decisions(found, 5)[0][LINE:, LEFT + STEPS * CELL + GAP + LABEL :]
+    error, copy = ((strip == INK[ink]).all(-1).any(1).nonzero()[0] for ink in ("line", "blue"))
+    assert len(error) == len(copy) == 1 and error[0] - copy[0] > 6 * CELL  # over the height of one row, the only one

@@ -9,6 +9,7 @@ import pytest
 import wmjax.evaluate as command
 from tests.rollout.fakes import ENV, SPEC
 from tests.rollout.test_replay import recorded
+from wmjax.config import load, to_dict
 from wmjax.data.store import finalize, write_part
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol, from_values, load_protocol
@@ -121,6 +122,15 @@ def test_the_recipes_hash_tells_what_was_trained_and_not_how_it_was_run(tmp_path
     same, other = recipe("one"), recipe("two", workers=4, protocol="b")
     assert same == other
     assert len({same, recipe("three", steps=10), recipe("four", weights="x")}) == 3
+
+
+def test_an_identity_says_what_the_command_line_changed_and_what_was_trained_on(tmp_path):
+    changes = {"optimizer": {"prophet_multiplier": 5.0}, "train": {"seed": 3, "threads": 1}}
+    settings = to_dict(load("e2_mse", overrides=changes))
+    meta = {"experiment": settings, "specs": {"encoder": None}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {}, "meta": meta}))
+    expected = {"changed": {"optimizer.prophet_multiplier": 5.0}, "suite": "libero_spatial", "tasks": [0, 1, 2, 4, 6]}
+    assert command.identity(tmp_path)["training"] == expected
 
 
 def test_replays_that_fail_are_an_error(capsys, tmp_path, monkeypatch):

@@ -40,6 +40,24 @@ def test_seeds_are_paired_whatever_their_order(tmp_path, capsys):
     assert "over 3 training seeds: +20.0 points (95 % -4.8 to +44.8), exact sign-flip p = 0.25" in out
 
 
+def test_a_side_is_one_system_and_what_differs_between_the_sides_is_said(tmp_path, capsys):
+    def evaluation(name, recipe, seed, count, **changed):
+        training = {"suite": "libero_spatial", "changed": changed}
+        outcomes = {(0, i): "success" for i in range(count)}
+        return write(tmp_path / name, outcomes, experiment={"seed": seed, "recipe": recipe}, training=training)
+
+    a = [evaluation(f"a{seed}", "a", seed, 10) for seed in (0, 1)]
+    b = [evaluation(f"b{seed}", "b", seed, 9, steps=9) for seed in (0, 1)]
+    with pytest.raises(UserError, match=r"training\.changed\.steps is None in .*c0, 9 in .*b1; .* one side"):
+        compare_seeds(a, [evaluation("c0", "b", 0, 9), b[1]])
+    assert command.main(["--a", *map(str, a), "--b", *map(str, b)]) == 0
+    shown = capsys.readouterr().out
+    assert "experiment.recipe: 'a' in A, 'b' in B" in shown and "training.changed.steps: None in A, 9 in B" in shown
+    assert "2 unpaired episodes left out" in shown
+    older = [*system(tmp_path, "b", {2: 9}), b[1]]  # says nothing of its training: nothing is known to differ
+    assert compare_seeds([evaluation("a2", "a", 2, 10), a[1]], older).seeds == (1, 2)
+
+
 def test_seeds_that_do_not_match_are_refused(tmp_path, capsys):
     a, b = system(tmp_path, "a", {0: 4, 1: 6}), system(tmp_path, "b", {0: 8, 2: 6})
     with pytest.raises(UserError, match=r"A has the training seeds \[0, 1\], B \[0, 2\]"):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wmjax.rollout.protocol import INITIAL_STATES, TASKS, Protocol
+from wmjax.rollout.protocol import INITIAL_STATES, TASKS, Protocol, load_protocol, protocol_names
 from wmjax.rollout.results import TaskSummary
 from wmjax.specs import PUBLISHED
 
@@ -34,6 +34,7 @@ def caveats(
     settings = settings if isinstance(settings, Mapping) else {}
     return [
         *_about_episodes(settings, overall, finished, recorded_runs),
+        *_about_tasks(header.get("training"), settings),
         *_about_faults(overall),
         *_about_actor(header),
         *_about_memory(settings),
@@ -62,11 +63,33 @@ def _about_episodes(
                 f"Part of the benchmark: {len(names)} of {known} tasks, {each} of {INITIAL_STATES} initial states; "
                 "do not set this rate beside published numbers."
             )
+        limit, published = settings.get("max_steps"), _published_limit(str(settings.get("suite")))
+        if published and limit != published:
+            yield f"Not the published benchmark: a step limit of {limit}, not {published}."
         changed = [name.replace("_", " ") for name in REGIMES if settings.get(name)]
         if changed:
             yield f"Harder than the published benchmark: {', '.join(changed)}."
         if recorded_runs > 1:
             yield f"This recipe ran the benchmark {recorded_runs} times; all runs are on record, quote them all."
+
+
+def _published_limit(suite: str) -> int | None:
+    """Control steps that the benchmark gives an episode of a suite."""
+    return load_protocol(suite).max_steps if suite in TASKS and suite in protocol_names() else None
+
+
+def _about_tasks(training: Any, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Tasks that a policy never saw, as far as is known: not those of published demonstrations."""
+    if not isinstance(training, Mapping) or "suite" not in training or not settings.get("tasks"):
+        return
+    # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
+    known = training["tasks"] if str(settings.get("suite")).startswith(str(training["suite"])) else ()
+    new = [task for task in settings["tasks"] if task not in known]
+    if new:
+        yield (
+            f"Not trained on {len(new)} of {len(settings['tasks'])} tasks ({', '.join(map(str, new))}): "
+            f"trained on {', '.join(map(str, training['tasks']))} of {training['suite']}."
+        )
 
 
 def _about_faults(overall: TaskSummary) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from wmjax.errors import UserError
-from wmjax.rollout.results import ADDED, EpisodeRecord, flatten, read_header, read_records
+from wmjax.rollout.results import ADDED, DESCRIBED, EpisodeRecord, flatten, read_header, read_records
 from wmjax.rollout.statistics import mcnemar_exact, paired_counts, required_pairs
 
 BOOTSTRAP_DRAWS = 10_000
@@ -87,7 +87,7 @@ def compare(a: Path, b: Path) -> Comparison:
         UserError: not evaluations, no common episodes, or an episode that did not start from the same state.
 
     """
-    changes = _changes(read_header(a), read_header(b))
+    changes = differences(read_header(a), read_header(b))
     runs = [{record.key: record for record in read_records(folder)} for folder in (a, b)]
     common = [key for key in runs[0] if key in runs[1] and all(finished(run[key]) for run in runs)]
     if not common:
@@ -136,7 +136,11 @@ def finished(record: EpisodeRecord) -> bool:
     return record.outcome in ("success", "failure")
 
 
-def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Header fields that differ, with both values; what only one of them describes is not known to differ."""
     left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
-    names = sorted({*left, *right})
-    return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
+    names = {*left, *right}
+    for side in (left, right):
+        if not any(name.startswith(DESCRIBED) for name in side):
+            names = {name for name in names if not name.startswith(DESCRIBED)}
+    return {name: (left.get(name), right.get(name)) for name in sorted(names) if left.get(name) != right.get(name)}

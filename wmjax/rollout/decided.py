@@ -31,11 +31,17 @@ class Decided:
     numbers: Mapping[str, float]
 
 
+def measured_by(name: str) -> str:
+    """The prediction's error that a copy's error is the measure of; nothing for other numbers."""
+    return name.removesuffix("/copy_error") + "/error" if name.endswith("/copy_error") else ""
+
+
 def draw_decisions(decided: Sequence[Decided], frames: int) -> UInt8[np.ndarray, "frames height width 3"]:
     """One strip per frame of the video, of the newest decision that had seen it.
 
     Left the chunk, a column per step: blue is -1, black 0, red +1. Right a time line per number over all decisions of
-    the episode, from its lowest to its highest value, with a cursor at this decision and its value there.
+    the episode, from its lowest to its highest value, with a cursor at this decision and its value there. An error of
+    a prediction shares the line and the scale of a copy's, which is blue.
 
     Args:
         decided: the episode's decisions in order, at least one.
@@ -52,7 +58,9 @@ def draw_decisions(decided: Sequence[Decided], frames: int) -> UInt8[np.ndarray,
 def _draw(moment: Decided, series: Mapping[str, np.ndarray], now: int) -> UInt8[np.ndarray, "height width 3"]:
     steps = len(moment.actions)
     chunk_width = LEFT + steps * CELL
-    lines = min(len(series), len(ACTIONS))
+    copies = {measured_by(name): name for name in series if measured_by(name) in series}
+    rows = [name for name in series if name not in copies.values()]
+    lines = min(len(rows), len(ACTIONS))
     width = chunk_width + (GAP + LABEL + PLOT if lines else 0)
     canvas = Image.new("RGB", (width, LINE + len(ACTIONS) * CELL), "black")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=10)
@@ -67,23 +75,26 @@ def _draw(moment: Decided, series: Mapping[str, np.ndarray], now: int) -> UInt8[
     if not lines:
         return np.asarray(canvas)
     height = len(ACTIONS) * CELL // lines
-    for number, (name, values) in enumerate(list(series.items())[:lines]):
+    for number, name in enumerate(rows[:lines]):
         left, top = chunk_width + GAP, LINE + number * height
+        drawn = [(series[name], INK["line"])] + ([(series[copies[name]], INK["blue"])] if name in copies else [])
         draw.text((left, top), name, fill="white", font=font)
-        draw.text((left, top + 11), f"{values[now]:.3g}", fill=INK["cursor"], font=font)
-        points = _points(values, left + LABEL, top + 1, height - 4)
-        draw.line(points, fill=INK["line"])
-        cursor = left + LABEL + _place(now, len(values))
+        value = " / copy ".join(f"{values[now]:.3g}" for values, _ in drawn)
+        draw.text((left, top + 11), value, fill=INK["cursor"], font=font)
+        every = np.concatenate([values for values, _ in drawn])
+        for values, ink in drawn:
+            draw.line(_points(values, every, left + LABEL, top + 1, height - 4), fill=ink)
+        cursor = left + LABEL + _place(now, len(series[name]))
         draw.line(((cursor, top), (cursor, top + height - 3)), fill=INK["cursor"])
     return np.asarray(canvas)
 
 
-def _points(values: np.ndarray, left: int, top: int, height: int) -> list[tuple[float, float]]:
-    """The curve through the finite values, scaled to their range; a constant lies in the middle."""
+def _points(values: np.ndarray, every: np.ndarray, left: int, top: int, height: int) -> list[tuple[float, float]]:
+    """The curve through the finite values, scaled to the range of ``every``; a constant lies in the middle."""
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return []
-    low, high = values[known].min(), values[known].max()
+    low, high = np.nanmin(every), np.nanmax(every)
     share = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
     return [(left + _place(int(i), len(values)), top + (1 - float(share[i])) * height) for i in known]
 

@@ -23,6 +23,7 @@ from wmjax.rollout.runner import Runner
 from wmjax.rollout.shards import WHOLE, Shard, gather, merge, part, shard_folder
 from wmjax.rollout.videos import Videos
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import simulator_version
 from wmjax.sim.pool import Pool
 from wmjax.sim.worker import WorkerSettings
 from wmjax.specs import to_dict
@@ -144,6 +145,7 @@ def _save(results: Results, speed: Mapping[str, float]) -> None:
     """Writes ``summary.json``; ``speed`` says how long it took and how fast that was, if that is known."""
     content = {
         **provenance(),
+        "simulator": simulator_version(),
         "header": results.header,
         **{name: round(value, 2) for name, value in speed.items()},
         **summarize(results.records).as_dict(),

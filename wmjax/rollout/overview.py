@@ -11,7 +11,7 @@ from wmjax.rollout.statistics import holm, wilson
 from wmjax.rollout.tables import actor_label
 
 IDENTITY = ("checkpoint.hash", "experiment.recipe", "experiment.seed", "recipe_hash")
-"""Header fields that differ between any two policies, and that the names tell."""
+"""Header fields that differ between any two policies; names, and ``training``, tell what lies behind them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ def reproduce(finished: Mapping[str, Any]) -> Html:
     took = [] if seconds is None else [f"took {float(seconds) / 60:.1f} min"]
     took += [] if speed is None else [f"{speed} control steps/s"]
     took += [f"in {finished['shards']} shards (run the command for each)"] if "shards" in finished else []
+    took += [str(finished["simulator"])] if "simulator" in finished else []
     text = DOT.join([f"Finished at {finished.get('finished_at', 'unknown')}", f"commit {commit}", *took])
     note = "An evaluation resumes in its folder: move the folder away or give another --out to run every episode again."
     return section("reproduce", "Reproduce", code, muted(text), muted(note))

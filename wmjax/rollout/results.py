@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
 ADDED = {"protocol.corruption": "none"}
 """Header fields that earlier evaluations do not have, and what was run then: the same evaluation goes on."""
+DESCRIBED = "training."
+"""Header fields that say in words what ``recipe_hash`` identifies; earlier evaluations do not have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,7 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
     """
     flat_old, flat_new = ADDED | dict(flatten(old)), ADDED | dict(flatten(new))
     for name in sorted({*flat_old, *flat_new}):
-        if flat_old.get(name) != flat_new.get(name):
+        if not name.startswith(DESCRIBED) and flat_old.get(name) != flat_new.get(name):
             raise UserError(
                 f"{folder}: holds an evaluation with {name} = {flat_old.get(name)!r}, this one has "
                 f"{flat_new.get(name)!r}; give another --out, or delete the folder"

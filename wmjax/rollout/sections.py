@@ -8,6 +8,7 @@ import numpy as np
 from wmjax.rollout.caveats import caveats
 from wmjax.rollout.charts import interval_bar, stacked_bar
 from wmjax.rollout.curves import Metrics, curves
+from wmjax.rollout.decided import measured_by
 from wmjax.rollout.gallery import Gallery, task_card
 from wmjax.rollout.markup import Html, element, join
 from wmjax.rollout.results import EpisodeRecord, Summary, TaskSummary, flatten
@@ -36,8 +37,6 @@ LABELS = {
     "seed": ("Noise seed", ""),
 }
 """Protocol settings in words, and their units."""
-COPY_ERROR = "/copy_error"
-"""How the number ends that a policy's ``/error`` is to be compared with."""
 OFF_AT_ZERO = frozenset(("ensemble", "target_velocity", "camera_dropout"))
 NOT_SHOWN = frozenset(
     (
@@ -243,12 +242,12 @@ def _means(infos: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     A ratio of means: where nothing moves, a copy of the present is off by next to nothing.
     """
-    names = {name for info in infos for name in info}
+    # Earlier policies reported skills of single decisions.
+    names = {name for info in infos for name in info if not name.endswith("/skill")}
     means = {name: float(np.mean([info[name] for info in infos if name in info])) for name in names}
     for name in names:
-        if name.endswith(COPY_ERROR) and means[name] > 0.0:
-            prefix = name.removesuffix(COPY_ERROR)
-            means[f"{prefix}/skill"] = 1.0 - means[f"{prefix}/error"] / means[name]
+        if (error := measured_by(name)) in means and means[name] > 0.0:
+            means[error.replace("/error", "/skill")] = 1.0 - means[error] / means[name]
     return means
 
 

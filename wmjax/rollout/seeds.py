@@ -11,11 +11,13 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from wmjax.errors import UserError
-from wmjax.rollout.comparison import Comparison, compare
+from wmjax.rollout.comparison import Comparison, compare, differences
 from wmjax.rollout.results import read_header
 
 MAX_EXACT = 16
 """Seeds up to which all sign flips are enumerated; nobody trains more."""
+VARIES = ("checkpoint.hash", "experiment.seed", "recipe_hash")
+"""Header fields that differ between the training seeds of one system."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,9 @@ class SeedComparison:
 
     def table(self) -> str:
         """A plain-text report."""
-        lines = ["seed  pairs       A       B   B - A"]
+        changes = {k: v for k, v in self.pairs[0].changes.items() if k not in VARIES}  # each pair's are the same
+        lines = [f"{name}: {a!r} in A, {b!r} in B" for name, (a, b) in changes.items()]
+        lines += ["", "seed  pairs       A       B   B - A"]
         for seed, pair in zip(self.seeds, self.pairs, strict=True):
             total = pair.rows[-1]
             a, b = (100 * (total.both + only) / total.pairs for only in (total.only_a, total.only_b))
@@ -48,7 +52,8 @@ class SeedComparison:
         lines += [
             "",
             f"B - A over {len(self.seeds)} training seeds: {100 * self.difference:+.1f} points "
-            f"(95 % {low:+.1f} to {high:+.1f}), exact sign-flip p = {self.p_value:.3g}",
+            f"(95 % {low:+.1f} to {high:+.1f}), exact sign-flip p = {self.p_value:.3g}; "
+            f"{sum(pair.unpaired for pair in self.pairs)} unpaired episodes left out",
         ]
         return "\n".join(lines)
 
@@ -61,8 +66,8 @@ def compare_seeds(a: Sequence[Path], b: Sequence[Path]) -> SeedComparison:
         b: results folders of the other system, of the same training seeds in any order.
 
     Raises:
-        UserError: seeds that are missing, doubled or not the same on both sides, or see
-            :func:`wmjax.rollout.comparison.compare`.
+        UserError: seeds that are missing, doubled or not the same on both sides, evaluations of one side that differ
+            in more than the training seed, or see :func:`wmjax.rollout.comparison.compare`.
 
     """
     left, right = _by_seed(a), _by_seed(b)
@@ -78,10 +83,18 @@ def compare_seeds(a: Sequence[Path], b: Sequence[Path]) -> SeedComparison:
 
 
 def _by_seed(folders: Sequence[Path]) -> dict[int, Path]:
-    """Evaluations by the seed their policy was trained with."""
+    """Evaluations by the seed their policy was trained with, alike in everything else."""
     found: dict[int, Path] = {}
+    first = read_header(folders[0])
     for folder in folders:
-        seed = read_header(folder).get("experiment", {}).get("seed")
+        header = read_header(folder)
+        for name, (one, other) in differences(first, header).items():
+            if name not in VARIES:
+                raise UserError(
+                    f"{name} is {one!r} in {folders[0]}, {other!r} in {folder}; the evaluations of one side must "
+                    "differ in the training seed only"
+                )
+        seed = header.get("experiment", {}).get("seed")
         if seed is None:
             raise UserError(f"{folder}: not an evaluation of a trained policy (its header has no training seed)")
         if seed in found:

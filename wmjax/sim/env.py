@@ -14,10 +14,10 @@ from wmjax.data.observation import build_state
 from wmjax.errors import UserError
 from wmjax.sim.disturbance import Disturbance, Drift, start_drift
 from wmjax.sim.episode import START_NOISE, EpisodeId
-from wmjax.sim.libero import import_libero, load_task, simulator_version
+from wmjax.sim.libero import import_libero, load_task, require_simulator
 from wmjax.sim.render import Renderer
 from wmjax.sim.stepping import control_step
-from wmjax.specs import PUBLISHED, ObservationSpec
+from wmjax.specs import ObservationSpec
 
 SETTLE_STEPS = 10
 SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
@@ -47,12 +47,7 @@ class LiberoEnv:
             UserError: missing packages, unsupported MuJoCo, unknown suite or task, or a spec of another simulator.
 
         """
-        simulator = simulator_version()
-        if spec.simulator not in ("", simulator) and not spec.simulator.startswith(PUBLISHED):
-            raise UserError(
-                f"ObservationSpec.simulator is {spec.simulator!r}, installed is {simulator!r}; "
-                f"install the former or record again"
-            )
+        simulator = require_simulator(spec)
         task = load_task(suite, task_id)
         self.suite, self.task_id = suite, task_id
         self.spec = dataclasses.replace(spec, simulator=simulator)

