@@ -20,6 +20,7 @@ import optax
 import wmjax.checks
 import wmjax.config
 import wmjax.prepare
+import wmjax.sim.libero
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.models.heads import HeadConfig
@@ -102,6 +103,7 @@ def main(job: dict[str, Any]) -> int:
     wmjax.config.load = lambda *_: experiment(job)
     wmjax.prepare.make_encoder = lambda config: FakeEncoder()
     wmjax.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
+    wmjax.sim.libero.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
     command.judge, command.judge_early = judge, judge_early
     command.verdict = lambda experiment, run, summary: summary
     return command.main(["--run", job["run"]])
