@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from wmjax.errors import UserError
-from wmjax.rollout.results import ADDED, DESCRIBED, EpisodeRecord, flatten, read_header, read_records
+from wmjax.rollout.results import EpisodeRecord, differences, read_header, read_records
 from wmjax.rollout.statistics import mcnemar_exact, paired_counts, required_pairs
 
 BOOTSTRAP_DRAWS = 10_000
@@ -134,13 +134,3 @@ def stratified_bootstrap(groups: Sequence[Int[np.ndarray, "episodes"]], seed: in
 def finished(record: EpisodeRecord) -> bool:
     """Whether it was solved or not, rather than lost."""
     return record.outcome in ("success", "failure")
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Header fields that differ, with both values; what only one of them describes is not known to differ."""
-    left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
-    names = {*left, *right}
-    for side in (left, right):
-        if not any(name.startswith(DESCRIBED) for name in side):
-            names = {name for name in names if not name.startswith(DESCRIBED)}
-    return {name: (left.get(name), right.get(name)) for name in sorted(names) if left.get(name) != right.get(name)}

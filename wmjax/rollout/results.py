@@ -171,13 +171,22 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
         UserError: names the first differing field and both values.
 
     """
-    flat_old, flat_new = ADDED | dict(flatten(old)), ADDED | dict(flatten(new))
-    for name in sorted({*flat_old, *flat_new}):
-        if not name.startswith(DESCRIBED) and flat_old.get(name) != flat_new.get(name):
+    for name, (held, asked) in differences(old, new).items():
+        if not name.startswith(DESCRIBED):
             raise UserError(
-                f"{folder}: holds an evaluation with {name} = {flat_old.get(name)!r}, this one has "
-                f"{flat_new.get(name)!r}; give another --out, or delete the folder"
+                f"{folder}: holds an evaluation with {name} = {held!r}, this one has {asked!r}; give another --out, or "
+                "delete the folder"
             )
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Header fields that differ, with both values; what only one of them describes is not known to differ."""
+    left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
+    names = {*left, *right}
+    for side in (left, right):
+        if not any(name.startswith(DESCRIBED) for name in side):
+            names = {name for name in names if not name.startswith(DESCRIBED)}
+    return {name: (left.get(name), right.get(name)) for name in sorted(names) if left.get(name) != right.get(name)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from wmjax.errors import UserError
-from wmjax.rollout.comparison import Comparison, compare, differences
-from wmjax.rollout.results import read_header
+from wmjax.rollout.comparison import Comparison, compare
+from wmjax.rollout.results import differences, read_header
 
 MAX_EXACT = 16
 """Seeds up to which all sign flips are enumerated; nobody trains more."""

@@ -35,18 +35,6 @@ def arm_r2(r2: Float[np.ndarray, "dim"]) -> float:
     return float(arm.mean()) if len(arm) else float("nan")
 
 
-def flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """Scalars as floats; vectors as ``name/0``, ``name/1``, ..."""
-    out: dict[str, float] = {}
-    for name, value in metrics.items():
-        array = np.asarray(value, np.float64)
-        if array.ndim == 0:
-            out[name] = float(array)
-        else:
-            out.update({f"{name}/{i}": float(v) for i, v in enumerate(array.ravel())})
-    return out
-
-
 class MetricsWriter:
     """Appends one JSON object per call to ``metrics.jsonl`` and the same scalars to TensorBoard.
 
@@ -60,13 +48,13 @@ class MetricsWriter:
         self._board = SummaryWriter(str(run / "tensorboard"), write_to_disk=to_disk)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> dict[str, float]:
-        """Writes and returns the flattened metrics.
+        """Writes scalars and returns them as floats.
 
         Raises:
             FloatingPointError: a training metric is not finite: going on would only waste time.
 
         """
-        values = flat(metrics)
+        values = {name: float(value) for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, "split": split, "time": time.time(), **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
