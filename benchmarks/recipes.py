@@ -27,18 +27,18 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import flops
-from wmjax.config import Experiment, load
+from wmjax.core.paths import resource_folder
+from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.observation import Prompt
+from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
+from wmjax.experiment.config import Experiment, load
+from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.prompts import make_prompt_builder
-from wmjax.models.vjepa2 import PRESETS, VJEPA2Encoder, latents
-from wmjax.models.vla import VLA, ModelInput
-from wmjax.resources import resource_folder
+from wmjax.models.vla import VLA
 from wmjax.rollout.protocol import load_protocol
-from wmjax.specs import ActionSpec, EncoderSpec
 from wmjax.trainer.optimizer import make_optimizer
-from wmjax.trainer.state import TrainState, initial_state
-from wmjax.trainer.step import make_train_step
+from wmjax.trainer.step import TrainState, initial_state, make_train_step
 
 CONVERTED_SIZE = 224
 """Pixels of the published demonstrations as train/data/libero.toml converts them."""

@@ -12,17 +12,17 @@ from flax import nnx
 
 import wmjax.train as command
 from tests.data.synthetic import make_store
-from wmjax.checks import final_protocol, require_fit
-from wmjax.config import Experiment, dotted, load, to_dict
+from wmjax.core.errors import UserError
+from wmjax.core.paths import resource_folder
+from wmjax.core.settings import parse_overrides
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
 from wmjax.evaluate import _parser
+from wmjax.experiment.checks import final_protocol, require_fit
+from wmjax.experiment.config import Experiment, dotted, load, to_dict
+from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
-from wmjax.next_steps import next_steps
-from wmjax.resources import resource_folder
-from wmjax.specs import ObservationSpec
-from wmjax.typed import parse_overrides
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
+    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     assert command.main(["--config", "e2_flow", *dry, *settings]) == 2
     shown = capsys.readouterr()
     assert re.search(message, shown.err), shown.err
@@ -80,10 +80,10 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
+    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     store = types.SimpleNamespace(spec=ObservationSpec(simulator="other==1"))
-    monkeypatch.setattr("wmjax.prepare.demonstrations", lambda experiment: store)
-    monkeypatch.setattr("wmjax.prepare.encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("wmjax.pipeline.demonstrations.demonstrations", lambda experiment: store)
+    monkeypatch.setattr("wmjax.pipeline.latents.encode", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 
@@ -171,7 +171,7 @@ def test_missing_demonstrations_are_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--scale", "3b", "--data.path", str(tmp_path / "nowhere")]
-    monkeypatch.setattr("wmjax.cache.keep_compiled_programs", lambda: None)
+    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     assert command.main(arguments) == 2
     assert "nowhere" in capsys.readouterr().err
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from wmjax import config
-from wmjax.config import from_dict, load, owner, read_axis, to_dict
-from wmjax.errors import UserError
-from wmjax.models.world import ARMS
-from wmjax.resources import resource_folder
-from wmjax.train import _save_config
-from wmjax.typed import parse_overrides
+from wmjax.core.errors import UserError
+from wmjax.core.paths import resource_folder
+from wmjax.core.settings import parse_overrides
+from wmjax.experiment import config
+from wmjax.experiment.config import from_dict, load, owner, read_axis, to_dict
+from wmjax.models.world.config import ARMS
+from wmjax.pipeline.train import _save_config
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from wmjax import doctor
-from wmjax.cache import size_report
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.core.paths import size_report
 
 
 @pytest.mark.sim

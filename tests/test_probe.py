@@ -14,15 +14,16 @@ from tests.data.synthetic import INSTRUCTIONS, make_store
 from tests.models.vla_helpers import initialised
 from tests.rollout.runs import tiny_experiment
 from wmjax import probe
-from wmjax.config import Experiment
+from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
-from wmjax.models.lora import LoRAConfig
+from wmjax.experiment.config import Experiment
+from wmjax.models.backbones.qwen2_5_vl import names, weights
+from wmjax.models.inputs import ModelInput
+from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.prompts import make_prompt_builder
-from wmjax.models.qwen2_5_vl import names, weights
-from wmjax.models.vla import VLA, ModelInput
-from wmjax.restore import restore_model
+from wmjax.models.vla import VLA
+from wmjax.policy.restore import restore_model
 
 
 def experiment(name: str, seed: int = 0) -> Experiment:

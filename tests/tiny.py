@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any
 
-from wmjax.models.arms import ARMS
-from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.models.memory import InjectionConfig
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.qwen2_5_vl.config import preset
+from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
+from wmjax.models.world.config import ARMS
+from wmjax.models.world.injection import InjectionConfig
+from wmjax.models.world.prophet import ProphetConfig
 
 LATENT_DIM = 24
 IMAGE_SIZE = 56

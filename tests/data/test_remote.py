@@ -14,16 +14,17 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.synthetic import make_latents, make_store
-from wmjax import config, convert, diagnose, encode, evaluate, export, prepare, probe, record, train, view
-from wmjax.checks import given_store
-from wmjax.data import location as remote
-from wmjax.data.files import StoreWriter
+from wmjax import convert, diagnose, encode, evaluate, export, prepare, probe, record, train, view
+from wmjax.core import location as remote
+from wmjax.core.errors import UserError
+from wmjax.core.files import StoreWriter
+from wmjax.core.location import Remote, RemoteArray, local, location
+from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
-from wmjax.data.location import Remote, RemoteArray, local, location
-from wmjax.data.pipeline import LoaderConfig, make_loader
+from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore, finalize, write_part
-from wmjax.errors import UserError
-from wmjax.specs import EncoderSpec
+from wmjax.experiment import config
+from wmjax.experiment.checks import given_store
 
 BUCKET = "memory://bucket"
 
@@ -338,7 +339,7 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
         assert found.hash == stores[0].hash and str(found.folder) == bucket[0]
     assert prepare.find_store(experiment, location(bucket[0])).hash == stores[0].hash
     assert given_store(experiment, needed=False) is None, "a dry run asks the network"
-    monkeypatch.setattr("wmjax.encoder_settings.latent_spec", lambda *_: stores[1].spec)
+    monkeypatch.setattr("wmjax.experiment.latent_settings.latent_spec", lambda *_: stores[1].spec)
     found = prepare.encode(experiment, TrainingStore(bucket[0]))
     assert found.hash == stores[1].hash and str(found.folder) == bucket[1]
     # A run that was begun on the local copies goes on from the bucket, and the reverse.

@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-import wmjax.rollout.evaluation as evaluation
+import wmjax.pipeline.evaluate as evaluation
 import wmjax.train as command
-from wmjax.cache import cache_root
+from wmjax.core.paths import cache_root
 from wmjax.sim.pool import Pool
 from wmjax.sim.worker import WorkerSettings
 

@@ -6,12 +6,12 @@ from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
 from tests.e2e.test_smoke import ARMS
-from wmjax.config import load
+from wmjax.core.paths import resource_folder
 from wmjax.data.latents import LatentStore
-from wmjax.data.pipeline import make_loader
+from wmjax.data.loader import make_loader
 from wmjax.data.store import TrainingStore
+from wmjax.experiment.config import load
 from wmjax.models.vla import VLA
-from wmjax.resources import resource_folder
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
 

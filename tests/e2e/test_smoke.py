@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wmjax import checkpoint
-from wmjax.config import load
-from wmjax.models.qwen2_5_vl import names, weights
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.restore import load_model
-from wmjax.rollout import decided, imagination
-from wmjax.rollout.videos import CAPTION, MINIMUM_HEIGHT
+from wmjax.experiment.config import load
+from wmjax.models.backbones.qwen2_5_vl import names, weights
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.policy.restore import load_model
+from wmjax.reporting.video import decision_strip as decided
+from wmjax.reporting.video import imagination_strip as imagination
+from wmjax.reporting.video.clips import CAPTION, MINIMUM_HEIGHT
+from wmjax.trainer import checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 

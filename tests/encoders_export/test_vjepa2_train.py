@@ -11,21 +11,22 @@ import pytest
 
 from tests.data.synthetic import make_store
 from tests.rollout.runs import parameters, tiny_experiment
-from wmjax import config, prepare
+from wmjax import prepare
 from wmjax import train as command
-from wmjax.data.encode import LATENT_BOUND
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, to_dict
 from wmjax.data.latents import LatentStore
+from wmjax.data.loader import make_loader
 from wmjax.data.observation import Observation
-from wmjax.data.pipeline import make_loader
 from wmjax.data.store import TrainingStore
-from wmjax.encoder_settings import latent_spec
-from wmjax.errors import UserError
-from wmjax.policy import Policy
-from wmjax.prepare import encode
-from wmjax.specs import ActionSpec, to_dict
+from wmjax.encoders.encode import LATENT_BOUND
+from wmjax.experiment import config
+from wmjax.experiment.latent_settings import latent_spec
+from wmjax.pipeline.latents import encode
+from wmjax.policy.policy import Policy
 from wmjax.train import main
+from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import TrainConfig
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

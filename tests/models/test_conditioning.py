@@ -21,11 +21,11 @@ from tests.models.vla_helpers import (
     make_vla,
     wake,
 )
-from wmjax.errors import UserError
-from wmjax.models.heads import HeadConfig
+from wmjax.core.errors import UserError
+from wmjax.models.heads.base import HeadConfig
 from wmjax.models.planning import rank_chunks
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.world import ARMS, WorldMemoryConfig
+from wmjax.models.world.config import ARMS, WorldMemoryConfig
+from wmjax.models.world.prophet import ProphetConfig
 
 INPUTS, (ACTION, MASK), KEY = make_inputs(), make_actions(), jax.random.key(5)
 FORWARD = WorldMemoryConfig(input="latents", world_loss=1.0, inject=False)

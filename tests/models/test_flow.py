@@ -14,9 +14,9 @@ from flax import nnx
 from tests.models.vla_helpers import fit
 from wmjax.data.statistics import action_spec, normalise_action, normalise_state
 from wmjax.data.store import TrainingStore
-from wmjax.models.flow import FlowHead, integrate, sample_time
-from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.trainer.diagnostics.flow import choose_smoothing, unconditional_loss, zero_velocity_loss
+from wmjax.diagnostics.flow_bounds import choose_smoothing, unconditional_loss, zero_velocity_loss
+from wmjax.models.heads.base import HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead, integrate, sample_time
 
 
 def test_the_solvers_start_each_step_at_i_over_n() -> None:

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from tests.models.vla_helpers import fit
-from wmjax.errors import UserError
-from wmjax.models.flow import FlowHead
-from wmjax.models.heads import HeadConfig, HeadSizes, RegressionHead, elementwise
+from wmjax.core.errors import UserError
+from wmjax.models.heads.base import HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead
+from wmjax.models.heads.regression import RegressionHead, elementwise
 
 SIZES = HeadSizes(hidden=16, width=16, layers=1, heads=2)
 TOKENS = jax.random.normal(jax.random.key(0), (6, 4, 8))

@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 
 from tests.models.vla_helpers import fit
-from wmjax.errors import UserError
-from wmjax.models.memory import InjectionConfig
-from wmjax.models.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
-from wmjax.models.world import ARMS, WorldMemory
+from wmjax.core.errors import UserError
+from wmjax.models.world.config import ARMS
+from wmjax.models.world.injection import InjectionConfig
+from wmjax.models.world.memory import WorldMemory
+from wmjax.models.world.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
 
 SHAPE = ProphetConfig(width=16, layers=2, heads=2, history=3, future=2, tokens=4, latent_dim=8)
 

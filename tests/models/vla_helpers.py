@@ -11,13 +11,14 @@ import optax
 from flax import nnx
 
 from wmjax.data.observation import Prompt
-from wmjax.models.flow import FlowHead
-from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.models.memory import InjectionConfig
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
-from wmjax.models.vla import VLA, ModelInput, VLAConfig
-from wmjax.models.world import ARMS
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.heads.base import HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead
+from wmjax.models.inputs import ModelInput
+from wmjax.models.vla import VLA, VLAConfig
+from wmjax.models.world.config import ARMS
+from wmjax.models.world.injection import InjectionConfig
+from wmjax.models.world.prophet import ProphetConfig
 
 BATCH, CHUNK, LENGTH, HIDDEN = 3, 4, 16, 32
 HISTORY, FUTURE, TOKENS, DIM = 3, 2, 4, 8

@@ -9,13 +9,14 @@ import numpy as np
 
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
-from wmjax import checkpoint, specs
-from wmjax.config import Experiment, load, to_dict
+from wmjax.core import specs
+from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
+from wmjax.encoders.vjepa2 import encoder_spec
+from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.models.parameters import split_model, to_named, trainable_filter
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.vjepa2 import encoder_spec
 from wmjax.models.vla import VLA
-from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
+from wmjax.models.world.prophet import ProphetConfig
+from wmjax.trainer import checkpoint
 
 
 def tiny_experiment(arm: str, head: str, **backbone: Any) -> Experiment:

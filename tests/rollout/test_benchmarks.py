@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import closed_loop, policy_latency
 from tests.rollout.runs import save_run
-from wmjax.specs import ObservationSpec
+from wmjax.core.specs import ObservationSpec
 
 
 @pytest.mark.parametrize(("arm", "head"), [("e0", "regression"), ("e2", "flow")])

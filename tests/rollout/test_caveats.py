@@ -4,12 +4,12 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-from wmjax.config import load
-from wmjax.rollout.caveats import caveats, timing
+from wmjax.analysis.summary import summarize
+from wmjax.core.settings import parse_overrides
+from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
+from wmjax.experiment.config import load
+from wmjax.reporting.caveats import caveats, timing
 from wmjax.rollout.protocol import Protocol, load_protocol
-from wmjax.rollout.results import summarize
-from wmjax.specs import ActionSpec, ObservationSpec, to_dict
-from wmjax.typed import parse_overrides
 
 
 def header(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> dict[str, Any]:

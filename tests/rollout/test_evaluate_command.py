@@ -9,8 +9,8 @@ import pytest
 import wmjax.evaluate as command
 from tests.rollout.fakes import ENV, SPEC
 from tests.rollout.test_replay import recorded
-from wmjax.config import load, to_dict
 from wmjax.data.store import finalize, write_part
+from wmjax.experiment.config import load, to_dict
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol, from_values, load_protocol
 from wmjax.rollout.results import read_header
@@ -93,7 +93,7 @@ def test_a_corruption_has_a_folder_of_its_own(tmp_path):
 
 
 def test_an_identity_needs_a_checkpoint(tmp_path):
-    from wmjax.errors import UserError
+    from wmjax.core.errors import UserError
 
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError):

@@ -10,12 +10,12 @@ import wmjax.evaluate as command
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import ENV, PROTOCOL, SPEC
 from tests.rollout.test_runner import verdicts
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.core.shards import own_shard
 from wmjax.rollout import actors
+from wmjax.rollout.evaluation_shards import part
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_records
-from wmjax.rollout.shards import part
-from wmjax.shards import own_shard
 
 EPISODES = PROTOCOL.episodes()
 

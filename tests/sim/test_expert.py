@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from wmjax.core.errors import UserError
 from wmjax.data.episode import check_episode
-from wmjax.errors import UserError
-from wmjax.sim.demonstration import DemonstrationConfig, demonstration_id, record_demonstration
-from wmjax.sim.expert import Expert, Phase
-from wmjax.sim.grasp import NoGraspError, plan_grasp
-from wmjax.sim.scene import Scene, rotation_about, rotation_vector
+from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration
+from wmjax.recording.expert import Expert, Phase
+from wmjax.recording.grasp import NoGraspError, plan_grasp
+from wmjax.recording.privileged_scene import Scene, rotation_about, rotation_vector
 
 from .conftest import SUITE, TASK
 
@@ -65,7 +65,7 @@ def test_an_object_that_nothing_could_grasp_is_a_failed_attempt(env, demonstrati
 
     env.restore(demonstration.settled_state)
     expert = Expert(env)
-    monkeypatch.setattr("wmjax.sim.expert.plan_grasp", no_grasp)
+    monkeypatch.setattr("wmjax.recording.expert.plan_grasp", no_grasp)
     expert._enter(Phase.REGRASP)
     for _ in range(10):
         env.step(expert.act())

@@ -9,13 +9,13 @@ import pytest
 
 from tests.data.synthetic import make_episode, make_latents
 from tests.tiny import tiny_config
-from wmjax.data.pipeline import make_loader
+from wmjax.core.specs import ObservationSpec
+from wmjax.data.loader import make_loader
 from wmjax.data.shift import shift_images
 from wmjax.data.store import finalize, write_part
 from wmjax.models.prompts import PromptConfig
-from wmjax.specs import ObservationSpec
+from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import TrainConfig
 from wmjax.trainer.step import augment
 
 

@@ -14,22 +14,22 @@ from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax import diagnose as command
 from wmjax import prepare
-from wmjax.config import load as load_experiment
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
+from wmjax.core.specs import to_dict
 from wmjax.data.observation import Prompt
 from wmjax.data.statistics import normalise_action, normalise_latents
-from wmjax.errors import UserError
+from wmjax.diagnostics.diagnosis import diagnose, predict
+from wmjax.diagnostics.gradients import gradient_section, summarise
+from wmjax.diagnostics.passes import Condition, Network, batches, memory_conditions
+from wmjax.diagnostics.samples import action_windows, latent_windows, near_change
+from wmjax.diagnostics.text_table import Skipped, plain
+from wmjax.experiment.config import load as load_experiment
 from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
-from wmjax.rng import named_key
-from wmjax.specs import to_dict
-from wmjax.trainer.diagnostics.gradients import gradient_section, summarise
-from wmjax.trainer.diagnostics.passes import Condition, Network, batches, memory_conditions
-from wmjax.trainer.diagnostics.report import diagnose, predict
-from wmjax.trainer.diagnostics.samples import action_windows, latent_windows, near_change
-from wmjax.trainer.diagnostics.text import Skipped, plain
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import Inputs, TrainConfig
 from wmjax.trainer.step import model_input
 
 RNG = np.random.default_rng
@@ -131,7 +131,7 @@ def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
 
 def test_other_arms_say_what_does_not_apply(inputs: Inputs) -> None:
     """Without running a network: what is skipped follows from the configuration."""
-    from wmjax.trainer.diagnostics.report import _prophet_of
+    from wmjax.diagnostics.diagnosis import _prophet_of
 
     assert memory_conditions(tiny_config("e0"), inputs.store) == []
     assert _prophet_of(tiny_config("e0")) == ("this arm has no world memory", "")

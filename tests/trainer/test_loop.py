@@ -12,18 +12,19 @@ from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
-from wmjax import checkpoint
-from wmjax.config import load
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
-from wmjax.models.lora import ADAPTER, LoRAConfig
+from wmjax.experiment.config import load
+from wmjax.models.nn.lora import ADAPTER, LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.restore import restore_model
-from wmjax.rng import named_key
+from wmjax.policy.restore import restore_model
+from wmjax.trainer import checkpoint
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import Inputs, TrainConfig, train
+from wmjax.trainer.loop import train
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from tests.tiny import tiny_config
-from wmjax.models.memory import GatedCrossAttention, InjectionConfig
-from wmjax.models.stack import stack_layers
+from wmjax.models.nn.stack import stack_layers
 from wmjax.models.vla import VLA
+from wmjax.models.world.injection import GatedCrossAttention, InjectionConfig
 from wmjax.trainer.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer
 
 CONFIG = OptimizerConfig(

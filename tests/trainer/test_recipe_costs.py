@@ -11,7 +11,7 @@ import pytest
 from benchmarks import recipes
 from benchmarks.flops import flops
 from tests.tiny import tiny_config
-from wmjax.config import Experiment, load
+from wmjax.experiment.config import Experiment, load
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:

@@ -11,14 +11,15 @@ from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
-from wmjax.config import load
+from wmjax.core.errors import UserError
 from wmjax.data.observation import Prompt
-from wmjax.errors import UserError
+from wmjax.diagnostics.passes import batches
+from wmjax.experiment.config import load
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.trainer.diagnostics.passes import batches
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import Inputs, TrainConfig, train
+from wmjax.trainer.loop import train
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 from wmjax.trainer.step import model_input
