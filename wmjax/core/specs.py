@@ -8,10 +8,10 @@ fields they share and refuses to go on when they differ. Imports neither jax nor
 import dataclasses
 import hashlib
 import json
-import types
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Depth, Range, Settings, Width, convert, type_hints
 
 FORMAT_VERSION = 1
 """Version of the spec format; a file of another version is refused, never guessed at."""
@@ -22,7 +22,7 @@ LATER = {"drawn_size": 0, "resize": 0}
 
 
 @dataclasses.dataclass(frozen=True)
-class ObservationSpec:
+class ObservationSpec(Settings, section="ObservationSpec"):
     """What an observation is: pixels, proprioception and their timing.
 
     Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw
@@ -32,22 +32,22 @@ class ObservationSpec:
     """
 
     cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
-    image_size: int = 112
+    image_size: Annotated[int, Range(1, 10_000)] = 112
     rotation: int = 180
     resize_filter: Literal["none", "bilinear"] = "none"
     state: str = "eef_pos,eef_axis_angle,gripper_qpos"
-    state_dim: int = 8
-    control_hz: int = 20
-    frame_stride: int = 4
+    state_dim: Width = 8
+    control_hz: Depth = 20
+    frame_stride: Depth = 4
     reflection: bool = False
-    mesh_detail_mm: float = 3.0
+    mesh_detail_mm: Annotated[float, Range(0, 1_000)] = 3.0
     simulator: str = ""
-    drawn_size: int = 0
+    drawn_size: Annotated[int, Range(0, 10_000)] = 0
     format_version: int = FORMAT_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderSpec:
+class EncoderSpec(Settings, section="EncoderSpec"):
     """What a latent is: float ``[tokens, dim]``, the pooled last-tubelet tokens of a clip ending at a frame.
 
     Frames are resized to ``resize`` pixels, then cropped to ``image_size``; 0: resized to ``image_size``.
@@ -56,15 +56,15 @@ class EncoderSpec:
     name: str = "mini"
     revision: str = "1"
     weights_hash: str = ""
-    clip_length: int = 4
-    image_size: int = 112
-    pooling_grid: int = 4
+    clip_length: Depth = 4
+    image_size: Annotated[int, Range(1, 10_000)] = 112
+    pooling_grid: Depth = 4
     camera: str = "agentview"
     tokens: Literal["last_tubelet"] = "last_tubelet"
-    dim: int = 192
+    dim: Width = 192
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    resize: int = 0
+    resize: Annotated[int, Range(0, 10_000)] = 0
     format_version: int = FORMAT_VERSION
 
     @property
@@ -74,7 +74,7 @@ class EncoderSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class ActionSpec:
+class ActionSpec(Settings, section="ActionSpec"):
     """What an action is: OSC_POSE deltas in [-1, 1] (times 0.05 m and 0.5 rad) and the gripper command.
 
     ``offset`` and ``scale`` map a raw action to the normalised one: ``(action - offset) / scale``. The gripper
@@ -82,9 +82,9 @@ class ActionSpec:
     """
 
     definition: str = "osc_pose_delta+gripper"
-    dim: int = 7
+    dim: Width = 7
     gripper: str = "-1 open, +1 close"
-    chunk: int = 8
+    chunk: Depth = 8
     normalisation: Literal["none", "mean_std", "quantile"] = "quantile"
     offset: tuple[float, ...] = (0.0,) * 7
     scale: tuple[float, ...] = (1.0,) * 7
@@ -115,35 +115,21 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
         UserError: another format version, or a missing, surplus or mistyped field.
 
     """
-    if values.get("format_version") != FORMAT_VERSION:
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{where}: {kind.__name__}.format_version is {values.get('format_version')!r}, this wmjax reads "
+            f"{where}: {kind.__name__}.format_version is {version!r}, this wmjax reads "
             f"{FORMAT_VERSION}; rebuild the file with the command that made it"
         )
-    hints = get_type_hints(kind)
+    hints = type_hints(kind)
     values = {name: value for name, value in LATER.items() if name in hints} | values
     if set(values) != set(hints):
         differing = ", ".join(sorted(set(values) ^ set(hints)))
         raise UserError(f"{where}: {kind.__name__} has missing or surplus fields: {differing}; rebuild the file")
-    for name, hint in hints.items():
-        if not _fits(values[name], hint):
-            raise UserError(f"{where}: {kind.__name__}.{name} is {values[name]!r}, expected {hint}; rebuild the file")
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**plain)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of an annotated type (the few kinds that specs use)."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, h) for h in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    try:
+        return convert(values, kind, kind.__name__)
+    except UserError as error:
+        raise UserError(f"{where}: {error}; rebuild the file") from error
 
 
 def spec_hash(spec: Spec) -> str:

@@ -116,7 +116,7 @@ def _check_columns(episode: EpisodeData, where: str) -> None:
         if name != "state" and len(outside):
             row, col = outside[0]
             raise UserError(
-                f"{where}: {name}[{row}, {col}] is {column[row, col]:.6g}, outside [-1, 1]; "
+                f"{where}: {name}[{row}, {col}] is {column[row, col]:.9g}, outside [-1, 1]; "
                 f"actions must be OSC_POSE deltas as sent to the controller, rescale or clip them"
             )
 

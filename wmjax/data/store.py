@@ -7,7 +7,7 @@ number of processes, and merged once by :func:`finalize`. Imports neither jax no
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,20 @@ def part_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in (Path(folder) / PARTS).glob("*.npz") if not path.name.startswith("."))
 
 
-def finalize(folder: Path, spec: ObservationSpec, tasks: Sequence[Task] | None = None) -> "TrainingStore":
+def finalize(
+    folder: Path,
+    spec: ObservationSpec,
+    tasks: Sequence[Task] | None = None,
+    *,
+    skipped: Sequence[Mapping[str, str]] = (),
+) -> "TrainingStore":
     """Merges the parts into the store; an interrupted call leaves the folder as it was.
 
     Args:
         folder: where the parts are.
         spec: the conventions that every part must follow.
         tasks: the order of the task table; the parts' own tasks, sorted, when None.
+        skipped: episodes of the source that were left out, and why, for the manifest.
 
     Raises:
         UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, no space.
@@ -112,6 +119,7 @@ def finalize(folder: Path, spec: ObservationSpec, tasks: Sequence[Task] | None =
         "action": ACTION_CONVENTIONS,
         "tasks": [dataclasses.asdict(task) for task in table],
         "episodes": _episode_table(metas, lengths, frames, table, folder),
+        **({"skipped": [dict(entry) for entry in skipped]} if skipped else {}),
     }
     require_space(folder, sum(frames) * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
     with StoreWriter(folder, FORMAT, VERSION) as writer:

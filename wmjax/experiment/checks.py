@@ -84,11 +84,6 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
     """Something to validate on: at least one episode of a task that has another one to train on."""
     fraction, data = experiment.train.validation_fraction, experiment.data
-    if not 0.0 < fraction < 1.0:
-        raise UserError(
-            f"train.validation_fraction is {fraction:g}; validation needs held-out episodes, choose a fraction above 0 "
-            "and below 1, such as 0.05 (at least one episode of every task is held out)"
-        )
     if not data.path and data.episodes_per_task < 2:
         raise UserError(
             f"data.episodes_per_task is {data.episodes_per_task}; give at least 2: one to train on, one to validate on"

@@ -11,11 +11,11 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
-from wmjax.core.settings import build, merge
+from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.data.shift import MAX_SHIFT, VIEWS
@@ -30,14 +30,14 @@ from wmjax.trainer.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings, section="data"):
     """What is trained on: demonstrations recorded here, or the training store at ``path``."""
 
     path: str = ""
     suite: str = "libero_spatial"
-    tasks: tuple[int, ...] = (0,)
-    episodes_per_task: int = 24
-    workers: int = 2
+    tasks: tuple[Annotated[int, Range(0, 1_000_000)], ...] = (0,)
+    episodes_per_task: Annotated[int, Range(1, 100_000)] = 24
+    workers: Depth = 2
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     observation: ObservationSpec = field(default_factory=ObservationSpec)
 
@@ -49,7 +49,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Settings, section="encoder"):
     """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
 
     The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
@@ -59,37 +59,26 @@ class EncoderConfig:
 
     model: str = "mini"
     backend: Literal["jax", "torch"] = "jax"
-    views: int = VIEWS
-    max_shift: int = MAX_SHIFT
-    clip_length: int = 4
-    pooling_grid: int = 4
+    views: Depth = VIEWS
+    max_shift: Annotated[int, Range(0, 1_000)] = MAX_SHIFT
+    clip_length: Depth = 4
+    pooling_grid: Annotated[int, Range(0, 1_000)] = 4
     path: str = ""
     camera: str = "agentview"
 
-    def __post_init__(self) -> None:
-        """Refuses numbers that cannot be honoured, before anything is recorded.
-
-        Raises:
-            UserError: names the setting, its value and the least that it may be.
-
-        """
-        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1), ("pooling_grid", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
-
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings, section="evaluation"):
     """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
 
     ``every`` evaluates during training too, at checkpoints whose step it divides (0: only at the end).
     """
 
     protocol: str = "spatial_dev"
-    episodes_per_task: int | None = None
-    every: int = 0
-    workers: int = 2
-    videos: int = 2
+    episodes_per_task: Count | None = None
+    every: Annotated[int, Range(0, 1_000_000_000)] = 0
+    workers: Depth = 2
+    videos: Annotated[int, Range(0, 1_000_000)] = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +210,12 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
     """``model.backbone.preset`` as the fields it stands for, with what was said beside it laid on top."""
-    model = dict(values.get("model", {}))
-    backbone = dict(model.get("backbone", {}))
-    fields = dataclasses.asdict(preset(backbone.pop("preset", "mini")))
+    model = values.get("model", {})
+    backbone = model.get("backbone", {}) if isinstance(model, dict) else None
+    if not isinstance(backbone, dict):
+        raise UserError("model and model.backbone are groups of settings; give one of them, as in --model.chunk 8")
+    backbone = dict(backbone)
+    fields = dataclasses.asdict(preset(str(backbone.pop("preset", "mini"))))
     return {**values, "model": {**model, "backbone": merge(fields, backbone)}}
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Range, Settings
 from wmjax.core.specs import ObservationSpec
 from wmjax.models.backbones.pretrained import backbone_folder
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
@@ -11,11 +13,11 @@ from wmjax.models.vla import VLAConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Settings, section="prompt"):
     """``tokenizer`` is ``mini``, a checkpoint's folder or a hub id; ``length`` the tokens every prompt is padded to."""
 
     tokenizer: str = "mini"
-    length: int = 80
+    length: Annotated[int, Range(1, 100_000)] = 80
 
 
 def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> PromptBuilder:

@@ -7,7 +7,7 @@ The state and the action queries stand at the prompt's last ``1 + chunk`` positi
 
 import dataclasses
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import Depth, Range, Settings, Width
 from wmjax.models.backbones.base import Backbone
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
@@ -37,7 +38,7 @@ MEMORY, HEAD, EMBED, DECODE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class VLAConfig:
+class VLAConfig(Settings, section="model"):
     """The policy network. Recipes own ``memory``, ``world`` and ``head``; scales own the sizes.
 
     ``use_state`` off puts a learned token in the place of the state, and zeros where the Prophet is told it;
@@ -53,15 +54,16 @@ class VLAConfig:
     prophet: ProphetConfig = field(default_factory=ProphetConfig)
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     head_sizes: HeadSizes = field(default_factory=HeadSizes)
-    chunk: int = 8
-    action_dim: int = 7
-    state_dim: int = 8
+    chunk: Depth = 8
+    action_dim: Width = 7
+    state_dim: Width = 8
     use_state: bool = True
-    cameras: int | None = None
-    query_std: float = 0.5
-    dtype: str = "float32"
+    cameras: Depth | None = None
+    query_std: Annotated[float, Range(0, 100, above=True)] = 0.5
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_condition(self.memory, self.prophet)
         depth = self.backbone.text.depth
         for layer in self.injection.layers:

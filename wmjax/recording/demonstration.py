@@ -1,10 +1,13 @@
 """One demonstration: the expert acts, something slightly different may be executed, everything is kept."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float64
 
+from wmjax.core.errors import UserError
+from wmjax.core.settings import Fraction, Range, Settings
 from wmjax.data.episode import EpisodeData
 from wmjax.recording.expert import Expert
 from wmjax.recording.grasp import HOPELESS
@@ -17,7 +20,7 @@ NOISE_GAIN = np.array([2, 2, 2, 0.3, 0.3, 0.3, 0]) * (1 - NOISE_MEMORY)
 
 
 @dataclasses.dataclass(frozen=True)
-class DemonstrationConfig:
+class DemonstrationConfig(Settings, section="demonstrations"):
     """How demonstrations are made.
 
     Attributes:
@@ -30,12 +33,19 @@ class DemonstrationConfig:
 
     """
 
-    seed: int = 0
-    perturbed_fraction: float = 0.6
-    noise_low: float = 0.1
-    noise_high: float = 0.3
-    max_steps: int = 220
-    steps_after_success: int = 8
+    seed: Annotated[int, Range(0, 1_000_000)] = 0
+    perturbed_fraction: Fraction = 0.6
+    noise_low: Fraction = 0.1
+    noise_high: Fraction = 0.3
+    max_steps: Annotated[int, Range(1, 1_000_000)] = 220
+    steps_after_success: Annotated[int, Range(0, 10_000)] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise_low > self.noise_high:
+            raise UserError(
+                f"demonstrations.noise_low is {self.noise_low:g}, above noise_high {self.noise_high:g}; lower it"
+            )
 
 
 def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: int) -> EpisodeId:

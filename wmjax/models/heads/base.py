@@ -4,7 +4,7 @@ This file has what the heads share (gripper, masking) and the regression head; `
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Depth, Range, Settings, Weight, Width
 from wmjax.models.nn.transformer import Mlp, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Settings, section="head"):
     """Which head and what it learns.
 
     ``gripper`` says whether the last action dimension is regressed with the others or classified by its own head,
@@ -28,34 +29,34 @@ class HeadConfig:
 
     kind: Literal["regression", "flow"] = "flow"
     gripper: Literal["binary", "regress"] = "binary"
-    gripper_weight: float = 0.5
+    gripper_weight: Weight = 0.5
     regression_loss: Literal["mse", "l1", "huber"] = "l1"
-    draws: int = 4
-    time_beta: tuple[float, ...] = (1.5, 1.0)
-    steps: int = 10
+    draws: Depth = 4
+    time_beta: tuple[Annotated[float, Range(0.01, 100)], ...] = (1.5, 1.0)
+    steps: Depth = 10
     solver: Literal["euler", "heun"] = "euler"
-    noise_scale: float = 1.0
+    noise_scale: Annotated[float, Range(0, 100)] = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.time_beta) != 2 or 1.0 not in self.time_beta or min(self.time_beta) <= 0:
+        super().__post_init__()
+        if len(self.time_beta) != 2 or 1.0 not in self.time_beta:
             raise UserError(
                 f"head.time_beta is {self.time_beta}; use two positive numbers of which one is 1.0, as in [1.5, 1.0]"
             )
-        if self.draws < 1 or self.steps < 1:
-            raise UserError(f"head.draws is {self.draws} and head.steps {self.steps}; both must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadSizes:
+class HeadSizes(Settings, section="head_sizes"):
     """Sizes: ``hidden`` of the regression and gripper MLPs, the others of the flow head's transformer."""
 
-    hidden: int = 256
-    width: int = 192
-    layers: int = 3
-    heads: int = 6
-    mlp_ratio: float = 3.0
+    hidden: Width = 256
+    width: Width = 192
+    layers: Depth = 3
+    heads: Depth = 6
+    mlp_ratio: Annotated[float, Range(0.1, 100)] = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width % self.heads:
             raise UserError(
                 f"head_sizes.width is {self.width}, not a multiple of head_sizes.heads {self.heads}; change one"

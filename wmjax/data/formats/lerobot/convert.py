@@ -1,5 +1,6 @@
 """A LeRobot dataset (local folder or hub id) becomes a training store."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -11,7 +12,15 @@ from wmjax.core.files import hash_json
 from wmjax.core.location import local
 from wmjax.core.specs import PUBLISHED, ObservationSpec
 from wmjax.data.episode import EpisodeData
-from wmjax.data.formats.importer import Progress, convert_episodes, refuse_finished, require_positive
+from wmjax.data.formats.importer import (
+    Gripper,
+    Progress,
+    convert_episodes,
+    identify,
+    prepare_action,
+    refuse_finished,
+    require_positive,
+)
 from wmjax.data.formats.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.observation import resize_image
@@ -29,6 +38,8 @@ def convert(
     layout: str | None = None,
     max_episodes: int | None = None,
     revision: str | None = None,
+    gripper: Gripper = "open-negative",
+    skip_bad: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> TrainingStore:
     """Converts a dataset, episode by episode; interrupted, it resumes where it stopped.
@@ -44,6 +55,8 @@ def convert(
         layout: name of a layout file; chosen by the columns when None.
         max_episodes: only the first so many.
         revision: of the hub dataset.
+        gripper: what opens the gripper in the dataset.
+        skip_bad: leave out episodes that cannot be used, and list them in the store's manifest.
         progress: called with episodes done and their total.
 
     Raises:
@@ -57,11 +70,14 @@ def convert(
     dataset = LeRobotDataset(folder, load_layout(layout) if layout else None)
     spec = observation_spec(dataset, image_size, frame_stride)
     episodes = {
-        f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source)
+        f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    content = hash_json([dataset.info, [(entry.index, entry.length) for entry in dataset.episodes]])
-    return convert_episodes(out, spec, {"source": source, "content": content}, episodes, progress)
+    files = (path for name in ("meta", "data", "videos") for path in (folder / name).rglob("*") if path.is_file())
+    listed = [(entry.index, entry.length) for entry in dataset.episodes]
+    content = hash_json([dataclasses.asdict(dataset.info), listed, identify(folder, files), gripper])
+    plan = {"source": source, "content": content}
+    return convert_episodes(out, spec, plan, episodes, progress, skip_bad=skip_bad)
 
 
 def resolve(source: str, revision: str | None) -> Path:
@@ -104,7 +120,9 @@ def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int
     )
 
 
-def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str) -> EpisodeData:
+def read_episode(
+    dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str, gripper: Gripper = "open-negative"
+) -> EpisodeData:
     """One episode of a dataset in the store's form; the label is what was executed.
 
     Raises:
@@ -112,6 +130,7 @@ def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: Observation
 
     """
     columns = dataset.columns(entry)
+    action = prepare_action(columns.action, columns.state, gripper, f"{entry.data}: episode {entry.index}")
     steps = np.arange(0, entry.length, spec.frame_stride, dtype=np.int32)
     full = dataset.images(entry, steps)
     images = np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])
@@ -120,8 +139,8 @@ def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: Observation
         images=images,
         frame_step=steps,
         state=columns.state,
-        action=columns.action,
-        executed=columns.action,
+        action=action,
+        executed=action,
         settled_state=np.zeros(0),
         meta={
             "suite": name,

@@ -3,36 +3,36 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import Depth, Range, Settings, Width
 from wmjax.models.nn.attention import Implementation
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.nn.stack import Remat
 
 DType = Literal["float32", "bfloat16"]
+Token = Annotated[int, Range(0, 10_000_000)]
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Settings, section="vision"):
     """The vision tower. Sizes of images and windows are in pixels; ``out`` is the text decoder's width."""
 
-    depth: int = 32
-    hidden: int = 1280
-    heads: int = 16
-    mlp: int = 3420
-    out: int = 2048
-    channels: int = 3
-    patch: int = 14
-    temporal_patch: int = 2
-    merge: int = 2
-    window: int = 112
+    depth: Depth = 32
+    hidden: Width = 1280
+    heads: Depth = 16
+    mlp: Width = 3420
+    out: Width = 2048
+    channels: Depth = 3
+    patch: Depth = 14
+    temporal_patch: Depth = 2
+    merge: Depth = 2
+    window: Width = 112
     full_attention: tuple[int, ...] = (7, 15, 23, 31)
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "depth", "hidden", "heads", "mlp", "out", "channels", "patch", "temporal_patch", "merge"
-        )
+        super().__post_init__()
         _require_multiple("vision.hidden", self.hidden, 4 * self.heads, "4 * vision.heads (2-D RoPE)")
         _require_multiple("vision.window", self.window, self.factor, "vision.patch * vision.merge")
         outside = [i for i in self.full_attention if not 0 <= i < self.depth]
@@ -56,21 +56,21 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Settings, section="text"):
     """The text decoder. ``rope_sections`` are the frequencies given to time, height and width."""
 
-    vocabulary: int = 151936
-    hidden: int = 2048
-    depth: int = 36
-    heads: int = 16
-    kv_heads: int = 2
-    mlp: int = 11008
-    rope_theta: float = 1e6
-    rope_sections: tuple[int, ...] = (16, 24, 24)
-    norm_epsilon: float = 1e-6
+    vocabulary: Annotated[int, Range(1, 10_000_000)] = 151936
+    hidden: Width = 2048
+    depth: Depth = 36
+    heads: Depth = 16
+    kv_heads: Depth = 2
+    mlp: Width = 11008
+    rope_theta: Annotated[float, Range(1, 1e12)] = 1e6
+    rope_sections: tuple[Annotated[int, Range(0, 1_000_000)], ...] = (16, 24, 24)
+    norm_epsilon: Annotated[float, Range(0, 1, above=True)] = 1e-6
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocabulary", "hidden", "depth", "heads", "kv_heads", "mlp")
+        super().__post_init__()
         _require_multiple("text.hidden", self.hidden, 2 * self.heads, "2 * text.heads")
         _require_multiple("text.heads", self.heads, self.kv_heads, "text.kv_heads")
         if len(self.rope_sections) != 3 or sum(self.rope_sections) * 2 != self.head_dim:
@@ -86,7 +86,7 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen2_5_VLConfig:
+class Qwen2_5_VLConfig(Settings, section="backbone"):
     """The whole model.
 
     ``added_tokens`` rows are trained on their own, beside the pretrained table: token ids from
@@ -97,19 +97,20 @@ class Qwen2_5_VLConfig:
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     tied: bool = True
-    image_token: int = 151655
-    vision_start_token: int = 151652
-    vision_end_token: int = 151653
-    added_tokens: int = 0
+    image_token: Token = 151655
+    vision_start_token: Token = 151652
+    vision_end_token: Token = 151653
+    added_tokens: Token = 0
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
     dtype: DType = "float32"
     param_dtype: DType = "float32"
     remat: Remat = "none"
-    scan_unroll: int = 1
+    scan_unroll: Depth = 1
     attention: Implementation = "xla"
-    embedding_std: float = 0.02
+    embedding_std: Annotated[float, Range(0, 100, above=True)] = 0.02
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vision.out != self.text.hidden:
             raise UserError(f"vision.out is {self.vision.out} but text.hidden is {self.text.hidden}; make them equal")
         if not 0 <= self.image_token < self.text.vocabulary:
@@ -226,12 +227,6 @@ def load_hf_config(folder: Path | str, **changes: Any) -> Qwen2_5_VLConfig:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
     return from_hf_config(values, **changes)
-
-
-def _require_positive(config: VisionConfig | TextConfig, *fields: str) -> None:
-    for field in fields:
-        if getattr(config, field) <= 0:
-            raise UserError(f"{type(config).__name__}.{field} is {getattr(config, field)}; use a positive number")
 
 
 def _require_multiple(field: str, value: int, divisor: int, of: str) -> None:
