@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import wmjax.prepare
 
-import wmjax.experiment.checks
 import wmjax.experiment.config
-import wmjax.sim.libero
+import wmjax.pipeline.latents
+import wmjax.pipeline.train as pipeline
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
@@ -100,12 +99,12 @@ def main(job: dict[str, Any]) -> int:
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
     # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
-    wmjax.experiment.config.load = lambda *_: experiment(job)
+    pipeline.load = lambda *_: experiment(job)
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
-    wmjax.experiment.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
-    wmjax.sim.libero.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
-    command.judge, command.judge_early = judge, judge_early
-    command.verdict = lambda experiment, run, summary: summary
+    pipeline.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
+    pipeline.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
+    pipeline.judge, pipeline.judge_early = judge, judge_early
+    pipeline.verdict = lambda experiment, run, summary: summary
     return command.main(["--run", job["run"]])
 
 
