@@ -6,7 +6,7 @@
 
 FLOPs per sample are those of a training step with the latents at hand (forward, backward, remat); FLOPs per decision
 those of one action chunk, the flow's steps included, without and with the encoder, which a rollout runs on every new
-frame (every arm but e0 and e0plus). Random data.
+frame (every variant but e0 and e0plus). Random data.
 """
 
 import argparse
@@ -50,7 +50,7 @@ INSTRUCTION = "pick up the black bowl next to the plate and place it on the plat
 class Costs:
     """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk.
 
-    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every arm but e0 and e0plus
+    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every variant but e0 and e0plus
     looks at (e2aux only to log how its prediction came true).
     """
 
@@ -217,7 +217,7 @@ def step_times(systems: dict[str, System], repeats: int) -> dict[str, float]:
 
 def baseline(recipe: str) -> str:
     """e0 with the same head, of the predecessor's family if the recipe is one of it."""
-    return f"{'seed_' if recipe.startswith('seed_') else ''}e0_{recipe.rsplit('_', 1)[1]}"
+    return f"{'prior_' if recipe.startswith('prior_') else ''}e0_{recipe.rsplit('_', 1)[1]}"
 
 
 def over(table: dict[str, Costs], recipe: str, field: str) -> float | None:

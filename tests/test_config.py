@@ -10,19 +10,19 @@ from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
 from wmjax.experiment import config
 from wmjax.experiment.config import from_dict, load, owner, read_axis, to_dict
-from wmjax.models.world.config import ARMS
+from wmjax.models.world.config import VARIANTS
 from wmjax.pipeline.train import _save_config
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 
 
-def test_every_arm_has_a_recipe_with_either_head() -> None:
-    arms = [*ARMS, "seed_e0", "seed_e2"]
-    assert sorted(RECIPES) == sorted(f"{arm}_{head}" for arm in arms for head in ("mse", "flow"))
-    for arm, memory in ARMS.items():
-        assert load(f"{arm}_flow").model.memory == memory
-        assert load(f"{arm}_mse").model.memory == memory
-        assert load(f"{arm}_mse").model.head.kind == "regression"
+def test_every_variant_has_a_recipe_with_either_head() -> None:
+    variants = [*VARIANTS, "prior_e0", "prior_e2"]
+    assert sorted(RECIPES) == sorted(f"{variant}_{head}" for variant in variants for head in ("mse", "flow"))
+    for variant, memory in VARIANTS.items():
+        assert load(f"{variant}_flow").model.memory == memory
+        assert load(f"{variant}_mse").model.memory == memory
+        assert load(f"{variant}_mse").model.head.kind == "regression"
 
 
 def test_two_recipes_differ_in_what_recipes_own_and_nothing_else() -> None:
@@ -32,13 +32,13 @@ def test_two_recipes_differ_in_what_recipes_own_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("head", ["mse", "flow"])
-def test_arms_differ_in_their_memory_only(head: str) -> None:
-    """The controls are controls: e1 is e2 but for one number, and no recipe of an arm carries a setting of its own."""
-    settings = {arm: config.dotted(to_dict(load(f"{arm}_{head}"))) for arm in ARMS}
-    for arm, mine in settings.items():
+def test_variants_differ_in_their_memory_only(head: str) -> None:
+    """The controls are controls: e1 is e2 but for one number, and no variant carries a setting of its own."""
+    settings = {variant: config.dotted(to_dict(load(f"{variant}_{head}"))) for variant in VARIANTS}
+    for variant, mine in settings.items():
         differing = {key for key, value in settings["e2"].items() if mine[key] != value}
         assert {key for key in differing if not key.startswith("model.memory.")} <= {"recipe"}
-        assert arm != "e1" or differing == {"recipe", "model.memory.world_loss"}
+        assert variant != "e1" or differing == {"recipe", "model.memory.world_loss"}
 
 
 def test_the_command_line_wins_over_recipe_and_scale() -> None:
@@ -119,14 +119,14 @@ def test_recordings_of_the_shipped_recipe_are_found_again() -> None:
     assert load("e2_flow").data.identity() == "932ea4f737"
 
 
-def test_arms_differ_in_nothing_that_would_confound_them() -> None:
+def test_variants_differ_in_nothing_that_would_confound_them() -> None:
     """Gradients of the action loss into the Prophet and dropout of the memory are the same wherever there is one."""
     for scale in ("mini", "smoke", "3b", "7b"):
-        arms = [load(name, scale).model for name in RECIPES if not name.startswith("seed")]
-        assert {model.memory.action_gradient for model in arms} == {True}
-        assert {model.memory.dropout for model in arms if model.memory.inject} == {0.1}
-        assert len({(model.injection, model.prophet, model.world, model.backbone) for model in arms}) == 1
-    assert load("seed_e2_mse").model.memory.action_gradient is True
+        variants = [load(name, scale).model for name in RECIPES if not name.startswith("prior")]
+        assert {model.memory.action_gradient for model in variants} == {True}
+        assert {model.memory.dropout for model in variants if model.memory.inject} == {0.1}
+        assert len({(model.injection, model.prophet, model.world, model.backbone) for model in variants}) == 1
+    assert load("prior_e2_mse").model.memory.action_gradient is True
 
 
 @pytest.mark.parametrize("name", RECIPES)

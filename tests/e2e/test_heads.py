@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
-from tests.e2e.test_smoke import ARMS
+from tests.e2e.test_smoke import IN_ONE_PROCESS
 from wmjax.core.paths import resource_folder
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import make_loader
@@ -15,7 +15,7 @@ from wmjax.models.vla import VLA
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
 
-RUN_IN_FULL = {*ARMS, "e0_mse", "e2_flow"}
+RUN_IN_FULL = {*IN_ONE_PROCESS, "e0_mse", "e2_flow"}
 RECIPES = {path.stem for path in (resource_folder("train") / "recipes").glob("*.toml")}
 
 
