@@ -27,11 +27,10 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import flops
-from wmjax.core.paths import resource_folder
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.observation import Prompt
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
-from wmjax.experiment.config import Experiment, load
+from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
 from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.prompts import make_prompt_builder
@@ -217,7 +216,8 @@ def step_times(systems: dict[str, System], repeats: int) -> dict[str, float]:
 
 def baseline(recipe: str) -> str:
     """e0 with the same head, of the predecessor's family if the recipe is one of it."""
-    return f"{'prior_' if recipe.startswith('prior_') else ''}e0_{recipe.rsplit('_', 1)[1]}"
+    variant, head = split_recipe(recipe)
+    return f"{'prior_' if variant.startswith('prior_') else ''}e0_{head}"
 
 
 def over(table: dict[str, Costs], recipe: str, field: str) -> float | None:
@@ -248,10 +248,9 @@ def _share(table: dict[str, Costs], name: str, field: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    names = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="mini")
-    parser.add_argument("--recipes", nargs="+", default=names)
+    parser.add_argument("--recipes", nargs="+", default=recipe_names())
     parser.add_argument("--repeats", type=int, default=0, help="timed steps of each recipe (default: none)")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(arguments)

@@ -13,18 +13,15 @@ from flax import nnx
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
-from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
 from wmjax.experiment.checks import final_protocol, require_fit
-from wmjax.experiment.config import Experiment, dotted, load, to_dict
+from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
-
-RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 
 
 def experiment(*settings: str, recipe: str = "e2_flow", scale: str = "mini") -> Experiment:
@@ -37,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
 
 
 @pytest.mark.parametrize("scale", ["mini", "smoke", "3b", "7b"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipe_names())
 def test_what_ships_fits(recipe: str, scale: str) -> None:
     require_fit(experiment(recipe=recipe, scale=scale))
 

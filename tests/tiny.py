@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+from tests.variants import VARIANTS
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
-from wmjax.models.world.config import VARIANTS
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.prophet import ProphetConfig
 

@@ -21,10 +21,11 @@ from tests.models.vla_helpers import (
     make_vla,
     wake,
 )
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
 from wmjax.models.heads.base import HeadConfig
 from wmjax.models.planning import rank_chunks
-from wmjax.models.world.config import VARIANTS, WorldMemoryConfig
+from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.models.world.prophet import ProphetConfig
 
 INPUTS, (ACTION, MASK), KEY = make_inputs(), make_actions(), jax.random.key(5)

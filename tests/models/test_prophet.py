@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from tests.models.vla_helpers import fit
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
-from wmjax.models.world.config import VARIANTS
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.memory import WorldMemory
 from wmjax.models.world.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics

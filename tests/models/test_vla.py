@@ -23,13 +23,14 @@ from tests.models.vla_helpers import (
     tiny_config,
     wake,
 )
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
 from wmjax.models.heads.base import HeadConfig, HeadLoss
 from wmjax.models.heads.flow import FlowHead
 from wmjax.models.heads.regression import RegressionHead
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
-from wmjax.models.world.config import VARIANTS, WorldMemoryConfig
+from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.models.world.prophet import WorldLossConfig
 
 KEY = jax.random.key(5)

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tests.variants import VARIANTS
 from wmjax.data.observation import Prompt
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.heads.flow import FlowHead
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.models.world.config import VARIANTS
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.prophet import ProphetConfig
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from wmjax.experiment.checks import final_protocol, given_store
-from wmjax.experiment.config import Experiment, changed_settings
+from wmjax.experiment.config import Experiment, changed_settings, split_recipe
 from wmjax.rollout.protocol import load_protocol, protocol_names
 
 
@@ -27,7 +27,7 @@ def next_steps(experiment: Experiment, run: Path) -> list[str]:
 
 def _other_variant(recipe: str) -> tuple[str, str]:
     """The recipe to compare with, which has the same head, and what the comparison says."""
-    variant, _, head = recipe.rpartition("_")
+    variant, head = split_recipe(recipe)
     family = "prior_" if variant.startswith("prior_") else ""
     if variant == f"{family}e0":
         return f"{family}e2_{head}", "the same with a predicted future"

@@ -1,4 +1,7 @@
-"""The variants of the experiment: what predicts the world memory, what it is trained on, whether the policy sees it."""
+"""The settings of the world memory: what it is made from, what trains it, and whether the action tokens attend to it.
+
+``train/variants`` has the combinations that the experiment compares; docs/experiments.md says what each isolates.
+"""
 
 import dataclasses
 from typing import Literal, get_args
@@ -12,7 +15,7 @@ Input = Literal["none", "latents", "constant", "copy", "hidden"]
 
 @dataclasses.dataclass(frozen=True)
 class WorldMemoryConfig:
-    """A variant of the experiment.
+    """What distinguishes the variants of the experiment.
 
     ``input`` is what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
     Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
@@ -49,17 +52,6 @@ class WorldMemoryConfig:
     def reads_latents(self) -> bool:
         """Whether V-JEPA latents are read, to make the memory or (``hidden``) to score a prediction of them."""
         return self.input in ("latents", "copy", "hidden")
-
-
-VARIANTS: dict[str, WorldMemoryConfig] = {
-    "e0": WorldMemoryConfig(input="none", world_loss=0.0, inject=False),
-    "e0plus": WorldMemoryConfig(input="constant", world_loss=0.0),
-    "e1copy": WorldMemoryConfig(input="copy", world_loss=0.0),
-    "e1": WorldMemoryConfig(input="latents", world_loss=0.0),
-    "e2": WorldMemoryConfig(input="latents"),
-    "e2aux": WorldMemoryConfig(input="hidden", inject=False),
-}
-"""The experiment matrix of docs/design.md."""
 
 
 def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None:

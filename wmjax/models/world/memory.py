@@ -12,11 +12,11 @@ from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.models.nn.stack import stack_layers
 from wmjax.models.world.conditioning import Context, ContextSizes
-from wmjax.models.world.config import VARIANTS, Input, WorldMemoryConfig
+from wmjax.models.world.config import Input, WorldMemoryConfig
 from wmjax.models.world.injection import GatedCrossAttention, Injection, InjectionConfig
 from wmjax.models.world.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
 
-__all__ = ["VARIANTS", "Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"]
+__all__ = ["Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"]
 
 DROPOUT, NOISE = 0, 1
 """Names folded into the memory's key."""
