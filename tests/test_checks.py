@@ -13,18 +13,15 @@ from flax import nnx
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
-from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
 from wmjax.experiment.checks import final_protocol, require_fit
-from wmjax.experiment.config import Experiment, dotted, load, to_dict
+from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
-
-RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 
 
 def experiment(*settings: str, recipe: str = "e2_flow", scale: str = "mini") -> Experiment:
@@ -37,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
 
 
 @pytest.mark.parametrize("scale", ["mini", "smoke", "3b", "7b"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipe_names())
 def test_what_ships_fits(recipe: str, scale: str) -> None:
     require_fit(experiment(recipe=recipe, scale=scale))
 
@@ -89,7 +86,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
 def test_only_what_is_used_must_fit() -> None:
     for recipe in ("e0_flow", "e0plus_flow"):
         require_fit(experiment("--encoder.pooling_grid", "8", recipe=recipe))
-    require_fit(experiment("--encoder.pooling_grid", "8", recipe="seed_e2_flow"))  # its Prophet pools
+    require_fit(experiment("--encoder.pooling_grid", "8", recipe="prior_e2_flow"))  # its Prophet pools
     require_fit(experiment("--encoder.model", "some/hub-id", "--encoder.pooling_grid", "0"))
     require_fit(experiment("--model.chunk", "2"), evaluates=False)
     oracle = ("--evaluation.protocol", "spatial_oracle")
@@ -195,10 +192,10 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
 
 def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:
     weights = ("--train.backbone_weights", "random")
-    frozen = experiment(*weights, recipe="seed_e0_flow", scale="mini_lora")
+    frozen = experiment(*weights, recipe="prior_e0_flow", scale="mini_lora")
     evaluation, train, _ = printed(frozen, tmp_path)
     assert evaluation[-4:] == ["--protocol", "libero_spatial", "--tasks", "0,1,2,4,6"]
-    assert train[4] == "seed_e2_flow" and train[-2:] == list(weights)
+    assert train[4] == "prior_e2_flow" and train[-2:] == list(weights)
     # The benchmark was the evaluation after training already.
     assert [line[2] for line in printed(experiment(scale="3b"), tmp_path)[:-1]] == ["wmjax.train"]
 

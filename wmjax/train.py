@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Any setting can be given as --section.name VALUE, for example --train.steps 500.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", default="e2_flow", help="recipe: a file of train/recipes (default: e2_flow)")
+    parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=local, help="the run's folder (default: <cache>/runs/<name>)")

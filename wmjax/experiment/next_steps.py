@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from wmjax.experiment.checks import final_protocol, given_store
-from wmjax.experiment.config import Experiment, changed_settings
+from wmjax.experiment.config import Experiment, changed_settings, split_recipe
 from wmjax.rollout.protocol import load_protocol, protocol_names
 
 
@@ -17,7 +17,7 @@ def next_steps(experiment: Experiment, run: Path) -> list[str]:
         tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
         evaluation = ["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite]
         steps.append(f"{shlex.join(evaluation)}{tasks}   # the benchmark, once per recipe")
-    other, purpose = _other_arm(experiment.recipe)
+    other, purpose = _other_variant(experiment.recipe)
     command = ["python", "-m", "wmjax.train", "--config", other, "--scale", experiment.scale]
     command += ["--dataset", experiment.dataset, *_changed_settings(experiment)]
     steps.append(f"{shlex.join(command)}   # {purpose}")
@@ -25,13 +25,13 @@ def next_steps(experiment: Experiment, run: Path) -> list[str]:
     return steps
 
 
-def _other_arm(recipe: str) -> tuple[str, str]:
+def _other_variant(recipe: str) -> tuple[str, str]:
     """The recipe to compare with, which has the same head, and what the comparison says."""
-    arm, _, head = recipe.rpartition("_")
-    family = "seed_" if arm.startswith("seed_") else ""
-    if arm == f"{family}e0":
+    variant, head = split_recipe(recipe)
+    family = "prior_" if variant.startswith("prior_") else ""
+    if variant == f"{family}e0":
         return f"{family}e2_{head}", "the same with a predicted future"
-    if arm == "e2":
+    if variant == "e2":
         return f"e1_{head}", "the same network without the world loss: what prediction adds"
     return f"{family}e0_{head}", "the same without world memory"
 

@@ -48,7 +48,7 @@ def run(
     """Runs all stages of an experiment, or as far as is asked for.
 
     Args:
-        recipe: a file of ``train/recipes``.
+        recipe: a variant and a head, such as ``e2_flow``.
         scale: a file of ``train/scales``.
         dataset: a file of ``train/data``; the scale's when None.
         settings: nested settings, laid over the files.
