@@ -17,7 +17,7 @@ from wmjax.core.settings import parse_overrides
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
-from wmjax.experiment.checks import final_protocol, require_fit
+from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
@@ -172,7 +172,8 @@ def test_missing_demonstrations_are_named_at_once(
 
 def printed(found: Experiment, run: Path) -> list[list[str]]:
     """The next commands, as a shell would split them."""
-    return [shlex.split(line, comments=True) for line in next_steps(found, run)]
+    done = final_protocol(found, given_store(found, needed=False))
+    return [shlex.split(line, comments=True) for line in next_steps(found, run, done)]
 
 
 def test_the_next_commands_work_and_change_nothing_but_the_memory(store: TrainingStore, tmp_path: Path) -> None:

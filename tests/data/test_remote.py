@@ -26,8 +26,8 @@ from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.encoders import export as export_latents
 from wmjax.experiment import config
 from wmjax.experiment.checks import given_store
+from wmjax.experiment.plan import save_settings
 from wmjax.pipeline import demonstrations, latents
-from wmjax.pipeline import train as pipeline
 
 BUCKET = "memory://bucket"
 
@@ -354,6 +354,6 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
     here = {**there, "data": {**there["data"], "path": str(stores[0].folder)}}
     none = {**there, "encoder": {**there["encoder"], "path": ""}}
     for values in (here, there, here):
-        pipeline._save_config(tmp_path / "run", values)
+        save_settings(tmp_path / "run", values)
     with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):
-        pipeline._save_config(tmp_path / "run", none)
+        save_settings(tmp_path / "run", none)

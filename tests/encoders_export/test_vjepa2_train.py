@@ -71,8 +71,8 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
 def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
-    def fit(experiment, store, latents, run, backbone):
-        fitted.append(make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train))
+    def fit(plan, store, latents):
+        fitted.append(make_inputs(store, latents, settings.prompt, settings.model, settings.train))
 
     monkeypatch.setattr(pipeline, "load", lambda *_: settings)
     monkeypatch.setattr(pipeline, "fit", fit)
