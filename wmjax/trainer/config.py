@@ -79,7 +79,7 @@ class Inputs:
 
     @property
     def camera(self) -> int:
-        """Index of the latents' camera; arms that read none share its shifts."""
+        """Index of the latents' camera; variants that read none share its shifts."""
         return 0 if self.latents is None else self.store.spec.cameras.index(self.latents.spec.camera)
 
     @property
