@@ -128,7 +128,7 @@ def damage(name: str, path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-3000])
         return
     if name == "text":
-        path.write_text("hello")
+        path.write_text("hello", encoding="utf-8")
         return
     with h5py.File(path, "a") as file:
         demo = file["data/demo_1"]

@@ -112,7 +112,7 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"broken.toml"):
         load_protocol(str(broken))
     broken.write_text('suite = "libero_goal"')
-    with pytest.raises(UserError, match="key 'protocol.tasks' is missing"):
+    with pytest.raises(UserError, match=r"key 'protocol\.tasks' is missing"):
         load_protocol(str(broken))
 
 

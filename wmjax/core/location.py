@@ -70,9 +70,9 @@ class Remote:
         with self._access() as (fs, path):
             return bytes(fs.cat_file(path))
 
-    def read_text(self) -> str:
+    def read_text(self, encoding: str = "utf-8") -> str:
         """The whole object, UTF-8."""
-        return self.read_bytes().decode()
+        return self.read_bytes().decode(encoding)
 
     @contextlib.contextmanager
     def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:

@@ -30,7 +30,7 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
         _add(logger, StderrHandler())
     if file is not None and not any(getattr(h, "baseFilename", None) == str(file.resolve()) for h in logger.handlers):
         file.parent.mkdir(parents=True, exist_ok=True)
-        _add(logger, logging.FileHandler(file))
+        _add(logger, logging.FileHandler(file, encoding="utf-8"))
     return logger
 
 

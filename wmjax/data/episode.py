@@ -10,6 +10,7 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import read_npz, write_npz
+from wmjax.core.reading import parse_json
 from wmjax.core.specs import ObservationSpec
 
 ACTION_DIM = 7
@@ -71,7 +72,11 @@ def load_episode(path: Path) -> EpisodeData:
     missing = sorted({*ARRAYS, "meta"} - set(arrays))
     if missing:
         raise UserError(f"{path}: arrays {', '.join(missing)} are missing; delete the file and record it again")
-    meta = json.loads(arrays.pop("meta").tobytes().decode())
+    surplus = sorted(set(arrays) - {*ARRAYS, "meta"})
+    wrong = [name for name in ARRAYS if arrays[name].dtype != DTYPES[name]]
+    if surplus or wrong:
+        raise UserError(f"{path}: arrays {', '.join(surplus + wrong)} are not an episode's; delete the file")
+    meta = parse_json(arrays.pop("meta").tobytes(), dict[str, Any], f"{path}: meta", "delete the file, record it again")
     return EpisodeData(**arrays, meta=meta)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
@@ -27,6 +27,8 @@ from wmjax.core.files import (
     verify_files,
 )
 from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.reading import typed
+from wmjax.core.settings import Range
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.episode import ACTION_DIM, STATE_DIM, EpisodeData, check_episode, load_episode, save_episode
@@ -172,6 +174,34 @@ def _merge(writer: StoreWriter, folder: Path, spec: ObservationSpec, names: list
         np.savez(file, allow_pickle=False, **settled)
 
 
+Place = Annotated[int, Range(0, 1e15)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Episode:
+    """What the readers of a store rely on in an episode's entry."""
+
+    index: Place
+    task: Place
+    length: Place
+    num_frames: Place
+    step_start: Place
+    frame_start: Place
+    suite: str
+    task_id: int
+    instruction: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A store's manifest, without its files."""
+
+    observation_spec: dict[str, Any]
+    action: dict[str, Any]
+    tasks: list[Task]
+    episodes: list[_Episode]
+
+
 class TrainingStore:
     """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
@@ -198,16 +228,39 @@ class TrainingStore:
             )
         self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
         where = str(self.folder / "manifest.json")
-        self.spec = from_dict(ObservationSpec, self.manifest["observation_spec"], where)
-        if self.manifest["action"] != ACTION_CONVENTIONS:
-            raise UserError(f"{where}: action is {self.manifest['action']}, expected {ACTION_CONVENTIONS}; {FIX}")
-        self.tasks = [Task(**task) for task in self.manifest["tasks"]]
+        content: _Content = typed(self.manifest, _Content, where, FIX)
+        self.spec = from_dict(ObservationSpec, content.observation_spec, where)
+        if content.action != ACTION_CONVENTIONS:
+            raise UserError(f"{where}: action is {content.action}, expected {ACTION_CONVENTIONS}; {FIX}")
+        self.tasks = content.tasks
         self.episodes: list[dict[str, Any]] = self.manifest["episodes"]
         self.state: Float32[np.ndarray, "n 8"] = self._read("state.npy")
         self.action: Float32[np.ndarray, "n 7"] = self._read("action.npy")
         self.executed: Float32[np.ndarray, "n 7"] = self._read("executed.npy")
         self.frames: Rows = open_array(self.folder, self.manifest, "frames.npy")
         self.frame_step: Int32[np.ndarray, "f"] = self._read("frame_step.npy")
+        self._require_shapes(content.episodes, where)
+
+    def _require_shapes(self, episodes: "list[_Episode]", where: str) -> None:
+        """Refuses arrays that are not those of the listed episodes, or episodes that do not follow each other."""
+        step = frame = 0
+        for number, entry in enumerate(episodes):
+            if (entry.index, entry.step_start, entry.frame_start) != (number, step, frame):
+                raise UserError(f"{where}: episode {number} does not follow the one before it; {FIX}")
+            if entry.task >= len(self.tasks):
+                raise UserError(f"{where}: episode {number} is of task {entry.task} of {len(self.tasks)}; {FIX}")
+            step, frame = step + entry.length, frame + entry.num_frames
+        size = self.spec.image_size
+        expected = {
+            "state.npy": (self.state, (step, STATE_DIM)),
+            "action.npy": (self.action, (step, ACTION_DIM)),
+            "executed.npy": (self.executed, (step, ACTION_DIM)),
+            "frame_step.npy": (self.frame_step, (frame,)),
+            "frames.npy": (self.frames, (frame, len(self.spec.cameras), size, size, 3)),
+        }
+        for name, (array, shape) in expected.items():
+            if array.shape != shape:
+                raise UserError(f"{where}: {name} has shape {array.shape}, its episodes need {shape}; {FIX}")
 
     def _read(self, name: str) -> np.ndarray:
         return read_array(self.folder, self.manifest, name)

@@ -12,13 +12,13 @@ protocol follows a rule of its own: the command line, else the dataset's, else t
 import dataclasses
 import hashlib
 import json
-import tomllib
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
+from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
@@ -265,10 +265,7 @@ def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path.name}: not valid TOML: {error}") from error
+    return read_toml(path, dict[str, Any], "correct the file")
 
 
 def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from wmjax.core import distributed
 from wmjax.core.errors import UserError
+from wmjax.core.files import write_json
 from wmjax.core.paths import cache_root
+from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
@@ -115,8 +117,8 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
 
     """
     path = run / "config.json"
-    if path.is_file():
-        old, new = dotted(json.loads(path.read_text())), dotted(values)
+    if path.is_file() and _has_started(run):
+        old, new = dotted(read_json(path, dict[str, Any], "choose another folder with --run")), dotted(values)
         old = {**dotted(to_dict(Experiment("", "", ""))), **old}  # settings that are younger than the run
         # One place for another; a store in place of what is made here, or the reverse, is another experiment.
         free = {*RESUMABLE, *(k for k in PLACES if old.get(k) and new.get(k))}
@@ -127,8 +129,12 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
                 f"run {run} was started with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
                 "choose another folder with --run, or delete this one"
             )
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1))
+    write_json(path, values)
+
+
+def _has_started(run: Path) -> bool:
+    """Whether anything was trained there: what was refused before that binds nobody to its settings."""
+    return (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
 
 
 def require_saved(run: Path, values: dict[str, Any]) -> None:
@@ -139,7 +145,7 @@ def require_saved(run: Path, values: dict[str, Any]) -> None:
 
     """
     path = run / "config.json"
-    if not path.is_file() or json.loads(path.read_text()) != values:
+    if not path.is_file() or read_json(path, Any, "choose another folder with --run") != values:
         raise UserError(
             f"run {run} of this process is not that of process 0; give all processes the same settings, and --run and "
             "WMJAX_CACHE on a file system that they share"

@@ -128,7 +128,7 @@ def identity(path: Path) -> dict[str, Any]:
         UserError: no complete checkpoint there.
 
     """
-    manifest = json.loads((find(path) / "manifest.json").read_text())
+    manifest = json.loads((find(path) / "manifest.json").read_text(encoding="utf-8"))
     experiment = manifest["meta"]["experiment"]
     encoder = manifest["meta"]["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}

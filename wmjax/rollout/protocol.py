@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
+from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Fraction, Range, Seed, Settings, build
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
@@ -138,10 +138,7 @@ def load_protocol(name: str, **changes: Any) -> Protocol:
     path = Path(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
     if not path.is_file():
         raise unknown_name("protocol", name, protocol_names())
-    try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}; correct the file") from error
+    values = read_toml(path, dict[str, Any], "correct the file")
     values |= {key: value for key, value in changes.items() if value is not None}
     return from_values({"name": path.stem, **values}, str(path))
 

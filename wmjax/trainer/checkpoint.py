@@ -47,7 +47,7 @@ def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *,
     if is_first():
         manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(folder)}
         temporary = folder / "manifest.json.tmp"
-        temporary.write_text(json.dumps(manifest, indent=1))
+        temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         temporary.rename(folder / "manifest.json")
         for old in (root / f"{step:08d}" for step in complete_steps(root)[:-keep]):
             if not any(evaluations(old).glob("*/summary.json")):
@@ -101,7 +101,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"checkpoint {folder}: no manifest.json; the save was interrupted, use an earlier step")
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     if manifest["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"checkpoint {folder}: format_version {manifest['format_version']}, this wmjax reads {FORMAT_VERSION}; "

@@ -44,7 +44,7 @@ class MetricsWriter:
 
     def __init__(self, run: Path, *, to_disk: bool = True):
         run.mkdir(parents=True, exist_ok=True)
-        self._file = (run / "metrics.jsonl" if to_disk else Path(os.devnull)).open("a")
+        self._file = (run / "metrics.jsonl" if to_disk else Path(os.devnull)).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), write_to_disk=to_disk)
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> dict[str, float]:

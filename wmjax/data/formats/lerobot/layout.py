@@ -39,7 +39,7 @@ def layouts() -> dict[str, Layout]:
     """The known layouts by name."""
     folder = resources.files("wmjax.data.formats.lerobot") / "layouts"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    found = [Layout(**tomllib.loads(file.read_text())) for file in files]
+    found = [Layout(**tomllib.loads(file.read_text(encoding="utf-8"))) for file in files]
     return {layout.name: layout for layout in found}
 
 

@@ -59,7 +59,7 @@ def save(model: Qwen2_5_VL, folder: Path | str, *, base: str | None = None) -> N
     leaves = names.adapter_leaves(model)
     tensors = {names.peft_name(e.name): names.to_checkpoint(leaves[e.path].get_value(), e) for e in entries}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(to_peft_config(model.config, base), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(to_peft_config(model.config, base), indent=2) + "\n", encoding="utf-8")
     if model.added is not None:
         save_file({"added": np.asarray(jax.device_get(model.added.get_value()))}, folder / ADDED)
 
@@ -136,7 +136,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a folder of adapters saved by PEFT or wmjax")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}); save the adapters again") from error
     if values.get("peft_type") != "LORA":

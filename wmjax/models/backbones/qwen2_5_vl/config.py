@@ -223,7 +223,7 @@ def load_hf_config(folder: Path | str, **changes: Any) -> Qwen2_5_VLConfig:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder of a downloaded Qwen2.5-VL checkpoint")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
     return from_hf_config(values, **changes)

@@ -88,7 +88,9 @@ class _Shards:
         if not index.is_file():
             return [self.folder / SINGLE_FILE]
         try:
-            return sorted({self.folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+            return sorted(
+                {self.folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            )
         except (json.JSONDecodeError, KeyError, AttributeError) as error:
             raise UserError(f"{index} is damaged ({error!r}); download it again") from error
 
@@ -162,10 +164,12 @@ def save(model: Qwen2_5_VL, folder: Path | str, *, shard_bytes: int = 4 * 2**30)
         tensors = {entry.name: names.to_checkpoint(leaves[entry.path].get_value(), entry) for entry in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
-    (folder / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8")
     total = sum(leaf.get_value().nbytes for leaf in leaves.values())
     if len(shards) > 1:
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}), encoding="utf-8"
+        )
 
 
 def _plan(
