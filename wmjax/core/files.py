@@ -25,6 +25,7 @@ from numpy.typing import DTypeLike
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location, Remote, RemoteArray, Rows, local
+from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, reading, typed
 from wmjax.core.settings import Range
 
@@ -39,14 +40,19 @@ REBUILD = "copy the store there again, or rebuild it"
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full, read-only or forbidden disk into a UserError that names the path."""
     try:
+        cached = Path(path).is_relative_to(cache_root())
+    except UserError:
+        cached = False
+    fix = "set WMJAX_CACHE to another folder" if cached else "choose another folder"
+    try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: no disk space left; free some space or choose another folder") from error
+            raise UserError(f"{path}: no disk space left; free some space or {fix}") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{path}: not writable ({error.strerror}); choose another folder") from error
+            raise UserError(f"{path}: not writable ({error.strerror}); {fix}") from error
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) or error.errno in NO_NAME:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror}); {fix}") from error
         raise
 
 

@@ -1,16 +1,17 @@
 """Sizes and choices of a Qwen2.5-VL model: presets, and any Hugging Face ``config.json``."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import Depth, Range, Settings, Width
+from wmjax.core.reading import read_json, typed
+from wmjax.core.settings import Depth, Range, Settings, Width, shown
 from wmjax.models.nn.attention import Implementation
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.nn.stack import Remat
 
+FIX = "download it again"
 DType = Literal["float32", "bfloat16"]
 Token = Annotated[int, Range(0, 10_000_000)]
 
@@ -147,11 +148,12 @@ def _7b() -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(vision=VisionConfig(out=3584), text=text, tied=False)
 
 
-def from_hf_config(values: dict[str, Any], **changes: Any) -> Qwen2_5_VLConfig:
+def from_hf_config(values: dict[str, Any], where: str = "config.json", **changes: Any) -> Qwen2_5_VLConfig:
     """Reads a Hugging Face ``config.json``, flat as published or with a nested ``text_config``.
 
     Args:
         values: the parsed file.
+        where: the file, for errors.
         changes: fields of :class:`Qwen2_5_VLConfig` to replace, such as ``lora``.
 
     Raises:
@@ -159,53 +161,114 @@ def from_hf_config(values: dict[str, Any], **changes: Any) -> Qwen2_5_VLConfig:
 
     """
     if values.get("model_type") != "qwen2_5_vl":
-        raise UserError(f"config.json: model_type is {values.get('model_type')!r}; only 'qwen2_5_vl' is supported")
-    text, vision = values.get("text_config") or values, values.get("vision_config") or {}
-    _require_supported(text, vision)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    try:
-        return Qwen2_5_VLConfig(
-            vision=_vision_from(vision),
-            text=TextConfig(
-                vocabulary=text["vocab_size"],
-                hidden=text["hidden_size"],
-                depth=text["num_hidden_layers"],
-                heads=text["num_attention_heads"],
-                kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-                mlp=text["intermediate_size"],
-                rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-                rope_sections=tuple(rope.get("mrope_section", (16, 24, 24))),
-                norm_epsilon=float(text["rms_norm_eps"]),
-            ),
-            tied=bool(values.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-            image_token=values["image_token_id"],
-            vision_start_token=values["vision_start_token_id"],
-            vision_end_token=values["vision_end_token_id"],
-            **changes,
-        )
-    except KeyError as error:
-        raise UserError(f"config.json lacks the field {error.args[0]!r}; download it again") from error
-
-
-def _vision_from(vision: dict[str, Any]) -> VisionConfig:
-    return VisionConfig(
-        depth=vision["depth"],
-        hidden=vision["hidden_size"],
-        heads=vision["num_heads"],
-        mlp=vision["intermediate_size"],
-        out=vision["out_hidden_size"],
-        channels=vision.get("in_chans", vision.get("in_channels", 3)),
-        patch=vision["patch_size"],
-        temporal_patch=vision["temporal_patch_size"],
-        merge=vision["spatial_merge_size"],
-        window=vision["window_size"],
-        full_attention=tuple(vision["fullatt_block_indexes"]),
+        raise UserError(f"{where}: model_type is {values.get('model_type')!r}; only 'qwen2_5_vl' is supported")
+    text, vision = (values.get(key) or {} for key in ("text_config", "vision_config"))
+    if not (isinstance(text, dict) and isinstance(vision, dict)):
+        raise UserError(f"{where}: text_config or vision_config is no object; {FIX}")
+    text = text or values
+    _require_supported(text, vision, where)
+    file = typed({"text": text, "vision": vision, "whole": values}, _File, where, FIX)
+    rope = file.text.rope_parameters or file.text.rope_scaling or _Rope()
+    return Qwen2_5_VLConfig(
+        vision=_vision_from(file.vision),
+        text=TextConfig(
+            vocabulary=file.text.vocab_size,
+            hidden=file.text.hidden_size,
+            depth=file.text.num_hidden_layers,
+            heads=file.text.num_attention_heads,
+            kv_heads=file.text.num_key_value_heads or file.text.num_attention_heads,
+            mlp=file.text.intermediate_size,
+            rope_theta=rope.rope_theta or file.text.rope_theta or 1e6,
+            rope_sections=rope.mrope_section or (16, 24, 24),
+            norm_epsilon=file.text.rms_norm_eps,
+        ),
+        tied=_tied(values, text),
+        image_token=file.whole.image_token_id,
+        vision_start_token=file.whole.vision_start_token_id,
+        vision_end_token=file.whole.vision_end_token_id,
+        **changes,
     )
 
 
-def _require_supported(text: dict[str, Any], vision: dict[str, Any]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Rope:
+    rope_theta: float | None = None
+    mrope_section: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    rms_norm_eps: float
+    num_key_value_heads: int | None = None
+    rope_theta: float | None = None
+    rope_parameters: _Rope | None = None
+    rope_scaling: _Rope | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vision:
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    out_hidden_size: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    window_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    in_chans: int | None = None
+    in_channels: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    image_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The fields of a ``config.json`` that are used, with their types."""
+
+    text: _Text
+    vision: _Vision
+    whole: _Whole
+
+
+def _tied(values: dict[str, Any], text: dict[str, Any]) -> bool:
+    """Whether the output shares the embeddings: transformers ties the model that has a text_config by that one."""
+    places = (text, values) if values.get("text_config") else (values,)
+    return any(bool(place.get("tie_word_embeddings", False)) for place in places)
+
+
+def _vision_from(vision: _Vision) -> VisionConfig:
+    return VisionConfig(
+        depth=vision.depth,
+        hidden=vision.hidden_size,
+        heads=vision.num_heads,
+        mlp=vision.intermediate_size,
+        out=vision.out_hidden_size,
+        channels=vision.in_chans or vision.in_channels or 3,
+        patch=vision.patch_size,
+        temporal_patch=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        window=vision.window_size,
+        full_attention=vision.fullatt_block_indexes,
+    )
+
+
+def _require_supported(text: dict[str, Any], vision: dict[str, Any], where: str) -> None:
     """Refuses features that would silently change the result."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: rope_parameters is {shown(rope)}, expected an object; {FIX}")
     found = {
         "hidden_act": (text.get("hidden_act", "silu"), ("silu",)),
         "vision_config.hidden_act": (vision.get("hidden_act", "silu"), ("silu",)),
@@ -214,7 +277,7 @@ def _require_supported(text: dict[str, Any], vision: dict[str, Any]) -> None:
     }
     for field, (value, supported) in found.items():
         if value not in supported:
-            raise UserError(f"config.json: {field} is {value!r}; supported: {', '.join(map(repr, supported))}")
+            raise UserError(f"{where}: {field} is {value!r}; supported: {', '.join(map(repr, supported))}")
 
 
 def load_hf_config(folder: Path | str, **changes: Any) -> Qwen2_5_VLConfig:
@@ -222,11 +285,7 @@ def load_hf_config(folder: Path | str, **changes: Any) -> Qwen2_5_VLConfig:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder of a downloaded Qwen2.5-VL checkpoint")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
-    return from_hf_config(values, **changes)
+    return from_hf_config(read_json(path, dict[str, Any], FIX), str(path), **changes)
 
 
 def _require_multiple(field: str, value: int, divisor: int, of: str) -> None:
