@@ -1,4 +1,7 @@
-"""Measures success in the simulator: ``python -m wmjax.evaluate --run RUN --protocol spatial_dev``."""
+"""Evaluates a policy in closed loop in the simulator and reports its success rate.
+
+python -m wmjax.evaluate --run RUN --protocol spatial_dev
+"""
 
 import argparse
 import sys
@@ -21,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m wmjax.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="folder of a trained run")
     who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
