@@ -17,7 +17,7 @@ from wmjax.core.settings import parse_overrides
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
-from wmjax.experiment.checks import final_protocol, require_fit
+from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
@@ -66,7 +66,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     assert command.main(["--config", "e2_flow", *dry, *settings]) == 2
     shown = capsys.readouterr()
     assert re.search(message, shown.err), shown.err
@@ -77,10 +76,9 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     store = types.SimpleNamespace(spec=ObservationSpec(simulator="other==1"))
-    monkeypatch.setattr("wmjax.pipeline.demonstrations.demonstrations", lambda experiment: store)
-    monkeypatch.setattr("wmjax.pipeline.latents.encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("wmjax.pipeline.train.demonstrations", lambda experiment: store)
+    monkeypatch.setattr("wmjax.pipeline.train.encode", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 
@@ -168,14 +166,14 @@ def test_missing_demonstrations_are_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--scale", "3b", "--data.path", str(tmp_path / "nowhere")]
-    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     assert command.main(arguments) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
 def printed(found: Experiment, run: Path) -> list[list[str]]:
     """The next commands, as a shell would split them."""
-    return [shlex.split(line, comments=True) for line in next_steps(found, run)]
+    done = final_protocol(found, given_store(found, needed=False))
+    return [shlex.split(line, comments=True) for line in next_steps(found, run, done)]
 
 
 def test_the_next_commands_work_and_change_nothing_but_the_memory(store: TrainingStore, tmp_path: Path) -> None:
@@ -186,8 +184,8 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
     options = _parser().parse_args(evaluation[3:])
     assert (options.run, options.protocol, options.tasks) == (tmp_path / "a run", "libero_spatial", (0, 1))
     assert train[:3] == ["python", "-m", "wmjax.train"]
-    arguments, overrides = command.parse(train[3:])
-    again = load(arguments.config, arguments.scale, arguments.dataset, overrides)
+    arguments, settings = command.parser().parse_known_args(train[3:])
+    again = load(arguments.config, arguments.scale, arguments.dataset, parse_overrides(settings))
     one, other = (dotted(to_dict(x)) for x in (replace(found, "spatial_dev"), again))
     differing = {key for key in one if one[key] != other[key]}
     assert again.recipe == "e1_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}

@@ -14,7 +14,7 @@ from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
 from wmjax.core.location import local
 from wmjax.core.settings import parse_overrides
-from wmjax.pipeline.train import run
+from wmjax.pipeline.train import dry_run, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,15 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
-        run(
-            options.config,
-            options.scale,
-            options.dataset,
-            parse_overrides(settings),
-            folder=options.run,
-            dry_run=options.dry_run,
-            evaluates=not options.no_evaluation,
-        )
+        chosen = options.config, options.scale, options.dataset, parse_overrides(settings)
+        if options.dry_run:
+            dry_run(*chosen, evaluates=not options.no_evaluation)
+        else:
+            run(*chosen, folder=options.run, evaluates=not options.no_evaluation)
         return 0
 
     return distributed.together(lambda: run_command(body))

@@ -13,7 +13,6 @@ from PIL import Image
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax import diagnose as command
-from wmjax import prepare
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.specs import to_dict
@@ -28,6 +27,8 @@ from wmjax.experiment.config import load as load_experiment
 from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
+from wmjax.pipeline.demonstrations import find_store
+from wmjax.pipeline.latents import find_latents
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
@@ -184,16 +185,16 @@ def test_missing_demonstrations_are_never_recorded(
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     experiment = load_experiment("e2_flow")
     with pytest.raises(UserError, match=r"are not in the cache; name the run's training store with --data"):
-        prepare.find_store(experiment, None)
+        find_store(experiment, None)
     assert list(tmp_path.iterdir()) == []
-    assert prepare.find_store(experiment, inputs.store.folder).hash == inputs.store.hash
+    assert find_store(experiment, inputs.store.folder).hash == inputs.store.hash
 
 
 def test_another_encoder_is_refused_before_anything_is_encoded(inputs: Inputs) -> None:
     experiment = load_experiment("e2_flow")
-    assert prepare.find_latents(experiment, inputs.store, None) is None
+    assert find_latents(experiment, inputs.store, None) is None
     with pytest.raises(UserError, match=r"EncoderSpec\.\w+ differs: .* in encoder 'mini', .* in the checkpoint"):
-        prepare.find_latents(experiment, inputs.store, inputs.specs()["encoder"])
+        find_latents(experiment, inputs.store, inputs.specs()["encoder"])
 
 
 def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from wmjax.experiment.latent_settings import latent_spec, open_latents, require_
 from wmjax.pipeline.demonstrations import recorded_folder
 
 
-def encode(experiment: Experiment, store: TrainingStore) -> LatentStore:
+def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None = None) -> LatentStore:
     """The latent store of a training store and an encoder: a given one, or made here once.
 
     Variants without world memory use its table of image shifts too, so that all variants train on the same pixels.
@@ -27,7 +27,8 @@ def encode(experiment: Experiment, store: TrainingStore) -> LatentStore:
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
 
     """
-    config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)
+    config = experiment.encoder
+    spec = spec or latent_spec(config, experiment.data)
     require_camera(config, store.spec.cameras)
     store.verify_once()
     if config.path:
