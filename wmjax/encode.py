@@ -1,4 +1,4 @@
-"""Latent export with the Flax encoder (backend ``jax``): the default at ``mini``, without PyTorch.
+"""Encodes V-JEPA 2 latents of a training store with the Flax encoder, without PyTorch.
 
 python -m wmjax.encode --data STORE --model mini --out LATENTS
 """
