@@ -140,13 +140,13 @@ def costs(system: System) -> Costs:
     batch = experiment.train.batch_size
     step = flops(system.step, state, frozen, batch_shapes(experiment, batch), prompt_shapes(experiment, 1))
 
-    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, noise: jax.Array) -> jax.Array:
-        return nnx.merge(system.graph, params, frozen).sample(inputs, noise)[0]
+    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, key: jax.Array) -> jax.Array:
+        return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
 
     columns = batch_shapes(experiment, 1)
     inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
     trained = count(state.params)
-    decision = flops(decide, state.params, frozen, inputs, columns["action"])
+    decision = flops(decide, state.params, frozen, inputs, jax.random.key(0))
     looks = experiment.model.memory.reads_latents
     encoder = new_frames(experiment) * encoder_flops(experiment) if looks else 0
     return Costs(

@@ -24,7 +24,7 @@ import wmjax.sim.libero
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import TrainConfig
@@ -53,7 +53,7 @@ def small_model() -> VLAConfig:
         vision=dataclasses.replace(config.backbone.vision, depth=1, full_attention=()),
         text=dataclasses.replace(config.backbone.text, depth=1),
     )
-    return dataclasses.replace(config, backbone=backbone, head=HeadConfig(kind="flow", draws=1, steps=2))
+    return dataclasses.replace(config, backbone=backbone, head=FlowConfig(draws=1, steps=2))
 
 
 def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:

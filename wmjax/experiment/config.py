@@ -265,7 +265,9 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
     # Some scales are refused without weights.
     weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
     files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    changed = {name: value for name, value in dotted(to_dict(experiment)).items() if value != files[name]}
+    # The files' head, encoder or backbone may be of another kind, which has other settings.
+    settings = dotted(to_dict(experiment)).items()
+    changed = {name: value for name, value in settings if name not in files or value != files[name]}
     if experiment.train.backbone_weights:
         changed["train.backbone_weights"] = experiment.train.backbone_weights
     return changed

@@ -174,7 +174,7 @@ class Policy:
         Args:
             carry: what the rows remember; donated.
             observation: what they see.
-            keys: of the noise, one per row.
+            keys: the randomness of the head and of the corruption ``noise``, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
 
@@ -226,11 +226,9 @@ class Policy:
             truth = self._true_future(model, encoder, carry, future[:, :, camera])
             memory, errors = mix(model, history, truth, self.oracle, model.context(inputs))
             numbers = errors.named("oracle")
-        shape = (self.action_spec.chunk, self.action_spec.dim)
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
-        action, info = model.sample(inputs, noise, corruption=_inside(self.corruption), memory=memory)
+        action, info = model.sample(inputs, keys, corruption=_inside(self.corruption), memory=memory)
         info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:

@@ -129,8 +129,7 @@ def make_eval_step(
         action = normalise_action(batch["action"], action_spec)
         model = nnx.merge(graph, params, frozen)
         value, metrics = model.loss(inputs, action, batch["action_mask"], named_key(seed, "eval", index), train=False)
-        noise = jax.random.normal(named_key(seed, "eval noise", index), action.shape)
-        predicted, _ = model.sample(inputs, noise)
+        predicted, _ = model.sample(inputs, named_key(seed, "eval noise", index))
         return predicted, {**metrics, "loss": value}
 
     return eval_step
