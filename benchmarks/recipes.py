@@ -119,7 +119,9 @@ def build(experiment: Experiment) -> System:
 
     graph = split_model(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))), trains)[0]
     dim = experiment.model.prophet.latent_dim
-    spec = EncoderSpec(dim=dim, pooling_grid=experiment.encoder.pooling_grid, mean=(0.0,) * dim, std=(1.0,) * dim)
+    spec = EncoderSpec(
+        dim=dim, tokens_per_frame=experiment.encoder.pooling_grid**2, mean=(0.0,) * dim, std=(1.0,) * dim
+    )
     step = make_train_step(
         graph,
         optimizer,

@@ -18,14 +18,14 @@ from wmjax.data.store import TrainingStore
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
-from wmjax.policy.policy import Policy
+from wmjax.policy.policy import Carry, Policy
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import train
 
 STEPS = 20
 SHORT = {
     "train": {"steps": STEPS, "batch_size": 8, "validation_fraction": 0.2, "log_every": 1, "eval_every": STEPS},
-    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
+    "optimizer": {"learning_rate": 5e-2, "warmup_steps": 1},
 }
 
 
@@ -65,11 +65,25 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["split"] == "train"]
 
 
+def decide(policy: Policy, store: TrainingStore, carry: Carry, frame: int, seed: int = 0) -> tuple[Carry, np.ndarray]:
+    """What a policy of batch 1 remembers and the raw actions ``[chunk, dim]`` that it decides on at a frame."""
+    episode = store.episode(0)
+    due = np.maximum(np.arange(frame - policy.frames_per_decision + 1, frame + 1), 0)
+    prompt = policy.prompt(store.episodes[0]["instruction"])
+    state = episode.state[episode.frame_step[frame]]
+    observation = Observation(episode.images[due][None], state[None], prompt, np.array([frame == 0]))
+    carry, chunk, _ = policy(carry, observation, jax.random.split(jax.random.key(seed), 1))
+    return carry, np.asarray(chunk[0])
+
+
 def first_chunk(policy: Policy, store: TrainingStore, seed: int = 0) -> np.ndarray:
     """The raw actions that a policy decides on at the start of a store's first episode, ``[chunk, dim]``."""
-    episode = store.episode(0)
-    frames = np.repeat(episode.images[:1], policy.frames_per_decision, 0)
-    prompt = policy.prompt(store.episodes[0]["instruction"])
-    observation = Observation(frames[None], episode.state[:1], prompt, np.array([True]))
-    keys = jax.random.split(jax.random.key(seed), 1)
-    return np.asarray(policy(policy.initial_carry(), observation, keys)[1][0])
+    return decide(policy, store, policy.initial_carry(), 0, seed)[1]
+
+
+def rollout_latents(policy: Policy, store: TrainingStore) -> np.ndarray:
+    """The latents that a policy computes of the first frames of a store's first episode, ``[frames, tokens, dim]``."""
+    carry, step = policy.initial_carry(), policy.frames_per_decision
+    for frame in range(0, 2 * step + 1, step):
+        carry, _ = decide(policy, store, carry, frame)
+    return np.asarray(carry.latents[0])[-(2 * step + 1) :]
