@@ -11,8 +11,6 @@ import pytest
 
 from tests.data.synthetic import make_store
 from tests.rollout.runs import parameters, tiny_experiment
-from wmjax import prepare
-from wmjax import train as command
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, to_dict
 from wmjax.data.latents import LatentStore
@@ -23,6 +21,7 @@ from wmjax.encoders.encode import LATENT_BOUND
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 from wmjax.experiment import config
 from wmjax.experiment.latent_settings import latent_spec
+from wmjax.pipeline import train as pipeline
 from wmjax.pipeline.latents import encode
 from wmjax.policy.policy import Policy
 from wmjax.train import main
@@ -73,11 +72,11 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
 def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
-    def fit(experiment, store, latents, run, backbone):
-        fitted.append(make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train))
+    def fit(plan, store, latents):
+        fitted.append(make_inputs(store, latents, settings.prompt, settings.model, settings.train))
 
-    monkeypatch.setattr(config, "load", lambda *_: settings)
-    monkeypatch.setattr(command, "fit", fit)
+    monkeypatch.setattr(pipeline, "load", lambda *_: settings)
+    monkeypatch.setattr(pipeline, "fit", fit)
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     line = ["--run", str(tmp_path / "run"), "--no-evaluation"]
     assert main(line) == 0 and main(line) == 0
@@ -165,7 +164,7 @@ def test_a_camera_that_cannot_be_trained_on_is_refused(store):
 
 
 def test_settings_that_do_not_fit_the_encoder_fail_before_recording(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "demonstrations", lambda _: pytest.fail("recorded"))
+    monkeypatch.setattr(pipeline, "demonstrations", lambda _: pytest.fail("recorded"))
     for name, value, message in (
         ("pooling_grid", "3", "grid 3 does not divide"),
         ("clip_length", "3", "clip length 3 is not a multiple"),

@@ -81,9 +81,10 @@ def first_chunk(policy: Policy, store: TrainingStore, seed: int = 0) -> np.ndarr
     return decide(policy, store, policy.initial_carry(), 0, seed)[1]
 
 
-def rollout_latents(policy: Policy, store: TrainingStore) -> np.ndarray:
-    """The latents that a policy computes of the first frames of a store's first episode, ``[frames, tokens, dim]``."""
-    carry, step = policy.initial_carry(), policy.frames_per_decision
-    for frame in range(0, 2 * step + 1, step):
+def rollout_latents(policy: Policy, store: TrainingStore) -> tuple[np.ndarray, np.ndarray]:
+    """The last frames of three decisions in a store's first episode, and the latents that a policy made of them."""
+    carry, last = policy.initial_carry(), 2 * policy.frames_per_decision
+    for frame in range(0, last + 1, policy.frames_per_decision):
         carry, _ = decide(policy, store, carry, frame)
-    return np.asarray(carry.latents[0])[-(2 * step + 1) :]
+    history = np.asarray(carry.latents[0])
+    return np.arange(last + 1)[-len(history) :], history

@@ -69,4 +69,4 @@ def test_a_head_that_is_not_there_is_one_line(kind: str, message: str) -> None:
 
 def test_another_kind_of_head_does_not_inherit_settings() -> None:
     overrides = {"model": {"head": {"kind": "regression"}}}
-    assert load("seed_e2_flow", overrides=overrides).model.head == load("e2_flow", overrides=overrides).model.head
+    assert load("prior_e2_flow", overrides=overrides).model.head == load("e2_flow", overrides=overrides).model.head

@@ -65,7 +65,7 @@ def test_the_regression_loss_is_its_formula(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_a_regressed_gripper_is_reported_apart_from_the_arm(kind: str) -> None:
-    """Its commands of one and the arm's small motions in one mean hid that the arm did not move (FACTS 1.3)."""
+    """Its commands of one and the arm's small motions in one mean hid that the arm did not move."""
     head = make(kind, gripper="regress", **({"regression_loss": "mse"} if kind == "regression" else {}))
     out = head.loss(TOKENS, ACTION.at[..., -1].mul(50.0), MASK, KEY)
     before = head.loss(TOKENS, ACTION, MASK, KEY).metrics

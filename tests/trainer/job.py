@@ -16,15 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import wmjax.prepare
 
-import wmjax.experiment.checks
 import wmjax.experiment.config
-import wmjax.sim.libero
+import wmjax.experiment.plan as planning
+import wmjax.pipeline.latents
+import wmjax.pipeline.train as pipeline
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
+from wmjax.experiment.plan import RunPlan
 from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
@@ -84,14 +85,14 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
 
 
 def main(job: dict[str, Any]) -> int:
-    def judge_early(experiment: wmjax.experiment.config.Experiment, step: int, checkpoint: Path) -> None:
+    def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
         if step == job.get("dies_at"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def judge(experiment: wmjax.experiment.config.Experiment, checkpoint: Path) -> str:
+    def judge(plan: RunPlan, checkpoint: Path) -> str:
         from wmjax.policy.restore import averaged_parameters
 
-        parameters = averaged_parameters(checkpoint, experiment)
+        parameters = averaged_parameters(checkpoint, plan.experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())
         np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
@@ -101,12 +102,12 @@ def main(job: dict[str, Any]) -> int:
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
     # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
-    wmjax.experiment.config.load = lambda *_: experiment(job)
+    pipeline.load = lambda *_: experiment(job)
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
-    wmjax.experiment.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
-    wmjax.sim.libero.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
-    command.judge, command.judge_early = judge, judge_early
-    command.verdict = lambda experiment, run, summary: summary
+    planning.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
+    pipeline.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
+    pipeline.judge, pipeline.judge_early = judge, judge_early
+    pipeline.verdict = lambda plan, summary: summary
     return command.main(["--run", job["run"]])
 
 

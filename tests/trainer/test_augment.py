@@ -26,8 +26,8 @@ def test_the_camera_of_the_latents_is_shifted_as_they_were(cameras: tuple[str, .
         write_part(tmp_path / "store", f"{index}", make_episode(index, 30, spec.image_size), spec)
     store = finalize(tmp_path / "store", spec)
     latents = make_latents(tmp_path / "latents", store)
-    for arm in ("e0", "e2"):  # all arms train on the same pixels
-        inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(arm), TrainConfig())
+    for variant in ("e0", "e2"):  # all variants train on the same pixels
+        inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(variant), TrainConfig())
         assert inputs.cameras == (cameras.index("agentview"),)
         batch = next(iter(make_loader(store, latents, inputs.train_episodes, inputs.loader)))
         assert len(np.unique(batch["shift"], axis=0)) > 3

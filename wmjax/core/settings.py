@@ -107,6 +107,22 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     return out
 
 
+def section(overrides: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of one section, for a command that takes no others.
+
+    Raises:
+        UserError: a setting of another section.
+
+    """
+    for key in overrides:
+        if key != name:
+            raise UserError(f"unknown option --{key}; settings of this command are written --{name}.NAME VALUE")
+    values = overrides.get(name, {})
+    if not isinstance(values, dict):
+        raise UserError(f"--{name} is {values!r} among the settings; write --{name}.NAME VALUE")
+    return values
+
+
 def _parse_value(text: str) -> Any:
     import tomllib
 

@@ -93,7 +93,7 @@ def diagnose(
     if config.memory.inject:
         sections["memory"] = memory_section(chunks, memories, windows, outcome)
     else:
-        sections["memory"] = Skipped("this arm injects nothing into the action tokens")
+        sections["memory"] = Skipped("this variant injects nothing into the action tokens")
     world = _world(model, inputs, outcome)
     return Diagnosis(sections | world.sections, world.imagined)
 
@@ -128,7 +128,7 @@ def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
 
 
 def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
-    """World model, pose probes and imagination, for arms with a Prophet that looks at something."""
+    """World model, pose probes and imagination, for variants with a Prophet that looks at something."""
     reason, note = _prophet_of(model.config)
     if reason or outcome.prediction is None:
         return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "rotation_probe", "imagination")}, None)
@@ -176,9 +176,9 @@ def _prophet_of(config: VLAConfig) -> tuple[str, str]:
     """Why there is no world model to score (or nothing), and what to know about the one there is (or nothing)."""
     memory = config.memory
     missing = {
-        "none": "this arm has no world memory",
-        "constant": "this arm's Prophet sees a constant: it is capacity, not a prediction",
-        "copy": "this arm has no Prophet: its memory is z(t), repeated",
+        "none": "this variant has no world memory",
+        "constant": "this variant's Prophet sees a constant: it is capacity, not a prediction",
+        "copy": "this variant has no Prophet: its memory is z(t), repeated",
     }
     if memory.input in missing:
         return missing[memory.input], ""

@@ -95,7 +95,7 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
-    """The corruptions that change the arm's memory, if it has one, and the memory closed with the images black."""
+    """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
     fit = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
     episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)

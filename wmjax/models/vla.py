@@ -92,7 +92,7 @@ class VLA(nnx.Module):
             else table(rngs.params(), (1, hidden_dim), config.query_std)
         )
         self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
-        # Before the memory, which differs between the arms: what they share starts from the same values at one seed.
+        # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
         self.world = WorldMemory(
             config.memory,
@@ -229,7 +229,7 @@ class VLA(nnx.Module):
             The loss, and scalars for the log.
 
         Raises:
-            UserError: an input that the arm needs is missing or misshapen.
+            UserError: an input that the variant needs is missing or misshapen.
 
         """
         if action.shape[1:] != (self.config.chunk, self.config.action_dim):

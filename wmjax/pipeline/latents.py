@@ -16,16 +16,17 @@ from wmjax.experiment.latent_settings import latent_spec, open_latents, require_
 from wmjax.pipeline.demonstrations import recorded_folder
 
 
-def encode(experiment: Experiment, store: TrainingStore) -> LatentStore:
+def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None = None) -> LatentStore:
     """The latent store of a training store and an encoder: a given one, or made here once.
 
-    Arms without world memory use its table of image shifts too, so that all arms train on the same pixels.
+    Variants without world memory use its table of image shifts too, so that all variants train on the same pixels.
 
     Raises:
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
 
     """
-    config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)
+    config = experiment.encoder
+    spec = spec or latent_spec(config, experiment.data)
     require_camera(config, store.spec.cameras)
     store.verify_once()
     if config.path:
@@ -62,7 +63,7 @@ def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | N
 
 
 def find_latents(experiment: Experiment, store: TrainingStore, saved: dict[str, Any] | None) -> LatentStore | None:
-    """The latents that the run was trained on, encoded again if need be; None if its arm reads none.
+    """The latents that the run was trained on, encoded again if need be; None if its variant reads none.
 
     Raises:
         UserError: the encoder is not the one in the checkpoint.

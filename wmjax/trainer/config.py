@@ -82,7 +82,7 @@ class Inputs:
 
     @property
     def cameras(self) -> tuple[int, ...]:
-        """Indices of the latents' cameras; arms that read none share their shifts."""
+        """Indices of the latents' cameras; variants that read none share their shifts."""
         names = self.store.spec.cameras[:1] if self.latents is None else self.latents.spec.cameras
         return tuple(self.store.spec.cameras.index(name) for name in names)
 

@@ -24,7 +24,7 @@ from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 from wmjax.trainer.step import model_input
 
-SEEDS = ("seed_e0_mse", "seed_e0_flow", "seed_e2_mse", "seed_e2_flow")
+PRIOR = ("prior_e0_mse", "prior_e0_flow", "prior_e2_mse", "prior_e2_flow")
 
 
 def small(recipe: str) -> VLAConfig:
@@ -45,20 +45,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
     store = make_store(tmp_path_factory.mktemp("store"))
     latents = make_latents(tmp_path_factory.mktemp("latents"), store, dim=LATENT_DIM)
     made = {}
-    for recipe in SEEDS:
+    for recipe in PRIOR:
         config = TrainConfig(batch_size=4, validation_fraction=0.2, normalisation=load(recipe).train.normalisation)
         made[recipe] = make_inputs(store, latents, PromptConfig(length=56), small(recipe), config)
     return made
 
 
 def test_they_are_what_the_predecessor_said() -> None:
-    for recipe in SEEDS:
+    for recipe in PRIOR:
         experiment = load(recipe)
         model = experiment.model
         assert (model.cameras, model.use_state, experiment.train.normalisation) == (1, False, "none")
         assert model.head.kind == ("flow" if recipe.endswith("flow") else "regression")
         assert (model.memory.input, model.memory.inject) == (("latents", True) if "e2" in recipe else ("none", False))
-    e2 = load("seed_e2_mse").model
+    e2 = load("prior_e2_mse").model
     assert (e2.prophet.tokens, e2.prophet.history, e2.prophet.future, e2.prophet.layers) == (1, 3, 8, 2)
     assert (e2.world.cosine, e2.world.normalised_mse, e2.world.target) == (1.0, 0.0, "delta")
     assert e2.memory.world_loss == 0.2
@@ -66,8 +66,8 @@ def test_they_are_what_the_predecessor_said() -> None:
 
 def test_their_scale_has_the_sizes_that_the_predecessor_stated() -> None:
     """And what the recipes own is the same at every scale."""
-    for recipe in SEEDS:
-        whole = load(recipe, "seed_3b")
+    for recipe in PRIOR:
+        whole = load(recipe, "prior_3b")
         model, backbone = whole.model, whole.model.backbone
         assert (backbone.text.hidden, backbone.text.depth, backbone.lora.rank) == (2048, 36, 16)
         assert (whole.train.trainable, whole.train.batch_size, whole.optimizer.learning_rate) == ("adapters", 8, 3e-5)
@@ -85,9 +85,9 @@ def test_their_scale_has_the_sizes_that_the_predecessor_stated() -> None:
 
 
 def test_actions_stay_as_they_are_and_one_camera_is_in_the_prompt(inputs: dict[str, Inputs]) -> None:
-    found = inputs["seed_e0_mse"]
+    found = inputs["prior_e0_mse"]
     assert found.action_spec.offset == (0.0,) * 7 and found.action_spec.scale == (1.0,) * 7
-    image = small("seed_e0_mse").backbone.image_token
+    image = small("prior_e0_mse").backbone.image_token
     both = make_inputs(
         found.store, found.latents, PromptConfig(length=56), tiny_config(), TrainConfig(validation_fraction=0.2)
     )
@@ -95,8 +95,8 @@ def test_actions_stay_as_they_are_and_one_camera_is_in_the_prompt(inputs: dict[s
 
 
 def test_neither_the_wrist_camera_nor_the_state_reaches_the_network(inputs: dict[str, Inputs]) -> None:
-    found = inputs["seed_e2_mse"]
-    graph, state = jax.jit(lambda: nnx.split(VLA(small("seed_e2_mse"), rngs=nnx.Rngs(0))))()
+    found = inputs["prior_e2_mse"]
+    graph, state = jax.jit(lambda: nnx.split(VLA(small("prior_e2_mse"), rngs=nnx.Rngs(0))))()
     batch = next(batches(found, "train", 1, 2, 0))
     prompts = Prompt(*map(jax.numpy.asarray, found.prompts))
 
@@ -113,7 +113,7 @@ def test_neither_the_wrist_camera_nor_the_state_reaches_the_network(inputs: dict
     assert np.abs(np.asarray(hidden(batch | {"images": front})) - plain).max() > 1e-3
 
 
-@pytest.mark.parametrize("recipe", ["seed_e0_mse", "seed_e2_flow"])
+@pytest.mark.parametrize("recipe", ["prior_e0_mse", "prior_e2_flow"])
 def test_they_train(recipe: str, inputs: dict[str, Inputs], tmp_path: Path) -> None:
     """The other two differ from these in the head or the memory only."""
     config = TrainConfig(
@@ -147,7 +147,7 @@ def test_they_train(recipe: str, inputs: dict[str, Inputs], tmp_path: Path) -> N
 
 
 def test_more_cameras_than_there_are_is_one_clear_line(inputs: dict[str, Inputs]) -> None:
-    found = inputs["seed_e0_mse"]
+    found = inputs["prior_e0_mse"]
     for count in (0, 3):
         model = dataclasses.replace(tiny_config(), cameras=count)
         with pytest.raises(UserError, match=rf"model.cameras is {count}; the data have 2 \(agentview"):

@@ -1,4 +1,4 @@
-"""Recipes through the train command and its closed loop in one process: ``python -m tests.e2e.arms RECIPE ...``.
+"""Recipes through the train command and its closed loop in one process: ``python -m tests.e2e.variants RECIPE ...``.
 
 The command, its stages and the simulator are real, on the demonstrations of the smoke preset. What makes it cheap: a
 network with one layer of everything, two steps, one episode of two decisions, and one simulator process for all
@@ -55,7 +55,7 @@ def main(recipes: list[str]) -> int:
 
         evaluation.Pool = shared  # type: ignore[assignment,misc]
         for recipe in recipes:
-            run = cache_root() / "arms" / recipe
+            run = cache_root() / "variants" / recipe
             before = time.process_time()
             if command.main(["--config", recipe, "--scale", "smoke", "--run", str(run), *settings]):
                 return 1
