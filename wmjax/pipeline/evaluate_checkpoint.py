@@ -91,7 +91,7 @@ def _album(policy: Policy) -> Album | None:
         log.info("videos are without the nearest training frames: %s", error)
         return None
     frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
-    camera = store.spec.cameras.index(latents.spec.camera)
+    camera = store.spec.cameras.index(latents.spec.cameras[0])
     return Album(store, frames, camera, policy.fit(np.asarray(latents.latents[0, frames], np.float32)))
 
 
