@@ -1,4 +1,4 @@
-"""Encodes latents of a training store in JAX, without PyTorch: by V-JEPA 2, or by the encoder that ``--encoder.kind`` names.
+"""Encodes latents of a training store in JAX: by V-JEPA 2, or by the encoder that ``--encoder.kind`` names.
 
 python -m wmjax.encode --data STORE --model mini --out LATENTS
 """
