@@ -3,6 +3,9 @@
 One function, :func:`convert`, reads a plain value as an annotated type. Which numbers a field may hold is declared
 beside it, as ``Annotated[int, Range(1)]``, and checked here: when a value is read, and when a :class:`Settings` is
 built. NaN and infinity are no numbers of any field.
+
+A dataclass whose fields depend on its ``kind`` (an action head, an encoder, a backbone) has a class method ``select``
+that returns the dataclass to build from the given values.
 """
 
 import dataclasses
@@ -63,7 +66,8 @@ class Settings:
 
     def __init_subclass__(cls, section: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._section = f"{section}." if section else ""
+        if section:
+            cls._section = f"{section}."
 
     def __post_init__(self) -> None:
         for name, hint in type_hints(type(self)).items():
@@ -132,6 +136,8 @@ def build(kind: type[T], values: dict[str, Any], path: str = "", *, surplus: boo
         UserError: an unknown key (with near matches), a missing one, a value of the wrong type or outside its range.
 
     """
+    select = getattr(kind, "select", None)
+    kind = kind if select is None else select(values)
     hints = type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     for key in values:
@@ -216,7 +222,12 @@ def _convert_union(value: Any, options: tuple[Any, ...], path: str, surplus: boo
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid on top, dictionaries merged key by key."""
+    """``base`` with ``over`` laid on top, dictionaries merged key by key.
+
+    A dictionary of another ``kind`` replaces the one below it: the settings of one kind mean nothing to another.
+    """
+    if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:
+        return dict(over)
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -225,7 +236,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """``--model.head.kind mse --train.steps=10`` as nested dictionaries; values are TOML, else strings.
+    """``--model.head.kind flow --train.steps=10`` as nested dictionaries; values are TOML, else strings.
 
     Raises:
         UserError: an argument that is no setting, or a setting without a value.

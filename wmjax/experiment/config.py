@@ -14,7 +14,7 @@ import hashlib
 import json
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
@@ -22,7 +22,7 @@ from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
-from wmjax.data.shift import MAX_SHIFT, VIEWS
+from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
@@ -53,25 +53,6 @@ class DataConfig(Settings, section="data"):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig(Settings, section="encoder"):
-    """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
-
-    The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
-    wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
-    its latents are.
-    """
-
-    model: str = "mini"
-    backend: Literal["jax", "torch"] = "jax"
-    views: Depth = VIEWS
-    max_shift: Annotated[int, Range(0, 1_000)] = MAX_SHIFT
-    clip_length: Depth = 4
-    pooling_grid: Annotated[int, Range(0, 1_000)] = 4
-    path: str = ""
-    camera: str = "agentview"
-
-
-@dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Settings, section="evaluation"):
     """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
 
@@ -95,7 +76,7 @@ class Experiment:
     model: VLAConfig = field(default_factory=VLAConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=default_encoder)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -305,7 +286,9 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
     # Some scales are refused without weights.
     weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
     files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    changed = {name: value for name, value in dotted(to_dict(experiment)).items() if value != files[name]}
+    # The files' head, encoder or backbone may be of another kind, which has other settings.
+    settings = dotted(to_dict(experiment)).items()
+    changed = {name: value for name, value in settings if name not in files or value != files[name]}
     if experiment.train.backbone_weights:
         changed["train.backbone_weights"] = experiment.train.backbone_weights
     return changed
