@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
@@ -93,12 +94,20 @@ def use_huge_pages(module: str) -> None:
     """
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or sys.gettrace() or sys.getprofile():
         return
-    original = sys.orig_argv[1:]
-    start = original.index("-m") if "-m" in original else -1
-    if start < 0 or original[start + 1 : start + 2] != [module]:  # python -m cProfile -m ..., an IDE's launcher
-        return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, *original[: start + 2], *sys.argv[1:]])
+    if _runs_alone(module, sys.orig_argv):
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _runs_alone(module: str, words: list[str]) -> bool:
+    """Whether the interpreter was started for this command and nothing else, by ``-m`` or by the script ``wmjax``.
+
+    Otherwise a tool runs it: ``python -m cProfile -m wmjax.train``, or an editor's launcher.
+    """
+    if "-m" in words:
+        place = words.index("-m") + 1
+        return words[place : place + 1] == [module]
+    return any(Path(word).name == "wmjax" for word in words[1:])
 
 
 class Progress:

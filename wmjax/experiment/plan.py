@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core import distributed
+from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
 from wmjax.core.paths import cache_root
@@ -18,7 +19,9 @@ from wmjax.experiment.latent_settings import latent_spec
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, require_architecture, require_tokenizer
 from wmjax.models.prompts import tokenizer_folder
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
+from wmjax.sim.libero import simulator_version
 from wmjax.trainer import checkpoint as checkpoints
+from wmjax.trainer.sharding import make_mesh, require_divisible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,10 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     store = given_store(experiment)
     require_fit(experiment, store, evaluates=evaluates)
     distributed.join()
+    require_devices()
+    require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))
+    if evaluates or not experiment.data.path:  # the simulator is needed: say now that it is missing
+        simulator_version()
     return RunPlan(
         experiment=experiment,
         folder=folder or default_folder(experiment),

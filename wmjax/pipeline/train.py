@@ -7,6 +7,7 @@ from typing import Any
 
 from wmjax.analysis.summary import Summary
 from wmjax.core import distributed, logs
+from wmjax.core.devices import require_devices
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
@@ -80,6 +81,7 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     experiment = load(recipe, scale, dataset, settings)
     require_fit(experiment, given_store(experiment, needed=False), evaluates=evaluates)
     distributed.join()
+    require_devices()
     text = f"run: {default_folder(experiment)}\n{describe(experiment)}"
     distributed.alone(lambda: print(text))
 

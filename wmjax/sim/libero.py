@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import io
 import logging
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -130,6 +131,19 @@ def import_libero() -> Libero:
         raise why_not(error) from error
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     return Libero(benchmark, wrapper, package.get_libero_path)
+
+
+def task_instructions(suite: str) -> list[str]:
+    """The instructions of a suite as the names of its task files spell them, without importing LIBERO.
+
+    They differ from the tasks' own in a word at most. Empty if LIBERO is not installed.
+    """
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folders = (Path(place) / "libero" / "bddl_files" / suite for place in spec.submodule_search_locations)
+    names = sorted(path.stem for folder in folders for path in folder.glob("*.bddl"))
+    return [re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ") for name in names]
 
 
 def load_task(suite: str, task_id: int) -> Task:
