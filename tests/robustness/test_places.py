@@ -120,14 +120,11 @@ def test_errors_of_wmjax_itself_are_not_hidden():
         (["/env/bin/python", "/env/bin/wmjax", "train"], True),
         (["python", "-m", "cProfile", "-o", "x", "-m", "wmjax.train"], False),
         (["python", "-m", "pdb", "-m", "wmjax.train"], False),
-        (["python", "/vscode/debugpy/launcher", "5678", "--", "-m", "wmjax.train"], False),
         (["python", "-c", "import wmjax"], False),
         (["python", "train.py"], False),
     ],
 )
 def test_who_runs_the_command_decides_about_huge_pages(words, alone):
-    if "/vscode/debugpy/launcher" in words:  # its own -m names the module too, but a tracer is at work
-        return
     assert command._runs_alone("wmjax.train", words) == alone
 
 
@@ -194,7 +191,7 @@ def test_no_device_is_one_line(monkeypatch):
 
 def test_foreign_videos_are_passed_over(tmp_path):
     for name in ("montage", "a__b", "libero_spatial-2__random-1__success", "libero_spatial-2__random-2__success__2",
-                 "libero_spatial-2__random-3__timeout", "copy of libero_spatial-2__x__success (1)", "__", ".hidden"):  # fmt: skip
+                 "libero_spatial-2__random-3__timeout", "libero_spatial-2__x__success (1)", "__", ".hidden"):  # fmt: skip
         (tmp_path / f"{name}.mp4").write_bytes(b"")
     videos = Videos(tmp_path, 2, 5.0)
     assert not videos.wanted("libero_spatial", 2, "success") and videos.wanted("libero_spatial", 2, "failure")
@@ -310,12 +307,11 @@ def test_every_cause_has_its_own_fix(monkeypatch, cause, words):
     assert ("apt-get" in message) == ("apt-get" in words)
 
 
-@pytest.mark.parametrize(("name", "value", "words"), [("MUJOCO_GL", "vulkan", "MUJOCO_GL is 'vulkan'"),
-                                                      ("PYOPENGL_PLATFORM", "osmesa", "PYOPENGL_PLATFORM is 'osmesa'")])  # fmt: skip
-def test_settings_of_opengl_that_contradict_are_named(monkeypatch, name, value, words):
+@pytest.mark.parametrize(("name", "value"), [("MUJOCO_GL", "vulkan"), ("PYOPENGL_PLATFORM", "osmesa")])
+def test_settings_of_opengl_that_contradict_are_named(monkeypatch, name, value):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv(name, value)
-    assert words in str(why_not(ImportError("Cannot use the rendering platform")))
+    assert f"{name} is {value!r}" in str(why_not(ImportError("Cannot use the rendering platform")))
 
 
 @pytest.mark.parametrize("home", ["/", "missing", "none"])

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.paths import resource_folder
+from wmjax.core.location import URL
+from wmjax.core.paths import expand, resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.models.parameters import RANDOM
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -120,6 +122,15 @@ PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
 
+FOLDERS = (
+    ("train", "backbone_weights"),
+    ("data", "path"),
+    ("encoder", "path"),
+    ("encoder", "model"),
+    ("prompt", "tokenizer"),
+)
+"""Settings that may name a folder, by their group."""
+
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """Which files of other axes a file may choose where the command line does not."""
 
@@ -203,12 +214,14 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _anchor(experiment: Experiment) -> Experiment:
-    """The experiment with the folder of its weights absolute: its checkpoints are evaluated from anywhere."""
-    weights = experiment.train.published
-    if weights is None or not Path(weights).is_dir():
-        return experiment
-    train = dataclasses.replace(experiment.train, backbone_weights=str(Path(weights).resolve()))
-    return dataclasses.replace(experiment, train=train)
+    """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere."""
+    replaced = {}
+    for group, name in FOLDERS:
+        settings = replaced.get(group, getattr(experiment, group))
+        value = getattr(settings, name, "")
+        if value and not URL.match(value) and (place := expand(value)).is_dir() and value != RANDOM:
+            replaced[group] = dataclasses.replace(settings, **{name: str(place.resolve())})
+    return dataclasses.replace(experiment, **replaced)
 
 
 def read_axis(axis: str, name: str) -> dict[str, Any]:
