@@ -1,5 +1,6 @@
 """LeRobot datasets as they are found: clocks, totals, stale indices, conventions, bad episodes."""
 
+import io
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.robustness import sources
 from tests.robustness.sources import CAMERAS, edit_info, edit_rows, edit_table, set_column, write_v21, write_v30
@@ -307,6 +309,12 @@ def test_rounding_is_no_action_out_of_range(tmp_path, value):
     assert np.abs(imported(source).action).max() == 1.0
 
 
+def tiff(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="TIFF")
+    return buffer.getvalue()
+
+
 def sixteen_bits(n: int) -> list[dict]:
     return [{"bytes": sources.png(np.full((32, 32), 3000, np.uint16)), "path": "x"} for _ in range(n)]
 
@@ -315,7 +323,8 @@ def sixteen_bits(n: int) -> list[dict]:
     ("cells", "message"),
     [
         (sixteen_bits, "image has mode I;16"),
-        (lambda n: [{"bytes": sources.png(np.zeros((32, 32), np.int32)), "path": "x"}] * n, "image has mode I"),
+        (lambda n: [{"bytes": tiff(np.zeros((32, 32), np.int32)), "path": "x"}] * n, "image has mode I"),
+        (lambda n: [{"bytes": tiff(np.zeros((32, 32), np.float32)), "path": "x"}] * n, "image has mode F"),
         (lambda n: [{"bytes": b"", "path": "x"}] * n, "image bytes are missing"),
         (lambda n: [None] * n, "image bytes are missing"),
     ],

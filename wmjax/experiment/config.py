@@ -24,6 +24,7 @@ from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
+from wmjax.encoders.vjepa2.files import PUBLISHED
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.parameters import RANDOM
 from wmjax.models.prompts import PromptConfig
@@ -215,11 +216,13 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _anchor(experiment: Experiment) -> Experiment:
     """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere."""
-    replaced = {}
+    replaced: dict[str, Any] = {}
     for group, name in FOLDERS:
         settings = replaced.get(group, getattr(experiment, group))
         value = getattr(settings, name, "")
-        if value and not URL.match(value) and (place := expand(value)).is_dir() and value != RANDOM:
+        if value in ("", "mini", RANDOM, *PUBLISHED) or URL.match(value):
+            continue
+        if (place := expand(value)).is_dir():
             replaced[group] = dataclasses.replace(settings, **{name: str(place.resolve())})
     return dataclasses.replace(experiment, **replaced)
 

@@ -74,8 +74,10 @@ def convert_episodes(
     """
     refuse_finished(out)
     chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec)}
-    claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
     done = set(part_names(out))
+    if not done:  # what was refused before its first episode binds nobody to its settings
+        (out / PARTS / PLAN).unlink(missing_ok=True)
+    claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
     skipped: list[dict[str, str]] = []
     for number, (name, read) in enumerate(episodes.items(), 1):
         if name not in done:
