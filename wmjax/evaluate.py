@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=whole_number("batch", 1, 10_000), default=1, help="rows per policy call; 1 is fastest on a CPU"
     )
-    parser.add_argument("--videos", type=kept, default=2, help="successes and failures per task to keep as videos")
+    parser.add_argument(
+        "--videos", type=whole_number("videos", 0), default=2, help="successes and failures per task to keep as videos"
+    )
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--data", type=location, help="training store to replay, or of the run, for a shuffled memory")
     return parser
