@@ -204,12 +204,10 @@ class Host:
         """Steps into the future, renders it, and returns."""
         now, step = self._env.sim_state(), self._step
         if self._seer is None:
-            self._seer = load(self._settings.expert_factory)(self._env, under_way=True)
+            self._seer = load(self._settings.expert_factory)(self._env)
         pending = iter(command.first)
         while len(self._frame_steps) < command.frames and (action := next(pending, None)) is not None:
             self._imagine(action)
-        if len(self._frame_steps) < command.frames:
-            self._seer.take_over()
         while len(self._frame_steps) < command.frames:
             self._imagine(self._seer.act())
         self._env.restore(now)
