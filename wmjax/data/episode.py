@@ -65,7 +65,7 @@ DTYPES = {
 def save_episode(path: Path, episode: EpisodeData) -> None:
     """Writes an episode atomically as .npz, the meta as JSON text inside it."""
     present = [*ARRAYS, *(name for name in OPTIONAL_ARRAYS if getattr(episode, name) is not None)]
-    arrays = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in present}
+    arrays: dict[str, np.ndarray] = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in present}
     meta = np.frombuffer(json.dumps(episode.meta, allow_nan=False).encode(), np.uint8)
     write_npz(path, {**arrays, "meta": meta})
 
