@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay
 from wmjax.rollout.protocol import load_protocol
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ActionSpec, ObservationSpec
 
 PROTOCOL = load_protocol("spatial_dev")
 MAX_STEPS, HORIZON, STRIDE = PROTOCOL.max_steps, PROTOCOL.open_loop_horizon, ObservationSpec().frame_stride
@@ -106,7 +106,7 @@ class Work:
 
 
 def _policy_actor(run: Path) -> Actor:
-    from wmjax.policy import load_policy
+    from wmjax.policy.policy import load_policy
     from wmjax.rollout.policy_actor import PolicyActor
 
     return PolicyActor(load_policy(run, batch_size=1, open_loop_horizon=HORIZON))
@@ -266,9 +266,9 @@ def pooled(rung: Rung, work: Work) -> Result:
     """The real evaluation path: processes, one queue. A first evaluation warms the workers up."""
     import tempfile
 
+    from wmjax.reporting.video.clips import Videos
     from wmjax.rollout.results import Results
     from wmjax.rollout.runner import Runner
-    from wmjax.rollout.videos import Videos
     from wmjax.sim.pool import Pool
     from wmjax.sim.worker import WorkerSettings
 

@@ -12,11 +12,11 @@ from collections import Counter
 
 import numpy as np
 
-from wmjax.sim.demonstration import demonstration_id
+from wmjax.core.specs import ObservationSpec
+from wmjax.recording.demonstration import demonstration_id
+from wmjax.recording.expert import Expert
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.expert import Expert
-from wmjax.specs import ObservationSpec
 
 SEED = 90
 """The set of placements."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wmjax.data.encode import LATENT_BOUND, Encoder, encode_store
-from wmjax.data.files import write_npz
+from wmjax.core.files import write_npz
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
+from wmjax.encoders.encode import LATENT_BOUND, Encoder, encode_store
 
 TARGET = 1.5
 
@@ -28,7 +28,7 @@ def make_encoder(backend: str, model: str) -> Encoder:
         from encoders_export.vjepa import TorchEncoder
 
         return TorchEncoder(model)
-    from wmjax.encode import JaxEncoder
+    from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
 
     return JaxEncoder(model)
 

@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from wmjax.core.files import MANIFEST
 from wmjax.data.episode import EpisodeData
-from wmjax.data.files import MANIFEST
-from wmjax.data.lerobot.convert import convert
-from wmjax.data.lerobot.dataset import LeRobotDataset
-from wmjax.data.lerobot.images import decode_image
-from wmjax.data.lerobot.writer import write_lerobot_v30
-from wmjax.data.pipeline import LoaderConfig, make_loader
+from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+from wmjax.data.formats.lerobot.images import decode_image
+from wmjax.data.formats.lerobot.writer import write_lerobot_v30
+from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore
 
 BATCH, CHUNK, ROUNDS = 32, 8, 5

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from wmjax.data.pipeline import LoaderConfig, make_loader
+from wmjax.data.loader import LoaderConfig, make_loader
 
 LENGTH, STRIDE, SIZE, ROUNDS = 100, 4, 112, 5
 VIEWS, LATENT = 2, (16, 192)

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from wmjax.data.observation import Observation, Prompt
-from wmjax.policy import Policy, load_policy
+from wmjax.policy.policy import Policy, load_policy
 
 BATCHES = (1, 2, 8)
 STEPS = (1, 10)

@@ -24,10 +24,10 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from wmjax.models.backbones.qwen2_5_vl import names, weights
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig, preset
+from wmjax.models.backbones.qwen2_5_vl.rope import positions_of
 from wmjax.models.parameters import count
-from wmjax.models.qwen2_5_vl import names, weights
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig, preset
-from wmjax.models.qwen2_5_vl.rope import positions_of
 
 PARAMETERS_3B = 3_754_622_976
 GIB = 2**30

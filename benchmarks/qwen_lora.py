@@ -28,10 +28,10 @@ import transformers
 from flax import nnx
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from wmjax.models.lora import LoRAConfig
-from wmjax.models.qwen2_5_vl import adapters, flops, names, weights
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
-from wmjax.models.qwen2_5_vl.rope import positions_of
+from wmjax.models.backbones.qwen2_5_vl import adapters, flops, names, weights
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.backbones.qwen2_5_vl.rope import positions_of
+from wmjax.models.nn.lora import LoRAConfig
 
 DEPTHS = (4, 36)
 """Decoder layers between which the compile time is compared."""

@@ -6,7 +6,7 @@
 
 FLOPs per sample are those of a training step with the latents at hand (forward, backward, remat); FLOPs per decision
 those of one action chunk, the flow's steps included, without and with the encoder, which a rollout runs on every new
-frame (every arm but e0 and e0plus). Random data.
+frame (every variant but e0 and e0plus). Random data.
 """
 
 import argparse
@@ -27,18 +27,17 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import flops
-from wmjax.config import Experiment, load
+from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.observation import Prompt
+from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
+from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
+from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.prompts import make_prompt_builder
-from wmjax.models.vjepa2 import PRESETS, VJEPA2Encoder, latents
-from wmjax.models.vla import VLA, ModelInput
-from wmjax.resources import resource_folder
+from wmjax.models.vla import VLA
 from wmjax.rollout.protocol import load_protocol
-from wmjax.specs import ActionSpec, EncoderSpec
 from wmjax.trainer.optimizer import make_optimizer
-from wmjax.trainer.state import TrainState, initial_state
-from wmjax.trainer.step import make_train_step
+from wmjax.trainer.step import TrainState, initial_state, make_train_step
 
 CONVERTED_SIZE = 224
 """Pixels of the published demonstrations as train/data/libero.toml converts them."""
@@ -50,7 +49,7 @@ INSTRUCTION = "pick up the black bowl next to the plate and place it on the plat
 class Costs:
     """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk.
 
-    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every arm but e0 and e0plus
+    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every variant but e0 and e0plus
     looks at (e2aux only to log how its prediction came true).
     """
 
@@ -217,7 +216,8 @@ def step_times(systems: dict[str, System], repeats: int) -> dict[str, float]:
 
 def baseline(recipe: str) -> str:
     """e0 with the same head, of the predecessor's family if the recipe is one of it."""
-    return f"{'seed_' if recipe.startswith('seed_') else ''}e0_{recipe.rsplit('_', 1)[1]}"
+    variant, head = split_recipe(recipe)
+    return f"{'prior_' if variant.startswith('prior_') else ''}e0_{head}"
 
 
 def over(table: dict[str, Costs], recipe: str, field: str) -> float | None:
@@ -248,10 +248,9 @@ def _share(table: dict[str, Costs], name: str, field: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    names = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="mini")
-    parser.add_argument("--recipes", nargs="+", default=names)
+    parser.add_argument("--recipes", nargs="+", default=recipe_names())
     parser.add_argument("--repeats", type=int, default=0, help="timed steps of each recipe (default: none)")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(arguments)

@@ -13,8 +13,8 @@ import transformers
 from torch.nn import functional
 
 from encoders_export.vjepa import preprocess
-from wmjax.models.vjepa2.config import VJEPA2Config, to_hf_config
-from wmjax.models.vjepa2.rotary import rotary_table
+from wmjax.encoders.vjepa2.config import VJEPA2Config, to_hf_config
+from wmjax.encoders.vjepa2.rotary import rotary_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
     python -m encoders_export.pretrain --out FOLDER [--minutes 38] [--seed 0] [--suites libero_object ...]
     python -m encoders_export.pretrain --data STORE [STORE ...] --out FOLDER
 
-Without ``--data`` it records its own frames first, random motion in the scenes of :data:`wmjax.sim.scenes.SUITES` or of
-other suites, into the cache, where they are found again.
+Without ``--data`` it records its own frames first, random motion in the scenes of :data:`SUITES`
+or of other suites, into the cache, where they are found again.
 Killed and rerun, it continues from its last checkpoint (``FOLDER/checkpoint``). What comes out is an encoder
 folder (float16 ``model.safetensors``, ``config.json``) for ``--model FOLDER`` of either export command.
 """
@@ -26,16 +26,16 @@ from safetensors.torch import load_file, save_file
 from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
-from wmjax.commands import run_command
-from wmjax.data.files import atomic_path, write_json
-from wmjax.data.location import local, location
-from wmjax.data.rank import token_rank
+from wmjax.analysis.rank import token_rank
+from wmjax.core.command import run_command
+from wmjax.core.errors import UserError
+from wmjax.core.files import atomic_path, write_json
+from wmjax.core.location import local, location
 from wmjax.data.shift import shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
-from wmjax.errors import UserError
-from wmjax.models.vjepa2.config import VJEPA2Config, preset, to_hf_config
-from wmjax.sim.scenes import SUITES, cached_scenes
+from wmjax.encoders.vjepa2.config import VJEPA2Config, preset, to_hf_config
+from wmjax.recording.random_motion import SUITES, cached_scenes
 
 CLIP_SHIFT = 6
 """Largest shift of a pre-training clip, pixels; wider than a policy's views, because nothing here must be placed."""
@@ -237,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m encoders_export.pretrain", description="Pre-train the mini V-JEPA 2."
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=location, nargs="+", help="training stores, e.g. of wmjax.sim.scenes")
+    source.add_argument(
+        "--data", type=location, nargs="+", help="training stores, e.g. of wmjax.record --random-motion"
+    )
     source.add_argument("--suites", nargs="+", default=list(SUITES), help="record scenes of these, without --data")
     parser.add_argument("--out", type=local, required=True, help="encoder folder to write")
     parser.add_argument("--minutes", type=float, default=PretrainConfig.minutes)

@@ -3,7 +3,7 @@
     python -m encoders_export.probe --data STORE [STORE ...] --encoder mini|FOLDER|random [--encoder ...]
 
 Every encoder is compared with random weights of the same architecture and with pooled pixels; targets, split and
-regression are those of :mod:`wmjax.data.probe`. Prints a table of R^2 and effective rank.
+regression are those of :mod:`wmjax.diagnostics.probe`. Prints a table of R^2 and effective rank.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from jaxtyping import Float
 
 from encoders_export.jepa import PredictorConfig, build_model
 from encoders_export.vjepa import TorchEncoder
-from wmjax.commands import run_command
-from wmjax.data.encode import EpisodeClips, encode_clips
-from wmjax.data.files import write_json
-from wmjax.data.location import local, location
-from wmjax.data.probe import Frames, find_camera, probe, show
+from wmjax.core.command import run_command
+from wmjax.core.files import write_json
+from wmjax.core.location import local, location
 from wmjax.data.store import TrainingStore
-from wmjax.models.vjepa2.config import preset, to_hf_config
+from wmjax.diagnostics.probe import Frames, find_camera, probe, show
+from wmjax.encoders.encode import EpisodeClips, encode_clips
+from wmjax.encoders.vjepa2.config import preset, to_hf_config
 
 
 def random_encoder(seed: int = 0) -> TorchEncoder:
@@ -43,7 +43,7 @@ def random_encoder(seed: int = 0) -> TorchEncoder:
 def encode(
     name: str, encoder: TorchEncoder, camera: int, frames: Frames, instruction: str
 ) -> dict[str, Float[np.ndarray, "frames tokens dim"]]:
-    """z(t) of every frame of an episode, as :data:`wmjax.data.probe.Features`."""
+    """z(t) of every frame of an episode, as :data:`wmjax.diagnostics.probe.Features`."""
     return {name: encode_clips(encoder, EpisodeClips(frames[:, camera], [(0, 0)], 4), 32)}
 
 

@@ -14,13 +14,13 @@ import torch
 import transformers
 from jaxtyping import Float32, UInt8
 
-from wmjax.commands import run_command
+from wmjax.core.command import run_command
+from wmjax.core.errors import UserError
+from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import Backend
-from wmjax.encode import add_arguments, run
-from wmjax.errors import UserError
-from wmjax.models.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, VJEPA2Config
-from wmjax.models.vjepa2.files import encoder_spec, read_config, resolve_folder
-from wmjax.specs import EncoderSpec
+from wmjax.encoders.export import add_arguments, run
+from wmjax.encoders.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, VJEPA2Config
+from wmjax.encoders.vjepa2.files import encoder_spec, read_config, resolve_folder
 
 
 def preprocess(frames: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
@@ -85,7 +85,7 @@ def load_model(folder: Path) -> Any:
 
 
 class TorchEncoder:
-    """A Hugging Face V-JEPA 2 as an :class:`wmjax.data.encode.Encoder`; on the GPU if there is one."""
+    """A Hugging Face V-JEPA 2 as an :class:`wmjax.encoders.encode.Encoder`; on the GPU if there is one."""
 
     backend: Backend = "torch"
 

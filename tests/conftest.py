@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory):
     """A training store of two demonstrations, recorded on this machine: replays of it are exact."""
-    from wmjax.sim.record import record
-    from wmjax.specs import ObservationSpec
+    from wmjax.core.specs import ObservationSpec
+    from wmjax.recording.record import record
 
     return record(tmp_path_factory.mktemp("recorded") / "store", "libero_spatial", [2], 2, ObservationSpec())

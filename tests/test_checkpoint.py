@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmjax import checkpoint
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.trainer import checkpoint
 
 
 def items(step: int) -> dict:

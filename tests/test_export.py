@@ -8,14 +8,14 @@ import pytest
 from flax import nnx
 
 from tests.rollout.runs import save_run
-from wmjax import checkpoint
-from wmjax.config import from_dict
+from wmjax.experiment.config import from_dict
 from wmjax.export import main
-from wmjax.models.lora import LoRAConfig
-from wmjax.models.qwen2_5_vl import adapters, names, weights
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
-from wmjax.restore import averaged_parameters, restore_model
+from wmjax.models.backbones.qwen2_5_vl import adapters, names, weights
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
+from wmjax.models.nn.lora import LoRAConfig
+from wmjax.policy.restore import averaged_parameters, restore_model
+from wmjax.trainer import checkpoint
 
 
 def backbone_of(run: Path) -> Qwen2_5_VL:

@@ -1,6 +1,6 @@
 """Progress that a log file can hold."""
 
-from wmjax.logs import bar
+from wmjax.core.logs import bar
 
 
 def test_a_bar_fills_from_nothing_to_all() -> None:

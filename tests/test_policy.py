@@ -13,18 +13,19 @@ import pytest
 
 from tests.rollout.runs import parameters
 from tests.tiny import tiny_config
-from wmjax import specs
-from wmjax.config import Experiment, load
-from wmjax.data.encode import LATENT_BOUND, encode_store
+from wmjax.core import specs
+from wmjax.core.errors import UserError
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
-from wmjax.encode import JaxEncoder
-from wmjax.errors import UserError
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.vjepa2.files import MINI_FOLDER
-from wmjax.policy import Carry, Errors, Policy
+from wmjax.encoders.encode import LATENT_BOUND, encode_store
+from wmjax.encoders.vjepa2.files import MINI_FOLDER
+from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
+from wmjax.experiment.config import Experiment, load
+from wmjax.models.world.prophet import ProphetConfig
+from wmjax.policy.interventions import Errors
+from wmjax.policy.policy import Carry, Policy
 
 STORE = TrainingStore(Path(__file__).parent / "fixtures" / "two_episodes")
 AHEAD = 2
@@ -105,7 +106,7 @@ def test_latents_of_a_rollout_are_the_stored_ones_from_first_frame_to_last(
     if backend == "torch":
         from encoders_export.vjepa import TorchEncoder as Encoder
     else:
-        from wmjax.encode import JaxEncoder as Encoder
+        from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder as Encoder
     latents = encode_store(STORE, tmp_path / "latents", Encoder(str(folder)), views=1)
     assert latents is not None and latents.backend == backend and latents.spec.resize == (0 if resize == 112 else 128)
     chosen = dataclasses.replace(experiment, encoder=dataclasses.replace(experiment.encoder, model=str(folder)))

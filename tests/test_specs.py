@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, spec_hash, to_dict
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, spec_hash, to_dict
 
 SPECS = [ObservationSpec(simulator="mujoco 3.3.2"), EncoderSpec(mean=(0.5,), std=(2.0,)), ActionSpec(scale=(0.5,) * 7)]
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.typed import build, merge, parse_overrides
+from wmjax.core.errors import UserError
+from wmjax.core.settings import build, merge, parse_overrides
 
 
 @dataclasses.dataclass(frozen=True)

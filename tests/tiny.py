@@ -3,24 +3,24 @@
 import dataclasses
 from typing import Any
 
-from wmjax.models.arms import ARMS
-from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.models.memory import InjectionConfig
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.qwen2_5_vl.config import preset
+from tests.variants import VARIANTS
+from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
+from wmjax.models.world.injection import InjectionConfig
+from wmjax.models.world.prophet import ProphetConfig
 
 LATENT_DIM = 24
 IMAGE_SIZE = 56
 
 
-def tiny_config(arm: str = "e2", head: str = "flow", **backbone: Any) -> VLAConfig:
-    """A VLA of an arm for synthetic stores of 56 px images and 16 x 24 latents."""
+def tiny_config(variant: str = "e2", head: str = "flow", **backbone: Any) -> VLAConfig:
+    """A VLA of a variant for synthetic stores of 56 px images and 16 x 24 latents."""
     mini = preset("mini")
     vision = dataclasses.replace(mini.vision, depth=2, hidden=32, heads=2, mlp=48, out=48, full_attention=(1,))
     text = dataclasses.replace(mini.text, depth=2, hidden=48, heads=2, kv_heads=1, mlp=64, rope_sections=(4, 4, 4))
     return VLAConfig(
-        memory=ARMS[arm],
+        memory=VARIANTS[variant],
         head=HeadConfig(kind=head),  # type: ignore[arg-type]
         backbone=dataclasses.replace(mini, vision=vision, text=text, **backbone),
         prophet=ProphetConfig(width=24, heads=2, layers=1, latent_dim=LATENT_DIM),

@@ -13,26 +13,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmjax.config import load as load_experiment
+    from wmjax.core.errors import UserError
+    from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
     from wmjax.data.latents import LatentStore
     from wmjax.data.observation import Observation, Prompt
     from wmjax.data.store import TrainingStore
-    from wmjax.errors import UserError
-    from wmjax.policy import Policy, load_policy
-    from wmjax.specs import ActionSpec, EncoderSpec, ObservationSpec
+    from wmjax.experiment.config import load as load_experiment
+    from wmjax.policy.policy import Policy, load_policy
 
 _HOMES = {
-    "ActionSpec": "wmjax.specs",
-    "EncoderSpec": "wmjax.specs",
+    "ActionSpec": "wmjax.core.specs",
+    "EncoderSpec": "wmjax.core.specs",
     "LatentStore": "wmjax.data.latents",
     "Observation": "wmjax.data.observation",
-    "ObservationSpec": "wmjax.specs",
-    "Policy": "wmjax.policy",
+    "ObservationSpec": "wmjax.core.specs",
+    "Policy": "wmjax.policy.policy",
     "Prompt": "wmjax.data.observation",
     "TrainingStore": "wmjax.data.store",
-    "UserError": "wmjax.errors",
-    "load_experiment": "wmjax.config:load",
-    "load_policy": "wmjax.policy",
+    "UserError": "wmjax.core.errors",
+    "load_experiment": "wmjax.experiment.config:load",
+    "load_policy": "wmjax.policy.policy",
 }
 
 __all__ = [

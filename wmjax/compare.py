@@ -9,11 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from wmjax.commands import run_command
-from wmjax.errors import UserError
-from wmjax.rollout.comparison import compare
-from wmjax.rollout.overview import overview
-from wmjax.rollout.seeds import compare_seeds
+from wmjax.analysis.comparison import compare
+from wmjax.analysis.overview import overview
+from wmjax.analysis.seeds import compare_seeds
+from wmjax.core.command import run_command
+from wmjax.core.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:

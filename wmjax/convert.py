@@ -4,9 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from wmjax.commands import run_command
-from wmjax.data.location import local
-from wmjax.errors import UserError
+from wmjax.core.command import run_command
+from wmjax.core.errors import UserError
+from wmjax.core.location import local
+from wmjax.data.formats import libero_hdf5
+from wmjax.data.formats.lerobot.convert import convert
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,8 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from wmjax.data import libero_hdf5
-    from wmjax.data.lerobot.convert import convert
 
     settings = {
         "image_size": options.image_size,

@@ -9,24 +9,13 @@ predicted and true latents, and the training frames nearest to the predicted one
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from wmjax.commands import run_command
-from wmjax.data.location import Location, local, location
-from wmjax.errors import UserError
-
-if TYPE_CHECKING:
-    from wmjax.config import Experiment
-    from wmjax.models.vla import VLA
-    from wmjax.trainer.diagnostics.imagination import Imagined
-    from wmjax.trainer.diagnostics.text import Section
-    from wmjax.trainer.loop import Inputs
-
-BATCHES = 16
-"""Of 32 samples: all of a usual validation split."""
+from wmjax.core import logs
+from wmjax.core.command import run_command
+from wmjax.core.location import local, location
+from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,96 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=local, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG lies beside it"
     )
-    return run_command(lambda: _run(parser.parse_args(arguments)))
 
+    def body() -> int:
+        options = parser.parse_args(arguments)
+        logs.set_up()
+        diagnose_checkpoint(
+            options.run, split=options.split, batches=options.batches, data=options.data, out=options.out
+        )
+        return 0
 
-def _run(options: argparse.Namespace) -> int:
-    from wmjax import checkpoint, logs
-    from wmjax.cache import keep_compiled_programs
-    from wmjax.data.files import write_json
-    from wmjax.trainer.diagnostics.report import diagnose
-    from wmjax.trainer.diagnostics.text import plain
-
-    logs.set_up()
-    keep_compiled_programs()
-    if options.batches < 1:
-        raise UserError(f"--batches is {options.batches}; it must be at least 1")
-    folder = checkpoint.find(options.run)
-    experiment, model, inputs = load(folder, options.data)
-    found = diagnose(model, inputs, options.split, options.batches, experiment.train.seed, experiment.train.trainable)
-    header = describe(folder, experiment, inputs, options.split)
-    print(render(header, found.sections))
-    out = options.out or folder.parent.parent / "diagnostics" / f"{folder.name}-{options.split}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, plain(header | found.sections))
-    print(f"\nwritten: {out}")
-    if found.imagined is not None:
-        print(f"written: {write_picture(out.with_suffix('.png'), found.imagined, inputs)}")
-    return 0
-
-
-def write_picture(path: Path, imagined: "Imagined", inputs: "Inputs") -> Path:
-    """Writes what the Prophet imagines, as the camera of the latents sees it; returns the path."""
-    from wmjax.data.files import atomic_path
-    from wmjax.trainer.diagnostics.picture import draw
-
-    assert inputs.latents is not None
-    camera = inputs.store.spec.cameras.index(inputs.latents.spec.camera)
-    with atomic_path(path) as temporary:
-        draw(imagined, inputs.store, camera).save(temporary, format="PNG")
-    return path
-
-
-def load(folder: Path, data: Location | None = None) -> "tuple[Experiment, VLA, Inputs]":
-    """The experiment of a checkpoint, its model with the averaged parameters, and the data that it was trained on.
-
-    Raises:
-        UserError: a damaged checkpoint, data that are missing or differ from what the specs in it say.
-
-    """
-    from wmjax import checkpoint
-    from wmjax.config import from_dict
-    from wmjax.prepare import find_latents, find_store
-    from wmjax.restore import load_model
-    from wmjax.trainer.inputs import make_inputs
-
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
-    store = find_store(experiment, data)
-    latents = find_latents(experiment, store, meta["specs"]["encoder"])
-    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
-    inputs.require_same(meta)
-    return experiment, load_model(folder), inputs
-
-
-def describe(folder: Path, experiment: "Experiment", inputs: "Inputs", split: str) -> dict[str, Any]:
-    """What the numbers are of: run, step, split, and how they were made."""
-    from wmjax.evaluate import identity
-    from wmjax.rollout.evaluation import provenance
-
-    episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
-    return {
-        **provenance(),
-        **identity(folder),
-        "run": experiment.name,
-        "step": int(folder.name),
-        "split": split,
-        "episodes": [int(index) for index in episodes],
-        "tasks": [dataclasses.asdict(task) for task in inputs.store.tasks],
-    }
-
-
-def render(header: dict[str, Any], sections: "dict[str, Section]") -> str:
-    """The report: one table per section."""
-    from wmjax.trainer.diagnostics.report import TITLES
-
-    lines = [
-        f"run {header['run']}, step {header['step']}, {header['split']} split of {len(header['episodes'])} episodes, "
-        f"commit {header['commit']}"
-    ]
-    for name, section in sections.items():
-        lines += ["", f"== {TITLES[name]} ==", section.table()]
-    return "\n".join(lines)
+    return run_command(body)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ input and action queries are not kept. Every stage resumes where it was interrup
 
 import argparse
 import sys
-from pathlib import Path
 
-from wmjax.commands import run_command, use_huge_pages
-from wmjax.errors import UserError
+from wmjax.core import distributed
+from wmjax.core.command import run_command, use_huge_pages
+from wmjax.core.location import local
+from wmjax.core.settings import parse_overrides
+from wmjax.pipeline.pretrain import pretrain
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    from wmjax.data.location import local
-
     parser = argparse.ArgumentParser(
         prog="python -m wmjax.pretrain",
         description=__doc__,
@@ -31,27 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", default="object", help="a file of train/data (default: object)")
 
     def body() -> int:
-        options, rest = parser.parse_known_args(arguments)
-        return _run(options, rest)
+        options, settings = parser.parse_known_args(arguments)
+        pretrain(options.config, options.scale, options.dataset, parse_overrides(settings), out=options.out)
+        return 0
 
-    return run_command(body)
-
-
-def _run(options: argparse.Namespace, settings: list[str]) -> int:
-    from wmjax import export, train
-    from wmjax.cache import cache_root
-    from wmjax.config import load
-    from wmjax.distributed import is_first
-    from wmjax.typed import parse_overrides
-
-    out: Path = options.out or cache_root() / "backbones" / f"{options.scale}_{options.dataset}"
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is there already; delete it to train it again, or choose another with --out")
-    chosen = ["--config", options.config, "--scale", options.scale, "--dataset", options.dataset]
-    name = load(options.config, options.scale, options.dataset, parse_overrides(settings)).name
-    run = cache_root() / "runs" / name
-    status = train.main([*chosen, *settings, "--run", str(run), "--no-evaluation"])
-    return status if status or not is_first() else export.main(["--run", str(run), "--out", str(out)])
+    return distributed.together(lambda: run_command(body))
 
 
 if __name__ == "__main__":

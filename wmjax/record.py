@@ -1,25 +1,26 @@
 """``python -m wmjax.record``: demonstrations of a scripted expert in LIBERO, as a training store.
 
 With ``--every-step`` an image is kept of every control step and a LeRobot v3.0 dataset is written instead, with the
-keys and conventions of ``HuggingFaceVLA/libero``; its actions are the expert's labels.
+keys and conventions of ``HuggingFaceVLA/libero``; its actions are the expert's labels. With ``--random-motion`` the arm
+wanders through the scenes of many tasks, for the pre-training and the probing of encoders.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 
-from wmjax import logs
-from wmjax.commands import run_command
-from wmjax.data.lerobot.writer import write_lerobot_v30
-from wmjax.data.location import local
-from wmjax.errors import UserError
-from wmjax.sim.demonstration import DemonstrationConfig
-from wmjax.sim.failures import FailureConfig
-from wmjax.sim.record import record
-from wmjax.specs import ObservationSpec
+from wmjax.core import logs
+from wmjax.core.command import run_command
+from wmjax.core.location import local
+from wmjax.core.specs import ObservationSpec
+from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.failures import FailureConfig
+from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
+from wmjax.recording.record import record, record_dataset
+from wmjax.rollout.protocol import task_list
 
 LEROBOT_IMAGE_SIZE = 256
+DEMONSTRATIONS_PER_TASK = 24
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,8 +28,12 @@ def parser() -> argparse.ArgumentParser:
     defaults, spec = DemonstrationConfig(), ObservationSpec()
     p = argparse.ArgumentParser(prog="python -m wmjax.record", description=__doc__)
     p.add_argument("--suite", default="libero_spatial")
-    p.add_argument("--tasks", type=_task_list, default=list(range(10)), help="task ids such as 0,1,2 (default: 0-9)")
-    p.add_argument("--episodes", type=int, default=24, help="demonstrations per task (default: %(default)s)")
+    p.add_argument("--tasks", type=task_list, default=tuple(range(10)), help="task ids such as 0,1,2 (default: 0-9)")
+    p.add_argument(
+        "--episodes",
+        type=int,
+        help=f"per task (default: {DEMONSTRATIONS_PER_TASK}; with --random-motion {EPISODES_PER_TASK})",
+    )
     p.add_argument("--out", type=local, required=True, help="folder to write; resumed if it exists")
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
@@ -49,14 +54,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--image-size", type=int, help=f"default: {spec.image_size}; with --every-step {LEROBOT_IMAGE_SIZE}")
     p.add_argument("--frame-stride", type=int, default=spec.frame_stride, help="control steps between images")
     p.add_argument("--every-step", action="store_true", help="write a LeRobot v3.0 dataset, an image at every step")
+    p.add_argument("--random-motion", action="store_true", help="record random motion instead of demonstrations")
+    p.add_argument("--suites", nargs="+", default=list(SUITES), help="of --random-motion")
+    p.add_argument("--tasks-per-suite", type=int, default=TASKS_PER_SUITE, help="of --random-motion")
+    p.add_argument("--first-episode", type=int, default=0, help="of --random-motion: number of each task's first one")
     return p
-
-
-def _task_list(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of task ids such as 0,1,2") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,9 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    every, out = options.every_step, options.out
-    if every and out.exists():
-        raise UserError(f"--out {out} exists already, nothing was overwritten; choose a new folder or delete it")
+    if options.random_motion:
+        store = record_random_motion(
+            options.out,
+            options.suites,
+            tasks_per_suite=options.tasks_per_suite,
+            episodes=EPISODES_PER_TASK if options.episodes is None else options.episodes,
+            first_episode=options.first_episode,
+            workers=options.workers,
+        )
+        print(f"{options.out}: {len(store.episodes)} episodes, {len(store.frame_step)} frames")
+        return 0
+    every = options.every_step
     size = options.image_size or (LEROBOT_IMAGE_SIZE if every else ObservationSpec().image_size)
     spec = ObservationSpec(image_size=size, frame_stride=1 if every else options.frame_stride)
     config = DemonstrationConfig(
@@ -77,13 +88,10 @@ def _run(options: argparse.Namespace) -> int:
         label_steps=0 if every else options.label_steps,
         failures=FailureConfig(fraction=options.failures),
     )
-    folder = out.with_name(f"{out.name}.recording") if every else out
-    store = record(folder, options.suite, options.tasks, options.episodes, spec, workers=options.workers, config=config)
-    if every:
-        episodes = range(len(store.episodes))
-        write_lerobot_v30(out, (store.episode(index) for index in episodes), robot_type="panda")
-        shutil.rmtree(folder)
-    print(f"{len(store.episodes)} demonstrations, {len(store.state)} control steps in {out}")
+    episodes = DEMONSTRATIONS_PER_TASK if options.episodes is None else options.episodes
+    write = record_dataset if every else record
+    store = write(options.out, options.suite, options.tasks, episodes, spec, workers=options.workers, config=config)
+    print(f"{len(store.episodes)} demonstrations, {len(store.state)} control steps in {options.out}")
     return 0
 
 

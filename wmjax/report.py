@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from wmjax.commands import run_command
-from wmjax.data.location import local
-from wmjax.rollout.report import write_report
+from wmjax.core.command import run_command
+from wmjax.core.location import local
+from wmjax.reporting.evaluation_page import write_report
 
 __all__ = ["main", "write_report"]
 

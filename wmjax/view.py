@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmjax.commands import run_command
+from wmjax.core.command import run_command
+from wmjax.core.location import local, location
 from wmjax.data.latents import LatentStore
-from wmjax.data.location import local, location
 from wmjax.data.store import TrainingStore
-from wmjax.data.view import Frames, choose_episodes, parse_episodes, write_page
-from wmjax.rollout.videos import write_video
+from wmjax.reporting.dataset_page import Frames, choose_episodes, parse_episodes, write_page
+from wmjax.reporting.video.clips import write_video
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.data.test_encode_vjepa2 import FakeEncoder
-from wmjax.data.encode import encode_store
+from wmjax.core.shards import parse_shard
 from wmjax.data.latents import LatentWriter
 from wmjax.data.store import TrainingStore
-from wmjax.shards import parse_shard
+from wmjax.encoders.encode import encode_store
 
 VIEWS = 2
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from wmjax.core.specs import EncoderSpec, ObservationSpec
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.shift import draw_views
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
-from wmjax.specs import EncoderSpec, ObservationSpec
 
 LENGTHS = (29, 41, 18, 50, 33, 24)
 INSTRUCTIONS = ("pick up the black bowl and place it on the plate", "pick up the cream cheese", "open the drawer")

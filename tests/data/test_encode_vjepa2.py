@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmjax.data.encode import EpisodeClips, encode_clips, encode_store, read_ahead, verify_latents
+from wmjax.core.errors import UserError
+from wmjax.core.specs import EncoderSpec, ObservationSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import shift_images
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
-from wmjax.errors import UserError
-from wmjax.specs import EncoderSpec, ObservationSpec
+from wmjax.encoders.encode import EpisodeClips, encode_clips, encode_store, read_ahead, verify_latents
 
 SIZE = 16
 SPEC = ObservationSpec(image_size=SIZE)

@@ -13,9 +13,9 @@ import pytest
 
 from tests.data.export_job import VIEWS
 from tests.data.test_encode_vjepa2 import FakeEncoder, make_store
-from wmjax.data.encode import encode_store
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
+from wmjax.encoders.encode import encode_store
 
 ROOT = Path(__file__).parents[2]
 FILES, MAY_BE = {"latents.npy", "manifest.json"}, {".lock", ".verified.json"}

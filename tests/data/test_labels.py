@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import LENGTHS, make_episode, make_latents
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import check_episode
 from wmjax.data.labels import chunk_labels
-from wmjax.data.pipeline import BatchSource, LoaderConfig
+from wmjax.data.loader import BatchSource, LoaderConfig
 from wmjax.data.statistics import action_spec, column_statistics, label_statistics
 from wmjax.data.store import TrainingStore, finalize, write_part
-from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec
 
 SPEC = ObservationSpec(image_size=56, simulator="synthetic")
 STEPS = 8

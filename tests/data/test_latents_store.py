@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import episode_latents, make_store
+from wmjax.core.errors import UserError
+from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.shift import draw_views
-from wmjax.errors import UserError
-from wmjax.specs import EncoderSpec
 
 SPEC = EncoderSpec(name="synthetic", pooling_grid=2, dim=6)
 

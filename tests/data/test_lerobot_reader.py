@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from wmjax.convert import main
-from wmjax.data.lerobot.convert import convert, resolve
-from wmjax.data.lerobot.dataset import LeRobotDataset
-from wmjax.data.lerobot.layout import load_layout
+from wmjax.core.errors import UserError
+from wmjax.data.formats.lerobot.convert import convert, resolve
+from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.observation import resize_image
-from wmjax.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VARIANTS = ("v30_image", "v30_video", "v21_image", "v21_video")
@@ -86,7 +86,7 @@ def test_resizes_with_the_rollout_s_filter(tmp_path):
 
 
 def test_resumes_and_never_overwrites(tmp_path, monkeypatch):
-    from wmjax.data.lerobot import convert as module
+    from wmjax.data.formats.lerobot import convert as module
 
     whole = convert(str(fixture("v21_image")), tmp_path / "a", image_size=28)
     read, calls = module.read_episode, []

@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from wmjax.core.errors import UserError
 from wmjax.data.episode import EpisodeData
-from wmjax.data.lerobot.convert import convert
-from wmjax.data.lerobot.dataset import LeRobotDataset
-from wmjax.data.lerobot.stats import column_stats, count_levels, image_stats
-from wmjax.data.lerobot.writer import write_lerobot_v30
-from wmjax.errors import UserError
+from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+from wmjax.data.formats.lerobot.stats import column_stats, count_levels, image_stats
+from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 
 REFERENCE = Path(__file__).parent / "fixtures/lerobot_v30_image"
 DATA, EPISODES, TASKS = (

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from wmjax.convert import main
-from wmjax.data.libero_hdf5 import convert
+from wmjax.core.errors import UserError
+from wmjax.data.formats.libero_hdf5 import convert
 from wmjax.data.observation import axis_angle, build_state
-from wmjax.errors import UserError
 
 SIZE, LENGTHS = 16, (9, 14)
 BOWL = "pick up the black bowl next to the plate and place it on the plate"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wmjax.data.neighbours import nearest
+from wmjax.analysis.neighbours import nearest
 
 
 @pytest.mark.parametrize("other_episodes_only", [True, False])

@@ -4,9 +4,9 @@ import itertools
 import numpy as np
 import pytest
 
-from wmjax.data.pipeline import BatchSource, LoaderConfig, make_loader
+from wmjax.core.errors import UserError
+from wmjax.data.loader import BatchSource, LoaderConfig, make_loader
 from wmjax.data.shift import MAX_SHIFT
-from wmjax.errors import UserError
 
 CONFIG = LoaderConfig(batch_size=8, seed=3)
 EPISODES = np.array([0, 2, 3, 5])

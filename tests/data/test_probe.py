@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import make_store
-from wmjax.data.probe import find_camera, probe, show
-from wmjax.data.rank import token_rank
+from wmjax.analysis.rank import token_rank
+from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
+from wmjax.diagnostics.probe import find_camera, probe, show
 
 
 @pytest.fixture(scope="module")

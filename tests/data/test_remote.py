@@ -14,16 +14,20 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.synthetic import make_latents, make_store
-from wmjax import config, convert, diagnose, encode, evaluate, export, prepare, probe, record, train, view
-from wmjax.checks import given_store
-from wmjax.data import location as remote
-from wmjax.data.files import StoreWriter
+from wmjax import convert, diagnose, evaluate, export, probe, record, train, view
+from wmjax.core import location as remote
+from wmjax.core.errors import UserError
+from wmjax.core.files import StoreWriter
+from wmjax.core.location import Remote, RemoteArray, local, location
+from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
-from wmjax.data.location import Remote, RemoteArray, local, location
-from wmjax.data.pipeline import LoaderConfig, make_loader
+from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore, finalize, write_part
-from wmjax.errors import UserError
-from wmjax.specs import EncoderSpec
+from wmjax.encoders import export as export_latents
+from wmjax.experiment import config
+from wmjax.experiment.checks import given_store
+from wmjax.experiment.plan import save_settings
+from wmjax.pipeline import demonstrations, latents
 
 BUCKET = "memory://bucket"
 
@@ -294,9 +298,9 @@ class FakeEncoder:
 def test_latents_of_remote_frames_are_those_of_local_ones(stores, bucket, tmp_path, capsys):
     def run(*line):
         parser = argparse.ArgumentParser()
-        encode.add_arguments(parser)
+        export_latents.add_arguments(parser)
         options = parser.parse_args([*line, "--views", "2", "--max-shift", "3"])
-        return encode.run(options, lambda *_: FakeEncoder())
+        return export_latents.run(options, lambda *_: FakeEncoder())
 
     run("--data", bucket[0], "--out", str(tmp_path / "z"))
     assert f"--data.path {bucket[0]} --encoder.path {tmp_path / 'z'}" in capsys.readouterr().out
@@ -334,18 +338,22 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
     given = {"data": {"path": bucket[0]}, "encoder": {"path": bucket[1], "views": 3, "max_shift": 6}}
     experiment = config.load("e2_flow", overrides=given)
     assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))).data.path == bucket[0]
-    for found in (given_store(experiment), prepare.demonstrations(experiment), prepare.find_store(experiment, None)):
+    for found in (
+        given_store(experiment),
+        demonstrations.demonstrations(experiment),
+        demonstrations.find_store(experiment, None),
+    ):
         assert found.hash == stores[0].hash and str(found.folder) == bucket[0]
-    assert prepare.find_store(experiment, location(bucket[0])).hash == stores[0].hash
+    assert demonstrations.find_store(experiment, location(bucket[0])).hash == stores[0].hash
     assert given_store(experiment, needed=False) is None, "a dry run asks the network"
-    monkeypatch.setattr("wmjax.encoder_settings.latent_spec", lambda *_: stores[1].spec)
-    found = prepare.encode(experiment, TrainingStore(bucket[0]))
+    monkeypatch.setattr("wmjax.pipeline.latents.latent_spec", lambda *_: stores[1].spec)
+    found = latents.encode(experiment, TrainingStore(bucket[0]))
     assert found.hash == stores[1].hash and str(found.folder) == bucket[1]
     # A run that was begun on the local copies goes on from the bucket, and the reverse.
     there = config.to_dict(experiment)
     here = {**there, "data": {**there["data"], "path": str(stores[0].folder)}}
     none = {**there, "encoder": {**there["encoder"], "path": ""}}
     for values in (here, there, here):
-        train._save_config(tmp_path / "run", values)
+        save_settings(tmp_path / "run", values)
     with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):
-        train._save_config(tmp_path / "run", none)
+        save_settings(tmp_path / "run", none)

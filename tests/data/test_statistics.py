@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, EncoderSpec, from_dict, to_dict
 from wmjax.data import statistics as stats
 from wmjax.data.split import split_episodes
-from wmjax.errors import UserError
-from wmjax.specs import ActionSpec, EncoderSpec, from_dict, to_dict
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.floats(-1e4, 1e4))
@@ -66,8 +66,8 @@ def test_normalisation_round_trips_and_leaves_the_gripper(store, mode):
 
 def test_tiny_scales_are_floored(tmp_path):
     from tests.data.synthetic import make_episode
+    from wmjax.core.specs import ObservationSpec
     from wmjax.data.store import finalize, write_part
-    from wmjax.specs import ObservationSpec
 
     spec = ObservationSpec(image_size=14)
     episode = make_episode(0, 20, 14)

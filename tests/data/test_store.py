@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import LENGTHS, make_episode, make_store
-from wmjax.data import files
+from wmjax.core import files
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import Task, TrainingStore, finalize, part_names, write_part
-from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec
 
 SPEC = ObservationSpec(image_size=28)
 
@@ -45,8 +45,8 @@ def test_merging_twice_gives_the_same_hash(tmp_path):
 
 def test_import_is_light():
     code = (
-        "import sys, wmjax.data.store, wmjax.data.latents, wmjax.data.statistics, wmjax.data.pipeline;"
-        "import wmjax.data.shift, wmjax.data.split, wmjax.data.windows, wmjax.specs;"
+        "import sys, wmjax.data.store, wmjax.data.latents, wmjax.data.statistics, wmjax.data.loader;"
+        "import wmjax.data.shift, wmjax.data.split, wmjax.data.windows, wmjax.core.specs;"
         "print([m for m in ('jax', 'torch', 'grain', 'mujoco', 'libero') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

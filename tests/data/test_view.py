@@ -15,13 +15,13 @@ from PIL import Image
 
 from tests.data.synthetic import make_episode, make_latents, make_store
 from wmjax import view
-from wmjax.data.latent_colours import CHANGES, LATENTS, LatentColours
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore, finalize, write_part
-from wmjax.data.timeline import rows, shared_scale, timeline
-from wmjax.data.view import choose_episodes, parse_episodes, write_page
-from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec
+from wmjax.reporting.dataset_page import choose_episodes, parse_episodes, write_page
+from wmjax.reporting.timeline import rows, shared_scale, timeline
+from wmjax.reporting.video.latent_colours import CHANGES, LATENTS, LatentColours
 
 VOID = {"meta", "br", "img"}
 SPEC = ObservationSpec(image_size=28)

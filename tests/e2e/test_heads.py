@@ -5,18 +5,17 @@ import pytest
 from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
-from tests.e2e.test_smoke import ARMS
-from wmjax.config import load
+from tests.e2e.test_smoke import IN_ONE_PROCESS
 from wmjax.data.latents import LatentStore
-from wmjax.data.pipeline import make_loader
+from wmjax.data.loader import make_loader
 from wmjax.data.store import TrainingStore
+from wmjax.experiment.config import load, recipe_names
 from wmjax.models.vla import VLA
-from wmjax.resources import resource_folder
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
 
-RUN_IN_FULL = {*ARMS, "e0_mse", "e2_flow"}
-RECIPES = {path.stem for path in (resource_folder("train") / "recipes").glob("*.toml")}
+RUN_IN_FULL = {*IN_ONE_PROCESS, "e0_mse", "e2_flow"}
+RECIPES = {name for name in recipe_names() if not name.endswith("_l1")} | {"e2_l1"}  # l1 is mse with another loss
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmjax.data.encode import LATENT_BOUND, EpisodeClips, verify_latents
-from wmjax.data.files import hash_file
+from wmjax.core.errors import UserError
+from wmjax.core.files import hash_file
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
-from wmjax.encode import JaxEncoder
 from wmjax.encode import main as jax_main
-from wmjax.errors import UserError
-from wmjax.models.vjepa2.files import MINI_FOLDER, encoder_spec
-from wmjax.specs import ObservationSpec
+from wmjax.encoders.encode import LATENT_BOUND, EpisodeClips, verify_latents
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec
+from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -94,7 +94,7 @@ def test_a_future_frame_does_not_reach_the_latent(store: TrainingStore, encoders
 
 def test_resized_frames_are_preprocessed_alike():
     from encoders_export.vjepa import preprocess as torch_preprocess
-    from wmjax.models.vjepa2 import preprocess, preset
+    from wmjax.encoders.vjepa2 import preprocess, preset
 
     frames = np.random.default_rng(0).integers(0, 256, (1, 2, 200, 200, 3), np.uint8)
     a = torch_preprocess(torch.from_numpy(frames), preset("vitl")).permute(0, 1, 3, 4, 2).numpy()
@@ -219,7 +219,7 @@ def test_the_frameworks_do_not_import_each_other():
     for module, forbidden in (
         ("encoders_export.vjepa", ["jax", "flax"]),
         ("wmjax.encode", ["jax", "torch", "transformers"]),
-        ("wmjax.data.encode", ["jax", "torch"]),
+        ("wmjax.encoders.encode", ["jax", "torch"]),
     ):
         done = subprocess.run([sys.executable, "-c", code.format(module, forbidden)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

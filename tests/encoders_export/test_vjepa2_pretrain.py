@@ -16,14 +16,14 @@ from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, main  # noqa: E402
 from encoders_export.vjepa import preprocess  # noqa: E402
-from wmjax.data.probe import object_scores, objects_of, probe, show  # noqa: E402
-from wmjax.data.rank import token_rank  # noqa: E402
-from wmjax.data.ridge import ridge_r2  # noqa: E402
+from wmjax.analysis.rank import token_rank  # noqa: E402
+from wmjax.analysis.ridge import ridge_r2  # noqa: E402
+from wmjax.core.errors import UserError  # noqa: E402
+from wmjax.core.specs import ObservationSpec  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
-from wmjax.errors import UserError  # noqa: E402
-from wmjax.models.vjepa2.config import VJEPA2Config  # noqa: E402
-from wmjax.sim.scenes import SUITES  # noqa: E402
-from wmjax.specs import ObservationSpec  # noqa: E402
+from wmjax.diagnostics.probe import object_scores, objects_of, probe, show  # noqa: E402
+from wmjax.encoders.vjepa2.config import VJEPA2Config  # noqa: E402
+from wmjax.recording.random_motion import SUITES  # noqa: E402
 
 TINY = VJEPA2Config(
     image_size=112, resize=112, patch_size=14, frames_per_clip=4, hidden_size=64, num_layers=2, num_heads=1

@@ -11,21 +11,21 @@ import pytest
 
 from tests.data.synthetic import make_store
 from tests.rollout.runs import parameters, tiny_experiment
-from wmjax import config, prepare
-from wmjax import train as command
-from wmjax.data.encode import LATENT_BOUND
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, to_dict
 from wmjax.data.latents import LatentStore
+from wmjax.data.loader import make_loader
 from wmjax.data.observation import Observation
-from wmjax.data.pipeline import make_loader
 from wmjax.data.store import TrainingStore
-from wmjax.encoder_settings import latent_spec
-from wmjax.errors import UserError
-from wmjax.policy import Policy
-from wmjax.prepare import encode
-from wmjax.specs import ActionSpec, to_dict
+from wmjax.encoders.encode import LATENT_BOUND
+from wmjax.experiment import config
+from wmjax.experiment.latent_settings import latent_spec
+from wmjax.pipeline import train as pipeline
+from wmjax.pipeline.latents import encode
+from wmjax.policy.policy import Policy
 from wmjax.train import main
+from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import TrainConfig
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -71,11 +71,11 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
 def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
-    def fit(experiment, store, latents, run, backbone):
-        fitted.append(make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train))
+    def fit(plan, store, latents):
+        fitted.append(make_inputs(store, latents, settings.prompt, settings.model, settings.train))
 
-    monkeypatch.setattr(config, "load", lambda *_: settings)
-    monkeypatch.setattr(command, "fit", fit)
+    monkeypatch.setattr(pipeline, "load", lambda *_: settings)
+    monkeypatch.setattr(pipeline, "fit", fit)
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     line = ["--run", str(tmp_path / "run"), "--no-evaluation"]
     assert main(line) == 0 and main(line) == 0
@@ -163,7 +163,7 @@ def test_a_camera_that_cannot_be_trained_on_is_refused(store):
 
 
 def test_settings_that_do_not_fit_the_encoder_fail_before_recording(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "demonstrations", lambda _: pytest.fail("recorded"))
+    monkeypatch.setattr(pipeline, "demonstrations", lambda _: pytest.fail("recorded"))
     for name, value, message in (
         ("pooling_grid", "3", "grid 3 does not divide"),
         ("clip_length", "3", "clip length 3 is not a multiple"),

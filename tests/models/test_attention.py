@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.models import attention as module
-from wmjax.models.attention import attention
+from wmjax.core.errors import UserError
+from wmjax.models.nn import attention as module
+from wmjax.models.nn.attention import attention
 
 BATCH, LENGTH, HEADS, KV_HEADS, DIM = 2, 128, 4, 2, 128
 

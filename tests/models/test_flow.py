@@ -14,9 +14,9 @@ from flax import nnx
 from tests.models.vla_helpers import fit
 from wmjax.data.statistics import action_spec, normalise_action, normalise_state
 from wmjax.data.store import TrainingStore
-from wmjax.models.flow import FlowHead, integrate, sample_time
-from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.trainer.diagnostics.flow import choose_smoothing, unconditional_loss, zero_velocity_loss
+from wmjax.diagnostics.flow_bounds import choose_smoothing, unconditional_loss, zero_velocity_loss
+from wmjax.models.heads.base import HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead, integrate, sample_time
 
 
 def test_the_solvers_start_each_step_at_i_over_n() -> None:
@@ -85,7 +85,7 @@ def train(conditioned: bool) -> np.ndarray:
 
 
 def test_it_reaches_the_best_unconditional_loss_within_2000_steps() -> None:
-    """Where the predecessor's head stayed at 0.94 and a zero velocity scores var(action) + 1 = 2 (FACTS 1.8)."""
+    """Where the predecessor's head stayed at 0.94 and a zero velocity scores var(action) + 1 = 2."""
     losses, best = train(False), best_unconditional_loss()
     assert losses[:5].mean() == pytest.approx(2.0, abs=0.2)
     assert losses[-200:].mean() == pytest.approx(best, rel=0.08)
@@ -154,7 +154,7 @@ def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
     """Within 2,000 steps, at the smoothing that `wmjax.diagnose` finds best for chunks left out (0.53; found: 0.44).
 
     To know their mean and covariance only (h = 1) costs 0.72. The predecessor's stayed at 0.94 to 1.14, where a zero
-    velocity scores 1.21 (FACTS 1.8).
+    velocity scores 1.21.
     """
     flat = real_chunks()
     smoothing = choose_smoothing(flat, np.arange(len(flat)), BETA, np.random.default_rng(0))

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from tests.models.vla_helpers import fit
-from wmjax.errors import UserError
-from wmjax.models.flow import FlowHead
-from wmjax.models.heads import HeadConfig, HeadSizes, RegressionHead, elementwise
+from wmjax.core.errors import UserError
+from wmjax.models.heads.base import HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead
+from wmjax.models.heads.regression import RegressionHead, elementwise
 
 SIZES = HeadSizes(hidden=16, width=16, layers=1, heads=2)
 TOKENS = jax.random.normal(jax.random.key(0), (6, 4, 8))
@@ -65,7 +66,7 @@ def test_the_regression_loss_is_its_formula(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_a_regressed_gripper_is_reported_apart_from_the_arm(kind: str) -> None:
-    """Its commands of one and the arm's small motions in one mean hid that the arm did not move (FACTS 1.3)."""
+    """Its commands of one and the arm's small motions in one mean hid that the arm did not move."""
     head = make(kind, gripper="regress", regression_loss="mse")
     out = head.loss(TOKENS, ACTION.at[..., -1].mul(50.0), MASK, KEY)
     before = head.loss(TOKENS, ACTION, MASK, KEY).metrics

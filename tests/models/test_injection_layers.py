@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_noise, make_vla, tiny_config, wake
-from wmjax.errors import UserError
-from wmjax.models.heads import HeadConfig
-from wmjax.models.memory import Gate, InjectionConfig
+from wmjax.core.errors import UserError
+from wmjax.models.heads.base import HeadConfig
+from wmjax.models.world.injection import Gate, InjectionConfig
 
 INPUTS, (ACTION, MASK), KEY = make_inputs(), make_actions(), jax.random.key(5)
 OTHER = INPUTS._replace(latents=INPUTS.latents + 1.0)

@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from tests.models.vla_helpers import fit, initialised, make_actions, make_inputs, make_vla, tiny_config
 from tests.tiny import tiny_config as tiny_policy
-from wmjax.errors import UserError
-from wmjax.models.heads import HeadConfig
-from wmjax.models.lora import ADAPTER, VISION_PROJECTIONS, AdapterInputs, Linear, LoRAConfig
+from wmjax.core.errors import UserError
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.heads.base import HeadConfig
+from wmjax.models.nn.lora import ADAPTER, VISION_PROJECTIONS, AdapterInputs, Linear, LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.trainer.sharding import MeshConfig, make_mesh, shardings
 
 LORA = LoRAConfig(rank=2, vision_targets=VISION_PROJECTIONS)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wmjax.errors import UserError
-from wmjax.models.memory import GatedCrossAttention, InjectionConfig
+from wmjax.core.errors import UserError
+from wmjax.models.world.injection import GatedCrossAttention, InjectionConfig
 
 run = jax.jit(lambda module, *arguments: module(*arguments))
 HIDDEN = jax.random.normal(jax.random.key(0), (4, 3, 8))

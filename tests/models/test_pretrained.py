@@ -10,19 +10,19 @@ from flax import nnx
 
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
-from wmjax.errors import UserError
-from wmjax.models.lora import LoRAConfig
-from wmjax.models.parameters import split_model, trainable_filter
-from wmjax.models.pretrained import (
+from wmjax.core.errors import UserError
+from wmjax.models.backbones.pretrained import (
     backbone_folder,
     backbone_hash,
     load_backbone,
     require_architecture,
     require_tokenizer,
 )
-from wmjax.models.qwen2_5_vl import names, weights
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.qwen2_5_vl.prompt import MINI_TOKENIZER
+from wmjax.models.backbones.qwen2_5_vl import names, weights
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER
+from wmjax.models.nn.lora import LoRAConfig
+from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
 
 CONFIG = tiny_config("e0", "regression", lora=LoRAConfig(rank=2))

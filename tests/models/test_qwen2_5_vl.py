@@ -10,14 +10,14 @@ from flax import nnx
 
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
-from wmjax.errors import UserError
-from wmjax.models.lora import LoRAConfig
+from wmjax.core.errors import UserError
+from wmjax.models.backbones.qwen2_5_vl import flops, image, names
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
+from wmjax.models.backbones.qwen2_5_vl.rope import positions_of
+from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import count
-from wmjax.models.qwen2_5_vl import flops, image, names
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.qwen2_5_vl.prompt import PromptBuilder
-from wmjax.models.qwen2_5_vl.rope import positions_of
 
 CONFIG = tiny_config().backbone
 INSTRUCTION = "pick up the black bowl and place it on the plate"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.models.qwen2_5_vl.chat import ChatTemplate
-from wmjax.models.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
+from wmjax.core.errors import UserError
+from wmjax.models.backbones.qwen2_5_vl.chat import ChatTemplate
+from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
 
 # A system message if the conversation has none, counters, and indentation that trimming must remove.
 TEMPLATE = """{% set seen = namespace(images=0) %}

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
-from wmjax.errors import UserError
-from wmjax.models.lora import LoRAConfig
-from wmjax.models.qwen2_5_vl import adapters, names, weights
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, from_hf_config, load_hf_config, preset
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.core.errors import UserError
+from wmjax.models.backbones.qwen2_5_vl import adapters, names, weights
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, from_hf_config, load_hf_config, preset
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.nn.lora import LoRAConfig
 
 LORA = LoRAConfig(rank=2, alpha=6.0, targets=("q_proj", "down_proj"), vision_targets=("qkv",), layers=(1,))
 CONFIG = tiny_config().backbone

@@ -10,21 +10,22 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tests.variants import VARIANTS
 from wmjax.data.observation import Prompt
-from wmjax.models.flow import FlowHead
-from wmjax.models.heads import HeadConfig, HeadSizes
-from wmjax.models.memory import InjectionConfig
-from wmjax.models.prophet import ProphetConfig
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
-from wmjax.models.vla import VLA, ModelInput, VLAConfig
-from wmjax.models.world import ARMS
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.heads.base import HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead
+from wmjax.models.inputs import ModelInput
+from wmjax.models.vla import VLA, VLAConfig
+from wmjax.models.world.injection import InjectionConfig
+from wmjax.models.world.prophet import ProphetConfig
 
 BATCH, CHUNK, LENGTH, HIDDEN = 3, 4, 16, 32
 HISTORY, FUTURE, TOKENS, DIM = 3, 2, 4, 8
 IMAGE_TOKEN = 40
 
 
-def tiny_config(arm: str = "e2", **changes: Any) -> VLAConfig:
+def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
     """One layer of everything; ``changes`` replace fields."""
     backbone = Qwen2_5_VLConfig(
         vision=VisionConfig(depth=1, hidden=16, heads=2, mlp=32, out=HIDDEN, window=28, full_attention=()),
@@ -34,7 +35,7 @@ def tiny_config(arm: str = "e2", **changes: Any) -> VLAConfig:
         vision_end_token=42,
     )
     config = VLAConfig(
-        memory=ARMS[arm],
+        memory=VARIANTS[variant],
         head=HeadConfig(kind="flow", draws=2, steps=3),
         backbone=backbone,
         prophet=ProphetConfig(
@@ -90,10 +91,10 @@ def initialised(make: Callable[[nnx.Rngs], Any]) -> Any:
 
 
 def make_vla(
-    arm: str = "e2", *, gate: float | None = None, real: bool = False, layers: tuple[int, ...] = (), **changes: Any
+    variant: str = "e2", *, gate: float | None = None, real: bool = False, layers: tuple[int, ...] = (), **changes: Any
 ) -> VLA:
     """A tiny policy, with a stand-in VLM unless ``real`` or injected after ``layers``; ``gate`` opens its gates."""
-    config = tiny_config(arm, **changes)
+    config = tiny_config(variant, **changes)
     config = dataclasses.replace(config, injection=dataclasses.replace(config.injection, layers=layers))
     stand_in = not (real or layers)
     model = initialised(lambda rngs: VLA(config, rngs=rngs, backbone=TinyBackbone(rngs) if stand_in else None))

@@ -11,9 +11,9 @@ from transformers import Qwen2_5_VLConfig as ReferenceConfig
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.qwen2_5_vl.weights import load_model, to_hf_config
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.backbones.qwen2_5_vl.weights import load_model, to_hf_config
 
 IMAGE, START, END = 120, 121, 122
 

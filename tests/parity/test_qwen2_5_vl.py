@@ -17,8 +17,8 @@ pytest.importorskip("transformers")
 from transformers.vision_utils import get_vision_window_index  # noqa: E402
 
 from tests.parity.qwen_reference import IMAGE, Case, convert, error, make_reference, run_reference, small_config  # noqa: E402
-from wmjax.models.qwen2_5_vl.config import preset  # noqa: E402
-from wmjax.models.qwen2_5_vl.rope import positions_of  # noqa: E402
+from wmjax.models.backbones.qwen2_5_vl.config import preset  # noqa: E402
+from wmjax.models.backbones.qwen2_5_vl.rope import positions_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

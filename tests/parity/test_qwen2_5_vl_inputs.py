@@ -17,8 +17,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.vision_utils import get_vision_window_index  # noqa: E402
 
 from tests.parity.qwen_reference import IMAGE, Case, reference_config, small_config  # noqa: E402
-from wmjax.models.qwen2_5_vl import image  # noqa: E402
-from wmjax.models.qwen2_5_vl.rope import positions_of  # noqa: E402
+from wmjax.models.backbones.qwen2_5_vl import image  # noqa: E402
+from wmjax.models.backbones.qwen2_5_vl.rope import positions_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

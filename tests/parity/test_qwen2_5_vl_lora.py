@@ -18,9 +18,9 @@ pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from tests.parity.qwen_reference import IMAGE, Case, convert, error, make_reference, processed, small_config  # noqa: E402
-from wmjax.models.lora import TEXT_PROJECTIONS, VISION_PROJECTIONS, LoRAConfig  # noqa: E402
-from wmjax.models.qwen2_5_vl import adapters, names, weights  # noqa: E402
-from wmjax.models.qwen2_5_vl.rope import positions_of  # noqa: E402
+from wmjax.models.backbones.qwen2_5_vl import adapters, names, weights  # noqa: E402
+from wmjax.models.backbones.qwen2_5_vl.rope import positions_of  # noqa: E402
+from wmjax.models.nn.lora import TEXT_PROJECTIONS, VISION_PROJECTIONS, LoRAConfig  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

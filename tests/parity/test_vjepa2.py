@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wmjax.models.vjepa2 import VJEPA2Config, VJEPA2Encoder, latents, preprocess, preset
-from wmjax.models.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, from_hf_config, to_hf_config
-from wmjax.models.vjepa2.files import MINI_FOLDER
-from wmjax.models.vjepa2.weights import (
-    encoder_from_tree,
-    load_encoder,
-    save_encoder,
-    tree_from_hf,
-    tree_to_hf,
-)
+from wmjax.encoders.vjepa2 import VJEPA2Config, VJEPA2Encoder, latents, preprocess, preset
+from wmjax.encoders.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, from_hf_config, to_hf_config
+from wmjax.encoders.vjepa2.files import MINI_FOLDER
+from wmjax.encoders.vjepa2.weights import encoder_from_tree, load_encoder, save_encoder, tree_from_hf, tree_to_hf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -83,7 +77,7 @@ def test_a_wrong_rotary_table_would_be_noticed(monkeypatch):
     clip = np.random.default_rng(1).normal(size=(1, frames, 112, 112, 3)).astype(np.float32)
     with torch.no_grad():
         features = model.get_vision_features(torch.from_numpy(clip).permute(0, 1, 4, 2, 3))
-    from wmjax.models.vjepa2 import model as module
+    from wmjax.encoders.vjepa2 import model as module
 
     table = module.rotary_table
     monkeypatch.setattr(module, "rotary_table", lambda *a: tuple(-t[::-1] for t in table(*a)))
@@ -104,7 +98,7 @@ def test_safetensors_written_here_are_read_by_transformers_and_back(tmp_path: Pa
 
 
 def test_sizes_of_published_checkpoints():
-    """FACTS: the ViT-L encoder has 303,885,312 parameters."""
+    """The published ViT-L encoder has 303,885,312 parameters."""
 
     def count(config):
         state = nnx.state(nnx.eval_shape(lambda: VJEPA2Encoder(config, rngs=nnx.Rngs(0))))

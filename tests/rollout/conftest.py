@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.rollout.fakes import ENV, FAULTS, PROTOCOL
-from wmjax.rollout.evaluation import evaluate
+from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.results import read_records
 
 

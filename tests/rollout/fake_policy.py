@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.rollout.fakes import SPEC
+from wmjax.core.specs import ActionSpec
 from wmjax.data.observation import Observation, Prompt
-from wmjax.specs import ActionSpec
 
 
 class FakePolicy:

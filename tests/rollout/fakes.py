@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.rollout.protocol import Protocol
-from wmjax.specs import ObservationSpec
 
 FAULTS = "WMJAX_TEST_FAULTS"
 SPEC = ObservationSpec(image_size=4)

@@ -4,12 +4,12 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
-from wmjax.config import load
-from wmjax.rollout.caveats import caveats, timing
+from wmjax.analysis.summary import summarize
+from wmjax.core.settings import parse_overrides
+from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
+from wmjax.experiment.config import load
+from wmjax.reporting.caveats import caveats, timing
 from wmjax.rollout.protocol import Protocol, load_protocol
-from wmjax.rollout.results import summarize
-from wmjax.specs import ActionSpec, ObservationSpec, to_dict
-from wmjax.typed import parse_overrides
 
 
 def header(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> dict[str, Any]:
@@ -29,7 +29,7 @@ def notes(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> str:
 
 
 def test_headers_of_evaluations_without_a_delay_are_what_they_were() -> None:
-    for recipe in ("e0_mse", "e1copy_flow", "e2_flow", "seed_e2_flow"):
+    for recipe in ("e0_mse", "e1copy_flow", "e2_flow", "prior_e2_flow"):
         assert header(load_protocol("spatial_dev"), recipe=recipe) == {}
     assert header(load_protocol("spatial_delay8"), "--train.delay", "8") == {}
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.rollout.test_results import record
 from wmjax import compare as command
-from wmjax.errors import UserError
-from wmjax.rollout.comparison import compare, stratified_bootstrap
+from wmjax.analysis.comparison import compare, stratified_bootstrap
+from wmjax.core.errors import UserError
 from wmjax.rollout.results import Results
 
 

@@ -9,16 +9,16 @@ import pytest
 from tests.data.synthetic import make_latents, make_store
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.runs import parameters, plain_specs, tiny_experiment
-from wmjax import specs
-from wmjax.data.donors import Donor, Donors
+from wmjax.core import specs
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
-from wmjax.policy import Policy
+from wmjax.policy.interventions import Donor, Donors
+from wmjax.policy.policy import Policy
 from wmjax.rollout.actors import Decision
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ActionSpec
 
 STORE = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes")
 EPISODE = STORE.episode(0)

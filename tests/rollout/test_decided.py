@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wmjax.rollout.decided import CELL, GAP, INK, LABEL, LEFT, LINE, Decided, draw_decisions
+from wmjax.reporting.video.decision_strip import CELL, GAP, INK, LABEL, LEFT, LINE, Decided, draw_decisions
 
 STEPS = 4
 

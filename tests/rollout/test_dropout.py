@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wmjax.rollout.dropout import blank, dropped_cameras
+from wmjax.rollout.execution import blank, dropped_cameras
 from wmjax.sim.episode import EpisodeId
 
 EPISODES = [EpisodeId("libero_spatial", task, "random", index) for task in (0, 1) for index in range(20)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.rollout.actors import HOLD
 from wmjax.rollout.execution import Execution, ensemble_actions
 

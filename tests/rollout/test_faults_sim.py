@@ -4,10 +4,10 @@ import pytest
 
 from tests.rollout.fakes import fault_name
 from tests.rollout.test_replay_sim import Watching
-from wmjax.rollout.evaluation import evaluate
+from wmjax.core.specs import ActionSpec
+from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
-from wmjax.specs import ActionSpec
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
 from wmjax.data.store import TrainingStore
-from wmjax.rollout import decided
-from wmjax.rollout.album import Album, spread
-from wmjax.rollout.imagination import CELL, GAP, LEFT, LINE, UNKNOWN, Imagined, draw_strips
+from wmjax.reporting.video import decision_strip as decided
+from wmjax.reporting.video.clips import MINIMUM_HEIGHT
+from wmjax.reporting.video.imagination_strip import CELL, GAP, LEFT, LINE, UNKNOWN, Imagined, draw_strips
+from wmjax.reporting.video.nearest_frames import Album, spread
 from wmjax.rollout.policy_actor import PolicyActor
-from wmjax.rollout.videos import MINIMUM_HEIGHT
 
 FUTURE = 2
 

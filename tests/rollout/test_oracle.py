@@ -6,7 +6,7 @@ import pytest
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import ENV, SPEC, fault_name
 from tests.rollout.test_runner import verdicts
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.rollout.actors import Noop
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId
@@ -42,7 +42,7 @@ def host():
 @pytest.fixture
 def oracle(run, monkeypatch):
     """``oracle(policy, name, **more)`` evaluates with an oracle; the fake expert shows the future."""
-    import wmjax.rollout.evaluation as evaluation
+    import wmjax.pipeline.evaluate as evaluation
 
     monkeypatch.setattr(evaluation, "WorkerSettings", lambda *args: WorkerSettings(*args, expert_factory=EXPERT))
 

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from tests.rollout.runs import parameters, plain_specs, tiny_experiment
-from wmjax import specs
-from wmjax.data.encode import LATENT_BOUND
+from wmjax.core import specs
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec
 from wmjax.data.observation import Observation
 from wmjax.data.statistics import normalise_latents
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
-from wmjax.encode import JaxEncoder
-from wmjax.errors import UserError
-from wmjax.policy import Policy, mix
-from wmjax.specs import ActionSpec
+from wmjax.encoders.encode import LATENT_BOUND
+from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
+from wmjax.policy.interventions import mix
+from wmjax.policy.policy import Policy
 
 STORE = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes")
 EPISODE = STORE.episode(0)

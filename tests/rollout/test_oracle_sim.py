@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.rollout.runs import save_run
-from wmjax.evaluate import evaluate_checkpoint
+from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
 

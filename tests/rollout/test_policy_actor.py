@@ -7,8 +7,8 @@ import pytest
 
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC
-from wmjax.errors import UserError
-from wmjax.rng import named_key
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
 from wmjax.rollout.actors import Decision
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId

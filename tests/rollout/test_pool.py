@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.rollout.fakes import ENV, FAULTS, SPEC, fault_name
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault, Pool
 from wmjax.sim.worker import Execute, Reply, Reset, WorkerSettings

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.recording.demonstration import demonstration_id
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
-from wmjax.sim.demonstration import demonstration_id
 from wmjax.sim.disturbance import Disturbance
 
 LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}

@@ -5,13 +5,13 @@ import pytest
 
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC, FakeEnv
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.rollout.actors import Expert, Noop, Scripted
-from wmjax.rollout.dropout import dropped_cameras
+from wmjax.rollout.execution import dropped_cameras
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_header
 from wmjax.sim.disturbance import Disturbance
-from wmjax.specs import ObservationSpec
 
 ONE = {"tasks": (0,), "episodes_per_task": 1, "workers": 1}
 

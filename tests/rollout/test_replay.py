@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.rollout.fakes import SPEC
+from wmjax.core.errors import UserError
 from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import finalize, write_part
-from wmjax.errors import UserError
 from wmjax.rollout.actors import HOLD, Decision, Replay
 from wmjax.sim.episode import EpisodeId
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wmjax.core.specs import ActionSpec
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
+from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.actors import Replay
-from wmjax.rollout.evaluation import evaluate
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
-from wmjax.specs import ActionSpec
 
 pytestmark = pytest.mark.sim
 

@@ -13,18 +13,18 @@ import pytest
 
 from tests.rollout.test_results import record
 from wmjax import report as command
-from wmjax.data.files import write_json
-from wmjax.errors import UserError
-from wmjax.rollout import report
-from wmjax.rollout.charts import Series, line_chart, round_ticks
-from wmjax.rollout.curves import curves, read_metrics
-from wmjax.rollout.gallery import Clip, choose
-from wmjax.rollout.markup import VOID, element
-from wmjax.rollout.report import write_report
-from wmjax.rollout.results import Results, summarize
-from wmjax.rollout.sections import closed_loop
-from wmjax.rollout.tables import DASH
-from wmjax.rollout.videos import write_video
+from wmjax.analysis.summary import summarize
+from wmjax.core.errors import UserError
+from wmjax.core.files import write_json
+from wmjax.reporting import evaluation_page as report
+from wmjax.reporting.charts import Series, line_chart, round_ticks
+from wmjax.reporting.curves import curves, read_metrics
+from wmjax.reporting.evaluation_page import write_report
+from wmjax.reporting.gallery import Clip, choose
+from wmjax.reporting.html import DASH, VOID, element
+from wmjax.reporting.sections import closed_loop
+from wmjax.reporting.video.clips import write_video
+from wmjax.rollout.results import Results
 
 PROTOCOL = {
     "name": "dev", "suite": "libero_spatial", "tasks": [0, 1], "episodes_per_task": 5, "init": "random",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.rollout.records import count_records, keep_record
-from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, summarize
+from wmjax.analysis.summary import summarize
+from wmjax.core.errors import UserError
+from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records
 
 
 def record(task: int, index: int, outcome: str, steps: int = 10) -> EpisodeRecord:

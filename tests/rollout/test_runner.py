@@ -9,7 +9,7 @@ import pytest
 
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import PROTOCOL, SPEC, fault_name
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.rollout.actors import Expert, Noop, Random, Scripted
 from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_records
@@ -141,7 +141,7 @@ def test_actions_start_after_the_execution_delay(run):
 
 
 def test_the_expert_acts_in_the_workers_and_needs_no_frames(run, monkeypatch):
-    import wmjax.rollout.evaluation as evaluation
+    import wmjax.pipeline.evaluate as evaluation
     from wmjax.sim.worker import WorkerSettings
 
     def settings(*args):

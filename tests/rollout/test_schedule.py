@@ -1,6 +1,6 @@
 """Who runs what next."""
 
-from wmjax.rollout.schedule import Schedule
+from wmjax.rollout.execution import Schedule
 from wmjax.sim.episode import EpisodeId
 
 

@@ -6,8 +6,8 @@ from scipy.stats import permutation_test, ttest_1samp
 
 from tests.rollout.test_comparison import write
 from wmjax import compare as command
-from wmjax.errors import UserError
-from wmjax.rollout.seeds import compare_seeds, sign_flip, student_interval
+from wmjax.analysis.seeds import compare_seeds, sign_flip, student_interval
+from wmjax.core.errors import UserError
 
 VALUES = np.array([0.1, 0.3, -0.05, 0.2, 0.15])
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from wmjax.rollout.statistics import holm, mcnemar_exact, paired_counts, required_pairs, wilson
+from wmjax.analysis.intervals import wilson
+from wmjax.analysis.paired_tests import holm, mcnemar_exact, paired_counts, required_pairs
 
 
 @pytest.mark.parametrize("trials", [1, 20, 50, 500])

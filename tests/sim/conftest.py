@@ -2,8 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from wmjax.core.specs import ObservationSpec
 from wmjax.sim.env import LiberoEnv
-from wmjax.specs import ObservationSpec
 
 SUITE, TASK = "libero_spatial", 2
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.sim.disturbance import REACH, ROOM, Disturbance
 from wmjax.sim.env import SETTLE_ACTION, LiberoEnv
 from wmjax.sim.episode import EpisodeId

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.observation import build_state, resize_image
-from wmjax.errors import UserError
 from wmjax.sim.env import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import import_libero, load_task
 from wmjax.sim.render import Renderer
-from wmjax.specs import ObservationSpec
 
 from .conftest import SUITE, TASK
 

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.sim.demonstration import demonstration_id
+from wmjax.core.errors import UserError
+from wmjax.recording.demonstration import demonstration_id
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 
 
@@ -47,7 +47,7 @@ def test_demonstrations_never_share_a_placement_with_each_other_or_an_evaluation
 
 def test_naming_episodes_and_reading_recorder_settings_imports_no_simulator():
     code = (
-        "import sys, wmjax.sim.episode, wmjax.sim.record, wmjax.record;"
+        "import sys, wmjax.sim.episode, wmjax.recording.record, wmjax.record;"
         "assert not {'mujoco', 'robosuite', 'libero', 'jax', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

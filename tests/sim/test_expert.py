@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from benchmarks.expert_takeover import try_reset
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import check_episode
-from wmjax.errors import UserError
-from wmjax.sim.canonical import usual_grasp
-from wmjax.sim.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
+from wmjax.recording.canonical import usual_grasp
+from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
+from wmjax.recording.expert import Expert, Phase
+from wmjax.recording.failures import FailureConfig
+from wmjax.recording.grasp import GraspStyle, NoGraspError, plan_grasp
+from wmjax.recording.privileged_scene import Scene, rotation_about, rotation_vector
 from wmjax.sim.env import LiberoEnv
-from wmjax.sim.expert import Expert, Phase
-from wmjax.sim.failures import FailureConfig
-from wmjax.sim.grasp import GraspStyle, NoGraspError, plan_grasp
-from wmjax.sim.scene import Scene, rotation_about, rotation_vector
-from wmjax.specs import ObservationSpec
 
 from .conftest import SUITE, TASK
 
@@ -71,7 +71,7 @@ def test_an_object_that_nothing_could_grasp_is_a_failed_attempt(env, demonstrati
         raise NoGraspError("it fell over")
 
     env.restore(demonstration.settled_state)
-    monkeypatch.setattr("wmjax.sim.expert.plan_grasp", no_grasp)
+    monkeypatch.setattr("wmjax.recording.expert.plan_grasp", no_grasp)
     expert = Expert(env)
     assert expert.plan() is None
     action = expert.act()

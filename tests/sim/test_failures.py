@@ -2,10 +2,10 @@
 
 import pytest
 
-from wmjax.errors import UserError
-from wmjax.sim.demonstration import DemonstrationConfig
+from wmjax.core.errors import UserError
+from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.failures import FailureConfig, Failures
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.failures import FailureConfig, Failures
 
 BAD = {
     ("fraction", 1.5): r"failures\.fraction is 1\.5; give a share",

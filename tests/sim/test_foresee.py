@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from wmjax.core.specs import ObservationSpec
+from wmjax.recording.expert import Expert, Phase
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.expert import Expert, Phase
 from wmjax.sim.worker import Execute, Foresee, Host, Reset, WorkerSettings
-from wmjax.specs import ObservationSpec
 
 from .conftest import SUITE, TASK
 

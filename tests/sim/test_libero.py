@@ -3,7 +3,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.rollout.protocol import INITIAL_STATES, PERTURBED
 from wmjax.sim.libero import _quiet, load_task, simulator_version
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore, part_names
-from wmjax.errors import UserError
 from wmjax.record import main
-from wmjax.sim import record as recording
-from wmjax.sim.demonstration import DemonstrationConfig
-from wmjax.specs import ObservationSpec
+from wmjax.recording import record as recording
+from wmjax.recording.demonstration import DemonstrationConfig
 
 SPEC = ObservationSpec()
 

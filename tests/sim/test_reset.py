@@ -7,9 +7,9 @@ import mujoco
 import numpy as np
 import pytest
 
+from wmjax.core.specs import ObservationSpec
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ObservationSpec
 
 pytestmark = pytest.mark.sim
 

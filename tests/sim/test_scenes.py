@@ -1,17 +1,17 @@
 """Scene recordings: which tasks and episodes, and one real episode of random motion."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.data.synthetic import make_episode
+from wmjax import record as command
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import finalize, write_part
-from wmjax.errors import UserError
-from wmjax.sim import scenes
+from wmjax.recording import random_motion as scenes
 from wmjax.sim.env import LiberoEnv
-from wmjax.specs import ObservationSpec
 
 SPEC = ObservationSpec(image_size=56, simulator="synthetic")
 
@@ -30,7 +30,7 @@ def test_an_encoders_default_scenes_are_not_those_of_the_benchmark() -> None:
 )
 def test_bad_numbers_are_named(option: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     value = "0" if option == "--episodes" else "-1"
-    assert scenes.main(["--out", str(tmp_path / "scenes"), option, value]) == 2
+    assert command.main(["--random-motion", "--out", str(tmp_path / "scenes"), option, value]) == 2
     assert named in capsys.readouterr().err and not (tmp_path / "scenes").exists()
 
 
@@ -39,19 +39,17 @@ def test_a_recording_that_lost_a_task_is_not_taken_for_a_whole_one(
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     monkeypatch.setattr(scenes, "TASKS_PER_SUITE", 2)
-    runs: list[list[str]] = []
+    runs: list[Path] = []
 
-    def record(line: list[str], *, check: bool) -> None:
+    def record(folder: Path, tasks: list[tuple[str, int]], episodes: range, spec: ObservationSpec) -> None:
         """The first time one task fails."""
-        assert not check
-        runs.append(line)
-        folder, suite = Path(line[line.index("--out") + 1]), line[line.index("--suites") + 1]
-        for _, task in scenes.choose_tasks([suite], 2)[: len(runs)]:
+        runs.append(folder)
+        for suite, task in tasks[: len(runs)]:
             for index in range(scenes.EPISODES_PER_TASK):
                 write_part(folder, scenes.part_name(suite, task, index), make_episode(index, 9), SPEC)
         finalize(folder, SPEC)
 
-    monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.setattr(scenes, "record_scenes", record)
     with pytest.raises(UserError, match="scenes of 1 tasks are missing, see above; run it again"):
         scenes.cached_scenes(["libero_goal"])
     (store,) = scenes.cached_scenes(["libero_goal", "libero_goal"])

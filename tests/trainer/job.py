@@ -17,17 +17,18 @@ import jax
 import numpy as np
 import optax
 
-import wmjax.checks
-import wmjax.config
-import wmjax.prepare
-import wmjax.sim.libero
+import wmjax.experiment.config
+import wmjax.experiment.plan as planning
+import wmjax.pipeline.latents
+import wmjax.pipeline.train as pipeline
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
-from wmjax.models.heads import HeadConfig
+from wmjax.core.specs import EncoderSpec
+from wmjax.experiment.plan import RunPlan
+from wmjax.models.heads.base import HeadConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
-from wmjax.specs import EncoderSpec
-from wmjax.trainer.loop import TrainConfig
+from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 
@@ -56,16 +57,16 @@ def small_model() -> VLAConfig:
     return dataclasses.replace(config, backbone=backbone, head=HeadConfig(kind="flow", draws=1, steps=2))
 
 
-def experiment(job: dict[str, Any]) -> wmjax.config.Experiment:
+def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
     """A small experiment of 4 steps with a checkpoint at 2 and 4 and a validation at 4."""
-    return wmjax.config.Experiment(
+    return wmjax.experiment.config.Experiment(
         recipe="e2_flow",
         scale="tiny",
         dataset="synthetic",
         model=small_model(),
         prompt=PromptConfig(length=56),
-        data=wmjax.config.DataConfig(path=job["store"]),
-        encoder=wmjax.config.EncoderConfig(views=2, max_shift=3),
+        data=wmjax.experiment.config.DataConfig(path=job["store"]),
+        encoder=wmjax.experiment.config.EncoderConfig(views=2, max_shift=3),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
         train=TrainConfig(
             steps=4,
@@ -83,14 +84,14 @@ def experiment(job: dict[str, Any]) -> wmjax.config.Experiment:
 
 
 def main(job: dict[str, Any]) -> int:
-    def judge_early(experiment: wmjax.config.Experiment, step: int, checkpoint: Path) -> None:
+    def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
         if step == job.get("dies_at"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def judge(experiment: wmjax.config.Experiment, checkpoint: Path) -> str:
-        from wmjax.restore import averaged_parameters
+    def judge(plan: RunPlan, checkpoint: Path) -> str:
+        from wmjax.policy.restore import averaged_parameters
 
-        parameters = averaged_parameters(checkpoint, experiment)
+        parameters = averaged_parameters(checkpoint, plan.experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())
         np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
@@ -100,12 +101,12 @@ def main(job: dict[str, Any]) -> int:
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
     # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
-    wmjax.config.load = lambda *_: experiment(job)
-    wmjax.prepare.make_encoder = lambda config: FakeEncoder()
-    wmjax.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
-    wmjax.sim.libero.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
-    command.judge, command.judge_early = judge, judge_early
-    command.verdict = lambda experiment, run, summary: summary
+    pipeline.load = lambda *_: experiment(job)
+    wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
+    planning.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
+    pipeline.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
+    pipeline.judge, pipeline.judge_early = judge, judge_early
+    pipeline.verdict = lambda plan, summary: summary
     return command.main(["--run", job["run"]])
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from tests.data.synthetic import make_episode, make_latents
 from tests.tiny import tiny_config
-from wmjax.data.pipeline import make_loader
+from wmjax.core.specs import ObservationSpec
+from wmjax.data.loader import make_loader
 from wmjax.data.shift import shift_images
 from wmjax.data.store import finalize, write_part
 from wmjax.models.prompts import PromptConfig
-from wmjax.specs import ObservationSpec
+from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import TrainConfig
 from wmjax.trainer.step import augment
 
 
@@ -26,8 +26,8 @@ def test_the_camera_of_the_latents_is_shifted_as_they_were(cameras: tuple[str, .
         write_part(tmp_path / "store", f"{index}", make_episode(index, 30, spec.image_size), spec)
     store = finalize(tmp_path / "store", spec)
     latents = make_latents(tmp_path / "latents", store)
-    for arm in ("e0", "e2"):  # all arms train on the same pixels
-        inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(arm), TrainConfig())
+    for variant in ("e0", "e2"):  # all variants train on the same pixels
+        inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(variant), TrainConfig())
         assert inputs.camera == cameras.index("agentview")
         batch = next(iter(make_loader(store, latents, inputs.train_episodes, inputs.loader)))
         assert len(np.unique(batch["shift"], axis=0)) > 3

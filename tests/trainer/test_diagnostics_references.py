@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from wmjax.data.ridge import Ridge, predict_once
-from wmjax.trainer.diagnostics import flow, world
-from wmjax.trainer.diagnostics.actions import action_section, pooled_r2
-from wmjax.trainer.diagnostics.conditions import effect_of, unused
-from wmjax.trainer.diagnostics.probes import probe_section
-from wmjax.trainer.diagnostics.samples import ActionWindows, LatentWindows, near_change, rotation_columns
+from wmjax.analysis.ridge import Ridge, predict_once
+from wmjax.diagnostics import flow_bounds as flow
+from wmjax.diagnostics import prophet_skill as world
+from wmjax.diagnostics.actions import action_section, pooled_r2
+from wmjax.diagnostics.conditions import effect_of, unused
+from wmjax.diagnostics.latent_probes import probe_section
+from wmjax.diagnostics.samples import ActionWindows, LatentWindows, near_change, rotation_columns
 from wmjax.trainer.metrics import arm_r2, r2_over_steps
 
 RNG = np.random.default_rng

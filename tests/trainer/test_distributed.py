@@ -21,12 +21,13 @@ from flax import nnx
 
 from tests.data.synthetic import make_store
 from tests.trainer.job import small_model
-from wmjax import checkpoint, distributed
-from wmjax.errors import UserError
+from wmjax.core import distributed
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
+from wmjax.core.shards import DETECT
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.vla import VLA
-from wmjax.rng import named_key
-from wmjax.shards import DETECT
+from wmjax.trainer import checkpoint
 from wmjax.trainer.sharding import slice_of
 
 TOLERANCE = 2e-5

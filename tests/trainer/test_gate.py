@@ -12,17 +12,16 @@ from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
-from wmjax.data.pipeline import make_loader
+from wmjax.data.loader import make_loader
 from wmjax.data.statistics import denormalise_action
-from wmjax.models.lora import LoRAConfig
+from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import Inputs, TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
-from wmjax.trainer.state import initial_state
-from wmjax.trainer.step import make_train_step, model_input
+from wmjax.trainer.step import initial_state, make_train_step, model_input
 
 EDGE = 2.0**-6
 LOST = 2.0**-15
@@ -65,7 +64,7 @@ def wide_open(graph: Any, params: nnx.State, frozen: nnx.State, batch: dict, inp
 def test_it_moves_through_two_to_the_minus_six_in_steps_that_bfloat16_would_lose(
     layers: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """The predecessor's gate was bfloat16 and stopped exactly there (FACTS 1.2)."""
+    """The predecessor's gate was bfloat16 and stopped exactly there."""
     model, store = policy(layers), make_store(tmp_path / "store")
     latents = make_latents(tmp_path / "latents", store, dim=LATENT_DIM)
     inputs = make_inputs(store, latents, PromptConfig(length=56), model, TrainConfig(validation_fraction=0.2))

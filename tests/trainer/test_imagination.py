@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import make_store
-from wmjax.trainer.diagnostics.imagination import (
+from wmjax.diagnostics.imagined_frames import (
     COPY,
     PREDICTED,
     RANDOM,
@@ -16,8 +16,8 @@ from wmjax.trainer.diagnostics.imagination import (
     imagination_section,
     imagine,
 )
-from wmjax.trainer.diagnostics.picture import CELL, GAP, LEFT, draw
-from wmjax.trainer.diagnostics.samples import LatentWindows
+from wmjax.diagnostics.picture import CELL, GAP, LEFT, draw
+from wmjax.diagnostics.samples import LatentWindows
 
 FUTURE, TOKENS, DIM = 3, 4, 6
 RNG = np.random.default_rng

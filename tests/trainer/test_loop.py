@@ -12,18 +12,19 @@ from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
-from wmjax import checkpoint
-from wmjax.config import load
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
-from wmjax.models.lora import ADAPTER, LoRAConfig
+from wmjax.experiment.config import load
+from wmjax.models.nn.lora import ADAPTER, LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.restore import restore_model
-from wmjax.rng import named_key
+from wmjax.policy.restore import restore_model
+from wmjax.trainer import checkpoint
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import Inputs, TrainConfig, train
+from wmjax.trainer.loop import train
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 
@@ -151,10 +152,10 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
     assert sum("lora" in name for name in trained) == 2 * len(model.backbone.lora.targets)
 
 
-@pytest.mark.parametrize("arm", ["e0", "e1"])
-def test_other_arms_train(inputs: Inputs, tmp_path: Path, arm: str) -> None:
+@pytest.mark.parametrize("variant", ["e0", "e1"])
+def test_other_variants_train(inputs: Inputs, tmp_path: Path, variant: str) -> None:
     for head in ("regression", "flow"):
-        fit(inputs, tmp_path / head, dataclasses.replace(CONFIG, steps=1), tiny_config(arm, head))
+        fit(inputs, tmp_path / head, dataclasses.replace(CONFIG, steps=1), tiny_config(variant, head))
 
 
 def test_the_mesh_must_divide_the_batch_and_fit_the_devices(inputs: Inputs, tmp_path: Path) -> None:

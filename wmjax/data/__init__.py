@@ -1,1 +1,1 @@
-"""Observations, stores, statistics, LeRobot datasets and the Grain pipeline."""
+"""Training stores, latent stores, statistics and the Grain loader."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
-from wmjax.data.files import read_npz, write_npz
-from wmjax.errors import UserError
-from wmjax.specs import ObservationSpec
+from wmjax.core.errors import UserError
+from wmjax.core.files import read_npz, write_npz
+from wmjax.core.specs import ObservationSpec
 
 ACTION_DIM = 7
 STATE_DIM = 8

@@ -3,9 +3,9 @@
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
+from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import chunk_indices, future_indices, pad_actions
-from wmjax.errors import UserError
 
 
 def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:

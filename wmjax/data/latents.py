@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int32
 
-from wmjax.data.files import (
+from wmjax.core.errors import UserError
+from wmjax.core.files import (
     LOCK,
     MANIFEST,
     StoreWriter,
@@ -30,12 +31,11 @@ from wmjax.data.files import (
     verify_files,
     write_npz,
 )
-from wmjax.data.location import Location, Rows, local, location
+from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.specs import EncoderSpec, from_dict, to_dict
+from wmjax.core.verified import remember, verify_once
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
-from wmjax.data.verified import remember, verify_once
-from wmjax.errors import UserError
-from wmjax.specs import EncoderSpec, from_dict, to_dict
 
 FORMAT = "wmjax latent store"
 VERSION = 1
@@ -191,7 +191,7 @@ def _short(indices: Sequence[int]) -> str:
 
 
 class LatentStore:
-    """A finished latent store, opened for reading: a local folder or a URL (:mod:`wmjax.data.location`).
+    """A finished latent store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
     Attributes:
         spec: the encoder, with the channel statistics.
@@ -250,7 +250,7 @@ class LatentStore:
         verify_files(self.folder, self.manifest)
 
     def verify_once(self) -> None:
-        """Recomputes the hashes that :func:`wmjax.data.verified.verify_once` cannot know to be right.
+        """Recomputes the hashes that :func:`wmjax.core.verified.verify_once` cannot know to be right.
 
         Raises:
             UserError: names the file whose bytes changed.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 
 SPLIT_SEED = 0
 """Every run's, whatever its own: no training seed is trained on episodes that another is scored on."""

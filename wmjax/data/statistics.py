@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
-from wmjax.specs import ActionSpec, EncoderSpec
 
 MIN_ACTION_SCALE = 0.02
 """Actions that never move more than 2 % of their range are not blown up to unit scale: that would be noise."""

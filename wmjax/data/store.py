@@ -14,17 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
-from wmjax.data.episode import (
-    ACTION_DIM,
-    DTYPES,
-    OPTIONAL_ARRAYS,
-    STATE_DIM,
-    EpisodeData,
-    check_episode,
-    load_episode,
-    save_episode,
-)
-from wmjax.data.files import (
+from wmjax.core.files import (
     StoreWriter,
     hash_json,
     load_from,
@@ -35,10 +25,19 @@ from wmjax.data.files import (
     require_space,
     verify_files,
 )
-from wmjax.data.location import Location, Rows, local, location
-from wmjax.data.verified import remember, verify_once
-from wmjax.errors import UserError
-from wmjax.specs import ActionSpec, ObservationSpec, from_dict, to_dict
+from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
+from wmjax.core.verified import remember, verify_once
+from wmjax.data.episode import (
+    ACTION_DIM,
+    DTYPES,
+    OPTIONAL_ARRAYS,
+    STATE_DIM,
+    EpisodeData,
+    check_episode,
+    load_episode,
+    save_episode,
+)
 
 FORMAT = "wmjax training store"
 VERSION = 1
@@ -216,7 +215,7 @@ def _merge_optional(
 
 
 class TrainingStore:
-    """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.data.location`).
+    """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
     Attributes:
         spec: the observation conventions.
@@ -316,7 +315,7 @@ class TrainingStore:
         verify_files(self.folder, self.manifest)
 
     def verify_once(self) -> None:
-        """Recomputes the hashes that :func:`wmjax.data.verified.verify_once` cannot know to be right.
+        """Recomputes the hashes that :func:`wmjax.core.verified.verify_once` cannot know to be right.
 
         Raises:
             UserError: names the file whose bytes changed.

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from wmjax.errors import UserError
-from wmjax.models.lora import ADAPTER
+from wmjax.core.errors import UserError
+from wmjax.models.nn.lora import ADAPTER
 
 Trainable = Literal["all", "adapters"]
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
-from wmjax.errors import UserError
-from wmjax.models.vla import VLA, ModelInput
+from wmjax.core.errors import UserError
+from wmjax.models.inputs import ModelInput
+from wmjax.models.vla import VLA
 
 
 class Ranking(NamedTuple):

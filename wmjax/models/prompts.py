@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from wmjax.errors import UserError
-from wmjax.models.pretrained import backbone_folder
-from wmjax.models.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
+from wmjax.models.backbones.pretrained import backbone_folder
+from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
 from wmjax.models.vla import VLAConfig
-from wmjax.specs import ObservationSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,19 +14,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
-from wmjax.errors import UserError, unknown_name
-from wmjax.models.arms import WorldMemoryConfig, require_condition
-from wmjax.models.conditioning import Context, ContextSizes
-from wmjax.models.corruption import Corruption
-from wmjax.models.flow import FlowHead
-from wmjax.models.heads import ActionHead, HeadConfig, HeadSizes, RegressionHead
-from wmjax.models.interface import Backbone, ModelInput
-from wmjax.models.memory import InjectionConfig
-from wmjax.models.prophet import ProphetConfig, WorldLossConfig
-from wmjax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
-from wmjax.models.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.transformer import Mlp, table
-from wmjax.models.world import WorldMemory, WorldOutput
+from wmjax.core.corruption import Corruption
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.models.backbones.base import Backbone
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
+from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.heads.base import ActionHead, HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowHead
+from wmjax.models.heads.regression import RegressionHead
+from wmjax.models.inputs import ModelInput
+from wmjax.models.nn.transformer import Mlp, table
+from wmjax.models.world.conditioning import Context, ContextSizes
+from wmjax.models.world.config import WorldMemoryConfig, require_condition
+from wmjax.models.world.injection import InjectionConfig
+from wmjax.models.world.memory import WorldMemory, WorldOutput
+from wmjax.models.world.prophet import ProphetConfig, WorldLossConfig
 
 __all__ = ["VLA", "Backbone", "ModelInput", "VLAConfig"]
 
@@ -95,7 +97,7 @@ class VLA(nnx.Module):
             else table(rngs.params(), (1, hidden_dim), config.query_std)
         )
         self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
-        # Before the memory, which differs between the arms: what they share starts from the same values at one seed.
+        # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
         self.world = WorldMemory(
             config.memory,
@@ -232,7 +234,7 @@ class VLA(nnx.Module):
             The loss, and scalars for the log.
 
         Raises:
-            UserError: an input that the arm needs is missing or misshapen.
+            UserError: an input that the variant needs is missing or misshapen.
 
         """
         if action.shape[1:] != (self.config.chunk, self.config.action_dim):

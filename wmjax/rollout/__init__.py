@@ -1,1 +1,1 @@
-"""Running episodes in the simulator, and what follows from their outcomes."""
+"""Running episodes in the simulator: protocols, actors, the runner and the results on disk."""

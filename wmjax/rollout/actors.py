@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from wmjax.core.corruption import Corruption
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.statistics import denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
-from wmjax.errors import UserError
-from wmjax.models.corruption import Corruption
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ActionSpec, ObservationSpec
 
 HOLD = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 """The action that keeps the robot still with an open gripper, as in the settle steps."""

@@ -1,10 +1,14 @@
 """From action chunks to the action of each control step: execution delay, open-loop horizon, temporal ensembling."""
 
-import numpy as np
-from jaxtyping import Float32, Float64, Int
+from collections import deque
+from collections.abc import Iterable
 
-from wmjax.errors import UserError
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int, UInt8
+
+from wmjax.core.errors import UserError
 from wmjax.rollout.actors import HOLD, Chunk
+from wmjax.sim.episode import EpisodeId
 
 Action = Float32[np.ndarray, "7"]
 
@@ -86,3 +90,62 @@ def ensemble_actions(
     average = weights @ actions.astype(np.float64) / weights.sum()
     average[-1] = np.sign(average[-1]) or np.sign(actions[-1, -1])
     return average.astype(np.float32)
+
+
+Task = tuple[str, int]
+
+
+class Schedule:
+    """Hands out episodes. Changing a worker's task rebuilds its environment (seconds), so a slot keeps its task
+    while it has episodes, then takes an untouched task, and only at the end helps another slot with its task.
+    """
+
+    def __init__(self, episodes: Iterable[EpisodeId]) -> None:
+        self._queues: dict[Task, deque[EpisodeId]] = {}
+        for episode in episodes:
+            self._queues.setdefault((episode.suite, episode.task_id), deque()).append(episode)
+        self._task: dict[int, Task] = {}
+
+    def take(self, slot: int) -> EpisodeId | None:
+        """The slot's next episode, or None when the queue is empty."""
+        waiting = [task for task, queue in self._queues.items() if queue]
+        if not waiting:
+            self._task.pop(slot, None)
+            return None
+        task = self._task.get(slot)
+        if task not in waiting:
+            taken = set(self._task.values())
+            free = [task for task in waiting if task not in taken]
+            task = max(free or waiting, key=lambda task: len(self._queues[task]))  # first of the longest
+            self._task[slot] = task
+        return self._queues[task].popleft()
+
+    def put_back(self, episode: EpisodeId) -> None:
+        """Returns an episode that must be tried again, to the end of its task's queue."""
+        self._queues[episode.suite, episode.task_id].append(episode)
+
+
+def dropped_cameras(episode: EpisodeId, decision: int, cameras: int, probability: float) -> Bool[np.ndarray, "cameras"]:
+    """Which cameras are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
+
+    Each camera is drawn on its own, but one (that with the largest draw) always shows: a policy that sees nothing
+    can only be lucky. So two cameras are black for a share p - p²/2 of the decisions each.
+
+    Args:
+        episode: its identity.
+        decision: number of the decision.
+        cameras: how many there are.
+        probability: of each draw, in [0, 1].
+
+    """
+    draws = np.random.default_rng([episode.stream("camera_dropout"), decision]).random(cameras)
+    dropped = draws < probability
+    dropped[draws.argmax()] = False
+    return dropped
+
+
+def blank(
+    frames: UInt8[np.ndarray, "frames cameras height width 3"], dropped: Bool[np.ndarray, "cameras"]
+) -> UInt8[np.ndarray, "frames cameras height width 3"]:
+    """The frames with the dropped cameras black; the given array stays as it is."""
+    return np.where(dropped[:, None, None, None], np.uint8(0), frames)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
-from wmjax.data.donors import Donor, Donors
+from wmjax.core.corruption import SHUFFLED, Corruption
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.observation import Observation, Prompt
-from wmjax.errors import UserError
-from wmjax.models.corruption import SHUFFLED, Corruption
-from wmjax.rng import named_key
+from wmjax.policy.interventions import Donor, Donors
 from wmjax.rollout.actors import Decision, Plan, no_frames
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ActionSpec, ObservationSpec
 
 Carry = Any
 """A pytree of arrays whose first axis is the batch."""
@@ -24,7 +24,7 @@ FILLER = "pick up the black bowl and place it on the plate"
 
 
 class Policy(Protocol):
-    """The seam to :mod:`wmjax.policy`."""
+    """The seam to :mod:`wmjax.policy.policy`."""
 
     observation_spec: ObservationSpec
     action_spec: ActionSpec

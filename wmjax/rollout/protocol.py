@@ -1,17 +1,19 @@
 """What an evaluation runs: suite, episodes, step limit, and what makes it hard. One small TOML file per protocol."""
 
+import argparse
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from wmjax.errors import UserError, unknown_name
-from wmjax.models.corruption import Corruption
-from wmjax.resources import resource_folder
+from wmjax.core.corruption import Corruption
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.paths import resource_folder
+from wmjax.core.settings import build
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
-from wmjax.typed import build
 
 PERTURBED = {
     f"{suite}_{kind}": 10
@@ -47,13 +49,13 @@ class Protocol:
         target_velocity: speed (m/s) at which the goal's target drifts over the table, in a direction drawn from the
             episode's identity, see :class:`wmjax.sim.disturbance.Drift`.
         camera_dropout: probability that a camera's frames are black for a policy at a decision, drawn for each
-            episode, decision and camera; one camera always shows, see :mod:`wmjax.rollout.dropout`.
+            episode, decision and camera; one camera always shows, see :mod:`wmjax.rollout.execution`.
         oracle: None, or α of the oracle bracket: at every decision the policy's memory is α·ẑ + (1-α)·z₊, where ẑ is
             its own prediction and z₊ the encoded future in which the scripted expert acts from here on (after what
             ``execution_delay`` still lets pass). 1 is the policy itself, 0 what a perfect prediction would give.
         corruption: what the policy's action tokens get for a world memory instead of its own: zeros (``zero``), unit
             noise drawn for each decision (``noise``), the memory of a demonstration drawn for each episode, at the
-            same control step, of any task (``shuffled``, see :mod:`wmjax.data.donors`) or of the episode's own
+            same control step, of any task (``shuffled``, see :mod:`wmjax.policy.interventions`) or of the episode's own
             (``shuffled_in_task``), or nothing (``closed``). What the Prophet predicts is still logged and drawn.
         seed: of the policy's noise; the episodes themselves do not depend on it.
 
@@ -168,3 +170,54 @@ def from_values(values: dict[str, Any], where: str) -> Protocol:
         if field.name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{where}: the key {field.name!r} is missing; add it")
     return build(Protocol, values, "protocol.")
+
+
+class Change(NamedTuple):
+    """A command-line flag that replaces a field of a protocol: the field, a function that reads it, its help."""
+
+    field: str
+    kind: Callable[[str], Any]
+    help: str
+
+
+def task_list(text: str) -> tuple[int, ...]:
+    """Task ids from a text such as ``0,1``.
+
+    Raises:
+        ArgumentTypeError: the text is no list of numbers.
+
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,1") from None
+
+
+CHANGES: dict[str, Change] = {
+    "suite": Change("suite", str, "suite, such as libero_object"),
+    "tasks": Change("tasks", task_list, "task ids, such as 0,1"),
+    "episodes": Change("episodes_per_task", int, "episodes per task"),
+    "init": Change("init", str, "starts: benchmark or random"),
+    "first-index": Change("first_index", int, "index of the first episode of each task"),
+    "horizon": Change("open_loop_horizon", int, "open-loop horizon, control steps"),
+    "delay": Change("execution_delay", int, "execution delay, control steps"),
+    "ensemble": Change("ensemble", float, "decay per control step of the weights of overlapping chunks, such as 0.01"),
+    "target-velocity": Change("target_velocity", float, "speed at which the goal's target drifts, m/s, such as 0.04"),
+    "camera-dropout": Change("camera_dropout", float, "probability that a camera is black at a decision, such as 0.5"),
+    "oracle": Change("oracle", float, "share of the prediction in the memory, 0..1; the rest is the true future"),
+    "corruption": Change("corruption", str, f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
+    "max-steps": Change("max_steps", int, "step limit, control steps"),
+    "seed": Change("seed", int, "seed of the policy's noise"),
+}
+"""What a command may change in a protocol, by flag. A test keeps the flags complete."""
+
+
+def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
+    """A folder whose name tells the protocol and what differs in it from its file, so that two never collide."""
+    parts = [protocol.name]
+    for name, change in CHANGES.items():
+        value = getattr(protocol, change.field)
+        if value != getattr(unchanged, change.field):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            parts.append(f"{'n' if name == 'episodes' else name.replace('-', '_')}{text}")
+    return root / "-".join(parts)

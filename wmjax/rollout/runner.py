@@ -10,18 +10,16 @@ from typing import get_args
 import numpy as np
 from jaxtyping import UInt8
 
-from wmjax.errors import UserError
-from wmjax.logs import bar
+from wmjax.core.errors import UserError
+from wmjax.core.logs import bar
+from wmjax.reporting.video.clips import Videos
+from wmjax.reporting.video.decision_strip import Decided, draw_decisions
+from wmjax.reporting.video.imagination_strip import Imagined, draw_strips
+from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
-from wmjax.rollout.album import Album
-from wmjax.rollout.decided import Decided, draw_decisions
-from wmjax.rollout.dropout import blank, dropped_cameras
-from wmjax.rollout.execution import Execution
-from wmjax.rollout.imagination import Imagined, draw_strips
+from wmjax.rollout.execution import Execution, Schedule, blank, dropped_cameras
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
-from wmjax.rollout.schedule import Schedule
-from wmjax.rollout.videos import Videos
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault, Pool
 from wmjax.sim.worker import Command, Execute, Foresee, Reply, Reset, RunExpert

@@ -1,1 +1,1 @@
-"""LIBERO with our conventions: environment, scripted expert, recorder, worker processes."""
+"""LIBERO with our conventions: environment, rendering and worker processes."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 
 INERTIA = 100.0

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.observation import build_state
-from wmjax.errors import UserError
 from wmjax.sim.disturbance import Disturbance, Drift, start_drift
 from wmjax.sim.episode import START_NOISE, EpisodeId
 from wmjax.sim.libero import import_libero, load_task, require_simulator
 from wmjax.sim.render import Renderer
 from wmjax.sim.stepping import control_step
-from wmjax.specs import ObservationSpec
 
 SETTLE_STEPS = 10
 SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from typing import Literal, get_args
 
-from wmjax.errors import UserError, unknown_name
+from wmjax.core.errors import UserError, unknown_name
 
 Init = Literal["benchmark", "random"]
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wmjax.errors import UserError, unknown_name
-from wmjax.specs import PUBLISHED, ObservationSpec
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.specs import PUBLISHED, ObservationSpec
 
 MUJOCO_VERSION = "3.3.2"
 GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"

@@ -17,7 +17,8 @@ from typing import Literal, Self
 import numpy as np
 from jaxtyping import UInt8
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.core.processes import without_main_module
 from wmjax.sim.worker import Command, Failure, Reply, WorkerSettings, worker_main
 
 
@@ -170,7 +171,8 @@ class Pool:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, memory.name, self._settings)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
-        process.start()
+        with without_main_module():
+            process.start()
         theirs.close()
         return process, ours
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.specs import ObservationSpec
 from wmjax.data.observation import orient_image, resize_image
-from wmjax.errors import UserError, unknown_name
 from wmjax.sim.libero import gl_error
-from wmjax.specs import ObservationSpec
 
 MIN_FACES = 2000
 """Meshes with no more faces than this are left alone."""

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from wmjax.errors import UserError
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import EpisodeId
-from wmjax.specs import ObservationSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class WorkerSettings:
     spec: ObservationSpec
     frames: int = 2
     env_factory: str = "wmjax.sim.env:LiberoEnv"
-    expert_factory: str = "wmjax.sim.expert:Expert"
+    expert_factory: str = "wmjax.recording.expert:Expert"
 
     @property
     def frames_shape(self) -> tuple[int, ...]:

@@ -1,13 +1,13 @@
 """Everything a run trains on, checked before the first step."""
 
 from wmjax.data.latents import LatentStore
-from wmjax.data.pipeline import LoaderConfig
+from wmjax.data.loader import LoaderConfig
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.models.prompts import PromptConfig, make_prompt_builder
 from wmjax.models.vla import VLAConfig
-from wmjax.trainer.loop import Inputs, TrainConfig
+from wmjax.trainer.config import Inputs, TrainConfig
 
 
 def make_inputs(

@@ -7,7 +7,7 @@ import jax
 import optax
 from flax import nnx
 
-from wmjax.models.memory import Gate
+from wmjax.models.world.injection import Gate
 from wmjax.trainer.sharding import logical_axes
 
 

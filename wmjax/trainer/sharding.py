@@ -17,8 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
-from wmjax.errors import UserError
-from wmjax.shards import Shard
+from wmjax.core.errors import UserError
+from wmjax.core.shards import Shard
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions from trees to trees, made once and jitted."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,27 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float32, Int32, UInt8
 
+from wmjax.core.rng import named_key
+from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.observation import Prompt
 from wmjax.data.shift import shift_images
 from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
-from wmjax.models.vla import ModelInput
-from wmjax.rng import named_key
-from wmjax.specs import ActionSpec, EncoderSpec
-from wmjax.trainer.state import TrainState
+from wmjax.models.inputs import ModelInput
+
+
+class TrainState(NamedTuple):
+    """Trainable parameters, their exponential moving average, optimizer moments; all float32."""
+
+    step: Int32[Array, ""]
+    params: nnx.State
+    ema: nnx.State | None
+    opt: Any
+
+
+def initial_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0: the average starts at the parameters."""
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]

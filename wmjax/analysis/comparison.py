@@ -1,0 +1,136 @@
+"""Two evaluations of the same episodes: paired difference, its interval, the exact test, and what differed."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from wmjax.analysis.paired_tests import mcnemar_exact, paired_counts, required_pairs
+from wmjax.core.errors import UserError
+from wmjax.rollout.results import EpisodeRecord, differences, read_header, read_records
+
+BOOTSTRAP_DRAWS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One task, or all: episodes that both runs finished, and how many each solved, alone or together."""
+
+    name: str
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def pairs(self) -> int:
+        """Episodes that both runs finished."""
+        return self.both + self.only_a + self.only_b + self.neither
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Run B against run A on the same episodes.
+
+    Attributes:
+        rows: per task, then all together.
+        unpaired: episodes that only one run finished, which are left out.
+        difference: success rate of B minus that of A, over the pairs.
+        interval: 95 % of the difference, bootstrapped over episodes within tasks. It says nothing about other
+            training seeds.
+        p_value: exact McNemar test, two-sided.
+        changes: header fields that differ, with both values.
+
+    """
+
+    rows: tuple[Row, ...]
+    unpaired: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    changes: dict[str, tuple[Any, Any]]
+
+    def table(self) -> str:
+        """A plain-text report."""
+        width = max(len(row.name) for row in self.rows)
+        head = f"{'task':<{width}}  {'pairs':>5}  {'A':>4}  {'B':>4}  {'only A':>6}  {'only B':>6}"
+        lines = [f"{name}: {a!r} in A, {b!r} in B" for name, (a, b) in self.changes.items()]
+        lines += ["", head, "-" * len(head)]
+        for row in self.rows:
+            a, b = row.both + row.only_a, row.both + row.only_b
+            lines.append(f"{row.name:<{width}}  {row.pairs:>5}  {a:>4}  {b:>4}  {row.only_a:>6}  {row.only_b:>6}")
+        low, high = (100 * bound for bound in self.interval)
+        lines.append("")
+        lines.append(
+            f"B - A: {100 * self.difference:+.1f} points (95 % {low:+.1f} to {high:+.1f}), "
+            f"exact McNemar p = {self.p_value:.3g}; {self.unpaired} unpaired episodes left out"
+        )
+        lines.append(self._sample_size())
+        return "\n".join(lines)
+
+    def _sample_size(self) -> str:
+        total = self.rows[-1]
+        needed = required_pairs(total.only_a / total.pairs, total.only_b / total.pairs)
+        if needed is None:
+            return "no difference was seen, so no sample size can be named"
+        return f"a difference of this size needs about {needed} paired episodes for p < 0.05 in 80 % of repetitions"
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Compares two evaluations' folders.
+
+    Raises:
+        UserError: not evaluations, no common episodes, or an episode that did not start from the same state.
+
+    """
+    changes = differences(read_header(a), read_header(b))
+    runs = [{record.key: record for record in read_records(folder)} for folder in (a, b)]
+    common = [key for key in runs[0] if key in runs[1] and all(finished(run[key]) for run in runs)]
+    if not common:
+        raise UserError(f"{a} and {b} have no finished episodes in common; evaluate both with the same protocol")
+    for key in common:
+        left, right = runs[0][key].settled_hash, runs[1][key].settled_hash
+        if left != right:
+            raise UserError(
+                f"episode {key} started from {left} in {a}, from {right} in {b}; use one simulator for both"
+            )
+    tasks: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(common):
+        tasks[key.rsplit("/", 2)[0]].append(key)
+    successes = [{key: run[key].success for key in common} for run in runs]
+    rows = [Row(task, *paired_counts(*({k: s[k] for k in keys} for s in successes))) for task, keys in tasks.items()]
+    total = Row("all", *paired_counts(*successes))
+    gains = [np.array([int(successes[1][k]) - int(successes[0][k]) for k in keys]) for keys in tasks.values()]
+    return Comparison(
+        rows=(*rows, total),
+        unpaired=len(runs[0].keys() | runs[1].keys()) - len(common),
+        difference=float(np.concatenate(gains).mean()),
+        interval=stratified_bootstrap(gains),
+        p_value=mcnemar_exact(total.only_a, total.only_b),
+        changes=changes,
+    )
+
+
+def stratified_bootstrap(groups: Sequence[Int[np.ndarray, "episodes"]], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of all values, episodes redrawn within each task (Efron 1979).
+
+    Args:
+        groups: per task, the values of its episodes.
+        seed: of the redrawing.
+
+    """
+    random = np.random.default_rng(seed)
+    total = np.zeros(BOOTSTRAP_DRAWS)
+    for values in groups:
+        total += values[random.integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))].sum(1)
+    low, high = np.quantile(total / sum(len(values) for values in groups), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def finished(record: EpisodeRecord) -> bool:
+    """Whether it was solved or not, rather than lost."""
+    return record.outcome in ("success", "failure")

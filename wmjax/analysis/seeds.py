@@ -1,0 +1,125 @@
+"""Two systems over several training seeds: the unit that varies is the training run, not the episode."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import t as student
+
+from wmjax.analysis.comparison import Comparison, compare
+from wmjax.core.errors import UserError
+from wmjax.rollout.results import differences, read_header
+
+MAX_EXACT = 16
+"""Seeds up to which all sign flips are enumerated; nobody trains more."""
+VARIES = ("checkpoint.hash", "experiment.seed", "recipe_hash")
+"""Header fields that differ between the training seeds of one system."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedComparison:
+    """System B against system A, paired by training seed and by episode.
+
+    Attributes:
+        seeds: training seed of each pair.
+        pairs: comparison of each pair of runs.
+        difference: mean over seeds of the difference in success rate, B minus A.
+        interval: Student's 95 % interval of that mean; NaN for a single seed.
+        p_value: exact sign-flip permutation test of the seeds' differences, two-sided: at best 2 / 2^seeds.
+
+    """
+
+    seeds: tuple[int, ...]
+    pairs: tuple[Comparison, ...]
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+    def table(self) -> str:
+        """A plain-text report."""
+        changes = {k: v for k, v in self.pairs[0].changes.items() if k not in VARIES}  # each pair's are the same
+        lines = [f"{name}: {a!r} in A, {b!r} in B" for name, (a, b) in changes.items()]
+        lines += ["", "seed  pairs       A       B   B - A"]
+        for seed, pair in zip(self.seeds, self.pairs, strict=True):
+            total = pair.rows[-1]
+            a, b = (100 * (total.both + only) / total.pairs for only in (total.only_a, total.only_b))
+            lines.append(f"{seed:>4}  {total.pairs:>5}  {a:5.1f} %  {b:5.1f} %  {100 * pair.difference:+6.1f}")
+        low, high = (100 * bound for bound in self.interval)
+        lines += [
+            "",
+            f"B - A over {len(self.seeds)} training seeds: {100 * self.difference:+.1f} points "
+            f"(95 % {low:+.1f} to {high:+.1f}), exact sign-flip p = {self.p_value:.3g}; "
+            f"{sum(pair.unpaired for pair in self.pairs)} unpaired episodes left out",
+        ]
+        return "\n".join(lines)
+
+
+def compare_seeds(a: Sequence[Path], b: Sequence[Path]) -> SeedComparison:
+    """Compares two systems' evaluations, one per training seed each.
+
+    Args:
+        a: results folders of the baseline.
+        b: results folders of the other system, of the same training seeds in any order.
+
+    Raises:
+        UserError: seeds that are missing, doubled or not the same on both sides, evaluations of one side that differ
+            in more than the training seed, or see :func:`wmjax.analysis.comparison.compare`.
+
+    """
+    left, right = _by_seed(a), _by_seed(b)
+    if left.keys() != right.keys():
+        raise UserError(
+            f"A has the training seeds {sorted(left)}, B {sorted(right)}; give the same seeds on both sides"
+        )
+    seeds = tuple(sorted(left))
+    pairs = tuple(compare(left[seed], right[seed]) for seed in seeds)
+    differences = np.array([pair.difference for pair in pairs])
+    interval = student_interval(differences)
+    return SeedComparison(seeds, pairs, float(differences.mean()), interval, sign_flip(differences))
+
+
+def _by_seed(folders: Sequence[Path]) -> dict[int, Path]:
+    """Evaluations by the seed their policy was trained with, alike in everything else."""
+    found: dict[int, Path] = {}
+    first = read_header(folders[0])
+    for folder in folders:
+        header = read_header(folder)
+        for name, (one, other) in differences(first, header).items():
+            if name not in VARIES:
+                raise UserError(
+                    f"{name} is {one!r} in {folders[0]}, {other!r} in {folder}; the evaluations of one side must "
+                    "differ in the training seed only"
+                )
+        seed = header.get("experiment", {}).get("seed")
+        if seed is None:
+            raise UserError(f"{folder}: not an evaluation of a trained policy (its header has no training seed)")
+        if seed in found:
+            raise UserError(f"{folder} and {found[seed]} both have training seed {seed}; give one evaluation per seed")
+        found[seed] = folder
+    return found
+
+
+def student_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def sign_flip(values: Float[np.ndarray, "n"]) -> float:
+    """Exact two-sided permutation test that the values are symmetric about zero (Fisher 1935).
+
+    Raises:
+        UserError: more values than can be enumerated.
+
+    """
+    if len(values) > MAX_EXACT:
+        raise UserError(f"{len(values)} training seeds are more than the {MAX_EXACT} that are enumerated; give fewer")
+    signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    sums = np.abs(signs @ values)
+    return float((sums >= abs(values.sum()) - 1e-12).mean())

@@ -1,0 +1,1 @@
+"""What every other room uses: specs, errors, settings, files, paths, processes."""

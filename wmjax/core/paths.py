@@ -1,0 +1,61 @@
+"""The one place where generated demos, latents and runs live: ``$WMJAX_CACHE``, else ``~/.cache/wmjax``."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from wmjax.core.errors import UserError
+
+COMPILED_BYTES = 2_000_000_000
+"""Cap of the compiled programs kept; jax itself never evicts without one."""
+
+
+def cache_root() -> Path:
+    """The cache folder (not created)."""
+    return Path(os.environ.get("WMJAX_CACHE") or Path.home() / ".cache" / "wmjax")
+
+
+def keep_compiled_programs() -> None:
+    """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was told another folder."""
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def size_report(root: Path | None = None) -> str:
+    """One line per second-level folder (``demos/...``, ``latents/...``, ``runs/...``) with its size in MB."""
+    root = root or cache_root()
+    lines = [f"cache {root}"]
+    for folder in sorted(p for p in [*root.glob("*/*"), root / "xla"] if p.is_dir()):
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        lines.append(f"{size / 1e6:10.1f} MB  {folder.relative_to(root)}")
+    return "\n".join(lines)
+
+
+MARKERS = {"train": "variants", "eval": "protocols"}
+"""A folder that only our `train` and `eval` contain, so that a stranger's folder is never taken for ours."""
+
+
+def records_folder() -> Path:
+    """Where runs of the benchmark are recorded: ``eval/results`` of a repository, else the cache's ``results``."""
+    repository = Path(__file__).resolve().parents[2]
+    if (repository / ".git").exists() and (repository / "eval" / "results").is_dir():
+        return repository / "eval" / "results"
+    return cache_root() / "results"
+
+
+def resource_folder(name: Literal["train", "eval"]) -> Path:
+    """The folder of variants, heads, scales and data (``train``) or of protocols and results (``eval``).
+
+    Raises:
+        UserError: neither the repository nor the installed package has it.
+
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / name, package / f"_{name}"):
+        if (folder / MARKERS[name]).is_dir():
+            return folder
+    raise UserError(f"the folder {name!r} of wmjax is missing; reinstall wmjax or run from its repository")

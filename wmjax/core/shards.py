@@ -1,0 +1,65 @@
+"""Which part of a job this process does, when several processes or hosts share it. Imports no jax."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+from wmjax.core.errors import UserError
+
+Shard = tuple[int, int]
+"""Index and count."""
+WHOLE: Shard = (0, 1)
+COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+"""Where a launcher says which process of how many this is: jax.distributed's own variables, then those of ``srun``.
+
+``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process whatever it says.
+"""
+
+DETECT = "WMJAX_DISTRIBUTED"
+"""``auto`` leaves it to jax to find the other processes: Cloud TPU, GKE, Open MPI, Kubernetes."""
+
+
+def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
+    """The part that falls to this process: from jax.distributed if it runs, else from the launcher's variables.
+
+    Raises:
+        UserError: only jax could tell, and it has not been asked: every process would take the whole job.
+
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        return jax.process_index(), jax.process_count()
+    for index, count in COUNTERS:
+        if index in environment and count in environment:
+            return check_shard((int(environment[index]), int(environment[count])))
+    if DETECT in environment:
+        raise UserError(f"{DETECT} is set, but only training lets jax find the other processes; give --shard i/n")
+    return WHOLE
+
+
+def parse_shard(text: str | None) -> Shard:
+    """Reads ``i/n``; None is :func:`own_shard`.
+
+    Raises:
+        UserError: not of that form, or i outside [0, n).
+
+    """
+    if text is None:
+        return own_shard()
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise UserError(f"shard {text!r} is not i/n with 0 <= i < n; for example --shard 0/4")
+    return check_shard((int(index), int(count)))
+
+
+def check_shard(shard: Shard) -> Shard:
+    """The shard itself.
+
+    Raises:
+        UserError: its index is not below its count.
+
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise UserError(f"shard '{index}/{count}' is not i/n with 0 <= i < n; for example --shard 0/{max(count, 1)}")
+    return shard

@@ -1,0 +1,65 @@
+"""Integrity of a store before it is used, at the price of one reading of its bytes in its life."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wmjax.core.errors import UserError
+from wmjax.core.files import verify_files, write_json
+from wmjax.core.location import Location, Remote
+
+VERIFIED = ".verified.json"
+"""Which files of a store were found whole, and how they looked then; no part of the store's identity."""
+
+
+def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
+    """Recomputes the SHA-256 of those of a store's files that were not hashed since they were last written or copied.
+
+    Which were is known from their size, time of modification and inode, kept in the store's ``.verified.json``. So a
+    store costs one reading of its bytes in its life, and nothing where it was made; :func:`verify_files` trusts
+    nothing. A disk that loses bits later without a write is found by that one only.
+
+    At a URL nothing is hashed here and nothing is written: opening the store checked the sizes of all files and the
+    hashes of the small ones, and reading the large ones whole is what a URL is there to avoid.
+
+    Raises:
+        UserError: names the first file whose bytes are not those that were written.
+
+    """
+    if isinstance(folder, Remote):
+        text = "%s: sizes of all files and hashes of the small ones are right; verify() would hash the large ones too"
+        logging.getLogger("wmjax").info(text, folder)
+        return
+    looks, known = _looks(folder, manifest), {}
+    with contextlib.suppress(OSError, ValueError):
+        known = dict(json.loads((folder / VERIFIED).read_text()))
+    names = [name for name, look in looks.items() if known.get(name) != look]
+    if not names:
+        return
+    if (size := sum(manifest["files"][name]["bytes"] for name in names)) > 1e9:
+        logging.getLogger("wmjax").info("%s: checking the hashes of %.1f GB, once", folder, size / 1e9)
+    verify_files(folder, manifest, names)
+    _write(folder, looks)
+
+
+def remember(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes down that the files which were just written and hashed are whole."""
+    _write(folder, _looks(folder, manifest))
+
+
+def _looks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What tells a file that was written or copied since from one that was not, and the hash it should have."""
+    stats = {name: (folder / name).stat() for name in manifest["files"]}
+    return {
+        name: [stat.st_size, stat.st_mtime_ns, stat.st_ino, manifest["files"][name]["sha256"]]
+        for name, stat in stats.items()
+    }
+
+
+def _write(folder: Path, looks: dict[str, list[Any]]) -> None:
+    """Keeps the looks of whole files, if the folder can be written to."""
+    with contextlib.suppress(OSError, UserError):
+        write_json(folder / VERIFIED, looks)

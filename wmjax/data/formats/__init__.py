@@ -1,0 +1,1 @@
+"""Dataset formats that become a training store: LeRobot, LIBERO HDF5."""

@@ -1,0 +1,207 @@
+"""The training input: a Grain dataset of whole batches over the memory-mapped or remote stores.
+
+One sample is one frame of a chosen episode. Grain sees a random-access source whose elements are complete
+batches gathered by fancy indexing, so Python's cost is per batch, not per sample, and an iterator's state is
+one number, the next global batch. The global order is a permutation per epoch drawn from (seed, epoch); a host
+takes a contiguous slice of every global batch, so 1, 2 or 4 hosts see the same order. Batches run across epoch
+boundaries: no sample is dropped. Grain imports jax, hence it is imported on use only.
+"""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wmjax.core.errors import UserError
+from wmjax.data.labels import check_labels, chunk_labels, undisturbed_future
+from wmjax.data.latents import LatentStore
+from wmjax.data.shift import MAX_SHIFT
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import future_indices, history_indices
+
+if TYPE_CHECKING:
+    import grain
+
+Batch = dict[str, np.ndarray]
+ORDER, VIEW, SHIFT = 0, 1, 2
+"""Names of the random streams of an epoch."""
+ENDLESS = 1 << 40
+"""Batches of a loader without ``num_epochs``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How samples become batches.
+
+    ``batch_size`` is global, over all hosts. ``views`` caps how many views of the latent store are drawn from
+    (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to
+    ``max_shift`` pixels. ``include_latents=False`` keeps a latent store's table of shifts but loads no latents,
+    so that a model without a world model trains on the very same pixels. The chunk of actions begins ``delay``
+    control steps after the frame; what lies beyond the episode's end is masked. A store's chunk labels, where it has
+    them, are the actions that are learned, and its injected failures are masked out of the future.
+    """
+
+    batch_size: int = 32
+    seed: int = 0
+    chunk: int = 8
+    history: int = 3
+    future: int = 4
+    views: int | None = None
+    max_shift: int = MAX_SHIFT
+    shuffle: bool = True
+    num_epochs: int | None = None
+    drop_remainder: bool = True
+    include_latents: bool = True
+    delay: int = 0
+    shard_index: int = 0
+    shard_count: int = 1
+    threads: int = 1
+    prefetch: int = 3
+
+
+def make_loader(
+    store: TrainingStore, latents: LatentStore | None, episodes: np.ndarray, config: LoaderConfig
+) -> "grain.IterDataset[Batch]":
+    """The batches of one host, for some episodes.
+
+    Iterating gives dicts of numpy arrays with B = batch_size / shard_count: images u8 [B, cameras, h, w, 3],
+    state f32 [B, 8] and action f32 [B, chunk, 7] (raw units), action_mask bool [B, chunk], task i32 [B], shift
+    i32 [B, 2] (dy, dx, yet to be applied to the pixels), sample_id i32 [B] (frame index in the store),
+    sample_mask bool [B] (False only on the filler of a last batch kept by ``drop_remainder=False``); with
+    latents also latents f32 [B, history, tokens, dim] (raw), future f32 [B, future, tokens, dim] and
+    future_mask bool [B, future].
+
+    The iterator's ``get_state()`` and ``set_state()`` resume at the exact next sample, with any host count.
+
+    Raises:
+        UserError: latents of another store, no samples, or a batch that does not divide over the hosts.
+
+    """
+    import grain
+
+    source = BatchSource(store, latents, episodes, config)
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+    return grain.MapDataset.source(source).to_iter_dataset(options)
+
+
+class BatchSource:
+    """Random access to the batches of one host: element ``i`` is the host's slice of global batch ``i``."""
+
+    def __init__(
+        self, store: TrainingStore, latents: LatentStore | None, episodes: np.ndarray, config: LoaderConfig
+    ) -> None:
+        _check(store, latents, config)
+        self.store, self.latents, self.config = store, latents, config
+        self.samples = np.flatnonzero(np.isin(store.frame_episode, np.asarray(episodes)))
+        if not len(self.samples):
+            raise UserError(f"{store.folder}: episodes {np.asarray(episodes).tolist()} have no frames; choose others")
+        if not len(self):
+            raise UserError(
+                f"batch_size is {config.batch_size} but {config.num_epochs} epochs have only "
+                f"{len(self.samples) * (config.num_epochs or 0)} samples; lower it or set drop_remainder to false"
+            )
+        entry = {name: np.array([e[name] for e in store.episodes]) for name in _EPISODE_COLUMNS}
+        self._frame_start, self._task = entry["frame_start"], entry["task"].astype(np.int32)
+        self._frame_end = entry["frame_start"] + entry["num_frames"]
+        # Bound to the instance: a cache on the method would keep every source alive.
+        self._epoch = functools.lru_cache(maxsize=4)(self._draw_epoch)
+
+    def __len__(self) -> int:
+        if self.config.num_epochs is None:
+            return ENDLESS
+        total = len(self.samples) * self.config.num_epochs
+        return total // self.config.batch_size if self.config.drop_remainder else -(-total // self.config.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        frames, views, shifts, mask = self._draw(int(index))
+        episode = self.store.frame_episode[frames]
+        row = self.store.frame_row[frames]
+        action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay)
+        batch = {
+            "images": np.asarray(self.store.frames[frames]),
+            "state": self.store.state[row],
+            "action": action,
+            "action_mask": action_mask,
+            "task": self._task[episode],
+            "shift": shifts,
+            "sample_id": frames.astype(np.int32),
+            "sample_mask": mask,
+        }
+        return batch | self._latent_columns(frames, views, episode)
+
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Frames, views, shifts and validity of this host's slice of global batch ``index``."""
+        config, count = self.config, len(self.samples)
+        size = config.batch_size // config.shard_count
+        start = index * config.batch_size + config.shard_index * size
+        position = np.arange(start, start + size)
+        mask = np.ones(size, bool) if config.num_epochs is None else position < count * config.num_epochs
+        if config.num_epochs is not None:
+            position = np.minimum(position, count * config.num_epochs - 1)
+        epoch, offset = np.divmod(position, count)
+        parts = []
+        for number in np.unique(epoch):
+            order, views, shifts = self._epoch(int(number))
+            chosen = order[offset[epoch == number]]
+            parts.append((self.samples[chosen], views[chosen], shifts[chosen]))
+        frames, views, shifts = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return frames, views, shifts, mask
+
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The order of an epoch's samples, and the view and shift of each sample (not of each position)."""
+        count = len(self.samples)
+        order = self._generator(epoch, ORDER).permutation(count) if self.config.shuffle else np.arange(count)
+        views = np.zeros(count, np.int64)
+        if self.latents is None:
+            limit = self.config.max_shift
+            shifts = self._generator(epoch, SHIFT).integers(-limit, limit + 1, (count, 2), dtype=np.int32)
+            return order, views, shifts
+        available = self.latents.views.shape[1]
+        views = self._generator(epoch, VIEW).integers(0, min(self.config.views or available, available), count)
+        return order, views, self.latents.views[self.store.frame_episode[self.samples], views]
+
+    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, epoch, stream])))
+
+    def _latent_columns(self, frames: np.ndarray, views: np.ndarray, episode: np.ndarray) -> Batch:
+        """Latent history and future of the chosen views, raw, float32."""
+        if self.latents is None or not self.config.include_latents:
+            return {}
+        past = history_indices(frames, self._frame_start[episode], self.config.history)
+        ahead, future_mask = future_indices(frames, self._frame_end[episode], self.config.future)
+        # Together: what was and what comes lie side by side, so that a remote store answers one request per sample.
+        found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)]
+        return {
+            "latents": found[:, : self.config.history].astype(np.float32),
+            "future": found[:, self.config.history :].astype(np.float32),
+            "future_mask": future_mask & undisturbed_future(self.store, frames, ahead),
+        }
+
+
+_EPISODE_COLUMNS = ("frame_start", "num_frames", "task")
+
+
+def _check(store: TrainingStore, latents: LatentStore | None, config: LoaderConfig) -> None:
+    """Refuses settings that cannot be honoured."""
+    for name in ("batch_size", "chunk", "history", "future", "shard_count"):
+        value: Any = getattr(config, name)
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if config.delay < 0:
+        raise UserError(f"delay is {config.delay}; it must not be negative")
+    check_labels(store, config.chunk, config.delay)
+    if config.batch_size % config.shard_count:
+        raise UserError(
+            f"batch_size is {config.batch_size}, not divisible over {config.shard_count} hosts; choose a multiple"
+        )
+    if not 0 <= config.shard_index < config.shard_count:
+        raise UserError(f"shard_index is {config.shard_index}; it must be below shard_count {config.shard_count}")
+    if config.max_shift < 0 or (config.views is not None and config.views < 1):
+        raise UserError(f"max_shift {config.max_shift} must be >= 0 and views {config.views} >= 1; raise them")
+    if latents is not None:
+        latents.check(store)
+        if config.views is not None and config.views > latents.views.shape[1]:
+            raise UserError(
+                f"views is {config.views} but {latents.folder} has {latents.views.shape[1]}; lower it or encode more"
+            )

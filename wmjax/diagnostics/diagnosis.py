@@ -1,0 +1,195 @@
+"""All sections of one checkpoint on one split."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from wmjax.data.statistics import denormalise_action, normalise_action
+from wmjax.diagnostics.actions import action_section
+from wmjax.diagnostics.conditions import input_section, memory_section
+from wmjax.diagnostics.flow_bounds import flow_section
+from wmjax.diagnostics.gradients import gradient_section
+from wmjax.diagnostics.imagined_frames import Bank, Imagined, imagination_section, imagine
+from wmjax.diagnostics.latent_probes import probe_section
+from wmjax.diagnostics.passes import (
+    PLAIN,
+    Network,
+    Outcome,
+    Split,
+    batches,
+    input_conditions,
+    memory_conditions,
+    observe,
+)
+from wmjax.diagnostics.prophet_skill import world_section
+from wmjax.diagnostics.samples import ActionWindows, LatentWindows, action_windows, choose_frames, latent_windows
+from wmjax.diagnostics.text_table import Section, Skipped
+from wmjax.models.parameters import Trainable, trainable_filter
+from wmjax.models.vla import VLA, VLAConfig
+from wmjax.models.world.memory import WorldMemory
+from wmjax.models.world.prophet import Prophet
+from wmjax.trainer.config import Inputs
+
+log = logging.getLogger("wmjax.train")
+
+TITLES = {
+    "actions": "Actions",
+    "flow": "Flow head",
+    "gradients": "Who trains what",
+    "inputs": "Does it look and listen?",
+    "memory": "World memory in the actions",
+    "world": "World model",
+    "probe": "Position probe",
+    "rotation_probe": "Rotation probe",
+    "imagination": "Imagination: nearest training frames",
+}
+BATCH = 32
+GRADIENT_BATCHES = 8
+TRAIN_FRAMES, PROBE_FRAMES = 4000, 2000
+"""Frames of the training split that references and the position probe are fitted on, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Every section by its name in the JSON, and what the picture shows if there is anything to imagine."""
+
+    sections: dict[str, Section]
+    imagined: Imagined | None
+
+
+def diagnose(
+    model: VLA, inputs: Inputs, split: Split, count: int, seed: int, trainable: Trainable = "all"
+) -> Diagnosis:
+    """Looks into a model.
+
+    Args:
+        model: with the averaged parameters.
+        inputs: the run's own data, split and specs.
+        split: which side of it is scored; references are always fitted on the training side.
+        count: batches of 32 samples at most.
+        seed: of the run: the order of samples and the noise.
+        trainable: what the run trained.
+
+    """
+    config = model.config
+    looks, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
+    outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
+    log.info("%d samples of the %s split seen under %d conditions", len(outcome.frames), split, len(outcome.chunks))
+    windows = action_windows(inputs, outcome.frames)
+    chunks = {name: np.asarray(denormalise_action(c, inputs.action_spec)) for name, c in outcome.chunks.items()}
+    names = {index: task.instruction for index, task in enumerate(inputs.store.tasks)}
+    sections: dict[str, Section] = {
+        "actions": action_section(np.clip(chunks[PLAIN], -1.0, 1.0), windows, names),
+        "flow": _flow(config, inputs, outcome, windows),
+        "gradients": _gradients(model, inputs, seed, trainable),
+        "inputs": input_section(chunks, looks, windows, outcome),
+    }
+    if config.memory.inject:
+        sections["memory"] = memory_section(chunks, memories, windows, outcome)
+    else:
+        sections["memory"] = Skipped("this variant injects nothing into the action tokens")
+    world = _world(model, inputs, outcome)
+    return Diagnosis(sections | world.sections, world.imagined)
+
+
+def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWindows) -> Section:
+    if config.head.kind != "flow":
+        return Skipped(f"the head is a {config.head.kind} head, without a flow")
+    if not outcome.complete:
+        return Skipped("no sample of the split has a complete chunk")
+    frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
+    train = action_windows(inputs, frames)
+    # A gripper that flows with the arm tells about it: the references must know as much as the head.
+    arm, regressed = config.action_dim - 1, config.head.gripper == "regress"
+    test_chunks, train_chunks = (_complete(w, inputs, arm + regressed) for w in (windows, train))
+    episodes = inputs.store.frame_episode[frames][train.mask.all(1)]
+    losses = outcome.head[PLAIN]
+    loss = np.average([losses["action/arm"], losses["action/gripper"]], weights=[arm, 1 if regressed else 0])
+    return flow_section(float(loss), test_chunks, train_chunks, episodes, config.head.time_beta)
+
+
+def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> Section:
+    if not model.config.memory.world_loss:
+        return Skipped("memory.world_loss is 0: the action loss trains all that trains")
+    stream = batches(inputs, "train", GRADIENT_BATCHES, BATCH, seed)
+    return gradient_section(model, inputs, stream, trainable_filter(trainable), seed)
+
+
+def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
+    """Complete chunks as the flow head sees them, ``[n, chunk * dim]``."""
+    action = windows.action[windows.mask.all(1)]
+    return np.asarray(normalise_action(action, inputs.action_spec))[..., :dim].reshape(len(action), -1)
+
+
+def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
+    """World model, pose probes and imagination, for variants with a Prophet that looks at something."""
+    reason, note = _prophet_of(model.config)
+    if reason or outcome.prediction is None:
+        return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "rotation_probe", "imagination")}, None)
+    test = _windows(model, inputs, outcome.frames)
+    frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
+    train = _windows(model, inputs, frames)
+    log.info("references of the world model from %d training frames", len(train.mask))
+    world = world_section(outcome.prediction, test, train, note)
+    rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
+    fitted = train.take(np.sort(rows)).complete()
+    # The references' windows hold latents only: a Prophet that is told more cannot be run on them.
+    reads_latents = model.config.memory.input == "latents" and not model.config.prophet.condition
+    own = predict(model.world, fitted.history) if reads_latents else None
+    tasks = np.array([episode["task"] for episode in inputs.store.episodes])
+    bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])
+    sections: dict[str, Section] = {
+        "world": world,
+        "probe": probe_section(outcome.prediction, test, fitted, own),
+        "rotation_probe": probe_section(outcome.prediction, test, fitted, own, "rotation"),
+        "imagination": imagination_section(outcome.prediction, test, tasks[test.episode], bank),
+    }
+    return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))
+
+
+def predict(world: WorldMemory, history: np.ndarray) -> np.ndarray:
+    """ẑ of a Prophet that reads latents, from histories in its shape."""
+    assert world.prophet is not None
+    graph, state = nnx.split(world.prophet)
+
+    def step(state: nnx.State, part: jax.Array) -> jax.Array:
+        prophet: Prophet = nnx.merge(graph, state)
+        return prophet(part)
+
+    jitted = jax.jit(step)
+    return np.concatenate([np.asarray(jitted(state, part)) for part in padded(history, 8 * BATCH)])[: len(history)]
+
+
+def padded(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Parts of one size, so that one program serves all; the last is filled up with the last row."""
+    rest = -len(rows) % size
+    return np.split(np.concatenate([rows, np.repeat(rows[-1:], rest, 0)]), (len(rows) + rest) // size)
+
+
+def _prophet_of(config: VLAConfig) -> tuple[str, str]:
+    """Why there is no world model to score (or nothing), and what to know about the one there is (or nothing)."""
+    memory = config.memory
+    missing = {
+        "none": "this variant has no world memory",
+        "constant": "this variant's Prophet sees a constant: it is capacity, not a prediction",
+        "copy": "this variant has no Prophet: its memory is z(t), repeated",
+    }
+    if memory.input in missing:
+        return missing[memory.input], ""
+    return "", "" if memory.world_loss else "memory.world_loss is 0: this Prophet was never trained to predict"
+
+
+def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
+    assert inputs.latents is not None
+    shape = model.config.prophet
+    return latent_windows(inputs.store, inputs.latents, frames, shape.history, shape.future, _fit(model.world))
+
+
+def _fit(world: WorldMemory) -> Any:
+    """The latents in the shape that the Prophet predicts, frame by frame."""
+    return lambda latents: np.asarray(world.fit(jnp.asarray(latents)))

@@ -1,0 +1,163 @@
+"""What the references are made from: latents, positions and actions of chosen frames, straight from the stores.
+
+Latents are those of the unshifted view, in the units and the shape that the Prophet predicts.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from wmjax.data.labels import chunk_labels
+from wmjax.data.latents import LatentStore
+from wmjax.data.statistics import normalise_latents
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import chunk_indices, future_indices, history_indices
+from wmjax.trainer.config import Inputs
+
+Fit = Callable[[np.ndarray], np.ndarray]
+"""Normalised latents ``[n, frames, tokens, dim]`` as the Prophet sees them: pooled and layer-normed if it does so."""
+
+
+class Place(NamedTuple):
+    """Where frames lie: their rows of the columns, and the bounds of their episodes in frames and in rows."""
+
+    row: Int[np.ndarray, "n"]
+    first_frame: Int[np.ndarray, "n"]
+    end_frame: Int[np.ndarray, "n"]
+    first_row: Int[np.ndarray, "n"]
+    end_row: Int[np.ndarray, "n"]
+
+
+def place(store: TrainingStore, frames: Int[np.ndarray, "n"]) -> Place:
+    """Looks frames up in the table of episodes."""
+    column = {
+        name: np.array([episode[name] for episode in store.episodes])[store.frame_episode[frames]]
+        for name in ("frame_start", "num_frames", "step_start", "length")
+    }
+    first_frame, first_row = column["frame_start"], column["step_start"]
+    return Place(
+        store.frame_row[frames],
+        first_frame,
+        first_frame + column["num_frames"],
+        first_row,
+        first_row + column["length"],
+    )
+
+
+def choose_frames(store: TrainingStore, episodes: np.ndarray, count: int, seed: int = 0) -> Int[np.ndarray, "n"]:
+    """At most ``count`` frames of some episodes, drawn without replacement, in the store's order."""
+    frames = np.flatnonzero(np.isin(store.frame_episode, episodes))
+    if len(frames) <= count:
+        return frames
+    return np.sort(np.random.default_rng(seed).choice(frames, count, replace=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentWindows:
+    """History up to now and future of frames; ``mask`` says which future frames exist.
+
+    ``position`` is the end effector's (m) now and at the future frames, ``rotation`` the first two columns of its
+    rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from.
+    """
+
+    history: Float32[np.ndarray, "n history tokens dim"]
+    future: Float32[np.ndarray, "n future tokens dim"]
+    mask: Bool[np.ndarray, "n future"]
+    position: Float32[np.ndarray, "n 1+future 3"]
+    rotation: Float32[np.ndarray, "n 1+future 6"]
+    episode: Int[np.ndarray, "n"]
+
+    @property
+    def now(self) -> Float32[np.ndarray, "n tokens dim"]:
+        """z(t)."""
+        return self.history[:, -1]
+
+    def take(self, rows: np.ndarray) -> "LatentWindows":
+        """Some of the samples."""
+        return LatentWindows(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    def complete(self) -> "LatentWindows":
+        """The samples whose whole future exists."""
+        return self.take(np.flatnonzero(self.mask.all(1)))
+
+
+def rotation_columns(vector: Float32[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 6"]:
+    """The first two columns of the matrix of a rotation vector (axis times angle, rad), by Rodrigues' formula."""
+    angle = np.linalg.norm(vector, axis=-1)[..., None, None].astype(np.float64)
+    axis = vector[..., None, :] / np.maximum(angle, 1e-12)
+    cross = np.cross(np.eye(3), axis)  # the matrix that multiplies by the axis
+    matrix = np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
+    return np.concatenate([matrix[..., 0], matrix[..., 1]], axis=-1).astype(np.float32)
+
+
+def latent_windows(
+    store: TrainingStore, latents: LatentStore, frames: Int[np.ndarray, "n"], history: int, future: int, fit: Fit
+) -> LatentWindows:
+    """Gathers the windows of frames.
+
+    Args:
+        store: the training store.
+        latents: of its frames.
+        frames: indices of the store's frames.
+        history: frames up to and including each one.
+        future: frames after each one.
+        fit: brings normalised latents into the shape that the Prophet predicts.
+
+    """
+    where, table = place(store, frames), latents.latents
+    past = history_indices(frames, where.first_frame, history)
+    ahead, mask = future_indices(frames, where.end_frame, future)
+    rows = store.frame_row[np.concatenate([frames[:, None], ahead], axis=1)]
+    return LatentWindows(
+        history=fit(normalise_latents(table[0, past], latents.spec)),
+        future=fit(normalise_latents(table[0, ahead], latents.spec)),
+        mask=mask,
+        position=store.state[rows][..., :3],
+        rotation=rotation_columns(store.state[rows][..., 3:6]),
+        episode=store.frame_episode[frames],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionWindows:
+    """The expert's chunks of frames, raw.
+
+    ``near_change`` marks chunk steps close to a change of the gripper command, ``held`` is the command executed
+    just before each frame: what a policy that never changes its mind would repeat.
+    """
+
+    action: Float32[np.ndarray, "n chunk 7"]
+    mask: Bool[np.ndarray, "n chunk"]
+    near_change: Bool[np.ndarray, "n chunk"]
+    held: Float32[np.ndarray, "n"]
+    task: Int[np.ndarray, "n"]
+
+
+def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2) -> ActionWindows:
+    """Gathers the chunks of frames; a step is near a change if at most ``within`` control steps from it."""
+    store, where = inputs.store, place(inputs.store, frames)
+    rows, inside = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
+    action, mask = chunk_labels(store, frames, inputs.loader.chunk, inputs.loader.delay)
+    closed = store.action[:, -1] > 0.0
+    lengths = [episode["length"] for episode in store.episodes]
+    near = np.concatenate([near_change(part, within) for part in np.split(closed, np.cumsum(lengths)[:-1])])
+    # Before an episode's first step the settling steps command "open" (-1).
+    held = np.where(where.row > where.first_row, np.where(closed[where.row - 1], 1.0, -1.0), -1.0)
+    tasks = np.array([episode["task"] for episode in store.episodes])
+    return ActionWindows(
+        action=action,
+        mask=mask,
+        near_change=near[rows] & inside,
+        held=held.astype(np.float32),
+        task=tasks[store.frame_episode[frames]],
+    )
+
+
+def near_change(closed: Bool[np.ndarray, "steps"], within: int = 2) -> Bool[np.ndarray, "steps"]:
+    """Which steps of one episode are at most ``within`` from the first step of a new command."""
+    changes = np.flatnonzero(closed[1:] != closed[:-1]) + 1
+    distance = np.abs(np.arange(len(closed))[:, None] - changes[None])
+    return (distance <= within).any(axis=1)

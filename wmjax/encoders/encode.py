@@ -1,0 +1,245 @@
+"""Encoding a training store's frames into a latent store, whatever computes the latents.
+
+The encoder is any callable from uint8 clips to latents; :mod:`wmjax.encode` brings the one in Flax,
+``encoders_export.vjepa`` the one in PyTorch. This module imports neither.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from wmjax.core.errors import UserError
+from wmjax.core.specs import EncoderSpec, require_equal
+from wmjax.data.latents import Backend, Dtype, LatentStore, LatentWriter
+from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, shift_images
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import clip_indices
+
+LATENT_BOUND = 5e-3
+"""Largest |a - b| / rms(b) between a stored latent and the same latent computed by either backend.
+
+The store's float16 alone costs up to 2^-11 of a value, 4e-3 of the RMS at eight times the RMS.
+"""
+BATCH = 32
+"""Clips per call of the encoder by default."""
+ROUND = 8
+"""Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
+T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """What computes latents: ``spec`` identifies it, ``backend`` says in which framework."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Identity, clip length, pooling grid and camera (statistics empty)."""
+
+    @property
+    def backend(self) -> Backend:
+        """Either torch or jax."""
+
+    def __call__(
+        self, clips: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float32[np.ndarray, "batch tokens dim"]:
+        """z(t) of clips whose last frame is t."""
+
+
+class EpisodeClips:
+    """The clip of every frame of one episode, shift by shift: past frames only, the first repeated, all shifted alike.
+
+    A slice of it is gathered when it is asked for. In memory is each shifted frame once, not once per clip that shows
+    it: an episode's clips of 64 frames at 256 px would take gigabytes.
+
+    Args:
+        frames: uint8 ``[frames, height, width, 3]``, one episode of one camera.
+        shifts: (dy, dx) in pixels of each shifted copy.
+        length: frames per clip.
+
+    """
+
+    def __init__(
+        self, frames: UInt8[np.ndarray, "frames height width 3"], shifts: Sequence[tuple[int, ...]], length: int
+    ) -> None:
+        frames = np.asarray(frames)
+        self._frames = np.concatenate([shift_images(frames, int(dy), int(dx)) for dy, dx in shifts])
+        ends = np.arange(len(self._frames))
+        self._steps = clip_indices(ends, ends // len(frames) * len(frames), length)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> UInt8[np.ndarray, "n length height width 3"]:
+        return self._frames[self._steps[chosen]]
+
+
+def encode_clips(
+    encoder: Callable[[np.ndarray], np.ndarray], clips: EpisodeClips | UInt8[np.ndarray, "n ..."], batch: int
+) -> Float32[np.ndarray, "n tokens dim"]:
+    """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut).
+
+    A thread gathers the next batch while the encoder works.
+    """
+
+    def gather(start: int) -> np.ndarray:
+        size = min(batch, len(clips) - start)
+        return clips[start + np.minimum(np.arange(-(-size // ROUND) * ROUND), size - 1)]
+
+    with contextlib.closing(read_ahead(gather, range(0, len(clips), batch))) as batches:
+        return np.concatenate([np.asarray(encoder(part))[: min(batch, len(clips) - start)] for start, part in batches])
+
+
+def encode_store(
+    store: TrainingStore,
+    out: Path,
+    encoder: Encoder,
+    *,
+    views: int = VIEWS,
+    max_shift: int = MAX_SHIFT,
+    seed: int = 0,
+    batch: int = BATCH,
+    dtype: Dtype = "float16",
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> LatentStore | None:
+    """Encodes what is missing and merges; may be killed and rerun at any moment.
+
+    A thread reads and shifts the next episode's frames while the encoder works. Views of an episode with the same
+    shift are encoded once. An episode's clips are batched by themselves, so that its latents do not depend on where
+    an earlier run was killed, nor on the shards.
+
+    Args:
+        store: the frames.
+        out: latent store to write; one that holds latents of another encoder, source or views is refused.
+        encoder: computes the latents.
+        views: shifted copies per episode; view 0 is unshifted.
+        max_shift: largest shift of the other views, pixels of the store.
+        seed: of the shifts.
+        batch: clips per call of the encoder.
+        dtype: of the stored latents.
+        shard: ``(i, n)``: this process encodes every n-th episode, from the i-th.
+        progress: called with (episodes done, episodes in all).
+
+    Returns:
+        The latent store, or None while other shards are still working.
+
+    Raises:
+        UserError: numbers that make no sense, a camera not in the store, or a folder of something else.
+
+    """
+    require_numbers(views=views, max_shift=max_shift, batch=batch)
+    camera = _camera(store, encoder.spec)
+    shifts = draw_views(len(store.episodes), views, seed, max_shift)
+    writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)
+    mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
+
+    def read(index: int) -> EpisodeClips:
+        entry = store.episodes[index]
+        frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
+        return EpisodeClips(frames, _distinct(shifts[index]), encoder.spec.clip_length)
+
+    with contextlib.closing(read_ahead(read, mine)) as episodes:
+        for done, (index, clips) in enumerate(episodes):
+            distinct = _distinct(shifts[index])
+            latents = encode_clips(encoder, clips, batch)
+            latents = latents.reshape(len(distinct), -1, *latents.shape[1:])
+            writer.write(index, latents[[distinct.index(view) for view in map(tuple, shifts[index].tolist())]])
+            if progress:
+                progress(done + 1, len(mine))
+    return None if writer.pending() else writer.finish()
+
+
+def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
+    """Refuses numbers that cannot be honoured.
+
+    Raises:
+        UserError: names the argument, its value and the least that it may be.
+
+    """
+    for name, value, least in (("views", views, 1), ("max-shift", max_shift, 0), ("batch", batch, 1)):
+        if value < least:
+            raise UserError(f"{name} is {value}; set it to at least {least}")
+
+
+def read_ahead(read: Callable[[int], T], indices: Sequence[int]) -> Generator[tuple[int, T], None, None]:
+    """Each index and what ``read`` makes of it, the next being read by a thread meanwhile; two are in memory."""
+    if not indices:
+        return
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        coming = reader.submit(read, indices[0])
+        for index, following in itertools.zip_longest(indices, indices[1:]):
+            found = coming.result()
+            if following is not None:
+                coming = reader.submit(read, following)
+            yield index, found
+
+
+def _distinct(views: Int32[np.ndarray, "views 2"]) -> list[tuple[int, ...]]:
+    """The different shifts of an episode's views, in the order in which they first appear."""
+    return list(dict.fromkeys(map(tuple, views.tolist())))
+
+
+def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
+    """Index of the encoder's camera in the store."""
+    if spec.camera not in store.spec.cameras:
+        raise UserError(f"camera {spec.camera!r} is not in {store.folder}; choose from {', '.join(store.spec.cameras)}")
+    return store.spec.cameras.index(spec.camera)
+
+
+def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:
+    """Re-encodes a random sample, another each time, and compares; the encoder may be of the other backend.
+
+    Returns:
+        The largest difference found beyond the rounding of the store's dtype, relative to the root mean square of the
+        stored latents.
+
+    Raises:
+        UserError: another encoder or source, or a difference above :data:`LATENT_BOUND`.
+
+    """
+    latents.check(store)
+    # A folder and a hub id may hold the same weights: their hash decides, not the name.
+    require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("name", "mean", "std"))
+    worst = 0.0
+    for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
+        kept = np.asarray(latents.latents[view, frame])
+        stored = kept.astype(np.float32)
+        # What storing rounds away is no fault: in a channel of many times the RMS that alone can exceed the bound.
+        rounding = np.abs(np.spacing(kept)).astype(np.float32)
+        beyond = np.maximum(np.abs(stored - found) - rounding, 0.0)
+        difference = float(beyond.max() / np.sqrt((stored**2).mean()))
+        worst = max(worst, difference)
+        if not difference <= LATENT_BOUND:
+            raise UserError(
+                f"{latents.folder}: latent of episode {index}, view {view}, frame {frame} differs by {difference:.2g} "
+                f"of the RMS from the encoder's (bound {LATENT_BOUND:g}); delete the store and encode again"
+            )
+    return worst
+
+
+def _encode_sample(
+    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int
+) -> Iterator[tuple[int, int, int, Float32[np.ndarray, "tokens dim"]]]:
+    """Random (episode, view, frame, latent), a batch of clips in memory at a time."""
+    clips = _sample_clips(store, latents, encoder.spec, samples)
+    while chosen := list(itertools.islice(clips, BATCH)):
+        encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), BATCH)
+        for (index, view, frame, _), latent in zip(chosen, encoded, strict=True):
+            yield index, view, frame, latent
+
+
+def _sample_clips(
+    store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int
+) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """Random (episode, view, frame, clip)."""
+    rng, camera = np.random.default_rng(), _camera(store, spec)
+    for frame in rng.integers(0, len(store.frame_step), samples):
+        index, view = int(store.frame_episode[frame]), int(rng.integers(latents.views.shape[1]))
+        steps = clip_indices(frame, store.episodes[index]["frame_start"], spec.clip_length)
+        clip = shift_images(np.array(store.frames[steps, camera]), *map(int, latents.views[index, view]))
+        yield index, view, int(frame), clip

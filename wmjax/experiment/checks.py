@@ -1,0 +1,177 @@
+"""Settings that contradict each other, found before anything is recorded, encoded or trained.
+
+Each of them would otherwise be refused where it hurts: after the recording, or after the whole training.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from wmjax.core.errors import UserError
+from wmjax.core.location import location
+from wmjax.data.split import SPLIT_SEED, split_episodes
+from wmjax.data.store import TrainingStore
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, read_config
+from wmjax.experiment.config import Experiment
+from wmjax.models.world.config import unfit_memory
+from wmjax.rollout.protocol import TASKS, Protocol, load_protocol
+
+
+def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
+    """Refuses an experiment that could not be trained and evaluated to its end.
+
+    Args:
+        experiment: all settings.
+        store: the demonstrations of ``data.path``; None if they are still to be recorded. With a ``data.path`` but no
+            store (a dry run on another machine) what depends on the data is left out.
+        evaluates: whether the closed loop follows; its protocol does not matter otherwise.
+
+    Raises:
+        UserError: the first setting that does not fit, its value and a value that does.
+
+    """
+    _require_validation(experiment, store)
+    _require_precision(experiment)
+    _require_latents(experiment)
+    if store is not None:
+        stride: int | None = store.spec.frame_stride
+    else:
+        stride = None if experiment.data.path else experiment.data.observation.frame_stride
+    _require_trained_prophet(experiment)
+    _require_memory(experiment, stride)
+    if evaluates:
+        _require_protocol(experiment, final_protocol(experiment, store), stride)
+
+
+def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Protocol:
+    """The protocol of the evaluation after training, on the tasks that are trained on.
+
+    Args:
+        experiment: all settings.
+        store: the demonstrations, if ``data.path`` names them. Published ones number their tasks in their own way:
+            then all tasks of the protocol are run.
+
+    Raises:
+        UserError: no such protocol, or one that has not these tasks or episodes.
+
+    """
+    settings, data = experiment.evaluation, experiment.data
+    protocol = load_protocol(settings.protocol, episodes_per_task=settings.episodes_per_task)
+    tasks: tuple[int, ...] | None = data.tasks
+    if data.path:
+        # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
+        own = (
+            {t.task_id for t in store.tasks if t.suite in TASKS and protocol.suite.startswith(t.suite)} if store else {}
+        )
+        tasks = tuple(sorted(own)) or None
+    return load_protocol(settings.protocol, tasks=tasks, episodes_per_task=settings.episodes_per_task)
+
+
+def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:
+    """The demonstrations that ``data.path`` names; None if it names none, or if they are not ``needed`` and not here.
+
+    Raises:
+        UserError: they are needed and not there, or damaged.
+
+    """
+    path = experiment.data.path
+    if not path:
+        return None
+    place = location(path)
+    # Who only asks what would happen needs no network for it.
+    return TrainingStore(place) if needed or (isinstance(place, Path) and place.is_dir()) else None
+
+
+def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
+    """Something to validate on: at least one episode of a task that has another one to train on."""
+    fraction, data = experiment.train.validation_fraction, experiment.data
+    if not 0.0 < fraction < 1.0:
+        raise UserError(
+            f"train.validation_fraction is {fraction:g}; validation needs held-out episodes, choose a fraction above 0 "
+            "and below 1, such as 0.05 (at least one episode of every task is held out)"
+        )
+    if not data.path and data.episodes_per_task < 2:
+        raise UserError(
+            f"data.episodes_per_task is {data.episodes_per_task}; give at least 2: one to train on, one to validate on"
+        )
+    if store is not None and not len(split_episodes(store.episodes, fraction, SPLIT_SEED)[1]):
+        raise UserError(
+            f"data.path is {data.path}, where no task has 2 episodes, one to train on and one to validate on; "
+            "record or convert more"
+        )
+
+
+def _require_precision(experiment: Experiment) -> None:
+    """What trains is float32: bfloat16 weights lie further apart than most of AdamW's updates are long."""
+    dtype = experiment.model.backbone.param_dtype
+    if experiment.train.trainable == "all" and dtype != "float32":
+        raise UserError(
+            f"model.backbone.param_dtype is {dtype} with train.trainable all, so most updates would be rounded away; "
+            "set model.backbone.param_dtype to float32, or train.trainable to adapters"
+        )
+
+
+def _require_latents(experiment: Experiment) -> None:
+    """The Prophet is built for what the encoder leaves of a frame; what a hub's encoder is, only its files know."""
+    encoder, prophet = experiment.encoder, experiment.model.prophet
+    if not experiment.model.memory.reads_latents:
+        return
+    folder = MINI_FOLDER if encoder.model == "mini" else Path(encoder.model)
+    config = read_config(folder) if folder.is_dir() else None
+    grid = encoder.pooling_grid or (config.grid_size if config else 0)
+    if grid and prophet.tokens not in (1, grid**2):
+        raise UserError(
+            f"encoder.pooling_grid is {encoder.pooling_grid}, which gives {grid**2} tokens per frame, but "
+            f"model.prophet.tokens is {prophet.tokens}; set model.prophet.tokens to {grid**2}, or to 1 to pool them"
+        )
+    if config and prophet.latent_dim != config.hidden_size:
+        raise UserError(
+            f"encoder.model {encoder.model} makes latents of {config.hidden_size} channels, but "
+            f"model.prophet.latent_dim is {prophet.latent_dim}; set it to {config.hidden_size}"
+        )
+
+
+def _require_trained_prophet(experiment: Experiment) -> None:
+    """A Prophet that neither loss reaches would stay what it is at the start."""
+    memory = experiment.model.memory
+    if memory.has_prophet and not memory.world_loss and not (memory.inject and memory.action_gradient):
+        missing = "action_gradient" if memory.inject else "inject"
+        raise UserError(
+            f"model.memory.world_loss is 0 and model.memory.{missing} false, so nothing would train the Prophet; "
+            "change one of them, or set model.memory.input to copy"
+        )
+
+
+def _require_memory(experiment: Experiment, stride: int | None) -> None:
+    """The memory, or what the Prophet is trained to predict, reaches as far as the actions, also after a delay."""
+    model, delay = experiment.model, experiment.train.delay
+    if not (stride and (model.memory.inject or model.memory.world_loss)):
+        return
+    reaches, ends = model.prophet.future * stride, delay + model.chunk
+    if reaches < ends:
+        raise UserError(
+            f"train.delay is {delay}, so the actions (model.chunk {model.chunk}) end {ends} control steps after the "
+            f"observation, but the memory (model.prophet.future {model.prophet.future}, a frame every {stride} steps) "
+            f"ends after {reaches}; set model.prophet.future to {-(-ends // stride)} or more"
+        )
+
+
+def _require_protocol(experiment: Experiment, protocol: Protocol, stride: int | None) -> None:
+    """What the closed loop would refuse. A delay takes nothing of the chunk: its first action waits for it."""
+    for reason in _misfits(experiment, protocol, stride):
+        raise UserError(f"evaluation.protocol {protocol.name}: {reason}, or choose another protocol")
+
+
+def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> Iterator[str]:
+    horizon, chunk, memory = protocol.open_loop_horizon, experiment.model.chunk, experiment.model.memory
+    if horizon > chunk:
+        yield f"open_loop_horizon is {horizon}, but model.chunk is {chunk}; set model.chunk to {horizon} or more"
+    if stride and horizon % stride:
+        where = "of the demonstrations" if experiment.data.path else "data.observation.frame_stride"
+        yield f"open_loop_horizon is {horizon}, no multiple of the frame stride ({where}), {stride}; change it"
+    if protocol.ensemble and horizon == chunk:
+        yield (
+            f"ensemble is {protocol.ensemble:g}, but chunks of model.chunk {chunk} actions do not overlap at "
+            f"open_loop_horizon {horizon}; raise model.chunk"
+        )
+    if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
+        yield reason

@@ -1,0 +1,327 @@
+"""An :class:`Experiment`: the settings that each part of the code defines beside itself, composed from TOML files.
+
+A file of each axis below ``train/`` is chosen: a variant (what the world memory is made from and trained on), a head,
+a scale (sizes and optimizer) and a dataset. A recipe such as ``e2_flow`` names the variant and the head. Every setting
+belongs to one axis (:func:`owner`), and a file that sets what another axis owns is refused. Two experiments that
+differ in one axis therefore differ in nothing else.
+
+Precedence, from weak to strong: defaults of the dataclasses, scale, data, head, variant, command line. The evaluation
+protocol follows a rule of its own: the command line, else the dataset's, else the scale's, else ``spatial_dev``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.paths import resource_folder
+from wmjax.core.settings import build, merge
+from wmjax.core.specs import ObservationSpec
+from wmjax.core.specs import to_dict as spec_to_dict
+from wmjax.data.shift import MAX_SHIFT, VIEWS
+from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.models.prompts import PromptConfig
+from wmjax.models.vla import VLAConfig
+from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.sim.episode import START_NOISE
+from wmjax.trainer.config import TrainConfig
+from wmjax.trainer.optimizer import OptimizerConfig
+from wmjax.trainer.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on: demonstrations recorded here, or the training store at ``path``."""
+
+    path: str = ""
+    suite: str = "libero_spatial"
+    tasks: tuple[int, ...] = (0,)
+    episodes_per_task: int = 24
+    workers: int = 2
+    demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    observation: ObservationSpec = field(default_factory=ObservationSpec)
+
+    def identity(self) -> str:
+        """A hash of everything that changes the recorded data; names the folder it is cached in."""
+        values = dataclasses.asdict(self) | {"path": "", "workers": 0, "start_noise": START_NOISE}
+        values["observation"] = spec_to_dict(self.observation)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
+
+    The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
+    wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
+    its latents are.
+    """
+
+    model: str = "mini"
+    backend: Literal["jax", "torch"] = "jax"
+    views: int = VIEWS
+    max_shift: int = MAX_SHIFT
+    clip_length: int = 4
+    pooling_grid: int = 4
+    path: str = ""
+    camera: str = "agentview"
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be honoured, before anything is recorded.
+
+        Raises:
+            UserError: names the setting, its value and the least that it may be.
+
+        """
+        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1), ("pooling_grid", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
+
+    ``every`` evaluates during training too, at checkpoints whose step it divides (0: only at the end).
+    """
+
+    protocol: str = "spatial_dev"
+    episodes_per_task: int | None = None
+    every: int = 0
+    workers: int = 2
+    videos: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on."""
+
+    recipe: str
+    scale: str
+    dataset: str
+    model: VLAConfig = field(default_factory=VLAConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def name(self) -> str:
+        """The run's name: recipe, scale, data and seed; then the backbone's weights and the adapters' rank, if any."""
+        weights, rank = self.train.backbone_weights, self.model.backbone.lora.rank
+        backbone = Path(weights).name, f"r{rank}" if rank else ""
+        parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", *backbone
+        return "-".join(part for part in parts if part)
+
+
+AXES: dict[str, tuple[str, ...]] = {
+    "variants": (
+        "model.memory",
+        "model.world",
+        "model.use_state",
+        "model.cameras",
+        "model.prophet.history",
+        "model.prophet.future",
+        "model.prophet.tokens",
+        "model.prophet.condition",
+        "train.normalisation",
+    ),
+    "heads": ("model.head",),
+    "data": ("data",),
+    "scales": (),
+}
+"""The folders of ``train/`` and the settings that each owns; scales own all others.
+
+A variant owns the memory (what is predicted from what, and its shape) and what the policy observes and learns. The
+Prophet's width and depth are sizes. A variant that needs a head of other settings names them in ``[heads.<head>]``.
+"""
+
+RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
+"""Settings that may change when a run resumes, because no number depends on them."""
+
+PLACES = ("data.path", "encoder.path")
+"""Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
+checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
+
+CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
+"""Which files of other axes a file may choose where the command line does not."""
+
+
+def owner(setting: str) -> str:
+    """The axis, a folder of ``train/``, that owns a setting (dotted name)."""
+    for axis, names in AXES.items():
+        if any(setting == name or setting.startswith(f"{name}.") for name in names):
+            return axis
+    return "scales"
+
+
+def axis_names(axis: str) -> list[str]:
+    """The files of ``train/<axis>``, without their ending."""
+    return sorted(path.stem for path in (resource_folder("train") / axis).glob("*.toml"))
+
+
+def recipe_names() -> list[str]:
+    """Every recipe: each variant with each head."""
+    return [f"{variant}_{head}" for variant in axis_names("variants") for head in axis_names("heads")]
+
+
+def split_recipe(recipe: str) -> tuple[str, str]:
+    """The variant and the head that a recipe such as ``e2_flow`` names.
+
+    Raises:
+        UserError: there is no such variant or head.
+
+    """
+    if recipe in axis_names("variants"):
+        whole = " or ".join(f"{recipe}_{head}" for head in axis_names("heads"))
+        raise UserError(f"recipe {recipe!r} names no head; write {whole}")
+    if recipe not in recipe_names():
+        raise unknown_name("recipe", recipe, recipe_names())
+    variant, _, head = recipe.rpartition("_")
+    return variant, head
+
+
+def load(
+    recipe: str, scale: str = "mini", dataset: str | None = None, overrides: dict[str, Any] | None = None
+) -> Experiment:
+    """Resolves an experiment.
+
+    Args:
+        recipe: a variant and a head, such as ``e2_flow``: ``train/variants/e2.toml`` and ``train/heads/flow.toml``.
+        scale: a file of ``train/scales``; it names the default dataset and protocol.
+        dataset: a file of ``train/data``, if not the scale's; it may name its protocol, if not the scale's.
+        overrides: nested settings from the command line.
+
+    Raises:
+        UserError: an unknown file or setting (with near matches), a wrong type, a setting of another axis.
+
+    """
+    scale_values = read_axis("scales", scale)
+    dataset = dataset or scale_values.pop("dataset", "spatial")
+    scale_values.pop("dataset", None)
+    data_values = read_axis("data", dataset)
+    # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
+    protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
+    values: dict[str, Any] = {"evaluation": protocol}
+    for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
+        values = merge(values, layer)
+    values = _expand_preset(values)
+    for key in ("recipe", "scale", "dataset"):
+        if key in values:
+            raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
+    return _anchor(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe's head, with its variant's laid on top."""
+    variant, head = split_recipe(recipe)
+    values = read_axis("variants", variant)
+    changes = values.pop("heads", {}).get(head, {})
+    return merge(merge(read_axis("heads", head), values), {"model": {"head": changes}})
+
+
+def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Takes one key out of a dictionary, as a dictionary of its own; empty if it was not there."""
+    return {key: values.pop(key)} if key in values else {}
+
+
+def _anchor(experiment: Experiment) -> Experiment:
+    """The experiment with the folder of its weights absolute: its checkpoints are evaluated from anywhere."""
+    weights = experiment.train.published
+    if weights is None or not Path(weights).is_dir():
+        return experiment
+    train = dataclasses.replace(experiment.train, backbone_weights=str(Path(weights).resolve()))
+    return dataclasses.replace(experiment, train=train)
+
+
+def read_axis(axis: str, name: str) -> dict[str, Any]:
+    """One file of ``train/<axis>``, laid over the one it extends (one level).
+
+    Raises:
+        UserError: no such file, invalid TOML, or a setting that another axis owns.
+
+    """
+    folder = resource_folder("train") / axis
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name(axis.rstrip("s"), name, axis_names(axis))
+    values = _read_toml(path)
+    _check_owners(axis, values, path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    base = _read_toml(folder / f"{parent}.toml")
+    if "extends" in base:
+        raise UserError(f"{path.name}: extends {parent!r}, which extends another file; only one level is allowed")
+    _check_owners(axis, base, folder / f"{parent}.toml")
+    return merge(base, values)
+
+
+def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """``model.backbone.preset`` as the fields it stands for, with what was said beside it laid on top."""
+    model = dict(values.get("model", {}))
+    backbone = dict(model.get("backbone", {}))
+    fields = dataclasses.asdict(preset(backbone.pop("preset", "mini")))
+    return {**values, "model": {**model, "backbone": merge(fields, backbone)}}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path.name}: not valid TOML: {error}") from error
+
+
+def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
+    """Refuses what another axis owns, and a head in a variant's ``[heads]`` that does not exist."""
+    own = {key: value for key, value in values.items() if key not in ("extends", *CHOICES.get(axis, ()))}
+    heads = own.pop("heads", {}) if axis == "variants" else {}
+    for head in heads:
+        if head not in axis_names("heads"):
+            raise unknown_name(f"head in {path.name}, [heads]", head, axis_names("heads"))
+    for setting in dotted(own):
+        if owner(setting) != axis:
+            raise UserError(
+                f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
+            )
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one level of dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out.update(dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return out
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment as plain JSON types: what a run saves."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def changed_settings(experiment: Experiment) -> dict[str, Any]:
+    """Settings that differ from the files of recipe, scale and data, by dotted name; named weights always do.
+
+    Raises:
+        UserError: there are no such files, or they hold an unknown setting.
+
+    """
+    # Some scales are refused without weights.
+    weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
+    files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
+    changed = {name: value for name, value in dotted(to_dict(experiment)).items() if value != files[name]}
+    if experiment.train.backbone_weights:
+        changed["train.backbone_weights"] = experiment.train.backbone_weights
+    return changed
+
+
+def from_dict(values: dict[str, Any]) -> Experiment:
+    """The inverse of :func:`to_dict`."""
+    return build(Experiment, values)

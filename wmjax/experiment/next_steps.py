@@ -1,0 +1,40 @@
+"""What to run after a training: commands that work as they are printed."""
+
+import json
+import shlex
+from pathlib import Path
+
+from wmjax.experiment.config import Experiment, changed_settings, split_recipe
+from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
+
+
+def next_steps(experiment: Experiment, run: Path, done: Protocol) -> list[str]:
+    """Commands that go on from a finished run, with what they are for; ``done`` is the protocol of its evaluation."""
+    steps = []
+    if done.suite in protocol_names() and done.name != done.suite:
+        tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
+        evaluation = ["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite]
+        steps.append(f"{shlex.join(evaluation)}{tasks}   # the benchmark, once per recipe")
+    other, purpose = _other_variant(experiment.recipe)
+    command = ["python", "-m", "wmjax.train", "--config", other, "--scale", experiment.scale]
+    command += ["--dataset", experiment.dataset, *_changed_settings(experiment)]
+    steps.append(f"{shlex.join(command)}   # {purpose}")
+    steps.append(f"{shlex.join(['tensorboard', '--logdir', f'{run}/tensorboard'])}   # R2 per action, skill, gate")
+    return steps
+
+
+def _other_variant(recipe: str) -> tuple[str, str]:
+    """The recipe to compare with, which has the same head, and what the comparison says."""
+    variant, head = split_recipe(recipe)
+    family = "prior_" if variant.startswith("prior_") else ""
+    if variant == f"{family}e0":
+        return f"{family}e2_{head}", "the same with a predicted future"
+    if variant == "e2":
+        return f"e1_{head}", "the same network without the world loss: what prediction adds"
+    return f"{family}e0_{head}", "the same without world memory"
+
+
+def _changed_settings(experiment: Experiment) -> list[str]:
+    """What the command line changed in the files of recipe, scale and data, as arguments; but not the memory."""
+    changed = {k: v for k, v in changed_settings(experiment).items() if "model.memory." not in k}
+    return [word for k, v in changed.items() for word in (f"--{k}", v if isinstance(v, str) else json.dumps(v))]

@@ -1,0 +1,1 @@
+"""Vision-language models that the policy is built on."""

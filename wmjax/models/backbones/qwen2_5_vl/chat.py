@@ -1,0 +1,72 @@
+"""The chat template of a checkpoint, as ``transformers`` renders it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from wmjax.core.errors import UserError
+
+FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Where checkpoints keep the template; the first that has one counts. The JSON files have the key ``chat_template``."""
+
+
+class ChatTemplate:
+    """Renders one user message, images before the text, up to where the assistant answers.
+
+    Attributes:
+        source: the template's text.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the template of a checkpoint's folder.
+
+        Raises:
+            UserError: no template there, or a damaged one.
+
+        """
+        self.source, path = _read(folder)
+        # The environment of transformers' apply_chat_template: templates count on its treatment of white space.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._template = environment.from_string(self.source)
+        except TemplateError as error:
+            raise UserError(f"{path}: the chat template is damaged ({error}); download it again") from error
+
+    def __call__(self, instruction: str, images: int) -> str:
+        """The text, with one image placeholder per image.
+
+        Raises:
+            UserError: the template refuses such a message.
+
+        """
+        parts: Sequence[dict[str, str]] = [{"type": "image"}] * images + [{"type": "text", "text": instruction}]
+        try:
+            return self._template.render(messages=[{"role": "user", "content": parts}], add_generation_prompt=True)
+        except TemplateError as error:
+            raise UserError(f"the chat template refuses a message of {images} images and a text: {error}") from error
+
+
+def _read(folder: Path) -> tuple[str, Path]:
+    for name in FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.suffix == ".jinja":
+            return path.read_text(), path
+        try:
+            content: Any = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
+        if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
+            return content["chat_template"], path
+    raise UserError(f"{folder}: no chat template in {', '.join(FILES)}; download the checkpoint's own files")
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

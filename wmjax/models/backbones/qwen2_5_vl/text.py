@@ -1,0 +1,55 @@
+"""The text decoder of Qwen2.5-VL: grouped-query attention, SwiGLU, RMSNorm, multimodal RoPE."""
+
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
+from wmjax.models.backbones.qwen2_5_vl.layers import RMSNorm, SwiGLU, linear_factory
+from wmjax.models.backbones.qwen2_5_vl.rope import Angles, rotate
+from wmjax.models.nn.attention import attention
+from wmjax.models.nn.lora import AdapterInputs
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm decoder layer with biases on queries, keys and values only."""
+
+    def __init__(self, config: Qwen2_5_VLConfig, *, rngs: nnx.Rngs) -> None:
+        text = config.text
+        linear = linear_factory(config, config.lora.targets)
+        gain = (2 * text.depth) ** -0.5
+        kv_width = text.kv_heads * text.head_dim
+        self.input_norm = RMSNorm(text.hidden, text.norm_epsilon, rngs=rngs, param_dtype=config.param_dtype)
+        self.q_proj = linear(text.hidden, text.hidden, ("embed", "heads"), rngs=rngs, bias=True, name="q_proj")
+        self.k_proj = linear(text.hidden, kv_width, ("embed", "kv"), rngs=rngs, bias=True, name="k_proj")
+        self.v_proj = linear(text.hidden, kv_width, ("embed", "kv"), rngs=rngs, bias=True, name="v_proj")
+        self.o_proj = linear(text.hidden, text.hidden, ("heads", "embed"), rngs=rngs, name="o_proj", gain=gain)
+        self.post_norm = RMSNorm(text.hidden, text.norm_epsilon, rngs=rngs, param_dtype=config.param_dtype)
+        self.mlp = SwiGLU(text.hidden, text.mlp, linear=linear, rngs=rngs, bias=False, out_gain=gain)
+        self.head_dim, self.implementation = text.head_dim, config.attention
+
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens hidden"],
+        angles: Angles,
+        mask: Bool[Array, "batch tokens"],
+        adapter: AdapterInputs,
+    ) -> Float[Array, "batch tokens hidden"]:
+        """Applies the layer; ``mask`` is False at padding."""
+        x = x + self._attend(self.input_norm(x), angles, mask, adapter)
+        return x + self.mlp(self.post_norm(x), adapter)
+
+    def _attend(
+        self,
+        x: Float[Array, "batch tokens hidden"],
+        angles: Angles,
+        mask: Bool[Array, "batch tokens"],
+        adapter: AdapterInputs,
+    ) -> Float[Array, "batch tokens hidden"]:
+        def heads(projected: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens heads dim"]:
+            return projected.reshape(*x.shape[:2], -1, self.head_dim)
+
+        query = rotate(heads(self.q_proj(x, adapter)), angles)
+        key = rotate(heads(self.k_proj(x, adapter)), angles)
+        value = heads(self.v_proj(x, adapter))
+        out = attention(query, key, value, mask=mask, causal=True, implementation=self.implementation)
+        return self.o_proj(out.reshape(x.shape), adapter)

@@ -1,0 +1,1 @@
+"""Action heads: from action tokens to a chunk of normalised actions."""

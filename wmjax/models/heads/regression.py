@@ -1,0 +1,62 @@
+"""Regression head: LayerNorm and an MLP per action token, in float32, on normalised actions."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float32
+
+from wmjax.models.heads.base import (
+    GripperHead,
+    HeadConfig,
+    HeadLoss,
+    HeadSizes,
+    add_gripper,
+    arm_and_gripper,
+    masked_mean,
+)
+from wmjax.models.nn.transformer import Mlp, layer_norm
+
+
+def elementwise(kind: Literal["mse", "l1", "huber"], error: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
+    """The regression loss of each value; Huber with threshold 1."""
+    if kind == "mse":
+        return jnp.square(error)
+    return jnp.abs(error) if kind == "l1" else optax.huber_loss(error)
+
+
+class RegressionHead(nnx.Module):
+    """LayerNorm and an MLP per token: action step i from token i."""
+
+    def __init__(
+        self, config: HeadConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+    ):
+        binary = config.gripper == "binary"
+        self.config, self.regressed_dim = config, action_dim - binary
+        self.norm = layer_norm(hidden_dim, rngs=rngs)
+        self.mlp = Mlp(hidden_dim, sizes.hidden, self.regressed_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
+        self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
+
+    def loss(
+        self,
+        tokens: Float32[Array, "batch chunk hidden"],
+        action: Float32[Array, "batch chunk action"],
+        mask: Bool[Array, "batch chunk"],
+        key: jax.Array,
+    ) -> HeadLoss:
+        """The configured regression loss; ``key`` is not used."""
+        error = self.mlp(self.norm(tokens)) - action[..., : self.regressed_dim]
+        values, regressed = elementwise(self.config.regression_loss, error), self.gripper is None
+        metrics = arm_and_gripper(values, mask, regressed=regressed)
+        metrics["action/arm_mse"] = arm_and_gripper(jnp.square(error), mask, regressed=regressed)["action/arm"]
+        result = HeadLoss(masked_mean(values, mask), metrics)
+        return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
+
+    def sample(
+        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
+    ) -> Float32[Array, "batch chunk action"]:
+        """The prediction; ``noise`` is not used."""
+        arm = self.mlp(self.norm(tokens))
+        return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

@@ -1,0 +1,18 @@
+"""The batch that goes into the policy network."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float32, UInt8
+
+from wmjax.data.observation import Prompt
+
+
+class ModelInput(NamedTuple):
+    """A batch for the policy. ``future`` and its mask serve the world loss only and never reach an action."""
+
+    images: UInt8[Array, "batch cameras height width 3"]
+    state: Float32[Array, "batch state"]
+    prompt: Prompt
+    latents: Float32[Array, "batch history tokens dim"] | None = None
+    future: Float32[Array, "batch future tokens dim"] | None = None
+    future_mask: Bool[Array, "batch future"] | None = None

@@ -1,0 +1,1 @@
+"""Layers that the models share: attention, transformer blocks, stacked layers, LoRA."""

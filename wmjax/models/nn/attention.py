@@ -1,0 +1,120 @@
+"""The one attention function of all models, with a selectable implementation.
+
+``xla`` runs everywhere. ``cudnn`` is the flash attention of cuDNN (GPU, half precision) and ``splash`` the
+block-sparse flash attention of the Pallas library (TPU); both come from JAX. All compute the same function.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from wmjax.core.errors import unknown_name
+
+Implementation = Literal["xla", "cudnn", "splash"]
+
+MASKED = -1e30
+"""Score of a masked pair: finite, so that a row without any valid key stays finite as well."""
+
+
+def attention(
+    query: Float[Array, "batch target heads dim"],
+    key: Float[Array, "batch source kv_heads dim"],
+    value: Float[Array, "batch source kv_heads dim"],
+    *,
+    mask: Bool[Array, "batch source"] | None = None,
+    causal: bool = False,
+    implementation: Implementation = "xla",
+) -> Float[Array, "batch target heads dim"]:
+    """Scaled dot-product attention, ``softmax(q k^T / sqrt(dim)) v``, softmax in float32.
+
+    Query heads share key/value heads in consecutive groups of ``heads / kv_heads`` (grouped-query attention).
+
+    Args:
+        query: queries, not scaled.
+        key: keys.
+        value: values.
+        mask: True where a key may be attended to. The output of a query without any valid key is arbitrary.
+        causal: whether target ``t`` sees only sources ``<= t``.
+        implementation: which kernel computes it.
+
+    Raises:
+        UserError: unknown implementation.
+
+    """
+    if implementation == "xla":
+        return _xla(query, key, value, mask, causal)
+    if implementation == "cudnn":
+        pairs = None if mask is None else mask[:, None, None, :]
+        return jax.nn.dot_product_attention(query, key, value, mask=pairs, is_causal=causal, implementation="cudnn")
+    if implementation == "splash":
+        return _splash(query, key, value, mask, causal)
+    raise unknown_name("attention implementation", implementation, get_args(Implementation))
+
+
+def _xla(
+    query: Float[Array, "batch target heads dim"],
+    key: Float[Array, "batch source kv_heads dim"],
+    value: Float[Array, "batch source kv_heads dim"],
+    mask: Bool[Array, "batch source"] | None,
+    causal: bool,
+) -> Float[Array, "batch target heads dim"]:
+    """Two batched matrix products; the queries of one key/value head form one matrix, so keys are never copied."""
+    batch, target, heads, dim = query.shape
+    source, kv_heads = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    q = query.reshape(batch, target, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch * kv_heads, groups * target, dim)
+    k = key.transpose(0, 2, 3, 1).reshape(batch * kv_heads, dim, source)
+    v = value.transpose(0, 2, 1, 3).reshape(batch * kv_heads, source, dim)
+    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * dim**-0.5
+    scores = scores.reshape(batch, kv_heads, groups, target, source)
+    if causal:
+        scores = jnp.where(jnp.tri(target, source, source - target, dtype=bool), scores, MASKED)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, None, :], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.matmul(weights.reshape(batch * kv_heads, groups * target, source), v)
+    out = out.reshape(batch, kv_heads, groups, target, dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, target, heads, dim)
+
+
+def _splash(
+    query: Float[Array, "batch target heads dim"],
+    key: Float[Array, "batch source kv_heads dim"],
+    value: Float[Array, "batch source kv_heads dim"],
+    mask: Bool[Array, "batch source"] | None,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "batch target heads dim"]:
+    """Splash attention: padding keys get another segment id than all queries."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    target, heads, dim = query.shape[1:]
+    source, kv_heads = key.shape[1], key.shape[2]
+    one: masks.Mask = masks.CausalMask((target, source)) if causal else masks.FullMask((target, source))
+    block = min(target, source, 512)
+    kernel = splash.make_splash_mha(
+        mask=masks.MultiHeadMask([one] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    k = jnp.repeat(key, heads // kv_heads, axis=2)
+    v = jnp.repeat(value, heads // kv_heads, axis=2)
+    valid = jnp.ones(key.shape[:2], bool) if mask is None else mask
+    segments = splash.SegmentIds(q=jnp.ones(query.shape[:2], jnp.int32), kv=valid.astype(jnp.int32))
+    by_head = [x.transpose(0, 2, 1, 3) for x in (query * dim**-0.5, k, v)]
+    return jax.vmap(kernel)(*by_head, segments).transpose(0, 2, 1, 3)

@@ -1,0 +1,141 @@
+"""The linear layer of all models, with a low-rank adapter that a config switches on per projection.
+
+LoRA (Hu et al. 2021, arXiv:2106.09685): ``y = x W + b + s (dropout(x) A) B`` with ``s = alpha / rank``, or
+``alpha / sqrt(rank)`` with rank stabilisation (Kalajdzievski 2023, arXiv:2312.03732). ``B`` starts at zero.
+"""
+
+import dataclasses
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.models.nn.stack import annotate
+
+TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VISION_PROJECTIONS = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
+
+
+class AddedParam(nnx.Param):
+    """A parameter added to a pretrained model and trained although its base is frozen, as LoRA parameters are."""
+
+
+ADAPTER = (nnx.LoRAParam, AddedParam)
+"""The NNX filter for what stays trainable, in float32, when the base model is frozen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Which projections get an adapter; rank 0 means none.
+
+    ``layers`` restricts the text decoder's adapters to some of its layers; empty means all.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rank_stabilised: bool = False
+    targets: tuple[str, ...] = TEXT_PROJECTIONS
+    vision_targets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"lora.rank is {self.rank}; use 0 for no adapters, or a positive rank")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"lora.dropout is {self.dropout}; use a value in [0, 1)")
+        for field, known in (("targets", TEXT_PROJECTIONS), ("vision_targets", VISION_PROJECTIONS)):
+            for name in getattr(self, field):
+                if name not in known:
+                    raise unknown_name(f"projection in lora.{field}", name, known)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the low-rank term."""
+        if not self.rank:
+            return 0.0
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+
+class AdapterInputs(NamedTuple):
+    """What a layer hands to its adapters: a dropout key (None: no dropout) and 0 or 1 for inactive or active."""
+
+    key: Key[Array, ""] | None = None
+    active: Float[Array, ""] | None = None
+
+
+class Linear(nnx.Module):
+    """``y = x kernel + bias``, plus the adapter if its config has a rank and names this projection."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        axes: tuple[str | None, str | None],
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        name: str = "",
+        lora: LoRAConfig | None = None,
+        adapted: tuple[str, ...] = (),
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        gain: float = 1.0,
+    ) -> None:
+        """Creates the parameters.
+
+        Args:
+            inputs: width of the input.
+            outputs: width of the output.
+            axes: logical axis names of the kernel.
+            rngs: source of the initial values.
+            bias: whether to add a bias.
+            name: the projection's name, as in ``adapted``.
+            lora: the adapters' config.
+            adapted: projections that get an adapter.
+            dtype: dtype of the computation.
+            param_dtype: dtype of kernel and bias; adapters are always float32.
+            gain: the kernel's initial standard deviation times ``sqrt(inputs)``.
+
+        """
+        init = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
+        kernel = annotate(init, *axes)(rngs.params(), (inputs, outputs), jnp.dtype(param_dtype))
+        self.kernel = nnx.Param(kernel)
+        zeros = nnx.initializers.zeros_init()
+        self.bias = (
+            nnx.Param(annotate(zeros, axes[1])(rngs.params(), (outputs,), jnp.dtype(param_dtype))) if bias else None
+        )
+        self.name, self.dtype = name, dtype
+        rank = lora.rank if lora is not None and name in adapted else 0
+        self.scale, self.dropout = (lora.scale, lora.dropout) if lora is not None else (0.0, 0.0)
+        uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        a, b = annotate(uniform, axes[0], None), annotate(zeros, None, axes[1])
+        self.lora_a = nnx.LoRAParam(a(rngs.params(), (inputs, rank), jnp.float32)) if rank else None
+        self.lora_b = nnx.LoRAParam(b(rngs.params(), (rank, outputs), jnp.float32)) if rank else None
+
+    def __call__(self, x: Float[Array, "... inputs"], adapter: AdapterInputs | None = None) -> Float[Array, "... out"]:
+        """Applies the layer in ``dtype``.
+
+        Leading axes are flattened: contracting several axes for the kernel's gradient makes XLA on CPU transpose.
+        """
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        y = flat @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        if self.lora_a is not None:
+            y = y + self._low_rank(flat, adapter or AdapterInputs())
+        return y.reshape(*x.shape[:-1], -1)
+
+    def _low_rank(self, x: Float[Array, "... inputs"], adapter: AdapterInputs) -> Float[Array, "... out"]:
+        assert self.lora_a is not None and self.lora_b is not None
+        if adapter.key is not None and self.dropout:
+            key = jax.random.fold_in(adapter.key, zlib.crc32(self.name.encode()))
+            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+        low = (x @ self.lora_a[...].astype(self.dtype)) @ self.lora_b[...].astype(self.dtype)
+        scale = self.scale if adapter.active is None else self.scale * adapter.active.astype(self.dtype)
+        return low * scale

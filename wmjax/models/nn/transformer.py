@@ -1,0 +1,116 @@
+"""A small pre-norm transformer block, shared by the Prophet, the world memory and the flow head.
+
+The backbones have their own layers: they must match published checkpoints. This one need not.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from wmjax.models.nn.attention import attention
+from wmjax.models.nn.stack import annotate
+
+Axes = tuple[str | None, ...]
+KeyValue = tuple[Float[Array, "batch source heads head"], Float[Array, "batch source heads head"]]
+
+
+def linear(
+    inputs: int,
+    outputs: int,
+    *,
+    axes: Axes = ("embed", "mlp"),
+    std: float | None = None,
+    dtype: jnp.dtype | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation."""
+    init = nnx.initializers.lecun_normal() if std is None else nnx.initializers.normal(std)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=annotate(init, *axes),
+        bias_init=annotate(nnx.initializers.zeros_init(), *axes[1:]),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(width: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, statistics and parameters in float32.
+
+    The parameters have an axis name, of nothing, so that a stack of layers is known for one: vectors do not decay.
+    """
+    return nnx.LayerNorm(
+        width,
+        use_bias=affine,
+        use_scale=affine,
+        scale_init=annotate(nnx.initializers.ones_init(), None),
+        bias_init=annotate(nnx.initializers.zeros_init(), None),
+        dtype=jnp.float32,
+        rngs=rngs,
+    )
+
+
+def table(key: jax.Array, shape: tuple[int, ...], std: float = 0.02) -> nnx.Param:
+    """A learned embedding table ``[..., width]``."""
+    return nnx.Param(std * jax.random.normal(key, shape), out_sharding=(None,) * len(shape), eager_sharding=False)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention from queries to a source that may be the queries themselves."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        target: int | None = None,
+        source: int | None = None,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Builds it; ``target`` and ``source`` are the widths of the two sides where they differ from ``width``."""
+        self.heads = heads
+        self.query = linear(target or width, width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.key_value = linear(source or width, 2 * width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
+        self.out = linear(width, target or width, axes=("heads", "embed"), dtype=dtype, rngs=rngs)
+
+    def keys_values(self, source: Float[Array, "batch source width"]) -> KeyValue:
+        """Keys and values of the source, so that a sampler can compute them once."""
+        batch, length, _ = source.shape
+        keys, values = jnp.split(self.key_value(source).reshape(batch, length, self.heads, -1), 2, axis=-1)
+        return keys, values
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length target"],
+        keys_values: KeyValue,
+        mask: Bool[Array, "batch source"] | None = None,
+    ) -> Float[Array, "batch length target"]:
+        """Attends to every source position that ``mask`` allows; softmax in float32."""
+        batch, length, _ = x.shape
+        query = self.query(x).reshape(batch, length, self.heads, -1)
+        context = attention(query, *keys_values, mask=mask)
+        return self.out(context.reshape(batch, length, -1))
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with GELU between them."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        std: float | None = None,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.up = linear(inputs, hidden, dtype=dtype, rngs=rngs)
+        self.down = linear(hidden, outputs, axes=("mlp", "embed"), std=std, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:
+        """Maps the last axis."""
+        return self.down(nnx.gelu(self.up(x)))

@@ -1,0 +1,102 @@
+"""The settings of the world memory: what it is made from, what trains it, and whether the action tokens attend to it.
+
+``train/variants`` has the combinations that the experiment compares; docs/experiments.md says what each isolates.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+from wmjax.core.corruption import SHUFFLED, Corruption
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.models.world.prophet import ProphetConfig
+
+Input = Literal["none", "latents", "constant", "copy", "hidden"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldMemoryConfig:
+    """What distinguishes the variants of the experiment.
+
+    ``input`` is what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
+    Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
+    ``none``. ``world_loss`` weighs the prediction loss, ``inject`` lets action tokens attend to the memory.
+    ``action_gradient`` lets the action loss train the Prophet. ``dropout`` is the share of training samples with an
+    empty memory.
+    """
+
+    input: Input = "latents"
+    world_loss: float = 0.5
+    inject: bool = True
+    action_gradient: bool = True
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.input not in get_args(Input):
+            raise unknown_name("memory.input", self.input, get_args(Input))
+        if self.world_loss < 0.0 or (self.world_loss > 0.0 and self.input not in ("latents", "hidden")):
+            raise UserError(
+                f"memory.world_loss is {self.world_loss} with memory.input {self.input!r}; only inputs latents and "
+                f"hidden can be trained to predict, set it to 0"
+            )
+        if self.inject and self.input in ("none", "hidden"):
+            raise UserError(f"memory.inject is true with memory.input {self.input!r}; set memory.inject to false")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"memory.dropout is {self.dropout}; use a value in [0, 1)")
+
+    @property
+    def has_prophet(self) -> bool:
+        """Whether there is a network that predicts."""
+        return self.input in ("latents", "constant", "hidden")
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether V-JEPA latents are read, to make the memory or (``hidden``) to score a prediction of them."""
+        return self.input in ("latents", "copy", "hidden")
+
+
+def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None:
+    """Refuses a condition that the variant has no Prophet for, or that would show true actions to the action tokens.
+
+    Raises:
+        UserError: names the settings that do not fit.
+
+    """
+    if prophet.condition and memory.input not in ("latents", "constant"):
+        raise UserError(
+            f"prophet.condition is {list(prophet.condition)} with memory.input {memory.input!r}; only a Prophet that "
+            "reads latents (or the constant) is told anything, leave prophet.condition empty"
+        )
+    if "actions" not in prophet.condition:
+        return
+    if memory.inject:
+        raise UserError(
+            "prophet.condition names 'actions' with memory.inject true: the memory would show the true actions to the "
+            "action tokens; set memory.inject to false (a forward model beside the policy)"
+        )
+    if memory.input != "latents":
+        raise UserError(
+            f"prophet.condition names 'actions' with memory.input {memory.input!r}; a forward model needs 'latents'"
+        )
+
+
+def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Corruption) -> str | None:
+    """Why a variant cannot be evaluated with an oracle or a corruption, and what to do; None if it can.
+
+    An oracle replaces a prediction of the future that the actions depend on, a corruption any memory that they see.
+    """
+    if oracle is not None and not (memory.inject and memory.input in ("latents", "copy")):
+        return (
+            f"oracle is {oracle}, but the policy acts without a memory of the future (memory.input {memory.input!r}, "
+            f"memory.inject {str(memory.inject).lower()}); evaluate an e1, e1copy or e2 run, or leave oracle out"
+        )
+    if corruption != "none" and not memory.inject:
+        return (
+            f"corruption is {corruption!r}, but the policy acts without a world memory (memory.inject is false); "
+            "evaluate a variant that injects one, or leave corruption out"
+        )
+    if corruption in SHUFFLED and memory.input == "constant":
+        return (
+            f"corruption is {corruption!r}, but with memory.input 'constant' every episode has the same memory; "
+            "use zero, noise or closed"
+        )
+    return None

@@ -1,0 +1,292 @@
+"""The world memory as three settings: what predicts it, what it is trained on, and whether the policy sees it."""
+
+from collections.abc import Callable
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from wmjax.core.corruption import SHUFFLED, Corruption
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.models.nn.stack import stack_layers
+from wmjax.models.world.conditioning import Context, ContextSizes
+from wmjax.models.world.config import Input, WorldMemoryConfig
+from wmjax.models.world.injection import GatedCrossAttention, Injection, InjectionConfig
+from wmjax.models.world.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
+
+__all__ = ["Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"]
+
+DROPOUT, NOISE = 0, 1
+"""Names folded into the memory's key."""
+
+
+Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
+
+
+class WorldOutput(NamedTuple):
+    """Action tokens after the memory, float32; ``prediction`` is ẑ(t+1..t+K), or None without a Prophet.
+
+    ``metrics`` are numbers of each sample: a rollout logs them per episode, a training step averages them.
+    """
+
+    tokens: Float32[Array, "batch chunk hidden"]
+    prediction: Float32[Array, "batch future tokens dim"] | None
+    metrics: dict[str, Float32[Array, "batch"]]
+
+
+class WorldMemory(nnx.Module):
+    """Prophet and gated cross-attention, as far as the variant has them. Never sees a true future in ``__call__``."""
+
+    def __init__(
+        self,
+        config: WorldMemoryConfig,
+        objective: WorldLossConfig,
+        prophet: ProphetConfig,
+        injection: InjectionConfig,
+        *,
+        hidden_dim: int,
+        sizes: ContextSizes | None = None,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.objective, self.shape = config, objective, prophet
+        self.is_forward_model = config.has_prophet and "actions" in prophet.condition
+        self.layers = injection.layers
+
+        def make(keys: nnx.Rngs) -> GatedCrossAttention:
+            return GatedCrossAttention(
+                injection,
+                hidden_dim=hidden_dim,
+                latent_dim=prophet.latent_dim,
+                frames=prophet.future,
+                tokens=prophet.tokens,
+                dtype=dtype,
+                rngs=keys,
+            )
+
+        several = len(self.layers)
+        # Before the Prophet, which e1copy lacks: what the variants share starts from the same values at one seed.
+        self.injection = (stack_layers(make, several, rngs) if several else make(rngs)) if config.inject else None
+        source = hidden_dim if config.input == "hidden" else None
+        self.prophet = (
+            Prophet(prophet, target=objective.target, hidden_dim=source, sizes=sizes, dtype=dtype, rngs=rngs)
+            if config.has_prophet
+            else None
+        )
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        mask: Bool[Array, "batch length"],
+        chunk: int,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        corruption: Corruption = "none",
+        memory: Float32[Array, "batch future tokens dim"] | None = None,
+        told: Context | None = None,
+    ) -> WorldOutput:
+        """Predicts and injects after the VLM's last layer.
+
+        Args:
+            hidden: the VLM's hidden states; the last ``chunk`` are the action tokens.
+            mask: True at tokens that are not padding.
+            chunk: number of action tokens.
+            latents: normalised history, oldest first.
+            key: for memory dropout and the noise corruption.
+            train: whether memory dropout is on.
+            corruption: what to do to the memory.
+            memory: replaces the predicted memory, before the corruption: an oracle's, or another episode's, which
+                ``shuffled`` and ``shuffled_in_task`` need.
+            told: what the Prophet is told beside latents, if it is conditioned on anything. A forward model predicts
+                nothing here, because there are no actions yet.
+
+        Raises:
+            UserError: latents missing or of another shape; unknown corruption; a shuffled memory that is not given.
+
+        """
+        tokens = hidden[:, -chunk:].astype(jnp.float32)
+        prediction = self._predict(hidden, mask, latents, told)
+        if self.injection is None:
+            return WorldOutput(tokens, prediction, {})
+        shown = self._show(prediction, latents, memory, corruption, key, train)
+        injected = self.injection(tokens, *shown)
+        return WorldOutput(injected.tokens, prediction, self._metrics(injected.ratio))
+
+    def between_layers(
+        self,
+        batch: int,
+        chunk: int,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        corruption: Corruption = "none",
+        memory: Float32[Array, "batch future tokens dim"] | None = None,
+        told: Context | None = None,
+    ) -> tuple[Inject, Float32[Array, "batch future tokens dim"] | None]:
+        """As :meth:`__call__` for ``injection.layers``: what to do after the named layers, and the prediction.
+
+        The function takes hidden states and the number of the injection, and returns the hidden states with the
+        action tokens replaced, and ``memory/ratio`` of each sample.
+        """
+        assert self.injection is not None and self.layers
+        prediction = None if self.prophet is None else self.recall(latents, batch, told)
+        shown = self._show(prediction, latents, memory, corruption, key, train)
+        graph, state = nnx.split(self.injection)
+        arrays = nnx.as_pure(state)
+
+        def inject(x: Float[Array, "batch length hidden"], number: Int32[Array, ""]) -> tuple[Array, Array]:
+            layer: GatedCrossAttention = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[number], arrays))
+            out: Injection = layer(x[:, -chunk:].astype(jnp.float32), *shown)
+            return jnp.concatenate([x[:, :-chunk], out.tokens.astype(x.dtype)], axis=1), out.ratio
+
+        return inject, prediction
+
+    def after_layers(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        chunk: int,
+        prediction: Float32[Array, "batch future tokens dim"] | None,
+        ratio: Float32[Array, "batch"],
+    ) -> WorldOutput:
+        """The output of a decoder between whose layers was injected; ``ratio`` is the mean over the injections."""
+        return WorldOutput(hidden[:, -chunk:].astype(jnp.float32), prediction, self._metrics(ratio))
+
+    def _show(
+        self,
+        prediction: Float32[Array, "batch future tokens dim"] | None,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        memory: Float32[Array, "batch future tokens dim"] | None,
+        corruption: Corruption,
+        key: jax.Array | None,
+        train: bool,
+    ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, "batch"] | None]:
+        """The memory that the action tokens attend to, and which samples keep theirs."""
+        if memory is None:
+            if corruption in SHUFFLED:
+                raise UserError(f"corruption {corruption!r} needs a memory; give that of another episode (VLA.recall)")
+            memory = prediction if prediction is not None else self._copy(latents)
+        memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
+        return corrupt(memory, corruption, key), self._keep(memory.shape[0], key, train, corruption)
+
+    def _metrics(self, ratio: Float32[Array, "batch"]) -> dict[str, Float32[Array, "batch"]]:
+        assert self.injection is not None
+        gate = jnp.mean(jnp.abs(jnp.tanh(self.injection.gate[...])))
+        return {"memory/gate": jnp.broadcast_to(gate, ratio.shape), "memory/ratio": ratio}
+
+    def loss(
+        self,
+        prediction: Float32[Array, "batch future tokens dim"],
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        future: Float32[Array, "batch future tokens dim"],
+        mask: Bool[Array, "batch future"],
+    ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
+        """The unweighted world loss and its metrics."""
+        current = self.prepare(latents)[:, -1]
+        if future.shape[1] < self.shape.future or mask.shape != future.shape[:2]:
+            raise UserError(
+                f"future latents are {future.shape} with a mask {mask.shape}; "
+                f"prophet.future {self.shape.future} frames are needed"
+            )
+        target, mask = self.fit(future[:, : self.shape.future]), mask[:, : self.shape.future]
+        loss = world_loss(self.objective, prediction, target, current, mask)
+        return loss, {"world/loss": loss} | world_metrics(prediction, target, current, mask)
+
+    def prepare(
+        self, latents: Float32[Array, "batch frames tokens dim"] | None
+    ) -> Float32[Array, "batch history tokens dim"]:
+        """The newest ``history`` frames as the Prophet sees them: pooled to one token if it has one."""
+        if latents is None:
+            raise UserError(f"latents are missing; memory.input {self.config.input!r} needs them, give a latent store")
+        if latents.shape[1] < self.shape.history:
+            raise UserError(f"latents have {latents.shape[1]} frames; prophet.history needs {self.shape.history}")
+        return self.fit(latents[:, -self.shape.history :])
+
+    def fit(self, latents: Float32[Array, "batch frames tokens dim"]) -> Float32[Array, "batch frames fitted dim"]:
+        """Latents in the shape that the Prophet predicts: pooled to one token and layer-normed, if it does so.
+
+        Raises:
+            UserError: tokens or channels other than the Prophet's.
+
+        """
+        tokens, dim = latents.shape[2:]
+        if dim != self.shape.latent_dim or self.shape.tokens not in (1, tokens):
+            raise UserError(
+                f"latents are [..., {tokens}, {dim}]; the Prophet is built for [..., {self.shape.tokens}, "
+                f"{self.shape.latent_dim}], set prophet.tokens and prophet.latent_dim"
+            )
+        if self.shape.tokens != tokens:
+            latents = jnp.mean(latents, axis=2, keepdims=True)
+        return jax.nn.standardize(latents, axis=-1, epsilon=1e-6) if self.objective.layer_norm else latents
+
+    def _predict(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        mask: Bool[Array, "batch length"],
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        told: Context | None,
+    ) -> Float32[Array, "batch future tokens dim"] | None:
+        if self.prophet is None or self.is_forward_model:
+            return None
+        if self.config.input != "hidden":
+            return self.recall(latents, hidden.shape[0], told)
+        # Without latents (acting) nothing reads this prediction; zeros keep it well defined.
+        shape = (hidden.shape[0], self.shape.tokens, self.shape.latent_dim)
+        current = jnp.zeros(shape) if latents is None else self.prepare(latents)[:, -1]
+        return self.prophet.predict_from_hidden(hidden, mask, current)
+
+    def recall(
+        self, latents: Float32[Array, "batch history tokens dim"] | None, batch: int, told: Context | None = None
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """The memory of variants that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
+        if self.prophet is None:
+            return self._copy(latents)
+        if self.config.input == "constant":
+            shape = (batch, self.shape.history, self.shape.tokens, self.shape.latent_dim)
+            return self.prophet(jnp.ones(shape), told)  # not zeros: the input projection would never train
+        return self.prophet(self.prepare(latents), told)
+
+    def _copy(
+        self, latents: Float32[Array, "batch history tokens dim"] | None
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """z(t) repeated for every future frame."""
+        return jnp.repeat(self.prepare(latents)[:, -1:], self.shape.future, axis=1)
+
+    def _keep(
+        self, batch: int, key: jax.Array | None, train: bool, corruption: Corruption
+    ) -> Bool[Array, "batch"] | None:
+        """Which samples keep their memory; None says all."""
+        if corruption == "closed":
+            return jnp.zeros((batch,), bool)
+        if not train or not self.config.dropout:
+            return None
+        return jax.random.bernoulli(jax.random.fold_in(_need(key), DROPOUT), 1.0 - self.config.dropout, (batch,))
+
+
+def corrupt(
+    memory: Float32[Array, "batch future tokens dim"], corruption: Corruption, key: jax.Array | None
+) -> Float32[Array, "batch future tokens dim"]:
+    """The memory that an evaluation shows instead of the true one.
+
+    ``closed`` is left to the gate; for the shuffled ones the memory given is another episode's already.
+
+    Raises:
+        UserError: unknown corruption.
+
+    """
+    if corruption not in get_args(Corruption):
+        raise unknown_name("corruption", corruption, get_args(Corruption))
+    if corruption == "zero":
+        return jnp.zeros_like(memory)
+    if corruption == "noise":
+        return jax.random.normal(jax.random.fold_in(_need(key), NOISE), memory.shape)
+    return memory
+
+
+def _need(key: jax.Array | None) -> jax.Array:
+    assert key is not None, "memory dropout and noise need a key"
+    return key

@@ -1,0 +1,49 @@
+"""A run's demonstrations: recorded once by the train command, found again by those that look at the run."""
+
+from pathlib import Path
+
+from wmjax.core.errors import UserError
+from wmjax.core.location import Location
+from wmjax.core.paths import cache_root
+from wmjax.data.store import TrainingStore
+from wmjax.experiment.config import Experiment
+from wmjax.recording.record import record
+
+
+def demonstrations(experiment: Experiment) -> TrainingStore:
+    """The training store of the experiment: a given one, or recorded here once per data config."""
+    data = experiment.data
+    if data.path:
+        return TrainingStore(data.path)
+    folder = recorded_folder(experiment)
+    if (folder / "manifest.json").is_file():
+        return TrainingStore(folder)
+    return record(
+        folder,
+        data.suite,
+        data.tasks,
+        data.episodes_per_task,
+        data.observation,
+        workers=data.workers,
+        config=data.demonstrations,
+    )
+
+
+def find_store(experiment: Experiment, data: Location | None) -> TrainingStore:
+    """The demonstrations that a run was trained on: the given ones, or what it recorded. Never records any.
+
+    Raises:
+        UserError: they are not there; recording others would take half an hour and be other data.
+
+    """
+    if data is not None or experiment.data.path:
+        return TrainingStore(data or experiment.data.path)
+    folder = recorded_folder(experiment)
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"demonstrations {folder} are not in the cache; name the run's training store with --data")
+    return TrainingStore(folder)
+
+
+def recorded_folder(experiment: Experiment) -> Path:
+    """Where the demonstrations of an experiment lie that were recorded here."""
+    return cache_root() / "demos" / f"{experiment.dataset}-{experiment.data.identity()}"

@@ -1,0 +1,114 @@
+"""The diagnosis of a checkpoint without a simulator, written as tables, JSON and a picture."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from wmjax.core.errors import UserError
+from wmjax.core.files import atomic_path, write_json
+from wmjax.core.location import Location
+from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.provenance import provenance
+from wmjax.diagnostics.diagnosis import TITLES, diagnose
+from wmjax.diagnostics.imagined_frames import Imagined
+from wmjax.diagnostics.picture import draw
+from wmjax.diagnostics.text_table import Section, plain
+from wmjax.experiment.config import Experiment, from_dict
+from wmjax.models.vla import VLA
+from wmjax.pipeline.demonstrations import find_store
+from wmjax.pipeline.evaluate_checkpoint import identity
+from wmjax.pipeline.latents import find_latents
+from wmjax.policy.restore import load_model
+from wmjax.trainer import checkpoint
+from wmjax.trainer.config import Inputs
+from wmjax.trainer.inputs import make_inputs
+
+BATCHES = 16
+"""Of 32 samples: all of a usual validation split."""
+
+
+def diagnose_checkpoint(
+    run: Path,
+    *,
+    split: Literal["val", "train"] = "val",
+    batches: int = BATCHES,
+    data: Location | None = None,
+    out: Path | None = None,
+) -> None:
+    """Prints the diagnosis of a checkpoint and writes it beside the run.
+
+    Args:
+        run: a run's folder, whose newest checkpoint is taken, or one of its checkpoints.
+        split: ``val`` or ``train``.
+        batches: of 32 samples, at most.
+        data: the run's training store, if it is not in the cache.
+        out: the JSON file; ``RUN/diagnostics/STEP-SPLIT.json`` when None. The picture lies beside it.
+
+    Raises:
+        UserError: ``batches`` below 1; no complete checkpoint; data that are missing or not the run's.
+
+    """
+    keep_compiled_programs()
+    if batches < 1:
+        raise UserError(f"--batches is {batches}; it must be at least 1")
+    folder = checkpoint.find(run)
+    experiment, model, inputs = load(folder, data)
+    found = diagnose(model, inputs, split, batches, experiment.train.seed, experiment.train.trainable)
+    header = describe(folder, experiment, inputs, split)
+    print(render(header, found.sections))
+    out = out or folder.parent.parent / "diagnostics" / f"{folder.name}-{split}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, plain(header | found.sections))
+    print(f"\nwritten: {out}")
+    if found.imagined is not None:
+        print(f"written: {write_picture(out.with_suffix('.png'), found.imagined, inputs)}")
+
+
+def write_picture(path: Path, imagined: Imagined, inputs: Inputs) -> Path:
+    """Writes what the Prophet imagines, as the camera of the latents sees it; returns the path."""
+    assert inputs.latents is not None
+    camera = inputs.store.spec.cameras.index(inputs.latents.spec.camera)
+    with atomic_path(path) as temporary:
+        draw(imagined, inputs.store, camera).save(temporary, format="PNG")
+    return path
+
+
+def load(folder: Path, data: Location | None = None) -> tuple[Experiment, VLA, Inputs]:
+    """The experiment of a checkpoint, its model with the averaged parameters, and the data that it was trained on.
+
+    Raises:
+        UserError: a damaged checkpoint, data that are missing or differ from what the specs in it say.
+
+    """
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    store = find_store(experiment, data)
+    latents = find_latents(experiment, store, meta["specs"]["encoder"])
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
+    inputs.require_same(meta)
+    return experiment, load_model(folder), inputs
+
+
+def describe(folder: Path, experiment: Experiment, inputs: Inputs, split: str) -> dict[str, Any]:
+    """What the numbers are of: run, step, split, and how they were made."""
+    episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
+    return {
+        **provenance(),
+        **identity(folder),
+        "run": experiment.name,
+        "step": int(folder.name),
+        "split": split,
+        "episodes": [int(index) for index in episodes],
+        "tasks": [dataclasses.asdict(task) for task in inputs.store.tasks],
+    }
+
+
+def render(header: dict[str, Any], sections: dict[str, Section]) -> str:
+    """The report: one table per section."""
+    lines = [
+        f"run {header['run']}, step {header['step']}, {header['split']} split of {len(header['episodes'])} episodes, "
+        f"commit {header['commit']}"
+    ]
+    for name, section in sections.items():
+        lines += ["", f"== {TITLES[name]} ==", section.table()]
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""An evaluation from start to verdict: episodes, results on disk, table, provenance."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmjax.analysis.summary import Summary, summarize
+from wmjax.core.files import only_one, write_json
+from wmjax.core.provenance import provenance
+from wmjax.core.specs import to_dict
+from wmjax.reporting.evaluation_page import REPORT, write_report
+from wmjax.reporting.video.clips import Videos
+from wmjax.reporting.video.nearest_frames import Album
+from wmjax.rollout.actors import Actor
+from wmjax.rollout.benchmark_log import keep_record
+from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder
+from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.results import EpisodeRecord, Results, read_records
+from wmjax.rollout.runner import Runner
+from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import simulator_version
+from wmjax.sim.pool import Pool
+from wmjax.sim.worker import WorkerSettings
+
+log = logging.getLogger("wmjax.rollout")
+
+
+def evaluate(
+    actor: Actor,
+    protocol: Protocol,
+    out: Path,
+    workers: int = 2,
+    videos: int = 0,
+    header: Mapping[str, Any] | None = None,
+    *,
+    episodes: Sequence[EpisodeId] | None = None,
+    records: Path | None = None,
+    album: Album | None = None,
+    shard: Shard = WHOLE,
+    env_factory: str = "wmjax.sim.env:LiberoEnv",
+    timeout: float = 120.0,
+) -> Summary:
+    """Runs what is left of an evaluation and returns the verdict on all of it.
+
+    Args:
+        actor: who acts.
+        protocol: what is run.
+        out: folder of the results; an interrupted evaluation in it goes on where it stopped.
+        workers: simulator processes.
+        videos: successes and failures per task to keep as videos.
+        header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
+        episodes: the episodes, if not the protocol's own (replays run recorded ones).
+        records: where a run of the benchmark leaves its record; ``out/results`` when None.
+        album: shows in the videos what was imagined in training frames.
+        shard: which part of how many to run here, see :mod:`wmjax.rollout.evaluation_shards`; the verdict is then on
+            what all shards have finished so far.
+        env_factory: ``"module:attribute"`` of the environment.
+        timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
+
+    Raises:
+        UserError: ``out`` holds another evaluation, the actor does not fit the protocol, bad input in the simulator.
+
+    """
+    out, header = Path(out), dict(header or {})
+    spec = actor.observation_spec
+    everything = {"actor": actor.name, "protocol": dataclasses.asdict(protocol), "observation": to_dict(spec), **header}
+    results = Results(shard_folder(out, shard), everything)
+    wanted = protocol.episodes() if episodes is None else list(episodes)
+    finished = gather(out, results.header)
+    left = [episode for episode in part(wanted, shard) if episode.key not in finished]
+    log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
+    if left:
+        started = time.monotonic()
+        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride)
+        frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
+        settings = WorkerSettings(spec, frames, env_factory)
+        with Pool(settings, min(workers, len(left)), timeout) as pool:
+            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")), album)
+            runner.run(left)
+        seconds = time.monotonic() - started
+        _save(results, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})
+        finished = gather(out, results.header)
+    missing = sum(episode.key not in finished for episode in wanted)
+    if missing:
+        log.info("shard %d/%d is done; %d episodes of other shards are missing", *shard, missing)
+    elif finished and (left or set(finished) != _keys(out) or not (out / REPORT).is_file()):
+        _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
+    return summarize(finished.values())
+
+
+def _keys(out: Path) -> set[str]:
+    return {record.key for record in read_records(out)}
+
+
+def _conclude(
+    out: Path,
+    header: Mapping[str, Any],
+    finished: Mapping[str, EpisodeRecord],
+    wanted: Sequence[EpisodeId],
+    records: Path,
+    protocol: Protocol,
+) -> None:
+    """Leaves the table, the benchmark's record and, last, the report of a whole evaluation.
+
+    Killed on the way and called again, it does what is missing. Shards that end at the same moment take turns.
+    """
+    with only_one(out / ".lock"):
+        sharded = (out / "shards").is_dir()
+        results = Results(out, header)
+        if results.finished != set(finished):
+            merge(results, finished, wanted)
+        if not _is_current(out / "summary.json", results):
+            _save(results, _speed_of_shards(out) if sharded else {})
+        if protocol.init == "benchmark":
+            keep_record(records, protocol.name, json.loads((out / "summary.json").read_text()))
+        log.info("report: %s", write_report(out))
+
+
+def _is_current(path: Path, results: Results) -> bool:
+    """Whether a summary is there and counts all of these episodes."""
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    counted = json.loads(json.dumps(summarize(results.records).as_dict()))
+    return all(written.get(name) == value for name, value in counted.items())
+
+
+def _speed_of_shards(out: Path) -> dict[str, float]:
+    """As if all that ran had run side by side; a shard that was killed left no numbers."""
+    files = [out / "summary.json", *out.glob("shards/*-of-*/summary.json")]
+    written = [json.loads(path.read_text()) for path in files if path.is_file()]
+    parts = [part for part in written if "shards" not in part]  # that one is the summary of all
+    return {
+        "seconds": max((part["seconds"] for part in parts), default=0.0),
+        "control_steps_per_second": sum(part["control_steps_per_second"] for part in parts),
+        "shards": len(list(out.glob("shards/*-of-*"))),
+    }
+
+
+def _save(results: Results, speed: Mapping[str, float]) -> None:
+    """Writes ``summary.json``; ``speed`` says how long it took and how fast that was, if that is known."""
+    content = {
+        **provenance(),
+        "simulator": simulator_version(),
+        "header": results.header,
+        **{name: round(value, 2) for name, value in speed.items()},
+        **summarize(results.records).as_dict(),
+    }
+    write_json(results.folder / "summary.json", content)

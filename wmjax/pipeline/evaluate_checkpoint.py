@@ -1,0 +1,156 @@
+"""The closed-loop evaluation of a checkpoint."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmjax.analysis.summary import Summary
+from wmjax.core.corruption import SHUFFLED
+from wmjax.core.errors import UserError
+from wmjax.core.files import hash_json
+from wmjax.core.location import Location
+from wmjax.core.paths import keep_compiled_programs, records_folder
+from wmjax.core.shards import WHOLE, Shard
+from wmjax.core.specs import require_equal, to_dict
+from wmjax.data.latents import LatentStore
+from wmjax.data.observation import Prompt
+from wmjax.data.store import TrainingStore
+from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, dotted, from_dict
+from wmjax.pipeline.demonstrations import find_store
+from wmjax.pipeline.evaluate import evaluate
+from wmjax.pipeline.latents import find_latents, made_before
+from wmjax.policy.interventions import Donors
+from wmjax.policy.policy import Policy, load_policy
+from wmjax.reporting.caveats import timing
+from wmjax.reporting.video.nearest_frames import Album, spread
+from wmjax.rollout.policy_actor import PolicyActor
+from wmjax.rollout.protocol import Protocol
+from wmjax.trainer import checkpoint
+from wmjax.trainer.checkpoint import find
+
+log = logging.getLogger("wmjax.evaluate")
+
+
+def evaluate_checkpoint(
+    path: Path,
+    protocol: Protocol,
+    out: Path,
+    *,
+    workers: int = 2,
+    videos: int = 2,
+    batch_size: int = 1,
+    shard: Shard = WHOLE,
+    data: Location | None = None,
+) -> Summary:
+    """Evaluates a run's newest checkpoint, or one checkpoint's folder.
+
+    ``data`` is the run's training store for a shuffled memory, if it is not in the cache.
+
+    Raises:
+        UserError: no complete checkpoint there, for a shuffled memory no training store or none of the protocol's
+            tasks in it, or see :func:`wmjax.pipeline.evaluate.evaluate`.
+
+    """
+    keep_compiled_programs()
+    path = checkpoint.find(path)
+    header = {**identity(path), "batch_size": batch_size}
+    policy = load_policy(
+        path,
+        batch_size=batch_size,
+        open_loop_horizon=protocol.open_loop_horizon,
+        oracle=protocol.oracle,
+        corruption=protocol.corruption,
+    )
+    header |= timing(policy, protocol)
+    donors = _donors(policy, data) if protocol.corruption in SHUFFLED else None
+    if donors is not None:
+        for task in protocol.tasks:  # says now what is missing, not after the first tasks
+            donors.choose(np.random.default_rng(0), protocol.corruption, protocol.suite, task)
+        header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
+    actor = PolicyActor(policy, protocol.seed, donors)
+    album = _album(policy) if videos else None
+    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
+
+
+def _album(policy: Policy) -> Album | None:
+    """Frames that a policy was trained on, by their latents, if they are at hand and its Prophet predicts such latents.
+
+    Videos mean the same without them: nothing is made or downloaded for it.
+    """
+    if not policy.predicts:
+        return None
+    try:
+        if (made := made_before(policy.experiment)) is None:
+            return None
+        store, latents = made
+        _require_same(policy, store, latents)
+    except UserError as error:  # replaced since
+        log.info("videos are without the nearest training frames: %s", error)
+        return None
+    frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
+    camera = store.spec.cameras.index(latents.spec.camera)
+    return Album(store, frames, camera, policy.fit(np.asarray(latents.latents[0, frames], np.float32)))
+
+
+def _require_same(policy: Policy, store: TrainingStore, latents: LatentStore) -> None:
+    """Refuses demonstrations or latents that are not of the kind that a policy was trained on."""
+    assert policy.encoder_spec is not None
+    latents.check(store)
+    require_equal(store.spec, policy.observation_spec, "the training data", "the checkpoint")
+    require_equal(latents.spec, policy.encoder_spec, "the training data", "the checkpoint")
+
+
+def _donors(policy: Policy, data: Location | None) -> Donors:
+    """The demonstrations that a policy was trained on, with their latents.
+
+    Raises:
+        UserError: they are not in the cache and not given, or they are not the policy's.
+
+    """
+    experiment = policy.experiment
+    assert policy.encoder_spec is not None
+    store = find_store(experiment, data)
+    latents = find_latents(experiment, store, to_dict(policy.encoder_spec))
+    assert latents is not None
+    _require_same(policy, store, latents)
+    parts = [policy.prompt(task.instruction) for task in store.tasks]
+    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    return Donors(store, latents, experiment.model.prophet.history, prompts)
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """A policy in an evaluation's header: its checkpoint and its recipe, and in words what it was trained on.
+
+    Raises:
+        UserError: no complete checkpoint there.
+
+    """
+    manifest = json.loads((find(path) / "manifest.json").read_text())
+    experiment = manifest["meta"]["experiment"]
+    encoder = manifest["meta"]["specs"]["encoder"]  # with the hash of its weights
+    names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
+    # Only what a parameter depends on.
+    settings = dotted(experiment).items()
+    trained = {k: v for k, v in settings if k not in RESUMABLE and not k.startswith("evaluation.")}
+    return {
+        "checkpoint": {"step": manifest["step"], "hash": hash_json(manifest["sha256"])},
+        "experiment": {**names, "seed": experiment["train"]["seed"]},
+        "recipe_hash": hash_json([trained, encoder]),
+        "training": _training(from_dict(experiment)),
+    }
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    """What names and hash of a recipe do not tell a reader: settings that are not in its files, and tasks."""
+    try:
+        changed = changed_settings(experiment)
+    except UserError as error:  # files that were renamed since
+        log.info("what was changed in the recipe is not known: %s", error)
+        changed = {}
+    own = (*RESUMABLE, "train.seed")
+    found = {"changed": {k: v for k, v in changed.items() if k not in own and not k.startswith("evaluation.")}}
+    data = experiment.data
+    return found if data.path else found | {"suite": data.suite, "tasks": list(data.tasks)}

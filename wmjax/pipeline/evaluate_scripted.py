@@ -1,0 +1,61 @@
+"""The closed-loop evaluation of an actor without a network: recorded actions, the expert, no motion, random actions."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from wmjax.analysis.summary import Summary
+from wmjax.core.errors import UserError
+from wmjax.core.location import Location
+from wmjax.core.shards import WHOLE, Shard
+from wmjax.data.statistics import action_spec
+from wmjax.data.store import TrainingStore
+from wmjax.pipeline.evaluate import evaluate
+from wmjax.rollout import actors
+from wmjax.rollout.protocol import Protocol
+
+log = logging.getLogger("wmjax.evaluate")
+SCRIPTED = ("replay", "expert", "noop", "random")
+"""Actors without a network."""
+REPLAYS_SUCCEED = 0.99
+"""Share of the replays that must succeed before any policy is worth evaluating."""
+
+
+def evaluate_scripted(
+    name: str,
+    protocol: Protocol,
+    out: Path,
+    *,
+    workers: int = 2,
+    videos: int = 2,
+    shard: Shard = WHOLE,
+    data: Location | None = None,
+) -> Summary:
+    """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` acts what the training store ``data`` recorded.
+
+    Raises:
+        UserError: ``replay`` without ``data``, or see :func:`wmjax.pipeline.evaluate.evaluate`.
+
+    """
+    if name != "replay":
+        scripted = (actors.Expert(), actors.Noop(), actors.Random(protocol.seed))
+        chosen = next(actor for actor in scripted if actor.name == name)
+        return evaluate(chosen, protocol, out, workers, videos, shard=shard)
+    if data is None:
+        raise UserError("--data is missing; --policy replay needs the training store to replay")
+    store = TrainingStore(data)
+    spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")  # as in training
+    actor = actors.Replay(store, spec, watch=True)
+    episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
+    protocol, header = dataclasses.replace(protocol, max_steps=actor.longest), {"store": store.hash}
+    return evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, shard=shard)
+
+
+def replay_status(summary: Summary) -> int:
+    """The exit status of a replay: 1, with a logged error, if too few replays succeeded."""
+    if summary.overall.rate >= REPLAYS_SUCCEED:
+        return 0
+    log.error("fewer than %.0f %% of the replays succeed: the path is broken", 100 * REPLAYS_SUCCEED)
+    return 1

@@ -1,0 +1,97 @@
+"""A run's latents: encoded once by the train command, found again by those that look at the run."""
+
+from pathlib import Path
+from typing import Any
+
+from wmjax.core.command import Progress
+from wmjax.core.errors import UserError
+from wmjax.core.location import Remote, location
+from wmjax.core.paths import cache_root
+from wmjax.core.specs import EncoderSpec, from_dict, require_equal, spec_hash
+from wmjax.data.latents import LatentStore
+from wmjax.data.store import TrainingStore
+from wmjax.encoders.encode import Encoder, encode_store
+from wmjax.encoders.vjepa2 import encoder_spec
+from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
+from wmjax.experiment.config import EncoderConfig, Experiment
+from wmjax.experiment.latent_settings import latent_spec, open_latents, require_camera
+from wmjax.pipeline.demonstrations import recorded_folder
+
+
+def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None = None) -> LatentStore:
+    """The latent store of a training store and an encoder: a given one, or made here once.
+
+    Variants without world memory use its table of image shifts too, so that all variants train on the same pixels.
+
+    Raises:
+        UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
+
+    """
+    config = experiment.encoder
+    spec = spec or latent_spec(config, experiment.data)
+    require_camera(config, store.spec.cameras)
+    store.verify_once()
+    if config.path:
+        latents = open_latents(config.path, spec, config.views, config.max_shift)
+    else:
+        folder = _encoded(config, spec, store)
+        if not (folder / "manifest.json").is_file():
+            encoder = make_encoder(config)
+            progress = Progress("encoding", "episodes")
+            encode_store(store, folder, encoder, views=config.views, max_shift=config.max_shift, progress=progress)
+        latents = LatentStore(folder)
+    latents.check(store)
+    latents.verify_once()
+    return latents
+
+
+def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> Path:
+    """Where latents lie that were made here."""
+    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
+    return cache_root() / "latents" / name
+
+
+def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | None:
+    """Demonstrations and latents of an experiment if they lie here already; nothing is made, downloaded or hashed."""
+    config = experiment.encoder
+    demos = location(experiment.data.path or recorded_folder(experiment))
+    if isinstance(demos, Remote) or not (demos / "manifest.json").is_file():
+        return None
+    store = TrainingStore(demos)
+    latents = location(config.path or _encoded(config, latent_spec(config, experiment.data), store))
+    if isinstance(latents, Remote) or not (latents / "manifest.json").is_file():
+        return None
+    return store, LatentStore(latents)
+
+
+def find_latents(experiment: Experiment, store: TrainingStore, saved: dict[str, Any] | None) -> LatentStore | None:
+    """The latents that the run was trained on, encoded again if need be; None if its variant reads none.
+
+    Raises:
+        UserError: the encoder is not the one in the checkpoint.
+
+    """
+    if saved is None:
+        return None
+
+    config, then = experiment.encoder, from_dict(EncoderSpec, saved, "the checkpoint")
+    now = encoder_spec(config.model, config.pooling_grid, config.clip_length, config.camera)
+    require_equal(now, then, f"encoder {config.model!r}", "the checkpoint", ignore=("mean", "std"))
+    return encode(experiment, store)
+
+
+def make_encoder(config: EncoderConfig) -> Encoder:
+    """The latent encoder in the framework that the settings name.
+
+    Raises:
+        UserError: the ``torch`` backend without PyTorch.
+
+    """
+    arguments = (config.model, config.pooling_grid, config.clip_length, config.camera)
+    if config.backend == "jax":
+        return JaxEncoder(*arguments)
+    try:
+        from encoders_export.vjepa import TorchEncoder
+    except ImportError as error:
+        raise UserError(f"encoder.backend is 'torch' but {error}; run ./setup.sh export, or use 'jax'") from error
+    return TorchEncoder(*arguments)

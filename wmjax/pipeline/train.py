@@ -1,0 +1,115 @@
+"""The stages of a training run, in order: plan, demonstrations, latents, training, closed loop, verdict."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+from wmjax.analysis.summary import Summary
+from wmjax.core import distributed, logs
+from wmjax.core.paths import keep_compiled_programs
+from wmjax.data.latents import LatentStore
+from wmjax.data.store import TrainingStore
+from wmjax.experiment.checks import given_store, require_fit
+from wmjax.experiment.config import load, to_dict
+from wmjax.experiment.dry_run import describe
+from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
+from wmjax.models.backbones.pretrained import load_backbone
+from wmjax.models.vla import VLA
+from wmjax.pipeline.demonstrations import demonstrations
+from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
+from wmjax.pipeline.latents import encode
+from wmjax.pipeline.verdict import verdict
+from wmjax.sim.libero import require_simulator
+from wmjax.trainer.inputs import make_inputs
+from wmjax.trainer.loop import train
+
+
+def run(
+    recipe: str,
+    scale: str,
+    dataset: str | None,
+    settings: dict[str, Any],
+    *,
+    folder: Path | None = None,
+    evaluates: bool = True,
+) -> None:
+    """Runs all stages of an experiment.
+
+    Args:
+        recipe: a variant and a head, such as ``e2_flow``.
+        scale: a file of ``train/scales``.
+        dataset: a file of ``train/data``; the scale's when None.
+        settings: nested settings, laid over the files.
+        folder: the run's folder; ``<cache>/runs/<name>`` when None.
+        evaluates: whether the closed-loop evaluation follows the training.
+
+    Raises:
+        UserError: bad settings, data or weights.
+
+    """
+    keep_compiled_programs()
+    # 1. What will run.
+    experiment = load(recipe, scale, dataset, settings)
+    plan = plan_run(experiment, folder, evaluates=evaluates)
+    first = distributed.is_first()
+    log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
+    log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
+    distributed.alone(lambda: save_settings(plan.folder, plan.settings))
+    require_saved(plan.folder, plan.settings)
+    # 2. Demonstrations.
+    store = plan.store or distributed.first(lambda: demonstrations(experiment))
+    if evaluates:  # demonstrations of another simulator would be refused there, after the training
+        distributed.alone(lambda: require_simulator(store.spec))
+    # 3. Latents.
+    latents = distributed.first(lambda: encode(experiment, store, plan.latent_spec))
+    # 4. Training.
+    checkpoint = fit(plan, store, latents)
+    # 5. Closed loop. 6. The verdict.
+    if evaluates:
+        distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
+
+
+def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, Any], *, evaluates: bool = True) -> None:
+    """Prints what :func:`run` would do; touches neither data nor weights.
+
+    Raises:
+        UserError: settings that contradict each other, or a mesh that does not fit the devices.
+
+    """
+    experiment = load(recipe, scale, dataset, settings)
+    require_fit(experiment, given_store(experiment, needed=False), evaluates=evaluates)
+    distributed.join()
+    text = f"run: {default_folder(experiment)}\n{describe(experiment)}"
+    distributed.alone(lambda: print(text))
+
+
+def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore) -> Path:
+    """Trains the plan's model; returns the last checkpoint's folder."""
+    experiment, weights = plan.experiment, plan.weights.folder
+    return train(
+        lambda rngs: VLA(experiment.model, rngs=rngs),
+        make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train),
+        plan.folder,
+        experiment.train,
+        experiment.optimizer,
+        experiment.mesh,
+        max_shift=experiment.encoder.max_shift,
+        meta={"experiment": to_dict(experiment), "backbone_hash": plan.weights.hash},
+        on_checkpoint=functools.partial(judge_early, plan),
+        load_base=None if weights is None else functools.partial(load_backbone, weights, experiment.model.backbone),
+    )
+
+
+def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
+    """Evaluates a checkpoint in the middle of training, if the settings ask for it."""
+    every = plan.experiment.evaluation.every
+    if plan.protocol and every and step % every == 0 and step < plan.experiment.train.steps:
+        print(judge(plan, checkpoint).table())
+
+
+def judge(plan: RunPlan, checkpoint: Path) -> Summary:
+    """Closed-loop success of a checkpoint on the plan's protocol, on the tasks that it was trained on."""
+    assert plan.protocol is not None
+    settings, out = plan.experiment.evaluation, plan.evaluation_folder(checkpoint)
+    return evaluate_checkpoint(checkpoint, plan.protocol, out, workers=settings.workers, videos=settings.videos)

@@ -1,0 +1,1 @@
+"""A checkpoint as a policy that acts, and the interventions on its world memory."""

@@ -1,0 +1,322 @@
+"""A checkpoint becomes a policy: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float32, UInt8
+
+from wmjax.core.corruption import SHUFFLED, Corruption
+from wmjax.core.errors import UserError
+from wmjax.core.rng import stable_hash
+from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
+from wmjax.core.specs import from_dict as spec_from_dict
+from wmjax.data.observation import Observation, Prompt
+from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
+from wmjax.data.windows import clip_indices
+from wmjax.encoders.vjepa2 import VJEPA2Encoder, latents
+from wmjax.experiment.config import Experiment, from_dict
+from wmjax.models.inputs import ModelInput
+from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.vla import VLA
+from wmjax.models.world.config import unfit_memory
+from wmjax.policy.interventions import Donor, Errors, mix
+from wmjax.policy.restore import averaged_parameters, restore_encoder, restore_model
+from wmjax.trainer import checkpoint
+
+
+class Carry(NamedTuple):
+    """What a policy remembers of each slot's episode: the clip's frames and the latent history, oldest first.
+
+    ``prediction`` is what the last decision expected of the next frames; it is only compared with what came.
+    """
+
+    clip: UInt8[Array, "batch clip height width 3"]
+    latents: Float32[Array, "batch history tokens dim"]
+    prediction: Float32[Array, "batch future tokens dim"]
+
+
+def observe(carry: Carry, frames: UInt8[Array, "batch n height width 3"], first: Array, encode: Any) -> Carry:
+    """Pushes the newly due frames through the clip buffer and their latents into the history.
+
+    At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
+    windows of the training data do (``data.windows``: indices clamped at the episode's first frame).
+    """
+    clip, new = watch(jnp.where(first[:, None, None, None, None], frames[:, :1], carry.clip), frames, encode)
+    history = jnp.where(first[:, None, None, None], new[:, :1], carry.latents)
+    latents = jnp.concatenate([history, new], 1)[:, -history.shape[1] :]
+    return carry._replace(clip=clip, latents=latents)
+
+
+def watch(
+    clip: UInt8[Array, "batch clip height width 3"], frames: UInt8[Array, "batch n height width 3"], encode: Any
+) -> tuple[UInt8[Array, "batch clip height width 3"], Float32[Array, "batch n tokens dim"]]:
+    """The clip after some more frames, and the latent of each of these."""
+    length, n = clip.shape[1], frames.shape[1]
+    every = jnp.concatenate([clip, frames], 1)
+    clips = every[:, clip_indices(np.arange(length, length + n), 0, length)]  # the windows of the training data
+    new = encode(clips.reshape(-1, *clips.shape[2:]))
+    return every[:, -length:], new.reshape(clips.shape[0], n, *new.shape[1:])
+
+
+class Policy:
+    """A trained model that acts. Built by :func:`load_policy`.
+
+    Attributes:
+        observation_spec, action_spec, encoder_spec: what the checkpoint was trained on.
+        batch_size: rows of every call; slots without an episode are padding.
+        frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
+        future_frames: frames of the true future that every call needs under an oracle; 0 without one.
+        corruption: what the action tokens get in the place of the world memory.
+
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        specs: dict[str, Any],
+        params: dict[str, Array],
+        base: str | None = None,
+        *,
+        batch_size: int,
+        open_loop_horizon: int,
+        oracle: float | None = None,
+        corruption: Corruption = "none",
+    ):
+        self.experiment = experiment
+        self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
+        self.action_spec = spec_from_dict(ActionSpec, specs["action"], "checkpoint")
+        # Older checkpoints of e0plus name an encoder, which nothing looks through.
+        encoder = specs["encoder"] if experiment.model.memory.reads_latents else None
+        self.encoder_spec = None if encoder is None else spec_from_dict(EncoderSpec, encoder, "checkpoint")
+        self.batch_size, self.open_loop_horizon = batch_size, open_loop_horizon
+        stride = self.observation_spec.frame_stride
+        if open_loop_horizon % stride or not 0 < open_loop_horizon <= self.action_spec.chunk:
+            raise UserError(
+                f"open_loop_horizon is {open_loop_horizon}; it must be a multiple of frame_stride ({stride}) "
+                f"and at most the action chunk ({self.action_spec.chunk})"
+            )
+        self.frames_per_decision = open_loop_horizon // stride
+        self.oracle = oracle
+        self.future_frames = 0 if oracle is None else experiment.model.prophet.future
+        self.corruption: Corruption = corruption
+        if reason := unfit_memory(experiment.model.memory, oracle, corruption):
+            raise UserError(reason)
+        self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
+        self._model: VLA = restore_model(experiment, params, base)
+        self._encoder = (
+            None if self.encoder_spec is None else restore_encoder(experiment.encoder.model, self.encoder_spec)
+        )
+        graph, self._state = nnx.split((self._model, self._encoder))
+        self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether its Prophet predicts latents of frames that an encoder sees."""
+        return self._model.world.prophet is not None and self.encoder_spec is not None
+
+    def fit(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n fitted dim"]:
+        """Raw latents in the units and the shape that the Prophet predicts."""
+        assert self.encoder_spec is not None
+        return np.asarray(self._model.world.fit(normalise_latents(latents[:, None], self.encoder_spec)))[:, 0]
+
+    def initial_carry(self) -> Carry:
+        """Empty buffers; every episode's first observation refills its row."""
+        size, batch = self.observation_spec.image_size, self.batch_size
+        spec, prophet = self.encoder_spec, self.experiment.model.prophet
+        future = (prophet.future, prophet.tokens, prophet.latent_dim) if self.predicts else (0, 0, 0)
+        clip, history = (
+            (0, (0, 0, 0)) if spec is None else (spec.clip_length, (prophet.history, spec.tokens_per_frame, spec.dim))
+        )
+        return Carry(
+            jnp.zeros((batch, clip, size, size, 3), jnp.uint8),
+            jnp.zeros((batch, *history)),
+            jnp.zeros((batch, *future)),
+        )
+
+    def prompt(self, instruction: str) -> Prompt:
+        """The tokenised instruction (batch 1, numpy).
+
+        Raises:
+            UserError: empty, or too long for the model's prompt bucket.
+
+        """
+        return self._prompts(instruction)
+
+    def require_prompts(self, hashes: dict[str, str]) -> None:
+        """Checks that instructions become the tokens that the policy was trained on.
+
+        Raises:
+            UserError: a tokenizer or chat template with another hash.
+
+        """
+        for name, then in hashes.items():
+            if (now := self._prompts.hashes[name]) != then:
+                raise UserError(
+                    f"the prompt's {name} has the hash {now}, the checkpoint was trained with {then}; "
+                    "set prompt.tokenizer to the one it was trained with"
+                )
+
+    def __call__(
+        self,
+        carry: Carry,
+        observation: Observation,
+        keys: Array,
+        future: UInt8[Array, "batch future cameras height width 3"] | None = None,
+        donor: Donor | None = None,
+    ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
+        """One decision for every row.
+
+        Args:
+            carry: what the rows remember; donated.
+            observation: what they see.
+            keys: of the noise, one per row.
+            future: the next ``future_frames`` frames of every row, under an oracle.
+            donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
+
+        Returns:
+            The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
+            ``memory/ratio``, and ``world/error`` and ``world/copy_error``, how far the last decision's prediction of
+            the newest frame was off and how far a copy would have been (NaN at an episode's first decision). Under
+            an oracle also ``oracle/error`` and ``oracle/copy_error``, the same for this decision's prediction of all
+            of the true future. With a Prophet that looks at something also ``seen`` [batch, history, tokens, dim],
+            up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
+
+        Raises:
+            ValueError: a future without an oracle, or an oracle without the future; the same of a donor.
+
+        """
+        if (future is None) != (self.oracle is None):
+            raise ValueError(f"oracle is {self.oracle}; future frames belong to an oracle and to nothing else")
+        if (donor is None) != (self.corruption not in SHUFFLED):
+            raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
+        return self._step(self._state, carry, observation, keys, future, donor)
+
+    def _act(
+        self,
+        graph: nnx.GraphDef,
+        state: nnx.State,
+        carry: Carry,
+        observation: Observation,
+        keys: Array,
+        future: UInt8[Array, "batch future cameras height width 3"] | None,
+        donor: Donor | None,
+    ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
+        model, encoder = nnx.merge(graph, state)
+        history = memory = None
+        numbers: dict[str, Array] = {}
+        if encoder is not None and self.encoder_spec is not None:
+            camera = self.observation_spec.cameras.index(self.encoder_spec.camera)
+            before = carry
+            carry = observe(carry, observation.images[:, :, camera], observation.first, self._encode(encoder))
+            history = normalise_latents(carry.latents, self.encoder_spec)
+        inputs = ModelInput(
+            images=observation.images[:, -1],
+            state=normalise_state(observation.state, self.action_spec),
+            prompt=observation.prompt,
+            latents=history,
+            future=None,
+            future_mask=None,
+        )
+        if self.oracle is not None and encoder is not None and future is not None and history is not None:
+            truth = self._true_future(model, encoder, carry, future[:, :, camera])
+            memory, errors = mix(model, history, truth, self.oracle, model.context(inputs))
+            numbers = errors.named("oracle")
+        shape = (self.action_spec.chunk, self.action_spec.dim)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        if self.corruption in ("noise", *SHUFFLED):
+            memory = self._other_memory(model, inputs, keys, donor)
+        action, info = model.sample(inputs, noise, corruption=_inside(self.corruption), memory=memory)
+        info |= numbers
+        prediction = info.pop("prediction", None)
+        if prediction is not None and history is not None:
+            info |= self._errors(model, before, history, observation.first)
+            info |= {"seen": model.world.prepare(history), "imagined": prediction}
+            carry = carry._replace(prediction=prediction)
+        return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
+
+    def _other_memory(
+        self, model: VLA, inputs: ModelInput, keys: Array, donor: Donor | None
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """Noise, or a donor's memory: drawn here row by row, because rows must not depend on each other."""
+        if donor is None:
+            prophet = self.experiment.model.prophet
+            shape, name = (prophet.future, prophet.tokens, prophet.latent_dim), stable_hash("memory noise")
+            return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, name), shape))(keys)
+        assert self.encoder_spec is not None
+        return model.recall(inputs._replace(**donor.normalised(self.encoder_spec, self.action_spec)._asdict()))
+
+    def _errors(
+        self, model: VLA, before: Carry, history: Float32[Array, "batch history tokens dim"], first: Array
+    ) -> dict[str, Array]:
+        """Those of the last decision's prediction of the newest frame, if the Prophet looks that far."""
+        assert self.encoder_spec is not None
+        ahead = self.frames_per_decision
+        if ahead > before.prediction.shape[1]:
+            return {}
+        then = model.world.prepare(normalise_latents(before.latents, self.encoder_spec))[:, -1]
+        errors = Errors.of(before.prediction[:, ahead - 1], then, model.world.prepare(history)[:, -1])
+        return {name: jnp.where(first, jnp.nan, error) for name, error in errors.named("world").items()}
+
+    def _true_future(
+        self, model: VLA, encoder: VJEPA2Encoder, carry: Carry, frames: UInt8[Array, "batch future height width 3"]
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """z₊: the latents of the frames that follow the carry's, as the world loss would compare them."""
+        assert self.encoder_spec is not None
+        _, latents = watch(carry.clip, frames, self._encode(encoder))
+        return model.world.fit(normalise_latents(latents, self.encoder_spec))
+
+    def _encode(self, encoder: VJEPA2Encoder) -> Any:
+        assert self.encoder_spec is not None
+        return functools.partial(latents, encoder, grid=self.encoder_spec.pooling_grid)
+
+
+def _inside(corruption: Corruption) -> Corruption:
+    """What is left to do to a memory for the network itself."""
+    return "none" if corruption == "noise" else corruption
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    batch_size: int = 2,
+    open_loop_horizon: int | None = None,
+    oracle: float | None = None,
+    corruption: Corruption = "none",
+) -> Policy:
+    """The policy of a run's newest checkpoint, or of one checkpoint folder.
+
+    Args:
+        path: a run's folder, or ``<run>/checkpoints/<step>``.
+        batch_size: rows per call, for as many simulators.
+        open_loop_horizon: control steps executed per decision; the whole chunk by default.
+        oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
+        corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
+            (:mod:`wmjax.policy.interventions`).
+
+    Raises:
+        UserError: no complete checkpoint there, a damaged file, or specs of another version.
+
+    """
+    folder = checkpoint.find(Path(path))
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    params = averaged_parameters(folder, experiment)
+    horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
+    base = meta.get("backbone_hash")
+    policy = Policy(
+        experiment,
+        meta["specs"],
+        params,
+        base,
+        batch_size=batch_size,
+        open_loop_horizon=horizon,
+        oracle=oracle,
+        corruption=corruption,
+    )
+    policy.require_prompts(meta.get("prompt", {}))  # checkpoints before November 2026 have none
+    return policy

@@ -1,0 +1,79 @@
+"""The network and the encoder of a checkpoint, for everybody who looks at a run: policy, diagnosis, export."""
+
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from wmjax.core.errors import UserError
+from wmjax.core.rng import named_key
+from wmjax.core.specs import EncoderSpec
+from wmjax.encoders.vjepa2 import VJEPA2Encoder, load_encoder, resolve_folder, weights_hash
+from wmjax.experiment.config import Experiment, from_dict
+from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, load_backbone
+from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
+from wmjax.models.vla import VLA
+from wmjax.trainer import checkpoint
+
+
+def load_model(folder: Path) -> VLA:
+    """The network of a checkpoint's folder, with the averaged parameters.
+
+    Raises:
+        UserError: a damaged checkpoint, or the backbone's published weights are not those it was trained on.
+
+    """
+    meta = checkpoint.read_meta(folder)
+    experiment = from_dict(meta["experiment"])
+    return restore_model(experiment, averaged_parameters(folder, experiment), meta.get("backbone_hash"))
+
+
+def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
+    """The network: trained parameters from the checkpoint; frozen ones from where training had them.
+
+    Raises:
+        UserError: the backbone's published weights are not those that the policy was trained on.
+
+    """
+
+    def build() -> VLA:
+        return VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
+
+    trains = trainable_filter(experiment.train.trainable)
+    graph, trainable, frozen = split_model(nnx.eval_shape(build), trains)
+    trained = from_named(trainable, params)
+    if jax.tree.leaves(frozen):
+        frozen = jax.jit(lambda: split_model(build(), trains)[2])()
+        if base is not None:
+            folder = backbone_folder(experiment.train.backbone_weights)
+            if (found := backbone_hash(folder)) != base:
+                raise UserError(
+                    f"train.backbone_weights in {folder} has the hash {found}, the checkpoint was trained on {base}; "
+                    "use the weights that the policy was trained on"
+                )
+            _, frozen = load_backbone(folder, experiment.model.backbone, trained, frozen)
+    return nnx.merge(graph, trained, frozen)
+
+
+def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
+    """The trained parameters of a checkpoint, averaged over steps, by name.
+
+    Raises:
+        UserError: a damaged checkpoint, or one of another network.
+
+    """
+    model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
+    like = to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
+    return checkpoint.restore(folder, "ema", like)
+
+
+def restore_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
+    """The encoder that made the training latents, and no other."""
+    folder = resolve_folder(name)
+    if weights_hash(folder) != spec.weights_hash:
+        raise UserError(
+            f"EncoderSpec.weights_hash is {spec.weights_hash} in the checkpoint, {weights_hash(folder)} in {folder}; "
+            "set encoder.model to the encoder that the policy was trained with"
+        )
+    return load_encoder(folder)

@@ -1,0 +1,1 @@
+"""Demonstrations and random motion, recorded in the simulator."""

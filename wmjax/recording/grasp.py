@@ -1,0 +1,247 @@
+"""Choosing how to grasp: candidates in order of preference, checked by kinematics and clearances."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from wmjax.recording.privileged_scene import (
+    HOME_JOINTS,
+    UP,
+    Matrix,
+    Scene,
+    Vector,
+    rotation_about,
+    rotation_vector,
+    rotation_z,
+)
+
+RIM_RADIUS = 0.046
+RIM_HEIGHT = 0.034
+"""Where a LIBERO bowl's rim is, from its origin (m)."""
+MAX_OPENING = 0.078
+"""Widest thing (m) that fits between the fingers."""
+MAX_TURN = np.deg2rad(100)
+TILTS = (0.0, 0.12, 0.24, 0.36)
+APPROACH_HEIGHTS = (0.10, 0.05, 0.02, 0.0)
+HOPELESS = 10.0
+"""A grasp of at least this cost does not succeed."""
+PLACE_HEIGHTS = (0.02, 0.08)
+HAND_LENGTH, WRIST_OFFSET = 0.2104, 0.088
+"""The Panda's flange-to-fingertip length and wrist offset (m)."""
+ARM_LENGTH = 0.7194
+"""Shoulder to wrist with a straight elbow (m)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraspStyle:
+    """Which of the many ways to grasp an object: what all demonstrations of a task have in common.
+
+    Attributes:
+        angle: where around the object (degrees, world), a multiple of 15.
+        sign: which of the two opposite headings of the hand, 1 or -1.
+        tilt: of the hand towards the robot (rad).
+
+    """
+
+    angle: int
+    sign: int
+    tilt: float
+
+
+class NoGraspError(RuntimeError):
+    """An object lies so that no hand pose could grasp it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A hand pose to grasp with, and how much it is liked before anything is checked (less is better)."""
+
+    preference: float
+    angle: float
+    position: Vector
+    rotation: Matrix
+    style: GraspStyle
+    shifted: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Grasp:
+    """The chosen grasp.
+
+    Attributes:
+        angle: where around the object (rad).
+        position: of the hand when closing (m, world).
+        rotation: of the hand.
+        offset: ``position`` seen from the object's origin.
+        travel_height: height (m) at which the hand travels to above the object.
+        cost: of the choice; from ``HOPELESS`` on several poses are out of reach or in the way.
+        style: which way of grasping it is.
+
+    """
+
+    angle: float
+    position: Vector
+    rotation: Matrix
+    offset: Vector
+    travel_height: float
+    cost: float
+    style: GraspStyle | None = None
+
+    def at(self, origin: Vector) -> "Grasp":
+        """The same grasp of the object at ``origin`` (m, world)."""
+        position = origin + self.offset
+        height = self.travel_height + position[2] - self.position[2]
+        return dataclasses.replace(self, position=position, travel_height=float(height))
+
+
+def reach_height(scene: Scene, position: Vector, rotation: Matrix, margin: float = 0.012) -> float:
+    """Highest hand position (m) above ``position`` before the Panda's elbow straightens."""
+    shoulder, down = scene.shoulder_position, rotation[:, 2]
+    flat = ((position - HAND_LENGTH * down - shoulder) * [1, 1, 0]).astype(float)
+    distance = np.linalg.norm(flat) + WRIST_OFFSET * down[2]
+    length = ARM_LENGTH - margin
+    hand = -HAND_LENGTH * down[2] + WRIST_OFFSET * np.sqrt(max(0.0, 1 - down[2] ** 2))
+    return float(shoulder[2] - hand + np.sqrt(max(length**2 - distance**2, 0.0)))
+
+
+def plan_grasp(
+    scene: Scene, item: str, target: str, *, rim: bool, clearance: float, style: GraspStyle | None = None
+) -> Grasp:
+    """The best way to grasp ``item`` and put it onto ``target``, wherever the arm is now.
+
+    Args:
+        scene: the scene now.
+        item: object to grasp.
+        target: object, fixture or region to put it onto.
+        rim: grasp the rim (bowls) instead of the whole width.
+        clearance: distance (m) that the hand should keep from everything else.
+        style: taken unless its cost is :data:`HOPELESS` or more; the best of all then, or when None.
+
+    Raises:
+        NoGraspError: there is no candidate at all.
+
+    """
+    candidates = sorted(grasp_candidates(scene, item, rim), key=lambda c: c.preference)
+    best, best_cost = None, np.inf
+    for candidate in (c for c in candidates if c.style == style and not c.shifted):
+        cost = obstacle_cost(scene, item, target, candidate, clearance, HOPELESS)
+        if cost < HOPELESS:
+            return _chosen(scene, item, candidate, candidate.preference + cost)
+    for candidate in candidates:
+        if candidate.preference >= best_cost:
+            break
+        limit = best_cost - candidate.preference
+        cost = candidate.preference + obstacle_cost(scene, item, target, candidate, clearance, limit)
+        if cost < best_cost:
+            best, best_cost = candidate, cost
+    if best is None:
+        raise NoGraspError(f"no grasp candidate for {item}")
+    return _chosen(scene, item, best, best_cost)
+
+
+def _chosen(scene: Scene, item: str, best: Candidate, cost: float) -> Grasp:
+    """A candidate with its travel height."""
+    origin, position = scene.position(item), best.position
+    reach = max(reach_height(scene, position, best.rotation), position[2] + 0.04)
+    height = min(max(position[2] + 0.08, origin[2] + 0.12), reach)
+    return Grasp(best.angle, position, best.rotation, position - origin, float(height), float(cost), best.style)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """A place to close the fingers: the closing line's angle, the hand's position, a penalty, a free shift."""
+
+    angle: float
+    position: Vector
+    penalty: float
+    shifts: tuple[Vector, ...]
+
+
+def _tilt(scene: Scene, item: str) -> Matrix:
+    """How an object leans, without its heading; upright if it lies on its side."""
+    rotation = scene.rotation(item)
+    if rotation[2, 2] < 0.8:
+        rotation = np.eye(3)
+    return rotation @ rotation_z(-np.arctan2(rotation[1, 0], rotation[0, 0]))
+
+
+def _rim_sides(scene: Scene, item: str) -> Iterator[_Side]:
+    """Every 15 degrees around a bowl's rim, at two depths."""
+    origin, tilt = scene.position(item), _tilt(scene, item)
+    shifts = (np.zeros(3), tilt @ np.array([0, 0, 0.009]))
+    for angle in np.deg2rad(np.arange(-180, 180, 15)):
+        rim = np.array([np.cos(angle) * RIM_RADIUS, np.sin(angle) * RIM_RADIUS, RIM_HEIGHT])
+        yield _Side(float(angle), origin + tilt @ rim, 0.0, shifts)
+
+
+def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
+    """Every direction in which an object is narrow enough, measured in a band around the grasp height."""
+    vertices = scene.vertices(item)
+    low, high = vertices.min(0), vertices.max(0)
+    height = high[2] - min(0.035, max(0.5 * (high[2] - low[2]), 0.012))
+    band = vertices[np.abs(vertices[:, 2] - height) < 0.02]
+    band = band if len(band) > 10 else vertices
+    middle = (band[:, :2].max(0) + band[:, :2].min(0)) / 2
+    for angle in np.deg2rad(np.arange(-90, 90, 15)):
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        along = band[:, :2] @ direction
+        width = along.max() - along.min()
+        if width <= MAX_OPENING:
+            centre = middle + direction * ((along.max() + along.min()) / 2 - middle @ direction)
+            yield _Side(float(angle), np.r_[centre, height], 4 * max(0.0, width - 0.05), (np.zeros(3),))
+
+
+def grasp_candidates(scene: Scene, item: str, rim: bool) -> Iterator[Candidate]:
+    """Hand poses for each side of an object: both headings, four tilts towards the robot, the side's shifts."""
+    sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
+    radial = (scene.position(item) - scene.shoulder_position) * [1, 1, 0]
+    tilt_axis = np.cross(UP, radial / np.linalg.norm(radial))
+    for side in sides:
+        for sign in (1, -1):
+            upright = _facing_down(side.angle, sign)
+            turn = float(np.linalg.norm(rotation_vector(upright @ scene.home_rotation.T)))
+            if turn > MAX_TURN:
+                continue
+            for tilt in TILTS:
+                rotation = rotation_about(tilt_axis, -tilt) @ upright
+                style = GraspStyle(round(np.rad2deg(side.angle)), sign, tilt)
+                for number, shift in enumerate(side.shifts):
+                    preference = turn + tilt + side.penalty + 30 * float(np.linalg.norm(shift))
+                    yield Candidate(preference, side.angle, side.position + shift, rotation, style, number > 0)
+
+
+def _facing_down(angle: float, sign: int) -> Matrix:
+    """The hand pointing down with the closing direction's normal at ``angle``."""
+    x = sign * np.array([np.cos(angle), np.sin(angle), 0.0])
+    z = np.array([0, 0, -1.0])
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:
+    """What stands against a candidate: poses out of reach, obstacles, an elbow that straightens.
+
+    The cost only grows while poses are checked; checking stops when it has reached ``limit``.
+    """
+    position, rotation = candidate.position, candidate.rotation
+    carried = scene.place_position(target) + position - scene.position(item)
+    joints = np.array(HOME_JOINTS)
+    bad, elbow = 0.0, -9.0
+    for height in APPROACH_HEIGHTS:
+        solution = scene.solve(position + height * UP, rotation, joints)
+        joints = solution.joints
+        elbow = max(elbow, float(joints[3]))
+        violation = scene.clearance_violation(item, clearance)
+        bad += (not solution.reached) * 1.0 + (0.3 + 30 * min(violation, 0.03) if violation > 0 else 0.0)
+        if _total(bad, elbow) >= limit:
+            return _total(bad, elbow)
+    for height in PLACE_HEIGHTS:
+        solution = scene.solve(carried + height * UP, rotation, joints)
+        elbow = max(elbow, float(solution.joints[3]))
+        bad += (not solution.reached) * 0.5
+    return _total(bad, elbow)
+
+
+def _total(bad: float, elbow: float) -> float:
+    """Cost of what is wrong and of an elbow angle (rad) that comes near straight, where the arm is weak."""
+    return 2.0 * max(0.0, elbow + 1.2) + 5 * (bad + max(0.0, elbow + 0.9))

@@ -1,0 +1,1 @@
+"""HTML pages about evaluations and datasets."""

@@ -1,0 +1,164 @@
+"""A self-contained ``report.html`` of one evaluation: verdict, tasks, videos, curves, controls, provenance."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from wmjax.analysis.comparison import Comparison, compare
+from wmjax.analysis.summary import Summary, summarize
+from wmjax.core.errors import UserError
+from wmjax.core.files import atomic_path
+from wmjax.core.paths import records_folder
+from wmjax.reporting import sections
+from wmjax.reporting.controls import controls
+from wmjax.reporting.curves import Metrics, read_metrics
+from wmjax.reporting.gallery import choose, find_clips
+from wmjax.reporting.html import Html, actor_label, element, join
+from wmjax.reporting.provenance_section import provenance, reproduce
+from wmjax.rollout.benchmark_log import count_records
+from wmjax.rollout.results import EpisodeRecord, read_header, read_records
+
+REPORT = "report.html"
+"""What a whole evaluation leaves last."""
+VIDEO_LIMIT = 20_000_000
+"""Bytes of video, as embedded, that a report may hold."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
+"""Content security policy: a browser loads nothing from outside and runs no script, whatever the results hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation's folder holds.
+
+    Attributes:
+        folder: of the results.
+        header: what defines the evaluation.
+        records: its finished episodes.
+        summary: counted from the records.
+        finished: ``summary.json``, which only a finished evaluation has; else empty.
+        run: folder of the run that it lies in, if any.
+        recorded_runs: how often this recipe was run on the benchmark, as far as is on record.
+
+    """
+
+    folder: Path
+    header: dict[str, Any]
+    records: list[EpisodeRecord]
+    summary: Summary
+    finished: dict[str, Any]
+    run: Path | None
+    recorded_runs: int
+
+
+def write_report(evaluation: Path, out: Path | None = None, compare_with: Sequence[Path] = ()) -> Path:
+    """Writes the report of an evaluation and returns its path.
+
+    Args:
+        evaluation: folder of the results.
+        out: the HTML file; default ``report.html`` in the folder.
+        compare_with: folders of other evaluations of the same episodes, compared in pairs with this one.
+
+    Raises:
+        UserError: no or a damaged evaluation, no episodes yet, evaluations that cannot be compared, ``out`` cannot
+            be written.
+
+    """
+    evaluation = Path(evaluation)
+    out = Path(out) if out is not None else evaluation / REPORT
+    content = page(load_evaluation(evaluation), [Path(other) for other in compare_with])
+    try:
+        with atomic_path(out) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); name an HTML file") from error
+    return out
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Reads an evaluation's folder.
+
+    Raises:
+        UserError: no or a damaged evaluation, or no episode in it.
+
+    """
+    _require_evaluation(folder)
+    header, records = read_header(folder), read_records(folder)
+    if not records:
+        raise UserError(f"{folder}: the evaluation has no finished episode yet; run it first")
+    recorded = max(count_records(place, header) for place in (folder / "results", records_folder()))
+    return Evaluation(
+        folder, header, records, summarize(records), _read_json(folder / "summary.json"), find_run(folder), recorded
+    )
+
+
+def find_run(folder: Path) -> Path | None:
+    """The run that an evaluation at ``RUN/evaluations/STEP/PROTOCOL`` lies in."""
+    parents = folder.resolve().parents
+    inside = len(parents) > 2 and parents[1].name == "evaluations"
+    return parents[2] if inside and (parents[2] / "config.json").is_file() else None
+
+
+def page(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -> str:
+    """The whole HTML document."""
+    header, records = evaluation.header, evaluation.records
+    config = _read_json(evaluation.run / "config.json") if evaluation.run else {}
+    gallery = choose(find_clips(evaluation.folder / "videos"), VIDEO_LIMIT)
+    by_key = {record.key: record for record in records}
+    comparisons = [_compare(other, evaluation.folder) for other in compare_with]
+    body = (
+        sections.title(header, bool(evaluation.finished)),
+        sections.verdict(header, evaluation.summary, evaluation.finished, evaluation.recorded_runs),
+        sections.tasks(evaluation.summary),
+        sections.videos(evaluation.summary, gallery, by_key, VIDEO_LIMIT),
+        sections.training(_metrics(evaluation), config, header),
+        sections.closed_loop(records),
+        controls(comparisons, evaluation.folder),
+        reproduce(evaluation.finished),
+        provenance(header, config, records, evaluation.folder),
+    )
+    head = (
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{actor_label(header)}: {sections.headline(evaluation.summary)}"),
+        element("style", Html(files("wmjax.reporting").joinpath("evaluation_page.css").read_text(encoding="utf-8"))),
+    )
+    document = element("html", element("head", *head), element("body", element("main", *body)), lang="en")
+    return join((Html("<!DOCTYPE html>\n"), document, Html("\n")))
+
+
+def _compare(other: Path, folder: Path) -> tuple[Path, dict[str, Any], Comparison]:
+    if other.resolve() == folder.resolve():
+        raise UserError(f"--compare {other} is the evaluation itself; name another one")
+    _require_evaluation(other)
+    return other, read_header(other), compare(other, folder)
+
+
+def _metrics(evaluation: Evaluation) -> Metrics | None:
+    return read_metrics(evaluation.run / "metrics.jsonl") if evaluation.run else None
+
+
+def _require_evaluation(folder: Path) -> None:
+    """Refuses what is no evaluation, and names those below a run's folder."""
+    if (folder / "header.json").is_file():
+        return
+    below = sorted(path.parent for path in folder.glob("evaluations/*/*/header.json"))
+    hint = f"did you mean {' or '.join(map(str, below[-3:]))}?" if below else "name an evaluation's folder"
+    raise UserError(f"{folder}: no evaluation there (header.json is missing); {hint}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, the report does without") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path}: damaged (not a JSON object); delete it, the report does without")
+    return dict(values)

@@ -1,0 +1,257 @@
+"""One episode as one SVG over one time axis: frames, latents as colours, action and state per dimension."""
+
+import base64
+import dataclasses
+import html
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float32
+from PIL import Image
+
+from wmjax.core.specs import ObservationSpec
+from wmjax.data.episode import EpisodeData
+from wmjax.reporting.video.latent_colours import Colours
+
+LEFT, PLOT, RIGHT = 124, 1024, 96
+"""Widths of the row names, of the longest episode, and of what sticks out: the last frame, the rows' ranges."""
+CURVE_HEIGHT, GAP, AXIS_HEIGHT = 34, 8, 18
+SMALLEST_LATENT = 36
+"""Side of a frame's latents, pixels, below which only every n-th frame's are shown."""
+FRAME_PIXELS = 160
+"""Frames larger than this are made smaller before they are embedded."""
+GRIPPER = 6
+TICK_SECONDS = 1.0
+
+POSE = ("x", "y", "z", "rot x", "rot y", "rot z")
+Range = tuple[float, float]
+Block = tuple[float, str]
+"""Height and SVG of a part of the figure, which is drawn from y = 0 downwards and from time 0 to the right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One curve; ``held`` values last until the next control step (commands), others are joined (measurements)."""
+
+    style: str
+    values: Float32[np.ndarray, "n"]
+    held: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Curves that share a vertical range; the last one is drawn on top."""
+
+    name: str
+    lines: tuple[Line, ...]
+    symmetric: bool = False
+
+    @property
+    def range(self) -> Range:
+        """Smallest and largest value; around zero for commands."""
+        low = min(float(line.values.min()) for line in self.lines)
+        high = max(float(line.values.max()) for line in self.lines)
+        return (-max(-low, high), max(-low, high)) if self.symmetric else (low, high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What all episodes of a page share, so that they can be compared.
+
+    Attributes:
+        step: pixels per control step.
+        ranges: of every row by name.
+
+    """
+
+    step: float
+    ranges: dict[str, Range]
+
+
+def rows(episode: EpisodeData) -> list[Row]:
+    """The figure's curves: seven command dimensions, then the state."""
+    commands = [Row(f"action {name}", _commands(episode, i), symmetric=True) for i, name in enumerate(POSE)]
+    commands.append(Row("gripper", _commands(episode, GRIPPER), symmetric=True))
+    pose = [Row(f"state {name}", (Line("state", episode.state[:, i]),)) for i, name in enumerate(POSE)]
+    return [*commands, *pose, Row("fingers", tuple(Line("state", episode.state[:, i]) for i in (6, 7)))]
+
+
+def is_perturbed(episode: EpisodeData) -> bool:
+    """Whether what was executed differs from the label anywhere."""
+    return not np.array_equal(episode.action, episode.executed)
+
+
+def _commands(episode: EpisodeData, index: int) -> tuple[Line, ...]:
+    label = Line("label", episode.action[:, index], held=True)
+    if not is_perturbed(episode):
+        return (label,)
+    return (Line("executed", episode.executed[:, index], held=True), label)
+
+
+def shared_scale(episodes: Sequence[EpisodeData], spec: ObservationSpec) -> Scale:
+    """The scale in which the longest episode and the largest values fit."""
+    ranges: dict[str, Range] = {}
+    for row in (row for episode in episodes for row in rows(episode)):
+        low, high = ranges.get(row.name, row.range)
+        ranges[row.name] = (min(low, row.range[0]), max(high, row.range[1]))
+    longest = max(episode.length for episode in episodes)
+    return Scale(min(PLOT / longest, RIGHT / spec.frame_stride), ranges)
+
+
+def timeline(
+    episode: EpisodeData,
+    scale: Scale,
+    spec: ObservationSpec,
+    colours: Mapping[str, Colours],
+) -> str:
+    """The figure.
+
+    Args:
+        episode: what to show.
+        scale: from :func:`shared_scale` over an equal or larger set of episodes.
+        spec: the store's.
+        colours: of the latents of every frame, by the name of their row; may be empty.
+
+    """
+    frame_width = scale.step * spec.frame_stride
+    blocks = [_axis(episode.length, scale.step, spec.control_hz), *_frames(episode, spec, scale.step, frame_width)]
+    blocks += [_latents(painted, episode, scale.step, frame_width, name) for name, painted in colours.items()]
+    top = sum(height + GAP for height, _ in blocks)
+    blocks += [_curves(row, scale) for row in rows(episode)]
+    height = sum(height + GAP for height, _ in blocks)
+    back = _gripper_closed(episode, scale.step, top, height - GAP)
+    front = _success(episode, scale.step, height - GAP)
+    label = html.escape(f"Frames, actions and state of {episode.length} control steps")
+    return (
+        f'<svg viewBox="0 0 {LEFT + PLOT + RIGHT} {height:g}" role="img" aria-label="{label}">'
+        f'<g transform="translate({LEFT} 0)">{back}{_stack(blocks)}{front}</g></svg>'
+    )
+
+
+def _stack(blocks: Iterable[Block]) -> str:
+    """Blocks below one another."""
+    parts, y = [], 0.0
+    for height, body in blocks:
+        parts.append(f'<g transform="translate(0 {y:g})">{body}</g>')
+        y += height + GAP
+    return "".join(parts)
+
+
+def _axis(length: int, step: float, control_hz: int) -> Block:
+    """Control steps, one tick per second."""
+    every = max(1, round(TICK_SECONDS * control_hz))
+    ticks = [f'<text class="tick" x="{i * step:.1f}" y="13">{i}</text>' for i in range(0, length + 1, every)]
+    return AXIS_HEIGHT, _name("control step", AXIS_HEIGHT) + "".join(ticks)
+
+
+def _frames(episode: EpisodeData, spec: ObservationSpec, step: float, frame_width: float) -> list[Block]:
+    """One strip per camera; every frame's left edge is at its control step."""
+    every = max(1, int(RIGHT / frame_width + 1e-6))
+    shown = episode.images[::every]
+    side = frame_width * every
+    pixels = min(FRAME_PIXELS, spec.image_size)
+    blocks = []
+    for camera, name in enumerate(spec.cameras):
+        strip = Image.fromarray(rearrange(np.asarray(shown[:, camera]), "f h w c -> h (f w) c"))
+        if pixels < spec.image_size:
+            strip = strip.resize((pixels * len(shown), pixels), Image.Resampling.LANCZOS)
+        x, width = episode.frame_step[0] * step, side * len(shown)
+        picture = image(encode_image(strip, "JPEG"), x, width, side, f"frames of {name}")
+        blocks.append((side, _name(name, side, _every(every)) + picture))
+    return blocks
+
+
+def _latents(colours: Colours, episode: EpisodeData, step: float, frame_width: float, name: str) -> Block:
+    """Every frame's grid of latents as a square at its control step, with a gap to the next."""
+    grid = colours.shape[1]
+    every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * grid) / frame_width))
+    side, shown = frame_width * every, colours[::every]
+    cell = max(1, 32 // grid)
+    gap = max(1, round(grid * cell * 0.06))
+    tiles = np.zeros((len(shown), grid * cell + gap, grid * cell + gap, 4), np.uint8)
+    tiles[:, :-gap, :-gap, :3] = shown.repeat(cell, 1).repeat(cell, 2)
+    tiles[:, :-gap, :-gap, 3] = 255
+    strip = Image.fromarray(rearrange(tiles, "f h w c -> h (f w) c"))
+    x, width = episode.frame_step[0] * step, side * len(shown)
+    return side, _name(name, side, _every(every)) + image(encode_image(strip, "PNG"), x, width, side, name)
+
+
+def _curves(row: Row, scale: Scale) -> Block:
+    """One row of curves in a box, its range at the right."""
+    low, high = scale.ranges[row.name]
+    width = max(len(line.values) for line in row.lines) * scale.step
+    centre = _height(0.0, low, high)
+    zero = f'<path class="zero" d="M0 {centre:.1f}H{width:.1f}"/>' if low < 0 < high else ""
+    paths = [f'<path class="{line.style}" d="{_path(line, low, high, scale.step)}"/>' for line in row.lines]
+    texts = [
+        f'<text class="range" x="{width + 6:.1f}" y="{y}">{value:.3g}</text>'
+        for value, y in ((high, 9), (low, CURVE_HEIGHT - 1))
+    ]
+    box = f'<rect class="box" width="{width:.1f}" height="{CURVE_HEIGHT}"/>'
+    return CURVE_HEIGHT, _name(row.name, CURVE_HEIGHT) + box + zero + "".join(paths) + "".join(texts)
+
+
+def _height(value: float, low: float, high: float) -> float:
+    """Where a value lies in a row, pixels from its top; in the middle if the range is empty."""
+    share = (value - low) / (high - low) if high > low else 0.5
+    return 2 + (1 - share) * (CURVE_HEIGHT - 4)
+
+
+def _path(line: Line, low: float, high: float, step: float) -> str:
+    heights = [_height(float(value), low, high) for value in line.values]
+    if line.held:
+        return f"M0 {heights[0]:.1f}" + "".join(f"V{y:.1f}H{(i + 1) * step:.1f}" for i, y in enumerate(heights))
+    return "M" + "L".join(f"{i * step:.1f} {y:.1f}" for i, y in enumerate(heights))
+
+
+def _gripper_closed(episode: EpisodeData, step: float, top: float, bottom: float) -> str:
+    """Shades the time in which the executed gripper command is "close"."""
+    closed = np.concatenate([[False], episode.executed[:, GRIPPER] > 0, [False]])
+    edges = np.flatnonzero(np.diff(closed.astype(np.int8))).reshape(-1, 2)
+    return "".join(
+        f'<rect class="closed" x="{a * step:.1f}" y="{top:g}" width="{(b - a) * step:.1f}" height="{bottom - top:g}"/>'
+        for a, b in edges.tolist()
+    )
+
+
+def _success(episode: EpisodeData, step: float, bottom: float) -> str:
+    """A line at the control step after which the task was done for the first time."""
+    success = episode.meta.get("success_step")
+    if success is None:
+        return ""
+    x = f"{success * step:.1f}"
+    return f'<path class="success" d="M{x} {AXIS_HEIGHT}V{bottom:g}"/>'
+
+
+def _name(name: str, height: float, note: str = "") -> str:
+    """A row's name at its left, and a note below."""
+    y = height / 2 + 4 - (7 if note else 0)
+    below = f'<text class="note" x="-8" y="{y + 14:g}">{html.escape(note)}</text>' if note else ""
+    return f'<text class="name" x="-8" y="{y:g}">{html.escape(name)}</text>{below}'
+
+
+def _every(every: int) -> str:
+    return "every frame" if every == 1 else f"1 of {every} frames"
+
+
+def image(data: str, x: float, width: float, height: float, label: str) -> str:
+    """An SVG image, stretched to its box."""
+    return (
+        f'<image href="{data}" x="{x:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'preserveAspectRatio="none" aria-label="{html.escape(label)}"/>'
+    )
+
+
+def encode_image(picture: Image.Image, kind: str) -> str:
+    """A JPEG or PNG as data URI."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=85, optimize=True)
+    return data_uri(buffer.getvalue(), f"image/{kind.lower()}")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes as a ``data:`` address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,1 @@
+"""Videos of episodes, and the strips drawn below them."""

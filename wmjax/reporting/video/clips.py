@@ -1,0 +1,119 @@
+"""Videos of episodes: all cameras side by side, a caption and what was imagined below, at the rate of the frames."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from wmjax.core.files import atomic_path
+
+CAPTION = 48
+"""Height of the caption strip, pixels: three lines."""
+MINIMUM_HEIGHT = 224
+"""Smaller frames are enlarged by a whole factor to at least this height, so that captions fit."""
+
+Frames = UInt8[np.ndarray, "frames cameras height width 3"]
+Strips = UInt8[np.ndarray, "frames height width 3"]
+
+
+class Videos:
+    """Keeps the first ``per_task`` successes and the first ``per_task`` failures of each task as mp4.
+
+    Args:
+        folder: of the mp4 files, which are named after episode and outcome and never overwritten.
+        per_task: 0 keeps none.
+        rate: frames per second of simulated time.
+
+    """
+
+    def __init__(self, folder: Path, per_task: int, rate: float) -> None:
+        self._folder = Path(folder)
+        self._per_task = per_task
+        self._rate = rate
+        self._counts: Counter[tuple[str, str]] = Counter()
+        for path in self._folder.glob("*.mp4"):
+            task, _, outcome = path.stem.split("__")[:3]
+            self._counts[task, outcome] += 1
+
+    def wanted(self, suite: str, task_id: int, outcome: str | None = None) -> bool:
+        """Whether a video of that task (and outcome, if known already) would be kept."""
+        outcomes = ("success", "failure") if outcome is None else (outcome,)
+        return any(self._counts[f"{suite}-{task_id}", kind] < self._per_task for kind in outcomes)
+
+    def add(
+        self,
+        suite: str,
+        task_id: int,
+        episode: str,
+        outcome: str,
+        frames: Frames,
+        captions: Sequence[str],
+        strips: Sequence[Strips] = (),
+    ) -> Path:
+        """Writes one video and returns its path.
+
+        Args:
+            suite: of the episode.
+            task_id: of the episode.
+            episode: distinguishes the episode within its task, such as ``random-17``.
+            outcome: ``success`` or ``failure``.
+            frames: in order.
+            captions: one per frame; long lines are wrapped.
+            strips: pictures per frame to show one below the other under the caption, cut at the video's width.
+
+        """
+        name = f"{suite}-{task_id}__{episode}__{outcome}"
+        path = self._folder / f"{name}.mp4"
+        copy = 2
+        while path.exists():
+            path = self._folder / f"{name}__{copy}.mp4"
+            copy += 1
+        write_video(path, frames, captions, self._rate, strips)
+        self._counts[f"{suite}-{task_id}", outcome] += 1
+        return path
+
+
+def write_video(
+    path: Path, frames: Frames, captions: Sequence[str], rate: float, strips: Sequence[Strips] = ()
+) -> None:
+    """Encodes an H.264 mp4, atomically."""
+    pictures = [_compose(*parts) for parts in zip(frames, captions, _below(strips, len(frames)), strict=True)]
+    height, width = pictures[0].shape[:2]
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=round(rate), options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _below(strips: Sequence[Strips], frames: int) -> Strips:
+    """The strips one below the other, as wide as the widest; of no height if there are none."""
+    width = max((strip.shape[2] for strip in strips), default=0)
+    padded = [np.pad(strip, ((0, 0), (0, 0), (0, width - strip.shape[2]), (0, 0))) for strip in strips]
+    return np.concatenate([np.zeros((frames, 0, width, 3), np.uint8), *padded], axis=1)
+
+
+def _compose(
+    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "height width 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Cameras side by side above the caption above the strip, with even sides (which yuv420p needs)."""
+    factor = max(1, -(-MINIMUM_HEIGHT // frame.shape[1]))
+    row = np.concatenate(list(frame), axis=1).repeat(factor, 0).repeat(factor, 1)
+    height, width = row.shape[0] // 2 * 2, row.shape[1] // 2 * 2
+    extra = -(-len(strip) // 2) * 2
+    canvas = Image.new("RGB", (width, height + CAPTION + extra), "black")
+    canvas.paste(Image.fromarray(row), (0, 0))
+    if extra:
+        canvas.paste(Image.fromarray(strip), (0, height + CAPTION))
+    draw = ImageDraw.Draw(canvas)
+    lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, width // 6)]
+    draw.multiline_text(
+        (4, height + 2), "\n".join(lines), fill="white", font=ImageFont.load_default(size=11), spacing=3
+    )
+    return np.asarray(canvas)

@@ -1,0 +1,89 @@
+"""What a policy imagined during an episode, as a strip under its video: predicted above what came, and real frames."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from wmjax.reporting.video.latent_colours import LatentColours, on_grid
+from wmjax.reporting.video.nearest_frames import Album
+
+CELL, GAP, LEFT, LINE = 48, 4, 66, 16
+"""Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
+UNKNOWN = 40
+"""Grey of a frame that no decision has seen: after the last one, or between the ``seen`` of two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imagined:
+    """One decision's latents, in the space in which the Prophet predicts.
+
+    Attributes:
+        frame: index of the newest frame that the decision saw.
+        seen: the newest frames' latents, oldest first, up to z(t).
+        predicted: ẑ(t+1), ẑ(t+2), ..., one per frame.
+
+    """
+
+    frame: int
+    seen: Float32[np.ndarray, "seen tokens dim"]
+    predicted: Float32[np.ndarray, "future tokens dim"]
+
+    @property
+    def latents(self) -> Float32[np.ndarray, "1+future tokens dim"]:
+        """z(t), then ẑ(t+1), ẑ(t+2), ..."""
+        return np.concatenate([self.seen[-1:], self.predicted])
+
+
+def draw_strips(
+    imagined: Sequence[Imagined], frames: int, album: Album | None = None
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """One strip per frame of the video, of the newest decision that had seen it.
+
+    Columns are t, t+1, ... counted from the decision's frame. The first row holds what was predicted then, the second
+    what came, known from later decisions, the third the training frames nearest to the first. Colours are principal
+    components of the episode's own latents less their mean at the same place of the grid, so that what stays the same
+    all the time is grey.
+
+    Args:
+        imagined: the episode's decisions in order, at least one.
+        frames: of the video; those before the first decision show it too.
+        album: where the nearest training frames are found; without it that row is left out.
+
+    """
+    # Before the first frame the windows repeat it: those have no place in the video.
+    seen = {m.frame - back: z for m in imagined for back, z in enumerate(m.seen[::-1]) if m.frame >= back}
+    truth = np.stack(list(seen.values()))
+    place = truth.mean(0)
+    colour = LatentColours.fit(truth - place)
+    drawn = []
+    for moment in imagined:
+        latents = moment.latents
+        came = [seen.get(moment.frame + ahead) for ahead in range(len(latents))]
+        rows = {"predicted": list(latents), "came": came}
+        cells = {name: [None if z is None else colour(on_grid(z - place)) for z in row] for name, row in rows.items()}
+        if album is not None:
+            cells["nearest"] = list(album.look_up(latents))
+        drawn.append(_draw(cells))
+    newest = np.searchsorted([moment.frame for moment in imagined], np.arange(frames), side="right") - 1
+    return np.stack([drawn[max(0, index)] for index in newest])
+
+
+def _draw(rows: dict[str, list[UInt8[np.ndarray, "side side 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
+    """The rows with their names; colours are enlarged, pictures made smaller."""
+    columns = len(rows["predicted"])
+    size = (LEFT + columns * (CELL + GAP), LINE + len(rows) * (CELL + GAP))
+    canvas = Image.new("RGB", size, "black")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for column in range(columns):
+        draw.text((LEFT + column * (CELL + GAP), 1), f"t+{column}" if column else "t", fill="white", font=font)
+    for number, (name, row) in enumerate(rows.items()):
+        top = LINE + number * (CELL + GAP)
+        draw.text((4, top + CELL // 2 - 6), name, fill="white", font=font)
+        for column, cell in enumerate(row):
+            pixels = np.full((1, 1, 3), UNKNOWN, np.uint8) if cell is None else cell
+            how = Image.Resampling.NEAREST if len(pixels) < CELL else Image.Resampling.LANCZOS
+            canvas.paste(Image.fromarray(pixels).resize((CELL, CELL), how), (LEFT + column * (CELL + GAP), top))
+    return np.asarray(canvas)

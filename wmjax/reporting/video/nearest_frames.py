@@ -1,0 +1,42 @@
+"""Training frames that can be found by their latents, to show in a video what a policy imagined."""
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from wmjax.analysis.neighbours import nearest
+from wmjax.data.store import TrainingStore
+
+FRAMES, BYTES = 2000, 64_000_000
+"""Most frames of an album and most bytes of their latents: at ``mini`` 2,000 frames are 25 MB."""
+
+
+class Album:
+    """Some frames of a training store with their latents in the space in which the Prophet predicts.
+
+    Args:
+        store: whose frames they are.
+        frames: their indices in the store.
+        camera: index of the camera that the latents are of.
+        latents: of these frames.
+
+    """
+
+    def __init__(
+        self,
+        store: TrainingStore,
+        frames: Int[np.ndarray, "n"],
+        camera: int,
+        latents: Float32[np.ndarray, "n tokens dim"],
+    ) -> None:
+        self._store, self._frames, self._camera, self._latents = store, frames, camera, latents
+
+    def look_up(self, latents: Float32[np.ndarray, "k tokens dim"]) -> UInt8[np.ndarray, "k height width 3"]:
+        """The picture whose latent is nearest to each of these."""
+        found = nearest(latents, self._latents)[:, 0]
+        return np.stack([np.asarray(self._store.frames[self._frames[row], self._camera]) for row in found])
+
+
+def spread(count: int, values: int) -> Int[np.ndarray, "n"]:
+    """As many of ``count`` frames as an album takes, evenly, if each has a latent of so many values."""
+    most = max(1, min(count, FRAMES, BYTES // (4 * values)))
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))

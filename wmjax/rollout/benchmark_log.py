@@ -1,0 +1,60 @@
+"""Runs of the benchmark, on record: an append-only log, so that none is run in silence until one pleases."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wmjax.core.paths import cache_root
+
+log = logging.getLogger("wmjax.rollout")
+
+
+def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
+    """Adds a benchmark run to the log: one numbered file each, none is ever overwritten.
+
+    The records are shared, so folders in the cache are written as ``$WMJAX_CACHE/...``. A run that was killed between
+    its record and its report finds its own record and leaves no second one. A recipe that has a record already is run
+    again at one's own risk of selecting on the benchmark: that is logged.
+
+    Args:
+        folder: of the records.
+        protocol: its name begins the file names.
+        content: the run's ``summary.json``.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    header = content["header"]
+    earlier = {path: json.loads(path.read_text()) for path in sorted(folder.glob(f"{protocol}-*.json"))}
+    for path, record in earlier.items():
+        if (record["header"], record["finished_at"]) == (header, content["finished_at"]):
+            return path
+    recipe = header.get("recipe_hash", "")
+    same = [path.name for path, record in earlier.items() if record["header"].get("recipe_hash", "") == recipe]
+    if recipe and same:
+        log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
+    content = {**content, "command": str(content["command"]).replace(str(cache_root()), "$WMJAX_CACHE")}
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    number = max([0, *(_number(path) + 1 for path in earlier)])
+    while True:
+        path = folder / f"{protocol}-{number:03d}.json"
+        try:
+            with path.open("x") as file:
+                file.write(text)
+        except FileExistsError:  # another run ended at the same moment
+            number += 1
+        else:
+            return path
+
+
+def count_records(folder: Path, header: Mapping[str, Any]) -> int:
+    """How often the recipe of an evaluation's header was run on its protocol, as far as ``folder`` knows."""
+    name = header.get("protocol", {}).get("name", "")
+    records = [json.loads(path.read_text())["header"] for path in folder.glob(f"{name}-*.json")]
+    return sum(record.get("recipe_hash", "") == header.get("recipe_hash", "") for record in records)
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1

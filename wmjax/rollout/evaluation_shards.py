@@ -1,0 +1,54 @@
+"""One evaluation over several processes or hosts: each runs its part, the last one to end writes the table.
+
+    OUT/shards/0-of-4/     header.json, episodes.jsonl, summary.json of one shard
+    OUT/                   the same of all episodes, once there are all; as if one process had run them
+
+The folder must be one that all of them see. What a shard finished is finished for everybody, so an evaluation may be
+resumed with another number of shards, or with none. Imports no jax.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmjax.core.shards import WHOLE, Shard, check_shard
+from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, require_same_header
+from wmjax.sim.episode import EpisodeId
+
+
+def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
+    """A shard's episodes: neighbours, because a worker that changes the task builds its simulation anew."""
+    index, count = check_shard(shard)
+    return list(episodes[len(episodes) * index // count : len(episodes) * (index + 1) // count])
+
+
+def shard_folder(out: Path, shard: Shard) -> Path:
+    """Where a shard's results go; ``out`` itself for the only one."""
+    return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
+
+
+def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
+    """All finished episodes by key: those of ``out`` and of every shard in it, whatever their number.
+
+    Raises:
+        UserError: a shard is one of another evaluation, or damaged.
+
+    """
+    found: dict[str, EpisodeRecord] = {}
+    for folder in (out, *sorted((out / "shards").glob("*-of-*"))):
+        records = read_records(folder, torn=True)
+        if records:
+            require_same_header(read_header(folder), header, folder)
+        for record in records:
+            found.setdefault(record.key, record)
+    return found
+
+
+def merge(results: Results, records: Mapping[str, EpisodeRecord], order: Sequence[EpisodeId]) -> None:
+    """Makes the whole evaluation's results those of all shards, in the protocol's order.
+
+    Two shards that end at the same moment may both do it: they write the same bytes.
+    """
+    keys = [episode.key for episode in order]
+    surplus = sorted(set(records) - set(keys))
+    results.replace([records[key] for key in (*keys, *surplus) if key in records])

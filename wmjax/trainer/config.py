@@ -1,0 +1,127 @@
+"""The settings of a training, and what it is given to train on."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from wmjax.core.errors import UserError
+from wmjax.core.files import hash_json
+from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, to_dict
+from wmjax.data.latents import LatentStore
+from wmjax.data.loader import LoaderConfig
+from wmjax.data.observation import Prompt
+from wmjax.data.split import split_episodes
+from wmjax.data.statistics import Normalisation
+from wmjax.data.store import TrainingStore
+from wmjax.models.parameters import RANDOM, Trainable
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and how often.
+
+    ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
+    weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
+    ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
+    control steps after the observation, for evaluations with that ``execution_delay``.
+    """
+
+    steps: int = 3000
+    batch_size: int = 64
+    seed: int = 0
+    trainable: Trainable = "all"
+    backbone_weights: str = ""
+    validation_fraction: float = 0.05
+    state_noise: float = 0.02
+    ema_decay: float = 0.998
+    log_every: int = 50
+    eval_every: int = 500
+    eval_batches: int = 4
+    normalisation: Normalisation = "mean_std"
+    checkpoint_every: int = 250
+    threads: int = 2
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "eval_batches", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; give 1 or more")
+        if self.delay < 0:
+            raise UserError(f"train.delay is {self.delay}; give a number of control steps, 0 or more")
+        # Forgotten weights would cost hours and look like a bad recipe.
+        if self.trainable == "adapters" and not self.backbone_weights:
+            raise UserError(
+                "train.backbone_weights is empty, but train.trainable is 'adapters', which freezes the backbone; name "
+                "the folder or hub id of its weights, or 'random' for a frozen random backbone, the control"
+            )
+
+    @property
+    def published(self) -> str | None:
+        """The folder or hub id of the backbone's weights; None if it starts from random ones."""
+        return None if self.backbone_weights in ("", RANDOM) else self.backbone_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a run trains on: the opened stores, the split, the specs and one prompt per task."""
+
+    store: TrainingStore
+    latents: LatentStore | None
+    train_episodes: np.ndarray
+    val_episodes: np.ndarray
+    action_spec: ActionSpec
+    prompts: Prompt
+    prompt_hashes: dict[str, str]
+    loader: LoaderConfig
+
+    @property
+    def encoder_spec(self) -> EncoderSpec | None:
+        """The latents' spec, if the model reads any."""
+        return self.latents.spec if self.latents is not None and self.loader.include_latents else None
+
+    @property
+    def camera(self) -> int:
+        """Index of the latents' camera; variants that read none share its shifts."""
+        return 0 if self.latents is None else self.store.spec.cameras.index(self.latents.spec.camera)
+
+    @property
+    def split_hash(self) -> str:
+        """Of the validation episodes."""
+        return hash_json(self.val_episodes.tolist())
+
+    def specs(self) -> dict[str, Any]:
+        """The three specs as JSON, for the checkpoint."""
+        encoder = None if self.encoder_spec is None else to_dict(self.encoder_spec)
+        return {"observation": to_dict(self.store.spec), "encoder": encoder, "action": to_dict(self.action_spec)}
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint remembers of them, for :meth:`require_same`."""
+        hashes = {"store": self.store.hash, "split": self.split_hash, "prompt": self.prompt_hashes}
+        return {"specs": self.specs(), **hashes}
+
+    def require_same(self, meta: dict[str, Any]) -> None:
+        """Refuses inputs other than those of a checkpoint with this ``meta``.
+
+        Raises:
+            UserError: names the first differing field of specs, demonstrations, split and prompts, and both values.
+
+        """
+        names, specs = ("the training data", "the checkpoint"), meta["specs"]
+        require_equal(self.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
+        require_equal(self.action_spec, from_dict(ActionSpec, specs["action"], names[1]), *names)
+        if self.encoder_spec is not None:
+            require_equal(self.encoder_spec, from_dict(EncoderSpec, specs["encoder"], names[1]), *names)
+        found = {"store": self.store.hash, "split": self.split_hash, **self.prompt_hashes}
+        # Older ones name no store, or no split, which followed from the run's seed.
+        saved = {"store": meta.get("store", self.store.hash), "split": meta.get("split"), **meta.get("prompt", {})}
+        if saved["split"] is None:
+            train = meta.get("experiment", {}).get("train", {})
+            old = split_episodes(self.store.episodes, train["validation_fraction"], train["seed"])[1] if train else None
+            saved["split"] = self.split_hash if old is None else hash_json(old.tolist())
+        for name in saved.keys() & found.keys():
+            if saved[name] != found[name]:
+                raise UserError(
+                    f"{name} differs: {found[name]!r} in {names[0]}, {saved[name]!r} in {names[1]}; "
+                    "restore what the run was started with, or start another with --run"
+                )
