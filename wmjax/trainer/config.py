@@ -24,7 +24,9 @@ class TrainConfig:
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
     ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
-    control steps after the observation, for evaluations with that ``execution_delay``.
+    control steps after the observation, for evaluations with that ``execution_delay``. ``init_from`` is a run, or one
+    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions and
+    states.
     """
 
     steps: int = 3000
@@ -42,6 +44,7 @@ class TrainConfig:
     checkpoint_every: int = 250
     threads: int = 2
     delay: int = 0
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "eval_every", "eval_batches", "checkpoint_every", "threads"):
