@@ -31,9 +31,9 @@ CALLS, WARM_UP = 12, 2
 
 def run(session: Session) -> None:
     """The stage."""
-    small, *_, large = session.sizes.decision_batches
-    order = [(batch, "float32") for batch in session.sizes.decision_batches]
-    order += [(small, "bfloat16"), (large, "bfloat16")]
+    batches = session.sizes.decision_batches
+    order = [(batch, "float32") for batch in batches]
+    order += [(batch, "bfloat16") for batch in dict.fromkeys((batches[0], batches[-1]))]
     experiment = load(RECIPE, session.sizes.scale, None, {"train": {"backbone_weights": "random"}})
     model = filled_model(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
     for batch, dtype in order:
