@@ -30,8 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 REHEARSAL_PATIENCE = 8
 """Factor on the limits of a rehearsal: it may share two cores with other work."""
-REHEARSAL = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
-"""Compiling takes longest there, and its programs run a few times only."""
+REHEARSAL = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "OMP_NUM_THREADS": "1",
+}
+"""Compiling takes longest there, and PyTorch's threads would wait for each other on a busy machine."""
 TAIL = 400
 """Characters of a failed stage's output that its line in the results keeps."""
 

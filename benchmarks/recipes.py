@@ -118,7 +118,9 @@ def build(experiment: Experiment) -> System:
 
     graph = split_model(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))), trains)[0]
     dim = experiment.model.prophet.latent_dim
-    spec = EncoderSpec(dim=dim, pooling_grid=experiment.encoder.pooling_grid, mean=(0.0,) * dim, std=(1.0,) * dim)
+    spec = EncoderSpec(
+        dim=dim, tokens_per_frame=experiment.encoder.pooling_grid**2, mean=(0.0,) * dim, std=(1.0,) * dim
+    )
     step = make_train_step(
         graph,
         optimizer,
@@ -139,13 +141,13 @@ def costs(system: System) -> Costs:
     batch = experiment.train.batch_size
     step = flops(system.step, state, frozen, batch_shapes(experiment, batch), prompt_shapes(experiment, 1))
 
-    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, noise: jax.Array) -> jax.Array:
-        return nnx.merge(system.graph, params, frozen).sample(inputs, noise)[0]
+    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, key: jax.Array) -> jax.Array:
+        return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
 
     columns = batch_shapes(experiment, 1)
     inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
     trained = count(state.params)
-    decision = flops(decide, state.params, frozen, inputs, columns["action"])
+    decision = flops(decide, state.params, frozen, inputs, jax.random.key(0))
     looks = experiment.model.memory.reads_latents
     encoder = new_frames(experiment) * encoder_flops(experiment) if looks else 0
     return Costs(

@@ -17,7 +17,7 @@ from wmjax.core.settings import parse_overrides
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
-from wmjax.experiment.checks import final_protocol, require_fit
+from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
@@ -44,9 +44,9 @@ REFUSED = [
     (("--data.episodes_per_task", "1"), r"data\.episodes_per_task is 1; give at least 2"),
     (("--model.chunk", "2"), r"spatial_dev: open_loop_horizon is 4, but model\.chunk is 2; set model\.chunk to 4"),
     (("--data.observation.frame_stride", "3"), r"4, no multiple of the frame stride .*frame_stride\), 3; change it"),
-    (("--encoder.pooling_grid", "8"), r"encoder\.pooling_grid is 8, which gives 64 tokens .* is 16; set .* to 64"),
-    (("--encoder.pooling_grid", "0"), r"encoder\.pooling_grid is 0, which gives 64 tokens"),
-    (("--model.prophet.latent_dim", "96"), r"latents of 192 channels, but model\.prophet\.latent_dim is 96; set it to"),
+    (("--encoder.pooling_grid", "8"), r"model\.prophet\.tokens is 16, .* make 64 tokens per frame; set .* to 64"),
+    (("--encoder.pooling_grid", "0"), r"model\.prophet\.tokens is 16, .* make 64 tokens"),
+    (("--model.prophet.latent_dim", "96"), r"latent_dim is 96, .* make latents of 192 channels; set .* to 192"),
     (("--evaluation.protocol", "spatial_horizon16"), r"horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
     (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* not overlap"),
     (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
@@ -172,7 +172,8 @@ def test_missing_demonstrations_are_named_at_once(
 
 def printed(found: Experiment, run: Path) -> list[list[str]]:
     """The next commands, as a shell would split them."""
-    return [shlex.split(line, comments=True) for line in next_steps(found, run)]
+    done = final_protocol(found, given_store(found, needed=False))
+    return [shlex.split(line, comments=True) for line in next_steps(found, run, done)]
 
 
 def test_the_next_commands_work_and_change_nothing_but_the_memory(store: TrainingStore, tmp_path: Path) -> None:

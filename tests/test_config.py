@@ -12,7 +12,7 @@ from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
 from wmjax.experiment import config
 from wmjax.experiment.config import from_dict, load, owner, read_axis, recipe_names, to_dict
-from wmjax.pipeline.train import _save_config
+from wmjax.experiment.plan import save_settings
 
 RECIPES = recipe_names()
 
@@ -138,8 +138,8 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(older))
     changed = to_dict(load("e2_flow", overrides={"train": {"delay": 8}}))
     with pytest.raises(UserError, match=r"was started with train\.delay = 0, now it is 8"):
-        _save_config(tmp_path, changed)
-    _save_config(tmp_path, values)
+        save_settings(tmp_path, changed)
+    save_settings(tmp_path, values)
     assert json.loads((tmp_path / "config.json").read_text()) == values
 
 

@@ -26,8 +26,8 @@ from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.encoders import export as export_latents
 from wmjax.experiment import config
 from wmjax.experiment.checks import given_store
+from wmjax.experiment.plan import save_settings
 from wmjax.pipeline import demonstrations, latents
-from wmjax.pipeline import train as pipeline
 
 BUCKET = "memory://bucket"
 
@@ -288,9 +288,9 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp."""
 
     backend = "jax"
-    spec = EncoderSpec(name="fake", image_size=56, pooling_grid=2, dim=3)
+    spec = EncoderSpec(name="fake", tokens_per_frame=4, dim=3)
 
-    def __call__(self, clips):
+    def encode(self, clips):
         ramp = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
         return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
 
@@ -354,6 +354,6 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
     here = {**there, "data": {**there["data"], "path": str(stores[0].folder)}}
     none = {**there, "encoder": {**there["encoder"], "path": ""}}
     for values in (here, there, here):
-        pipeline._save_config(tmp_path / "run", values)
+        save_settings(tmp_path / "run", values)
     with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):
-        pipeline._save_config(tmp_path / "run", none)
+        save_settings(tmp_path / "run", none)

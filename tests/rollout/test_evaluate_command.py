@@ -136,3 +136,30 @@ def test_replays_that_fail_are_an_error(capsys, tmp_path, monkeypatch):
         arguments = f"--policy replay --data {name} --tasks 2 --episodes 1 --videos 0 --out {name}-replay"
         assert command.main(arguments.split()) == status
     assert "fewer than 99 % of the replays succeed" in capsys.readouterr().err
+
+
+def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real = scripted.evaluate
+    monkeypatch.setattr(scripted, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
+    words = "--protocol.tasks [3] --protocol.episodes_per_task=1 --max-steps 8 --protocol.execution_delay 3"
+    assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", *words.split()]) == 0
+    protocol = from_values(read_header(tmp_path / "o")["protocol"], "header")
+    assert (protocol.tasks, protocol.episodes_per_task, protocol.max_steps, protocol.execution_delay) == ((3,), 1, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--protocol.delay", "3"], "protocol.delay"),
+        (["--train.steps", "3"], "unknown option --train; settings of this command are written --protocol.NAME VALUE"),
+        (["--protocol.max_steps", "many"], "protocol.max_steps is 'many'; expected int"),
+        (["--workers=1", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_a_setting_that_is_none_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["--policy", "noop", *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error

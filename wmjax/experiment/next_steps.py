@@ -4,14 +4,12 @@ import json
 import shlex
 from pathlib import Path
 
-from wmjax.experiment.checks import final_protocol, given_store
 from wmjax.experiment.config import Experiment, changed_settings, split_recipe
-from wmjax.rollout.protocol import load_protocol, protocol_names
+from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 
 
-def next_steps(experiment: Experiment, run: Path) -> list[str]:
-    """Commands that go on from a finished run, with what they are for."""
-    done = final_protocol(experiment, given_store(experiment, needed=False))
+def next_steps(experiment: Experiment, run: Path, done: Protocol) -> list[str]:
+    """Commands that go on from a finished run, with what they are for; ``done`` is the protocol of its evaluation."""
     steps = []
     if done.suite in protocol_names() and done.name != done.suite:
         tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
