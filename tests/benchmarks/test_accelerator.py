@@ -101,7 +101,7 @@ def test_one_product_computes_what_the_linear_layers_compute():
     lora = LoRAConfig(rank=3, alpha=6.0, targets=("q_proj",))
     make = functools.partial(Linear, 8, 8, (None, None), bias=True, name="q_proj", lora=lora, adapted=("q_proj",))
     graph, shapes = nnx.split(nnx.eval_shape(lambda: stack_layers(lambda rngs: make(rngs=rngs), 2, nnx.Rngs(0))))
-    adapters, base = nnx.State.split(filled(shapes), nnx.LoRAParam, ...)
+    adapters, base = nnx.split_state(filled(shapes), nnx.LoRAParam, ...)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 8)), jnp.float32)
 
     def loss(adapters, x, remat):
