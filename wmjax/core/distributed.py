@@ -9,10 +9,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.shards import DETECT, own_shard
 
@@ -47,6 +48,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"{ADDRESS} is {address!r} but the job has one process; set JAX_NUM_PROCESSES, JAX_PROCESS_ID")
     if count == 1:
         return
+    _keep_signals()
     try:
         jax.distributed.initialize(address, count, index)  # Slurm's address is found by jax
     except ValueError as error:
@@ -61,6 +63,7 @@ def _detect(value: str) -> None:
 
     if value != "auto":
         raise UserError(f"{DETECT} is {value!r}; set it to auto, or leave it out on a single host")
+    _keep_signals()
     try:
         jax.distributed.initialize()
     except ValueError as error:
@@ -68,6 +71,13 @@ def _detect(value: str) -> None:
             f"{DETECT} is auto but jax finds no cluster here ({error}); "
             f"set {ADDRESS}, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+
+
+def _keep_signals() -> None:
+    """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would take it away, and ends nothing."""
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)
 
 
 def is_first() -> bool:
@@ -121,6 +131,49 @@ def first(body: Callable[[], T]) -> T:
     made = body()
     wait()
     return made
+
+
+def told(body: Callable[[], int]) -> int:
+    """The number that the first process finds out, on all of them."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    found = body() if is_first() else 0
+    if jax.process_count() == 1:
+        return found
+    wait()  # the exchange itself would give up on a process that is still busy with it
+    return int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+
+
+class Stopping:
+    """Whether a signal came to any process of a job, so that all of them stop behind the same step.
+
+    With several processes the answer is that of the call before: nobody waits for the devices to hear it.
+    """
+
+    def __init__(self, mesh: "Mesh") -> None:
+        self._mesh, self._asked = mesh, None
+        self._any: Any = None
+
+    def __call__(self) -> bool:
+        """All processes call it equally often and get the same answer."""
+        import jax
+
+        if jax.process_count() == 1:
+            return signals.requested()
+        before, self._asked = self._asked, self._ask(signals.requested())
+        return before is not None and bool(before.addressable_data(0))
+
+    def _ask(self, own: bool) -> Any:
+        import jax
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        everywhere = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        if self._any is None:
+            self._any = jax.jit(lambda x: x.any(), out_shardings=NamedSharding(self._mesh, PartitionSpec()))
+        flags = np.full(self._mesh.size, own)
+        answer = self._any(jax.make_array_from_callback(flags.shape, everywhere, flags.__getitem__))
+        return jax.block_until_ready(answer) if jax.default_backend() == "cpu" else answer
 
 
 def together(body: Callable[[], int]) -> int:

@@ -1,6 +1,5 @@
 """The closed-loop evaluation of a checkpoint."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Prompt
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, dotted, from_dict
+from wmjax.experiment.config import RESUMABLE, YOUNGER, Experiment, changed_settings, dotted, from_dict
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.latents import find_latents, made_before
@@ -128,12 +127,13 @@ def identity(path: Path) -> dict[str, Any]:
         UserError: no complete checkpoint there.
 
     """
-    manifest = json.loads((find(path) / "manifest.json").read_text())
+    manifest = checkpoint.read_manifest(find(path))
     experiment = manifest["meta"]["experiment"]
     encoder = manifest["meta"]["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     # Only what a parameter depends on.
     settings = dotted(experiment).items()
+    settings = [(k, v) for k, v in settings if k not in YOUNGER or v != YOUNGER[k]]
     trained = {k: v for k, v in settings if k not in RESUMABLE and not k.startswith("evaluation.")}
     return {
         "checkpoint": {"step": manifest["step"], "hash": hash_json(manifest["sha256"])},

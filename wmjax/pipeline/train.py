@@ -1,5 +1,6 @@
 """The stages of a training run, in order: settings, demonstrations, latents, training, closed loop, verdict."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -8,6 +9,7 @@ from typing import Any
 
 from wmjax.core import distributed, logs
 from wmjax.core.errors import UserError
+from wmjax.core.files import owned
 from wmjax.core.paths import cache_root, keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
@@ -65,6 +67,14 @@ def run(
     require_fit(experiment, given_store(experiment, needed=not dry_run), evaluates=evaluates)
     run = folder or cache_root() / "runs" / experiment.name
     distributed.join()
+    with contextlib.ExitStack() as held:
+        if distributed.is_first() and not dry_run:
+            held.enter_context(owned(run, "run", "choose another folder with --run"))
+        _run_stages(experiment, run, dry_run=dry_run, evaluates=evaluates)
+
+
+def _run_stages(experiment: Experiment, run: Path, *, dry_run: bool, evaluates: bool) -> None:
+    """The stages, in a folder that belongs to this job."""
     if distributed.is_first():
         log = logs.set_up(None if dry_run else run / "log.txt")
     else:
@@ -157,7 +167,7 @@ def fit(
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
         meta={"experiment": to_dict(experiment), "backbone_hash": base},
-        on_checkpoint=functools.partial(judge_early, experiment),
+        on_checkpoint=functools.partial(judge_early, experiment) if experiment.evaluation.every else None,
         load_base=None if folder is None else functools.partial(load_backbone, folder, experiment.model.backbone),
     )
 
