@@ -28,7 +28,7 @@ def run_command(body: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
-        print(stopped, file=sys.stderr, flush=True)
+        signals.say(stopped)
         return stopped.status
 
 

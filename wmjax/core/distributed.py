@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -50,11 +51,69 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         return
     _keep_signals()
     try:
-        jax.distributed.initialize(address, count, index)  # Slurm's address is found by jax
+        gpus = slurm_gpus(environment) if "SLURM_PROCID" in environment else None
+        jax.distributed.initialize(address, count, index, *([gpus] if gpus else []))  # Slurm's address is found by jax
     except ValueError as error:
         raise UserError(
             f"{ADDRESS} is missing for process {index} of {count}; set it to HOST:PORT of process 0, everywhere"
         ) from error
+
+
+def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or was told by jax's own
+    ``JAX_LOCAL_DEVICE_IDS``.
+
+    jax itself gives each task the one GPU of its number on the host, also where one task has the host for itself.
+
+    Raises:
+        UserError: the host's tasks cannot share its GPUs evenly.
+
+    """
+    visible = len(_visible_gpus(environment))
+    if not visible or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    tasks, own = _tasks_of_host(environment), int(environment.get("SLURM_LOCALID", 0))
+    total = int(environment.get("SLURM_GPUS_ON_NODE", visible))
+    if tasks == 1 or visible * tasks == total:  # Slurm has bound each task to its own already
+        return list(range(visible))
+    if visible % tasks:
+        raise UserError(
+            f"{visible} GPUs of this host do not divide over its {tasks} tasks; set --ntasks-per-node to 1 or to a "
+            "divisor, or JAX_LOCAL_DEVICE_IDS for each task"
+        )
+    share = visible // tasks
+    return list(range(own * share, (own + 1) * share))
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that this process may use, whatever they are called."""
+    if (listed := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in listed.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    return [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
+
+
+def _tasks_of_host(environment: Mapping[str, str]) -> int:
+    """Tasks of this step on this host; Slurm writes ``2(x3),1`` for two on each of three hosts and one on the last."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, hosts = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(hosts or 1)
+    return counts[min(int(environment.get("SLURM_NODEID", 0)), len(counts) - 1)]
+
+
+def host_devices(environment: Mapping[str, str] = os.environ) -> str:
+    """Says how many of the host's devices this process uses, such as ``8 of 8 devices of this host``."""
+    import jax
+
+    used = jax.local_device_count()
+    there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment)))) if _on_gpus() else used
+    return f"{used} of {max(used, there)} devices of this host"
+
+
+def _on_gpus() -> bool:
+    import jax
+
+    return jax.default_backend() == "gpu"
 
 
 def _detect(value: str) -> None:

@@ -62,6 +62,8 @@ class _State:
         """When the signal came, or when it was no longer postponed."""
         self.over = False
         """Whether the block has been left, so that nothing is left to watch."""
+        self.said = False
+        """Whether the one line has been printed."""
 
 
 _state = _State()
@@ -150,6 +152,13 @@ def stop(what: str) -> None:
     raise Stopped(_state.received or signal.SIGTERM, what)
 
 
+def say(stopped: Stopped) -> None:
+    """Prints the line with which a command ends, once."""
+    if not _state.said:
+        _state.said = True
+        print(stopped, file=sys.stderr, flush=True)
+
+
 def leave_to_parent() -> None:
     """In a worker process: the parent decides; the worker notices from its pipe that the parent is gone."""
     for number in SIGNALS:
@@ -197,6 +206,6 @@ def _end(number: int, what: str) -> None:
         for child in multiprocessing.active_children():
             child.kill()
     with contextlib.suppress(Exception):
-        print(Stopped(number, what), file=sys.stderr, flush=True)
+        say(Stopped(number, what))
         sys.stdout.flush()
     os._exit(128 + number)

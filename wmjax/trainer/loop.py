@@ -77,7 +77,7 @@ def train(
     distributed.connect(mesh)
 
     # 2. The model and the optimizer, first as shapes only: shardings are known before memory is spent.
-    optimizer = make_optimizer(optimizer_config, config.steps)
+    optimizer = make_optimizer(optimizer_config, config.steps, config.accumulate)
     trainable = trainable_filter(config.trainable)
 
     def initialise() -> tuple[TrainState, GuardState, nnx.State]:
@@ -133,6 +133,7 @@ def train(
     eval_step = jax.jit(make_eval_step(graph, inputs.action_spec, inputs.encoder_spec, seed=config.seed))
     trained, frozen_count = count(state.params), count(frozen)
     log.info("%s parameters, %s trainable; mesh %s", f"{trained + frozen_count:,}", f"{trained:,}", dict(mesh.shape))
+    log.info("%s", distributed.host_devices())
 
     # 6. The loop.
     step = int(state.step)
