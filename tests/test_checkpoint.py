@@ -90,7 +90,7 @@ def test_the_manifest_protects_itself(tmp_path: Path, name: str) -> None:
     text = (folder / name).read_bytes()
     at = text.index(b"0.41") if name == "manifest.json" else 5
     (folder / name).write_bytes(text[:at] + bytes([text[at] ^ 2]) + text[at + 1 :])
-    with pytest.raises(UserError, match="manifest.json is damaged or missing"):
+    with pytest.raises(UserError, match=r"manifest\.json is damaged or missing"):
         checkpoint.read_meta(folder)
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_version_1_is_read(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == folder and checkpoint.read_meta(folder) == {"a": 1}
     for text in (b"", b"[]", b"{}", b'{"format_version": 1, "step": 1, "meta": [], "sha256": {}}', b"\xff"):
         (folder / "manifest.json").write_bytes(text)
-        with pytest.raises(UserError, match="manifest.json is damaged or missing"):
+        with pytest.raises(UserError, match=r"manifest\.json is damaged or missing"):
             checkpoint.read_meta(folder)
 
 
