@@ -9,9 +9,9 @@ import pytest
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC
 from wmjax.core.signals import Stopped
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.actors import Noop
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import Results
 
 

@@ -123,7 +123,7 @@ def train(
         ema_decay=config.ema_decay,
         max_shift=max_shift,
         state_noise=config.state_noise,
-        camera=inputs.camera,
+        cameras=inputs.cameras,
     )
     train_step = jax.jit(
         guarded(update, config.spike_factor),
