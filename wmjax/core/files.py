@@ -107,11 +107,14 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
         fix: for the error: how to do without.
 
     Raises:
-        UserError: another process holds it; its number and host are named.
+        UserError: another process holds it; its number and host are named. Or it is a file, or cannot be written to.
 
     """
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{what} {folder} is a file, or below one; {fix}") from error
         file = (folder / LOCK).open("a+")
     with file:
         try:

@@ -10,7 +10,6 @@ that has not ended :data:`GRACE` seconds after its signal, unless it was postpon
 import contextlib
 import multiprocessing
 import os
-import select
 import signal
 import socket
 import sys
@@ -18,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what ``kill``, Slurm and Kubernetes send; a terminal that was closed."""
@@ -160,9 +158,11 @@ def say(stopped: Stopped) -> None:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: the parent decides; the worker notices from its pipe that the parent is gone."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """In a worker process: Ctrl-C, which the terminal sends to all processes, is the parent's to answer.
+
+    SIGTERM and SIGHUP end a worker as ever: what it writes is whole or absent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _is_command() -> bool:
@@ -182,15 +182,15 @@ def _receive(number: int, frame: FrameType | None) -> None:
         _end(signal.SIGINT, "without the save that was going on; earlier checkpoints are whole")
 
 
-def _watch(wake: Any, state: _State) -> None:
+def _watch(wake: socket.socket, state: _State) -> None:
     """Waits for the first signal and, if the process does not end by itself, ends it."""
     number = 0
-    while number not in SIGNALS:  # other signals that Python handles wake the socket too
-        select.select([wake], [], [])
-        data = wake.recv(1)
-        if not data:
-            return  # nothing came while the block ran
-        number = data[0]
+    with wake:
+        while number not in SIGNALS:  # other signals that Python handles wake the socket too
+            data = wake.recv(1)
+            if not data:
+                return  # nothing came while the block ran
+            number = data[0]
     since = time.monotonic()
     while not state.over:
         time.sleep(POLL)

@@ -286,7 +286,7 @@ class _Recorder:
     def _stop(self) -> None:
         for connection, process in self._workers.items():
             if connection in self._current:
-                process.kill()  # it leaves signals to this process; what it has written is whole or absent
+                process.terminate()
             process.join(timeout=10)
             if process.is_alive():
                 process.kill()

@@ -143,7 +143,9 @@ def train(
     ):
         steps = Program("the training step", train_step), Program("the validation step", eval_step)
         loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
-        return loop.run(state, guard) or folder or checkpoint.latest(checkpoints)
+        last = loop.run(state, guard) or folder
+        assert last is not None
+        return last
 
 
 @dataclasses.dataclass
