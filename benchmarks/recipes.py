@@ -177,10 +177,10 @@ def encoder_flops(experiment: Experiment) -> int:
 
 def stepper(system: System, seed: int = 0) -> Callable[[], None]:
     """A function that takes one training step on random data and waits for it."""
-    experiment, rng = system.experiment, np.random.default_rng(seed)
+    experiment = system.experiment
     spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
     prompts = make_prepare(experiment.prompt, experiment.model, spec)(INSTRUCTION)
-    batch = {name: _random(rng, s) for name, s in batch_shapes(experiment, experiment.train.batch_size).items()}
+    batch = random_batch(experiment, experiment.train.batch_size, seed)
     step = jax.jit(system.step, donate_argnums=0)
     state, frozen = jax.jit(system.initialise)()
     box = [state]
@@ -190,6 +190,12 @@ def stepper(system: System, seed: int = 0) -> Callable[[], None]:
         jax.block_until_ready((box[0], metrics))
 
     return call
+
+
+def random_batch(experiment: Experiment, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """As the loader delivers it, of noise."""
+    rng = np.random.default_rng(seed)
+    return {name: _random(rng, shape) for name, shape in batch_shapes(experiment, batch).items()}
 
 
 def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray:

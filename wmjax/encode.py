@@ -1,4 +1,4 @@
-"""Latent export in jax, without PyTorch: the shipped V-JEPA 2 encoder, or any that ``--encoder.kind`` names.
+"""Encodes latents of a training store in JAX: by V-JEPA 2, or by the encoder that ``--encoder.kind`` names.
 
 python -m wmjax.encode --data STORE --model mini --out LATENTS
 """

@@ -1,6 +1,8 @@
-"""Measures success in the simulator: ``python -m wmjax.evaluate --run RUN --protocol spatial_dev``.
+"""Evaluates a policy in closed loop in the simulator and reports its success rate.
 
-Any field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
+python -m wmjax.evaluate --run RUN --protocol spatial_dev
+
+Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
 shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
 """
 
@@ -26,7 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m wmjax.evaluate", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="folder of a trained run")
     who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")

@@ -62,7 +62,7 @@ class VLAConfig:
         depth = self.backbone.depth
         for layer in self.injection.layers:
             if not 0 <= layer < depth:
-                raise UserError(f"injection.layers contains {layer}; the backbone has layers 0..{depth - 1}")
+                raise UserError(f"injection.layers contains {layer}; the backbone has {depth} layers, from 0 on")
 
 
 def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
