@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
+from wmjax.core.errors import UserError
 from wmjax.core.files import (
     StoreWriter,
     hash_json,

@@ -24,6 +24,7 @@ from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.models.backbones.base import BackboneConfig
+from wmjax.models.heads.base import HeadConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -133,6 +134,12 @@ PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
 
+KINDS: dict[str, Any] = {
+    "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
+    "encoder": {"kind": EncoderConfig.kind},
+}
+"""What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
+
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """Which files of other axes a file may choose where the command line does not."""
 
@@ -192,7 +199,7 @@ def load(
     data_values = read_axis("data", dataset)
     # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
-    values: dict[str, Any] = {"evaluation": protocol}
+    values: dict[str, Any] = merge(KINDS, {"evaluation": protocol})
     for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
         values = merge(values, layer)
     values = _expand_preset(values)
