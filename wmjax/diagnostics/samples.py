@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from wmjax.data.labels import chunk_labels
+from wmjax.data.labels import chunk_labels, undisturbed_future
 from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import normalise_latents
 from wmjax.data.store import TrainingStore
@@ -57,7 +57,7 @@ def choose_frames(store: TrainingStore, episodes: np.ndarray, count: int, seed: 
 
 @dataclasses.dataclass(frozen=True)
 class LatentWindows:
-    """History up to now and future of frames; ``mask`` says which future frames exist.
+    """History up to now and future of frames; ``mask`` says which future frames exist and could be foreseen.
 
     ``position`` is the end effector's (m) now and at the future frames, ``rotation`` the first two columns of its
     rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from.
@@ -114,7 +114,7 @@ def latent_windows(
     return LatentWindows(
         history=fit(normalise_latents(table[0, past], latents.spec)),
         future=fit(normalise_latents(table[0, ahead], latents.spec)),
-        mask=mask,
+        mask=mask & undisturbed_future(store, frames, ahead),
         position=store.state[rows][..., :3],
         rotation=rotation_columns(store.state[rows][..., 3:6]),
         episode=store.frame_episode[frames],
