@@ -1,7 +1,6 @@
 """What a client shows at a decision, checked against what the policy was trained on; shared by all dialects."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,6 @@ MAX_SIDE = 1024
 """Largest image (pixels) that is resized for a client."""
 MAX_TEXT = 1000
 """Longest instruction or name, in characters."""
-
-log = logging.getLogger("wmjax.serve")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Service:
     action: ActionSpec
     horizon: int
     frames_per_decision: int
-    limits: Limits = Limits()
+    limits: Limits = dataclasses.field(default_factory=Limits)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

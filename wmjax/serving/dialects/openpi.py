@@ -1,7 +1,7 @@
 """openpi's protocol: the server sends a map about itself, then every packed observation gets packed actions.
 
-The client is ``openpi_client.websocket_client_policy.WebsocketClientPolicy`` (PyPI ``openpi-client``, tested with 0.1.2);
-the keys of observations are those of openpi's LIBERO example, or the policy's own names of cameras.
+The client is ``openpi_client.websocket_client_policy.WebsocketClientPolicy`` (PyPI ``openpi-client``, tested with
+0.1.2); the keys of observations are those of openpi's LIBERO example, or the policy's own names of cameras.
 """
 
 import time
