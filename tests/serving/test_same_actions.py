@@ -32,6 +32,10 @@ class Noting(PolicyActor):
         super().__init__(policy, SHORT.seed)
         self.noted: Actions = {}
 
+    def prepare(self, slots: int, horizon: int) -> None:
+        super().prepare(slots, horizon)
+        self.noted.clear()  # the decision that compiled it
+
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
         plans = super().act(decisions)
         self.noted |= {(d.episode.key, d.number): p.actions.tobytes() for d, p in zip(decisions, plans, strict=True)}
@@ -45,7 +49,6 @@ class Remote(Noting):
         super().__init__(policy)
         self._clients = [served.client() for _ in range(2)]
         self._plain = plain
-        self.noted = {}
 
     def prepare(self, slots: int, horizon: int) -> None:
         pass
