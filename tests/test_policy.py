@@ -16,13 +16,14 @@ from tests.tiny import tiny_config
 from wmjax.core import specs
 from wmjax.core.errors import UserError
 from wmjax.data.latents import LatentStore
-from wmjax.data.observation import Observation, Prompt
+from wmjax.data.observation import Observation
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.encode import LATENT_BOUND, encode_store
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER
-from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
 from wmjax.experiment.config import Experiment, load
+from wmjax.models.prompts import join_prompts
 from wmjax.models.world.prophet import ProphetConfig
 from wmjax.policy.interventions import Errors
 from wmjax.policy.policy import Carry, Policy
@@ -34,7 +35,7 @@ AHEAD = 2
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), JaxEncoder("mini"), views=1)
+    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), VJEPA2(VJEPA2Settings()), views=1)
     assert store is not None
     return store
 
@@ -75,7 +76,7 @@ def observation(policy: Policy, episodes: tuple[int, ...], decision: int) -> Obs
         images.append(episode.images[due])
         states.append(episode.state[episode.frame_step[due[-1]]])
     prompts = [policy.prompt(STORE.episodes[index]["instruction"]) for index in episodes]
-    prompt = Prompt(*(np.concatenate(field) for field in zip(*prompts, strict=True)))
+    prompt = join_prompts(prompts)
     return Observation(np.stack(images), np.stack(states), prompt, np.full(len(episodes), decision == 0))
 
 
@@ -106,9 +107,9 @@ def test_latents_of_a_rollout_are_the_stored_ones_from_first_frame_to_last(
     if backend == "torch":
         from encoders_export.vjepa import TorchEncoder as Encoder
     else:
-        from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder as Encoder
-    latents = encode_store(STORE, tmp_path / "latents", Encoder(str(folder)), views=1)
-    assert latents is not None and latents.backend == backend and latents.spec.resize == (0 if resize == 112 else 128)
+        Encoder = VJEPA2
+    latents = encode_store(STORE, tmp_path / "latents", Encoder(VJEPA2Settings(model=str(folder))), views=1)
+    assert latents is not None and latents.backend == backend and latents.spec.parameters["resize"] == resize
     chosen = dataclasses.replace(experiment, encoder=dataclasses.replace(experiment.encoder, model=str(folder)))
     policy = make_policy(chosen, ({**artefacts[0], "encoder": specs.to_dict(latents.spec)}, artefacts[1]))
     stored, history = latents.latents[0].astype(np.float32), policy.experiment.model.prophet.history
@@ -196,7 +197,7 @@ def test_another_encoder_is_refused(experiment: Experiment, artefacts: tuple[dic
 
 
 def test_another_tokenizer_or_template_is_refused(policy: Policy) -> None:
-    hashes = policy._prompts.hashes
+    hashes = policy._prepare.hashes
     policy.require_prompts(hashes)
     policy.require_prompts({})
     for name in ("tokenizer", "template"):

@@ -1,8 +1,11 @@
-"""``python -m wmjax.record``: demonstrations of a scripted expert in LIBERO, as a training store.
+"""Records demonstrations of a scripted expert in LIBERO as a training store.
 
-With ``--every-step`` an image is kept of every control step and a LeRobot v3.0 dataset is written instead, with the
-keys and conventions of ``HuggingFaceVLA/libero``; its actions are the expert's labels. With ``--random-motion`` the arm
-wanders through the scenes of many tasks, for the pre-training and the probing of encoders.
+python -m wmjax.record --out STORE
+
+By default the executed actions of 60 % of the episodes are perturbed by noise (``--perturbed``); the stored labels are
+the expert's own actions. With ``--every-step`` every control step has an image, and the output is a LeRobot v3.0
+dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With ``--random-motion`` the arm moves at random
+through the scenes of many tasks, for the pre-training and the probing of encoders.
 """
 
 import argparse
@@ -14,6 +17,7 @@ from wmjax.core.command import run_command
 from wmjax.core.location import local
 from wmjax.core.specs import ObservationSpec
 from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.failures import FailureConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
 from wmjax.recording.record import record, record_dataset
 from wmjax.rollout.protocol import task_list
@@ -25,7 +29,9 @@ DEMONSTRATIONS_PER_TASK = 24
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     defaults, spec = DemonstrationConfig(), ObservationSpec()
-    p = argparse.ArgumentParser(prog="python -m wmjax.record", description=__doc__)
+    p = argparse.ArgumentParser(
+        prog="python -m wmjax.record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--suite", default="libero_spatial")
     p.add_argument("--tasks", type=task_list, default=tuple(range(10)), help="task ids such as 0,1,2 (default: 0-9)")
     p.add_argument(
@@ -37,6 +43,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
     p.add_argument("--perturbed", type=float, default=defaults.perturbed_fraction, help="fraction with noisy execution")
+    p.add_argument(
+        "--failures",
+        type=float,
+        default=defaults.failures.fraction,
+        help="fraction with provoked failures that the expert mends (default: %(default)s)",
+    )
+    p.add_argument(
+        "--label-steps",
+        type=int,
+        default=defaults.label_steps,
+        help="control steps of the chunk that the undisturbed expert would execute from every image on, which training "
+        "learns; 0 records none, as --every-step does (default: %(default)s)",
+    )
     p.add_argument("--image-size", type=int, help=f"default: {spec.image_size}; with --every-step {LEROBOT_IMAGE_SIZE}")
     p.add_argument("--frame-stride", type=int, default=spec.frame_stride, help="control steps between images")
     p.add_argument("--every-step", action="store_true", help="write a LeRobot v3.0 dataset, an image at every step")
@@ -68,7 +87,12 @@ def _run(options: argparse.Namespace) -> int:
     every = options.every_step
     size = options.image_size or (LEROBOT_IMAGE_SIZE if every else ObservationSpec().image_size)
     spec = ObservationSpec(image_size=size, frame_stride=1 if every else options.frame_stride)
-    config = DemonstrationConfig(seed=options.seed, perturbed_fraction=options.perturbed)
+    config = DemonstrationConfig(
+        seed=options.seed,
+        perturbed_fraction=options.perturbed,
+        label_steps=0 if every else options.label_steps,
+        failures=FailureConfig(fraction=options.failures),
+    )
     episodes = DEMONSTRATIONS_PER_TASK if options.episodes is None else options.episodes
     write = record_dataset if every else record
     store = write(options.out, options.suite, options.tasks, episodes, spec, workers=options.workers, config=config)

@@ -7,7 +7,6 @@ messages. On any address but loopback the environment variable WMJAX_API_KEY mus
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from wmjax.core import logs
 from wmjax.core.command import run_command
@@ -22,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m wmjax.serve", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run, or of one checkpoint")
+    parser.add_argument("--run", required=True, help="a run, a checkpoint, or a policy's folder or name")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--listen", action="append", help="DIALECT:PORT, may be repeated; default openpi:8000")
     parser.add_argument("--max-batch", type=int, default=1, help="decisions per call of the policy; 1 suits a CPU")

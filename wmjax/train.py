@@ -1,8 +1,10 @@
-"""``python -m wmjax.train --config e2_flow``: demonstrations, latents, training, closed-loop evaluation, verdict.
+"""Trains one recipe, from recording demonstrations to closed-loop evaluation.
 
-Every stage is cached and resumes where it was interrupted. Any setting can be given as ``--section.name VALUE``. With
-several processes (:mod:`wmjax.core.distributed`) the first one records, encodes and evaluates while the others wait;
-all of them train.
+python -m wmjax.train --config e2_flow
+
+Every stage is cached and resumes where it was interrupted. Every setting can be given as ``--section.name VALUE``.
+With several processes (:mod:`wmjax.core.distributed`) the first one records, encodes and evaluates while the others
+wait; all of them train.
 """
 
 import argparse
@@ -19,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command itself; what remains are settings."""
     parser = argparse.ArgumentParser(
         prog="python -m wmjax.train",
-        description="Record, encode, train and evaluate one recipe.",
+        description="Record demonstrations, encode latents, train a recipe and evaluate it in closed loop.",
         epilog="Any setting can be given as --section.name VALUE, for example --train.steps 500.",
         allow_abbrev=False,
     )

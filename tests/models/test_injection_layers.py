@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_noise, make_vla, tiny_config, wake
+from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_vla, tiny_config, wake
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.world.injection import Gate, InjectionConfig
 
 INPUTS, (ACTION, MASK), KEY = make_inputs(), make_actions(), jax.random.key(5)
@@ -22,12 +22,12 @@ OTHER = INPUTS._replace(latents=INPUTS.latents + 1.0)
 def build(*layers: int, gate: float = 0.0, **backbone: Any) -> Any:
     """The real VLM (two layers), with everything but the gates open."""
     config = dataclasses.replace(tiny_config().backbone, **backbone)
-    return wake(make_vla(layers=layers, gate=gate, backbone=config, head=HeadConfig(kind="regression")))
+    return wake(make_vla(layers=layers, gate=gate, backbone=config, head=RegressionConfig()))
 
 
 @functools.partial(jax.jit, static_argnames="corruption")
 def sample(model: Any, inputs: Any, corruption: str = "none") -> Any:
-    return model.sample(inputs, make_noise(), corruption=corruption)
+    return model.sample(inputs, jax.random.key(2), corruption=corruption)
 
 
 def test_with_the_gates_at_zero_actions_do_not_depend_on_the_memory_bit_for_bit() -> None:
@@ -50,8 +50,7 @@ def test_the_memory_enters_after_the_named_layer_at_the_action_tokens() -> None:
 
     @jax.jit
     def by_hand(model: Any) -> jax.Array:
-        prompt = INPUTS.prompt
-        _, layers = model.backbone.run(model.see(INPUTS), prompt.positions, prompt.mask, None, collect=True)
+        _, layers = model.backbone.run(*model.see(INPUTS), None, collect=True)
         graph, state = nnx.split(model.world.injection)
         injection = nnx.merge(graph, jax.tree.map(lambda x: x[0], nnx.as_pure(state)))
         return model.backbone.norm(injection(layers[-1][:, -CHUNK:], model.recall(INPUTS)).tokens)
@@ -80,7 +79,7 @@ def test_all_of_it_has_a_gradient_whatever_is_unrolled_or_recomputed() -> None:
 
 
 def test_layers_that_are_not_there_are_named() -> None:
-    with pytest.raises(UserError, match=r"injection.layers contains 2; the text decoder has layers 0..1"):
+    with pytest.raises(UserError, match=r"injection.layers contains 2; the backbone has 2 layers, from 0 on"):
         build(0, 2)
     with pytest.raises(UserError, match=r"injection.layers is \[1, 0\]; name each layer once, in ascending order"):
         InjectionConfig(layers=(1, 0))

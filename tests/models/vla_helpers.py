@@ -11,10 +11,13 @@ import optax
 from flax import nnx
 
 from tests.variants import VARIANTS
-from wmjax.data.observation import Prompt
+from wmjax.core.settings import build
+from wmjax.models.backbones.base import Hidden
+from wmjax.models.backbones.qwen2_5_vl.backbone import State
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.heads.base import HeadConfig, HeadSizes
-from wmjax.models.heads.flow import FlowHead
+from wmjax.models.heads.flow import FlowConfig, FlowHead
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.injection import InjectionConfig
@@ -36,7 +39,7 @@ def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
     )
     config = VLAConfig(
         memory=VARIANTS[variant],
-        head=HeadConfig(kind="flow", draws=2, steps=3),
+        head=FlowConfig(draws=2, steps=3),
         backbone=backbone,
         prophet=ProphetConfig(
             width=16, layers=2, heads=2, history=HISTORY, future=FUTURE, tokens=TOKENS, latent_dim=DIM
@@ -48,6 +51,11 @@ def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
     return dataclasses.replace(config, **changes)
 
 
+def head_config(kind: str) -> HeadConfig:
+    """A head's settings, with few draws and steps."""
+    return FlowConfig(draws=2, steps=3) if kind == "flow" else build(HeadConfig, {"kind": kind})
+
+
 class TinyBackbone(nnx.Module):
     """A stand-in VLM: tokens, an image feature, one causal average. Compiles in no time."""
 
@@ -56,17 +64,20 @@ class TinyBackbone(nnx.Module):
         self.vision = nnx.Linear(3, HIDDEN, rngs=rngs)
         self.mix = nnx.Linear(HIDDEN, HIDDEN, rngs=rngs)
 
-    def embed(self, tokens: jax.Array, images: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
-        if images is None:
-            return self.table(tokens)
+    def encode(self, prompt: Prompt, images: jax.Array, own: jax.Array, key: jax.Array | None = None) -> State:
         feature = self.vision(jnp.mean(images.astype(jnp.float32) / 255.0, axis=(1, 2, 3)))
-        return self.table(tokens) + feature[:, None]
+        embeddings = self.table(prompt.tokens) + feature[:, None]
+        placed = jnp.concatenate([embeddings[:, : -own.shape[1]], own], axis=1)
+        return State(placed, prompt.positions, prompt.mask)
 
-    def decode(
-        self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
+    def decode(self, state: State, key: jax.Array | None = None) -> tuple[Hidden, None]:
+        embeddings, _, mask = state
         seen = jnp.cumsum(embeddings * mask[..., None], axis=1) / jnp.maximum(jnp.cumsum(mask, axis=1), 1)[..., None]
-        return embeddings + jnp.tanh(self.mix(seen))
+        return Hidden(embeddings + jnp.tanh(self.mix(seen)), mask), None
+
+    def words(self, prompt: Prompt, own: int) -> tuple[jax.Array, jax.Array]:
+        is_word = jnp.asarray(prompt.mask) & (prompt.tokens != IMAGE_TOKEN)
+        return self.table(prompt.tokens), is_word.at[:, -own:].set(False)
 
 
 ZEROS = ("out", "modulation", "gate")
@@ -138,11 +149,6 @@ def make_actions(batch: int = BATCH, seed: int = 1) -> tuple[np.ndarray, np.ndar
     mask = np.ones((batch, CHUNK), bool)
     mask[-1, -1] = False
     return action, mask
-
-
-def make_noise(batch: int = BATCH, seed: int = 2) -> jax.Array:
-    """Noise for a sample."""
-    return jax.random.normal(jax.random.key(seed), (batch, CHUNK, 7))
 
 
 def fit(

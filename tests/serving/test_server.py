@@ -217,7 +217,8 @@ def test_a_key_is_asked_for_and_needed_on_other_addresses() -> None:
     ("arguments", "message"),
     [
         (["--listen", "opnpi:8000"], "unknown dialect 'opnpi'; did you mean openpi"),
-        (["--listen", "openpi"], "listen is 'openpi'; write it as openpi:PORT"),
+        (["--listen", "own.module:Dialect:1"], "dialect is 'own.module:Dialect', which cannot be imported"),
+        (["--listen", "openpi"], "listen is 'openpi'; write it as DIALECT:PORT"),
         (["--listen", "openpi:1", "--listen", "openpi:1"], "give each dialect a port of its own"),
         (["--max-batch", "0"], "max_batch is 0"),
         (["--max-wait-ms", "-1"], "max_wait_ms is -1.0"),

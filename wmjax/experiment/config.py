@@ -15,15 +15,16 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
-from wmjax.data.shift import MAX_SHIFT, VIEWS
-from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.encoders.base import EncoderConfig, default_encoder
+from wmjax.models.backbones.base import BackboneConfig
+from wmjax.models.heads.base import HeadConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -53,36 +54,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
-
-    The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
-    wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
-    its latents are.
-    """
-
-    model: str = "mini"
-    backend: Literal["jax", "torch"] = "jax"
-    views: int = VIEWS
-    max_shift: int = MAX_SHIFT
-    clip_length: int = 4
-    pooling_grid: int = 4
-    path: str = ""
-    camera: str = "agentview"
-
-    def __post_init__(self) -> None:
-        """Refuses numbers that cannot be honoured, before anything is recorded.
-
-        Raises:
-            UserError: names the setting, its value and the least that it may be.
-
-        """
-        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1), ("pooling_grid", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
-
-
-@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
 
@@ -106,7 +77,7 @@ class Experiment:
     model: VLAConfig = field(default_factory=VLAConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=default_encoder)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -115,7 +86,7 @@ class Experiment:
     @property
     def name(self) -> str:
         """The run's name: recipe, scale, data and seed; then the backbone's weights and the adapters' rank, if any."""
-        weights, rank = self.train.backbone_weights, self.model.backbone.lora.rank
+        weights, rank = self.train.backbone_weights, self.model.backbone.adapter_rank
         backbone = Path(weights).name, f"r{rank}" if rank else ""
         parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", *backbone
         return "-".join(part for part in parts if part)
@@ -143,12 +114,31 @@ A variant owns the memory (what is predicted from what, and its shape) and what 
 Prophet's width and depth are sizes. A variant that needs a head of other settings names them in ``[heads.<head>]``.
 """
 
-RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
+RESUMABLE = (
+    "train.log_every",
+    "train.threads",
+    "train.max_to_keep",
+    "train.keep_period",
+    "train.max_skipped",
+    "evaluation.workers",
+    "evaluation.videos",
+    "data.workers",
+)
 """Settings that may change when a run resumes, because no number depends on them."""
+
+YOUNGER = {"train.accumulate": 1, "train.spike_factor": 0.0}
+"""Settings that recipes before December 2026 do not have, and what they did: with that value they are no part of a
+recipe's hash, so that it stays what it was."""
 
 PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
+
+KINDS: dict[str, Any] = {
+    "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
+    "encoder": {"kind": EncoderConfig.kind},
+}
+"""What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """Which files of other axes a file may choose where the command line does not."""
@@ -209,7 +199,7 @@ def load(
     data_values = read_axis("data", dataset)
     # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
-    values: dict[str, Any] = {"evaluation": protocol}
+    values: dict[str, Any] = merge(KINDS, {"evaluation": protocol})
     for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
         values = merge(values, layer)
     values = _expand_preset(values)
@@ -265,11 +255,10 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """``model.backbone.preset`` as the fields it stands for, with what was said beside it laid on top."""
+    """``model.backbone.preset``, if the backbone has presets, as the fields it stands for."""
     model = dict(values.get("model", {}))
     backbone = dict(model.get("backbone", {}))
-    fields = dataclasses.asdict(preset(backbone.pop("preset", "mini")))
-    return {**values, "model": {**model, "backbone": merge(fields, backbone)}}
+    return {**values, "model": {**model, "backbone": BackboneConfig.select(backbone).expand(backbone)}}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -316,7 +305,9 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
     # Some scales are refused without weights.
     weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
     files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    changed = {name: value for name, value in dotted(to_dict(experiment)).items() if value != files[name]}
+    # The files' head, encoder or backbone may be of another kind, which has other settings.
+    settings = dotted(to_dict(experiment)).items()
+    changed = {name: value for name, value in settings if name not in files or value != files[name]}
     if experiment.train.backbone_weights:
         changed["train.backbone_weights"] = experiment.train.backbone_weights
     return changed

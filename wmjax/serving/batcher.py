@@ -15,7 +15,7 @@ log = logging.getLogger("wmjax.serve")
 
 
 class Proposer(Protocol):
-    """The seam to :class:`wmjax.rollout.policy_actor.PolicyActor`."""
+    """The seam to :class:`wmjax.policy.policy_actor.PolicyActor`."""
 
     prompt: Callable[[str], Prompt]
 

@@ -3,6 +3,7 @@
 import abc
 from typing import ClassVar
 
+from wmjax.core.registry import Registry
 from wmjax.serving.request import Service
 from wmjax.serving.sessions import Session
 
@@ -14,7 +15,7 @@ class Dialect(abc.ABC):
     """One connection's side of a protocol. A port speaks one dialect, because clients of each wait for another start.
 
     Attributes:
-        name: as given to ``--listen NAME:PORT``.
+        name: for the log.
         health: path of the plain HTTP health check.
 
     """
@@ -41,3 +42,7 @@ class Dialect(abc.ABC):
     def error(self, message: str) -> Frame:
         """What a client is told before the connection is closed."""
         return message
+
+
+DIALECTS: Registry[Dialect] = Registry("dialect", {"openpi": "wmjax.serving.dialects.openpi:OpenPI"})
+"""What ``--listen NAME:PORT`` may name, beside any ``package.module:Class``."""

@@ -17,11 +17,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from wmjax.core.errors import UserError, unknown_name
-from wmjax.rollout.policy_actor import Policy, PolicyActor
+from wmjax.core.errors import UserError
+from wmjax.policy.policy_actor import Policy, PolicyActor
 from wmjax.serving.batcher import Batcher
-from wmjax.serving.dialect import Dialect, Frame
-from wmjax.serving.dialects import DIALECTS
+from wmjax.serving.dialect import DIALECTS, Dialect, Frame
 from wmjax.serving.packed import Limits
 from wmjax.serving.request import Service
 from wmjax.serving.sessions import Sessions
@@ -62,6 +61,7 @@ class Settings:
     api_key: str = dataclasses.field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        self.listeners  # noqa: B018  (refuses what it cannot read)
         for name in ("max_batch", "max_sessions", "max_message", "idle_s"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give more than 0")
@@ -237,9 +237,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _listener(text: str) -> tuple[type[Dialect], int]:
-    name, _, port = text.partition(":")
-    if name not in DIALECTS:
-        raise unknown_name("dialect", name, DIALECTS)
+    name, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
-        raise UserError(f"listen is {text!r}; write it as {name}:PORT, such as {name}:8000")
-    return DIALECTS[name], int(port)
+        raise UserError(f"listen is {text!r}; write it as DIALECT:PORT, such as openpi:8000")
+    return DIALECTS.resolve(name), int(port)
