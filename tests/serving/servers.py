@@ -12,8 +12,8 @@ import numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 from tests.rollout.fake_policy import FakePolicy
-from wmjax.rollout.actors import Decision
 from wmjax.policy.policy_actor import Policy, PolicyActor
+from wmjax.rollout.actors import Decision
 from wmjax.serving.server import PolicyServer, Settings
 from wmjax.serving.sessions import named_episode
 

@@ -11,8 +11,8 @@ from tests.rollout.runs import save_run
 from tests.serving.servers import Running, running
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.policy.policy import Policy, load_policy
-from wmjax.rollout.actors import Decision, Plan
 from wmjax.policy.policy_actor import PolicyActor
+from wmjax.rollout.actors import Decision, Plan
 from wmjax.rollout.results import read_records
 
 SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_steps=24, seed=1)
