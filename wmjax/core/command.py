@@ -4,11 +4,13 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
 
@@ -24,14 +26,16 @@ def run_command(body: Callable[[], int]) -> int:
 
     Returns:
         Its exit status; 2 after a :class:`UserError`, or a file that cannot be read or written, which is printed as one
-        line; 130 after Ctrl-C. A reader of the output that has gone (``| head -1``) ends it with 0.
+        line; 128 + the signal's number after one of :data:`wmjax.core.signals.SIGNALS`: 130 after Ctrl-C, 143 after
+        SIGTERM, 129 after SIGHUP. A reader of the output that has gone (``| head -1``) ends it with 0.
 
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u..., and is no error
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = body()
+        with signals.handled():
+            status = body()
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -49,9 +53,10 @@ def run_command(body: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
+        signals.say(stopped)
+        return stopped.status
 
 
 def _reader_has_gone() -> bool:

@@ -12,7 +12,7 @@ from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
-from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
 from wmjax.rollout.protocol import TASKS, Protocol, load_protocol
 from wmjax.sim.libero import task_instructions
@@ -121,7 +121,7 @@ def _require_prompts(experiment: Experiment, store: TrainingStore | None) -> Non
     name, data = experiment.prompt.tokenizer, experiment.data
     if (name != "mini" and not Path(name).is_dir()) or (data.path and store is None):
         return
-    builder = make_prompt_builder(experiment.prompt, experiment.model, store.spec if store else data.observation)
+    builder = make_prepare(experiment.prompt, experiment.model, store.spec if store else data.observation)
     known = [task.instruction for task in store.tasks] if store else task_instructions(data.suite)
     for instruction in known or ["do it"]:
         builder(instruction)

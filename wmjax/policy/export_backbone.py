@@ -7,26 +7,11 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import write_json
-from wmjax.core.reading import read_json
 from wmjax.experiment.config import from_dict
-from wmjax.models.backbones.pretrained import backbone_folder
-from wmjax.models.backbones.qwen2_5_vl import adapters, weights
-from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.backbones.qwen2_5_vl.prompt import COMPANIONS
-from wmjax.models.prompts import tokenizer_folder
 from wmjax.policy.restore import load_model
 from wmjax.trainer import checkpoint
-
-CONFIG = "config.json"
-OTHER_FIELDS = (
-    "bos_token_id", "eos_token_id", "pad_token_id", "video_token_id", "vision_token_id", "max_position_embeddings",
-    "max_window_layers", "initializer_range", "attention_dropout", "sliding_window", "use_cache",
-)  # fmt: skip
-"""Fields of a base's config that no computation here depends on and other libraries read."""
 
 
 def export_backbone(run: Path, out: Path, *, merge: bool = False) -> str:
@@ -49,34 +34,8 @@ def export_backbone(run: Path, out: Path, *, merge: bool = False) -> str:
     found = checkpoint.find(run)
     experiment = from_dict(checkpoint.read_meta(found)["experiment"])
     backbone = load_model(found).backbone
-    assert isinstance(backbone, Qwen2_5_VL)  # what every config builds
-    adapted = backbone.config.lora.rank > 0
-    if merge and not adapted:
-        raise UserError("--merge: the run has no adapters (model.backbone.lora.rank is 0); leave --merge out")
     with _whole_folder(out) as folder:
-        if adapted and not merge:
-            adapters.save(backbone, folder, base=experiment.train.published)
-        else:
-            weights.save(adapters.merge(backbone) if merge else backbone, folder)
-            if experiment.train.published is not None:
-                _keep_other_fields(backbone_folder(experiment.train.published), folder)
-            source = tokenizer_folder(experiment.prompt.tokenizer)
-            for name in COMPANIONS:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, folder / name)
-    return "adapters in PEFT's format" if adapted and not merge else "the backbone as a Hugging Face checkpoint"
-
-
-def _keep_other_fields(base: Path, folder: Path) -> None:
-    """Adds to the exported ``config.json`` what the base's says beyond the architecture, such as its special tokens."""
-    path, fix = folder / CONFIG, "export again"
-    ours = read_json(path, dict[str, Any], fix)
-    theirs = read_json(base / CONFIG, dict[str, Any], "download it again")
-    text = theirs.get("text_config") or {}
-    vision = {**(theirs.get("vision_config") or {}), **ours["vision_config"]}
-    known = {name: text[name] for name in OTHER_FIELDS if name in text}
-    known |= {name: theirs[name] for name in OTHER_FIELDS if name in theirs}
-    write_json(path, {**known, **ours, "vision_config": vision})
+        return backbone.export(folder, experiment.prompt, experiment.train.published, merge=merge)
 
 
 @contextlib.contextmanager
@@ -85,7 +44,11 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if out.is_dir():  # and empty
         out.rmdir()
     part.rename(out)

@@ -25,7 +25,14 @@ class TrainConfig(Settings, section="train"):
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
     ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
-    control steps after the observation, for evaluations with that ``execution_delay``.
+    control steps after the observation, for evaluations with that ``execution_delay``. ``init_from`` is a run, or one
+    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions and
+    states.
+
+    Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
+    evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
+    is above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
+    ``accumulate`` batches make one update; ``steps`` counts batches.
     """
 
     steps: Count = 3000
@@ -43,9 +50,17 @@ class TrainConfig(Settings, section="train"):
     checkpoint_every: Count = 250
     threads: Depth = 2
     delay: Annotated[int, Range(0, 10_000)] = 0
+    max_to_keep: Count = 2
+    keep_period: Annotated[int, Range(0, 1_000_000_000)] = 0
+    spike_factor: Annotated[float, Range(0, 1_000_000)] = 0.0
+    max_skipped: Count = 50
+    accumulate: Annotated[int, Range(1, 1_000_000)] = 1
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.spike_factor and self.spike_factor <= 1:
+            raise UserError(f"train.spike_factor is {self.spike_factor}; give a number above 1, or 0 for none")
         # Forgotten weights would cost hours and look like a bad recipe.
         if self.trainable == "adapters" and not self.backbone_weights:
             raise UserError(
