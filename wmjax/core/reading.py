@@ -66,7 +66,7 @@ def read_text(path: Location, fix: str) -> str:
     """
     if isinstance(path, Remote):
         with reading(path, fix):
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
