@@ -1,4 +1,4 @@
-"""Ridge regression on standardised features: the honest linear reference of probes and diagnostics. No framework."""
+"""Ridge regression on standardised features: the linear reference of probes and diagnostics. Needs numpy only."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What all commands share: one clear line for bad input, exit statuses, progress with time left."""
+"""Helpers of the commands: one-line errors and exit statuses, progress with the remaining time."""
 
 import logging
 import os

@@ -1,8 +1,8 @@
-"""Files that are whole or absent: atomic writes, folders with an integrity manifest, full disks.
+"""Files that are either complete or absent: atomic writes, folders with an integrity manifest, full disks.
 
-The one mechanism under the training store and the latent store. A store is a folder of arrays and a
-``manifest.json`` that lists every file with its size and SHA-256 and is written last: without a manifest
-there is no store, with one every file it names was complete.
+The training store and the latent store are built on this module. A store is a folder of arrays and a ``manifest.json``
+that lists every file with its size and SHA-256. The manifest is written last: a folder without one is no store, and a
+folder with one was complete when it was written.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Where a finished store is: a local folder, or a URL that fsspec reads, such as ``gs://bucket/demos``.
+"""The place of a finished store: a local folder, or a URL that fsspec reads, such as ``gs://bucket/demos``.
 
-:class:`Remote` is the part of :class:`pathlib.Path` that reading a store needs, so that one code reads both;
-:class:`RemoteArray` is the part of a memory map. Nothing is ever written to a URL.
+:class:`Remote` is the part of :class:`pathlib.Path` that reading a store needs, so that the same code reads folders
+and URLs; :class:`RemoteArray` is the corresponding part of a memory map. Nothing is ever written to a URL.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The one place where generated demos, latents and runs live: ``$WMJAX_CACHE``, else ``~/.cache/wmjax``."""
+"""Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which part of a job this process does, when several processes or hosts share it. Imports no jax."""
+"""The part of a job that this process does when several processes or hosts share it. Imports no jax."""
 
 import os
 import sys

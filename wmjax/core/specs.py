@@ -1,8 +1,8 @@
-"""The three specs that end silent disagreement between data, encoder, training and rollout.
+"""The specs that data, encoder, training and rollout must agree on.
 
-An :class:`ObservationSpec` is owned by a dataset and by an environment, an :class:`EncoderSpec` by a latent
-store, an :class:`ActionSpec` by a checkpoint. Where two artefacts meet, :func:`require_equal` compares the
-fields they share and refuses to go on when they differ. Imports neither jax nor torch.
+An :class:`ObservationSpec` belongs to a dataset and to an environment, an :class:`EncoderSpec` to a latent store, an
+:class:`ActionSpec` to a checkpoint. Where two artefacts meet, :func:`require_equal` compares the fields that they
+share and raises an error if they differ. Imports neither jax nor torch.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Integrity of a store before it is used, at the price of one reading of its bytes in its life."""
+"""Integrity of a store before it is used: its bytes are hashed once, not at every start."""
 
 import contextlib
 import json

@@ -1,7 +1,7 @@
 """The latent store: V-JEPA latents of every frame of a training store, in one or more shifted views.
 
-Written per episode, by any number of processes, resumable after a kill; merged once. Rows are the frames of
-the training store, in its order. Imports neither jax nor torch.
+Any number of processes write it, episode by episode, and resume after a kill; the episodes are then merged once. Rows
+are the frames of the training store, in its order. Imports neither jax nor torch.
 """
 
 import dataclasses

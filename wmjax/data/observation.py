@@ -1,7 +1,7 @@
-"""The seam between robots and models: how raw simulator readings become an observation.
+"""Observations: the function from raw simulator readings to what a policy receives.
 
-Recording, dataset import, training and rollout all build observations with the functions below.
-Imports neither jax nor the simulator; NamedTuples are pytrees without either.
+Recording, dataset import, training and rollout all build observations with the functions below. Imports neither jax
+nor the simulator; NamedTuples are pytrees without either.
 """
 
 from typing import Any, NamedTuple

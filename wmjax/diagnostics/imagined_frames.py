@@ -1,7 +1,8 @@
-"""What the Prophet imagines, in frames that exist: the training frames whose latents are nearest to a predicted one.
+"""The Prophet's predictions as existing frames: the training frames whose latents are nearest to a prediction.
 
-A latent cannot be decoded; its nearest neighbours can be looked at. The same search from z(t), a Prophet that copies,
-and from the true z(t+k), the most that any prediction could retrieve, says what the prediction adds.
+A latent cannot be decoded, but its nearest neighbours can be viewed. Two references tell what the prediction adds: the
+same search from z(t), which is a Prophet that copies, and from the true z(t+k), the most that any prediction could
+retrieve.
 """
 
 import dataclasses

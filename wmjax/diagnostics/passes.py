@@ -1,6 +1,6 @@
-"""The network on batches of the split, as it is and under conditions that tell what it uses.
+"""The network on batches of the split, unchanged and under conditions that show which inputs it uses.
 
-One pass of the VLM per condition that changes what the VLM sees; the memory's corruptions share its hidden states.
+The VLM runs once per condition that changes its inputs; the corruptions of the memory share its hidden states.
 """
 
 import collections

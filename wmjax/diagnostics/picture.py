@@ -1,4 +1,4 @@
-"""The imagination of a Prophet as one picture: predicted beside actual, sample below sample."""
+"""A picture of the Prophet's predictions: predicted beside actual latents and frames, one row per sample."""
 
 from collections.abc import Sequence
 

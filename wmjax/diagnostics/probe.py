@@ -1,7 +1,8 @@
-"""What features of frames know: ridge probes on held-out episodes, whatever computes the features. No framework.
+"""Ridge probes of features of frames on held-out episodes, whatever computes the features. Needs numpy only.
 
-Targets: end-effector position (m), gripper opening (m) and, if the stores have them, object positions (m). All rows of
-a table go through the same standardisation, ridge path and split by episode; pixels pooled to 8 x 8 are the floor.
+Targets are the end-effector position (m), the gripper opening (m) and, if the stores have them, object positions (m).
+All rows of a table go through the same standardisation, ridge path and split by episode; pixels pooled to 8 x 8 are
+the lower reference.
 """
 
 import functools

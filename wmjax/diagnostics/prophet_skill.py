@@ -1,4 +1,4 @@
-"""World model: skill beside that of predictors without a Prophet, and whether its predictions have collapsed.
+"""The skill of the Prophet beside predictors without one, and whether its predictions have collapsed.
 
 Skill is ``1 - |ẑ(t+k) - z(t+k)|² / |z(t) - z(t+k)|²`` with both sums over all samples: 0 is copying, 1 is perfect.
 """

@@ -1,4 +1,4 @@
-"""What the references are made from: latents, positions and actions of chosen frames, straight from the stores.
+"""The samples that the references are computed from: latents, positions and actions of chosen frames of the stores.
 
 Latents are those of the unshifted view, in the units and the shape that the Prophet predicts.
 """

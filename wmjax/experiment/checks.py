@@ -1,6 +1,6 @@
-"""Settings that contradict each other, found before anything is recorded, encoded or trained.
+"""Checks for settings that contradict each other, before anything is recorded, encoded or trained.
 
-Each of them would otherwise be refused where it hurts: after the recording, or after the whole training.
+Without them each contradiction would appear only later: after the recording, or after the whole training.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What to run after a training: commands that work as they are printed."""
+"""The commands to run after a training, which work exactly as they are printed."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""A forward model at work: which of some action chunks leads where one wants to be, in latent space."""
+"""Ranking of action chunks by a forward model: the distance of the predicted latents from a goal's."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A run's demonstrations: recorded once by the train command, found again by those that look at the run."""
+"""A run's demonstrations: the train command records them once, and commands that read the run find them again."""
 
 from pathlib import Path
 

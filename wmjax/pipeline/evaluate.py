@@ -1,4 +1,4 @@
-"""An evaluation from start to verdict: episodes, results on disk, table, provenance."""
+"""An evaluation: it runs the episodes, writes the results and the table, and records where they come from."""
 
 import dataclasses
 import json

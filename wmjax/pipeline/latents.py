@@ -1,4 +1,4 @@
-"""A run's latents: encoded once by the train command, found again by those that look at the run."""
+"""A run's latents: the train command encodes them once, and commands that read the run find them again."""
 
 from pathlib import Path
 from typing import Any

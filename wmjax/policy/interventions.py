@@ -1,10 +1,9 @@
-"""What an evaluation puts in the place of the world memory: another episode's, or an oracle's true future.
+"""Replacements of the world memory in an evaluation: another episode's memory, or an oracle's true future.
 
-Other episodes' latents are what the corruptions ``shuffled`` and ``shuffled_in_task`` make the world memory from.
-
-Donors are the demonstrations of the policy's training store. So their memories are in distribution, no evaluated
-episode is among them (random resets and the benchmark are disjoint from demonstrations), and which one an episode
-gets depends on nothing but its identity: not on the worker, the batch row, or what ran before.
+The corruptions ``shuffled`` and ``shuffled_in_task`` make the world memory from the latents of a *donor*, a
+demonstration of the policy's training store. Donors' memories are therefore in distribution, and no evaluated episode
+is among them, because random resets and the benchmark are disjoint from the demonstrations. The donor of an episode
+depends on the episode's identity only, not on the worker, the batch row, or what ran before.
 """
 
 from typing import NamedTuple

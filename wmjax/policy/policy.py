@@ -1,4 +1,4 @@
-"""A checkpoint becomes a policy: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
+"""The policy of a checkpoint: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
 
 import functools
 from pathlib import Path

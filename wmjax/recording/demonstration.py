@@ -1,4 +1,4 @@
-"""One demonstration: the expert acts, something slightly different may be executed, everything is kept."""
+"""One demonstration: the expert's actions are the labels, the executed actions may be perturbed, both are kept."""
 
 import dataclasses
 

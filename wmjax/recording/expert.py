@@ -1,7 +1,7 @@
-"""A scripted pick-and-place expert: plans a grasp, then walks through phases under closed-loop control.
+"""A scripted pick-and-place expert: it plans a grasp, then goes through phases under closed-loop control.
 
-It reads the simulation's true poses and answers every observation anew, so its actions are corrective labels
-even when something else than the label was executed.
+It reads the true poses of the simulation and computes its action anew from every observation. Its actions are
+therefore corrective labels even where another action was executed.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Choosing how to grasp: candidates in order of preference, checked by kinematics and clearances."""
+"""The choice of a grasp: candidates in order of preference, checked by kinematics and clearances."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
-"""Records frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
+"""Recording of frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
 
-No task is solved here. The arm wanders between way points, many of them just above objects, closes and opens
-its gripper, pushes and sometimes lifts things, so that the frames show what can happen in a scene. The result
-is an ordinary training store whose episode metas carry the objects' positions at every frame (for probes).
+No task is solved. The arm moves between way points, many of them just above objects, closes and opens its gripper,
+pushes and sometimes lifts things, so that the frames cover what can happen in a scene. The result is an ordinary
+training store whose episode metas carry the objects' positions at every frame (for probes).
 
     python -m wmjax.record --random-motion --out FOLDER [--suites libero_object libero_goal libero_10 libero_90]
 """

@@ -1,7 +1,7 @@
-"""Recording demonstrations with several simulator processes, resumable after any interruption.
+"""Recording of demonstrations with several simulator processes, resumable after any interruption.
 
-The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose
-environment is already built. What a slot contains depends on its number only, not on who records it or when.
+The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose environment is
+already built. The content of a slot depends on its number only, not on which worker records it or when.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What limits an evaluation's verdict, in plain sentences."""
+"""The limits of an evaluation's verdict, as sentences of the report."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,7 @@
-"""Who acts in a rollout: scripted actors that check the simulator, and recordings that check the whole path.
+"""Actors of a rollout: scripted ones that check the simulator, and recordings that check the whole path.
 
-An actor is asked for action chunks by the runner, for several episodes at once. The one that wraps a trained
-policy is in :mod:`wmjax.rollout.policy_actor`, because it needs jax.
+The runner asks an actor for action chunks, for several episodes at once. The actor of a trained policy is in a module
+of its own, because it needs jax.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Runs of the benchmark, on record: an append-only log, so that none is run in silence until one pleases."""
+"""The record of benchmark runs: an append-only log, so that every run is reported and not only the best one."""
 
 import json
 import logging

@@ -1,9 +1,9 @@
-"""One evaluation over several processes or hosts: each runs its part, the last one to end writes the table.
+"""One evaluation over several processes or hosts: each runs its part, and the last one to end writes the table.
 
     OUT/shards/0-of-4/     header.json, episodes.jsonl, summary.json of one shard
-    OUT/                   the same of all episodes, once there are all; as if one process had run them
+    OUT/                   the same files of all episodes, once all shards are done, as one process would write them
 
-The folder must be one that all of them see. What a shard finished is finished for everybody, so an evaluation may be
+All processes must see the folder. Episodes that a shard finished count for all of them, so an evaluation may be
 resumed with another number of shards, or with none. Imports no jax.
 """
 

@@ -1,4 +1,4 @@
-"""What an evaluation runs: suite, episodes, step limit, and what makes it hard. One small TOML file per protocol."""
+"""Protocols: suite, episodes, step limit and difficulties of an evaluation, one small TOML file each."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Runs episodes: one queue, a slot per worker, decisions batched over whichever slots are ready."""
+"""The runner of episodes: one queue, a slot per worker, decisions batched over the slots that are ready."""
 
 import dataclasses
 import logging

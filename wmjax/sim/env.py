@@ -1,4 +1,4 @@
-"""LIBERO as wmjax sees it: an episode has an identity, an observation has a spec, rendering happens on demand."""
+"""The LIBERO environment: episodes with an identity, observations with a spec, rendering on demand."""
 
 import contextlib
 import dataclasses

@@ -1,7 +1,7 @@
-"""The inside of one simulator process: it hosts one environment, obeys commands, renders only due frames.
+"""A simulator process: it hosts one environment, executes commands, and renders only the frames that are due.
 
-The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context
-deadlocks), and only they import the simulator. This module itself imports neither jax nor the simulator.
+The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context deadlocks), and
+only they import the simulator. This module itself imports neither jax nor the simulator.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Checkpoints: plain trees through Orbax, with the specs and a hash manifest written last.
 
 A checkpoint is the folder ``<step>/`` with one Orbax tree per item (such as ``ema/`` and ``state/``, so that a policy
-reads only what it needs) and a ``manifest.json`` holding everything that is not an array, and the SHA-256 of every
-file: Orbax restores flipped bits without a word. A folder without manifest is an interrupted save and
-is ignored, so that the last complete checkpoint always wins.
+reads only what it needs) and a ``manifest.json`` with everything that is not an array and the SHA-256 of every file.
+The hashes are needed because Orbax restores flipped bits without an error. A folder without a manifest is an
+interrupted save and is ignored; the last complete checkpoint is used.
 """
 
 import hashlib

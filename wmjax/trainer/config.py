@@ -1,4 +1,4 @@
-"""The settings of a training, and what it is given to train on."""
+"""The settings of a training, and the inputs that it is given."""
 
 import dataclasses
 from typing import Any

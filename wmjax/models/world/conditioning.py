@@ -1,6 +1,7 @@
-"""What a Prophet may be told beside latents: the state, the instruction, the actions of the chunk to come.
+"""Inputs of the Prophet beside latents: the state, the instruction, the actions of the coming chunk.
 
-Each becomes context tokens that its queries attend to. Without any of them a Prophet has no such parameters.
+Each becomes context tokens that the Prophet's queries attend to. A Prophet without such inputs has no parameters for
+them.
 """
 
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""The world memory as three settings: what predicts it, what it is trained on, and whether the policy sees it."""
+"""The world memory: it is predicted from latents, trained by the world loss, and injected into the action tokens."""
 
 from collections.abc import Callable
 from typing import NamedTuple, get_args

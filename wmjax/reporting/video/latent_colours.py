@@ -1,4 +1,4 @@
-"""Latents as colours: the three directions in which they vary most become red, green and blue."""
+"""Latents as colours: the three directions of largest variance become red, green and blue."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Training frames that can be found by their latents, to show in a video what a policy imagined."""
+"""Training frames that are found by their latents, for the strips of the Prophet's predictions."""
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8

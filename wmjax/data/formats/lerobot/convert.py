@@ -1,4 +1,4 @@
-"""A LeRobot dataset (local folder or hub id) becomes a training store."""
+"""Conversion of a LeRobot dataset (local folder or hub id) to a training store."""
 
 import functools
 import re

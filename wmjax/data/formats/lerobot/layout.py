@@ -1,4 +1,4 @@
-"""Key layouts: which column of a LeRobot dataset is which camera, state and action. Data in TOML, not code."""
+"""Key layouts in TOML: which column of a LeRobot dataset is which camera, state and action."""
 
 import dataclasses
 import tomllib

@@ -1,7 +1,7 @@
 """Statistics in LeRobot's format: per feature min, max, mean, std, count and five quantiles.
 
-Exact, where the library approximates quantiles by histograms and images by a sample of downscaled frames:
-columns are kept, images are counted per channel and level.
+They are exact. The library approximates quantiles by histograms and images by a sample of downscaled frames; here all
+values of the columns are kept, and images are counted per channel and level.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Weights of Qwen2.5-VL from and to safetensors, tensor by tensor, without torch.
+"""Reading and writing of Qwen2.5-VL weights as safetensors, tensor by tensor, without torch.
 
 ``load_model`` reads a downloaded checkpoint, ``save`` writes one that transformers reads, ``download`` fetches one.
 """
