@@ -41,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=local, required=True, help="folder to write; resumed if it exists")
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
-    p.add_argument("--perturbed", type=float, default=defaults.perturbed_fraction, help="fraction with noisy execution")
+    p.add_argument(
+        "--perturbed",
+        type=float,
+        default=defaults.perturbed_fraction,
+        help="share of episodes whose executed actions are perturbed (default: %(default)s)",
+    )
     p.add_argument("--image-size", type=int, help=f"default: {spec.image_size}; with --every-step {LEROBOT_IMAGE_SIZE}")
     p.add_argument("--frame-stride", type=int, default=spec.frame_stride, help="control steps between images")
     p.add_argument("--every-step", action="store_true", help="write a LeRobot v3.0 dataset, an image at every step")

@@ -45,7 +45,7 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Says that ``done`` of ``total`` are finished."""
+        """Reports that ``done`` of ``total`` are finished."""
         now = time.monotonic()
         if done < total and now - self._last < self._interval:
             return

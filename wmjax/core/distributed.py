@@ -115,7 +115,7 @@ def alone(body: Callable[[], object]) -> None:
 
 
 def first(body: Callable[[], T]) -> T:
-    """What ``body`` returns: the first process makes it, then the others find it on the shared file system."""
+    """The result of ``body``: the first process computes it, then the others find it on the shared file system."""
     if not is_first():
         wait()
         return body()

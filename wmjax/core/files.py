@@ -216,7 +216,7 @@ class StoreWriter:
         np.save(self.path(name), array, allow_pickle=False)
 
     def path(self, name: str) -> Path:
-        """Where to write the store's file of that name until the commit."""
+        """The path to write the store's file of that name to, until the commit."""
         if name not in self._names:
             self._names.append(name)
         return self.staging / name
@@ -320,7 +320,7 @@ def read_array(folder: Location, manifest: Mapping[str, Any], name: str) -> np.n
 
 
 def load_from(folder: Location, manifest: Mapping[str, Any], name: str) -> Path | io.BytesIO:
-    """What numpy loads a store's small file from: its path, or the bytes at a URL, whose hash is checked at once.
+    """The source from which numpy loads a store's small file: its path, or the bytes at a URL, whose hash is checked.
 
     Raises:
         UserError: at a URL: missing, unreachable, or bytes that are not those that were written.

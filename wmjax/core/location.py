@@ -20,7 +20,7 @@ from wmjax.core.errors import UserError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
-"""What pip installs for a scheme."""
+"""The pip package for a URL's scheme."""
 GAP_BYTES = 1 << 18
 """Rows this close are one request: at 100 MB/s they come sooner than the answer to another one."""
 HEADER_BYTES = 4096

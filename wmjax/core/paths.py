@@ -40,7 +40,7 @@ MARKERS = {"train": "variants", "eval": "protocols"}
 
 
 def records_folder() -> Path:
-    """Where runs of the benchmark are recorded: ``eval/results`` of a repository, else the cache's ``results``."""
+    """The folder of recorded benchmark runs: ``eval/results`` of a repository, else the cache's ``results``."""
     repository = Path(__file__).resolve().parents[2]
     if (repository / ".git").exists() and (repository / "eval" / "results").is_dir():
         return repository / "eval" / "results"

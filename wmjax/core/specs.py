@@ -23,7 +23,7 @@ LATER = {"drawn_size": 0, "resize": 0}
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """What an observation is: pixels, proprioception and their timing.
+    """The definition of an observation: pixels, proprioception and their timing.
 
     Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw
     simulator image. State is float32 ``[8]``: end-effector xyz (m), axis-angle (rad), two finger positions (m).
@@ -48,7 +48,7 @@ class ObservationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What a latent is: float ``[tokens, dim]``, the pooled last-tubelet tokens of a clip ending at a frame.
+    """The definition of a latent: float ``[tokens, dim]``, the pooled last-tubelet tokens of a clip ending at a frame.
 
     Frames are resized to ``resize`` pixels, then cropped to ``image_size``; 0: resized to ``image_size``.
     """
@@ -75,7 +75,7 @@ class EncoderSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
-    """What an action is: OSC_POSE deltas in [-1, 1] (times 0.05 m and 0.5 rad) and the gripper command.
+    """The definition of an action: OSC_POSE deltas in [-1, 1] (times 0.05 m and 0.5 rad) and the gripper command.
 
     ``offset`` and ``scale`` map a raw action to the normalised one: ``(action - offset) / scale``. The gripper
     has offset 0 and scale 1. ``state_offset`` and ``state_scale`` do the same for the state.

@@ -31,7 +31,7 @@ ENDLESS = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """How samples become batches.
+    """The settings by which samples become batches.
 
     ``batch_size`` is global, over all hosts. ``views`` caps how many views of the latent store are drawn from
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to

@@ -22,7 +22,7 @@ class Prompt(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What a policy sees at one decision.
+    """The inputs of a policy at one decision.
 
     ``images`` are the ``n`` frames that became due since the last decision, oldest first, the newest being
     the one the decision is made on. ``first`` marks an episode's first decision, at which history is clamped.

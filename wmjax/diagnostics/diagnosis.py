@@ -172,7 +172,7 @@ def padded(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _prophet_of(config: VLAConfig) -> tuple[str, str]:
-    """Why there is no world model to score (or nothing), and what to know about the one there is (or nothing)."""
+    """The reason why there is no world model to score, and a note about the one there is; each may be empty."""
     memory = config.memory
     missing = {
         "none": "this variant has no world memory",

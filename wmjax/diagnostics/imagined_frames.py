@@ -35,7 +35,7 @@ class Bank:
 
 @dataclasses.dataclass(frozen=True)
 class ImaginationSection:
-    """How well the nearest training frame of a latent shows the future, per future frame.
+    """The errors of the training frame nearest to a latent as a picture of the future, per future frame.
 
     Attributes:
         distance: median distance (cm) of the end effector in the retrieved frame from where it will be at t+k, by
@@ -133,7 +133,7 @@ def imagine(
     bank: Bank,
     count: int = SHOWN,
 ) -> Imagined | None:
-    """What the picture shows; None without a sample whose whole future exists.
+    """The contents of the picture; None without a sample whose whole future exists.
 
     The samples are spread evenly over how much truly changes until the last future frame, from least to most: they
     are not chosen by how well they were predicted.

@@ -35,7 +35,7 @@ MEAN_DRAW = f"mean of {DRAWS} noise draws"
 
 
 class Condition(NamedTuple):
-    """What is done to a batch before the network sees it: its inputs, its memory, or the noise of the flow.
+    """A change of a batch before the network reads it: of its inputs, its memory, or the noise of the flow.
 
     The chunk is the mean over ``draws`` draws of that noise, from number ``draw`` on.
     """
@@ -129,7 +129,7 @@ class Network:
         self._acted = jax.jit(act, static_argnums=6)
 
     def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
-        """What the VLM makes without the memory (:meth:`wmjax.models.vla.VLA.see`)."""
+        """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.see`)."""
         return self._hidden(self._state, batch)
 
     def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
@@ -176,7 +176,7 @@ class Network:
         donor: Donor | None,
         corruption: Corruption,
     ) -> Acted:
-        """What ``model.sample`` does behind the VLM, and the head's loss on complete chunks."""
+        """The part of ``model.sample`` after the VLM, and the head's loss on complete chunks."""
         inputs = self._model_input(batch)
         key = named_key(self._seed, "diagnose memory", index)
         memory = None
@@ -197,7 +197,7 @@ class Network:
 
 
 def complete_chunks(batch: dict[str, Any]) -> Any:
-    """Which samples are real and have a chunk that ends before its episode."""
+    """True for samples that are no filler and whose chunk ends before its episode."""
     return batch["action_mask"].all(1) & batch["sample_mask"]
 
 
@@ -228,7 +228,7 @@ def observe(network: Network, stream: Iterator[Batch], conditions: list[Conditio
 
 
 def _row(batch: Batch, acted: dict[str, Acted]) -> Outcome:
-    """One batch without its filler."""
+    """A batch without its filler."""
     keep: Bool[np.ndarray, "batch"] = batch["sample_mask"]
     plain = acted[PLAIN]
     return Outcome(

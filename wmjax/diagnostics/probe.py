@@ -101,7 +101,7 @@ def features_of(
 
 
 def targets_of(store: TrainingStore) -> dict[str, Float[np.ndarray, "frames dim"]]:
-    """What to predict at every frame."""
+    """The targets of the probes at every frame."""
     state = store.state[store.frame_row].astype(np.float64)
     return {"eef xyz": state[:, :3], "gripper": (state[:, 6] - state[:, 7])[:, None]}
 

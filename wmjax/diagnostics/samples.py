@@ -21,7 +21,7 @@ Fit = Callable[[np.ndarray], np.ndarray]
 
 
 class Place(NamedTuple):
-    """Where frames lie: their rows of the columns, and the bounds of their episodes in frames and in rows."""
+    """The places of frames: their rows of the columns, and the bounds of their episodes in frames and in rows."""
 
     row: Int[np.ndarray, "n"]
     first_frame: Int[np.ndarray, "n"]
@@ -155,7 +155,7 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2
 
 
 def near_change(closed: Bool[np.ndarray, "steps"], within: int = 2) -> Bool[np.ndarray, "steps"]:
-    """Which steps of one episode are at most ``within`` from the first step of a new command."""
+    """True for steps of one episode that are at most ``within`` from the first step of a new command."""
     changes = np.flatnonzero(closed[1:] != closed[:-1]) + 1
     distance = np.abs(np.arange(len(closed))[:, None] - changes[None])
     return (distance <= within).any(axis=1)

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Encoder(Protocol):
-    """What computes latents: ``spec`` identifies it, ``backend`` says in which framework."""
+    """A function from clips to latents; ``spec`` identifies it, ``backend`` is its framework."""
 
     @property
     def spec(self) -> EncoderSpec:

@@ -82,7 +82,7 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Something to validate on: at least one episode of a task that has another one to train on."""
+    """Requires at least one episode to validate on, of a task that has another one to train on."""
     fraction, data = experiment.train.validation_fraction, experiment.data
     if not 0.0 < fraction < 1.0:
         raise UserError(
@@ -101,7 +101,7 @@ def _require_validation(experiment: Experiment, store: TrainingStore | None) -> 
 
 
 def _require_precision(experiment: Experiment) -> None:
-    """What trains is float32: bfloat16 weights lie further apart than most of AdamW's updates are long."""
+    """Trained weights must be float32: the spacing of bfloat16 values exceeds most of AdamW's updates."""
     dtype = experiment.model.backbone.param_dtype
     if experiment.train.trainable == "all" and dtype != "float32":
         raise UserError(
@@ -111,7 +111,7 @@ def _require_precision(experiment: Experiment) -> None:
 
 
 def _require_latents(experiment: Experiment) -> None:
-    """The Prophet is built for what the encoder leaves of a frame; what a hub's encoder is, only its files know."""
+    """Requires a Prophet of the encoder's tokens and channels; of a hub id these are unknown until it is downloaded."""
     encoder, prophet = experiment.encoder, experiment.model.prophet
     if not experiment.model.memory.reads_latents:
         return
@@ -131,7 +131,7 @@ def _require_latents(experiment: Experiment) -> None:
 
 
 def _require_trained_prophet(experiment: Experiment) -> None:
-    """A Prophet that neither loss reaches would stay what it is at the start."""
+    """Requires a loss that trains the Prophet."""
     memory = experiment.model.memory
     if memory.has_prophet and not memory.world_loss and not (memory.inject and memory.action_gradient):
         missing = "action_gradient" if memory.inject else "inject"
@@ -142,7 +142,7 @@ def _require_trained_prophet(experiment: Experiment) -> None:
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:
-    """The memory, or what the Prophet is trained to predict, reaches as far as the actions, also after a delay."""
+    """Requires a memory, or a prediction target, that reaches to the end of the actions, also after a delay."""
     model, delay = experiment.model, experiment.train.delay
     if not (stride and (model.memory.inject or model.memory.world_loss)):
         return
@@ -156,7 +156,7 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
 
 
 def _require_protocol(experiment: Experiment, protocol: Protocol, stride: int | None) -> None:
-    """What the closed loop would refuse. A delay takes nothing of the chunk: its first action waits for it."""
+    """Refuses what the closed loop would refuse. A delay does not shorten the chunk: its first action waits."""
     for reason in _misfits(experiment, protocol, stride):
         raise UserError(f"evaluation.protocol {protocol.name}: {reason}, or choose another protocol")
 

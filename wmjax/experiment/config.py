@@ -35,7 +35,7 @@ from wmjax.trainer.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on: demonstrations recorded here, or the training store at ``path``."""
+    """The training data: demonstrations recorded here, or the training store at ``path``."""
 
     path: str = ""
     suite: str = "libero_spatial"
@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
+    """The encoder of the latents, their place, and the views of each episode, shifted by up to ``max_shift`` px.
 
     The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
     wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
@@ -151,7 +151,7 @@ PLACES = ("data.path", "encoder.path")
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
-"""Which files of other axes a file may choose where the command line does not."""
+"""The other axes whose file a file may choose where the command line does not."""
 
 
 def owner(setting: str) -> str:

@@ -45,5 +45,5 @@ def find_store(experiment: Experiment, data: Location | None) -> TrainingStore:
 
 
 def recorded_folder(experiment: Experiment) -> Path:
-    """Where the demonstrations of an experiment lie that were recorded here."""
+    """The folder of an experiment's demonstrations that were recorded here."""
     return cache_root() / "demos" / f"{experiment.dataset}-{experiment.data.identity()}"

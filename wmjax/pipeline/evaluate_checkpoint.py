@@ -144,7 +144,7 @@ def identity(path: Path) -> dict[str, Any]:
 
 
 def _training(experiment: Experiment) -> dict[str, Any]:
-    """What names and hash of a recipe do not tell a reader: settings that are not in its files, and tasks."""
+    """The training in more detail than recipe and hash: settings that are not in the recipe's files, and tasks."""
     try:
         changed = changed_settings(experiment)
     except UserError as error:  # files that were renamed since

@@ -46,7 +46,7 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
 
 
 def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> Path:
-    """Where latents lie that were made here."""
+    """The folder of latents that are encoded here."""
     name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
     return cache_root() / "latents" / name
 

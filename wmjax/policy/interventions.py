@@ -25,7 +25,7 @@ from wmjax.models.world.conditioning import Context
 
 
 class Donor(NamedTuple):
-    """What others saw, row by row: raw latents up to now (oldest first), raw state, and their tasks' prompts."""
+    """Other episodes' inputs, row by row: raw latents up to now (oldest first), raw state, and their tasks' prompts."""
 
     latents: Float32[np.ndarray, "batch history tokens dim"]
     state: Float32[np.ndarray, "batch state"]
@@ -85,7 +85,7 @@ class Donors:
         return int(rng.choice(others))
 
     def at(self, episodes: Int[np.ndarray, "batch"], steps: Int[np.ndarray, "batch"]) -> Donor:
-        """What episodes had seen at control steps; one that is over by then stays at its last frame."""
+        """The inputs of episodes at control steps; an episode that has ended by then stays at its last frame."""
         entries = [self.store.episodes[index] for index in episodes]
         first = np.array([entry["frame_start"] for entry in entries])
         last = np.array([entry["num_frames"] for entry in entries]) - 1

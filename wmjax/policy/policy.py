@@ -30,7 +30,7 @@ from wmjax.trainer import checkpoint
 
 
 class Carry(NamedTuple):
-    """What a policy remembers of each slot's episode: the clip's frames and the latent history, oldest first.
+    """The state of a policy for each slot's episode: the clip's frames and the latent history, oldest first.
 
     ``prediction`` is what the last decision expected of the next frames; it is only compared with what came.
     """
@@ -116,7 +116,7 @@ class Policy:
 
     @property
     def predicts(self) -> bool:
-        """Whether its Prophet predicts latents of frames that an encoder sees."""
+        """Whether the policy has a Prophet that predicts the latents of its encoder."""
         return self._model.world.prophet is not None and self.encoder_spec is not None
 
     def fit(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n fitted dim"]:
@@ -276,7 +276,7 @@ class Policy:
 
 
 def _inside(corruption: Corruption) -> Corruption:
-    """What is left to do to a memory for the network itself."""
+    """The part of a corruption that the network itself applies."""
     return "none" if corruption == "noise" else corruption
 
 

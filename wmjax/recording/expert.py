@@ -17,11 +17,11 @@ from wmjax.recording.privileged_scene import UP, Matrix, Scene, Vector, rotation
 from wmjax.sim.env import LiberoEnv
 
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
-"""What an action of 1 means to robosuite's OSC_POSE controller (m, rad)."""
+"""The motion of robosuite's OSC_POSE controller for an action of 1 (m, rad)."""
 OPEN, CLOSE = -1.0, 1.0
 MAX_RETRIES = 2
 DROP_HEIGHT = 0.08
-"""How far (m) above the middle of a container an object is let go."""
+"""Height (m) above the middle of a container at which an object is released."""
 MOVED = 0.015
 """An object that is this far (m) from where its grasp was planned needs another plan."""
 STANDS = 0.03
@@ -31,7 +31,7 @@ AT_GRASP = 0.012
 
 
 class Phase(StrEnum):
-    """What the expert is doing."""
+    """The phases of the expert."""
 
     APPROACH = "approach"
     DESCEND = "descend"
@@ -207,7 +207,7 @@ class Expert:
         return scene.position(self._item) - scene.hand_position, scene.place_position(self._target)
 
     def _grasp_position(self, item: Vector) -> Vector:
-        """Where the hand closes, with the object at ``item`` but as high as it stood."""
+        """The position at which the hand closes, with the object at ``item`` but at its original height."""
         return np.r_[item[:2], self._item_start[2]] + self.grasp.offset
 
     def _approach(self) -> Float64[np.ndarray, "7"]:

@@ -171,7 +171,7 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
 
 
 def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Job]:
-    """What a recording of these episodes of each task into ``folder`` has yet to do."""
+    """The episodes of each task that a recording into ``folder`` still lacks."""
     done = set(part_names(folder))
     jobs = []
     for suite, task_id in tasks:

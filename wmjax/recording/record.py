@@ -44,14 +44,14 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 
 class Slot(NamedTuple):
-    """One demonstration to be."""
+    """A demonstration that is to be recorded."""
 
     task_id: int
     number: int
 
 
 class Outcome(NamedTuple):
-    """What a worker reports: ``length`` is None when every attempt failed."""
+    """The report of a worker; ``length`` is None when every attempt failed."""
 
     slot: Slot
     length: int | None
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass
 class Summary:
-    """What a recording did: counts per task id, of this call only."""
+    """The counts of a recording per task id, of this call only."""
 
     recorded: Counter[int] = dataclasses.field(default_factory=Counter)
     failures: Counter[int] = dataclasses.field(default_factory=Counter)

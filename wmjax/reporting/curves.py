@@ -20,7 +20,7 @@ ACTION_NAMES = ("x", "y", "z", "rot x", "rot y", "rot z", "gripper")
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What a run measured: per split and name, (step, value) in order of steps; and how many lines were unreadable."""
+    """The metrics of a run: per split and name, (step, value) in order of steps; and the number of unreadable lines."""
 
     curves: dict[tuple[str, str], list[tuple[float, float]]]
     damaged: int

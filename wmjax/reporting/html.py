@@ -50,7 +50,7 @@ DASH = "\N{EM DASH}"
 
 
 def actor_label(header: Mapping[str, Any]) -> str:
-    """Who acted, in a few words: the recipe of a policy, the name of a scripted actor."""
+    """The name of the actor: the recipe of a policy, or the name of a scripted actor."""
     experiment = header.get("experiment")
     if isinstance(experiment, Mapping):
         return str(experiment.get("recipe", "policy"))

@@ -59,7 +59,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What all episodes of a page share, so that they can be compared.
+    """The scale that all episodes of a page share, so that they can be compared.
 
     Attributes:
         step: pixels per control step.
@@ -80,7 +80,7 @@ def rows(episode: EpisodeData) -> list[Row]:
 
 
 def is_perturbed(episode: EpisodeData) -> bool:
-    """Whether what was executed differs from the label anywhere."""
+    """Whether an executed action differs from its label."""
     return not np.array_equal(episode.action, episode.executed)
 
 
@@ -195,7 +195,7 @@ def _curves(row: Row, scale: Scale) -> Block:
 
 
 def _height(value: float, low: float, high: float) -> float:
-    """Where a value lies in a row, pixels from its top; in the middle if the range is empty."""
+    """The height of a value in a row, pixels from its top; the middle if the range is empty."""
     share = (value - low) / (high - low) if high > low else 0.5
     return 2 + (1 - share) * (CURVE_HEIGHT - 4)
 

@@ -25,7 +25,7 @@ Chunk = Float32[np.ndarray, "steps 7"]
 
 
 def no_frames() -> UInt8[np.ndarray, "frames cameras height width 3"]:
-    """What is seen by somebody who needs to see nothing."""
+    """The frames of a decision whose actor needs none."""
     return np.zeros((0, 0, 0, 0, 3), np.uint8)
 
 
@@ -110,7 +110,7 @@ class Actor(Protocol):
 
 
 class Scripted:
-    """What actors without frames or states of their own share."""
+    """The base of actors that need neither frames nor states of their own."""
 
     name = "scripted"
     needs_frames = False
@@ -247,7 +247,7 @@ class Replay(Scripted):
         }
 
     def chunk(self, decision: Decision) -> Chunk:
-        """What was executed then; holding still after the recording's end."""
+        """The recorded executed actions; holding still after the recording's end."""
         entry = self._store.episodes[self._index[decision.episode]]
         start, end = decision.step, min(decision.step + self.horizon, entry["length"])
         rows = slice(entry["step_start"] + start, entry["step_start"] + max(start, end))

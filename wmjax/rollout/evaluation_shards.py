@@ -23,7 +23,7 @@ def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
 
 
 def shard_folder(out: Path, shard: Shard) -> Path:
-    """Where a shard's results go; ``out`` itself for the only one."""
+    """The results folder of a shard; ``out`` itself if there is only one."""
     return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
 
 

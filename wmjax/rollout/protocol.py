@@ -123,7 +123,7 @@ class Protocol:
 
     @property
     def disturbance(self) -> Disturbance | None:
-        """What the simulator does to every episode; None for nothing."""
+        """The disturbance of every episode; None for none."""
         return Disturbance(self.target_velocity) if self.target_velocity else None
 
     def episodes(self) -> list[EpisodeId]:
@@ -209,7 +209,7 @@ CHANGES: dict[str, Change] = {
     "max-steps": Change("max_steps", int, "step limit, control steps"),
     "seed": Change("seed", int, "seed of the policy's noise"),
 }
-"""What a command may change in a protocol, by flag. A test keeps the flags complete."""
+"""The fields of a protocol that have a short option, by option. A test keeps them complete."""
 
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:

@@ -38,7 +38,7 @@ def control_step(env: Any, action: Float64[np.ndarray, "7"]) -> bool:
 
 
 def _read_arm(robot: Any, model: Any, data: Any) -> None:
-    """What ``Controller.update`` reads from the simulation, with each Jacobian computed once."""
+    """The values that ``Controller.update`` reads from the simulation, with each Jacobian computed once."""
     import mujoco
 
     controller, site = robot.controller, robot.eef_site_id

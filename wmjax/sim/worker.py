@@ -27,7 +27,7 @@ from wmjax.sim.episode import EpisodeId
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is built from: the observation's spec, the environment and the room for frames.
+    """The settings of a worker: the observation's spec, the environment and the room for frames.
 
     ``env_factory`` and ``expert_factory`` are ``"module:attribute"`` paths; tests put fakes there.
     """
@@ -94,7 +94,7 @@ Command = Reset | Execute | RunExpert | Foresee
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a command came to.
+    """The result of a command.
 
     Attributes:
         frame_steps: control step (from the settled state) of each frame now in shared memory, oldest first.

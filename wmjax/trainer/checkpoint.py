@@ -57,7 +57,7 @@ def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *,
 
 
 def evaluations(folder: Path) -> Path:
-    """Where the evaluations of a run's checkpoint go: ``RUN/evaluations/STEP``."""
+    """The folder of a checkpoint's evaluations: ``RUN/evaluations/STEP``."""
     return folder.parent.parent / "evaluations" / folder.name
 
 

@@ -170,7 +170,7 @@ def _loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderCon
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds: the averaged parameters, which a policy needs, apart from what only training needs."""
+    """The trees of a checkpoint: averaged parameters, which a policy needs, and what only training needs."""
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
 

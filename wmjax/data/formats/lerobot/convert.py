@@ -105,7 +105,7 @@ def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int
 
 
 def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str) -> EpisodeData:
-    """One episode of a dataset in the store's form; the label is what was executed.
+    """One episode of a dataset in the store's form; the executed actions are the labels.
 
     Raises:
         UserError: damaged files, or rows that do not fit the metadata.

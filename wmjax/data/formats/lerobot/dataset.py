@@ -24,7 +24,7 @@ INFO_KEYS = ("features", "fps", "data_path", "video_path", "chunks_size")
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeEntry:
-    """Where an episode lies: its rows' parquet file and, per video column, the MP4 and its start in it (s)."""
+    """The place of an episode: its rows' parquet file and, per video column, the MP4 and the start in it (s)."""
 
     index: int
     length: int

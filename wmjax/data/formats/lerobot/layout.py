@@ -79,7 +79,7 @@ def choose_layout(features: Mapping[str, Mapping[str, Any]], where: str) -> Layo
 
 
 def _other_storage(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> int:
-    """How many cameras a dataset stores in another way."""
+    """The number of cameras that a dataset stores in another way."""
     stored = (features.get(column, {}).get("dtype") for column in layout.cameras.values())
     return sum(kind != layout.images for kind in stored)
 
