@@ -107,7 +107,7 @@ class Work:
 
 def _policy_actor(run: Path) -> Actor:
     from wmjax.policy.policy import load_policy
-    from wmjax.rollout.policy_actor import PolicyActor
+    from wmjax.policy.policy_actor import PolicyActor
 
     return PolicyActor(load_policy(run, batch_size=1, open_loop_horizon=HORIZON))
 

@@ -118,7 +118,9 @@ def build(experiment: Experiment) -> System:
 
     graph = split_model(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))), trains)[0]
     dim = experiment.model.prophet.latent_dim
-    spec = EncoderSpec(dim=dim, pooling_grid=experiment.encoder.pooling_grid, mean=(0.0,) * dim, std=(1.0,) * dim)
+    spec = EncoderSpec(
+        dim=dim, tokens_per_frame=experiment.encoder.pooling_grid**2, mean=(0.0,) * dim, std=(1.0,) * dim
+    )
     step = make_train_step(
         graph,
         optimizer,
@@ -139,13 +141,13 @@ def costs(system: System) -> Costs:
     batch = experiment.train.batch_size
     step = flops(system.step, state, frozen, batch_shapes(experiment, batch), prompt_shapes(experiment, 1))
 
-    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, noise: jax.Array) -> jax.Array:
-        return nnx.merge(system.graph, params, frozen).sample(inputs, noise)[0]
+    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, key: jax.Array) -> jax.Array:
+        return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
 
     columns = batch_shapes(experiment, 1)
     inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
     trained = count(state.params)
-    decision = flops(decide, state.params, frozen, inputs, columns["action"])
+    decision = flops(decide, state.params, frozen, inputs, jax.random.key(0))
     looks = experiment.model.memory.reads_latents
     encoder = new_frames(experiment) * encoder_flops(experiment) if looks else 0
     return Costs(
@@ -175,10 +177,10 @@ def encoder_flops(experiment: Experiment) -> int:
 
 def stepper(system: System, seed: int = 0) -> Callable[[], None]:
     """A function that takes one training step on random data and waits for it."""
-    experiment, rng = system.experiment, np.random.default_rng(seed)
+    experiment = system.experiment
     spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
     prompts = make_prompt_builder(experiment.prompt, experiment.model, spec).batch([INSTRUCTION])
-    batch = {name: _random(rng, s) for name, s in batch_shapes(experiment, experiment.train.batch_size).items()}
+    batch = random_batch(experiment, experiment.train.batch_size, seed)
     step = jax.jit(system.step, donate_argnums=0)
     state, frozen = jax.jit(system.initialise)()
     box = [state]
@@ -188,6 +190,12 @@ def stepper(system: System, seed: int = 0) -> Callable[[], None]:
         jax.block_until_ready((box[0], metrics))
 
     return call
+
+
+def random_batch(experiment: Experiment, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """As the loader delivers it, of noise."""
+    rng = np.random.default_rng(seed)
+    return {name: _random(rng, shape) for name, shape in batch_shapes(experiment, batch).items()}
 
 
 def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray:

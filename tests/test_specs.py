@@ -8,7 +8,11 @@ import pytest
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, spec_hash, to_dict
 
-SPECS = [ObservationSpec(simulator="mujoco 3.3.2"), EncoderSpec(mean=(0.5,), std=(2.0,)), ActionSpec(scale=(0.5,) * 7)]
+SPECS = [
+    ObservationSpec(simulator="mujoco 3.3.2"),
+    EncoderSpec(parameters={"bins": 3}, mean=(0.5,), std=(2.0,)),
+    ActionSpec(scale=(0.5,) * 7),
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from tests.variants import VARIANTS
+from wmjax.core.settings import build
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
@@ -21,7 +22,7 @@ def tiny_config(variant: str = "e2", head: str = "flow", **backbone: Any) -> VLA
     text = dataclasses.replace(mini.text, depth=2, hidden=48, heads=2, kv_heads=1, mlp=64, rope_sections=(4, 4, 4))
     return VLAConfig(
         memory=VARIANTS[variant],
-        head=HeadConfig(kind=head),  # type: ignore[arg-type]
+        head=build(HeadConfig, {"kind": head}),
         backbone=dataclasses.replace(mini, vision=vision, text=text, **backbone),
         prophet=ProphetConfig(width=24, heads=2, layers=1, latent_dim=LATENT_DIM),
         injection=InjectionConfig(width=24, heads=2),

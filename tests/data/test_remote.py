@@ -288,9 +288,9 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp."""
 
     backend = "jax"
-    spec = EncoderSpec(name="fake", image_size=56, pooling_grid=2, dim=3)
+    spec = EncoderSpec(name="fake", tokens_per_frame=4, dim=3)
 
-    def __call__(self, clips):
+    def encode(self, clips):
         ramp = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
         return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
 

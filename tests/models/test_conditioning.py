@@ -17,13 +17,12 @@ from tests.models.vla_helpers import (
     fit,
     make_actions,
     make_inputs,
-    make_noise,
     make_vla,
     wake,
 )
 from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.planning import rank_chunks
 from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.models.world.prophet import ProphetConfig
@@ -36,11 +35,11 @@ def conditioned(*condition: str, memory: WorldMemoryConfig = VARIANTS["e2"], gat
     prophet = ProphetConfig(
         width=16, layers=2, heads=2, history=3, future=FUTURE, tokens=TOKENS, latent_dim=DIM, condition=condition
     )
-    return make_vla(prophet=prophet, memory=memory, gate=gate, head=HeadConfig(kind="regression"))
+    return make_vla(prophet=prophet, memory=memory, gate=gate, head=RegressionConfig())
 
 
 recall = jax.jit(lambda model, inputs: model.recall(inputs))
-sample = jax.jit(lambda model, inputs: model.sample(inputs, make_noise()))
+sample = jax.jit(lambda model, inputs: model.sample(inputs, jax.random.key(2)))
 
 
 def test_state_and_instruction_change_the_prediction_only_if_it_is_told_them() -> None:

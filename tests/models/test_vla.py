@@ -16,16 +16,16 @@ from tests.models.vla_helpers import (
     HIDDEN,
     TinyBackbone,
     fit,
+    head_config,
     make_actions,
     make_inputs,
-    make_noise,
     make_vla,
     tiny_config,
     wake,
 )
 from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig, HeadLoss
+from wmjax.models.heads.base import HeadLoss
 from wmjax.models.heads.flow import FlowHead
 from wmjax.models.heads.regression import RegressionHead
 from wmjax.models.parameters import to_named
@@ -34,7 +34,7 @@ from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.models.world.prophet import WorldLossConfig
 
 KEY = jax.random.key(5)
-INPUTS, NOISE = make_inputs(), make_noise()
+INPUTS, NOISE = make_inputs(), jax.random.key(2)
 ACTION, MASK = make_actions()
 LAYERS: tuple[tuple[int, ...], ...] = ((), (0, 1))
 """Where the memory enters: after the VLM's last layer, or after both layers of the real one."""
@@ -43,7 +43,7 @@ PATHS = [(kind, layers) for kind in ("regression", "flow") for layers in LAYERS]
 
 @functools.partial(jax.jit, static_argnames="corruption")
 def sample(model: Any, inputs: Any, corruption: str = "none", memory: Any = None) -> Any:
-    return model.sample(inputs, NOISE, corruption=corruption, memory=memory, key=KEY)
+    return model.sample(inputs, NOISE, corruption=corruption, memory=memory, corruption_key=KEY)
 
 
 @jax.jit
@@ -54,7 +54,7 @@ def loss(model: Any, inputs: Any) -> Any:
 @functools.cache
 def awake(variant: str, kind: str = "regression", layers: tuple[int, ...] = (), **changes: Any) -> Any:
     """A policy whose zero-initialised outputs are open; do not change it, it is shared."""
-    return wake(make_vla(variant, layers=layers, head=HeadConfig(kind=kind, draws=2, steps=3), **changes))
+    return wake(make_vla(variant, layers=layers, head=head_config(kind), **changes))
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
@@ -136,7 +136,7 @@ def started(variant: str, kind: str) -> Any:
     @jax.jit
     def build() -> Any:
         rngs = nnx.Rngs(0)
-        config = tiny_config(variant, head=HeadConfig(kind=kind))
+        config = tiny_config(variant, head=head_config(kind))
         return nnx.as_pure(nnx.split(VLA(config, rngs=rngs, backbone=TinyBackbone(rngs)))[1])
 
     return jax.device_get(build())
@@ -163,7 +163,7 @@ def test_what_the_variants_share_starts_from_the_same_values(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_e1_and_e2_have_the_same_parameters_and_the_same_graph(kind: str) -> None:
     """Same tree, same primitives on the same shapes, hence the same FLOPs; only the loss weight differs."""
-    e1, e2 = (make_vla(variant, head=HeadConfig(kind=kind, draws=2, steps=3)) for variant in ("e1", "e2"))
+    e1, e2 = (make_vla(variant, head=head_config(kind)) for variant in ("e1", "e2"))
     assert nnx.state(e1).flat_state().paths == nnx.state(e2).flat_state().paths
 
     def graph(model: Any) -> list[tuple[str, str]]:
@@ -222,7 +222,7 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
     """In training and acting those of ``action_tokens``; heads that return what they are given leave one graph."""
     for head in (RegressionHead, FlowHead):
         monkeypatch.setattr(head, "loss", lambda head, tokens, *rest: HeadLoss(jnp.zeros(()), {"tokens": tokens}))
-        monkeypatch.setattr(head, "sample", lambda head, tokens, noise: tokens)
+        monkeypatch.setattr(head, "sample", lambda head, tokens, key: tokens)
 
     @jax.jit
     def fed(model: Any) -> Any:
@@ -232,7 +232,7 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
         return given, (trained, acted), closed
 
     regression, flow = (
-        wake(make_vla(gate=1.0, layers=layers, head=HeadConfig(kind=kind))) for kind in ("regression", "flow")
+        wake(make_vla(gate=1.0, layers=layers, head=head_config(kind))) for kind in ("regression", "flow")
     )
     for shared in ("backbone", "state_in", "queries", "world"):
         setattr(flow, shared, getattr(regression, shared))
@@ -253,7 +253,7 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
 )
 def test_every_parameter_moves(variant: str, kind: str, use_state: bool) -> None:
     """With the gate closed and the outputs at zero, as they start, within a few steps."""
-    model = make_vla(variant, head=HeadConfig(kind=kind, draws=2, steps=3), use_state=use_state)
+    model = make_vla(variant, head=head_config(kind), use_state=use_state)
     graph, params = nnx.split(model)
 
     def objective(params: Any, key: jax.Array) -> Any:
@@ -298,7 +298,7 @@ def test_the_vlm_occurs_once_in_a_sample_and_not_in_the_loop() -> None:
 
 
 def test_the_real_vlm_trains_with_state_and_queries_in_place() -> None:
-    model = make_vla("e2", real=True, head=HeadConfig(kind="regression"))
+    model = make_vla("e2", real=True, head=head_config("regression"))
     graph, params = nnx.split(model)
     gradient = jax.jit(jax.grad(lambda p: nnx.merge(graph, p).loss(INPUTS, ACTION, MASK, KEY)[0]))(params)
     pure = nnx.as_pure(gradient)
@@ -310,7 +310,7 @@ def test_the_state_is_a_switch() -> None:
     other = INPUTS._replace(state=INPUTS.state + 1.0)
     model = awake("e0")
     assert jnp.abs(sample(model, INPUTS)[0] - sample(model, other)[0]).max() > 1e-3
-    blind = make_vla("e0", use_state=False, head=HeadConfig(kind="regression"))
+    blind = make_vla("e0", use_state=False, head=head_config("regression"))
     np.testing.assert_array_equal(sample(blind, INPUTS)[0], sample(blind, other)[0])
 
 
@@ -355,7 +355,7 @@ def test_bad_inputs_are_named() -> None:
     with pytest.raises(UserError, match=r"set prophet.tokens and prophet.latent_dim"):
         model.action_tokens(INPUTS._replace(latents=INPUTS.latents[..., :5]))
     with pytest.raises(UserError, match=r"did you mean noise"):
-        model.sample(INPUTS, NOISE, corruption="noisy", key=KEY)
+        model.sample(INPUTS, NOISE, corruption="noisy", corruption_key=KEY)
     with pytest.raises(UserError, match=r"'shuffled' needs a memory"):
         model.sample(INPUTS, NOISE, corruption="shuffled")
     with pytest.raises(UserError, match=r"state has 7"):

@@ -11,10 +11,11 @@ import optax
 from flax import nnx
 
 from tests.variants import VARIANTS
+from wmjax.core.settings import build
 from wmjax.data.observation import Prompt
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from wmjax.models.heads.base import HeadConfig, HeadSizes
-from wmjax.models.heads.flow import FlowHead
+from wmjax.models.heads.flow import FlowConfig, FlowHead
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.injection import InjectionConfig
@@ -36,7 +37,7 @@ def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
     )
     config = VLAConfig(
         memory=VARIANTS[variant],
-        head=HeadConfig(kind="flow", draws=2, steps=3),
+        head=FlowConfig(draws=2, steps=3),
         backbone=backbone,
         prophet=ProphetConfig(
             width=16, layers=2, heads=2, history=HISTORY, future=FUTURE, tokens=TOKENS, latent_dim=DIM
@@ -46,6 +47,11 @@ def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
         chunk=CHUNK,
     )
     return dataclasses.replace(config, **changes)
+
+
+def head_config(kind: str) -> HeadConfig:
+    """A head's settings, with few draws and steps."""
+    return FlowConfig(draws=2, steps=3) if kind == "flow" else build(HeadConfig, {"kind": kind})
 
 
 class TinyBackbone(nnx.Module):
@@ -138,11 +144,6 @@ def make_actions(batch: int = BATCH, seed: int = 1) -> tuple[np.ndarray, np.ndar
     mask = np.ones((batch, CHUNK), bool)
     mask[-1, -1] = False
     return action, mask
-
-
-def make_noise(batch: int = BATCH, seed: int = 2) -> jax.Array:
-    """Noise for a sample."""
-    return jax.random.normal(jax.random.key(seed), (batch, CHUNK, 7))
 
 
 def fit(

@@ -16,8 +16,8 @@ from wmjax.data.observation import Observation, Prompt
 from wmjax.data.store import TrainingStore
 from wmjax.policy.interventions import Donor, Donors
 from wmjax.policy.policy import Policy
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId
 
 STORE = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes")

@@ -13,9 +13,9 @@ from tests.rollout.test_runner import verdicts
 from wmjax.core.errors import UserError
 from wmjax.core.shards import own_shard
 from wmjax.pipeline import evaluate_scripted as scripted
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout import actors
 from wmjax.rollout.evaluation_shards import part
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_records
 
 EPISODES = PROTOCOL.episodes()

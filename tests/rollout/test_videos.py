@@ -5,8 +5,8 @@ import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video.clips import Videos
-from wmjax.rollout.policy_actor import PolicyActor
 
 
 def decode(path) -> np.ndarray:

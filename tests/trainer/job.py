@@ -24,8 +24,9 @@ import wmjax.pipeline.train as pipeline
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
+from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 from wmjax.experiment.plan import RunPlan
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import TrainConfig
@@ -39,9 +40,9 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp: different clips, different latents."""
 
     backend = "jax"
-    spec = EncoderSpec(name="synthetic", image_size=56, pooling_grid=4, dim=LATENT_DIM)
+    spec = EncoderSpec(name="synthetic", tokens_per_frame=16, dim=LATENT_DIM)
 
-    def __call__(self, clips: np.ndarray) -> np.ndarray:
+    def encode(self, clips: np.ndarray) -> np.ndarray:
         ramp = np.linspace(-1, 1, 16 * LATENT_DIM, dtype=np.float32).reshape(16, LATENT_DIM)
         return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
 
@@ -54,7 +55,7 @@ def small_model() -> VLAConfig:
         vision=dataclasses.replace(config.backbone.vision, depth=1, full_attention=()),
         text=dataclasses.replace(config.backbone.text, depth=1),
     )
-    return dataclasses.replace(config, backbone=backbone, head=HeadConfig(kind="flow", draws=1, steps=2))
+    return dataclasses.replace(config, backbone=backbone, head=FlowConfig(draws=1, steps=2))
 
 
 def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
@@ -66,7 +67,7 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
         model=small_model(),
         prompt=PromptConfig(length=56),
         data=wmjax.experiment.config.DataConfig(path=job["store"]),
-        encoder=wmjax.experiment.config.EncoderConfig(views=2, max_shift=3),
+        encoder=VJEPA2Settings(views=2, max_shift=3),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
         train=TrainConfig(
             steps=4,

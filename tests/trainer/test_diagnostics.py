@@ -85,14 +85,15 @@ def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
     prompts = Prompt(*map(jax.numpy.asarray, inputs.prompts))
     graph, state = nnx.split(model)
     hidden = network.hidden(batch)
-    noise = jax.random.normal(named_key(0, "diagnose noise", 5, 1), batch["action"].shape)
-    key = named_key(0, "diagnose memory", 5)
+    key, memory_key = named_key(0, "diagnose noise", 5, 1), named_key(0, "diagnose memory", 5)
 
     @jax.jit
     def sample(state: nnx.State, batch: dict[str, jax.Array]) -> list[jax.Array]:
         seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
         kinds = ("none", "noise", "closed")
-        return [nnx.merge(graph, state).sample(seen, noise, corruption=kind, key=key)[0] for kind in kinds]
+        return [
+            nnx.merge(graph, state).sample(seen, key, corruption=kind, corruption_key=memory_key)[0] for kind in kinds
+        ]
 
     for kind, expected in zip(("none", "noise", "closed"), sample(state, batch), strict=True):
         acted = network.act(hidden, batch, 5, Condition(kind, corruption=kind, draw=1))  # type: ignore[arg-type]

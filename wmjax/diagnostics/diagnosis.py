@@ -29,6 +29,7 @@ from wmjax.diagnostics.passes import (
 from wmjax.diagnostics.prophet_skill import world_section
 from wmjax.diagnostics.samples import ActionWindows, LatentWindows, action_windows, choose_frames, latent_windows
 from wmjax.diagnostics.text_table import Section, Skipped
+from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.parameters import Trainable, trainable_filter
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.memory import WorldMemory
@@ -98,7 +99,7 @@ def diagnose(
 
 
 def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWindows) -> Section:
-    if config.head.kind != "flow":
+    if not isinstance(config.head, FlowConfig):
         return Skipped(f"the head is a {config.head.kind} head, without a flow")
     if not outcome.complete:
         return Skipped("no sample of the split has a complete chunk")

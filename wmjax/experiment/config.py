@@ -15,14 +15,14 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
-from wmjax.data.shift import MAX_SHIFT, VIEWS
+from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
@@ -53,36 +53,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """The encoder of the latents, their place, and the views of each episode, shifted by up to ``max_shift`` px.
-
-    The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
-    wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
-    its latents are.
-    """
-
-    model: str = "mini"
-    backend: Literal["jax", "torch"] = "jax"
-    views: int = VIEWS
-    max_shift: int = MAX_SHIFT
-    clip_length: int = 4
-    pooling_grid: int = 4
-    path: str = ""
-    camera: str = "agentview"
-
-    def __post_init__(self) -> None:
-        """Refuses numbers that cannot be honoured, before anything is recorded.
-
-        Raises:
-            UserError: names the setting, its value and the least that it may be.
-
-        """
-        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1), ("pooling_grid", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
-
-
-@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
 
@@ -106,7 +76,7 @@ class Experiment:
     model: VLAConfig = field(default_factory=VLAConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=default_encoder)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -316,7 +286,9 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
     # Some scales are refused without weights.
     weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
     files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    changed = {name: value for name, value in dotted(to_dict(experiment)).items() if value != files[name]}
+    # The files' head, encoder or backbone may be of another kind, which has other settings.
+    settings = dotted(to_dict(experiment)).items()
+    changed = {name: value for name, value in settings if name not in files or value != files[name]}
     if experiment.train.backbone_weights:
         changed["train.backbone_weights"] = experiment.train.backbone_weights
     return changed

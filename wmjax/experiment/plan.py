@@ -117,7 +117,8 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
     path = run / "config.json"
     if path.is_file():
         old, new = dotted(json.loads(path.read_text())), dotted(values)
-        old = {**dotted(to_dict(Experiment("", "", ""))), **old}  # settings that are younger than the run
+        defaults = dotted(to_dict(Experiment("", "", ""))).items()
+        old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
         # One place for another; a store in place of what is made here, or the reverse, is another experiment.
         free = {*RESUMABLE, *(k for k in PLACES if old.get(k) and new.get(k))}
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]

@@ -75,11 +75,11 @@ def evaluate(
     log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
         started = time.monotonic()
-        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride)
+        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, album)
         frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
         settings = WorkerSettings(spec, frames, env_factory)
         with Pool(settings, min(workers, len(left)), timeout) as pool:
-            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")), album)
+            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
             runner.run(left)
         seconds = time.monotonic() - started
         _save(results, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})

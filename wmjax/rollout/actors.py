@@ -1,7 +1,7 @@
 """Actors of a rollout: scripted ones that check the simulator, and recordings that check the whole path.
 
-The runner asks an actor for action chunks, for several episodes at once. The actor of a trained policy is in a module
-of its own, because it needs jax.
+The runner asks an actor for action chunks, for several episodes at once. The actor of a trained policy is
+:mod:`wmjax.policy.policy_actor`, because it needs jax.
 """
 
 import dataclasses

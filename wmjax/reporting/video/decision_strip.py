@@ -1,11 +1,12 @@
 """The strip of a policy's decisions below its video: the action chunk, and its numbers over time."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from wmjax.rollout.decisions import Decided
 
 ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "grip")
 CELL, LEFT, LINE = 12, 40, 16
@@ -13,22 +14,6 @@ CELL, LEFT, LINE = 12, 40, 16
 PLOT, GAP, LABEL = 160, 12, 120
 """Width of a time line, space before it, width of its name; pixels."""
 INK = {"blue": (88, 134, 255), "red": (255, 96, 84), "line": (190, 190, 190), "cursor": (255, 214, 10)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Decided:
-    """One decision.
-
-    Attributes:
-        frame: index of the newest frame that it saw.
-        actions: the chunk, in [-1, 1].
-        numbers: what the policy reported, such as ``memory/gate`` and ``world/error``.
-
-    """
-
-    frame: int
-    actions: Float32[np.ndarray, "steps 7"]
-    numbers: Mapping[str, float]
 
 
 def measured_by(name: str) -> str:
