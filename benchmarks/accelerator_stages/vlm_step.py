@@ -46,7 +46,7 @@ def load(session: Session, config: Qwen2_5_VLConfig) -> Qwen2_5_VL:
     if folder.is_dir():
         model = weights.load_model(folder, config)
     else:
-        model = filled_model(functools.partial(Qwen2_5_VL, config, rngs=nnx.Rngs(0)))
+        model = filled_model(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
     jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
     return model
 

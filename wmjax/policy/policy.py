@@ -18,14 +18,14 @@ from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
 from wmjax.data.windows import clip_indices
-from wmjax.experiment.config import Experiment, from_dict
+from wmjax.experiment.config import Experiment
 from wmjax.models.inputs import ModelInput
 from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
-from wmjax.policy.restore import averaged_parameters, restore_encoder, restore_model
-from wmjax.trainer import checkpoint
+from wmjax.policy.restore import restore_encoder, restore_model
+from wmjax.policy.saved import find_policy
 
 
 class Carry(NamedTuple):
@@ -290,10 +290,11 @@ def load_policy(
     oracle: float | None = None,
     corruption: Corruption = "none",
 ) -> Policy:
-    """The policy of a run's newest checkpoint, or of one checkpoint folder.
+    """A policy that acts, from a run or from a policy's folder.
 
     Args:
-        path: a run's folder, or ``<run>/checkpoints/<step>``.
+        path: a run's folder, whose newest checkpoint is taken, ``<run>/checkpoints/<step>``, a folder that
+            ``python -m wmjax.export --policy`` wrote, or the name of a policy that ships with wmjax.
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
@@ -301,20 +302,17 @@ def load_policy(
             (:mod:`wmjax.policy.interventions`).
 
     Raises:
-        UserError: no complete checkpoint there, a damaged file, or specs of another version.
+        UserError: no policy there, a damaged file, or specs of another version.
 
     """
-    folder = checkpoint.find(Path(path))
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
-    params = averaged_parameters(folder, experiment)
+    found = find_policy(path)
+    meta = found.meta
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
-    base = meta.get("backbone_hash")
     policy = Policy(
-        experiment,
+        found.experiment,
         meta["specs"],
-        params,
-        base,
+        found.parameters(),
+        meta.get("backbone_hash"),
         batch_size=batch_size,
         open_loop_horizon=horizon,
         oracle=oracle,
