@@ -193,4 +193,4 @@ def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
 
 def _fit(world: WorldMemory) -> Any:
     """The latents in the shape that the Prophet predicts, frame by frame."""
-    return lambda latents: np.asarray(world.fit(jnp.asarray(latents)))
+    return lambda latents: np.asarray(world.prophet_latents(jnp.asarray(latents)))

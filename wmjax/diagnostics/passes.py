@@ -190,8 +190,8 @@ class Network:
         loss = model.head.loss(out.tokens, action, complete, named_key(self._seed, "diagnose flow", index))
         prediction = out.prediction
         if model.world.is_forward_model:  # scored on the true actions, as it was trained
-            told = model.context(inputs, action, batch["action_mask"])
-            prediction = model.world.recall(inputs.latents, len(action), told)
+            context = model.context(inputs, action, batch["action_mask"])
+            prediction = model.world.recall(inputs.latents, len(action), context)
         chunk = model.head.sample(out.tokens, named_key(self._seed, "diagnose noise", index, draw))
         return Acted(chunk, prediction, out.metrics, loss.metrics)
 

@@ -52,7 +52,7 @@ def rank_chunks(
         )
     if not -config.prophet.future <= frame < config.prophet.future:
         raise UserError(f"frame is {frame}; prophet.future {config.prophet.future} frames are predicted")
-    wanted = model.world.fit(goal[:, None])
+    wanted = model.world.prophet_latents(goal[:, None])
 
     def distance(chunk: Float32[Array, "batch chunk action"]) -> Float32[Array, "batch"]:
         reached = model.world.recall(inputs.latents, chunk.shape[0], model.context(inputs, chunk))

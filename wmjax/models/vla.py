@@ -172,7 +172,8 @@ class VLA(nnx.Module):
         prompt, chunk = inputs.prompt, self.config.chunk
         told = None if self.world.is_forward_model else self.context(inputs)
         settings: dict[str, Any] = {
-            "key": _fold(key, MEMORY), "train": train, "corruption": corruption, "memory": memory, "told": told
+            "key": _fold(key, MEMORY), "train": train, "corruption": corruption, "memory": memory,
+            "prophet_context": told,
         }  # fmt: skip
         if not self.injects_between_layers:
             return self.world(seen, prompt.mask, chunk, inputs.latents, **settings)

@@ -129,10 +129,10 @@ def mix(
     history: Float32[Array, "batch history tokens dim"],
     truth: Float32[Array, "batch future tokens dim"],
     oracle: float,
-    told: Context | None = None,
+    prophet_context: Context | None = None,
 ) -> tuple[Float32[Array, "batch future tokens dim"], Errors]:
     """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the errors of ẑ."""
     seen = model.world.prepare(history)
     copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)
-    prediction = model.world.recall(history, len(seen), told)
+    prediction = model.world.recall(history, len(seen), prophet_context)
     return oracle * prediction + (1.0 - oracle) * truth, Errors.of(prediction, copy, truth)

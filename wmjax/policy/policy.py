@@ -123,10 +123,11 @@ class Policy:
         """Whether the policy has a Prophet that predicts the latents of its encoder."""
         return self._model.world.prophet is not None and self.encoder_spec is not None
 
-    def fit(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n fitted dim"]:
+    def prophet_latents(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n pooled dim"]:
         """Raw latents in the units and the shape that the Prophet predicts."""
         assert self.encoder_spec is not None
-        return np.asarray(self._model.world.fit(normalise_latents(latents[:, None], self.encoder_spec)))[:, 0]
+        found = self._model.world.prophet_latents(normalise_latents(latents[:, None], self.encoder_spec))
+        return np.asarray(found)[:, 0]
 
     def initial_carry(self) -> Carry:
         """Empty buffers; every episode's first observation refills its row."""
@@ -270,7 +271,7 @@ class Policy:
         """z₊: the latents of the frames that follow the carry's, as the world loss would compare them."""
         assert self.encoder_spec is not None
         _, latents = watch(carry.clip, frames, encode)
-        return model.world.fit(normalise_latents(latents, self.encoder_spec))
+        return model.world.prophet_latents(normalise_latents(latents, self.encoder_spec))
 
     def _encode(self, params: Any) -> Any:
         """From clips to latents, with the encoder's parameters inside jit."""

@@ -87,7 +87,7 @@ class WorldMemory(nnx.Module):
         train: bool = False,
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
-        told: Context | None = None,
+        prophet_context: Context | None = None,
     ) -> WorldOutput:
         """Predicts and injects after the VLM's last layer.
 
@@ -101,7 +101,7 @@ class WorldMemory(nnx.Module):
             corruption: how the memory is corrupted.
             memory: replaces the predicted memory, before the corruption: an oracle's, or another episode's, which
                 ``shuffled`` and ``shuffled_in_task`` need.
-            told: what the Prophet is told beside latents, if it is conditioned on anything. A forward model predicts
+            prophet_context: the Prophet's inputs beside latents, if it is conditioned on any. A forward model predicts
                 nothing here, because there are no actions yet.
 
         Raises:
@@ -109,7 +109,7 @@ class WorldMemory(nnx.Module):
 
         """
         tokens = hidden[:, -chunk:].astype(jnp.float32)
-        prediction = self._predict(hidden, mask, latents, told)
+        prediction = self._predict(hidden, mask, latents, prophet_context)
         if self.injection is None:
             return WorldOutput(tokens, prediction, {})
         memory_and_mask = self._injected_memory(prediction, latents, memory, corruption, key, train)
@@ -126,7 +126,7 @@ class WorldMemory(nnx.Module):
         train: bool = False,
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
-        told: Context | None = None,
+        prophet_context: Context | None = None,
     ) -> tuple[Inject, Float32[Array, "batch future tokens dim"] | None]:
         """As :meth:`__call__` for ``injection.layers``: a function to call after the named layers, and the prediction.
 
@@ -134,7 +134,7 @@ class WorldMemory(nnx.Module):
         action tokens replaced, and ``memory/ratio`` of each sample.
         """
         assert self.injection is not None and self.layers
-        prediction = None if self.prophet is None else self.recall(latents, batch, told)
+        prediction = None if self.prophet is None else self.recall(latents, batch, prophet_context)
         memory_and_mask = self._injected_memory(prediction, latents, memory, corruption, key, train)
         graph, state = nnx.split(self.injection)
         arrays = nnx.as_pure(state)
@@ -192,7 +192,7 @@ class WorldMemory(nnx.Module):
                 f"future latents are {future.shape} with a mask {mask.shape}; "
                 f"prophet.future {self.shape.future} frames are needed"
             )
-        target, mask = self.fit(future[:, : self.shape.future]), mask[:, : self.shape.future]
+        target, mask = self.prophet_latents(future[:, : self.shape.future]), mask[:, : self.shape.future]
         loss = world_loss(self.objective, prediction, target, current, mask)
         return loss, {"world/loss": loss} | world_metrics(prediction, target, current, mask)
 
@@ -204,9 +204,11 @@ class WorldMemory(nnx.Module):
             raise UserError(f"latents are missing; memory.input {self.config.input!r} needs them, give a latent store")
         if latents.shape[1] < self.shape.history:
             raise UserError(f"latents have {latents.shape[1]} frames; prophet.history needs {self.shape.history}")
-        return self.fit(latents[:, -self.shape.history :])
+        return self.prophet_latents(latents[:, -self.shape.history :])
 
-    def fit(self, latents: Float32[Array, "batch frames tokens dim"]) -> Float32[Array, "batch frames fitted dim"]:
+    def prophet_latents(
+        self, latents: Float32[Array, "batch frames tokens dim"]
+    ) -> Float32[Array, "batch frames pooled dim"]:
         """Latents in the shape that the Prophet predicts: pooled to one token and layer-normed, if it does so.
 
         Raises:
@@ -228,27 +230,30 @@ class WorldMemory(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         mask: Bool[Array, "batch length"],
         latents: Float32[Array, "batch history tokens dim"] | None,
-        told: Context | None,
+        prophet_context: Context | None,
     ) -> Float32[Array, "batch future tokens dim"] | None:
         if self.prophet is None or self.is_forward_model:
             return None
         if self.config.input != "hidden":
-            return self.recall(latents, hidden.shape[0], told)
+            return self.recall(latents, hidden.shape[0], prophet_context)
         # Without latents (acting) nothing reads this prediction; zeros keep it well defined.
         shape = (hidden.shape[0], self.shape.tokens, self.shape.latent_dim)
         current = jnp.zeros(shape) if latents is None else self.prepare(latents)[:, -1]
         return self.prophet.predict_from_hidden(hidden, mask, current)
 
     def recall(
-        self, latents: Float32[Array, "batch history tokens dim"] | None, batch: int, told: Context | None = None
+        self,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        batch: int,
+        prophet_context: Context | None = None,
     ) -> Float32[Array, "batch future tokens dim"]:
         """The memory of variants that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
         if self.prophet is None:
             return self._copy(latents)
         if self.config.input == "constant":
             shape = (batch, self.shape.history, self.shape.tokens, self.shape.latent_dim)
-            return self.prophet(jnp.ones(shape), told)  # not zeros: the input projection would never train
-        return self.prophet(self.prepare(latents), told)
+            return self.prophet(jnp.ones(shape), prophet_context)  # not zeros: the input projection would never train
+        return self.prophet(self.prepare(latents), prophet_context)
 
     def _copy(
         self, latents: Float32[Array, "batch history tokens dim"] | None

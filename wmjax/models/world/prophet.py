@@ -137,7 +137,7 @@ class Prophet(nnx.Module):
         )
 
     def __call__(
-        self, history: Float32[Array, "batch history tokens dim"], told: Context | None = None
+        self, history: Float32[Array, "batch history tokens dim"], prophet_context: Context | None = None
     ) -> Float32[Array, "batch future tokens dim"]:
         """Predicts normalised latents from normalised latents, oldest frame first, and from its other inputs.
 
@@ -152,7 +152,7 @@ class Prophet(nnx.Module):
         queries = embedded[:, -1:] + self.future_time[...][:, None]
         if self.conditioner is None:
             return self._predict(queries, context, None, history[:, -1])
-        extra, exists = self.conditioner(told or Context())
+        extra, exists = self.conditioner(prophet_context or Context())
         known = jnp.ones((batch, (self.config.future + frames) * tokens), bool)
         mask = jnp.concatenate([known, exists], axis=1)
         return self._predict(queries, jnp.concatenate([context, extra], axis=1), mask, history[:, -1])
