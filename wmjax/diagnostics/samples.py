@@ -17,7 +17,7 @@ from wmjax.data.windows import chunk_indices, future_indices, history_indices, p
 from wmjax.trainer.config import Inputs
 
 Fit = Callable[[np.ndarray], np.ndarray]
-"""Normalised latents ``[n, frames, tokens, dim]`` as the Prophet sees them: pooled and layer-normed if it does so."""
+"""Normalised latents ``[n, frames, tokens, dim]`` in the Prophet's shape: pooled and layer-normed if it does so."""
 
 
 class Place(NamedTuple):

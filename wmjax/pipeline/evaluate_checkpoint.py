@@ -85,7 +85,7 @@ def _album(policy: Policy) -> Album | None:
         store, latents = made
         _require_same(policy, store, latents)
     except UserError as error:  # replaced since
-        log.info("videos are without the nearest training frames: %s", error)
+        log.info("videos do not show the nearest training frames: %s", error)
         return None
     frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
     camera = store.spec.cameras.index(latents.spec.cameras[0])
@@ -145,7 +145,7 @@ def _training(experiment: Experiment) -> dict[str, Any]:
     try:
         changed = changed_settings(experiment)
     except UserError as error:  # files that were renamed since
-        log.info("what was changed in the recipe is not known: %s", error)
+        log.info("the settings that differ from the recipe's files are unknown: %s", error)
         changed = {}
     own = (*RESUMABLE, "train.seed")
     found = {"changed": {k: v for k, v in changed.items() if k not in own and not k.startswith("evaluation.")}}

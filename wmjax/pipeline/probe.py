@@ -60,7 +60,7 @@ class BackboneFeatures:
         self._prompts = make_prompt_builder(experiment.prompt, model, spec)
         if camera >= len(self._prompts.image_grids):
             raise UserError(
-                f"camera {spec.cameras[camera]!r} is not seen by the policy, model.cameras is {model.cameras}; "
+                f"camera {spec.cameras[camera]!r} is not used by the policy, model.cameras is {model.cameras}; "
                 f"choose from {', '.join(spec.cameras[: model.cameras])}"
             )
         side = self._prompts.image_grids[camera][0]

@@ -60,7 +60,7 @@ class LeRobotDataset:
         self.version = self.info.get("codebase_version")
         if self.version not in VERSIONS:
             raise UserError(
-                f"{self.folder}: codebase_version is {self.version!r}, readable are {', '.join(VERSIONS)}; convert it"
+                f"{self.folder}: codebase_version is {self.version!r}, wmjax reads {', '.join(VERSIONS)}; convert it"
             )
         for key in INFO_KEYS:
             if key not in self.info:

@@ -73,7 +73,7 @@ def choose_layout(features: Mapping[str, Mapping[str, Any]], where: str) -> Layo
     if missing[name]:
         raise UserError(
             f"{where}: columns {', '.join(missing[name])} are missing (layout {name}; the dataset has "
-            f"{', '.join(sorted(features))}); add them, or add a layout file to wmjax/data/lerobot/layouts"
+            f"{', '.join(sorted(features))}); add them, or add a layout file to wmjax/data/formats/lerobot/layouts"
         )
     return known[name]
 
