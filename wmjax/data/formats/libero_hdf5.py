@@ -190,7 +190,9 @@ class DemonstrationFile:
 
     def _require(self, name: str, found: Any, expected: Any) -> None:
         if found != expected:
-            raise UserError(f"{self.path}: {name} is {found!r}, but must be {expected!r}; render the demonstrations again")
+            raise UserError(
+                f"{self.path}: {name} is {found!r}, but must be {expected!r}; render the demonstrations again"
+            )
 
     @contextlib.contextmanager
     def _open(self) -> "Iterator[h5py.Group]":
