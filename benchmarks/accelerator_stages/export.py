@@ -18,6 +18,7 @@ from flax import nnx
 from benchmarks.accelerator_stages.arrays import filled_model
 from benchmarks.accelerator_stages.session import Session, clocked, timed
 from wmjax.encoders.vjepa2 import MINI_FOLDER, PRESETS, VJEPA2Encoder, latents, load_encoder, save_encoder
+from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 
 GRID, CLIP = 4, 4
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -67,7 +68,6 @@ def torch_encoders(folder: Path) -> dict[str, Encode]:
     import torch
 
     from encoders_export.vjepa import TorchEncoder, pool_last_tubelet, preprocess
-    from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 
     encoder = TorchEncoder(VJEPA2Settings(model=str(folder), pooling_grid=GRID, clip_length=CLIP))
 

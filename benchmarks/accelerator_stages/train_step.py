@@ -18,8 +18,8 @@ from benchmarks.accelerator_stages.arrays import compiled, filled, heaviest, pea
 from benchmarks.accelerator_stages.session import Session, clocked, timed
 from benchmarks.accelerator_stages.variants import patched
 from benchmarks.flops import flops
-from wmjax.data.observation import Prompt
 from wmjax.experiment.config import Experiment, load
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.parameters import count
 from wmjax.trainer.step import TrainState
 

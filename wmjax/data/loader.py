@@ -129,6 +129,10 @@ class BatchSource:
         }
         return batch | self._latent_columns(frames, views, episode)
 
+    def samples_of(self, index: int) -> np.ndarray:
+        """The ``sample_id`` of every row of batch ``index``."""
+        return self._draw(index)[0]
+
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Frames, views, shifts and validity of this host's slice of global batch ``index``."""
         config, count = self.config, len(self.samples)

@@ -15,9 +15,9 @@ from wmjax.core.paths import keep_compiled_programs, records_folder
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
-from wmjax.data.observation import Prompt
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, dotted, from_dict
+from wmjax.experiment.config import RESUMABLE, YOUNGER, Experiment, changed_settings, dotted, from_dict
+from wmjax.models.prompts import join_prompts
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.latents import find_latents, made_before
@@ -113,8 +113,7 @@ def _donors(policy: Policy, data: Location | None) -> Donors:
     latents = find_latents(experiment, store, to_dict(policy.encoder_spec))
     assert latents is not None
     _require_same(policy, store, latents)
-    parts = [policy.prompt(task.instruction) for task in store.tasks]
-    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    prompts = join_prompts([policy.prompt(task.instruction) for task in store.tasks])
     return Donors(store, latents, experiment.model.prophet.history, prompts)
 
 
@@ -130,7 +129,7 @@ def identity(path: Path) -> dict[str, Any]:
     encoder = found.meta["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     # Only what a parameter depends on.
-    settings = dotted(experiment).items()
+    settings = [(k, v) for k, v in dotted(experiment).items() if k not in YOUNGER or v != YOUNGER[k]]
     trained = {k: v for k, v in settings if k not in RESUMABLE and not k.startswith("evaluation.")}
     return {
         "checkpoint": {"step": found.step, "hash": found.hash},

@@ -1,5 +1,6 @@
 """The stages of a training run, in order: plan, demonstrations, latents, training, closed loop, verdict."""
 
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from wmjax.analysis.summary import Summary
 from wmjax.core import distributed, logs
+from wmjax.core.files import owned
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
@@ -52,7 +54,15 @@ def run(
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
     plan = plan_run(experiment, folder, evaluates=evaluates)
-    first = distributed.is_first()
+    with contextlib.ExitStack() as held:
+        if distributed.is_first():
+            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+        _run_stages(plan, evaluates=evaluates)
+
+
+def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
+    """The stages, in a folder that belongs to this job."""
+    experiment, first = plan.experiment, distributed.is_first()
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
@@ -96,7 +106,7 @@ def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore) -> Path:
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
         meta={"experiment": to_dict(experiment), "backbone_hash": plan.weights.hash},
-        on_checkpoint=functools.partial(judge_early, plan),
+        on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
         load_base=None if weights is None else functools.partial(load_backbone, weights, experiment.model.backbone),
     )
 

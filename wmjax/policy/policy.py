@@ -20,7 +20,7 @@ from wmjax.data.statistics import denormalise_action, normalise_latents, normali
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
 from wmjax.models.inputs import ModelInput
-from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
@@ -108,7 +108,7 @@ class Policy:
         self.corruption: Corruption = corruption
         if reason := unfit_memory(experiment.model.memory, oracle, corruption):
             raise UserError(reason)
-        self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
+        self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
         self._encoder, self._cameras = None, np.zeros(0, np.int32)
         if self.encoder_spec is not None:
@@ -151,7 +151,7 @@ class Policy:
             UserError: empty, or too long for the model's prompt bucket.
 
         """
-        return self._prompts(instruction)
+        return self._prepare(instruction)
 
     def require_prompts(self, hashes: dict[str, str]) -> None:
         """Checks that instructions become the tokens that the policy was trained on.
@@ -161,7 +161,7 @@ class Policy:
 
         """
         for name, then in hashes.items():
-            if (now := self._prompts.hashes[name]) != then:
+            if (now := self._prepare.hashes[name]) != then:
                 raise UserError(
                     f"the prompt's {name} has the hash {now}, the checkpoint was trained with {then}; "
                     "set prompt.tokenizer to the one it was trained with"

@@ -84,7 +84,7 @@ def find_policy(path: str | Path) -> SavedPolicy:
     if (folder / SETTINGS).is_file():
         return _read_folder(folder)
     folder = checkpoint.find(folder)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = checkpoint.read_manifest(folder)
     return SavedPolicy(
         folder,
         checkpoint.evaluations(folder),

@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import time
 import traceback
 from collections import Counter
@@ -21,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.files import require_space, write_json
 from wmjax.core.logs import bar
@@ -308,7 +308,7 @@ def _single_threaded() -> Iterator[None]:
 
 def _work(connection: Connection, folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:
     """A worker process: records slots until told to stop or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signals.leave_to_parent()
     from wmjax.sim.env import LiberoEnv
 
     env: LiberoEnv | None = None

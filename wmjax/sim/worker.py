@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import importlib
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ObservationSpec
 from wmjax.sim.disturbance import Disturbance
@@ -248,7 +248,7 @@ def load(path: str) -> Any:
 
 def worker_main(connection: Connection, memory_name: str, settings: WorkerSettings) -> None:
     """The worker process: answers commands until the parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signals.leave_to_parent()
     memory = SharedMemory(memory_name)
     buffer: np.ndarray = np.ndarray(settings.frames_shape, np.uint8, buffer=memory.buf)
     host = Host(settings, buffer)
