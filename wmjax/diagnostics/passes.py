@@ -113,7 +113,7 @@ class Network:
         self.config, self._inputs, self._seed = model.config, inputs, seed
         self._prompts = jax.tree.map(jnp.asarray, inputs.prompts)
         graph, self._state = nnx.split(model)
-        self._hidden = jax.jit(lambda state, batch: nnx.merge(graph, state).see(self._model_input(batch)))
+        self._hidden = jax.jit(lambda state, batch: nnx.merge(graph, state).encode_prompt(self._model_input(batch)))
 
         def act(
             state: nnx.State,
@@ -129,7 +129,7 @@ class Network:
         self._acted = jax.jit(act, static_argnums=6)
 
     def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
-        """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.see`)."""
+        """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.encode_prompt`)."""
         return self._hidden(self._state, batch)
 
     def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
@@ -190,7 +190,7 @@ class Network:
         loss = model.head.loss(out.tokens, action, complete, named_key(self._seed, "diagnose flow", index))
         prediction = out.prediction
         if model.world.is_forward_model:  # scored on the true actions, as it was trained
-            context = model.context(inputs, action, batch["action_mask"])
+            context = model.prophet_context(inputs, action, batch["action_mask"])
             prediction = model.world.recall(inputs.latents, len(action), context)
         chunk = model.head.sample(out.tokens, named_key(self._seed, "diagnose noise", index, draw))
         return Acted(chunk, prediction, out.metrics, loss.metrics)

@@ -229,7 +229,7 @@ class Policy:
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
-            memory, errors = mix(model, history, truth, self.oracle, model.context(inputs))
+            memory, errors = mix(model, history, truth, self.oracle, model.prophet_context(inputs))
             numbers = errors.named("oracle")
         if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
