@@ -36,7 +36,7 @@ def rank_chunks(
         frame: which predicted frame is compared, 0 for the next one, -1 for the last one.
 
     Raises:
-        UserError: the Prophet is not conditioned on the actions; chunks of another shape; a frame that is not predicted.
+        UserError: the Prophet is not conditioned on actions; chunks of another shape; a frame that is not predicted.
 
     """
     config = model.config

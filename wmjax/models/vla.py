@@ -183,7 +183,7 @@ class VLA(nnx.Module):
         action: Float32[Array, "batch chunk action"] | None = None,
         action_mask: Bool[Array, "batch chunk"] | None = None,
     ) -> Context:
-        """The Prophet's inputs beside latents. Words carry no gradient, so that the world loss does not train the VLM."""
+        """The Prophet's inputs beside latents. Words carry no gradient: the world loss must not train the VLM."""
         words = is_text = None
         if "instruction" in self.config.prophet.condition:
             words, is_text = self.backbone.words(inputs.prompt, 1 + self.config.chunk)
