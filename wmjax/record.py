@@ -2,10 +2,11 @@
 
 python -m wmjax.record --out STORE
 
-By default the executed actions of 60 % of the episodes are perturbed by noise (``--perturbed``); the stored labels are
-the expert's own actions. With ``--every-step`` every control step has an image, and the output is a LeRobot v3.0
-dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With ``--random-motion`` the arm moves at random
-through the scenes of many tasks, for the pre-training and the probing of encoders.
+By default the executed actions of most episodes are perturbed (``--perturbed``), and failures are provoked
+(``--failures``); the stored labels are the expert's own actions. With ``--every-step`` every control step has an image,
+and the output is a LeRobot v3.0 dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With
+``--random-motion`` the arm moves at random through the scenes of many tasks, for the pre-training and the probing of
+encoders.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from wmjax.core.command import run_command
 from wmjax.core.location import local
 from wmjax.core.specs import ObservationSpec
 from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.failures import FailureConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
 from wmjax.recording.record import record, record_dataset
 from wmjax.rollout.protocol import task_list
@@ -46,6 +48,19 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.perturbed_fraction,
         help="share of episodes whose executed actions are perturbed (default: %(default)s)",
+    )
+    p.add_argument(
+        "--failures",
+        type=float,
+        default=defaults.failures.fraction,
+        help="fraction with provoked failures that the expert mends (default: %(default)s)",
+    )
+    p.add_argument(
+        "--label-steps",
+        type=int,
+        default=defaults.label_steps,
+        help="control steps of the chunk that the undisturbed expert would execute from every image on, which training "
+        "learns; 0 records none, as --every-step does (default: %(default)s)",
     )
     p.add_argument("--image-size", type=int, help=f"default: {spec.image_size}; with --every-step {LEROBOT_IMAGE_SIZE}")
     p.add_argument("--frame-stride", type=int, default=spec.frame_stride, help="control steps between images")
@@ -78,7 +93,12 @@ def _run(options: argparse.Namespace) -> int:
     every = options.every_step
     size = options.image_size or (LEROBOT_IMAGE_SIZE if every else ObservationSpec().image_size)
     spec = ObservationSpec(image_size=size, frame_stride=1 if every else options.frame_stride)
-    config = DemonstrationConfig(seed=options.seed, perturbed_fraction=options.perturbed)
+    config = DemonstrationConfig(
+        seed=options.seed,
+        perturbed_fraction=options.perturbed,
+        label_steps=0 if every else options.label_steps,
+        failures=FailureConfig(fraction=options.failures),
+    )
     episodes = DEMONSTRATIONS_PER_TASK if options.episodes is None else options.episodes
     write = record_dataset if every else record
     store = write(options.out, options.suite, options.tasks, episodes, spec, workers=options.workers, config=config)

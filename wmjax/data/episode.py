@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import read_npz, write_npz
@@ -26,6 +26,10 @@ class EpisodeData:
     of each frame, counted from the episode's start. ``settled_state`` is the full simulator state after the
     settle steps (empty for imported data). ``meta`` holds JSON values: suite, task_id, instruction (needed),
     seed, init, perturbation, settled_hash, success_step and whatever else the recorder knows.
+
+    ``action_chunk``, where it is recorded, is what to learn of each frame: the ``label_steps`` actions that the expert
+    would execute from there on if nothing disturbed it. ``injected`` marks the control steps at which the recorder
+    provoked a failure: what was executed then is not a policy's choice, and what comes of it cannot be foreseen.
     """
 
     images: UInt8[np.ndarray, "f cameras height width 3"]
@@ -35,6 +39,8 @@ class EpisodeData:
     executed: Float32[np.ndarray, "n 7"]
     settled_state: Float64[np.ndarray, "s"]
     meta: dict[str, Any]
+    action_chunk: Float32[np.ndarray, "f label_steps 7"] | None = None
+    injected: Bool[np.ndarray, "n"] | None = None
 
     @property
     def length(self) -> int:
@@ -43,6 +49,7 @@ class EpisodeData:
 
 
 ARRAYS = ("images", "frame_step", "state", "action", "executed", "settled_state")
+OPTIONAL_ARRAYS = ("action_chunk", "injected")
 DTYPES = {
     "images": np.uint8,
     "frame_step": np.int32,
@@ -50,12 +57,15 @@ DTYPES = {
     "action": np.float32,
     "executed": np.float32,
     "settled_state": np.float64,
+    "action_chunk": np.float32,
+    "injected": np.bool_,
 }
 
 
 def save_episode(path: Path, episode: EpisodeData) -> None:
     """Writes an episode atomically as .npz, the meta as JSON text inside it."""
-    arrays = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in ARRAYS}
+    present = [*ARRAYS, *(name for name in OPTIONAL_ARRAYS if getattr(episode, name) is not None)]
+    arrays: dict[str, np.ndarray] = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in present}
     meta = np.frombuffer(json.dumps(episode.meta, allow_nan=False).encode(), np.uint8)
     write_npz(path, {**arrays, "meta": meta})
 
@@ -95,6 +105,7 @@ def check_episode(episode: EpisodeData, spec: ObservationSpec | None, where: str
         raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
     _check_columns(episode, where)
     _check_frames(episode, where)
+    _check_optional(episode, where)
     if spec is not None:
         _check_against_spec(episode, spec, where)
 
@@ -112,13 +123,40 @@ def _check_columns(episode: EpisodeData, where: str) -> None:
         if len(bad):
             row, col = bad[0]
             raise UserError(f"{where}: {name}[{row}, {col}] is {column[row, col]}; repair or drop the episode")
-        outside = np.argwhere(np.abs(column) > 1.0)
-        if name != "state" and len(outside):
-            row, col = outside[0]
+        if name != "state":
+            _check_range(column, name, where)
+
+
+def _check_range(actions: np.ndarray, name: str, where: str) -> None:
+    """Refuses actions that the controller would clip."""
+    outside = np.argwhere(np.abs(actions) > 1.0)
+    if len(outside):
+        at = tuple(outside[0].tolist())
+        raise UserError(
+            f"{where}: {name}{list(at)} is {actions[at]:.6g}, outside [-1, 1]; "
+            f"actions must be OSC_POSE deltas as sent to the controller, rescale or clip them"
+        )
+
+
+def _check_optional(episode: EpisodeData, where: str) -> None:
+    """Shapes and values of the arrays that an episode may lack."""
+    chunk, injected, frames = episode.action_chunk, episode.injected, len(episode.images)
+    if chunk is not None:
+        if chunk.ndim != 3 or chunk.shape[0] != frames or chunk.shape[1] < 1 or chunk.shape[2] != ACTION_DIM:
             raise UserError(
-                f"{where}: {name}[{row}, {col}] is {column[row, col]:.6g}, outside [-1, 1]; "
-                f"actions must be OSC_POSE deltas as sent to the controller, rescale or clip them"
+                f"{where}: action_chunk has shape {chunk.shape}, expected [{frames}, label_steps, {ACTION_DIM}], one "
+                "chunk for each image; record the episode again"
             )
+        bad = np.argwhere(~np.isfinite(chunk))
+        if len(bad):
+            at = tuple(bad[0].tolist())
+            raise UserError(f"{where}: action_chunk{list(at)} is {chunk[at]}; record the episode again")
+        _check_range(chunk, "action_chunk", where)
+    if injected is not None and injected.shape != (episode.length,):
+        raise UserError(
+            f"{where}: injected has shape {injected.shape}, expected {(episode.length,)}, one flag for each control "
+            "step; record the episode again"
+        )
 
 
 def _check_frames(episode: EpisodeData, where: str) -> None:

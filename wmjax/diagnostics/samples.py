@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
+from wmjax.data.labels import chunk_labels
 from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import normalise_latents
 from wmjax.data.store import TrainingStore
-from wmjax.data.windows import chunk_indices, future_indices, history_indices, pad_actions
+from wmjax.data.windows import chunk_indices, future_indices, history_indices
 from wmjax.trainer.config import Inputs
 
 Fit = Callable[[np.ndarray], np.ndarray]
@@ -138,7 +139,8 @@ class ActionWindows:
 def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2) -> ActionWindows:
     """Gathers the chunks of frames; a step is near a change if at most ``within`` control steps from it."""
     store, where = inputs.store, place(inputs.store, frames)
-    rows, mask = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
+    rows, inside = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
+    action, mask = chunk_labels(store, frames, inputs.loader.chunk, inputs.loader.delay)
     closed = store.action[:, -1] > 0.0
     lengths = [episode["length"] for episode in store.episodes]
     near = np.concatenate([near_change(part, within) for part in np.split(closed, np.cumsum(lengths)[:-1])])
@@ -146,9 +148,9 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2
     held = np.where(where.row > where.first_row, np.where(closed[where.row - 1], 1.0, -1.0), -1.0)
     tasks = np.array([episode["task"] for episode in store.episodes])
     return ActionWindows(
-        action=pad_actions(store.action[rows], mask),
+        action=action,
         mask=mask,
-        near_change=near[rows] & mask,
+        near_change=near[rows] & inside,
         held=held.astype(np.float32),
         task=tasks[store.frame_episode[frames]],
     )

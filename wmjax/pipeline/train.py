@@ -3,8 +3,11 @@
 import contextlib
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from flax import nnx
 
 from wmjax.analysis.summary import Summary
 from wmjax.core import distributed, logs
@@ -21,10 +24,11 @@ from wmjax.models.vla import VLA
 from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import encode
+from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.sim.libero import require_simulator
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import train
+from wmjax.trainer.loop import LoadBase, train
 
 
 def run(
@@ -63,6 +67,7 @@ def run(
 def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     """The stages, in a folder that belongs to this job."""
     experiment, first = plan.experiment, distributed.is_first()
+    start = starting_point(experiment.train.init_from)
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
@@ -74,7 +79,7 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     # 3. Latents.
     latents = distributed.first(lambda: encode(experiment, store, plan.latent_spec))
     # 4. Training.
-    checkpoint = fit(plan, store, latents)
+    checkpoint = fit(plan, store, latents, start)
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
@@ -94,12 +99,24 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     distributed.alone(lambda: print(text))
 
 
-def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore) -> Path:
-    """Trains the plan's model; returns the last checkpoint's folder."""
+def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore, start: Start | None = None) -> Path:
+    """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
+
+    Raises:
+        UserError: the data do not fit the model or ``start``.
+
+    """
     experiment, weights = plan.experiment, plan.weights.folder
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
+    loads: list[LoadBase] = (
+        [] if weights is None else [functools.partial(load_backbone, weights, experiment.model.backbone)]
+    )
+    if start is not None:
+        inputs = start.fit_inputs(inputs)
+        loads.append(start.load)
     return train(
         lambda rngs: VLA(experiment.model, rngs=rngs),
-        make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train),
+        inputs,
         plan.folder,
         experiment.train,
         experiment.optimizer,
@@ -107,8 +124,15 @@ def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore) -> Path:
         max_shift=experiment.encoder.max_shift,
         meta={"experiment": to_dict(experiment), "backbone_hash": plan.weights.hash},
         on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
-        load_base=None if weights is None else functools.partial(load_backbone, weights, experiment.model.backbone),
+        load_base=functools.partial(_load_all, loads) if loads else None,
     )
+
+
+def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """Applies several loads, the later ones on top."""
+    for load_one in loads:
+        params, frozen = load_one(params, frozen)
+    return params, frozen
 
 
 def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:

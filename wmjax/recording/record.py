@@ -14,7 +14,7 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -189,7 +189,30 @@ def _finalize(folder: Path, suite: str, tasks: Sequence[int], spec: ObservationS
         if [episode.get("part") for episode in store.episodes] == names:
             return store
     LOG.info("merging %d episodes into %s", len(names), folder)
-    return finalize(folder, spec)
+    return finalize(folder, spec, describe=describe)
+
+
+def describe(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How demonstrations were made, for the store's manifest.
+
+    Args:
+        episodes: the manifest's table of episodes.
+
+    Returns:
+        ``shares``: the share of the episodes with noise (``noise``), with nothing disturbed (``undisturbed``), and
+        with at least one failure of each kind. ``grasps``: by task, how many episodes used each grasp.
+
+    """
+    kinds: Counter[str] = Counter()
+    grasps: dict[str, Counter[str]] = {}
+    for episode in episodes:
+        happened = set(episode.get("failures", ())) | ({"noise"} if episode["perturbation"] else set())
+        kinds.update(happened or {"undisturbed"})
+        if grasp := episode.get("grasp"):
+            name = f"angle {grasp['angle']}, sign {grasp['sign']}, tilt {grasp['tilt']}"
+            grasps.setdefault(f"{episode['suite']} {episode['task_id']}", Counter())[name] += 1
+    shares = {kind: round(count / len(episodes), 4) for kind, count in sorted(kinds.items())}
+    return {"shares": shares, "grasps": {task: dict(found) for task, found in sorted(grasps.items())}}
 
 
 def _report(summary: Summary, suite: str) -> None:

@@ -131,8 +131,7 @@ class Host:
         self._settings = settings
         self._buffer = buffer
         self._env: Any = None
-        self._expert: Any = None
-        self._seer: Any = None
+        self._found_expert: Any = None
         self._task: tuple[str, int] | None = None
         self._step = 0
         self._frame_steps: list[int] = []
@@ -154,8 +153,6 @@ class Host:
                 actions = iter(command.actions)
                 steps, success = self._advance(lambda: next(actions), len(command.actions), command)
             case RunExpert():
-                if self._expert is None:
-                    self._expert = load(self._settings.expert_factory)(self._env)
                 steps, success = self._advance(self._expert.act, command.steps, command)
             case Foresee():
                 self._foresee(command)
@@ -182,7 +179,7 @@ class Host:
             self._env.restore(command.settled)
         if command.disturbance is not None:
             self._env.disturb(command.disturbance, episode)
-        self._expert = self._seer = None
+        self._found_expert = None
         self._step = 0
         if command.render:
             self._render()
@@ -200,18 +197,21 @@ class Host:
                 self._render()
         return limit, False
 
+    @property
+    def _expert(self) -> Any:
+        """The scripted expert of the episode; it answers any state, so futures and real steps share it."""
+        if self._found_expert is None:
+            self._found_expert = load(self._settings.expert_factory)(self._env)
+        return self._found_expert
+
     def _foresee(self, command: Foresee) -> None:
         """Steps into the future, renders it, and returns."""
         now, step = self._env.sim_state(), self._step
-        if self._seer is None:
-            self._seer = load(self._settings.expert_factory)(self._env, under_way=True)
         pending = iter(command.first)
         while len(self._frame_steps) < command.frames and (action := next(pending, None)) is not None:
             self._imagine(action)
-        if len(self._frame_steps) < command.frames:
-            self._seer.take_over()
         while len(self._frame_steps) < command.frames:
-            self._imagine(self._seer.act())
+            self._imagine(self._expert.act())
         self._env.restore(now)
         self._step = step
 

@@ -24,7 +24,9 @@ class TrainConfig:
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
     ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
-    control steps after the observation, for evaluations with that ``execution_delay``.
+    control steps after the observation, for evaluations with that ``execution_delay``. ``init_from`` is a run, or one
+    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions and
+    states.
 
     Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
     evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
@@ -52,6 +54,7 @@ class TrainConfig:
     spike_factor: float = 0.0
     max_skipped: int = 50
     accumulate: int = 1
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         for name in (
