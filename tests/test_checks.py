@@ -15,7 +15,6 @@ from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
 from wmjax.experiment.checks import final_protocol, require_fit
@@ -23,6 +22,7 @@ from wmjax.experiment.config import Experiment, dotted, load, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 
@@ -81,7 +81,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
-    store = types.SimpleNamespace(spec=ObservationSpec(simulator="other==1"))
+    store = types.SimpleNamespace(spec=dataclasses.replace(OBSERVATION_SPEC, simulator="other==1"))
     monkeypatch.setattr("wmjax.pipeline.demonstrations.demonstrations", lambda experiment: store)
     monkeypatch.setattr("wmjax.pipeline.latents.encode", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2

@@ -25,6 +25,7 @@ from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.experiment import config
 from wmjax.experiment.checks import given_store
+from wmjax.sim.libero import ACTION_SPEC
 
 BUCKET = "memory://bucket"
 
@@ -273,7 +274,7 @@ def test_nothing_is_written_to_a_url(stores):
     writes = (
         lambda url: StoreWriter(url, "x", 1),
         lambda url: LatentWriter(url, stores[1].spec, store, stores[1].views, "jax"),
-        lambda url: finalize(url, store.spec),
+        lambda url: finalize(url, store.spec, ACTION_SPEC),
         lambda url: write_part(url, "a", store.episode(0)),
     )
     for write in writes:

@@ -14,6 +14,12 @@ from wmjax.experiment.config import load, to_dict
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol, from_values, load_protocol
 from wmjax.rollout.results import read_header
+from wmjax.sim.libero import ACTION_SPEC
+
+
+def in_fake(evaluate):
+    """``evaluate`` with the fake environment in the protocol."""
+    return lambda actor, protocol, *args, **more: evaluate(actor, dataclasses.replace(protocol, env=ENV), *args, **more)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
 def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = command.evaluate
-    monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    monkeypatch.setattr(command, "evaluate", in_fake(real))
     monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
     arguments = "--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8"
     assert command.main(arguments.split()) == 0
@@ -61,7 +67,7 @@ def test_every_field_of_a_protocol_has_a_flag_and_the_header_records_it(tmp_path
     flags = {field: name for name, (field, _, _) in command.CHANGES.items()}
     assert {"name", *flags} == {field.name for field in dataclasses.fields(Protocol)}
     real = command.evaluate
-    monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    monkeypatch.setattr(command, "evaluate", in_fake(real))
     monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
     changed = {
         "suite": "libero_object", "tasks": (3,), "episodes_per_task": 1, "init": "benchmark", "first_index": 2,
@@ -136,10 +142,10 @@ def test_an_identity_says_what_the_command_line_changed_and_what_was_trained_on(
 def test_replays_that_fail_are_an_error(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = command.evaluate
-    monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    monkeypatch.setattr(command, "evaluate", in_fake(real))
     for name, push, status in (("good", 0.5, 0), ("bad", 0.1, 1)):
         write_part(tmp_path / name, "0", recorded(1_000_000, push, -4.0), SPEC)
-        finalize(tmp_path / name, SPEC)
+        finalize(tmp_path / name, SPEC, ACTION_SPEC)
         arguments = f"--policy replay --data {name} --tasks 2 --episodes 1 --videos 0 --out {name}-replay"
         assert command.main(arguments.split()) == status
     assert "fewer than 99 % of the replays succeed" in capsys.readouterr().err

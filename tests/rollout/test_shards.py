@@ -1,5 +1,6 @@
 """An evaluation in parts, by processes that share nothing but a folder, ends in the table of one process."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -18,6 +19,11 @@ from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_records
 
 EPISODES = PROTOCOL.episodes()
+
+
+def in_fake(evaluate):
+    """``evaluate`` with the fake environment in the protocol."""
+    return lambda actor, protocol, *args, **more: evaluate(actor, dataclasses.replace(protocol, env=ENV), *args, **more)
 
 
 def table(folder) -> list:
@@ -128,7 +134,7 @@ def test_processes_of_jax_distributed_are_shards(monkeypatch):
 def test_the_command_runs_its_part(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = command.evaluate
-    monkeypatch.setattr(command, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
+    monkeypatch.setattr(command, "evaluate", in_fake(real))
     monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
     arguments = "--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8 --out o"
     assert command.main([*arguments.split(), "--shard", "1/2"]) == 0

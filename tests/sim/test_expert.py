@@ -24,7 +24,7 @@ def demonstration(env):
 
 
 def test_a_demonstration_is_fit_for_the_training_store(env, demonstration):
-    check_episode(demonstration, env.spec, "demonstration")
+    check_episode(demonstration, env.spec, env.action_spec, "demonstration")
     meta = demonstration.meta
     assert demonstration.length == meta["success_step"] + CONFIG.steps_after_success
     assert meta["init"] == "random" and meta["settled_hash"] and set(meta["fixture_poses"]) == set(env.fixture_poses())

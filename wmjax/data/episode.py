@@ -10,10 +10,8 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import read_npz, write_npz
-from wmjax.core.specs import ObservationSpec
+from wmjax.core.specs import ActionSpec, ObservationSpec
 
-ACTION_DIM = 7
-STATE_DIM = 8
 REQUIRED_META = ("suite", "task_id", "instruction")
 
 
@@ -21,8 +19,8 @@ REQUIRED_META = ("suite", "task_id", "instruction")
 class EpisodeData:
     """One episode: ``f`` frames, ``n`` control steps.
 
-    ``action`` is the label to learn, ``executed`` what the robot did (they differ in perturbed demos), both
-    OSC_POSE deltas in [-1, 1] and the gripper command (-1 open, +1 close). ``frame_step`` is the control step
+    ``action`` is the label to learn, ``executed`` what the robot did (they differ in perturbed demos), both raw
+    actions of an :class:`wmjax.core.specs.ActionSpec`. ``frame_step`` is the control step
     of each frame, counted from the episode's start. ``settled_state`` is the full simulator state after the
     settle steps (empty for imported data). ``meta`` holds JSON values: suite, task_id, instruction (needed),
     seed, init, perturbation, settled_hash, success_step and whatever else the recorder knows.
@@ -30,9 +28,9 @@ class EpisodeData:
 
     images: UInt8[np.ndarray, "f cameras height width 3"]
     frame_step: Int32[np.ndarray, "f"]
-    state: Float32[np.ndarray, "n 8"]
-    action: Float32[np.ndarray, "n 7"]
-    executed: Float32[np.ndarray, "n 7"]
+    state: Float32[np.ndarray, "n state"]
+    action: Float32[np.ndarray, "n action"]
+    executed: Float32[np.ndarray, "n action"]
     settled_state: Float64[np.ndarray, "s"]
     meta: dict[str, Any]
 
@@ -75,16 +73,17 @@ def load_episode(path: Path) -> EpisodeData:
     return EpisodeData(**arrays, meta=meta)
 
 
-def check_episode(episode: EpisodeData, spec: ObservationSpec | None, where: str) -> None:
+def check_episode(episode: EpisodeData, spec: ObservationSpec | None, action: ActionSpec | None, where: str) -> None:
     """Refuses an episode that must not be trained on.
 
     Args:
         episode: what was recorded or imported.
-        spec: the dataset's conventions; None checks only what needs none.
+        spec: the dataset's observations; None checks only what needs no spec.
+        action: the dataset's actions; None as well.
         where: the file or episode, for the error.
 
     Raises:
-        UserError: empty instruction, wrong shapes or lengths, NaN or infinity, action outside [-1, 1].
+        UserError: empty instruction, wrong shapes or lengths, NaN or infinity, an action outside its bounds.
 
     """
     for key in REQUIRED_META:
@@ -93,18 +92,20 @@ def check_episode(episode: EpisodeData, spec: ObservationSpec | None, where: str
     instruction = episode.meta["instruction"]
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
-    _check_columns(episode, where)
+    _check_columns(episode, spec, action, where)
     _check_frames(episode, where)
     if spec is not None:
         _check_against_spec(episode, spec, where)
 
 
-def _check_columns(episode: EpisodeData, where: str) -> None:
+def _check_columns(episode: EpisodeData, spec: ObservationSpec | None, action: ActionSpec | None, where: str) -> None:
     """Shapes and values of the per-step columns."""
     n = episode.length
     if n == 0:
         raise UserError(f"{where}: the episode has 0 control steps; drop it")
-    for name, dim in (("state", STATE_DIM), ("action", ACTION_DIM), ("executed", ACTION_DIM)):
+    state_dim = episode.state.shape[-1] if spec is None else spec.state_dim
+    action_dim = episode.action.shape[-1] if action is None else action.dim
+    for name, dim in (("state", state_dim), ("action", action_dim), ("executed", action_dim)):
         column = getattr(episode, name)
         if column.shape != (n, dim):
             raise UserError(f"{where}: {name} has shape {column.shape}, expected {(n, dim)}; fix the source columns")
@@ -112,13 +113,19 @@ def _check_columns(episode: EpisodeData, where: str) -> None:
         if len(bad):
             row, col = bad[0]
             raise UserError(f"{where}: {name}[{row}, {col}] is {column[row, col]}; repair or drop the episode")
-        outside = np.argwhere(np.abs(column) > 1.0)
-        if name != "state" and len(outside):
-            row, col = outside[0]
-            raise UserError(
-                f"{where}: {name}[{row}, {col}] is {column[row, col]:.6g}, outside [-1, 1]; "
-                f"actions must be OSC_POSE deltas as sent to the controller, rescale or clip them"
-            )
+        if name != "state" and action is not None and action.low:
+            _check_bounds(column, action, f"{where}: {name}")
+
+
+def _check_bounds(column: Float32[np.ndarray, "n action"], action: ActionSpec, where: str) -> None:
+    """Refuses an action that the controller would clip: it is in other units."""
+    outside = np.argwhere((column < np.array(action.low)) | (column > np.array(action.high)))
+    if len(outside):
+        row, col = outside[0]
+        raise UserError(
+            f"{where}[{row}, {col}] is {column[row, col]:.6g}, outside [{action.low[col]:g}, {action.high[col]:g}]; "
+            f"actions must be as sent to the controller ({action.definition}), rescale or clip them"
+        )
 
 
 def _check_frames(episode: EpisodeData, where: str) -> None:

@@ -1,5 +1,6 @@
 """The stages of a training run, in order: settings, demonstrations, latents, training, closed loop, verdict."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -13,6 +14,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, load, to_dict
+from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.dry_run import describe
 from wmjax.experiment.latent_settings import latent_spec
 from wmjax.models.backbones.pretrained import (
@@ -29,7 +31,6 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import encode
 from wmjax.pipeline.verdict import verdict
 from wmjax.rollout.protocol import load_protocol, protocol_folder
-from wmjax.sim.libero import require_simulator
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import train
@@ -62,7 +63,10 @@ def run(
     """
     keep_compiled_programs()
     experiment = load(recipe, scale, dataset, settings)
-    require_fit(experiment, given_store(experiment, needed=not dry_run), evaluates=evaluates)
+    given = given_store(experiment, needed=not dry_run)
+    if given is not None:
+        experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
+    require_fit(experiment, given, evaluates=evaluates)
     run = folder or cache_root() / "runs" / experiment.name
     distributed.join()
     if distributed.is_first():
@@ -84,7 +88,8 @@ def run(
     # 2. Demonstrations.
     store = distributed.first(lambda: demonstrations(experiment))
     if evaluates:  # demonstrations of another simulator would be refused there, after the training
-        distributed.alone(lambda: require_simulator(store.spec))
+        environment = final_protocol(experiment, store).environment
+        distributed.alone(lambda: environment.simulator(store.spec))
     # 3. Latents.
     latents = distributed.first(lambda: encode(experiment, store))
     # 4. Training.

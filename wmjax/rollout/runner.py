@@ -78,6 +78,7 @@ class Runner:
         album: Album | None = None,
     ) -> None:
         _require_fit(actor, protocol)
+        self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash, self._album = results, videos, recipe_hash, album
         self._schedule = Schedule([])
@@ -98,7 +99,9 @@ class Runner:
         self._schedule, self._total, self._began = Schedule(episodes), len(episodes), time.monotonic()
         for slot in range(self._pool.size):
             self._start(slot)
-        self._actor.prepare(self._pool.size, self._protocol.open_loop_horizon)  # compiles while workers reset
+        self._actor.prepare(
+            self._pool.size, self._protocol.open_loop_horizon, self._action_spec
+        )  # compiles while workers reset
         while self._running:
             ready = []
             for slot, event in self._pool.wait():
@@ -116,7 +119,9 @@ class Runner:
             return
         video = self._videos.wanted(episode.suite, episode.task_id)
         protocol = self._protocol
-        execution = Execution(protocol.open_loop_horizon, protocol.execution_delay, protocol.ensemble)
+        execution = Execution(
+            protocol.open_loop_horizon, protocol.execution_delay, protocol.ensemble, spec=self._action_spec
+        )
         self._running[slot] = _Running(episode, video, time.monotonic(), execution)
         render = video or self._actor.needs_frames
         self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode), protocol.disturbance))
@@ -146,7 +151,7 @@ class Runner:
     def _decide(self, slots: Sequence[int]) -> None:
         """Asks the actor about all ready slots at once and sends the actions off."""
         if self._actor.inside:
-            plans = [Plan(np.zeros((0, 7), np.float32))] * len(slots)
+            plans = [Plan(np.zeros((0, self._action_spec.dim), np.float32))] * len(slots)
         else:
             plans = self._actor.act([self._decision(slot) for slot in slots])
         for slot, plan in zip(slots, plans, strict=True):
@@ -252,7 +257,7 @@ class Runner:
             name = f"{episode.init}-{episode.index}"
             frames = np.concatenate(run.frames)
             strips = [draw_strips(run.imagined, len(frames), self._album)] if run.imagined else []
-            strips += [draw_decisions(run.decided, len(frames))] if run.decided else []
+            strips += [draw_decisions(run.decided, len(frames), self._action_spec)] if run.decided else []
             self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, strips)
 
     def _caption(self, run: _Running, step: int) -> str:

@@ -22,7 +22,7 @@ from wmjax.data.statistics import normalise_action
 from wmjax.models.parameters import count, from_named, split_model, to_named, trainable_filter
 from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs, TrainConfig
-from wmjax.trainer.metrics import MetricsWriter, arm_r2, r2_over_steps
+from wmjax.trainer.metrics import MetricsWriter, mean_r2, r2_over_steps
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
 from wmjax.trainer.step import TrainState, initial_state, make_eval_step, make_train_step
@@ -204,7 +204,10 @@ def validate(
         losses.append(metrics)
     r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
-    scores = {f"r2/{i}": value for i, value in enumerate(r2)} | {"r2_arm": arm_r2(r2)}
+    arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers
+    scores = {f"r2/{i}": value for i, value in zip(arm + grippers, r2, strict=True)} | {
+        "r2_arm": mean_r2(r2[: len(arm)])
+    }
     return mean | {name: value for name, value in scores.items() if np.isfinite(value)}  # undefined where nothing moves
 
 

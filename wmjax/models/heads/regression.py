@@ -31,13 +31,25 @@ class RegressionHead(nnx.Module):
     """LayerNorm and an MLP per token: action step i from token i."""
 
     def __init__(
-        self, config: HeadConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+        self,
+        config: HeadConfig,
+        sizes: HeadSizes,
+        *,
+        hidden_dim: int,
+        action_dim: int,
+        grippers: int,
+        chunk: int,
+        rngs: nnx.Rngs,
     ):
-        binary = config.gripper == "binary"
-        self.config, self.regressed_dim = config, action_dim - binary
+        classified = grippers if config.gripper == "binary" else 0
+        self.config, self.regressed_dim, self.regressed_grippers = (
+            config,
+            action_dim - classified,
+            grippers - classified,
+        )
         self.norm = layer_norm(hidden_dim, rngs=rngs)
         self.mlp = Mlp(hidden_dim, sizes.hidden, self.regressed_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
-        self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
+        self.gripper = GripperHead(hidden_dim, sizes, classified, rngs=rngs) if classified else None
 
     def loss(
         self,
@@ -48,7 +60,7 @@ class RegressionHead(nnx.Module):
     ) -> HeadLoss:
         """The configured regression loss; ``key`` is not used."""
         error = self.mlp(self.norm(tokens)) - action[..., : self.regressed_dim]
-        values, regressed = elementwise(self.config.regression_loss, error), self.gripper is None
+        values, regressed = elementwise(self.config.regression_loss, error), self.regressed_grippers
         metrics = arm_and_gripper(values, mask, regressed=regressed)
         metrics["action/arm_mse"] = arm_and_gripper(jnp.square(error), mask, regressed=regressed)["action/arm"]
         result = HeadLoss(masked_mean(values, mask), metrics)
