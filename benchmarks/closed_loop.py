@@ -108,7 +108,7 @@ class Work:
 
 def _policy_actor(run: Path) -> Actor:
     from wmjax.policy.policy import load_policy
-    from wmjax.rollout.policy_actor import PolicyActor
+    from wmjax.policy.policy_actor import PolicyActor
 
     return PolicyActor(load_policy(run, batch_size=1, open_loop_horizon=HORIZON))
 
@@ -279,7 +279,7 @@ def pooled(rung: Rung, work: Work) -> Result:
         for name, chosen, limit in rounds:
             protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=HORIZON)
             results = Results(Path(folder) / name, {})
-            runner = Runner(pool, actor, protocol, results, Videos(Path(folder) / name / "videos", 0, 5.0))
+            runner = Runner(pool, actor, protocol, results, Videos(Path(folder) / name / "videos", 0, 5.0, ACTION_SPEC))
             started = time.monotonic()
             runner.run(chosen)
             seconds = time.monotonic() - started

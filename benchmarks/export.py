@@ -15,39 +15,36 @@ from pathlib import Path
 import numpy as np
 
 from wmjax.core.files import write_npz
+from wmjax.core.settings import build
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
-from wmjax.encoders.encode import LATENT_BOUND, Encoder, encode_store
+from wmjax.encoders.base import ENCODERS, EncoderConfig, Exporter
+from wmjax.encoders.encode import LATENT_BOUND, encode_store
 
 TARGET = 1.5
 
 
-def make_encoder(backend: str, model: str) -> Encoder:
+def make_encoder(backend: str, model: str) -> Exporter:
     """The encoder in PyTorch or in Flax."""
-    if backend == "torch":
-        from encoders_export.vjepa import TorchEncoder
-
-        return TorchEncoder(model)
-    from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
-
-    return JaxEncoder(model)
+    config = build(EncoderConfig, {"backend": backend, "model": model})
+    return ENCODERS.resolve(config.kind).for_export(config)
 
 
-def export(store: TrainingStore, encoder: Encoder, out: Path) -> np.ndarray:
+def export(store: TrainingStore, encoder: Exporter, out: Path) -> np.ndarray:
     """The export; returns its latents."""
     latents = encode_store(store, out, encoder, views=1)
     assert latents is not None
     return np.array(latents.latents[0], np.float32)
 
 
-def per_frame(store: TrainingStore, encoder: Encoder, out: Path) -> np.ndarray:
+def per_frame(store: TrainingStore, encoder: Exporter, out: Path) -> np.ndarray:
     """The loop; returns its latents."""
-    camera, found = store.spec.cameras.index(encoder.spec.camera), []
+    camera, found = store.spec.cameras.index(encoder.spec.cameras[0]), []
     for index, entry in enumerate(store.episodes):
         start, rows = entry["frame_start"], []
         for frame in range(start, start + entry["num_frames"]):
             clip = np.array(store.frames[clip_indices(frame, start, encoder.spec.clip_length), camera])
-            rows.append(encoder(clip[None])[0].astype(np.float16))
+            rows.append(encoder.encode(clip[None])[0].astype(np.float16))
         write_npz(out / f"{index:06d}.npz", {"latents": np.stack(rows)})
         found.append(np.stack(rows))
     return np.concatenate(found).astype(np.float32)
@@ -59,7 +56,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.abs(a - b).max(axis=(1, 2)) / scale).max())
 
 
-def measure(store: TrainingStore, encoder: Encoder, rounds: int) -> dict[str, float]:
+def measure(store: TrainingStore, encoder: Exporter, rounds: int) -> dict[str, float]:
     """Median frames per second of both after a warm-up round, and their ratio.
 
     Raises:

@@ -60,7 +60,7 @@ def sampler(policy: Policy, steps: int, batch: int = 1) -> Callable[[], Any]:
     def run(state: Any, tokens: Any, noise: Any) -> Any:
         head = nnx.merge(graph, state)
         head.config = config
-        return head.sample(tokens, noise)
+        return head.integrate(tokens, noise)
 
     return lambda: jax.block_until_ready(run(state, tokens, noise))
 

@@ -76,16 +76,18 @@ def write_random(config: Qwen2_5_VLConfig, folder: Path) -> None:
     (folder / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def make_inputs(config: Qwen2_5_VLConfig) -> dict[str, np.ndarray]:
-    """One prompt: two images between their marks, then text."""
-    side = SIDE // config.vision.factor
+def make_inputs(
+    config: Qwen2_5_VLConfig, batch: int = 1, pixels: int = SIDE, length: int = TOKENS
+) -> dict[str, np.ndarray]:
+    """Prompts that differ in their images only: two of these between their marks, then text."""
+    side = pixels // config.vision.factor
     image = [config.vision_start_token, *[config.image_token] * side**2, config.vision_end_token]
     rng = np.random.default_rng(0)
-    text = rng.integers(0, min(config.image_token, config.text.vocabulary), TOKENS - 2 * len(image))
-    tokens = np.array([[*image, *image, *text]], np.int32)
+    text = rng.integers(0, min(config.image_token, config.text.vocabulary), length - 2 * len(image))
+    tokens = np.array([[*image, *image, *text]] * batch, np.int32)
     mask = np.ones_like(tokens, bool)
-    positions = positions_of(tokens, mask, [(side, side)] * 2, config.image_token)
-    images = rng.integers(0, 256, (1, 2, SIDE, SIDE, 3), np.uint8)
+    positions = positions_of(tokens, mask, [(side, side)] * (2 * batch), config.image_token)
+    images = rng.integers(0, 256, (batch, 2, pixels, pixels, 3), np.uint8)
     return {"tokens": tokens, "images": images, "positions": positions, "mask": mask}
 
 

@@ -6,7 +6,7 @@
 
 FLOPs per sample are those of a training step with the latents at hand (forward, backward, remat); FLOPs per decision
 those of one action chunk, the flow's steps included, without and with the encoder, which a rollout runs on every new
-frame (every arm but e0 and e0plus). Random data.
+frame (every variant but e0 and e0plus). Random data.
 """
 
 import argparse
@@ -29,11 +29,10 @@ from wmjax.sim.libero import ACTION_SPEC
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import flops
-from wmjax.core.paths import resource_folder
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.observation import Prompt
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
-from wmjax.experiment.config import Experiment, load
+from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
 from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.prompts import make_prompt_builder
@@ -52,7 +51,7 @@ INSTRUCTION = "pick up the black bowl next to the plate and place it on the plat
 class Costs:
     """Of one recipe. ``step`` is FLOPs per training sample, ``decision`` FLOPs per action chunk.
 
-    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every arm but e0 and e0plus
+    ``rollout`` is ``decision`` with the encoder on the new frames of a decision, which every variant but e0 and e0plus
     looks at (e2aux only to log how its prediction came true).
     """
 
@@ -121,7 +120,9 @@ def build(experiment: Experiment) -> System:
 
     graph = split_model(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))), trains)[0]
     dim = experiment.model.prophet.latent_dim
-    spec = EncoderSpec(dim=dim, pooling_grid=experiment.encoder.pooling_grid, mean=(0.0,) * dim, std=(1.0,) * dim)
+    spec = EncoderSpec(
+        dim=dim, tokens_per_frame=experiment.encoder.pooling_grid**2, mean=(0.0,) * dim, std=(1.0,) * dim
+    )
     step = make_train_step(
         graph,
         optimizer,
@@ -142,13 +143,13 @@ def costs(system: System) -> Costs:
     batch = experiment.train.batch_size
     step = flops(system.step, state, frozen, batch_shapes(experiment, batch), prompt_shapes(experiment, 1))
 
-    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, noise: jax.Array) -> jax.Array:
-        return nnx.merge(system.graph, params, frozen).sample(inputs, noise)[0]
+    def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, key: jax.Array) -> jax.Array:
+        return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
 
     columns = batch_shapes(experiment, 1)
     inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
     trained = count(state.params)
-    decision = flops(decide, state.params, frozen, inputs, columns["action"])
+    decision = flops(decide, state.params, frozen, inputs, jax.random.key(0))
     looks = experiment.model.memory.reads_latents
     encoder = new_frames(experiment) * encoder_flops(experiment) if looks else 0
     return Costs(
@@ -178,10 +179,10 @@ def encoder_flops(experiment: Experiment) -> int:
 
 def stepper(system: System, seed: int = 0) -> Callable[[], None]:
     """A function that takes one training step on random data and waits for it."""
-    experiment, rng = system.experiment, np.random.default_rng(seed)
+    experiment = system.experiment
     spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
     prompts = make_prompt_builder(experiment.prompt, experiment.model, spec).batch([INSTRUCTION])
-    batch = {name: _random(rng, s) for name, s in batch_shapes(experiment, experiment.train.batch_size).items()}
+    batch = random_batch(experiment, experiment.train.batch_size, seed)
     step = jax.jit(system.step, donate_argnums=0)
     state, frozen = jax.jit(system.initialise)()
     box = [state]
@@ -191,6 +192,12 @@ def stepper(system: System, seed: int = 0) -> Callable[[], None]:
         jax.block_until_ready((box[0], metrics))
 
     return call
+
+
+def random_batch(experiment: Experiment, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """As the loader delivers it, of noise."""
+    rng = np.random.default_rng(seed)
+    return {name: _random(rng, shape) for name, shape in batch_shapes(experiment, batch).items()}
 
 
 def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -219,7 +226,8 @@ def step_times(systems: dict[str, System], repeats: int) -> dict[str, float]:
 
 def baseline(recipe: str) -> str:
     """e0 with the same head, of the predecessor's family if the recipe is one of it."""
-    return f"{'seed_' if recipe.startswith('seed_') else ''}e0_{recipe.rsplit('_', 1)[1]}"
+    variant, head = split_recipe(recipe)
+    return f"{'prior_' if variant.startswith('prior_') else ''}e0_{head}"
 
 
 def over(table: dict[str, Costs], recipe: str, field: str) -> float | None:
@@ -250,10 +258,9 @@ def _share(table: dict[str, Costs], name: str, field: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    names = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="mini")
-    parser.add_argument("--recipes", nargs="+", default=names)
+    parser.add_argument("--recipes", nargs="+", default=recipe_names())
     parser.add_argument("--repeats", type=int, default=0, help="timed steps of each recipe (default: none)")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(arguments)

@@ -26,6 +26,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.probe import Frames, find_camera, probe, show
 from wmjax.encoders.encode import EpisodeClips, encode_clips
 from wmjax.encoders.vjepa2.config import preset, to_hf_config
+from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 
 
 def random_encoder(seed: int = 0) -> TorchEncoder:
@@ -37,14 +38,14 @@ def random_encoder(seed: int = 0) -> TorchEncoder:
         tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("encoder.")}
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         (Path(folder) / "config.json").write_text(json.dumps(to_hf_config(preset("mini"))))
-        return TorchEncoder(folder)
+        return TorchEncoder(VJEPA2Settings(model=folder))
 
 
 def encode(
     name: str, encoder: TorchEncoder, camera: int, frames: Frames, instruction: str
 ) -> dict[str, Float[np.ndarray, "frames tokens dim"]]:
     """z(t) of every frame of an episode, as :data:`wmjax.diagnostics.probe.Features`."""
-    return {name: encode_clips(encoder, EpisodeClips(frames[:, camera], [(0, 0)], 4), 32)}
+    return {name: encode_clips(encoder.encode, EpisodeClips(frames[:, camera], [(0, 0)], 4), 32)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +64,9 @@ def _run(options: argparse.Namespace) -> int:
     names = options.encoder or ["mini", "random"]
     stores = [TrainingStore(folder) for folder in options.data]
     camera = find_camera(stores, options.camera)
-    encoders = {name: random_encoder() if name == "random" else TorchEncoder(name) for name in names}
+    encoders = {
+        name: random_encoder() if name == "random" else TorchEncoder(VJEPA2Settings(model=name)) for name in names
+    }
     kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]
     table = probe(stores, camera, kinds)
     print(show(table))

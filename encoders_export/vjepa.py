@@ -20,7 +20,8 @@ from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import Backend
 from wmjax.encoders.export import add_arguments, run
 from wmjax.encoders.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, VJEPA2Config
-from wmjax.encoders.vjepa2.files import encoder_spec, read_config, resolve_folder
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
+from wmjax.encoders.vjepa2.files import read_config, resolve_folder
 
 
 def preprocess(frames: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
@@ -85,22 +86,26 @@ def load_model(folder: Path) -> Any:
 
 
 class TorchEncoder:
-    """A Hugging Face V-JEPA 2 as an :class:`wmjax.encoders.encode.Encoder`; on the GPU if there is one."""
+    """A Hugging Face V-JEPA 2 as an :class:`wmjax.encoders.base.Exporter`; on the GPU if there is one."""
 
     backend: Backend = "torch"
 
-    def __init__(self, model: str = "mini", grid: int = 4, clip_length: int = 4, camera: str = "agentview") -> None:
-        self.spec: EncoderSpec = encoder_spec(model, grid, clip_length, camera)
-        folder = resolve_folder(model)
-        self.config, self.grid = read_config(folder), grid
+    def __init__(self, settings: VJEPA2Settings) -> None:
+        """Loads ``settings.model``.
+
+        Raises:
+            UserError: unknown encoder, damaged weights, a grid that does not fit.
+
+        """
+        self.spec: EncoderSpec = VJEPA2.describe(settings)
+        folder = resolve_folder(settings.model)
+        self.config, self.grid = read_config(folder), settings.pooling_grid
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(folder)
         self.model.to(self.device)
 
     @torch.inference_mode()
-    def __call__(
-        self, clips: UInt8[np.ndarray, "batch time height width 3"]
-    ) -> Float32[np.ndarray, "batch tokens dim"]:
+    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
         """z(t) of clips that end at t, float32 on the host."""
         pixels = preprocess(torch.from_numpy(np.ascontiguousarray(clips)).to(self.device), self.config)
         tokens = self.model.get_vision_features(pixels)
@@ -113,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m encoders_export.vjepa", description="Encode V-JEPA 2 latents with PyTorch."
     )
     add_arguments(parser)
-    return run_command(lambda: run(parser.parse_args(arguments), TorchEncoder))
+    return run_command(lambda: run(*parser.parse_known_args(arguments), TorchEncoder, backend="torch"))
 
 
 if __name__ == "__main__":

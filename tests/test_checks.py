@@ -13,18 +13,15 @@ from flax import nnx
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
-from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
-from wmjax.experiment.checks import final_protocol, require_fit
-from wmjax.experiment.config import Experiment, dotted, load, to_dict
+from wmjax.experiment.checks import final_protocol, given_store, require_fit
+from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
 from wmjax.sim.libero import OBSERVATION_SPEC
-
-RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
 
 
 def experiment(*settings: str, recipe: str = "e2_flow", scale: str = "mini") -> Experiment:
@@ -37,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
 
 
 @pytest.mark.parametrize("scale", ["mini", "smoke", "3b", "7b"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipe_names())
 def test_what_ships_fits(recipe: str, scale: str) -> None:
     require_fit(experiment(recipe=recipe, scale=scale))
 
@@ -47,9 +44,9 @@ REFUSED = [
     (("--data.episodes_per_task", "1"), r"data\.episodes_per_task is 1; give at least 2"),
     (("--model.chunk", "2"), r"spatial_dev: open_loop_horizon is 4, but model\.chunk is 2; set model\.chunk to 4"),
     (("--data.observation.frame_stride", "3"), r"4, no multiple of the frame stride .*frame_stride\), 3; change it"),
-    (("--encoder.pooling_grid", "8"), r"encoder\.pooling_grid is 8, which gives 64 tokens .* is 16; set .* to 64"),
-    (("--encoder.pooling_grid", "0"), r"encoder\.pooling_grid is 0, which gives 64 tokens"),
-    (("--model.prophet.latent_dim", "96"), r"latents of 192 channels, but model\.prophet\.latent_dim is 96; set it to"),
+    (("--encoder.pooling_grid", "8"), r"model\.prophet\.tokens is 16, .* make 64 tokens per frame; set .* to 64"),
+    (("--encoder.pooling_grid", "0"), r"model\.prophet\.tokens is 16, .* make 64 tokens"),
+    (("--model.prophet.latent_dim", "96"), r"latent_dim is 96, .* make latents of 192 channels; set .* to 192"),
     (("--evaluation.protocol", "spatial_horizon16"), r"horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
     (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* not overlap"),
     (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
@@ -69,7 +66,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     assert command.main(["--config", "e2_flow", *dry, *settings]) == 2
     shown = capsys.readouterr()
     assert re.search(message, shown.err), shown.err
@@ -80,10 +76,9 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     store = types.SimpleNamespace(spec=dataclasses.replace(OBSERVATION_SPEC, simulator="other==1"))
-    monkeypatch.setattr("wmjax.pipeline.demonstrations.demonstrations", lambda experiment: store)
-    monkeypatch.setattr("wmjax.pipeline.latents.encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("wmjax.pipeline.train.demonstrations", lambda experiment: store)
+    monkeypatch.setattr("wmjax.pipeline.train.encode", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 
@@ -91,7 +86,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
 def test_only_what_is_used_must_fit() -> None:
     for recipe in ("e0_flow", "e0plus_flow"):
         require_fit(experiment("--encoder.pooling_grid", "8", recipe=recipe))
-    require_fit(experiment("--encoder.pooling_grid", "8", recipe="seed_e2_flow"))  # its Prophet pools
+    require_fit(experiment("--encoder.pooling_grid", "8", recipe="prior_e2_flow"))  # its Prophet pools
     require_fit(experiment("--encoder.model", "some/hub-id", "--encoder.pooling_grid", "0"))
     require_fit(experiment("--model.chunk", "2"), evaluates=False)
     oracle = ("--evaluation.protocol", "spatial_oracle")
@@ -171,14 +166,14 @@ def test_missing_demonstrations_are_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--scale", "3b", "--data.path", str(tmp_path / "nowhere")]
-    monkeypatch.setattr("wmjax.core.paths.keep_compiled_programs", lambda: None)
     assert command.main(arguments) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
 def printed(found: Experiment, run: Path) -> list[list[str]]:
     """The next commands, as a shell would split them."""
-    return [shlex.split(line, comments=True) for line in next_steps(found, run)]
+    done = final_protocol(found, given_store(found, needed=False))
+    return [shlex.split(line, comments=True) for line in next_steps(found, run, done)]
 
 
 def test_the_next_commands_work_and_change_nothing_but_the_memory(store: TrainingStore, tmp_path: Path) -> None:
@@ -189,8 +184,8 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
     options = _parser().parse_args(evaluation[3:])
     assert (options.run, options.protocol, options.tasks) == (tmp_path / "a run", "libero_spatial", (0, 1))
     assert train[:3] == ["python", "-m", "wmjax.train"]
-    arguments, overrides = command.parse(train[3:])
-    again = load(arguments.config, arguments.scale, arguments.dataset, overrides)
+    arguments, settings = command.parser().parse_known_args(train[3:])
+    again = load(arguments.config, arguments.scale, arguments.dataset, parse_overrides(settings))
     one, other = (dotted(to_dict(x)) for x in (replace(found, "spatial_dev"), again))
     differing = {key for key in one if one[key] != other[key]}
     assert again.recipe == "e1_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}
@@ -198,10 +193,10 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
 
 def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:
     weights = ("--train.backbone_weights", "random")
-    frozen = experiment(*weights, recipe="seed_e0_flow", scale="mini_lora")
+    frozen = experiment(*weights, recipe="prior_e0_flow", scale="mini_lora")
     evaluation, train, _ = printed(frozen, tmp_path)
     assert evaluation[-4:] == ["--protocol", "libero_spatial", "--tasks", "0,1,2,4,6"]
-    assert train[4] == "seed_e2_flow" and train[-2:] == list(weights)
+    assert train[4] == "prior_e2_flow" and train[-2:] == list(weights)
     # The benchmark was the evaluation after training already.
     assert [line[2] for line in printed(experiment(scale="3b"), tmp_path)[:-1]] == ["wmjax.train"]
 

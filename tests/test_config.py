@@ -1,44 +1,73 @@
 """Experiments from files and the command line: precedence, ownership, errors that name the key."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import parse_overrides
 from wmjax.experiment import config
-from wmjax.experiment.config import from_dict, load, owner, read_axis, to_dict
-from wmjax.models.world.config import ARMS
-from wmjax.pipeline.train import _save_config
+from wmjax.experiment.config import from_dict, load, owner, read_axis, recipe_names, to_dict
+from wmjax.experiment.plan import save_settings
 
-RECIPES = sorted(path.stem for path in (resource_folder("train") / "recipes").glob("*.toml"))
-
-
-def test_every_arm_has_a_recipe_with_either_head() -> None:
-    arms = [*ARMS, "seed_e0", "seed_e2"]
-    assert sorted(RECIPES) == sorted(f"{arm}_{head}" for arm in arms for head in ("mse", "flow"))
-    for arm, memory in ARMS.items():
-        assert load(f"{arm}_flow").model.memory == memory
-        assert load(f"{arm}_mse").model.memory == memory
-        assert load(f"{arm}_mse").model.head.kind == "regression"
+RECIPES = recipe_names()
 
 
-def test_two_recipes_differ_in_what_recipes_own_and_nothing_else() -> None:
-    one, other = (config.dotted(to_dict(load(name))) for name in ("e0_mse", "e2_flow"))
-    differing = {key for key in one if one[key] != other[key]} - {"recipe"}
-    assert differing and {owner(key) for key in differing} == {"recipes"}
+HEADS = {"mse": ("regression", "mse"), "l1": ("regression", "l1"), "flow": ("flow", None)}
+
+
+def test_a_recipe_is_a_variant_and_a_head() -> None:
+    variants = [*VARIANTS, "prior_e0", "prior_e2"]
+    assert sorted(RECIPES) == sorted(f"{variant}_{head}" for variant in variants for head in HEADS)
+    for variant, memory in VARIANTS.items():
+        for name, (kind, loss) in HEADS.items():
+            model = load(f"{variant}_{name}").model
+            assert model.memory == memory and model.head.kind == kind
+            assert loss is None or model.head.regression_loss == loss
+
+
+def test_a_variant_may_change_a_head() -> None:
+    for variant in ("prior_e0", "prior_e2"):
+        assert {load(f"{variant}_{head}").model.head.gripper for head in HEADS} == {"regress"}
+        flow = load(f"{variant}_flow").model.head
+        assert (flow.kind, flow.draws, flow.time_beta) == ("flow", 1, (1.0, 1.0))
+    assert {load(f"e2_{head}").model.head.gripper for head in HEADS} == {"binary"}
+
+
+@pytest.mark.parametrize(
+    ("axis", "command"), [(axis, "python -m wmjax.train --config ") for axis in ("variants", "heads")]
+)
+def test_a_file_begins_with_its_command_its_time_and_its_success(axis: str, command: str) -> None:
+    for name in config.axis_names(axis):
+        lines = (resource_folder("train") / axis / f"{name}.toml").read_text().splitlines()
+        comment = "\n".join(line for line in lines[: lines.index(next(x for x in lines if x[:1] != "#"))])
+        (recipe,) = [line.rpartition(command)[2] for line in lines if command in line]
+        assert name in config.split_recipe(recipe)
+        assert "Time on two cores" in comment and "Success" in comment
+
+
+@pytest.mark.parametrize(
+    ("pair", "axis"),
+    [(("e0_mse", "e2_mse"), "variants"), (("e2_mse", "e2_l1"), "heads"), (("e2_mse", "e2_flow"), "heads")],
+)
+def test_two_recipes_of_one_axis_differ_in_what_it_owns_and_nothing_else(pair: tuple[str, str], axis: str) -> None:
+    one, other = (config.dotted(to_dict(load(name))) for name in pair)
+    differing = {key for key in {*one, *other} if one.get(key) != other.get(key)} - {"recipe"}
+    assert differing and {owner(key) for key in differing} == {axis}
 
 
 @pytest.mark.parametrize("head", ["mse", "flow"])
-def test_arms_differ_in_their_memory_only(head: str) -> None:
-    """The controls are controls: e1 is e2 but for one number, and no recipe of an arm carries a setting of its own."""
-    settings = {arm: config.dotted(to_dict(load(f"{arm}_{head}"))) for arm in ARMS}
-    for arm, mine in settings.items():
+def test_variants_differ_in_their_memory_only(head: str) -> None:
+    """The controls are controls: e1 is e2 but for one number, and no variant carries a setting of its own."""
+    settings = {variant: config.dotted(to_dict(load(f"{variant}_{head}"))) for variant in VARIANTS}
+    for variant, mine in settings.items():
         differing = {key for key, value in settings["e2"].items() if mine[key] != value}
         assert {key for key in differing if not key.startswith("model.memory.")} <= {"recipe"}
-        assert arm != "e1" or differing == {"recipe", "model.memory.world_loss"}
+        assert variant != "e1" or differing == {"recipe", "model.memory.world_loss"}
 
 
 def test_the_command_line_wins_over_recipe_and_scale() -> None:
@@ -109,8 +138,8 @@ def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(older))
     changed = to_dict(load("e2_flow", overrides={"train": {"delay": 8}}))
     with pytest.raises(UserError, match=r"was started with train\.delay = 0, now it is 8"):
-        _save_config(tmp_path, changed)
-    _save_config(tmp_path, values)
+        save_settings(tmp_path, changed)
+    save_settings(tmp_path, values)
     assert json.loads((tmp_path / "config.json").read_text()) == values
 
 
@@ -119,14 +148,14 @@ def test_recordings_of_the_shipped_recipe_are_found_again() -> None:
     assert load("e2_flow").data.identity() == "932ea4f737"
 
 
-def test_arms_differ_in_nothing_that_would_confound_them() -> None:
+def test_variants_differ_in_nothing_that_would_confound_them() -> None:
     """Gradients of the action loss into the Prophet and dropout of the memory are the same wherever there is one."""
     for scale in ("mini", "smoke", "3b", "7b"):
-        arms = [load(name, scale).model for name in RECIPES if not name.startswith("seed")]
-        assert {model.memory.action_gradient for model in arms} == {True}
-        assert {model.memory.dropout for model in arms if model.memory.inject} == {0.1}
-        assert len({(model.injection, model.prophet, model.world, model.backbone) for model in arms}) == 1
-    assert load("seed_e2_mse").model.memory.action_gradient is True
+        variants = [load(name, scale).model for name in RECIPES if not name.startswith("prior")]
+        assert {model.memory.action_gradient for model in variants} == {True}
+        assert {model.memory.dropout for model in variants if model.memory.inject} == {0.1}
+        assert len({(model.injection, model.prophet, model.world, model.backbone) for model in variants}) == 1
+    assert load("prior_e2_mse").model.memory.action_gradient is True
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -138,6 +167,8 @@ def test_a_saved_experiment_reads_back_equal(name: str) -> None:
     ("arguments", "message"),
     [
         (("e2_flo",), "unknown recipe 'e2_flo'; did you mean e2_flow"),
+        (("e2_hubr",), "unknown recipe 'e2_hubr'; did you mean e2_"),
+        (("e2",), "recipe 'e2' names no head; write e2_flow or e2_l1 or e2_mse"),
         (("e2_flow", "minni"), "unknown scale 'minni'; did you mean mini"),
         (("e2_flow", "mini", "spacial"), "unknown data 'spacial'; did you mean spatial"),
         (("e2_flow", "mini", None, {"train": {"step": 3}}), "unknown setting 'train.step'; did you mean train.steps"),
@@ -164,21 +195,24 @@ def test_bad_settings_are_named(arguments: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     ("axis", "text", "message"),
     [
-        ("recipes", "[train]\nsteps = 3", "train.steps belongs into train/scales, not into train/recipes"),
+        ("variants", "[train]\nsteps = 3", "train.steps belongs into train/scales, not into train/variants"),
+        ("variants", "[model.head]\nsteps = 3", "model.head.steps belongs into train/heads, not into train/variants"),
+        ("variants", "[heads.flwo]\nsteps = 3", "unknown head in new.toml, [heads] 'flwo'; did you mean flow"),
+        ("heads", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/variants"),
         ("data", "dataset = 'object'", "dataset belongs into train/scales, not into train/data"),
-        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/recipes"),
-        ("recipes", "extends = 'e2_mse'", "only one level"),
-        ("recipes", "=", "not valid TOML"),
+        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/variants"),
+        ("variants", "extends = 'prior_e2'", "only one level"),
+        ("variants", "=", "not valid TOML"),
     ],
 )
 def test_an_axis_keeps_to_its_own_settings(
     axis: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("recipes", "scales", "data"):
+    for name in ("variants", "heads", "scales", "data"):
         (tmp_path / name).mkdir()
-    original = (resource_folder("train") / "recipes" / "e2_mse.toml").read_text()
-    (tmp_path / "recipes" / "e2_mse.toml").write_text(original)
+    for name in ("variants/prior_e2", "heads/mse", "heads/l1", "heads/flow"):
+        (tmp_path / f"{name}.toml").write_text((resource_folder("train") / f"{name}.toml").read_text())
     (tmp_path / axis / "new.toml").write_text(text)
     monkeypatch.setattr(config, "resource_folder", lambda name: tmp_path)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_axis(axis, "new")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wmjax import doctor
 from wmjax.core.errors import UserError
 from wmjax.core.paths import size_report
+from wmjax.pipeline import machine_check as doctor
 
 
 @pytest.mark.sim

@@ -20,8 +20,8 @@ from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.encode import LATENT_BOUND, encode_store
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER
-from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
 from wmjax.experiment.config import Experiment, load
 from wmjax.models.world.prophet import ProphetConfig
 from wmjax.policy.interventions import Errors
@@ -34,7 +34,7 @@ AHEAD = 2
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), JaxEncoder("mini"), views=1)
+    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), VJEPA2(VJEPA2Settings()), views=1)
     assert store is not None
     return store
 
@@ -106,9 +106,9 @@ def test_latents_of_a_rollout_are_the_stored_ones_from_first_frame_to_last(
     if backend == "torch":
         from encoders_export.vjepa import TorchEncoder as Encoder
     else:
-        from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder as Encoder
-    latents = encode_store(STORE, tmp_path / "latents", Encoder(str(folder)), views=1)
-    assert latents is not None and latents.backend == backend and latents.spec.resize == (0 if resize == 112 else 128)
+        Encoder = VJEPA2
+    latents = encode_store(STORE, tmp_path / "latents", Encoder(VJEPA2Settings(model=str(folder))), views=1)
+    assert latents is not None and latents.backend == backend and latents.spec.parameters["resize"] == resize
     chosen = dataclasses.replace(experiment, encoder=dataclasses.replace(experiment.encoder, model=str(folder)))
     policy = make_policy(chosen, ({**artefacts[0], "encoder": specs.to_dict(latents.spec)}, artefacts[1]))
     stored, history = latents.latents[0].astype(np.float32), policy.experiment.model.prophet.history

@@ -13,7 +13,7 @@ from flax import nnx
 from tests.data.synthetic import INSTRUCTIONS, make_store
 from tests.models.vla_helpers import initialised
 from tests.rollout.runs import tiny_experiment
-from wmjax import probe
+from wmjax import probe as command
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.config import Experiment
@@ -23,6 +23,7 @@ from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vla import VLA
+from wmjax.pipeline import probe
 from wmjax.policy.restore import restore_model
 
 
@@ -104,7 +105,7 @@ def test_the_command_prints_a_table(
 ) -> None:
     out = tmp_path / "table.json"
     line = ["--data", str(store.folder), "--backbone", str(folder), "--backbone", "random", "--json", str(out)]
-    assert probe.main([*line, "--train.seed", "1"]) == 0
+    assert command.main([*line, "--train.seed", "1"]) == 0
     table = json.loads(out.read_text())
     rows = ["pixels 8x8", *(f"{name}: {row}" for name in (folder, "random") for row in probe.ROWS)]
     assert list(table) == rows
@@ -116,7 +117,7 @@ def test_bad_input_is_one_line(
     store: TrainingStore, folder: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def error(*arguments: str, data: Path = store.folder) -> str:
-        assert probe.main(["--data", str(data), *arguments]) == 2
+        assert command.main(["--data", str(data), *arguments]) == 2
         text = capsys.readouterr().err
         assert text.startswith("error: ") and text.count("\n") == 1
         return text

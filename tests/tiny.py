@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+from tests.variants import VARIANTS
+from wmjax.core.settings import build
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
-from wmjax.models.world.config import ARMS
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.prophet import ProphetConfig
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
@@ -15,8 +16,8 @@ LATENT_DIM = 24
 IMAGE_SIZE = 56
 
 
-def tiny_config(arm: str = "e2", head: str = "flow", **backbone: Any) -> VLAConfig:
-    """A VLA of an arm for synthetic stores of 56 px images and 16 x 24 latents."""
+def tiny_config(variant: str = "e2", head: str = "flow", **backbone: Any) -> VLAConfig:
+    """A VLA of a variant for synthetic stores of 56 px images and 16 x 24 latents."""
     mini = preset("mini")
     vision = dataclasses.replace(mini.vision, depth=2, hidden=32, heads=2, mlp=48, out=48, full_attention=(1,))
     text = dataclasses.replace(mini.text, depth=2, hidden=48, heads=2, kv_heads=1, mlp=64, rope_sections=(4, 4, 4))
@@ -24,8 +25,8 @@ def tiny_config(arm: str = "e2", head: str = "flow", **backbone: Any) -> VLAConf
         action_dim=ACTION_SPEC.dim,
         grippers=1,
         state_dim=OBSERVATION_SPEC.state_dim,
-        memory=ARMS[arm],
-        head=HeadConfig(kind=head),  # type: ignore[arg-type]
+        memory=VARIANTS[variant],
+        head=build(HeadConfig, {"kind": head}),
         backbone=dataclasses.replace(mini, vision=vision, text=text, **backbone),
         prophet=ProphetConfig(width=24, heads=2, layers=1, latent_dim=LATENT_DIM),
         injection=InjectionConfig(width=24, heads=2),

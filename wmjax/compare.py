@@ -1,7 +1,7 @@
-"""Compares evaluations on the episodes they share.
+"""Compares evaluations on the episodes that they share.
 
 python -m wmjax.compare A B                          two results folders
-python -m wmjax.compare BASELINE B C D ...           each of the others with the first, one row each
+python -m wmjax.compare BASELINE B C D ...           several with the first, one row each
 python -m wmjax.compare --a A0 A1 A2 --b B0 B1 B2    two systems, one results folder per training seed
 """
 

@@ -1,4 +1,7 @@
-"""``python -m wmjax.convert DATA --out STORE``: a LeRobot dataset, or LIBERO's HDF5 demos, become a training store."""
+"""Converts a LeRobot dataset, or LIBERO's HDF5 demonstrations, to a training store.
+
+python -m wmjax.convert DATA --out STORE
+"""
 
 import argparse
 import sys
@@ -14,7 +17,9 @@ from wmjax.rollout.protocol import task_list
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m wmjax.convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "data",
         help="LeRobot dataset: a folder, or a hub id such as HuggingFaceVLA/libero; or a folder of LIBERO HDF5 files",

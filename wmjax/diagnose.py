@@ -1,11 +1,11 @@
-"""Looks into a checkpoint without a simulator: every number beside the trivial predictor that it has to beat.
+"""Diagnoses a checkpoint without a simulator, each number beside that of a trivial predictor.
 
 python -m wmjax.diagnose --run RUN                      the run's validation split
-python -m wmjax.diagnose --run RUN --split train        its training split: what it has memorised
+python -m wmjax.diagnose --run RUN --split train        its training split: what the policy has memorised
 
-Averaged parameters, on the run's own split by episode and task. Never records demonstrations: without the run's own
-in the cache, name their store with --data. Beside the JSON file a PNG shows what the Prophet imagines: the colours of
-predicted and true latents, and the training frames nearest to the predicted ones.
+The averaged parameters are scored on the run's own split by episode and task. The command records no demonstrations:
+name their store with --data if the cache does not have it. A PNG beside the JSON file shows the Prophet's predictions:
+the colours of predicted and true latents, and the training frames that are nearest to the predicted ones.
 """
 
 import argparse

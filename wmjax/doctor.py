@@ -1,6 +1,8 @@
-"""``python -m wmjax.doctor``: is this machine able to run wmjax, and does the simulator look as it must?
+"""Checks that this machine can run wmjax and that the simulator renders what it should.
 
-Each line says ok, note or FAIL; a failure names its fix and makes the exit status 1.
+python -m wmjax.doctor
+
+Each line of the output is marked ok, note or FAIL. A failure names its fix and makes the exit status 1.
 """
 
 import argparse
@@ -13,7 +15,9 @@ from wmjax.pipeline.machine_check import run_checks
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns 1 if a check failed."""
-    argparse.ArgumentParser(prog="python -m wmjax.doctor", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(
+        prog="python -m wmjax.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
 
     def body() -> int:
         failed = any(finding.status == "FAIL" for finding in run_checks())

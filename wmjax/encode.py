@@ -1,4 +1,4 @@
-"""Latent export with the Flax encoder (backend ``jax``): the default at ``mini``, without PyTorch.
+"""Encodes latents of a training store in JAX: by V-JEPA 2, or by the encoder that ``--encoder.kind`` names.
 
 python -m wmjax.encode --data STORE --model mini --out LATENTS
 """
@@ -8,15 +8,19 @@ import sys
 from collections.abc import Sequence
 
 from wmjax.core.command import run_command
+from wmjax.encoders.base import ENCODERS, EncoderConfig, Exporter
 from wmjax.encoders.export import add_arguments, run
-from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m wmjax.encode", description="Encode V-JEPA latents with Flax.")
+    parser = argparse.ArgumentParser(prog="python -m wmjax.encode", description="Encode latents with jax.")
     add_arguments(parser)
-    return run_command(lambda: run(parser.parse_args(arguments), JaxEncoder))
+
+    def make(config: EncoderConfig) -> Exporter:
+        return ENCODERS.resolve(config.kind).for_export(config)
+
+    return run_command(lambda: run(*parser.parse_known_args(arguments), make, backend="jax"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""Measures success in the simulator: ``python -m wmjax.evaluate --run RUN --protocol spatial_dev``."""
+"""Evaluates a policy in closed loop in the simulator and reports its success rate.
+
+python -m wmjax.evaluate --run RUN --protocol spatial_dev
+
+Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
+shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
+"""
 
 import argparse
 import sys
@@ -7,6 +13,7 @@ from pathlib import Path
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local, location
+from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.evaluate_scripted import SCRIPTED, evaluate_scripted, replay_status
@@ -17,11 +24,16 @@ from wmjax.trainer import checkpoint
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     logs.set_up()
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+    return run_command(lambda: _run(*_parser().parse_known_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m wmjax.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="folder of a trained run")
     who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
@@ -42,8 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, settings: list[str]) -> int:
     changes = {change.field: getattr(options, name.replace("-", "_")) for name, change in CHANGES.items()}
+    changes |= section(parse_overrides(settings), "protocol")
     protocol, unchanged = load_protocol(options.protocol, **changes), load_protocol(options.protocol)
     shared = {"workers": options.workers, "videos": options.videos, "data": options.data}
     shared["shard"] = parse_shard(options.shard)

@@ -1,11 +1,11 @@
-"""A run's vision-language model as files that other libraries read.
+"""Exports a run's vision-language model to files that other libraries read.
 
 python -m wmjax.export --run RUN --out FOLDER           adapters in PEFT's format; without adapters the whole backbone
-python -m wmjax.export --run RUN --out FOLDER --merge   the whole backbone, adapters merged into it
+python -m wmjax.export --run RUN --out FOLDER --merge   the whole backbone, with the adapters merged into it
 
 A whole backbone is a Hugging Face checkpoint (``config.json``, safetensors, tokenizer) for ``transformers``, or for the
-next run's ``--train.backbone_weights FOLDER``. Averaged parameters. The memory, the Prophet and the action head have no
-counterpart elsewhere and stay in the run's own checkpoint.
+next run's ``--train.backbone_weights FOLDER``. The averaged parameters are exported. The memory, the Prophet and the
+action head have no counterpart in other libraries and stay in the run's own checkpoint.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Pre-trains a small vision-language model, for a policy that keeps its backbone frozen (``--scale mini_lora``).
+"""Pre-trains a small vision-language model for policies that keep their backbone frozen.
 
     python -m wmjax.pretrain [--out FOLDER] [any setting of wmjax.train]
 
-Behaviour cloning on demonstrations that are recorded here, of libero_object unless ``--dataset`` says otherwise; then
-the policy's backbone is exported as a Hugging Face checkpoint, for ``--train.backbone_weights FOLDER``. Head, state
-input and action queries are not kept. Every stage resumes where it was interrupted; the policy is not evaluated.
+The policy is trained by behaviour cloning on demonstrations that are recorded here, of libero_object unless
+``--dataset`` says otherwise. Its backbone is then exported as a Hugging Face checkpoint, for ``--scale mini_lora
+--train.backbone_weights FOLDER``; its head, state input and action queries are not. Every stage resumes where it was
+interrupted, and the policy is not evaluated.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""What a policy's backbone knows before it is trained: ridge probes of a pre-trained one, a random one, pooled pixels.
+"""Probes backbones that are not fine-tuned yet with ridge regression, beside pooled pixels.
 
 python -m wmjax.probe --data STORE [STORE ...] --backbone FOLDER --backbone random
 
-A backbone is what ``wmjax.train --scale SCALE --train.backbone_weights NAME`` starts from, ``random`` following from
-``--train.seed``; any setting can be given. Two rows each: the image's tokens as the vision tower hands them to the
-text decoder, and the hidden states at the same tokens after its last layer and norm. Prints R^2 on the held-out
-quarter of the episodes and effective rank; ``encoders_export.probe`` does the same for the latents' encoders.
+A backbone is what ``wmjax.train --scale SCALE --train.backbone_weights NAME`` starts from; that of ``random`` follows
+from ``--train.seed``. Every setting of the train command can be given. Each backbone has two rows: the image tokens
+that the vision tower gives to the text decoder, and the hidden states at the same tokens after its last layer and
+norm. The columns are R^2 on the held-out quarter of the episodes and the effective rank. ``encoders_export.probe``
+does the same for the latents' encoders.
 """
 
 import argparse

@@ -1,8 +1,11 @@
-"""``python -m wmjax.record``: demonstrations of a scripted expert in LIBERO, as a training store.
+"""Records demonstrations of a scripted expert in LIBERO as a training store.
 
-With ``--every-step`` an image is kept of every control step and a LeRobot v3.0 dataset is written instead, with the
-keys and conventions of ``HuggingFaceVLA/libero``; its actions are the expert's labels. With ``--random-motion`` the arm
-wanders through the scenes of many tasks, for the pre-training and the probing of encoders.
+python -m wmjax.record --out STORE
+
+By default the executed actions of 60 % of the episodes are perturbed by noise (``--perturbed``); the stored labels are
+the expert's own actions. With ``--every-step`` every control step has an image, and the output is a LeRobot v3.0
+dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With ``--random-motion`` the arm moves at random
+through the scenes of many tasks, for the pre-training and the probing of encoders.
 """
 
 import argparse
@@ -26,7 +29,9 @@ DEMONSTRATIONS_PER_TASK = 24
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     defaults, spec = DemonstrationConfig(), OBSERVATION_SPEC
-    p = argparse.ArgumentParser(prog="python -m wmjax.record", description=__doc__)
+    p = argparse.ArgumentParser(
+        prog="python -m wmjax.record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--suite", default="libero_spatial")
     p.add_argument("--tasks", type=task_list, default=tuple(range(10)), help="task ids such as 0,1,2 (default: 0-9)")
     p.add_argument(

@@ -1,4 +1,7 @@
-"""Writes an evaluation's results as one HTML file: ``python -m wmjax.report EVALUATION`` (a results folder)."""
+"""Writes an evaluation's results as one HTML file.
+
+python -m wmjax.report EVALUATION [--compare CONTROL ...]
+"""
 
 import argparse
 import sys
@@ -13,7 +16,9 @@ __all__ = ["main", "write_report"]
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m wmjax.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("evaluation", type=Path, help="results folder, such as RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--out", type=local, help="the HTML file; default: report.html in the results folder")
     parser.add_argument(

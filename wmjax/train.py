@@ -1,8 +1,10 @@
-"""``python -m wmjax.train --config e2_flow``: demonstrations, latents, training, closed-loop evaluation, verdict.
+"""Trains one recipe, from recording demonstrations to closed-loop evaluation.
 
-Every stage is cached and resumes where it was interrupted. Any setting can be given as ``--section.name VALUE``. With
-several processes (:mod:`wmjax.core.distributed`) the first one records, encodes and evaluates while the others wait;
-all of them train.
+python -m wmjax.train --config e2_flow
+
+Every stage is cached and resumes where it was interrupted. Every setting can be given as ``--section.name VALUE``.
+With several processes (:mod:`wmjax.core.distributed`) the first one records, encodes and evaluates while the others
+wait; all of them train.
 """
 
 import argparse
@@ -12,18 +14,18 @@ from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
 from wmjax.core.location import local
 from wmjax.core.settings import parse_overrides
-from wmjax.pipeline.train import run
+from wmjax.pipeline.train import dry_run, run
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command itself; what remains are settings."""
     parser = argparse.ArgumentParser(
         prog="python -m wmjax.train",
-        description="Record, encode, train and evaluate one recipe.",
+        description="Record demonstrations, encode latents, train a recipe and evaluate it in closed loop.",
         epilog="Any setting can be given as --section.name VALUE, for example --train.steps 500.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", default="e2_flow", help="recipe: a file of train/recipes (default: e2_flow)")
+    parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=local, help="the run's folder (default: <cache>/runs/<name>)")
@@ -39,15 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
-        run(
-            options.config,
-            options.scale,
-            options.dataset,
-            parse_overrides(settings),
-            folder=options.run,
-            dry_run=options.dry_run,
-            evaluates=not options.no_evaluation,
-        )
+        chosen = options.config, options.scale, options.dataset, parse_overrides(settings)
+        if options.dry_run:
+            dry_run(*chosen, evaluates=not options.no_evaluation)
+        else:
+            run(*chosen, folder=options.run, evaluates=not options.no_evaluation)
         return 0
 
     return distributed.together(lambda: run_command(body))

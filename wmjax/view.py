@@ -1,4 +1,7 @@
-"""Shows episodes of a training store: ``python -m wmjax.view STORE`` writes one self-contained HTML page."""
+"""Writes a self-contained HTML page of a training store's episodes.
+
+python -m wmjax.view STORE [--latents LATENTS]
+"""
 
 import argparse
 import sys
@@ -16,7 +19,9 @@ from wmjax.reporting.video.clips import write_video
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m wmjax.view", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.view", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=location, help="training store")
     parser.add_argument("--latents", type=location, help="latent store of the same frames, shown as colours")
     which = parser.add_mutually_exclusive_group()

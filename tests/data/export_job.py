@@ -52,9 +52,9 @@ def deaths(store: TrainingStore, out: Path, syncs: int, removals: int) -> None:
 class SlowEncoder(FakeEncoder):
     """Takes a while, so that a kill from outside finds it at work."""
 
-    def __call__(self, clips):
+    def encode(self, clips):
         time.sleep(0.2)
-        return super().__call__(clips)
+        return super().encode(clips)
 
 
 def shard(store: TrainingStore, out: Path, part: str) -> None:

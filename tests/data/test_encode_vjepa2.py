@@ -43,12 +43,12 @@ class FakeEncoder:
     """The last tubelet's mean colours, plus a trace of the older frames."""
 
     backend = "jax"
-    spec = EncoderSpec(name="fake", weights_hash="0", image_size=SIZE, pooling_grid=2, dim=3)
+    spec = EncoderSpec(name="fake", weights_hash="0", tokens_per_frame=4, dim=3)
 
     def __init__(self, fail_after: int | None = None, gain: float = 1.0) -> None:
         self.left, self.gain, self.seen = fail_after, gain, 0
 
-    def __call__(self, clips):
+    def encode(self, clips):
         if self.left is not None and self.seen >= self.left:
             raise KeyboardInterrupt
         self.seen += len(clips)
@@ -76,7 +76,7 @@ def test_perturbing_a_future_frame_leaves_the_latent_bit_identical():
     frames = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, 3), np.uint8)
     changed = frames.copy()
     changed[4:] = 255 - changed[4:]
-    before, after = (encode_clips(FakeEncoder(), EpisodeClips(f, [(1, -2)], 4), 8) for f in (frames, changed))
+    before, after = (encode_clips(FakeEncoder().encode, EpisodeClips(f, [(1, -2)], 4), 8) for f in (frames, changed))
     np.testing.assert_array_equal(before[:4], after[:4])
     assert (before[4:] != after[4:]).any()
 
@@ -134,17 +134,15 @@ def test_verify_finds_another_encoder_and_refusals_are_clear(tmp_path: Path):
         verify_latents(make_store(tmp_path / "other", lengths=(5, 9, 4)), latents, FakeEncoder())
     # A channel of 30 times the RMS: storing it as float16 rounds away more than the bound, and that is no fault.
     outlier = FakeEncoder()
-    real = outlier.__class__.__call__
-    loud = type("Loud", (FakeEncoder,), {"__call__": lambda self, clips: 0.1 * real(self, clips) + [0.0, 0.0, 37.021]})
+    real = outlier.__class__.encode
+    loud = type("Loud", (FakeEncoder,), {"encode": lambda self, clips: 0.1 * real(self, clips) + [0.0, 0.0, 37.021]})
     spiked = encode_store(store, tmp_path / "loud", loud())
     assert np.abs(spiked.latents.astype(np.float32) - 37.021).min() > 0
     assert verify_latents(store, spiked, loud()) < 1e-4
     with pytest.raises(UserError, match="differs by"):
-        verify_latents(
-            store, spiked, type("Off", (loud,), {"__call__": lambda self, x: loud.__call__(self, x) + 0.2})()
-        )
+        verify_latents(store, spiked, type("Off", (loud,), {"encode": lambda self, x: loud.encode(self, x) + 0.2})())
     side = FakeEncoder()
-    side.spec = EncoderSpec(name="fake", camera="sideview", dim=3)
+    side.spec = EncoderSpec(name="fake", cameras=("sideview",), dim=3)
     with pytest.raises(UserError, match="sideview"):
         encode_store(store, tmp_path / "z2", side)
     assert not (tmp_path / "z2").exists()

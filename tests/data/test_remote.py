@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.data.synthetic import make_latents, make_store
-from wmjax import convert, diagnose, encode, evaluate, export, prepare, probe, record, train, view
+from wmjax import convert, diagnose, evaluate, export, probe, record, train, view
 from wmjax.core import location as remote
 from wmjax.core.errors import UserError
 from wmjax.core.files import StoreWriter
@@ -23,8 +23,11 @@ from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore, finalize, write_part
+from wmjax.encoders import export as export_latents
 from wmjax.experiment import config
 from wmjax.experiment.checks import given_store
+from wmjax.experiment.plan import save_settings
+from wmjax.pipeline import demonstrations, latents
 from wmjax.sim.libero import ACTION_SPEC
 
 BUCKET = "memory://bucket"
@@ -286,9 +289,9 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp."""
 
     backend = "jax"
-    spec = EncoderSpec(name="fake", image_size=56, pooling_grid=2, dim=3)
+    spec = EncoderSpec(name="fake", tokens_per_frame=4, dim=3)
 
-    def __call__(self, clips):
+    def encode(self, clips):
         ramp = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
         return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
 
@@ -296,9 +299,9 @@ class FakeEncoder:
 def test_latents_of_remote_frames_are_those_of_local_ones(stores, bucket, tmp_path, capsys):
     def run(*line):
         parser = argparse.ArgumentParser()
-        encode.add_arguments(parser)
+        export_latents.add_arguments(parser)
         options = parser.parse_args([*line, "--views", "2", "--max-shift", "3"])
-        return encode.run(options, lambda *_: FakeEncoder())
+        return export_latents.run(options, lambda *_: FakeEncoder())
 
     run("--data", bucket[0], "--out", str(tmp_path / "z"))
     assert f"--data.path {bucket[0]} --encoder.path {tmp_path / 'z'}" in capsys.readouterr().out
@@ -336,18 +339,22 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
     given = {"data": {"path": bucket[0]}, "encoder": {"path": bucket[1], "views": 3, "max_shift": 6}}
     experiment = config.load("e2_flow", overrides=given)
     assert config.from_dict(json.loads(json.dumps(config.to_dict(experiment)))).data.path == bucket[0]
-    for found in (given_store(experiment), prepare.demonstrations(experiment), prepare.find_store(experiment, None)):
+    for found in (
+        given_store(experiment),
+        demonstrations.demonstrations(experiment),
+        demonstrations.find_store(experiment, None),
+    ):
         assert found.hash == stores[0].hash and str(found.folder) == bucket[0]
-    assert prepare.find_store(experiment, location(bucket[0])).hash == stores[0].hash
+    assert demonstrations.find_store(experiment, location(bucket[0])).hash == stores[0].hash
     assert given_store(experiment, needed=False) is None, "a dry run asks the network"
-    monkeypatch.setattr("wmjax.experiment.latent_settings.latent_spec", lambda *_: stores[1].spec)
-    found = prepare.encode(experiment, TrainingStore(bucket[0]))
+    monkeypatch.setattr("wmjax.pipeline.latents.latent_spec", lambda *_: stores[1].spec)
+    found = latents.encode(experiment, TrainingStore(bucket[0]))
     assert found.hash == stores[1].hash and str(found.folder) == bucket[1]
     # A run that was begun on the local copies goes on from the bucket, and the reverse.
     there = config.to_dict(experiment)
     here = {**there, "data": {**there["data"], "path": str(stores[0].folder)}}
     none = {**there, "encoder": {**there["encoder"], "path": ""}}
     for values in (here, there, here):
-        train._save_config(tmp_path / "run", values)
+        save_settings(tmp_path / "run", values)
     with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):
-        train._save_config(tmp_path / "run", none)
+        save_settings(tmp_path / "run", none)

@@ -236,7 +236,7 @@ def test_latents_become_a_square_per_frame(tmp_path, store, latents):
         pixels = picture(strips[0])
         assert pixels.shape[2] == 4 and pixels.shape[1] == frames * pixels.shape[0]
         assert pixels[:-2, 0, 3].min() == 255 and pixels[-1, :, 3].max() == 0
-    assert "synthetic, agentview, 2x2 tokens of 6, jax" in shown.text
+    assert "synthetic, agentview, 4 tokens of 6, jax" in shown.text
 
 
 def test_the_strongest_direction_is_red_and_the_range_is_used():

@@ -5,18 +5,17 @@ import pytest
 from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
-from tests.e2e.test_smoke import ARMS
-from wmjax.core.paths import resource_folder
+from tests.e2e.test_smoke import IN_ONE_PROCESS
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import make_loader
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import load
+from wmjax.experiment.config import load, recipe_names
 from wmjax.models.vla import VLA
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
 
-RUN_IN_FULL = {*ARMS, "e0_mse", "e2_flow"}
-RECIPES = {path.stem for path in (resource_folder("train") / "recipes").glob("*.toml")}
+RUN_IN_FULL = {*IN_ONE_PROCESS, "e0_mse", "e2_flow"}
+RECIPES = {name for name in recipe_names() if not name.endswith("_l1")} | {"e2_l1"}  # l1 is mse with another loss
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def test_the_other_head_trains_and_acts(recipe: str, stores: tuple[TrainingStore
         model = VLA(experiment.model, rngs=nnx.Rngs(key))
         given = model_input(batch, inputs.prompts, inputs.action_spec, inputs.encoder_spec)
         loss, metrics = model.loss(given, batch["action"], batch["action_mask"], key)
-        action, info = model.sample(given._replace(future=None, future_mask=None), batch["action"])
+        action, info = model.sample(given._replace(future=None, future_mask=None), key)
         assert ("memory/gate" in info) == ("memory/gate" in metrics) == experiment.model.memory.inject
         return loss, action
 

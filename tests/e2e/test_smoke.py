@@ -23,8 +23,17 @@ from wmjax.trainer import checkpoint
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 RUN = "runs/{}-smoke-smoke-s0"
-ARMS = ("e0_flow", "e2_mse", "e0plus_flow", "e1copy_mse", "e1_flow", "e2aux_mse", "seed_e0_flow", "seed_e2_mse")
-"""Run in one process, by ``arms.py``; ``e0_mse`` and ``e2_flow`` run as a user would run them."""
+IN_ONE_PROCESS = (
+    "e0_flow",
+    "e2_mse",
+    "e0plus_flow",
+    "e1copy_mse",
+    "e1_flow",
+    "e2aux_mse",
+    "prior_e0_flow",
+    "prior_e2_mse",
+)
+"""Run in one process, by ``variants.py``; ``e0_mse`` and ``e2_flow`` run as a user would run them."""
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +92,12 @@ def test_the_baseline_takes_the_same_path(first: str, cache: Path) -> None:
     assert "recording" not in shown and "libero_spatial/2" in shown
 
 
-def test_every_arm_trains_and_acts(first: str, cache: Path) -> None:
-    """Both heads of e0 and e2, one of each other arm; ``test_heads.py`` traces the rest."""
-    shown = command("tests.e2e.arms", cache, *ARMS, XLA_FLAGS="--xla_backend_optimization_level=0")
+def test_every_variant_trains_and_acts(first: str, cache: Path) -> None:
+    """Both heads of e0 and e2, one of each other variant; ``test_heads.py`` traces the rest."""
+    shown = command("tests.e2e.variants", cache, *IN_ONE_PROCESS, XLA_FLAGS="--xla_backend_optimization_level=0")
     assert "recording" not in shown and "encoding" not in shown
-    for recipe in ARMS:
-        run = cache / "arms" / recipe
+    for recipe in IN_ONE_PROCESS:
+        run = cache / "variants" / recipe
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
         assert all(np.isfinite(value) for line in lines for value in line.values() if not isinstance(value, str))

@@ -16,8 +16,8 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
 from wmjax.encode import main as jax_main
 from wmjax.encoders.encode import LATENT_BOUND, EpisodeClips, verify_latents
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec
-from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 torch = pytest.importorskip("torch")
@@ -62,9 +62,9 @@ def stores(store: TrainingStore, tmp_path_factory) -> dict[str, LatentStore]:
 
 
 @pytest.fixture(scope="module")
-def encoders() -> dict[str, TorchEncoder | JaxEncoder]:
+def encoders() -> dict[str, TorchEncoder | VJEPA2]:
     """The shipped encoder in both frameworks."""
-    return {"torch": TorchEncoder(), "jax": JaxEncoder()}
+    return {"torch": TorchEncoder(VJEPA2Settings()), "jax": VJEPA2(VJEPA2Settings())}
 
 
 def test_backends_agree_within_the_stated_bound(store: TrainingStore, stores: dict[str, LatentStore], encoders):
@@ -78,7 +78,7 @@ def test_backends_agree_within_the_stated_bound(store: TrainingStore, stores: di
 
 def test_float32_latents_of_the_backends_agree_tightly(store: TrainingStore, encoders):
     clips = EpisodeClips(np.array(store.frames[:4, 0]), [(2, -3)], 4)[:]
-    a, b = encoders["torch"](clips), encoders["jax"](clips)
+    a, b = encoders["torch"].encode(clips), encoders["jax"].encode(clips)
     assert np.abs(a - b).max() / np.sqrt((b**2).mean()) < 1e-4
 
 
@@ -87,7 +87,7 @@ def test_a_future_frame_does_not_reach_the_latent(store: TrainingStore, encoders
     changed = frames.copy()
     changed[3] = 255 - changed[3]
     for encoder in encoders.values():
-        before, after = (encoder(EpisodeClips(f, [(0, 0)], 4)[:]) for f in (frames, changed))
+        before, after = (encoder.encode(EpisodeClips(f, [(0, 0)], 4)[:]) for f in (frames, changed))
         np.testing.assert_array_equal(before[:3], after[:3])
         assert np.abs(before[3] - after[3]).max() > 1e-3
 
@@ -105,16 +105,16 @@ def test_resized_frames_are_preprocessed_alike():
 def test_an_encoder_is_its_weights_that_are_loaded_and_its_preprocessing(tmp_path: Path):
     mine = shutil.copytree(MINI_FOLDER, tmp_path / "mine")
     plain = encoder_spec(str(mine))
-    assert plain.resize == 0 and plain.weights_hash == encoder_spec("mini").weights_hash
+    assert plain.parameters["resize"] == 112 and plain.weights_hash == encoder_spec("mini").weights_hash
     (mine / "model_older.safetensors").write_bytes(b"never read")
     (mine / "pytorch_model.bin").write_bytes(b"a pickle")
     assert encoder_spec(str(mine)) == plain
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"resize": 128}))
-    assert encoder_spec(str(mine)) == dataclasses.replace(plain, resize=128)
+    assert encoder_spec(str(mine)) == dataclasses.replace(plain, parameters={**plain.parameters, "resize": 128})
     (mine / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"needs config\.json and model\.safetensors"):
-        TorchEncoder(str(mine))
+        TorchEncoder(VJEPA2Settings(model=str(mine)))
 
 
 MAINS = {"torch": torch_main, "jax": jax_main}
@@ -134,8 +134,8 @@ MAINS = {"torch": torch_main, "jax": jax_main}
         ("--views", "0", "views is 0; set it to at least 1"),
         ("--max-shift", "-1", "max-shift is -1; set it to at least 0"),
         ("--batch", "0", "batch is 0; set it to at least 1"),
-        ("--clip", "0", "clip length 0 is not a multiple"),
-        ("--clip", "-2", "clip length -2 is not a multiple"),
+        ("--clip", "0", "encoder.clip_length is 0; set it to at least 1"),
+        ("--clip", "-2", "encoder.clip_length is -2; set it to at least 1"),
         ("--verify", "0", "verify is 0; set it to at least 1"),
         ("--verify", "3", "no wmjax latent store there"),
     ],

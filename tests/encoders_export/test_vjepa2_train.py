@@ -11,8 +11,6 @@ import pytest
 
 from tests.data.synthetic import make_store
 from tests.rollout.runs import parameters, tiny_experiment
-from wmjax import prepare
-from wmjax import train as command
 from wmjax.core.errors import UserError
 from wmjax.core.specs import to_dict
 from wmjax.data.latents import LatentStore
@@ -20,8 +18,10 @@ from wmjax.data.loader import make_loader
 from wmjax.data.observation import Observation
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.encode import LATENT_BOUND
+from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 from wmjax.experiment import config
 from wmjax.experiment.latent_settings import latent_spec
+from wmjax.pipeline import train as pipeline
 from wmjax.pipeline.latents import encode
 from wmjax.policy.policy import Policy
 from wmjax.sim.libero import ACTION_SPEC
@@ -65,7 +65,7 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
     return dataclasses.replace(
         tiny_experiment("e2", "flow"),
         data=config.DataConfig(path=str(store.folder)),
-        encoder=config.EncoderConfig(**encoder),
+        encoder=VJEPA2Settings(**encoder),
         train=TrainConfig(steps=2, batch_size=2, validation_fraction=0.5),
     )
 
@@ -73,11 +73,11 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
 def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
-    def fit(experiment, store, latents, run, backbone):
-        fitted.append(make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train))
+    def fit(plan, store, latents):
+        fitted.append(make_inputs(store, latents, settings.prompt, settings.model, settings.train))
 
-    monkeypatch.setattr(config, "load", lambda *_: settings)
-    monkeypatch.setattr(command, "fit", fit)
+    monkeypatch.setattr(pipeline, "load", lambda *_: settings)
+    monkeypatch.setattr(pipeline, "fit", fit)
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     line = ["--run", str(tmp_path / "run"), "--no-evaluation"]
     assert main(line) == 0 and main(line) == 0
@@ -92,7 +92,7 @@ def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path
     # A config that was written before there was the setting means the cache; the run needs its store again.
     path = tmp_path / "run" / "config.json"
     old = json.loads(path.read_text())
-    del old["encoder"]["path"], old["encoder"]["camera"]
+    del old["encoder"]["path"], old["encoder"]["cameras"]
     path.write_text(json.dumps(old))
     assert main(line) == 2 and "was started with encoder.path = '', now it is" in capsys.readouterr().err
     path.write_text(json.dumps({**old, "encoder": {**old["encoder"], "path": str(exported)}}))
@@ -100,7 +100,7 @@ def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path
 
 
 def test_a_policy_encodes_the_camera_whose_latents_it_was_trained_on(store, wrist):
-    latents = encode(experiment(store, path=str(wrist), views=1, max_shift=0, camera=WRIST), store)
+    latents = encode(experiment(store, path=str(wrist), views=1, max_shift=0, cameras=(WRIST,)), store)
     found = {"observation": store.spec, "encoder": latents.spec, "action": ACTION_SPEC}
     settings = tiny_experiment("e2", "flow")
     plain = {name: to_dict(spec) for name, spec in found.items()}
@@ -122,12 +122,12 @@ def test_a_policy_encodes_the_camera_whose_latents_it_was_trained_on(store, wris
         ({"max_shift": 1}, r"encoder.max_shift is 1, latent store .* has 2; set --encoder.max_shift 2"),
         ({"clip_length": 2}, r"encoder.clip_length is 2, latent store .* has 4; .* with --clip 2"),
         ({"pooling_grid": 8}, r"encoder.pooling_grid is 8, latent store .* has 4; .* with --grid 8"),
-        ({"camera": WRIST}, r"encoder.camera is 'robot0_eye_in_hand', latent store .* has 'agentview'"),
+        ({"cameras": (WRIST,)}, r'encoder.cameras is \["robot0_eye_in_hand"\], latent store .* has \["agentview"\]'),
         ({"path": "nowhere"}, r"nowhere: no wmjax latent store there"),
     ],
 )
 def test_a_store_of_other_latents_is_refused_before_recording(exported, change, message):
-    settings = config.EncoderConfig(**{"path": str(exported), "views": 3, "max_shift": 2, **change})
+    settings = VJEPA2Settings(**{"path": str(exported), "views": 3, "max_shift": 2, **change})
     with pytest.raises(UserError, match=message):
         latent_spec(settings, config.DataConfig(path="given"))
 
@@ -145,7 +145,7 @@ def test_another_encoder_and_other_frames_are_refused(store, exported, tmp_path)
 
     write(weights_hash="77")
     with pytest.raises(
-        UserError, match=r"weights_hash differs: '\w{16}' of encoder.model 'mini', '77' in latent store"
+        UserError, match=r"weights_hash differs: '\w{16}' of encoder vjepa2 'mini', '77' in latent store"
     ):
         encode(settings, store)
     write(name="a copy of mini elsewhere")  # the same weights by another name
@@ -157,15 +157,15 @@ def test_another_encoder_and_other_frames_are_refused(store, exported, tmp_path)
 
 def test_a_camera_that_cannot_be_trained_on_is_refused(store):
     recorded = config.DataConfig()
-    assert latent_spec(config.EncoderConfig(camera=WRIST), recorded).camera == WRIST
-    with pytest.raises(UserError, match=r"encoder.camera is 'sky'; the frames are of agentview, robot0_eye_in_hand"):
-        latent_spec(config.EncoderConfig(camera="sky"), recorded)
-    with pytest.raises(UserError, match=r"encoder.camera is 'sky'"):
-        encode(experiment(store, camera="sky"), store)
+    assert latent_spec(VJEPA2Settings(cameras=(WRIST,)), recorded).cameras == (WRIST,)
+    with pytest.raises(UserError, match=r"encoder.cameras has 'sky'; the frames are of agentview, robot0_eye_in_hand"):
+        latent_spec(VJEPA2Settings(cameras=("sky",)), recorded)
+    with pytest.raises(UserError, match=r"encoder.cameras has 'sky'"):
+        encode(experiment(store, cameras=("sky",)), store)
 
 
 def test_settings_that_do_not_fit_the_encoder_fail_before_recording(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "demonstrations", lambda _: pytest.fail("recorded"))
+    monkeypatch.setattr(pipeline, "demonstrations", lambda _: pytest.fail("recorded"))
     for name, value, message in (
         ("pooling_grid", "3", "grid 3 does not divide"),
         ("clip_length", "3", "clip length 3 is not a multiple"),

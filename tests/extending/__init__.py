@@ -1,0 +1,1 @@
+"""Additions to wmjax from outside the package, as docs/extending.md describes them: one module each, and a test."""

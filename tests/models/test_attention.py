@@ -1,11 +1,13 @@
-"""The implementations of attention compute one function. Those of accelerators run in their interpreter here."""
+"""The implementations of attention compute one function. cuDNN's call is computed by XLA here, and lowered for CUDA."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from wmjax.core.errors import UserError
 from wmjax.models.nn import attention as module
@@ -41,28 +43,54 @@ def by_definition(query, key, value, mask, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("implementation", ["xla", "splash"])
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
 def test_it_is_attention(inputs, implementation, causal):
     query, key, value, mask = inputs
-    run = {"xla": module._xla, "splash": functools.partial(module._splash, interpret=True)}[implementation]
+    run = {"xla": module._xla, "cudnn": functools.partial(module._fused, implementation="xla")}[implementation]
     found = np.asarray(jax.jit(run, static_argnums=4)(query, key, value, mask, causal))
     wanted = by_definition(query, key, value, mask, causal)
     meant = mask if causal else np.ones_like(mask)  # a causal query at left padding sees no valid key
     np.testing.assert_allclose(found[meant], wanted[meant], atol=2e-5)
 
 
-def test_gradients_of_splash_are_those_of_xla(inputs):
+def test_gradients_of_the_fused_call_are_those_of_xla(inputs):
     query, key, value, mask = inputs
     weight = np.random.default_rng(1).normal(size=query.shape).astype(np.float32) * mask[..., None, None]
 
     def gradients(run):
         return jax.jit(jax.grad(lambda *x: jnp.sum(run(*x, mask, True) * weight), argnums=(0, 1, 2)))(query, key, value)
 
-    ours, splash = gradients(module._xla), gradients(functools.partial(module._splash, interpret=True))
-    for a, b in zip(ours, splash, strict=True):
+    ours, fused = gradients(module._xla), gradients(functools.partial(module._fused, implementation="xla"))
+    for a, b in zip(ours, fused, strict=True):
         np.testing.assert_allclose(b, a, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "dim", "masked"),
+    [(200, 16, 2, 128, True), (256, 16, 16, 80, False), (64, 16, 16, 80, False)],
+    ids=["text decoder", "full vision block", "vision window"],
+)
+def test_cudnn_accepts_the_shapes_of_3b(tokens, heads, kv_heads, dim, masked, monkeypatch):
+    """Forward and gradient, lowered for a GPU that is not here; only the installed cuDNN's version is made up."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    query = jax.ShapeDtypeStruct((2, tokens, heads, dim), jnp.bfloat16)
+    key = jax.ShapeDtypeStruct((2, tokens, kv_heads, dim), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((2, tokens), jnp.bool_)
+
+    def total(query, key, value, mask):
+        given = {"mask": mask, "causal": True} if masked else {}
+        return jnp.sum(attention(query, key, value, **given, implementation="cudnn").astype(jnp.float32))
+
+    def calls(function):
+        traced = jax.jit(function).trace(query, key, key, mask)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return set(re.findall(r"@__cudnn[$]fmha(\w+)", text))
+
+    kind = "ScaleBiasSoftmax" if masked else "Softmax"
+    assert calls(total) == {kind}
+    assert calls(jax.grad(total, argnums=(0, 1, 2))) == {kind, f"{kind}Backward"}
+
+
 def test_an_unknown_implementation_is_named(inputs):
-    with pytest.raises(UserError, match=r"unknown attention implementation 'flash'; .*splash"):
+    with pytest.raises(UserError, match=r"unknown attention implementation 'flash'; .*xla"):
         attention(*inputs[:3], implementation="flash")

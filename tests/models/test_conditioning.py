@@ -17,29 +17,29 @@ from tests.models.vla_helpers import (
     fit,
     make_actions,
     make_inputs,
-    make_noise,
     make_vla,
     wake,
 )
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.planning import rank_chunks
-from wmjax.models.world.config import ARMS, WorldMemoryConfig
+from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.models.world.prophet import ProphetConfig
 
 INPUTS, (ACTION, MASK), KEY = make_inputs(), make_actions(), jax.random.key(5)
 FORWARD = WorldMemoryConfig(input="latents", world_loss=1.0, inject=False)
 
 
-def conditioned(*condition: str, memory: WorldMemoryConfig = ARMS["e2"], gate: float | None = None) -> Any:
+def conditioned(*condition: str, memory: WorldMemoryConfig = VARIANTS["e2"], gate: float | None = None) -> Any:
     prophet = ProphetConfig(
         width=16, layers=2, heads=2, history=3, future=FUTURE, tokens=TOKENS, latent_dim=DIM, condition=condition
     )
-    return make_vla(prophet=prophet, memory=memory, gate=gate, head=HeadConfig(kind="regression"))
+    return make_vla(prophet=prophet, memory=memory, gate=gate, head=RegressionConfig())
 
 
 recall = jax.jit(lambda model, inputs: model.recall(inputs))
-sample = jax.jit(lambda model, inputs: model.sample(inputs, make_noise()))
+sample = jax.jit(lambda model, inputs: model.sample(inputs, jax.random.key(2)))
 
 
 def test_state_and_instruction_change_the_prediction_only_if_it_is_told_them() -> None:
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(UserError, match=r"'actions' with memory.input 'constant'"):
         conditioned("actions", memory=WorldMemoryConfig(input="constant", world_loss=0.0, inject=False))
     with pytest.raises(UserError, match=r"prophet.condition is \['state'\] with memory.input 'copy'"):
-        conditioned("state", memory=ARMS["e1copy"])
+        conditioned("state", memory=VARIANTS["e1copy"])
     with pytest.raises(UserError, match=r"did you mean instruction"):
         ProphetConfig(condition=("instructions",))  # type: ignore[arg-type]
     chunks, goal = jnp.zeros((3, 2, CHUNK, 7)), jnp.zeros((3, TOKENS, DIM))

@@ -8,8 +8,9 @@ from flax import nnx
 
 from tests.models.vla_helpers import fit
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig, HeadSizes
-from wmjax.models.heads.flow import FlowHead
+from wmjax.core.settings import build
+from wmjax.models.heads.base import HEADS, HeadConfig, HeadSizes
+from wmjax.models.heads.flow import FlowConfig, FlowHead
 from wmjax.models.heads.regression import RegressionHead, elementwise
 
 SIZES = HeadSizes(hidden=16, width=16, layers=1, heads=2)
@@ -19,22 +20,20 @@ ACTION = jnp.concatenate(
 )
 MASK = jnp.ones((6, 4), bool).at[0, 2:].set(False)
 KEY = jax.random.key(3)
-NOISE = jax.random.normal(KEY, (6, 4, 3))
 
 
-sample = jax.jit(lambda head, tokens, noise: head.sample(tokens, noise))
+sample = jax.jit(lambda head, tokens, key: head.sample(tokens, key))
 
 
 def make(kind: str, **settings: object) -> RegressionHead | FlowHead:
-    config = HeadConfig(kind=kind, **settings)
-    cls = RegressionHead if kind == "regression" else FlowHead
-    return cls(config, SIZES, hidden_dim=8, action_dim=3, chunk=4, rngs=nnx.Rngs(0))
+    config = build(HeadConfig, {"kind": kind, **settings})
+    return HEADS.resolve(kind)(config, SIZES, hidden_dim=8, action_dim=3, chunk=4, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 @pytest.mark.parametrize("gripper", ["binary", "regress"])
 def test_shapes_and_the_binary_gripper(kind: str, gripper: str) -> None:
-    action = sample(make(kind, gripper=gripper), TOKENS, NOISE)
+    action = sample(make(kind, gripper=gripper), TOKENS, KEY)
     assert action.shape == (6, 4, 3)
     assert action.dtype == jnp.float32
     assert bool(jnp.all(jnp.abs(action[..., -1]) == 1.0)) == (gripper == "binary")
@@ -55,7 +54,7 @@ def test_steps_past_the_end_have_no_influence(kind: str, gripper: str) -> None:
 @pytest.mark.parametrize("kind", ["mse", "l1", "huber"])
 def test_the_regression_loss_is_its_formula(kind: str) -> None:
     head = make("regression", regression_loss=kind, gripper="regress")
-    error = np.asarray(head.sample(TOKENS, NOISE) - ACTION, np.float64)[np.asarray(MASK)]
+    error = np.asarray(head.sample(TOKENS, KEY) - ACTION, np.float64)[np.asarray(MASK)]
     size = np.abs(error)
     formula = {"mse": size**2, "l1": size, "huber": np.where(size < 1, size**2 / 2, size - 0.5)}[kind]
     assert head.loss(TOKENS, ACTION, MASK, KEY).loss == pytest.approx(formula.mean(), rel=1e-5)
@@ -66,8 +65,8 @@ def test_the_regression_loss_is_its_formula(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_a_regressed_gripper_is_reported_apart_from_the_arm(kind: str) -> None:
-    """Its commands of one and the arm's small motions in one mean hid that the arm did not move (FACTS 1.3)."""
-    head = make(kind, gripper="regress", regression_loss="mse")
+    """Its commands of one and the arm's small motions in one mean hid that the arm did not move."""
+    head = make(kind, gripper="regress", **({"regression_loss": "mse"} if kind == "regression" else {}))
     out = head.loss(TOKENS, ACTION.at[..., -1].mul(50.0), MASK, KEY)
     before = head.loss(TOKENS, ACTION, MASK, KEY).metrics
     assert out.metrics["action/arm"] == pytest.approx(float(before["action/arm"]), rel=1e-5)
@@ -103,8 +102,8 @@ def test_regression_learns_its_tokens() -> None:
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(UserError, match=r"head.time_beta"):
-        HeadConfig(time_beta=(1.5, 2.0))
+        FlowConfig(time_beta=(1.5, 2.0))
     with pytest.raises(UserError, match=r"head.steps 0"):
-        HeadConfig(steps=0)
+        FlowConfig(steps=0)
     with pytest.raises(UserError, match=r"head_sizes.heads 5"):
         HeadSizes(width=16, heads=5)

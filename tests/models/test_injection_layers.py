@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_noise, make_vla, tiny_config, wake
+from tests.models.vla_helpers import CHUNK, make_actions, make_inputs, make_vla, tiny_config, wake
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.world.injection import Gate, InjectionConfig
 
 INPUTS, (ACTION, MASK), KEY = make_inputs(), make_actions(), jax.random.key(5)
@@ -22,12 +22,12 @@ OTHER = INPUTS._replace(latents=INPUTS.latents + 1.0)
 def build(*layers: int, gate: float = 0.0, **backbone: Any) -> Any:
     """The real VLM (two layers), with everything but the gates open."""
     config = dataclasses.replace(tiny_config().backbone, **backbone)
-    return wake(make_vla(layers=layers, gate=gate, backbone=config, head=HeadConfig(kind="regression")))
+    return wake(make_vla(layers=layers, gate=gate, backbone=config, head=RegressionConfig()))
 
 
 @functools.partial(jax.jit, static_argnames="corruption")
 def sample(model: Any, inputs: Any, corruption: str = "none") -> Any:
-    return model.sample(inputs, make_noise(), corruption=corruption)
+    return model.sample(inputs, jax.random.key(2), corruption=corruption)
 
 
 def test_with_the_gates_at_zero_actions_do_not_depend_on_the_memory_bit_for_bit() -> None:

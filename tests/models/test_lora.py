@@ -15,7 +15,7 @@ from tests.tiny import tiny_config as tiny_policy
 from wmjax.core.errors import UserError
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.heads.base import HeadConfig
+from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.nn.lora import ADAPTER, VISION_PROJECTIONS, AdapterInputs, Linear, LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.trainer.sharding import MeshConfig, make_mesh, shardings
@@ -31,7 +31,7 @@ def test_adapters_train_and_the_base_keeps_its_bits(rank: int) -> None:
     """With rank 0 the backbone is frozen altogether, and the rest of the policy still trains."""
     lora = dataclasses.replace(LORA, rank=rank)
     backbone = dataclasses.replace(tiny_config().backbone, lora=lora)
-    model = make_vla("e0", real=True, head=HeadConfig(kind="regression"), backbone=backbone)
+    model = make_vla("e0", real=True, head=RegressionConfig(), backbone=backbone)
     base = {path: np.array(leaf) for path, leaf in backbone_base(model).items()}
     graph, params, frozen = split_model(model, trainable_filter("adapters"))
     before = to_named(params)

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from tests.models.vla_helpers import fit
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
-from wmjax.models.world.config import ARMS
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.memory import WorldMemory
 from wmjax.models.world.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
@@ -149,7 +149,7 @@ def test_layer_norm_takes_scale_and_offset_of_every_token_out_of_the_world(layer
     shape = dataclasses.replace(SHAPE, tokens=tokens)
     objective = WorldLossConfig(layer_norm=layer_norm)
     memory = WorldMemory(
-        ARMS["e2"], objective, shape, InjectionConfig(width=16, heads=2), hidden_dim=8, rngs=nnx.Rngs(0)
+        VARIANTS["e2"], objective, shape, InjectionConfig(width=16, heads=2), hidden_dim=8, rngs=nnx.Rngs(0)
     )
     latents = history()
     pooled = latents.mean(2, keepdims=True) if tokens == 1 else latents

@@ -16,24 +16,25 @@ from tests.models.vla_helpers import (
     HIDDEN,
     TinyBackbone,
     fit,
+    head_config,
     make_actions,
     make_inputs,
-    make_noise,
     make_vla,
     tiny_config,
     wake,
 )
+from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
-from wmjax.models.heads.base import HeadConfig, HeadLoss
+from wmjax.models.heads.base import HeadLoss
 from wmjax.models.heads.flow import FlowHead
 from wmjax.models.heads.regression import RegressionHead
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
-from wmjax.models.world.config import ARMS, WorldMemoryConfig
+from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.models.world.prophet import WorldLossConfig
 
 KEY = jax.random.key(5)
-INPUTS, NOISE = make_inputs(), make_noise()
+INPUTS, NOISE = make_inputs(), jax.random.key(2)
 ACTION, MASK = make_actions()
 LAYERS: tuple[tuple[int, ...], ...] = ((), (0, 1))
 """Where the memory enters: after the VLM's last layer, or after both layers of the real one."""
@@ -42,7 +43,7 @@ PATHS = [(kind, layers) for kind in ("regression", "flow") for layers in LAYERS]
 
 @functools.partial(jax.jit, static_argnames="corruption")
 def sample(model: Any, inputs: Any, corruption: str = "none", memory: Any = None) -> Any:
-    return model.sample(inputs, NOISE, corruption=corruption, memory=memory, key=KEY)
+    return model.sample(inputs, NOISE, corruption=corruption, memory=memory, corruption_key=KEY)
 
 
 @jax.jit
@@ -51,9 +52,9 @@ def loss(model: Any, inputs: Any) -> Any:
 
 
 @functools.cache
-def awake(arm: str, kind: str = "regression", layers: tuple[int, ...] = (), **changes: Any) -> Any:
+def awake(variant: str, kind: str = "regression", layers: tuple[int, ...] = (), **changes: Any) -> Any:
     """A policy whose zero-initialised outputs are open; do not change it, it is shared."""
-    return wake(make_vla(arm, layers=layers, head=HeadConfig(kind=kind, draws=2, steps=3), **changes))
+    return wake(make_vla(variant, layers=layers, head=head_config(kind), **changes))
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
@@ -99,23 +100,23 @@ def by_future(model: Any, future: jax.Array) -> dict[str, jax.Array]:
 
 
 @pytest.mark.parametrize(
-    ("arm", "kind", "layers"),
+    ("variant", "kind", "layers"),
     [("e1", "regression", ()), ("e2aux", "regression", ()), *(("e2", *path) for path in PATHS)],
 )
-def test_no_true_future_reaches_the_actions(arm: str, kind: str, layers: tuple[int, ...]) -> None:
+def test_no_true_future_reaches_the_actions(variant: str, kind: str, layers: tuple[int, ...]) -> None:
     """By output and by gradient, bit for bit; the world loss and an oracle show that the test can fail."""
-    model = awake(arm, kind, layers, gate=1.0 if ARMS[arm].inject else None)
+    model = awake(variant, kind, layers, gate=1.0 if VARIANTS[variant].inject else None)
     # Its negative: the memory's LayerNorm would hide another offset or scale.
     other = INPUTS._replace(future=-INPUTS.future, future_mask=~INPUTS.future_mask)
     jax.tree.map(np.testing.assert_array_equal, action_path(model, INPUTS), action_path(model, other))
-    if ARMS[arm].inject:
+    if VARIANTS[variant].inject:
         oracle, false = (sample(model, INPUTS, memory=inputs.future)[0] for inputs in (INPUTS, other))
         assert jnp.abs(oracle - false).max() > 1e-3
 
     gradient = by_future(model, INPUTS.future)
     np.testing.assert_array_equal(gradient["action/loss"], 0.0)
     assert jnp.abs(gradient["world/loss"]).max() > 1e-4
-    assert bool(jnp.any(gradient["loss"] != 0.0)) == (arm != "e1")
+    assert bool(jnp.any(gradient["loss"] != 0.0)) == (variant != "e1")
 
 
 def jaxprs(jaxpr: Jaxpr) -> list[Jaxpr]:
@@ -129,35 +130,40 @@ def jaxprs(jaxpr: Jaxpr) -> list[Jaxpr]:
     return found
 
 
-def started(arm: str, kind: str) -> Any:
+def started(variant: str, kind: str) -> Any:
     """The values that an arm starts training from at seed 0; every other test's come from elsewhere."""
 
     @jax.jit
     def build() -> Any:
         rngs = nnx.Rngs(0)
-        config = tiny_config(arm, head=HeadConfig(kind=kind))
+        config = tiny_config(variant, head=head_config(kind))
         return nnx.as_pure(nnx.split(VLA(config, rngs=rngs, backbone=TinyBackbone(rngs)))[1])
 
     return jax.device_get(build())
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
-def test_what_the_arms_share_starts_from_the_same_values(kind: str) -> None:
-    arms = {arm: started(arm, kind) for arm in ARMS}
-    for arm, state in arms.items():
+def test_what_the_variants_share_starts_from_the_same_values(kind: str) -> None:
+    variants = {variant: started(variant, kind) for variant in VARIANTS}
+    for variant, state in variants.items():
         for part in ("backbone", "state_in", "queries", "head"):
-            jax.tree.map(np.testing.assert_array_equal, state[part], arms["e2"][part])
+            jax.tree.map(np.testing.assert_array_equal, state[part], variants["e2"][part])
         shared = {"e0plus": ("injection", "prophet"), "e1": ("injection", "prophet"), "e1copy": ("injection",)}
-        for part in shared.get(arm, ()):
-            jax.tree.map(np.testing.assert_array_equal, state["world"][part], arms["e2"]["world"][part])
-    assert {arm for arm in ARMS if "injection" in arms[arm].get("world", ())} == {"e0plus", "e1copy", "e1", "e2"}
-    assert any(leaf.std() > 0.0 for leaf in jax.tree.leaves(arms["e2"]["world"]["injection"]))
+        for part in shared.get(variant, ()):
+            jax.tree.map(np.testing.assert_array_equal, state["world"][part], variants["e2"]["world"][part])
+    assert {variant for variant in VARIANTS if "injection" in variants[variant].get("world", ())} == {
+        "e0plus",
+        "e1copy",
+        "e1",
+        "e2",
+    }
+    assert any(leaf.std() > 0.0 for leaf in jax.tree.leaves(variants["e2"]["world"]["injection"]))
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])
 def test_e1_and_e2_have_the_same_parameters_and_the_same_graph(kind: str) -> None:
     """Same tree, same primitives on the same shapes, hence the same FLOPs; only the loss weight differs."""
-    e1, e2 = (make_vla(arm, head=HeadConfig(kind=kind, draws=2, steps=3)) for arm in ("e1", "e2"))
+    e1, e2 = (make_vla(variant, head=head_config(kind)) for variant in ("e1", "e2"))
     assert nnx.state(e1).flat_state().paths == nnx.state(e2).flat_state().paths
 
     def graph(model: Any) -> list[tuple[str, str]]:
@@ -170,11 +176,11 @@ def test_e1_and_e2_have_the_same_parameters_and_the_same_graph(kind: str) -> Non
     assert graph(e1) != graph(make_vla("e0", head=e1.config.head))
 
 
-def gradients(arm: str, *path: Any, **setting: Any) -> list[dict[str, jax.Array]]:
+def gradients(variant: str, *path: Any, **setting: Any) -> list[dict[str, jax.Array]]:
     """Those of the loss by every parameter's name, with open gates, for each value of one setting of the memory."""
     ((name, values),) = setting.items()
-    memories = [dataclasses.replace(ARMS[arm], **{name: value}) for value in values]
-    models = [awake(arm, *path, gate=1.0 if memory.inject else None, memory=memory) for memory in memories]
+    memories = [dataclasses.replace(VARIANTS[variant], **{name: value}) for value in values]
+    models = [awake(variant, *path, gate=1.0 if memory.inject else None, memory=memory) for memory in memories]
     graphs, params = [nnx.split(model)[0] for model in models], nnx.state(models[0])
 
     @jax.jit  # One program: what the gradients share is compiled once, and rounded in one way.
@@ -216,7 +222,7 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
     """In training and acting those of ``action_tokens``; heads that return what they are given leave one graph."""
     for head in (RegressionHead, FlowHead):
         monkeypatch.setattr(head, "loss", lambda head, tokens, *rest: HeadLoss(jnp.zeros(()), {"tokens": tokens}))
-        monkeypatch.setattr(head, "sample", lambda head, tokens, noise: tokens)
+        monkeypatch.setattr(head, "sample", lambda head, tokens, key: tokens)
 
     @jax.jit
     def fed(model: Any) -> Any:
@@ -226,7 +232,7 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
         return given, (trained, acted), closed
 
     regression, flow = (
-        wake(make_vla(gate=1.0, layers=layers, head=HeadConfig(kind=kind))) for kind in ("regression", "flow")
+        wake(make_vla(gate=1.0, layers=layers, head=head_config(kind))) for kind in ("regression", "flow")
     )
     for shared in ("backbone", "state_in", "queries", "world"):
         setattr(flow, shared, getattr(regression, shared))
@@ -237,12 +243,17 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arm", "kind", "use_state"),
-    [*((arm, "regression", True) for arm in ARMS), ("e0", "flow", True), ("e2", "flow", True), ("e2", "flow", False)],
+    ("variant", "kind", "use_state"),
+    [
+        *((variant, "regression", True) for variant in VARIANTS),
+        ("e0", "flow", True),
+        ("e2", "flow", True),
+        ("e2", "flow", False),
+    ],
 )
-def test_every_parameter_moves(arm: str, kind: str, use_state: bool) -> None:
+def test_every_parameter_moves(variant: str, kind: str, use_state: bool) -> None:
     """With the gate closed and the outputs at zero, as they start, within a few steps."""
-    model = make_vla(arm, head=HeadConfig(kind=kind, draws=2, steps=3), use_state=use_state)
+    model = make_vla(variant, head=head_config(kind), use_state=use_state)
     graph, params = nnx.split(model)
 
     def objective(params: Any, key: jax.Array) -> Any:
@@ -287,7 +298,7 @@ def test_the_vlm_occurs_once_in_a_sample_and_not_in_the_loop() -> None:
 
 
 def test_the_real_vlm_trains_with_state_and_queries_in_place() -> None:
-    model = make_vla("e2", real=True, head=HeadConfig(kind="regression"))
+    model = make_vla("e2", real=True, head=head_config("regression"))
     graph, params = nnx.split(model)
     gradient = jax.jit(jax.grad(lambda p: nnx.merge(graph, p).loss(INPUTS, ACTION, MASK, KEY)[0]))(params)
     pure = nnx.as_pure(gradient)
@@ -299,7 +310,7 @@ def test_the_state_is_a_switch() -> None:
     other = INPUTS._replace(state=INPUTS.state + 1.0)
     model = awake("e0")
     assert jnp.abs(sample(model, INPUTS)[0] - sample(model, other)[0]).max() > 1e-3
-    blind = make_vla("e0", use_state=False, head=HeadConfig(kind="regression"))
+    blind = make_vla("e0", use_state=False, head=head_config("regression"))
     np.testing.assert_array_equal(sample(blind, INPUTS)[0], sample(blind, other)[0])
 
 
@@ -324,10 +335,10 @@ def test_memory_dropout_closes_the_gates_for_some_samples_in_training_only(layer
     assert jnp.abs(tokens - plain)[dropped].max(axis=(1, 2)).min() > 1e-2
 
 
-def test_arms_that_need_no_latents_act_without_them() -> None:
+def test_variants_that_need_no_latents_act_without_them() -> None:
     bare = INPUTS._replace(latents=None, future=None, future_mask=None)
-    for arm in ("e0", "e0plus", "e2aux"):
-        action, _ = sample(awake(arm), bare)
+    for variant in ("e0", "e0plus", "e2aux"):
+        action, _ = sample(awake(variant), bare)
         assert action.shape == (3, CHUNK, 7)
     with pytest.raises(UserError, match=r"latents are missing; memory.input 'copy'"):
         make_vla("e1copy").action_tokens(bare)
@@ -344,7 +355,7 @@ def test_bad_inputs_are_named() -> None:
     with pytest.raises(UserError, match=r"set prophet.tokens and prophet.latent_dim"):
         model.action_tokens(INPUTS._replace(latents=INPUTS.latents[..., :5]))
     with pytest.raises(UserError, match=r"did you mean noise"):
-        model.sample(INPUTS, NOISE, corruption="noisy", key=KEY)
+        model.sample(INPUTS, NOISE, corruption="noisy", corruption_key=KEY)
     with pytest.raises(UserError, match=r"'shuffled' needs a memory"):
         model.sample(INPUTS, NOISE, corruption="shuffled")
     with pytest.raises(UserError, match=r"state has 7"):
@@ -356,7 +367,7 @@ def test_bad_inputs_are_named() -> None:
 
 
 def test_the_predecessors_pooled_cosine_prophet_runs() -> None:
-    """One pooled vector per frame, delta, cosine (FACTS 1)."""
+    """One pooled vector per frame, delta, cosine."""
     config = make_vla("e2").config
     pooled = type(config.prophet)(**{**vars(config.prophet), "tokens": 1})
     objective = WorldLossConfig(cosine=1.0, normalised_mse=0.0)

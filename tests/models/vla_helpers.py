@@ -10,13 +10,14 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tests.variants import VARIANTS
+from wmjax.core.settings import build
 from wmjax.data.observation import Prompt
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from wmjax.models.heads.base import HeadConfig, HeadSizes
-from wmjax.models.heads.flow import FlowHead
+from wmjax.models.heads.flow import FlowConfig, FlowHead
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.models.world.config import ARMS
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.prophet import ProphetConfig
 
@@ -25,7 +26,7 @@ HISTORY, FUTURE, TOKENS, DIM = 3, 2, 4, 8
 IMAGE_TOKEN = 40
 
 
-def tiny_config(arm: str = "e2", **changes: Any) -> VLAConfig:
+def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
     """One layer of everything; ``changes`` replace fields."""
     backbone = Qwen2_5_VLConfig(
         vision=VisionConfig(depth=1, hidden=16, heads=2, mlp=32, out=HIDDEN, window=28, full_attention=()),
@@ -38,8 +39,8 @@ def tiny_config(arm: str = "e2", **changes: Any) -> VLAConfig:
         action_dim=7,
         grippers=1,
         state_dim=8,
-        memory=ARMS[arm],
-        head=HeadConfig(kind="flow", draws=2, steps=3),
+        memory=VARIANTS[variant],
+        head=FlowConfig(draws=2, steps=3),
         backbone=backbone,
         prophet=ProphetConfig(
             width=16, layers=2, heads=2, history=HISTORY, future=FUTURE, tokens=TOKENS, latent_dim=DIM
@@ -49,6 +50,11 @@ def tiny_config(arm: str = "e2", **changes: Any) -> VLAConfig:
         chunk=CHUNK,
     )
     return dataclasses.replace(config, **changes)
+
+
+def head_config(kind: str) -> HeadConfig:
+    """A head's settings, with few draws and steps."""
+    return FlowConfig(draws=2, steps=3) if kind == "flow" else build(HeadConfig, {"kind": kind})
 
 
 class TinyBackbone(nnx.Module):
@@ -94,10 +100,10 @@ def initialised(make: Callable[[nnx.Rngs], Any]) -> Any:
 
 
 def make_vla(
-    arm: str = "e2", *, gate: float | None = None, real: bool = False, layers: tuple[int, ...] = (), **changes: Any
+    variant: str = "e2", *, gate: float | None = None, real: bool = False, layers: tuple[int, ...] = (), **changes: Any
 ) -> VLA:
     """A tiny policy, with a stand-in VLM unless ``real`` or injected after ``layers``; ``gate`` opens its gates."""
-    config = tiny_config(arm, **changes)
+    config = tiny_config(variant, **changes)
     config = dataclasses.replace(config, injection=dataclasses.replace(config.injection, layers=layers))
     stand_in = not (real or layers)
     model = initialised(lambda rngs: VLA(config, rngs=rngs, backbone=TinyBackbone(rngs) if stand_in else None))
@@ -141,11 +147,6 @@ def make_actions(batch: int = BATCH, seed: int = 1) -> tuple[np.ndarray, np.ndar
     mask = np.ones((batch, CHUNK), bool)
     mask[-1, -1] = False
     return action, mask
-
-
-def make_noise(batch: int = BATCH, seed: int = 2) -> jax.Array:
-    """Noise for a sample."""
-    return jax.random.normal(jax.random.key(seed), (batch, CHUNK, 7))
 
 
 def fit(

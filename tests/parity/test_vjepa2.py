@@ -98,7 +98,7 @@ def test_safetensors_written_here_are_read_by_transformers_and_back(tmp_path: Pa
 
 
 def test_sizes_of_published_checkpoints():
-    """FACTS: the ViT-L encoder has 303,885,312 parameters."""
+    """The published ViT-L encoder has 303,885,312 parameters."""
 
     def count(config):
         state = nnx.state(nnx.eval_shape(lambda: VJEPA2Encoder(config, rngs=nnx.Rngs(0))))

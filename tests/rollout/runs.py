@@ -20,12 +20,12 @@ from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer import checkpoint
 
 
-def tiny_experiment(arm: str, head: str, **backbone: Any) -> Experiment:
+def tiny_experiment(variant: str, head: str, **backbone: Any) -> Experiment:
     """A recipe with a network of :func:`tests.tiny.tiny_config`, on the latents of the mini encoder."""
     prophet = ProphetConfig(width=24, heads=2, layers=1)
-    model = dataclasses.replace(tiny_config(arm, head, **backbone), prophet=prophet)
+    model = dataclasses.replace(tiny_config(variant, head, **backbone), prophet=prophet)
     kind = {"flow": "flow", "regression": "mse"}[head]
-    return dataclasses.replace(load(f"{arm}_{kind}"), model=model)
+    return dataclasses.replace(load(f"{variant}_{kind}"), model=model)
 
 
 def parameters(experiment: Experiment) -> dict[str, Any]:
@@ -51,11 +51,11 @@ def plain_specs(observation: ObservationSpec) -> dict[str, Any]:
     return {name: specs.to_dict(spec) for name, spec in found.items()}
 
 
-def save_run(folder: Path, arm: str, head: str, **backbone: Any) -> Path:
+def save_run(folder: Path, variant: str, head: str, **backbone: Any) -> Path:
     """Writes a run's checkpoint and returns the run's folder; ``backbone`` are settings of the backbone."""
-    experiment = tiny_experiment(arm, head, **backbone)
+    experiment = tiny_experiment(variant, head, **backbone)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, trainable="all"))
-    found = plain_specs(OBSERVATION_SPEC) | ({"encoder": None} if arm == "e0" else {})
+    found = plain_specs(OBSERVATION_SPEC) | ({"encoder": None} if variant == "e0" else {})
     meta = {"experiment": to_dict(experiment), "specs": found, "backbone_hash": None}
     checkpoint.save(folder / "checkpoints", 1, {"ema": parameters(experiment)}, meta)
     return folder

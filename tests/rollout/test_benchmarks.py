@@ -10,14 +10,14 @@ from tests.rollout.runs import save_run
 from wmjax.sim.libero import OBSERVATION_SPEC
 
 
-@pytest.mark.parametrize(("arm", "head"), [("e0", "regression"), ("e2", "flow")])
-def test_latency_is_measured_for_every_batch_and_for_the_flow(arm, head, tmp_path, capsys):
-    run, out = save_run(tmp_path / arm, arm, head), tmp_path / "latency.json"
+@pytest.mark.parametrize(("variant", "head"), [("e0", "regression"), ("e2", "flow")])
+def test_latency_is_measured_for_every_batch_and_for_the_flow(variant, head, tmp_path, capsys):
+    run, out = save_run(tmp_path / variant, variant, head), tmp_path / "latency.json"
     policy_latency.main([str(run), "--repeats", "1", "--out", str(out)])
-    found = json.loads(out.read_text())[arm]
+    found = json.loads(out.read_text())[variant]
     flow = {"sampler 1 steps", "sampler 10 steps", "head step", "(t10 - t1) / head step"}
     assert set(found) == {"batch 1", "batch 2", "batch 8"} | (flow if head == "flow" else set())
-    assert all(math.isfinite(value) for value in found.values()) and arm in capsys.readouterr().out
+    assert all(math.isfinite(value) for value in found.values()) and variant in capsys.readouterr().out
 
 
 @pytest.mark.sim

@@ -30,7 +30,7 @@ def notes(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> str:
 
 
 def test_headers_of_evaluations_without_a_delay_are_what_they_were() -> None:
-    for recipe in ("e0_mse", "e1copy_flow", "e2_flow", "seed_e2_flow"):
+    for recipe in ("e0_mse", "e1copy_flow", "e2_flow", "prior_e2_flow"):
         assert header(load_protocol("spatial_dev"), recipe=recipe) == {}
     assert header(load_protocol("spatial_delay8"), "--train.delay", "8") == {}
 

@@ -15,8 +15,8 @@ from wmjax.data.observation import Observation, Prompt
 from wmjax.data.store import TrainingStore
 from wmjax.policy.interventions import Donor, Donors
 from wmjax.policy.policy import Policy
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
 

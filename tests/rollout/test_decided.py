@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from wmjax.reporting.video.decision_strip import CELL, GAP, INK, LABEL, LEFT, LINE, Decided, draw_decisions
+from wmjax.reporting.video.decision_strip import CELL, GAP, INK, LABEL, LEFT, LINE, draw_decisions
+from wmjax.rollout.decisions import Decided
 from wmjax.sim.libero import ACTION_SPEC
 
 STEPS = 4

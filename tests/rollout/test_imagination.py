@@ -8,11 +8,12 @@ import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
 from wmjax.data.store import TrainingStore
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video import decision_strip as decided
 from wmjax.reporting.video.clips import MINIMUM_HEIGHT
-from wmjax.reporting.video.imagination_strip import CELL, GAP, LEFT, LINE, UNKNOWN, Imagined, draw_strips
+from wmjax.reporting.video.imagination_strip import CELL, GAP, LEFT, LINE, UNKNOWN, draw_strips
 from wmjax.reporting.video.nearest_frames import Album, spread
-from wmjax.rollout.policy_actor import PolicyActor
+from wmjax.rollout.decisions import Imagined
 
 FUTURE = 2
 

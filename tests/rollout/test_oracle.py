@@ -7,8 +7,8 @@ from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import ENV, SPEC, fault_name
 from tests.rollout.test_runner import verdicts
 from wmjax.core.errors import UserError
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Noop
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.worker import Execute, Foresee, Host, Reset, WorkerSettings
 

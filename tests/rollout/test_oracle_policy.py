@@ -14,7 +14,7 @@ from wmjax.data.statistics import normalise_latents
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.encoders.encode import LATENT_BOUND
-from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.policy.interventions import mix
 from wmjax.policy.policy import Policy
 from wmjax.sim.libero import ACTION_SPEC
@@ -101,9 +101,9 @@ def test_a_memory_of_the_truth_makes_the_prediction_irrelevant(make, perfect):
 
 
 def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):
-    newest, encoder = 4, JaxEncoder("mini")
+    newest, encoder = 4, VJEPA2(VJEPA2Settings())
     clips = EPISODE.images[clip_indices(np.arange(newest + 1, newest + 5), 0), 0]
-    expected = encoder(clips)
+    expected = encoder.encode(clips)
     policy, carry = truthful, truthful.initial_carry()
     for decision in range(3):
         keys = jax.random.split(jax.random.key(decision), 1)

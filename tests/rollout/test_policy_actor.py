@@ -9,8 +9,8 @@ from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
 

@@ -9,9 +9,9 @@ from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC, FakeEnv
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ObservationSpec
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Expert, Noop, Scripted
 from wmjax.rollout.execution import dropped_cameras
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_header
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.libero import OBSERVATION_SPEC

@@ -10,8 +10,8 @@ import pytest
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import PROTOCOL, SPEC, fault_name
 from wmjax.core.errors import UserError
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Expert, Noop, Random, Scripted
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.results import read_records
 
 SAME = ("key", "success", "steps", "outcome", "decisions", "info", "settled_hash", "seed", "instruction")

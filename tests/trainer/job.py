@@ -16,15 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import wmjax.prepare
 
-import wmjax.experiment.checks
 import wmjax.experiment.config
-import wmjax.sim.libero
+import wmjax.experiment.plan as planning
+import wmjax.pipeline.latents
+import wmjax.pipeline.train as pipeline
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
-from wmjax.models.heads.base import HeadConfig
+from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
+from wmjax.experiment.plan import RunPlan
+from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import TrainConfig
@@ -38,9 +40,9 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp: different clips, different latents."""
 
     backend = "jax"
-    spec = EncoderSpec(name="synthetic", image_size=56, pooling_grid=4, dim=LATENT_DIM)
+    spec = EncoderSpec(name="synthetic", tokens_per_frame=16, dim=LATENT_DIM)
 
-    def __call__(self, clips: np.ndarray) -> np.ndarray:
+    def encode(self, clips: np.ndarray) -> np.ndarray:
         ramp = np.linspace(-1, 1, 16 * LATENT_DIM, dtype=np.float32).reshape(16, LATENT_DIM)
         return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
 
@@ -53,7 +55,7 @@ def small_model() -> VLAConfig:
         vision=dataclasses.replace(config.backbone.vision, depth=1, full_attention=()),
         text=dataclasses.replace(config.backbone.text, depth=1),
     )
-    return dataclasses.replace(config, backbone=backbone, head=HeadConfig(kind="flow", draws=1, steps=2))
+    return dataclasses.replace(config, backbone=backbone, head=FlowConfig(draws=1, steps=2))
 
 
 def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
@@ -65,7 +67,7 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
         model=small_model(),
         prompt=PromptConfig(length=56),
         data=wmjax.experiment.config.DataConfig(path=job["store"]),
-        encoder=wmjax.experiment.config.EncoderConfig(views=2, max_shift=3),
+        encoder=VJEPA2Settings(views=2, max_shift=3),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
         train=TrainConfig(
             steps=4,
@@ -83,14 +85,14 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
 
 
 def main(job: dict[str, Any]) -> int:
-    def judge_early(experiment: wmjax.experiment.config.Experiment, step: int, checkpoint: Path) -> None:
+    def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
         if step == job.get("dies_at"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def judge(experiment: wmjax.experiment.config.Experiment, checkpoint: Path) -> str:
+    def judge(plan: RunPlan, checkpoint: Path) -> str:
         from wmjax.policy.restore import averaged_parameters
 
-        parameters = averaged_parameters(checkpoint, experiment)
+        parameters = averaged_parameters(checkpoint, plan.experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())
         np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
@@ -100,12 +102,12 @@ def main(job: dict[str, Any]) -> int:
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
     # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
-    wmjax.experiment.config.load = lambda *_: experiment(job)
+    pipeline.load = lambda *_: experiment(job)
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
-    wmjax.experiment.checks.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
-    wmjax.sim.libero.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
-    command.judge, command.judge_early = judge, judge_early
-    command.verdict = lambda experiment, run, summary: summary
+    planning.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
+    pipeline.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
+    pipeline.judge, pipeline.judge_early = judge, judge_early
+    pipeline.verdict = lambda plan, summary: summary
     return command.main(["--run", job["run"]])
 
 

@@ -27,13 +27,15 @@ def test_the_camera_of_the_latents_is_shifted_as_they_were(cameras: tuple[str, .
         write_part(tmp_path / "store", f"{index}", make_episode(index, 30, spec.image_size), spec)
     store = finalize(tmp_path / "store", spec, ACTION_SPEC)
     latents = make_latents(tmp_path / "latents", store)
-    for arm in ("e0", "e2"):  # all arms train on the same pixels
-        inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(arm), TrainConfig())
-        assert inputs.camera == cameras.index("agentview")
+    for variant in ("e0", "e2"):  # all variants train on the same pixels
+        inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(variant), TrainConfig())
+        assert inputs.cameras == (cameras.index("agentview"),)
         batch = next(iter(make_loader(store, latents, inputs.train_episodes, inputs.loader)))
         assert len(np.unique(batch["shift"], axis=0)) > 3
-        shifted = augment(jax.tree.map(jnp.asarray, batch), jax.random.key(0), 6, jnp.zeros(8), inputs.camera)["images"]
-        for view, other in ((inputs.camera, False), (1 - inputs.camera, True)):
+        shifted = augment(jax.tree.map(jnp.asarray, batch), jax.random.key(0), 6, jnp.zeros(8), inputs.cameras)[
+            "images"
+        ]
+        for view, other in ((inputs.cameras[0], False), (1 - inputs.cameras[0], True)):
             expected = [
                 np.array_equal(shift_images(image[view], *map(int, shift)), found[view])
                 for image, shift, found in zip(batch["images"], batch["shift"], np.asarray(shifted), strict=True)

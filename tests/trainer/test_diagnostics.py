@@ -13,7 +13,6 @@ from PIL import Image
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax import diagnose as command
-from wmjax import prepare
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.specs import to_dict
@@ -28,6 +27,8 @@ from wmjax.experiment.config import load as load_experiment
 from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
+from wmjax.pipeline.demonstrations import find_store
+from wmjax.pipeline.latents import find_latents
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
@@ -84,14 +85,15 @@ def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
     prompts = Prompt(*map(jax.numpy.asarray, inputs.prompts))
     graph, state = nnx.split(model)
     hidden = network.hidden(batch)
-    noise = jax.random.normal(named_key(0, "diagnose noise", 5, 1), batch["action"].shape)
-    key = named_key(0, "diagnose memory", 5)
+    key, memory_key = named_key(0, "diagnose noise", 5, 1), named_key(0, "diagnose memory", 5)
 
     @jax.jit
     def sample(state: nnx.State, batch: dict[str, jax.Array]) -> list[jax.Array]:
         seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
         kinds = ("none", "noise", "closed")
-        return [nnx.merge(graph, state).sample(seen, noise, corruption=kind, key=key)[0] for kind in kinds]
+        return [
+            nnx.merge(graph, state).sample(seen, key, corruption=kind, corruption_key=memory_key)[0] for kind in kinds
+        ]
 
     for kind, expected in zip(("none", "noise", "closed"), sample(state, batch), strict=True):
         acted = network.act(hidden, batch, 5, Condition(kind, corruption=kind, draw=1))  # type: ignore[arg-type]
@@ -129,12 +131,12 @@ def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
     assert content["flow"]["chunks"] == len(whole) and sum(content["world"]["samples"]) > 0
 
 
-def test_other_arms_say_what_does_not_apply(inputs: Inputs) -> None:
+def test_other_variants_say_what_does_not_apply(inputs: Inputs) -> None:
     """Without running a network: what is skipped follows from the configuration."""
     from wmjax.diagnostics.diagnosis import _prophet_of
 
     assert memory_conditions(tiny_config("e0"), inputs.store) == []
-    assert _prophet_of(tiny_config("e0")) == ("this arm has no world memory", "")
+    assert _prophet_of(tiny_config("e0")) == ("this variant has no world memory", "")
     assert "never trained" in _prophet_of(tiny_config("e1"))[1]
     assert _prophet_of(tiny_config("e2")) == ("", "")
     names = [condition.name for condition in memory_conditions(tiny_config("e0plus"), inputs.store)]
@@ -142,18 +144,18 @@ def test_other_arms_say_what_does_not_apply(inputs: Inputs) -> None:
     assert Skipped("why").table() == "skipped: why"
 
 
-@pytest.mark.parametrize(("arm", "head"), [("e0", "regression"), ("e0plus", "flow"), ("e2aux", "regression")])
-def test_every_kind_of_arm_is_diagnosed(inputs: Inputs, arm: str, head: str) -> None:
-    config = tiny_config(arm, head)
+@pytest.mark.parametrize(("variant", "head"), [("e0", "regression"), ("e0plus", "flow"), ("e2aux", "regression")])
+def test_every_kind_of_variant_is_diagnosed(inputs: Inputs, variant: str, head: str) -> None:
+    config = tiny_config(variant, head)
     built = jax.jit(lambda: nnx.split(VLA(config, rngs=nnx.Rngs(0))))()
-    theirs = inputs if arm == "e2aux" else dataclasses.replace(inputs, latents=None)
+    theirs = inputs if variant == "e2aux" else dataclasses.replace(inputs, latents=None)
     sections = diagnose(nnx.merge(*built), theirs, "val", 1, 0).sections
     skipped = {name for name, section in sections.items() if isinstance(section, Skipped)}
     assert {"actions", "inputs"} & skipped == set() and ("flow" in skipped) == (head == "regression")
-    assert ("world" in skipped) == ("gradients" in skipped) == (arm != "e2aux") and ("memory" in skipped) == (
-        arm != "e0plus"
+    assert ("world" in skipped) == ("gradients" in skipped) == (variant != "e2aux") and ("memory" in skipped) == (
+        variant != "e0plus"
     )
-    if arm == "e0plus":  # every episode has the same memory: shuffling it is no test
+    if variant == "e0plus":  # every episode has the same memory: shuffling it is no test
         assert list(plain(sections)["memory"]["effects"]) == ["none", "zero", "noise", "closed", "closed, images black"]  # type: ignore[index]
     assert np.shape(plain(sections)["actions"]["r2"]) == (8, 7)  # type: ignore[index]
 
@@ -184,16 +186,16 @@ def test_missing_demonstrations_are_never_recorded(
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     experiment = load_experiment("e2_flow")
     with pytest.raises(UserError, match=r"are not in the cache; name the run's training store with --data"):
-        prepare.find_store(experiment, None)
+        find_store(experiment, None)
     assert list(tmp_path.iterdir()) == []
-    assert prepare.find_store(experiment, inputs.store.folder).hash == inputs.store.hash
+    assert find_store(experiment, inputs.store.folder).hash == inputs.store.hash
 
 
 def test_another_encoder_is_refused_before_anything_is_encoded(inputs: Inputs) -> None:
     experiment = load_experiment("e2_flow")
-    assert prepare.find_latents(experiment, inputs.store, None) is None
+    assert find_latents(experiment, inputs.store, None) is None
     with pytest.raises(UserError, match=r"EncoderSpec\.\w+ differs: .* in encoder 'mini', .* in the checkpoint"):
-        prepare.find_latents(experiment, inputs.store, inputs.specs()["encoder"])
+        find_latents(experiment, inputs.store, inputs.specs()["encoder"])
 
 
 def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def wide_open(graph: Any, params: nnx.State, frozen: nnx.State, batch: dict, inp
     @jax.jit
     def act(params: nnx.State) -> jax.Array:
         seen = model_input(batch, inputs.prompts, inputs.action_spec, inputs.encoder_spec)
-        return nnx.merge(graph, params, frozen).sample(seen, jnp.zeros(batch["action"].shape))[0]
+        return nnx.merge(graph, params, frozen).sample(seen, jax.random.key(0))[0]
 
     return denormalise_action(np.asarray(act(params)), inputs.action_spec)
 
@@ -64,7 +64,7 @@ def wide_open(graph: Any, params: nnx.State, frozen: nnx.State, batch: dict, inp
 def test_it_moves_through_two_to_the_minus_six_in_steps_that_bfloat16_would_lose(
     layers: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """The predecessor's gate was bfloat16 and stopped exactly there (FACTS 1.2)."""
+    """The predecessor's gate was bfloat16 and stopped exactly there."""
     model, store = policy(layers), make_store(tmp_path / "store")
     latents = make_latents(tmp_path / "latents", store, dim=LATENT_DIM)
     inputs = make_inputs(store, latents, PromptConfig(length=56), model, TrainConfig(validation_fraction=0.2))

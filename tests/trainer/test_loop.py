@@ -152,10 +152,10 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
     assert sum("lora" in name for name in trained) == 2 * len(model.backbone.lora.targets)
 
 
-@pytest.mark.parametrize("arm", ["e0", "e1"])
-def test_other_arms_train(inputs: Inputs, tmp_path: Path, arm: str) -> None:
+@pytest.mark.parametrize("variant", ["e0", "e1"])
+def test_other_variants_train(inputs: Inputs, tmp_path: Path, variant: str) -> None:
     for head in ("regression", "flow"):
-        fit(inputs, tmp_path / head, dataclasses.replace(CONFIG, steps=1), tiny_config(arm, head))
+        fit(inputs, tmp_path / head, dataclasses.replace(CONFIG, steps=1), tiny_config(variant, head))
 
 
 def test_the_mesh_must_divide_the_batch_and_fit_the_devices(inputs: Inputs, tmp_path: Path) -> None:

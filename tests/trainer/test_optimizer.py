@@ -59,10 +59,10 @@ def test_the_prophet_has_its_own_rate() -> None:
         np.testing.assert_allclose(other["bias"], -rate, rtol=1e-4)
 
 
-@pytest.mark.parametrize("arm", ["e0", "e2"])
-def test_the_prophets_gradient_is_clipped_for_itself(arm: str) -> None:
+@pytest.mark.parametrize("variant", ["e0", "e2"])
+def test_the_prophets_gradient_is_clipped_for_itself(variant: str) -> None:
     """However large the world loss, the policy's step is the one it would be without."""
-    params = nnx.state(VLA(tiny_config(arm), rngs=nnx.Rngs(0)), nnx.Param)
+    params = nnx.state(VLA(tiny_config(variant), rngs=nnx.Rngs(0)), nnx.Param)
     clip = clip_gradients(0.5)
 
     def clipped(world: float) -> tuple[list, list]:
@@ -75,7 +75,7 @@ def test_the_prophets_gradient_is_clipped_for_itself(arm: str) -> None:
         return split
 
     (policy, prophet), (same, larger) = clipped(1.0), clipped(1e3)
-    assert len(policy) > 10 and bool(prophet) == (arm == "e2")
+    assert len(policy) > 10 and bool(prophet) == (variant == "e2")
     jax.tree.map(np.testing.assert_array_equal, policy, same)
     for group in (policy, prophet, larger):
         assert not group or float(optax.tree.norm(group)) == pytest.approx(0.5, rel=1e-5)

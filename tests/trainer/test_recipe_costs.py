@@ -1,4 +1,4 @@
-"""Costs of the recipes: the FLOP counter against XLA, equal arms cost the same, the memory stays within its budget."""
+"""Costs of the recipes: the FLOP counter against XLA, equal costs of the variants, the budget of the memory."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_the_memory_path_stays_within_its_budget(table: tuple[str, dict[str, rec
     for field in ("step", "decision"):
         share = recipes.over(rows, "e2_flow", field)
         assert share is not None and 0.0 < share <= budget
-    if scale == "3b":  # the published size, and a LoRA step near FACTS' arithmetic of 3.7 TFLOP per sample
+    if scale == "3b":  # the published size, and a LoRA step of about 3.7 TFLOP per sample, by arithmetic
         base = rows["e0_flow"]
         assert base.parameters - base.trainable == 3_754_622_976
         assert 3.4e12 < base.step < 4.2e12

@@ -8,8 +8,7 @@ from typing import Any
 from wmjax.analysis.comparison import Comparison, compare, finished
 from wmjax.analysis.intervals import wilson
 from wmjax.analysis.paired_tests import holm
-from wmjax.reporting.html import actor_label
-from wmjax.rollout.results import read_header, read_records
+from wmjax.rollout.results import actor_label, read_header, read_records
 
 IDENTITY = ("checkpoint.hash", "experiment.recipe", "experiment.seed", "recipe_hash")
 """Header fields that differ between any two policies; names, and ``training``, tell what lies behind them."""

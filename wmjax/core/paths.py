@@ -35,7 +35,7 @@ def size_report(root: Path | None = None) -> str:
     return "\n".join(lines)
 
 
-MARKERS = {"train": "recipes", "eval": "protocols"}
+MARKERS = {"train": "variants", "eval": "protocols"}
 """A folder that only our `train` and `eval` contain, so that a stranger's folder is never taken for ours."""
 
 
@@ -48,7 +48,7 @@ def records_folder() -> Path:
 
 
 def resource_folder(name: Literal["train", "eval"]) -> Path:
-    """The folder of recipes, scales and launch files (``train``) or of protocols and results (``eval``).
+    """The folder of variants, heads, scales and data (``train``) or of protocols and results (``eval``).
 
     Raises:
         UserError: neither the repository nor the installed package has it.

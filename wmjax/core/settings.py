@@ -1,4 +1,8 @@
-"""Frozen dataclasses from nested dictionaries, with errors that name the key and the nearest valid ones."""
+"""Frozen dataclasses from nested dictionaries, with errors that name the key and the nearest valid ones.
+
+A dataclass whose fields depend on its ``kind`` (an action head, an encoder, a backbone) has a class method ``select``
+that returns the dataclass to build from the given values.
+"""
 
 import dataclasses
 import types
@@ -21,6 +25,8 @@ def build(kind: type[T], values: dict[str, Any], path: str = "") -> T:
         UserError: an unknown key (with near matches) or a value of the wrong type.
 
     """
+    select = getattr(kind, "select", None)
+    kind = kind if select is None else select(values)
     hints = get_type_hints(kind)
     for key in values:
         if key not in hints:
@@ -66,7 +72,12 @@ def _convert_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid on top, dictionaries merged key by key."""
+    """``base`` with ``over`` laid on top, dictionaries merged key by key.
+
+    A dictionary of another ``kind`` replaces the one below it: the settings of one kind mean nothing to another.
+    """
+    if "kind" in base and over.get("kind", base["kind"]) != base["kind"]:
+        return dict(over)
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -75,7 +86,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """``--model.head.kind mse --train.steps=10`` as nested dictionaries; values are TOML, else strings.
+    """``--model.head.kind flow --train.steps=10`` as nested dictionaries; values are TOML, else strings.
 
     Raises:
         UserError: an argument that is no setting, or a setting without a value.
@@ -97,6 +108,22 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             nested = {part: nested}
         out = merge(out, nested)
     return out
+
+
+def section(overrides: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of one section, for a command that takes no others.
+
+    Raises:
+        UserError: a setting of another section.
+
+    """
+    for key in overrides:
+        if key != name:
+            raise UserError(f"unknown option --{key}; settings of this command are written --{name}.NAME VALUE")
+    values = overrides.get(name, {})
+    if not isinstance(values, dict):
+        raise UserError(f"--{name} is {values!r} among the settings; write --{name}.NAME VALUE")
+    return values
 
 
 def _parse_value(text: str) -> Any:

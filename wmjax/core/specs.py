@@ -72,29 +72,24 @@ class ObservationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What a latent is: float ``[tokens, dim]``, the pooled last-tubelet tokens of a clip ending at a frame.
+    """What a latent is: float ``[tokens_per_frame, dim]``, of the clips of some cameras that end at a frame.
 
-    Frames are resized to ``resize`` pixels, then cropped to ``image_size``; 0: resized to ``image_size``.
+    ``kind`` names the encoder (:mod:`wmjax.encoders.base`) and ``name`` one of its models. ``weights_hash`` and
+    ``parameters``, whatever of its settings and its preprocessing changes a latent, identify it. The tokens of several
+    ``cameras`` stand one after the other. ``mean`` and ``std`` are the statistics of each channel.
     """
 
+    kind: str = "vjepa2"
     name: str = "mini"
-    revision: str = "1"
     weights_hash: str = ""
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     clip_length: int = 4
-    image_size: int = 112
-    pooling_grid: int = 4
-    camera: str = "agentview"
-    tokens: Literal["last_tubelet"] = "last_tubelet"
+    cameras: tuple[str, ...] = ("agentview",)
+    tokens_per_frame: int = 16
     dim: int = 192
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    resize: int = 0
     format_version: int = FORMAT_VERSION
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Latent tokens of one frame after pooling."""
-        return self.pooling_grid**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +229,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
     if origin is Literal:
         return value in get_args(hint)
+    if origin is dict:
+        return isinstance(value, dict)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
     if isinstance(hint, types.UnionType):

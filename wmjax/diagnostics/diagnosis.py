@@ -29,6 +29,7 @@ from wmjax.diagnostics.passes import (
 from wmjax.diagnostics.prophet_skill import world_section
 from wmjax.diagnostics.samples import ActionWindows, LatentWindows, action_windows, choose_frames, latent_windows
 from wmjax.diagnostics.text_table import Section, Skipped
+from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.parameters import Trainable, trainable_filter
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.memory import WorldMemory
@@ -92,13 +93,13 @@ def diagnose(
     if config.memory.inject:
         sections["memory"] = memory_section(chunks, memories, windows, outcome)
     else:
-        sections["memory"] = Skipped("this arm injects nothing into the action tokens")
+        sections["memory"] = Skipped("this variant injects nothing into the action tokens")
     world = _world(model, inputs, outcome)
     return Diagnosis(sections | world.sections, world.imagined)
 
 
 def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWindows) -> Section:
-    if config.head.kind != "flow":
+    if not isinstance(config.head, FlowConfig):
         return Skipped(f"the head is a {config.head.kind} head, without a flow")
     if not outcome.complete:
         return Skipped("no sample of the split has a complete chunk")
@@ -128,7 +129,7 @@ def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
 
 
 def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
-    """World model, pose probes and imagination, for arms with a Prophet that looks at something."""
+    """World model, pose probes and imagination, for variants with a Prophet that looks at something."""
     reason, note = _prophet_of(model.config)
     if reason or outcome.prediction is None:
         return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "rotation_probe", "imagination")}, None)
@@ -191,9 +192,9 @@ def _prophet_of(config: VLAConfig) -> tuple[str, str]:
     """Why there is no world model to score (or nothing), and what to know about the one there is (or nothing)."""
     memory = config.memory
     missing = {
-        "none": "this arm has no world memory",
-        "constant": "this arm's Prophet sees a constant: it is capacity, not a prediction",
-        "copy": "this arm has no Prophet: its memory is z(t), repeated",
+        "none": "this variant has no world memory",
+        "constant": "this variant's Prophet sees a constant: it is capacity, not a prediction",
+        "copy": "this variant has no Prophet: its memory is z(t), repeated",
     }
     if memory.input in missing:
         return missing[memory.input], ""

@@ -73,10 +73,10 @@ class Outcome:
 
 
 def input_conditions(config: VLAConfig, tasks: int) -> list[Condition]:
-    """Other noise (flow heads), blind and wrong images and, with several tasks, a wrong instruction."""
+    """Other noise (heads that draw some), blind and wrong images and, with several tasks, a wrong instruction."""
     draws = [Condition(ANOTHER_DRAW, draw=1), Condition(MEAN_DRAW, draws=DRAWS)]
     conditions = [
-        *(draws if config.head.kind == "flow" else []),
+        *(draws if config.head.stochastic else []),
         Condition("images black", _black_images),
         Condition("images white", lambda batch, _: batch | {"images": np.full_like(batch["images"], 255)}),
         Condition("images uniform noise", _noise_images),
@@ -95,7 +95,7 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
-    """The corruptions that change the arm's memory, if it has one, and the memory closed with the images black."""
+    """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
     fit = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
     episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
@@ -186,14 +186,14 @@ class Network:
             memory = model.recall(inputs._replace(**theirs._asdict()))
         out = model.act_on(hidden, inputs, key=key, corruption=corruption, memory=memory)
         action = normalise_action(batch["action"], self._inputs.action_spec)
-        noise = jax.random.normal(named_key(self._seed, "diagnose noise", index, draw), action.shape)
         complete = jnp.broadcast_to(complete_chunks(batch)[:, None], batch["action_mask"].shape)
         loss = model.head.loss(out.tokens, action, complete, named_key(self._seed, "diagnose flow", index))
         prediction = out.prediction
         if model.world.is_forward_model:  # scored on the true actions, as it was trained
             told = model.context(inputs, action, batch["action_mask"])
             prediction = model.world.recall(inputs.latents, len(action), told)
-        return Acted(model.head.sample(out.tokens, noise), prediction, out.metrics, loss.metrics)
+        chunk = model.head.sample(out.tokens, named_key(self._seed, "diagnose noise", index, draw))
+        return Acted(chunk, prediction, out.metrics, loss.metrics)
 
 
 def complete_chunks(batch: dict[str, Any]) -> Any:

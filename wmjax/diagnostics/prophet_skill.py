@@ -41,7 +41,7 @@ class WorldSection:
         ridge_strength: chosen on held-out training episodes.
         samples: future frames that exist, per horizon.
         alarms: what has collapsed, in words; empty if nothing has.
-        note: what to know about this arm's Prophet.
+        note: what to know about this variant's Prophet.
 
     """
 

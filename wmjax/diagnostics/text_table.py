@@ -18,7 +18,7 @@ class Section(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A part that does not apply to this arm, and why."""
+    """A part that does not apply to this variant, and why."""
 
     skipped: str
 

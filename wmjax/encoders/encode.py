@@ -1,25 +1,22 @@
-"""Encoding a training store's frames into a latent store, whatever computes the latents.
-
-The encoder is any callable from uint8 clips to latents; :mod:`wmjax.encode` brings the one in Flax,
-``encoders_export.vjepa`` the one in PyTorch. This module imports neither.
-"""
+"""Encoding a training store's frames into a latent store, whatever computes the latents. Imports no framework."""
 
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import EncoderSpec, require_equal
-from wmjax.data.latents import Backend, Dtype, LatentStore, LatentWriter
+from wmjax.data.latents import Dtype, LatentStore, LatentWriter
 from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
+from wmjax.encoders.base import Exporter
 
 LATENT_BOUND = 5e-3
 """Largest |a - b| / rms(b) between a stored latent and the same latent computed by either backend.
@@ -31,23 +28,6 @@ BATCH = 32
 ROUND = 8
 """Clip batches are padded to multiples of this, so that a compiled encoder sees few shapes."""
 T = TypeVar("T")
-
-
-class Encoder(Protocol):
-    """What computes latents: ``spec`` identifies it, ``backend`` says in which framework."""
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """Identity, clip length, pooling grid and camera (statistics empty)."""
-
-    @property
-    def backend(self) -> Backend:
-        """Either torch or jax."""
-
-    def __call__(
-        self, clips: UInt8[np.ndarray, "batch time height width 3"]
-    ) -> Float32[np.ndarray, "batch tokens dim"]:
-        """z(t) of clips whose last frame is t."""
 
 
 class EpisodeClips:
@@ -79,11 +59,11 @@ class EpisodeClips:
 
 
 def encode_clips(
-    encoder: Callable[[np.ndarray], np.ndarray], clips: EpisodeClips | UInt8[np.ndarray, "n ..."], batch: int
+    encode: Callable[[np.ndarray], np.ndarray], clips: EpisodeClips | UInt8[np.ndarray, "n ..."], batch: int
 ) -> Float32[np.ndarray, "n tokens dim"]:
     """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut).
 
-    A thread gathers the next batch while the encoder works.
+    A thread gathers the next batch while ``encode`` works.
     """
 
     def gather(start: int) -> np.ndarray:
@@ -91,13 +71,13 @@ def encode_clips(
         return clips[start + np.minimum(np.arange(-(-size // ROUND) * ROUND), size - 1)]
 
     with contextlib.closing(read_ahead(gather, range(0, len(clips), batch))) as batches:
-        return np.concatenate([np.asarray(encoder(part))[: min(batch, len(clips) - start)] for start, part in batches])
+        return np.concatenate([np.asarray(encode(part))[: min(batch, len(clips) - start)] for start, part in batches])
 
 
 def encode_store(
     store: TrainingStore,
     out: Path,
-    encoder: Encoder,
+    encoder: Exporter,
     *,
     views: int = VIEWS,
     max_shift: int = MAX_SHIFT,
@@ -133,20 +113,21 @@ def encode_store(
 
     """
     require_numbers(views=views, max_shift=max_shift, batch=batch)
-    camera = _camera(store, encoder.spec)
+    cameras = camera_indices(store, encoder.spec)
     shifts = draw_views(len(store.episodes), views, seed, max_shift)
     writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
 
-    def read(index: int) -> EpisodeClips:
+    def read(index: int) -> list[EpisodeClips]:
         entry = store.episodes[index]
-        frames = np.array(store.frames[entry["frame_start"] : entry["frame_start"] + entry["num_frames"], camera])
-        return EpisodeClips(frames, _distinct(shifts[index]), encoder.spec.clip_length)
+        rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+        frames = [np.array(store.frames[rows, camera]) for camera in cameras]
+        return [EpisodeClips(each, _distinct(shifts[index]), encoder.spec.clip_length) for each in frames]
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):
             distinct = _distinct(shifts[index])
-            latents = encode_clips(encoder, clips, batch)
+            latents = np.concatenate([encode_clips(encoder.encode, each, batch) for each in clips], axis=1)
             latents = latents.reshape(len(distinct), -1, *latents.shape[1:])
             writer.write(index, latents[[distinct.index(view) for view in map(tuple, shifts[index].tolist())]])
             if progress:
@@ -184,14 +165,20 @@ def _distinct(views: Int32[np.ndarray, "views 2"]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(map(tuple, views.tolist())))
 
 
-def _camera(store: TrainingStore, spec: EncoderSpec) -> int:
-    """Index of the encoder's camera in the store."""
-    if spec.camera not in store.spec.cameras:
-        raise UserError(f"camera {spec.camera!r} is not in {store.folder}; choose from {', '.join(store.spec.cameras)}")
-    return store.spec.cameras.index(spec.camera)
+def camera_indices(store: TrainingStore, spec: EncoderSpec) -> list[int]:
+    """Indices of the encoder's cameras in the store.
+
+    Raises:
+        UserError: the store has not all of them.
+
+    """
+    for camera in spec.cameras:
+        if camera not in store.spec.cameras:
+            raise UserError(f"camera {camera!r} is not in {store.folder}; choose from {', '.join(store.spec.cameras)}")
+    return [store.spec.cameras.index(camera) for camera in spec.cameras]
 
 
-def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int = 16) -> float:
+def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Exporter, samples: int = 16) -> float:
     """Re-encodes a random sample, another each time, and compares; the encoder may be of the other backend.
 
     Returns:
@@ -223,12 +210,13 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Encoder,
 
 
 def _encode_sample(
-    store: TrainingStore, latents: LatentStore, encoder: Encoder, samples: int
+    store: TrainingStore, latents: LatentStore, encoder: Exporter, samples: int
 ) -> Iterator[tuple[int, int, int, Float32[np.ndarray, "tokens dim"]]]:
     """Random (episode, view, frame, latent), a batch of clips in memory at a time."""
-    clips = _sample_clips(store, latents, encoder.spec, samples)
-    while chosen := list(itertools.islice(clips, BATCH)):
-        encoded = encode_clips(encoder, np.stack([clip for *_, clip in chosen]), BATCH)
+    drawn = _sample_clips(store, latents, encoder.spec, samples)
+    while chosen := list(itertools.islice(drawn, BATCH)):
+        clips = np.stack([clip for *_, clip in chosen], axis=1)
+        encoded = np.concatenate([encode_clips(encoder.encode, each, BATCH) for each in clips], axis=1)
         for (index, view, frame, _), latent in zip(chosen, encoded, strict=True):
             yield index, view, frame, latent
 
@@ -236,10 +224,11 @@ def _encode_sample(
 def _sample_clips(
     store: TrainingStore, latents: LatentStore, spec: EncoderSpec, samples: int
 ) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """Random (episode, view, frame, clip)."""
-    rng, camera = np.random.default_rng(), _camera(store, spec)
+    """Random (episode, view, frame, the clip of each camera)."""
+    rng, cameras = np.random.default_rng(), camera_indices(store, spec)
     for frame in rng.integers(0, len(store.frame_step), samples):
         index, view = int(store.frame_episode[frame]), int(rng.integers(latents.views.shape[1]))
         steps = clip_indices(frame, store.episodes[index]["frame_start"], spec.clip_length)
-        clip = shift_images(np.array(store.frames[steps, camera]), *map(int, latents.views[index, view]))
-        yield index, view, int(frame), clip
+        shift = [int(pixels) for pixels in latents.views[index, view]]
+        clips = [shift_images(np.array(store.frames[steps, camera]), *shift) for camera in cameras]
+        yield index, view, int(frame), np.stack(clips)

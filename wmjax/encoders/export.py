@@ -1,17 +1,25 @@
-"""The latent export that both backends share: its options, the encoding and the verification of a store."""
+"""The latent export that both backends share: its options, the encoding and the verification of a store.
+
+Any setting of the encoder is given as ``--encoder.name VALUE``, as to the train command; the common ones have short
+options.
+"""
 
 import argparse
+import dataclasses
+import json
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
-from wmjax.core.errors import UserError
-from wmjax.core.location import local, location
+from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.location import Location, local, location
+from wmjax.core.settings import build, merge, parse_overrides
 from wmjax.core.shards import parse_shard
-from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import Dtype, LatentStore
 from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.data.store import TrainingStore
+from wmjax.encoders.base import EncoderConfig, Exporter
 from wmjax.encoders.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
 
 
@@ -19,14 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that both export commands share."""
     parser.add_argument("--data", type=location, required=True, help="training store")
     parser.add_argument("--out", type=location, required=True, help="latent store to write")
-    parser.add_argument(
-        "--model", default="mini", help="mini, vitl, vitg, a hub id, or a Hugging Face checkpoint folder"
-    )
+    parser.epilog = "Any setting of the encoder can be given as --encoder.name VALUE, also --encoder.kind."
+    parser.add_argument("--model", help="mini (default), vitl, vitg, a hub id, or a Hugging Face checkpoint folder")
     parser.add_argument("--views", type=int, default=VIEWS, help="shifted copies per episode, the first unshifted")
     parser.add_argument("--max-shift", type=int, default=MAX_SHIFT, help="largest shift of the other views, pixels")
-    parser.add_argument("--grid", default="4", help="pooling grid, such as 4 or 8; none keeps every token")
-    parser.add_argument("--clip", type=int, default=4, help="frames per clip")
-    parser.add_argument("--camera", default="agentview")
+    parser.add_argument("--grid", help="pooling grid, such as 4 (default) or 8; none keeps every token")
+    parser.add_argument("--clip", type=int, help="frames per clip (default: 4)")
+    parser.add_argument("--camera", help="one, or several separated by commas (default: agentview)")
     parser.add_argument("--batch", type=int, default=BATCH, help="clips per call of the encoder")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="of the stored latents")
     parser.add_argument(
@@ -41,15 +48,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, make: Callable[..., Any]) -> int:
-    """Encodes and verifies, for either backend; ``make(model, grid, clip, camera)`` builds the encoder. Returns 0."""
+MakeExporter = Callable[[Any], Exporter]
+
+
+def encoder_config(options: argparse.Namespace, settings: list[str], backend: str) -> EncoderConfig:
+    """The encoder's settings from the command line, checked by what they set.
+
+    Raises:
+        UserError: an argument that is no setting of the encoder, or a value that it cannot have.
+
+    """
+    values: dict[str, Any] = {"backend": backend}
+    values |= {"views": options.views, "max_shift": options.max_shift}
+    given = {
+        "model": options.model,
+        "pooling_grid": None if options.grid is None else parse_grid(options.grid),
+        "clip_length": options.clip,
+        "cameras": None if options.camera is None else options.camera.split(","),
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    overrides = parse_overrides(settings)
+    for name in overrides:
+        if name != "encoder":
+            raise unknown_name("setting", name, ["encoder"])
+    return build(EncoderConfig, merge(values, overrides.get("encoder", {})), "encoder.")
+
+
+def run(options: argparse.Namespace, settings: list[str], make: MakeExporter, *, backend: str) -> int:
+    """Encodes and verifies, for either backend; ``make`` builds the encoder of the settings. Returns 0."""
     if options.verify is not None:
-        verify(options, make)
+        verify(options, settings, make, backend)
         return 0
-    shard, grid = parse_shard(options.shard), parse_grid(options.grid)
+    shard = parse_shard(options.shard)
     require_numbers(views=options.views, max_shift=options.max_shift, batch=options.batch)
+    config = encoder_config(options, settings, backend)
     out, store = local(options.out), TrainingStore(options.data)
-    encoder = make(options.model, grid, options.clip, options.camera)
+    encoder = make(config)
     shown = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -60,8 +94,8 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> int:
         store,
         out,
         encoder,
-        views=options.views,
-        max_shift=options.max_shift,
+        views=config.views,
+        max_shift=config.max_shift,
         batch=options.batch,
         dtype=options.dtype,
         shard=shard,
@@ -72,11 +106,12 @@ def run(options: argparse.Namespace, make: Callable[..., Any]) -> int:
         return 0
     worst = verify_latents(store, latents, encoder)
     print(f"{options.out}: latents {latents.latents.shape}, backend {latents.backend}, verified (largest {worst:.1e})")
-    print(f"train on them: python -m wmjax.train --data.path {options.data} {_settings(options, latents)}")
+    taken = _settings(config.with_spec(latents.spec), options.out)
+    print(f"train on them: python -m wmjax.train --data.path {options.data} {taken}")
     return 0
 
 
-def verify(options: argparse.Namespace, make: Callable[..., Any]) -> None:
+def verify(options: argparse.Namespace, settings: list[str], make: MakeExporter, backend: str) -> None:
     """Checks an existing store: hashes, then a random sample against the encoder, which may be of the other backend.
 
     Raises:
@@ -89,8 +124,8 @@ def verify(options: argparse.Namespace, make: Callable[..., Any]) -> None:
     latents.check(store)
     store.verify()
     latents.verify()
-    spec = latents.spec
-    encoder = make(options.model, spec.pooling_grid, spec.clip_length, spec.camera)
+    kind = [f"--encoder.kind={latents.spec.kind}"]
+    encoder = make(encoder_config(options, kind + settings, backend).with_spec(latents.spec))
     worst = verify_latents(store, latents, encoder, options.verify)
     print(
         f"{options.out}: all hashes are right; of {options.verify} random latents encoded again, the largest "
@@ -113,16 +148,12 @@ def parse_grid(text: str) -> int:
     return int(rows)
 
 
-def _settings(options: argparse.Namespace, latents: LatentStore) -> str:
+def _settings(config: EncoderConfig, out: Location) -> str:
     """The settings with which the train command takes this store."""
-    spec, default = latents.spec, EncoderSpec()
-    settings = (
-        ("path", options.out, ""),
-        ("model", options.model, "mini"),
-        ("views", options.views, VIEWS),
-        ("max_shift", options.max_shift, MAX_SHIFT),
-        ("pooling_grid", spec.pooling_grid, default.pooling_grid),
-        ("clip_length", spec.clip_length, default.clip_length),
-        ("camera", spec.camera, default.camera),
-    )
-    return " ".join(f"--encoder.{name} {value}" for name, value, usual in settings if value != usual)
+    changed: dict[str, Any] = {"path": str(out)}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in ("path", "backend") and value != field.default:
+            changed[field.name] = value
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items()}
+    return " ".join(f"--encoder.{name} {shlex.quote(value)}" for name, value in text.items())

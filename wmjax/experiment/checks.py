@@ -10,7 +10,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.location import location
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
-from wmjax.encoders.vjepa2.files import MINI_FOLDER, read_config
+from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.world.config import unfit_memory
 from wmjax.rollout.protocol import Protocol, load_protocol
@@ -110,22 +110,20 @@ def _require_precision(experiment: Experiment) -> None:
 
 
 def _require_latents(experiment: Experiment) -> None:
-    """The Prophet is built for what the encoder leaves of a frame; what a hub's encoder is, only its files know."""
+    """The Prophet is built for what the encoder leaves of a frame, as far as that is known without a download."""
     encoder, prophet = experiment.encoder, experiment.model.prophet
     if not experiment.model.memory.reads_latents:
         return
-    folder = MINI_FOLDER if encoder.model == "mini" else Path(encoder.model)
-    config = read_config(folder) if folder.is_dir() else None
-    grid = encoder.pooling_grid or (config.grid_size if config else 0)
-    if grid and prophet.tokens not in (1, grid**2):
+    tokens, dim = ENCODERS.resolve(encoder.kind).shape(encoder)
+    if tokens and prophet.tokens not in (1, tokens):
         raise UserError(
-            f"encoder.pooling_grid is {encoder.pooling_grid}, which gives {grid**2} tokens per frame, but "
-            f"model.prophet.tokens is {prophet.tokens}; set model.prophet.tokens to {grid**2}, or to 1 to pool them"
+            f"model.prophet.tokens is {prophet.tokens}, but the settings encoder.* ({encoder.kind}) make "
+            f"{tokens} tokens per frame; set model.prophet.tokens to {tokens}, or to 1 to pool them"
         )
-    if config and prophet.latent_dim != config.hidden_size:
+    if dim and prophet.latent_dim != dim:
         raise UserError(
-            f"encoder.model {encoder.model} makes latents of {config.hidden_size} channels, but "
-            f"model.prophet.latent_dim is {prophet.latent_dim}; set it to {config.hidden_size}"
+            f"model.prophet.latent_dim is {prophet.latent_dim}, but the settings encoder.* ({encoder.kind}) make "
+            f"latents of {dim} channels; set model.prophet.latent_dim to {dim}"
         )
 
 

@@ -1,8 +1,12 @@
-"""An :class:`Experiment`: the dataclasses that each part defines beside its own code, composed from four axes.
+"""An :class:`Experiment`: the settings that each part of the code defines beside itself, composed from TOML files.
 
-Precedence: defaults < scale < data < recipe < protocol name < command line. Each axis owns its keys (:func:`owner`):
-a recipe that sets a width, or a scale that sets a loss, is refused, so that two experiments that differ in
-one axis differ in nothing else.
+A file of each axis below ``train/`` is chosen: a variant (what the world memory is made from and trained on), a head,
+a scale (sizes and optimizer) and a dataset. A recipe such as ``e2_flow`` names the variant and the head. Every setting
+belongs to one axis (:func:`owner`), and a file that sets what another axis owns is refused. Two experiments that
+differ in one axis therefore differ in nothing else.
+
+Precedence, from weak to strong: defaults of the dataclasses, scale, data, head, variant, command line. The evaluation
+protocol follows a rule of its own: the command line, else the dataset's, else the scale's, else ``spatial_dev``.
 """
 
 import dataclasses
@@ -11,14 +15,14 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
-from wmjax.data.shift import MAX_SHIFT, VIEWS
+from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.experiment.dimensions import with_dimensions
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.prompts import PromptConfig
@@ -51,36 +55,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """Which V-JEPA 2 makes the latents, where, and how many views of each episode, shifted by up to ``max_shift`` px.
-
-    The other camera, which has no latents, is shifted as far. ``path`` is a latent store that an export command
-    wrote; empty, the latents are encoded once into the cache, by ``backend``. The images of ``camera`` are shifted as
-    its latents are.
-    """
-
-    model: str = "mini"
-    backend: Literal["jax", "torch"] = "jax"
-    views: int = VIEWS
-    max_shift: int = MAX_SHIFT
-    clip_length: int = 4
-    pooling_grid: int = 4
-    path: str = ""
-    camera: str = "agentview"
-
-    def __post_init__(self) -> None:
-        """Refuses numbers that cannot be honoured, before anything is recorded.
-
-        Raises:
-            UserError: names the setting, its value and the least that it may be.
-
-        """
-        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1), ("pooling_grid", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
-
-
-@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
 
@@ -104,7 +78,7 @@ class Experiment:
     model: VLAConfig = field(default_factory=VLAConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=default_encoder)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -119,21 +93,27 @@ class Experiment:
         return "-".join(part for part in parts if part)
 
 
-RECIPE_SETTINGS = (
-    "model.memory",
-    "model.world",
-    "model.head",
-    "model.use_state",
-    "model.cameras",
-    "model.prophet.history",
-    "model.prophet.future",
-    "model.prophet.tokens",
-    "model.prophet.condition",
-    "train.normalisation",
-)
-"""What a recipe may set: the memory (what is predicted from what, of which shape), the head, and what the policy sees
-and learns. The Prophet's width and depth are sizes. Data files own ``data.*``; scales own the rest; protocols live in
-``eval/protocols``."""
+AXES: dict[str, tuple[str, ...]] = {
+    "variants": (
+        "model.memory",
+        "model.world",
+        "model.use_state",
+        "model.cameras",
+        "model.prophet.history",
+        "model.prophet.future",
+        "model.prophet.tokens",
+        "model.prophet.condition",
+        "train.normalisation",
+    ),
+    "heads": ("model.head",),
+    "data": ("data",),
+    "scales": (),
+}
+"""The folders of ``train/`` and the settings that each owns; scales own all others.
+
+A variant owns the memory (what is predicted from what, and its shape) and what the policy observes and learns. The
+Prophet's width and depth are sizes. A variant that needs a head of other settings names them in ``[heads.<head>]``.
+"""
 
 RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
 """Settings that may change when a run resumes, because no number depends on them."""
@@ -142,15 +122,42 @@ PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
 
-DEFAULTS: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",), "recipes": ()}
-"""Which files of the other axes a file may name for when the command line does not."""
+CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
+"""Which files of other axes a file may choose where the command line does not."""
 
 
 def owner(setting: str) -> str:
-    """The axis that owns a setting (dotted name)."""
-    if any(setting == name or setting.startswith(f"{name}.") for name in RECIPE_SETTINGS):
-        return "recipes"
-    return "data" if setting.startswith("data.") else "scales"
+    """The axis, a folder of ``train/``, that owns a setting (dotted name)."""
+    for axis, names in AXES.items():
+        if any(setting == name or setting.startswith(f"{name}.") for name in names):
+            return axis
+    return "scales"
+
+
+def axis_names(axis: str) -> list[str]:
+    """The files of ``train/<axis>``, without their ending."""
+    return sorted(path.stem for path in (resource_folder("train") / axis).glob("*.toml"))
+
+
+def recipe_names() -> list[str]:
+    """Every recipe: each variant with each head."""
+    return [f"{variant}_{head}" for variant in axis_names("variants") for head in axis_names("heads")]
+
+
+def split_recipe(recipe: str) -> tuple[str, str]:
+    """The variant and the head that a recipe such as ``e2_flow`` names.
+
+    Raises:
+        UserError: there is no such variant or head.
+
+    """
+    if recipe in axis_names("variants"):
+        whole = " or ".join(f"{recipe}_{head}" for head in axis_names("heads"))
+        raise UserError(f"recipe {recipe!r} names no head; write {whole}")
+    if recipe not in recipe_names():
+        raise unknown_name("recipe", recipe, recipe_names())
+    variant, _, head = recipe.rpartition("_")
+    return variant, head
 
 
 def load(
@@ -159,7 +166,7 @@ def load(
     """Resolves an experiment.
 
     Args:
-        recipe: a file of ``train/recipes`` without its ending, such as ``e2_flow``.
+        recipe: a variant and a head, such as ``e2_flow``: ``train/variants/e2.toml`` and ``train/heads/flow.toml``.
         scale: a file of ``train/scales``; it names the default dataset and protocol.
         dataset: a file of ``train/data``, if not the scale's; it may name its protocol, if not the scale's.
         overrides: nested settings from the command line.
@@ -175,10 +182,10 @@ def load(
     # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
     recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
-    values = merge({"evaluation": protocol, **recorded}, scale_values)
-    values = merge(values, data_values)
-    values = merge(values, read_axis("recipes", recipe))
-    values = _expand_preset(merge(values, overrides or {}))
+    values: dict[str, Any] = {"evaluation": protocol, **recorded}
+    for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
+        values = merge(values, layer)
+    values = _expand_preset(values)
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
@@ -193,6 +200,14 @@ def _with_dimensions(experiment: Experiment) -> Experiment:
         return experiment
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
     return dataclasses.replace(experiment, model=model)
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe's head, with its variant's laid on top."""
+    variant, head = split_recipe(recipe)
+    values = read_axis("variants", variant)
+    changes = values.pop("heads", {}).get(head, {})
+    return merge(merge(read_axis("heads", head), values), {"model": {"head": changes}})
 
 
 def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -219,16 +234,16 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
     folder = resource_folder("train") / axis
     path = folder / f"{name}.toml"
     if not path.is_file():
-        raise unknown_name(axis.rstrip("s"), name, [p.stem for p in folder.glob("*.toml")])
+        raise unknown_name(axis.rstrip("s"), name, axis_names(axis))
     values = _read_toml(path)
-    _check_owner(axis, values, path)
+    _check_owners(axis, values, path)
     parent = values.pop("extends", None)
     if parent is None:
         return values
     base = _read_toml(folder / f"{parent}.toml")
     if "extends" in base:
         raise UserError(f"{path.name}: extends {parent!r}, which extends another file; only one level is allowed")
-    _check_owner(axis, base, folder / f"{parent}.toml")
+    _check_owners(axis, base, folder / f"{parent}.toml")
     return merge(base, values)
 
 
@@ -247,9 +262,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name}: not valid TOML: {error}") from error
 
 
-def _check_owner(axis: str, values: dict[str, Any], path: Path) -> None:
-    for setting in dotted(values):
-        if setting not in ("extends", *DEFAULTS[axis]) and owner(setting) != axis:
+def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
+    """Refuses what another axis owns, and a head in a variant's ``[heads]`` that does not exist."""
+    own = {key: value for key, value in values.items() if key not in ("extends", *CHOICES.get(axis, ()))}
+    heads = own.pop("heads", {}) if axis == "variants" else {}
+    for head in heads:
+        if head not in axis_names("heads"):
+            raise unknown_name(f"head in {path.name}, [heads]", head, axis_names("heads"))
+    for setting in dotted(own):
+        if owner(setting) != axis:
             raise UserError(
                 f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
             )
@@ -278,7 +299,9 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
     # Some scales are refused without weights.
     weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
     files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    changed = {name: value for name, value in dotted(to_dict(experiment)).items() if value != files[name]}
+    # The files' head, encoder or backbone may be of another kind, which has other settings.
+    settings = dotted(to_dict(experiment)).items()
+    changed = {name: value for name, value in settings if name not in files or value != files[name]}
     if experiment.train.backbone_weights:
         changed["train.backbone_weights"] = experiment.train.backbone_weights
     return changed

@@ -7,6 +7,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.models.vla import VLAConfig
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 
 def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: ActionSpec, where: str) -> VLAConfig:
@@ -33,11 +34,18 @@ def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: Acti
     return dataclasses.replace(model, **found)
 
 
-def of_store(model: VLAConfig, store: TrainingStore) -> VLAConfig:
-    """The network's settings with the sizes of a training store.
+def of_store(model: VLAConfig, store: TrainingStore | None) -> VLAConfig:
+    """The network's settings with the sizes of a training store; without one they are taken to be LIBERO's.
 
     Raises:
         UserError: a size was given and is another one.
 
     """
-    return with_dimensions(model, store.spec, store.action_spec, f"data.path {store.folder}")
+    if store is not None:
+        return with_dimensions(model, store.spec, store.action_spec, f"data.path {store.folder}")
+    return dataclasses.replace(
+        model,
+        action_dim=model.action_dim or ACTION_SPEC.dim,
+        grippers=model.grippers or len(ACTION_SPEC.grippers),
+        state_dim=model.state_dim or OBSERVATION_SPEC.state_dim,
+    )

@@ -4,20 +4,18 @@ import json
 import shlex
 from pathlib import Path
 
-from wmjax.experiment.checks import final_protocol, given_store
-from wmjax.experiment.config import Experiment, changed_settings
-from wmjax.rollout.protocol import load_protocol, protocol_names
+from wmjax.experiment.config import Experiment, changed_settings, split_recipe
+from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 
 
-def next_steps(experiment: Experiment, run: Path) -> list[str]:
-    """Commands that go on from a finished run, with what they are for."""
-    done = final_protocol(experiment, given_store(experiment, needed=False))
+def next_steps(experiment: Experiment, run: Path, done: Protocol) -> list[str]:
+    """Commands that go on from a finished run, with what they are for; ``done`` is the protocol of its evaluation."""
     steps = []
     if done.suite in protocol_names() and done.name != done.suite:
         tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
         evaluation = ["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite]
         steps.append(f"{shlex.join(evaluation)}{tasks}   # the benchmark, once per recipe")
-    other, purpose = _other_arm(experiment.recipe)
+    other, purpose = _other_variant(experiment.recipe)
     command = ["python", "-m", "wmjax.train", "--config", other, "--scale", experiment.scale]
     command += ["--dataset", experiment.dataset, *_changed_settings(experiment)]
     steps.append(f"{shlex.join(command)}   # {purpose}")
@@ -25,13 +23,13 @@ def next_steps(experiment: Experiment, run: Path) -> list[str]:
     return steps
 
 
-def _other_arm(recipe: str) -> tuple[str, str]:
+def _other_variant(recipe: str) -> tuple[str, str]:
     """The recipe to compare with, which has the same head, and what the comparison says."""
-    arm, _, head = recipe.rpartition("_")
-    family = "seed_" if arm.startswith("seed_") else ""
-    if arm == f"{family}e0":
+    variant, head = split_recipe(recipe)
+    family = "prior_" if variant.startswith("prior_") else ""
+    if variant == f"{family}e0":
         return f"{family}e2_{head}", "the same with a predicted future"
-    if arm == "e2":
+    if variant == "e2":
         return f"e1_{head}", "the same network without the world loss: what prediction adds"
     return f"{family}e0_{head}", "the same without world memory"
 

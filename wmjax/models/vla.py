@@ -15,13 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from wmjax.core.corruption import Corruption
-from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.errors import UserError
 from wmjax.models.backbones.base import Backbone
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.heads.base import ActionHead, HeadConfig, HeadSizes
-from wmjax.models.heads.flow import FlowHead
-from wmjax.models.heads.regression import RegressionHead
+from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, default_head
 from wmjax.models.inputs import ModelInput
 from wmjax.models.nn.transformer import Mlp, table
 from wmjax.models.world.conditioning import Context, ContextSizes
@@ -49,7 +47,7 @@ class VLAConfig:
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
     world: WorldLossConfig = field(default_factory=WorldLossConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: HeadConfig = field(default_factory=default_head)
     backbone: Qwen2_5_VLConfig = field(default_factory=lambda: preset("mini"))
     prophet: ProphetConfig = field(default_factory=ProphetConfig)
     injection: InjectionConfig = field(default_factory=InjectionConfig)
@@ -78,10 +76,7 @@ def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
         UserError: unknown kind.
 
     """
-    kinds: dict[str, type[RegressionHead] | type[FlowHead]] = {"regression": RegressionHead, "flow": FlowHead}
-    if config.head.kind not in kinds:
-        raise unknown_name("head.kind", config.head.kind, kinds)
-    make, sizes = kinds[config.head.kind], config.head_sizes
+    make, sizes = HEADS.resolve(config.head.kind), config.head_sizes
     return make(
         config.head,
         sizes,
@@ -107,7 +102,7 @@ class VLA(nnx.Module):
             else table(rngs.params(), (1, hidden_dim), config.query_std)
         )
         self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
-        # Before the memory, which differs between the arms: what they share starts from the same values at one seed.
+        # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
         self.world = WorldMemory(
             config.memory,
@@ -237,14 +232,14 @@ class VLA(nnx.Module):
             inputs: the batch; ``future`` may be missing if the world loss has weight 0.
             action: normalised expert actions.
             action_mask: False past the episode's end.
-            key: randomness of all dropout, flow noise and flow time.
+            key: randomness of all dropout and of the head.
             train: whether dropout is on.
 
         Returns:
             The loss, and scalars for the log.
 
         Raises:
-            UserError: an input that the arm needs is missing or misshapen.
+            UserError: an input that the variant needs is missing or misshapen.
 
         """
         if action.shape[1:] != (self.config.chunk, self.config.action_dim):
@@ -279,19 +274,19 @@ class VLA(nnx.Module):
     def sample(
         self,
         inputs: ModelInput,
-        noise: Float32[Array, "batch chunk action"],
+        key: jax.Array,
         *,
         corruption: Corruption = "none",
-        key: jax.Array | None = None,
+        corruption_key: jax.Array | None = None,
         memory: Float32[Array, "batch future tokens dim"] | None = None,
     ) -> tuple[Float32[Array, "batch chunk action"], dict[str, Any]]:
         """One normalised action chunk per sample.
 
         Args:
             inputs: the batch; ``future`` is not read.
-            noise: standard normal, the start of the flow. Given row by row, rows do not depend on each other.
+            key: randomness of the head; one key, or one per row, with which rows do not depend on each other.
             corruption: what to do to the world memory.
-            key: randomness of the corruption ``noise``.
+            corruption_key: randomness of the corruption ``noise``.
             memory: replaces the predicted memory: an oracle's, or another episode's (see :meth:`recall`).
 
         Returns:
@@ -299,8 +294,8 @@ class VLA(nnx.Module):
             leads to) with the memory's metrics per sample.
 
         """
-        out = self.action_tokens(inputs, key=key, corruption=corruption, memory=memory)
-        action = self.head.sample(out.tokens, noise)
+        out = self.action_tokens(inputs, key=corruption_key, corruption=corruption, memory=memory)
+        action = self.head.sample(out.tokens, key)
         info: dict[str, Any] = dict(out.metrics)
         prediction = out.prediction
         if self.world.is_forward_model:

@@ -65,11 +65,10 @@ def diagnose_checkpoint(
 
 
 def write_picture(path: Path, imagined: Imagined, inputs: Inputs) -> Path:
-    """Writes what the Prophet imagines, as the camera of the latents sees it; returns the path."""
+    """Writes what the Prophet imagines, as the first camera of the latents sees it; returns the path."""
     assert inputs.latents is not None
-    camera = inputs.store.spec.cameras.index(inputs.latents.spec.camera)
     with atomic_path(path) as temporary:
-        draw(imagined, inputs.store, camera).save(temporary, format="PNG")
+        draw(imagined, inputs.store, inputs.cameras[0]).save(temporary, format="PNG")
     return path
 
 

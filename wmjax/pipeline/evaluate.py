@@ -63,12 +63,12 @@ def evaluate(
 
     """
     out, header = Path(out), dict(header or {})
-    spec = actor.observation_spec
+    spec, environment = actor.observation_spec, protocol.environment
     everything = {
         "actor": actor.name,
         "protocol": dataclasses.asdict(protocol),
         "observation": to_dict(spec),
-        "action": to_dict(protocol.environment.action_spec),
+        "action": to_dict(environment.action_spec),
         **header,
     }
     results = Results(shard_folder(out, shard), everything)
@@ -78,11 +78,11 @@ def evaluate(
     log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
         started = time.monotonic()
-        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride)
+        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
         frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
         settings = WorkerSettings(spec, frames, protocol.env)
         with Pool(settings, min(workers, len(left)), timeout) as pool:
-            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")), album)
+            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
             runner.run(left)
         seconds = time.monotonic() - started
         _save(results, protocol, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})

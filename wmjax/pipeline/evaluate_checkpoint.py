@@ -24,9 +24,9 @@ from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.latents import find_latents, made_before
 from wmjax.policy.interventions import Donors
 from wmjax.policy.policy import Policy, load_policy
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.caveats import timing
 from wmjax.reporting.video.nearest_frames import Album, spread
-from wmjax.rollout.policy_actor import PolicyActor
 from wmjax.rollout.protocol import Protocol
 from wmjax.trainer import checkpoint
 from wmjax.trainer.checkpoint import find
@@ -91,7 +91,7 @@ def _album(policy: Policy) -> Album | None:
         log.info("videos are without the nearest training frames: %s", error)
         return None
     frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
-    camera = store.spec.cameras.index(latents.spec.camera)
+    camera = store.spec.cameras.index(latents.spec.cameras[0])
     return Album(store, frames, camera, policy.fit(np.asarray(latents.latents[0, frames], np.float32)))
 
 

@@ -4,34 +4,33 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core.command import Progress
-from wmjax.core.errors import UserError
 from wmjax.core.location import Remote, location
 from wmjax.core.paths import cache_root
 from wmjax.core.specs import EncoderSpec, from_dict, require_equal, spec_hash
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
-from wmjax.encoders.encode import Encoder, encode_store
-from wmjax.encoders.vjepa2 import encoder_spec
-from wmjax.encoders.vjepa2.jax_encoder import JaxEncoder
-from wmjax.experiment.config import EncoderConfig, Experiment
+from wmjax.encoders.base import ENCODERS, EncoderConfig, Exporter, describe
+from wmjax.encoders.encode import encode_store
+from wmjax.experiment.config import Experiment
 from wmjax.experiment.latent_settings import latent_spec, open_latents, require_camera
 from wmjax.pipeline.demonstrations import recorded_folder
 
 
-def encode(experiment: Experiment, store: TrainingStore) -> LatentStore:
+def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None = None) -> LatentStore:
     """The latent store of a training store and an encoder: a given one, or made here once.
 
-    Arms without world memory use its table of image shifts too, so that all arms train on the same pixels.
+    Variants without world memory use its table of image shifts too, so that all variants train on the same pixels.
 
     Raises:
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
 
     """
-    config, spec = experiment.encoder, latent_spec(experiment.encoder, experiment.data)
+    config = experiment.encoder
+    spec = spec or latent_spec(config, experiment.data)
     require_camera(config, store.spec.cameras)
     store.verify_once()
     if config.path:
-        latents = open_latents(config.path, spec, config.views, config.max_shift)
+        latents = open_latents(config, spec)
     else:
         folder = _encoded(config, spec, store)
         if not (folder / "manifest.json").is_file():
@@ -64,7 +63,7 @@ def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | N
 
 
 def find_latents(experiment: Experiment, store: TrainingStore, saved: dict[str, Any] | None) -> LatentStore | None:
-    """The latents that the run was trained on, encoded again if need be; None if its arm reads none.
+    """The latents that the run was trained on, encoded again if need be; None if its variant reads none.
 
     Raises:
         UserError: the encoder is not the one in the checkpoint.
@@ -74,23 +73,15 @@ def find_latents(experiment: Experiment, store: TrainingStore, saved: dict[str, 
         return None
 
     config, then = experiment.encoder, from_dict(EncoderSpec, saved, "the checkpoint")
-    now = encoder_spec(config.model, config.pooling_grid, config.clip_length, config.camera)
-    require_equal(now, then, f"encoder {config.model!r}", "the checkpoint", ignore=("mean", "std"))
+    require_equal(describe(config), then, "the settings encoder.*", "the checkpoint", ignore=("mean", "std"))
     return encode(experiment, store)
 
 
-def make_encoder(config: EncoderConfig) -> Encoder:
+def make_encoder(config: EncoderConfig) -> Exporter:
     """The latent encoder in the framework that the settings name.
 
     Raises:
-        UserError: the ``torch`` backend without PyTorch.
+        UserError: the framework is not installed, or the encoder does not exist in it.
 
     """
-    arguments = (config.model, config.pooling_grid, config.clip_length, config.camera)
-    if config.backend == "jax":
-        return JaxEncoder(*arguments)
-    try:
-        from encoders_export.vjepa import TorchEncoder
-    except ImportError as error:
-        raise UserError(f"encoder.backend is 'torch' but {error}; run ./setup.sh export, or use 'jax'") from error
-    return TorchEncoder(*arguments)
+    return ENCODERS.resolve(config.kind).for_export(config)

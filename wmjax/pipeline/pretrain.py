@@ -15,7 +15,7 @@ def pretrain(recipe: str, scale: str, dataset: str, settings: dict[str, Any], *,
     """Trains a policy without evaluating it, and writes its backbone as a Hugging Face checkpoint.
 
     Args:
-        recipe: a file of ``train/recipes`` without world memory.
+        recipe: a recipe without world memory, such as ``e0_mse``.
         scale: a file of ``train/scales``.
         dataset: a file of ``train/data``.
         settings: nested settings, laid over the files.

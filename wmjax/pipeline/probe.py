@@ -21,11 +21,11 @@ from wmjax.diagnostics.probe import Frames, Table, find_camera, probe
 from wmjax.encoders.encode import encode_clips
 from wmjax.encoders.vjepa2.model import pool_last_tubelet
 from wmjax.experiment.config import Experiment, load
+from wmjax.experiment.plan import starting_weights
 from wmjax.models.backbones.qwen2_5_vl import weights
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.prompts import make_prompt_builder
 from wmjax.models.vla import VLA
-from wmjax.pipeline.train import starting_backbone
 
 RECIPE = "e2_flow"
 """Any would do: the backbone is built first, so that its random values depend on scale and seed only."""
@@ -110,7 +110,7 @@ def starting_model(experiment: Experiment) -> nnx.Module:
 
     """
     config = experiment.model.backbone
-    folder, _ = starting_backbone(experiment)
+    folder = starting_weights(experiment).folder
     if folder is not None:
         return weights.load_model(folder, dataclasses.replace(config, lora=LoRAConfig()))
 

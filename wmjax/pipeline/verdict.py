@@ -1,13 +1,13 @@
 """The outcome of a run in a few lines."""
 
-from pathlib import Path
-
 from wmjax.analysis.summary import Summary
-from wmjax.experiment.config import Experiment
 from wmjax.experiment.next_steps import next_steps
+from wmjax.experiment.plan import RunPlan
 
 
-def verdict(experiment: Experiment, run: Path, summary: Summary) -> str:
+def verdict(plan: RunPlan, summary: Summary) -> str:
     """The outcome in a few lines, the run's folder, and what to do next."""
-    lines = ["", summary.table(), "", f"run: {run}", "next:", *(f"  {line}" for line in next_steps(experiment, run))]
+    assert plan.protocol is not None
+    steps = next_steps(plan.experiment, plan.folder, plan.protocol)
+    lines = ["", summary.table(), "", f"run: {plan.folder}", "next:", *(f"  {line}" for line in steps)]
     return "\n".join(lines)

@@ -18,7 +18,6 @@ from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_latents, normalise_state
 from wmjax.data.windows import clip_indices
-from wmjax.encoders.vjepa2 import VJEPA2Encoder, latents
 from wmjax.experiment.config import Experiment, from_dict
 from wmjax.models.inputs import ModelInput
 from wmjax.models.prompts import make_prompt_builder
@@ -30,37 +29,40 @@ from wmjax.trainer import checkpoint
 
 
 class Carry(NamedTuple):
-    """What a policy remembers of each slot's episode: the clip's frames and the latent history, oldest first.
+    """What a policy remembers of each slot's episode: the clips' frames and the latent history, oldest first.
 
     ``prediction`` is what the last decision expected of the next frames; it is only compared with what came.
     """
 
-    clip: UInt8[Array, "batch clip height width 3"]
+    clip: UInt8[Array, "batch clip cameras height width 3"]
     latents: Float32[Array, "batch history tokens dim"]
     prediction: Float32[Array, "batch future tokens dim"]
 
 
-def observe(carry: Carry, frames: UInt8[Array, "batch n height width 3"], first: Array, encode: Any) -> Carry:
+def observe(carry: Carry, frames: UInt8[Array, "batch n cameras height width 3"], first: Array, encode: Any) -> Carry:
     """Pushes the newly due frames through the clip buffer and their latents into the history.
 
     At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
     windows of the training data do (``data.windows``: indices clamped at the episode's first frame).
     """
-    clip, new = watch(jnp.where(first[:, None, None, None, None], frames[:, :1], carry.clip), frames, encode)
+    clip, new = watch(jnp.where(first[:, None, None, None, None, None], frames[:, :1], carry.clip), frames, encode)
     history = jnp.where(first[:, None, None, None], new[:, :1], carry.latents)
     latents = jnp.concatenate([history, new], 1)[:, -history.shape[1] :]
     return carry._replace(clip=clip, latents=latents)
 
 
 def watch(
-    clip: UInt8[Array, "batch clip height width 3"], frames: UInt8[Array, "batch n height width 3"], encode: Any
-) -> tuple[UInt8[Array, "batch clip height width 3"], Float32[Array, "batch n tokens dim"]]:
-    """The clip after some more frames, and the latent of each of these."""
+    clip: UInt8[Array, "batch clip cameras height width 3"],
+    frames: UInt8[Array, "batch n cameras height width 3"],
+    encode: Any,
+) -> tuple[UInt8[Array, "batch clip cameras height width 3"], Float32[Array, "batch n tokens dim"]]:
+    """The clip after some more frames, and the latent of each of these: the cameras' tokens one after the other."""
     length, n = clip.shape[1], frames.shape[1]
     every = jnp.concatenate([clip, frames], 1)
     clips = every[:, clip_indices(np.arange(length, length + n), 0, length)]  # the windows of the training data
-    new = encode(clips.reshape(-1, *clips.shape[2:]))
-    return every[:, -length:], new.reshape(clips.shape[0], n, *new.shape[1:])
+    clips = jnp.moveaxis(clips, 3, 2)
+    new = encode(clips.reshape(-1, *clips.shape[3:]))
+    return every[:, -length:], new.reshape(clips.shape[0], n, -1, new.shape[-1])
 
 
 class Policy:
@@ -108,10 +110,12 @@ class Policy:
             raise UserError(reason)
         self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
-        self._encoder = (
-            None if self.encoder_spec is None else restore_encoder(experiment.encoder.model, self.encoder_spec)
-        )
-        graph, self._state = nnx.split((self._model, self._encoder))
+        self._encoder, self._cameras = None, np.zeros(0, np.int32)
+        if self.encoder_spec is not None:
+            self._encoder = restore_encoder(experiment.encoder, self.encoder_spec)
+            self._cameras = np.array([self.observation_spec.cameras.index(name) for name in self.encoder_spec.cameras])
+        graph, state = nnx.split(self._model)
+        self._state = (state, None if self._encoder is None else self._encoder.params)
         self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
 
     @property
@@ -129,11 +133,12 @@ class Policy:
         size, batch = self.observation_spec.image_size, self.batch_size
         spec, prophet = self.encoder_spec, self.experiment.model.prophet
         future = (prophet.future, prophet.tokens, prophet.latent_dim) if self.predicts else (0, 0, 0)
-        clip, history = (
-            (0, (0, 0, 0)) if spec is None else (spec.clip_length, (prophet.history, spec.tokens_per_frame, spec.dim))
-        )
+        clip, history = (0, 0), (0, 0, 0)
+        if spec is not None:
+            clip = (spec.clip_length, len(spec.cameras))
+            history = (prophet.history, spec.tokens_per_frame, spec.dim)
         return Carry(
-            jnp.zeros((batch, clip, size, size, 3), jnp.uint8),
+            jnp.zeros((batch, *clip, size, size, 3), jnp.uint8),
             jnp.zeros((batch, *history)),
             jnp.zeros((batch, *future)),
         )
@@ -174,7 +179,7 @@ class Policy:
         Args:
             carry: what the rows remember; donated.
             observation: what they see.
-            keys: of the noise, one per row.
+            keys: the randomness of the head and of the corruption ``noise``, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
 
@@ -199,20 +204,19 @@ class Policy:
     def _act(
         self,
         graph: nnx.GraphDef,
-        state: nnx.State,
+        state: tuple[nnx.State, Any],
         carry: Carry,
         observation: Observation,
         keys: Array,
         future: UInt8[Array, "batch future cameras height width 3"] | None,
         donor: Donor | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
-        model, encoder = nnx.merge(graph, state)
+        model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
         history = memory = None
         numbers: dict[str, Array] = {}
-        if encoder is not None and self.encoder_spec is not None:
-            camera = self.observation_spec.cameras.index(self.encoder_spec.camera)
+        if self.encoder_spec is not None:
             before = carry
-            carry = observe(carry, observation.images[:, :, camera], observation.first, self._encode(encoder))
+            carry = observe(carry, observation.images[:, :, self._cameras], observation.first, encode)
             history = normalise_latents(carry.latents, self.encoder_spec)
         inputs = ModelInput(
             images=observation.images[:, -1],
@@ -222,15 +226,13 @@ class Policy:
             future=None,
             future_mask=None,
         )
-        if self.oracle is not None and encoder is not None and future is not None and history is not None:
-            truth = self._true_future(model, encoder, carry, future[:, :, camera])
+        if self.oracle is not None and future is not None and history is not None:
+            truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
             memory, errors = mix(model, history, truth, self.oracle, model.context(inputs))
             numbers = errors.named("oracle")
-        shape = (self.action_spec.chunk, self.action_spec.dim)
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
-        action, info = model.sample(inputs, noise, corruption=_inside(self.corruption), memory=memory)
+        action, info = model.sample(inputs, keys, corruption=_inside(self.corruption), memory=memory)
         info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
@@ -263,16 +265,16 @@ class Policy:
         return {name: jnp.where(first, jnp.nan, error) for name, error in errors.named("world").items()}
 
     def _true_future(
-        self, model: VLA, encoder: VJEPA2Encoder, carry: Carry, frames: UInt8[Array, "batch future height width 3"]
+        self, model: VLA, encode: Any, carry: Carry, frames: UInt8[Array, "batch future cameras height width 3"]
     ) -> Float32[Array, "batch future tokens dim"]:
         """z₊: the latents of the frames that follow the carry's, as the world loss would compare them."""
         assert self.encoder_spec is not None
-        _, latents = watch(carry.clip, frames, self._encode(encoder))
+        _, latents = watch(carry.clip, frames, encode)
         return model.world.fit(normalise_latents(latents, self.encoder_spec))
 
-    def _encode(self, encoder: VJEPA2Encoder) -> Any:
-        assert self.encoder_spec is not None
-        return functools.partial(latents, encoder, grid=self.encoder_spec.pooling_grid)
+    def _encode(self, params: Any) -> Any:
+        """From clips to latents, with the encoder's parameters inside jit."""
+        return None if self._encoder is None else functools.partial(self._encoder.apply, params)
 
 
 def _inside(corruption: Corruption) -> Corruption:

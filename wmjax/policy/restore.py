@@ -8,8 +8,8 @@ from jaxtyping import Array
 
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
-from wmjax.core.specs import EncoderSpec
-from wmjax.encoders.vjepa2 import VJEPA2Encoder, load_encoder, resolve_folder, weights_hash
+from wmjax.core.specs import EncoderSpec, require_equal
+from wmjax.encoders.base import ENCODERS, Encoder, EncoderConfig
 from wmjax.experiment.config import Experiment, from_dict
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
@@ -68,12 +68,23 @@ def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array
     return checkpoint.restore(folder, "ema", like)
 
 
-def restore_encoder(name: str, spec: EncoderSpec) -> VJEPA2Encoder:
-    """The encoder that made the training latents, and no other."""
-    folder = resolve_folder(name)
-    if weights_hash(folder) != spec.weights_hash:
+def restore_encoder(config: EncoderConfig, spec: EncoderSpec) -> Encoder:
+    """The encoder that made the training latents, and no other.
+
+    Args:
+        config: says where its weights are.
+        spec: of the latents.
+
+    Raises:
+        UserError: its weights are other ones, or not there.
+
+    """
+    kind, config = ENCODERS.resolve(spec.kind), config.with_spec(spec)
+    found = kind.describe(config)
+    if found.weights_hash != spec.weights_hash:
         raise UserError(
-            f"EncoderSpec.weights_hash is {spec.weights_hash} in the checkpoint, {weights_hash(folder)} in {folder}; "
-            "set encoder.model to the encoder that the policy was trained with"
+            f"EncoderSpec.weights_hash is {spec.weights_hash} in the checkpoint, {found.weights_hash} of the encoder "
+            f"{found.kind} {found.name!r}; set encoder.* to the encoder that the policy was trained with"
         )
-    return load_encoder(folder)
+    require_equal(found, spec, "the settings encoder.*", "the checkpoint", ignore=("name", "mean", "std"))
+    return kind(config)

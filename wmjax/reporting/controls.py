@@ -7,7 +7,8 @@ from typing import Any
 
 from wmjax.analysis.comparison import Comparison
 from wmjax.reporting.charts import interval_bar
-from wmjax.reporting.html import Html, actor_label, element, fold, join, labelled, muted, plain, row, section, table
+from wmjax.reporting.html import Html, element, fold, join, labelled, muted, plain, row, section, table
+from wmjax.rollout.results import actor_label
 
 COLUMNS = (
     *("Other", "Pairs", "Other solved", "This solved", "Only other", "Only this"),

@@ -127,10 +127,10 @@ def _top(store: TrainingStore, indices: Sequence[int], latents: LatentStore | No
         "simulator": spec.simulator or "not recorded",
     }
     if latents is not None and painted is not None:
-        encoder, grid = latents.spec, latents.spec.pooling_grid
+        encoder = latents.spec
         facts["latents"] = (
-            f"{latents.folder.resolve()}: {encoder.name}, {encoder.camera}, {grid}x{grid} tokens of {encoder.dim}, "
-            f"{latents.backend}"
+            f"{latents.folder.resolve()}: {encoder.kind} {encoder.name}, {' and '.join(encoder.cameras)}, "
+            f"{encoder.tokens_per_frame} tokens of {encoder.dim}, {latents.backend}"
         )
         shares = (
             f"{name}: {', '.join(f'{100 * share:.0f}' for share in explained)} %"

@@ -16,10 +16,10 @@ from wmjax.reporting import sections
 from wmjax.reporting.controls import controls
 from wmjax.reporting.curves import Metrics, read_metrics
 from wmjax.reporting.gallery import choose, find_clips
-from wmjax.reporting.html import Html, actor_label, element, join
+from wmjax.reporting.html import Html, element, join
 from wmjax.reporting.provenance_section import provenance, reproduce
 from wmjax.rollout.benchmark_log import count_records
-from wmjax.rollout.results import EpisodeRecord, read_header, read_records
+from wmjax.rollout.results import EpisodeRecord, actor_label, read_header, read_records
 
 REPORT = "report.html"
 """What a whole evaluation leaves last."""

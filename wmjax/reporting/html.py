@@ -5,7 +5,7 @@ Text is escaped unless it is :class:`Html` already.
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 VOID = frozenset({"br", "hr", "meta"})
@@ -47,14 +47,6 @@ def _attribute(name: str, value: object) -> str:
 
 DOT = " \N{MIDDLE DOT} "
 DASH = "\N{EM DASH}"
-
-
-def actor_label(header: Mapping[str, Any]) -> str:
-    """Who acted, in a few words: the recipe of a policy, the name of a scripted actor."""
-    experiment = header.get("experiment")
-    if isinstance(experiment, Mapping):
-        return str(experiment.get("recipe", "policy"))
-    return str(header.get("actor", "unknown actor"))
 
 
 def section(name: str, heading: str, *content: object) -> Html:

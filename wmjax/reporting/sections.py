@@ -14,7 +14,6 @@ from wmjax.reporting.html import (
     DASH,
     DOT,
     Html,
-    actor_label,
     element,
     join,
     labelled,
@@ -25,7 +24,7 @@ from wmjax.reporting.html import (
     table,
 )
 from wmjax.reporting.video.decision_strip import measured_by
-from wmjax.rollout.results import EpisodeRecord, flatten
+from wmjax.rollout.results import EpisodeRecord, actor_label, flatten
 
 TRAINING = {
     "train.steps": "Steps",

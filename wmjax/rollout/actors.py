@@ -1,7 +1,7 @@
 """Who acts in a rollout: scripted actors that check the simulator, and recordings that check the whole path.
 
 An actor is asked for action chunks by the runner, for several episodes at once. The one that wraps a trained
-policy is in :mod:`wmjax.rollout.policy_actor`, because it needs jax.
+policy is in :mod:`wmjax.policy.policy_actor`, because it needs jax.
 """
 
 import dataclasses

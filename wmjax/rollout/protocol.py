@@ -224,6 +224,6 @@ def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path
     for name, change in CHANGES.items():
         value = getattr(protocol, change.field)
         if value != getattr(unchanged, change.field):
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(":", ".")
             parts.append(f"{'n' if name == 'episodes' else name.replace('-', '_')}{text}")
     return root / "-".join(parts)

@@ -133,6 +133,14 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def actor_label(header: Mapping[str, Any]) -> str:
+    """Who acted, in a few words: the recipe of a policy, the name of a scripted actor."""
+    experiment = header.get("experiment")
+    if isinstance(experiment, Mapping):
+        return str(experiment.get("recipe", "policy"))
+    return str(header.get("actor", "unknown actor"))
+
+
 def read_records(folder: Path, *, torn: bool = False) -> list[EpisodeRecord]:
     """The finished episodes of an evaluation, in the order they ended.
 

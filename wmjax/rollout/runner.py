@@ -12,11 +12,8 @@ from jaxtyping import UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
-from wmjax.reporting.video.clips import Videos
-from wmjax.reporting.video.decision_strip import Decided, draw_decisions
-from wmjax.reporting.video.imagination_strip import Imagined, draw_strips
-from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
+from wmjax.rollout.decisions import Decided, EpisodeVideos, Imagined
 from wmjax.rollout.execution import Execution, Schedule, blank, dropped_cameras
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
@@ -63,7 +60,6 @@ class Runner:
         results: takes the finished episodes.
         videos: takes frames of some of them.
         recipe_hash: noted with every episode.
-        album: shows what was imagined in training frames.
 
     """
 
@@ -73,14 +69,13 @@ class Runner:
         actor: Actor,
         protocol: Protocol,
         results: Results,
-        videos: Videos,
+        videos: EpisodeVideos,
         recipe_hash: str = "",
-        album: Album | None = None,
     ) -> None:
         _require_fit(actor, protocol)
         self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
-        self._results, self._videos, self._recipe_hash, self._album = results, videos, recipe_hash, album
+        self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
         self._schedule = Schedule([])
         self._running: dict[int, _Running] = {}
         self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
@@ -256,9 +251,7 @@ class Runner:
             captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             name = f"{episode.init}-{episode.index}"
             frames = np.concatenate(run.frames)
-            strips = [draw_strips(run.imagined, len(frames), self._album)] if run.imagined else []
-            strips += [draw_decisions(run.decided, len(frames), self._action_spec)] if run.decided else []
-            self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, strips)
+            self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, run.imagined, run.decided)
 
     def _caption(self, run: _Running, step: int) -> str:
         numbers = "   ".join(f"{name} {values[-1]:.3g}" for name, values in run.info.items())

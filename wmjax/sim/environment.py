@@ -3,7 +3,7 @@
 ``env = "libero"`` in a protocol names an environment of :data:`ENVIRONMENTS`, ``env = "package.module:Class"`` a class
 of any installed package. Worker processes import that class and build one environment for each task. The parent
 imports it too, for its class attributes: a module of an environment imports its simulator inside functions.
-``docs/extending_environment.md`` adds one.
+``docs/extending.md`` adds one.
 """
 
 from collections.abc import Mapping

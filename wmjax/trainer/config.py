@@ -81,9 +81,10 @@ class Inputs:
         return self.latents.spec if self.latents is not None and self.loader.include_latents else None
 
     @property
-    def camera(self) -> int:
-        """Index of the latents' camera; arms that read none share its shifts."""
-        return 0 if self.latents is None else self.store.spec.cameras.index(self.latents.spec.camera)
+    def cameras(self) -> tuple[int, ...]:
+        """Indices of the latents' cameras; variants that read none share their shifts."""
+        names = self.store.spec.cameras[:1] if self.latents is None else self.latents.spec.cameras
+        return tuple(self.store.spec.cameras.index(name) for name in names)
 
     @property
     def split_hash(self) -> str:

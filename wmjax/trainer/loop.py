@@ -119,7 +119,7 @@ def train(
             ema_decay=config.ema_decay,
             max_shift=max_shift,
             state_noise=config.state_noise,
-            camera=inputs.camera,
+            cameras=inputs.cameras,
         ),
         donate_argnums=0,
         out_shardings=(state_sharding, None),

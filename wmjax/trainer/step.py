@@ -51,22 +51,26 @@ def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_
     )
 
 
-def augment(batch: Batch, key: Array, max_shift: int, state_noise: Float32[Array, "state"], camera: int = 0) -> Batch:
-    """Shifts the latents' camera as their view was shifted, the others at random, and jitters the state.
+def augment(
+    batch: Batch, key: Array, max_shift: int, state_noise: Float32[Array, "state"], cameras: tuple[int, ...] = (0,)
+) -> Batch:
+    """Shifts the latents' cameras as their view was shifted, the others at random, and jitters the state.
 
     Args:
         batch: uint8 images ``[B, C, H, W, 3]``, ``shift`` ``[B, 2]`` in pixels, raw state.
         key: this step's key.
         max_shift: largest random shift, pixels.
         state_noise: standard deviation per state dimension, raw units.
-        camera: index of the camera that the latents, and with them ``shift``, belong to.
+        cameras: indices of the cameras that the latents, and with them ``shift``, belong to.
 
     """
     images, size = batch["images"], batch["images"].shape[0]
     shift_key, noise_key = jax.random.split(key)
-    random = jax.random.randint(shift_key, (size, images.shape[1] - 1, 2), -max_shift, max_shift + 1)
+    random = jax.random.randint(shift_key, (size, images.shape[1] - len(cameras), 2), -max_shift, max_shift + 1)
     given = batch["shift"][:, None].astype(random.dtype)
-    shift = jnp.concatenate([random[:, :camera], given, random[:, camera:]], 1)
+    others = iter(range(random.shape[1]))
+    chosen = [given if i in cameras else random[:, (other := next(others)) : other + 1] for i in range(images.shape[1])]
+    shift = jnp.concatenate(chosen, 1)
     state = batch["state"] + state_noise * jax.random.normal(noise_key, batch["state"].shape)
     return {**batch, "images": jax.vmap(jax.vmap(_shift_one))(images, shift), "state": state}
 
@@ -85,16 +89,16 @@ def make_train_step(
     ema_decay: float,
     max_shift: int,
     state_noise: float,
-    camera: int = 0,
+    cameras: tuple[int, ...] = (0,),
 ) -> Callable[[TrainState, nnx.State, Batch, Prompt], tuple[TrainState, Metrics]]:
     """The update ``(state, frozen, batch, prompts) -> (state, metrics)``; differentiates ``state.params`` only.
 
-    ``camera`` is the index of the latents' camera, see :func:`augment`.
+    ``cameras`` are the indices of the latents' cameras, see :func:`augment`.
     """
     noise = jnp.asarray(action_spec.state_scale, jnp.float32) * state_noise
 
     def train_step(state: TrainState, frozen: nnx.State, batch: Batch, prompts: Prompt) -> tuple[TrainState, Metrics]:
-        batch = augment(batch, named_key(seed, "augment", state.step), max_shift, noise, camera)
+        batch = augment(batch, named_key(seed, "augment", state.step), max_shift, noise, cameras)
         inputs = model_input(batch, prompts, action_spec, encoder_spec)
         action = normalise_action(batch["action"], action_spec)
 
@@ -129,8 +133,7 @@ def make_eval_step(
         action = normalise_action(batch["action"], action_spec)
         model = nnx.merge(graph, params, frozen)
         value, metrics = model.loss(inputs, action, batch["action_mask"], named_key(seed, "eval", index), train=False)
-        noise = jax.random.normal(named_key(seed, "eval noise", index), action.shape)
-        predicted, _ = model.sample(inputs, noise)
+        predicted, _ = model.sample(inputs, named_key(seed, "eval noise", index))
         return predicted, {**metrics, "loss": value}
 
     return eval_step

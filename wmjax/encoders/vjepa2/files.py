@@ -83,14 +83,16 @@ def resolve_folder(name: str) -> Path:
         ) from error
 
 
-def encoder_spec(name: str, grid: int = 4, clip_length: int = 4, camera: str = "agentview") -> EncoderSpec:
+def encoder_spec(
+    name: str, grid: int = 4, clip_length: int = 4, cameras: tuple[str, ...] = ("agentview",)
+) -> EncoderSpec:
     """The spec of latents made with an encoder: identity from its weight files, statistics still empty.
 
     Args:
         name: ``mini``, ``vitl``, ``vitg``, a folder, or a hub id.
         grid: pooling grid; 0 keeps every token (recorded as the encoder's own grid).
         clip_length: frames per clip.
-        camera: the camera whose frames are encoded.
+        cameras: the cameras whose frames are encoded.
 
     Raises:
         UserError: unknown encoder, or a clip or grid that does not fit it.
@@ -103,15 +105,19 @@ def encoder_spec(name: str, grid: int = 4, clip_length: int = 4, camera: str = "
         raise UserError(f"clip length {clip_length} is not a multiple of the encoder's tubelet {config.tubelet_size}")
     if grid < 0 or (grid and config.grid_size % grid):
         raise UserError(f"pooling grid {grid} does not divide the encoder's {config.grid_size}x{config.grid_size}")
-    revision = _read_json(folder).get("wmjax_revision", "published")
+    side = grid or config.grid_size
     return EncoderSpec(
+        kind="vjepa2",
         name=folder.name if Path(name).is_dir() else name,
-        revision=str(revision),
         weights_hash=weights_hash(folder),
+        parameters={
+            "revision": str(_read_json(folder).get("wmjax_revision", "published")),
+            "resize": config.resize,
+            "image_size": config.image_size,
+            "pooling_grid": side,
+        },
         clip_length=clip_length,
-        image_size=config.image_size,
-        pooling_grid=grid or config.grid_size,
-        camera=camera,
+        cameras=cameras,
+        tokens_per_frame=side**2 * len(cameras),
         dim=config.hidden_size,
-        resize=0 if config.resize == config.image_size else config.resize,
     )

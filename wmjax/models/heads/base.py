@@ -1,10 +1,12 @@
-"""Action heads: both read exactly the same post-injection tokens and answer in float32, normalised actions.
+"""The seam of action heads, and what the heads here share (gripper, masking).
 
-This file has what the heads share (gripper, masking) and the regression head; ``flow.py`` has flow matching.
+A head turns the post-injection action tokens into a chunk of normalised actions, in float32. It is one class: it owns
+its settings (``Config``), its loss and its sampling, and draws its own noise. ``model.head.kind`` names it, by a name
+of :data:`HEADS` or as ``package.module:Class``; ``docs/extending.md`` shows how to add one.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,41 +15,41 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
+from wmjax.core.registry import Registry
 from wmjax.models.nn.transformer import Mlp, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Which head and what it learns.
+    """The settings of a head: a head's own ones are the fields of its subclass."""
 
-    ``gripper`` says whether the last action dimensions, the grippers, are regressed with the others or classified by a
-    head of their own, whose loss weighs ``gripper_weight``. ``regression_loss`` concerns the regression head; the rest
-    the flow head: ``draws`` of noise and time per sample and ``time_beta``, the Beta distribution of the flow time (one
-    of the two must be 1) in training; ``steps``, ``solver`` and the scale of the initial noise in sampling.
+    kind: str = "flow"
+
+    @classmethod
+    def select(cls, values: dict[str, Any]) -> "type[HeadConfig]":
+        """The settings' class of the head that ``values`` name."""
+        return HEADS.resolve(values.get("kind", cls.kind)).Config
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the sampled chunk depends on the key."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class GripperConfig(HeadConfig):
+    """Whether the last action dimensions, the grippers, are regressed with the others or classified by their own head.
+
+    The classification's loss weighs ``gripper_weight``.
     """
 
-    kind: Literal["regression", "flow"] = "flow"
     gripper: Literal["binary", "regress"] = "binary"
     gripper_weight: float = 0.5
-    regression_loss: Literal["mse", "l1", "huber"] = "l1"
-    draws: int = 4
-    time_beta: tuple[float, ...] = (1.5, 1.0)
-    steps: int = 10
-    solver: Literal["euler", "heun"] = "euler"
-    noise_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if len(self.time_beta) != 2 or 1.0 not in self.time_beta or min(self.time_beta) <= 0:
-            raise UserError(
-                f"head.time_beta is {self.time_beta}; use two positive numbers of which one is 1.0, as in [1.5, 1.0]"
-            )
-        if self.draws < 1 or self.steps < 1:
-            raise UserError(f"head.draws is {self.draws} and head.steps {self.steps}; both must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSizes:
-    """Sizes: ``hidden`` of the regression and gripper MLPs, the others of the flow head's transformer."""
+    """Sizes, which a scale sets whatever the head: ``hidden`` is that of MLPs, the others are of a transformer."""
 
     hidden: int = 256
     width: int = 192
@@ -72,8 +74,28 @@ class HeadLoss(NamedTuple):
     metrics: Metrics
 
 
-class ActionHead(Protocol):
-    """What the VLA asks of a head; ``tokens`` are float32 ``[batch, chunk, hidden]``."""
+class ActionHead(nnx.Module):
+    """What the VLA asks of a head; ``tokens`` are float32, action step i stands at token i."""
+
+    Config: ClassVar[type[HeadConfig]] = HeadConfig
+    """The class of its settings."""
+
+    def __init__(
+        self,
+        config: Any,
+        sizes: HeadSizes,
+        *,
+        hidden_dim: int,
+        action_dim: int,
+        grippers: int,
+        chunk: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Builds it for tokens of ``hidden_dim`` channels and chunks of ``chunk`` x ``action_dim``.
+
+        The last ``grippers`` dimensions of a normalised action are gripper commands, -1 open and +1 closed.
+        """
+        raise NotImplementedError
 
     def loss(
         self,
@@ -82,14 +104,43 @@ class ActionHead(Protocol):
         mask: Bool[Array, "batch chunk"],
         key: jax.Array,
     ) -> HeadLoss:
-        """The loss over the unmasked steps."""
-        ...
+        """The loss over the unmasked steps; its metrics have ``action/arm``, the loss of the arm's dimensions."""
+        raise NotImplementedError
 
     def sample(
-        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
     ) -> Float32[Array, "batch chunk action"]:
-        """One action chunk per sample; standard normal ``noise`` is all its randomness."""
-        ...
+        """One action chunk per sample.
+
+        Args:
+            tokens: post-injection action tokens.
+            key: one key for the batch, or one per row, so that rows do not depend on each other: see
+                :func:`draw_noise`.
+
+        """
+        raise NotImplementedError
+
+
+HEADS: Registry[ActionHead] = Registry(
+    "model.head.kind",
+    {
+        "regression": "wmjax.models.heads.regression:RegressionHead",
+        "flow": "wmjax.models.heads.flow:FlowHead",
+    },
+)
+"""The heads that have a name."""
+
+
+def default_head() -> HeadConfig:
+    """The settings of the head that a recipe gets if it names none."""
+    return HeadConfig.select({})()
+
+
+def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> Float32[Array, "*shape"]:
+    """Standard normal noise of ``shape``, from one key, or row by row from one key per row (``[shape[0]]`` keys)."""
+    if key.ndim == 0:
+        return jax.random.normal(key, shape)
+    return jax.vmap(lambda row: jax.random.normal(row, shape[1:]))(key)
 
 
 def masked_mean(values: Float32[Array, "batch chunk *rest"], mask: Bool[Array, "batch chunk"]) -> Float32[Array, ""]:

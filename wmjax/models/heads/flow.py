@@ -6,21 +6,26 @@ Training draws t from Beta(1.5, 1), which favours the clean end, t = 1. pi0 favo
 from the action to the noise): that is ``head.time_beta`` [1.0, 1.5] here.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
+from wmjax.core.errors import UserError
 from wmjax.models.heads.base import (
+    ActionHead,
+    GripperConfig,
     GripperHead,
     HeadConfig,
     HeadLoss,
     HeadSizes,
     add_gripper,
     arm_and_gripper,
+    draw_noise,
     masked_mean,
 )
 from wmjax.models.nn.transformer import Attention, KeyValue, Mlp, layer_norm, linear, table
@@ -29,7 +34,36 @@ TIME_FEATURES = 64
 """Width of the sinusoidal embedding of the flow time."""
 
 NOISE, TIME = 0, 1
-"""Names folded into the head's key."""
+"""Names folded into the loss's key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig(GripperConfig):
+    """``draws`` of noise and time per sample and ``time_beta``, the Beta distribution of the flow time, in training.
+
+    One of the two parameters of the distribution must be 1. ``steps``, ``solver`` and ``noise_scale``, the scale of
+    the initial noise, concern sampling.
+    """
+
+    kind: str = "flow"
+    draws: int = 4
+    time_beta: tuple[float, ...] = (1.5, 1.0)
+    steps: int = 10
+    solver: Literal["euler", "heun"] = "euler"
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.time_beta) != 2 or 1.0 not in self.time_beta or min(self.time_beta) <= 0:
+            raise UserError(
+                f"head.time_beta is {self.time_beta}; use two positive numbers of which one is 1.0, as in [1.5, 1.0]"
+            )
+        if self.draws < 1 or self.steps < 1:
+            raise UserError(f"head.draws is {self.draws} and head.steps {self.steps}; both must be at least 1")
+
+    @property
+    def stochastic(self) -> bool:
+        """Sampling starts from noise."""
+        return True
 
 
 def sample_time(key: jax.Array, shape: tuple[int, ...], beta: tuple[float, ...]) -> Float32[Array, "*shape"]:
@@ -92,12 +126,14 @@ class FlowLayer(nnx.Module):
         return x + self.mlp(self.norm(x) * (1.0 + scale[4]) + scale[5])
 
 
-class FlowHead(nnx.Module):
+class FlowHead(ActionHead):
     """Flow matching on the chunk; the grippers are part of the chunk or have their own binary head."""
+
+    Config: ClassVar[type[HeadConfig]] = FlowConfig
 
     def __init__(
         self,
-        config: HeadConfig,
+        config: FlowConfig,
         sizes: HeadSizes,
         *,
         hidden_dim: int,
@@ -105,13 +141,10 @@ class FlowHead(nnx.Module):
         grippers: int,
         chunk: int,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         classified, width = grippers if config.gripper == "binary" else 0, sizes.width
-        self.config, self.regressed_dim, self.regressed_grippers = (
-            config,
-            action_dim - classified,
-            grippers - classified,
-        )
+        self.config, self.action_dim, self.regressed_dim = config, action_dim, action_dim - classified
+        self.regressed_grippers = grippers - classified
         self.token_norm = layer_norm(hidden_dim, rngs=rngs)
         self.token_in = linear(hidden_dim, width, dtype=jnp.float32, rngs=rngs)
         self.action_in = linear(self.regressed_dim, width, axes=(None, "embed"), dtype=jnp.float32, rngs=rngs)
@@ -163,9 +196,16 @@ class FlowHead(nnx.Module):
         return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
 
     def sample(
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
+    ) -> Float32[Array, "batch chunk action"]:
+        """Integrates from noise drawn here; the tokens' keys and values are computed once."""
+        noise = draw_noise(key, (*tokens.shape[:2], self.action_dim))
+        return self.integrate(tokens, noise)
+
+    def integrate(
         self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
     ) -> Float32[Array, "batch chunk action"]:
-        """Integrates from the noise; the tokens' keys and values are computed once."""
+        """The chunk that standard normal ``noise`` flows to."""
         condition = self.condition(tokens)
 
         def velocity(x: Array, time: Array) -> Array:

@@ -1,6 +1,7 @@
 """Regression head: LayerNorm and an MLP per action token, in float32, on normalised actions."""
 
-from typing import Literal
+import dataclasses
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.models.heads.base import (
+    ActionHead,
+    GripperConfig,
     GripperHead,
     HeadConfig,
     HeadLoss,
@@ -20,6 +23,14 @@ from wmjax.models.heads.base import (
 from wmjax.models.nn.transformer import Mlp, layer_norm
 
 
+@dataclasses.dataclass(frozen=True)
+class RegressionConfig(GripperConfig):
+    """``regression_loss`` is that of each regressed value; Huber's threshold is 1."""
+
+    kind: str = "regression"
+    regression_loss: Literal["mse", "l1", "huber"] = "l1"
+
+
 def elementwise(kind: Literal["mse", "l1", "huber"], error: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """The regression loss of each value; Huber with threshold 1."""
     if kind == "mse":
@@ -27,12 +38,14 @@ def elementwise(kind: Literal["mse", "l1", "huber"], error: Float32[Array, "*sha
     return jnp.abs(error) if kind == "l1" else optax.huber_loss(error)
 
 
-class RegressionHead(nnx.Module):
+class RegressionHead(ActionHead):
     """LayerNorm and an MLP per token: action step i from token i."""
+
+    Config: ClassVar[type[HeadConfig]] = RegressionConfig
 
     def __init__(
         self,
-        config: HeadConfig,
+        config: RegressionConfig,
         sizes: HeadSizes,
         *,
         hidden_dim: int,
@@ -40,13 +53,10 @@ class RegressionHead(nnx.Module):
         grippers: int,
         chunk: int,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         classified = grippers if config.gripper == "binary" else 0
-        self.config, self.regressed_dim, self.regressed_grippers = (
-            config,
-            action_dim - classified,
-            grippers - classified,
-        )
+        self.config, self.regressed_dim = config, action_dim - classified
+        self.regressed_grippers = grippers - classified
         self.norm = layer_norm(hidden_dim, rngs=rngs)
         self.mlp = Mlp(hidden_dim, sizes.hidden, self.regressed_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
         self.gripper = GripperHead(hidden_dim, sizes, classified, rngs=rngs) if classified else None
@@ -67,8 +77,8 @@ class RegressionHead(nnx.Module):
         return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
 
     def sample(
-        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array
     ) -> Float32[Array, "batch chunk action"]:
-        """The prediction; ``noise`` is not used."""
+        """The prediction; ``key`` is not used."""
         arm = self.mlp(self.norm(tokens))
         return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

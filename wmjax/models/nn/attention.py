@@ -1,7 +1,7 @@
 """The one attention function of all models, with a selectable implementation.
 
-``xla`` runs everywhere. ``cudnn`` is the flash attention of cuDNN (GPU, half precision) and ``splash`` the
-block-sparse flash attention of the Pallas library (TPU); both come from JAX. All compute the same function.
+``xla`` runs everywhere. ``cudnn`` is the flash attention of cuDNN (GPU, half precision), which comes with JAX. Both
+compute the same function.
 """
 
 from typing import Literal, get_args
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from wmjax.core.errors import unknown_name
 
-Implementation = Literal["xla", "cudnn", "splash"]
+Implementation = Literal["xla", "cudnn"]
 
 MASKED = -1e30
 """Score of a masked pair: finite, so that a row without any valid key stays finite as well."""
@@ -46,10 +46,7 @@ def attention(
     if implementation == "xla":
         return _xla(query, key, value, mask, causal)
     if implementation == "cudnn":
-        pairs = None if mask is None else mask[:, None, None, :]
-        return jax.nn.dot_product_attention(query, key, value, mask=pairs, is_causal=causal, implementation="cudnn")
-    if implementation == "splash":
-        return _splash(query, key, value, mask, causal)
+        return _fused(query, key, value, mask, causal)
     raise unknown_name("attention implementation", implementation, get_args(Implementation))
 
 
@@ -80,41 +77,20 @@ def _xla(
     return out.reshape(batch, target, heads, dim)
 
 
-def _splash(
+def _fused(
     query: Float[Array, "batch target heads dim"],
     key: Float[Array, "batch source kv_heads dim"],
     value: Float[Array, "batch source kv_heads dim"],
     mask: Bool[Array, "batch source"] | None,
     causal: bool,
-    interpret: bool = False,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "batch target heads dim"]:
-    """Splash attention: padding keys get another segment id than all queries."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    """JAX's own attention. cuDNN takes a mask of every pair, ``[batch, 1, target, source]``, and broadcasts heads only.
 
-    target, heads, dim = query.shape[1:]
-    source, kv_heads = key.shape[1], key.shape[2]
-    one: masks.Mask = masks.CausalMask((target, source)) if causal else masks.FullMask((target, source))
-    block = min(target, source, 512)
-    kernel = splash.make_splash_mha(
-        mask=masks.MultiHeadMask([one] * heads),
-        block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
-    k = jnp.repeat(key, heads // kv_heads, axis=2)
-    v = jnp.repeat(value, heads // kv_heads, axis=2)
-    valid = jnp.ones(key.shape[:2], bool) if mask is None else mask
-    segments = splash.SegmentIds(q=jnp.ones(query.shape[:2], jnp.int32), kv=valid.astype(jnp.int32))
-    by_head = [x.transpose(0, 2, 1, 3) for x in (query * dim**-0.5, k, v)]
-    return jax.vmap(kernel)(*by_head, segments).transpose(0, 2, 1, 3)
+    ``implementation`` is JAX's: its ``xla`` runs the same call, mask included, where there is no GPU.
+    """
+    pairs = None
+    if mask is not None:
+        shape = (query.shape[0], 1, query.shape[1], key.shape[1])
+        pairs = jnp.broadcast_to(mask[:, None, None, :], shape)
+    return jax.nn.dot_product_attention(query, key, value, mask=pairs, is_causal=causal, implementation=implementation)

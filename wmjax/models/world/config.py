@@ -1,4 +1,7 @@
-"""The arms of the experiment: what predicts the world memory, what it is trained on, whether the policy sees it."""
+"""The settings of the world memory: what it is made from, what trains it, and whether the action tokens attend to it.
+
+``train/variants`` has the combinations that the experiment compares; docs/experiments.md says what each isolates.
+"""
 
 import dataclasses
 from typing import Literal, get_args
@@ -12,7 +15,7 @@ Input = Literal["none", "latents", "constant", "copy", "hidden"]
 
 @dataclasses.dataclass(frozen=True)
 class WorldMemoryConfig:
-    """An arm of the experiment.
+    """What distinguishes the variants of the experiment.
 
     ``input`` is what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
     Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
@@ -51,19 +54,8 @@ class WorldMemoryConfig:
         return self.input in ("latents", "copy", "hidden")
 
 
-ARMS: dict[str, WorldMemoryConfig] = {
-    "e0": WorldMemoryConfig(input="none", world_loss=0.0, inject=False),
-    "e0plus": WorldMemoryConfig(input="constant", world_loss=0.0),
-    "e1copy": WorldMemoryConfig(input="copy", world_loss=0.0),
-    "e1": WorldMemoryConfig(input="latents", world_loss=0.0),
-    "e2": WorldMemoryConfig(input="latents"),
-    "e2aux": WorldMemoryConfig(input="hidden", inject=False),
-}
-"""The experiment matrix of docs/design.md."""
-
-
 def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None:
-    """Refuses a condition that the arm has no Prophet for, or that would show true actions to the action tokens.
+    """Refuses a condition that the variant has no Prophet for, or that would show true actions to the action tokens.
 
     Raises:
         UserError: names the settings that do not fit.
@@ -88,7 +80,7 @@ def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None
 
 
 def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Corruption) -> str | None:
-    """Why an arm cannot be evaluated with an oracle or a corruption, and what to do; None if it can.
+    """Why a variant cannot be evaluated with an oracle or a corruption, and what to do; None if it can.
 
     An oracle replaces a prediction of the future that the actions depend on, a corruption any memory that they see.
     """
@@ -100,7 +92,7 @@ def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Co
     if corruption != "none" and not memory.inject:
         return (
             f"corruption is {corruption!r}, but the policy acts without a world memory (memory.inject is false); "
-            "evaluate an arm that injects one, or leave corruption out"
+            "evaluate a variant that injects one, or leave corruption out"
         )
     if corruption in SHUFFLED and memory.input == "constant":
         return (

@@ -12,11 +12,11 @@ from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.models.nn.stack import stack_layers
 from wmjax.models.world.conditioning import Context, ContextSizes
-from wmjax.models.world.config import ARMS, Input, WorldMemoryConfig
+from wmjax.models.world.config import Input, WorldMemoryConfig
 from wmjax.models.world.injection import GatedCrossAttention, Injection, InjectionConfig
 from wmjax.models.world.prophet import Prophet, ProphetConfig, WorldLossConfig, world_loss, world_metrics
 
-__all__ = ["ARMS", "Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"]
+__all__ = ["Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"]
 
 DROPOUT, NOISE = 0, 1
 """Names folded into the memory's key."""
@@ -37,7 +37,7 @@ class WorldOutput(NamedTuple):
 
 
 class WorldMemory(nnx.Module):
-    """Prophet and gated cross-attention, as far as the arm has them. Never sees a true future in ``__call__``."""
+    """Prophet and gated cross-attention, as far as the variant has them. Never sees a true future in ``__call__``."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class WorldMemory(nnx.Module):
             )
 
         several = len(self.layers)
-        # Before the Prophet, which e1copy lacks: what the arms share starts from the same values at one seed.
+        # Before the Prophet, which e1copy lacks: what the variants share starts from the same values at one seed.
         self.injection = (stack_layers(make, several, rngs) if several else make(rngs)) if config.inject else None
         source = hidden_dim if config.input == "hidden" else None
         self.prophet = (
@@ -242,7 +242,7 @@ class WorldMemory(nnx.Module):
     def recall(
         self, latents: Float32[Array, "batch history tokens dim"] | None, batch: int, told: Context | None = None
     ) -> Float32[Array, "batch future tokens dim"]:
-        """The memory of arms that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
+        """The memory of variants that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
         if self.prophet is None:
             return self._copy(latents)
         if self.config.input == "constant":

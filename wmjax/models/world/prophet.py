@@ -1,7 +1,7 @@
 """The Prophet: predicts future V-JEPA latents from a history of them.
 
 Learned queries for ``future`` frames x ``tokens`` positions attend to themselves and to a context: the latent
-history (arms e1, e2), or the VLM's hidden states (e2aux). Space and time embeddings are factorised.
+history (variants e1, e2), or the VLM's hidden states (e2aux). Space and time embeddings are factorised.
 """
 
 import dataclasses

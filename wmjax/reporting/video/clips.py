@@ -11,6 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.core.files import atomic_path
+from wmjax.core.specs import ActionSpec
+from wmjax.reporting.video.decision_strip import draw_decisions
+from wmjax.reporting.video.imagination_strip import draw_strips
+from wmjax.reporting.video.nearest_frames import Album
+from wmjax.rollout.decisions import Decided, Imagined
 
 CAPTION = 48
 """Height of the caption strip, pixels: three lines."""
@@ -28,11 +33,15 @@ class Videos:
         folder: of the mp4 files, which are named after episode and outcome and never overwritten.
         per_task: 0 keeps none.
         rate: frames per second of simulated time.
+        action: what the actions are.
+        album: shows what was imagined in training frames.
 
     """
 
-    def __init__(self, folder: Path, per_task: int, rate: float) -> None:
-        self._folder = Path(folder)
+    def __init__(
+        self, folder: Path, per_task: int, rate: float, action: ActionSpec, album: Album | None = None
+    ) -> None:
+        self._folder, self._action, self._album = Path(folder), action, album
         self._per_task = per_task
         self._rate = rate
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -53,7 +62,8 @@ class Videos:
         outcome: str,
         frames: Frames,
         captions: Sequence[str],
-        strips: Sequence[Strips] = (),
+        imagined: Sequence[Imagined] = (),
+        decided: Sequence[Decided] = (),
     ) -> Path:
         """Writes one video and returns its path.
 
@@ -64,7 +74,8 @@ class Videos:
             outcome: ``success`` or ``failure``.
             frames: in order.
             captions: one per frame; long lines are wrapped.
-            strips: pictures per frame to show one below the other under the caption, cut at the video's width.
+            imagined: what was imagined at each decision, drawn below the caption.
+            decided: the decisions, drawn below that.
 
         """
         name = f"{suite}-{task_id}__{episode}__{outcome}"
@@ -73,6 +84,8 @@ class Videos:
         while path.exists():
             path = self._folder / f"{name}__{copy}.mp4"
             copy += 1
+        strips = [draw_strips(imagined, len(frames), self._album)] if imagined else []
+        strips += [draw_decisions(decided, len(frames), self._action)] if decided else []
         write_video(path, frames, captions, self._rate, strips)
         self._counts[f"{suite}-{task_id}", outcome] += 1
         return path

@@ -1,35 +1,19 @@
 """What a policy decided during an episode, under its video: the action chunk, and its numbers on the time line."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.core.specs import ActionSpec
+from wmjax.rollout.decisions import Decided
 
 CELL, LEFT, LINE = 12, 40, 16
 """Side of a cell of the chunk, width of the row names, height of the column names; pixels."""
 PLOT, GAP, LABEL = 160, 12, 120
 """Width of a time line, space before it, width of its name; pixels."""
 INK = {"blue": (88, 134, 255), "red": (255, 96, 84), "line": (190, 190, 190), "cursor": (255, 214, 10)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Decided:
-    """One decision.
-
-    Attributes:
-        frame: index of the newest frame that it saw.
-        actions: the chunk, raw.
-        numbers: what the policy reported, such as ``memory/gate`` and ``world/error``.
-
-    """
-
-    frame: int
-    actions: Float32[np.ndarray, "steps action"]
-    numbers: Mapping[str, float]
 
 
 def measured_by(name: str) -> str:

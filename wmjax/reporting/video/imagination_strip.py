@@ -1,40 +1,19 @@
 """What a policy imagined during an episode, as a strip under its video: predicted above what came, and real frames."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.reporting.video.latent_colours import LatentColours, on_grid
 from wmjax.reporting.video.nearest_frames import Album
+from wmjax.rollout.decisions import Imagined
 
 CELL, GAP, LEFT, LINE = 48, 4, 66, 16
 """Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
 UNKNOWN = 40
 """Grey of a frame that no decision has seen: after the last one, or between the ``seen`` of two."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Imagined:
-    """One decision's latents, in the space in which the Prophet predicts.
-
-    Attributes:
-        frame: index of the newest frame that the decision saw.
-        seen: the newest frames' latents, oldest first, up to z(t).
-        predicted: ẑ(t+1), ẑ(t+2), ..., one per frame.
-
-    """
-
-    frame: int
-    seen: Float32[np.ndarray, "seen tokens dim"]
-    predicted: Float32[np.ndarray, "future tokens dim"]
-
-    @property
-    def latents(self) -> Float32[np.ndarray, "1+future tokens dim"]:
-        """z(t), then ẑ(t+1), ẑ(t+2), ..."""
-        return np.concatenate([self.seen[-1:], self.predicted])
 
 
 def draw_strips(

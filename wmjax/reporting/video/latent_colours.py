@@ -1,6 +1,7 @@
 """Latents as colours: the three directions in which they vary most become red, green and blue."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -61,9 +62,10 @@ class LatentColours:
 
 
 def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch grid grid dim"]:
-    """Tokens at their place in the image; a pooled one is a grid of 1."""
-    side = round(latents.shape[-2] ** 0.5)
-    return latents.reshape(*latents.shape[:-2], side, side, latents.shape[-1])
+    """Tokens at their place in the image; a pooled one is a grid of 1, two cameras' grids stand one below the other."""
+    tokens = latents.shape[-2]
+    columns = max(n for n in range(1, math.isqrt(tokens) + 1) if tokens % n == 0)
+    return latents.reshape(*latents.shape[:-2], tokens // columns, columns, latents.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)

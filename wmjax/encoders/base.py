@@ -1,0 +1,168 @@
+"""The seam of encoders: what turns clips of frames into latents, for a latent store and for a policy that acts.
+
+An encoder is one class: it owns its settings (``Config``), says what its latents are before anything is loaded
+(``describe``), and computes them with a pure function of frozen parameters (``apply``). ``encoder.kind`` names it, by a
+name of :data:`ENCODERS` or as ``package.module:Class``; ``docs/extending.md`` shows how to add one. This module imports
+neither jax nor torch, so that both frameworks can export.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from wmjax.core.errors import UserError
+from wmjax.core.registry import Registry
+from wmjax.core.specs import EncoderSpec
+from wmjax.data.latents import Backend
+from wmjax.data.shift import MAX_SHIFT, VIEWS
+
+Array = Any
+"""A numpy or jax array; this module must not import jax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder makes the latents, of which cameras, and how many views of each episode.
+
+    A view is shifted by up to ``max_shift`` pixels; the images of the other cameras are shifted as far. ``path`` is a
+    latent store that an export command wrote; empty, the latents are encoded once into the cache, by ``backend``. An
+    encoder sees clips of ``clip_length`` frames of one camera; the tokens of several ``cameras`` stand one after the
+    other. An encoder's own settings are the fields of its subclass.
+    """
+
+    kind: str = "vjepa2"
+    backend: Literal["jax", "torch"] = "jax"
+    views: int = VIEWS
+    max_shift: int = MAX_SHIFT
+    clip_length: int = 4
+    path: str = ""
+    cameras: tuple[str, ...] = ("agentview",)
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be honoured, before anything is recorded.
+
+        Raises:
+            UserError: names the setting, its value and the least that it may be.
+
+        """
+        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise UserError(f"encoder.cameras is {list(self.cameras)}; name at least one camera, and each once")
+
+    @classmethod
+    def select(cls, values: dict[str, Any]) -> "type[EncoderConfig]":
+        """The settings' class of the encoder that ``values`` name."""
+        return ENCODERS.resolve(values.get("kind", cls.kind)).Config
+
+    def with_spec(self, spec: EncoderSpec) -> "EncoderConfig":
+        """These settings with those that a spec records: what they must be to make its latents again."""
+        own = {field.name for field in dataclasses.fields(self)}
+        recorded = {name: value for name, value in spec.parameters.items() if name in own}
+        return dataclasses.replace(self, clip_length=spec.clip_length, cameras=spec.cameras, **recorded)
+
+
+class Exporter(Protocol):
+    """What computes the latents of a store, in any framework."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the latents are, without statistics."""
+
+    @property
+    def backend(self) -> Backend:
+        """The framework, which a store records."""
+
+    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
+        """z(t) of clips of one camera whose last frame is t, on the host."""
+
+
+class Encoder(abc.ABC):
+    """Frozen features of clips. In jax it acts; for a latent store it may have an exporter in another framework.
+
+    Attributes:
+        spec: what its latents are, without statistics.
+        params: a pytree of arrays, the frozen parameters; empty if there are none.
+
+    """
+
+    Config: ClassVar[type[EncoderConfig]] = EncoderConfig
+    """The class of its settings."""
+    backend: Backend = "jax"
+    spec: EncoderSpec
+    params: Any
+
+    @abc.abstractmethod
+    def __init__(self, config: Any) -> None:
+        """Loads the parameters.
+
+        Raises:
+            UserError: there are none, or they do not fit the settings.
+
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def describe(cls, config: Any) -> EncoderSpec:
+        """The spec of the latents that the settings ask for, without loading the encoder or importing a framework.
+
+        Raises:
+            UserError: no such encoder, or settings that do not fit it.
+
+        """
+
+    @classmethod
+    def shape(cls, config: Any) -> tuple[int | None, int | None]:
+        """Tokens per frame and their channels, None where only a download would tell."""
+        spec = cls.describe(config)
+        return spec.tokens_per_frame, spec.dim
+
+    @classmethod
+    def for_export(cls, config: Any) -> Exporter:
+        """The encoder in the framework that the settings name.
+
+        Raises:
+            UserError: there is none in that framework.
+
+        """
+        if config.backend != cls.backend:
+            raise UserError(
+                f"encoder.backend is {config.backend!r}; the encoder {config.kind} has {cls.backend!r} only, set it"
+            )
+        return cls(config)
+
+    @abc.abstractmethod
+    def apply(
+        self, params: Any, clips: UInt8[Array, "batch time height width 3"]
+    ) -> Float32[Array, "batch tokens dim"]:
+        """z(t) of clips of one camera whose last frame is t: pure and traceable by jax. Not normalised."""
+
+    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
+        """:meth:`apply` compiled, on the host."""
+        return np.asarray(self._compiled(self.params, clips))
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        import jax
+
+        return jax.jit(self.apply)
+
+
+ENCODERS: Registry[Encoder] = Registry("encoder.kind", {"vjepa2": "wmjax.encoders.vjepa2.encoder:VJEPA2"})
+"""The encoders that have a name."""
+
+
+def default_encoder() -> EncoderConfig:
+    """The settings of the encoder that a scale gets if it names none."""
+    return EncoderConfig.select({})()
+
+
+def describe(config: EncoderConfig) -> EncoderSpec:
+    """The spec of the latents that the settings ask for, see :meth:`Encoder.describe`."""
+    return ENCODERS.resolve(config.kind).describe(config)

@@ -1,0 +1,89 @@
+"""V-JEPA 2 as an :class:`wmjax.encoders.base.Encoder`. Imports neither jax nor torch until it is built."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jaxtyping import Float32, UInt8
+
+from wmjax.core.errors import UserError
+from wmjax.core.specs import EncoderSpec
+from wmjax.encoders.base import Array, Encoder, EncoderConfig, Exporter
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec, read_config, resolve_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class VJEPA2Settings(EncoderConfig):
+    """``model`` is ``mini``, ``vitl``, ``vitg``, a checkpoint's folder or a hub id.
+
+    Tokens are pooled to ``pooling_grid`` x ``pooling_grid``; 0 keeps all of them.
+    """
+
+    kind: str = "vjepa2"
+    model: str = "mini"
+    pooling_grid: int = 4
+
+    def __post_init__(self) -> None:
+        """As of every encoder; the pooling grid may not be negative."""
+        super().__post_init__()
+        if self.pooling_grid < 0:
+            raise UserError(f"encoder.pooling_grid is {self.pooling_grid}; set it to at least 0")
+
+
+class VJEPA2(Encoder):
+    """The last tubelet's tokens of a V-JEPA 2 encoder in Flax, pooled; PyTorch may export them too."""
+
+    Config: ClassVar[type[EncoderConfig]] = VJEPA2Settings
+
+    def __init__(self, config: VJEPA2Settings) -> None:
+        """Loads ``mini``, a checkpoint folder or a hub id.
+
+        Raises:
+            UserError: unknown encoder, damaged weights, a grid that does not fit.
+
+        """
+        from flax import nnx
+
+        from wmjax.encoders.vjepa2.weights import load_encoder
+
+        self.spec, self._grid = self.describe(config), config.pooling_grid
+        self._graph, self.params = nnx.split(load_encoder(resolve_folder(config.model)))
+
+    @classmethod
+    def describe(cls, config: VJEPA2Settings) -> EncoderSpec:
+        """Identity from the weight files, preprocessing and shape from ``config.json``."""
+        return encoder_spec(config.model, config.pooling_grid, config.clip_length, config.cameras)
+
+    @classmethod
+    def shape(cls, config: VJEPA2Settings) -> tuple[int | None, int | None]:
+        """What a hub's encoder is, only its files know."""
+        folder = MINI_FOLDER if config.model == "mini" else Path(config.model)
+        found = read_config(folder) if folder.is_dir() else None
+        grid = config.pooling_grid or (found.grid_size if found else 0)
+        return grid**2 * len(config.cameras) or None, found.hidden_size if found else None
+
+    @classmethod
+    def for_export(cls, config: VJEPA2Settings) -> Exporter:
+        """In Flax, or in PyTorch if the settings say so.
+
+        Raises:
+            UserError: the ``torch`` backend without PyTorch.
+
+        """
+        if config.backend == "jax":
+            return cls(config)
+        try:
+            from encoders_export.vjepa import TorchEncoder
+        except ImportError as error:
+            raise UserError(f"encoder.backend is 'torch' but {error}; run ./setup.sh export, or use 'jax'") from error
+        return TorchEncoder(config)
+
+    def apply(
+        self, params: Any, clips: UInt8[Array, "batch time height width 3"]
+    ) -> Float32[Array, "batch tokens dim"]:
+        """z(t) of clips that end at t."""
+        from flax import nnx
+
+        from wmjax.encoders.vjepa2.model import latents
+
+        return latents(nnx.merge(self._graph, params), clips, self._grid)

@@ -1,0 +1,150 @@
+"""A run's plan: everything that is resolved and checked once, before anything is recorded, encoded or trained."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from wmjax.core import distributed
+from wmjax.core.errors import UserError
+from wmjax.core.paths import cache_root
+from wmjax.core.specs import EncoderSpec
+from wmjax.data.store import TrainingStore
+from wmjax.experiment.checks import final_protocol, given_store, require_fit
+from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
+from wmjax.experiment.dimensions import of_store
+from wmjax.experiment.latent_settings import latent_spec
+from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, require_architecture, require_tokenizer
+from wmjax.models.prompts import tokenizer_folder
+from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
+from wmjax.trainer import checkpoint as checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class StartingWeights:
+    """Where a backbone's published weights lie, and their hash; both None if it starts from random values."""
+
+    folder: Path | None = None
+    hash: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """A run that can be trained and evaluated to its end, as far as that is known before it starts.
+
+    Attributes:
+        experiment: all settings.
+        folder: the run's folder.
+        store: the demonstrations that ``data.path`` names; None if they are recorded by the run.
+        latent_spec: of the latents that the run trains on; their statistics come with the store of latents.
+        weights: of the backbone.
+        protocol: of the closed-loop evaluation, on the tasks that are trained on; None without an evaluation.
+
+    """
+
+    experiment: Experiment
+    folder: Path
+    store: TrainingStore | None
+    latent_spec: EncoderSpec
+    weights: StartingWeights
+    protocol: Protocol | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``config.json`` holds: the resolved settings, and the identities of data and weights."""
+        identities = {"data_identity": self.experiment.data.identity(), "backbone_hash": self.weights.hash}
+        return json.loads(json.dumps({**to_dict(self.experiment), **identities}))
+
+    def evaluation_folder(self, checkpoint: Path) -> Path:
+        """Where the evaluation of a checkpoint leaves its results."""
+        assert self.protocol is not None
+        published = load_protocol(self.experiment.evaluation.protocol)
+        return protocol_folder(checkpoints.evaluations(checkpoint), self.protocol, published)
+
+
+def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: bool = True) -> RunPlan:
+    """Resolves and checks what a run depends on. Downloads what a hub holds, and records, writes and trains nothing.
+
+    Args:
+        experiment: all settings.
+        folder: the run's folder; ``<cache>/runs/<name>`` when None.
+        evaluates: whether the closed-loop evaluation follows the training.
+
+    Raises:
+        UserError: settings that contradict each other, data, weights or an encoder that are missing or do not fit.
+
+    """
+    store = given_store(experiment)
+    if store is not None:
+        experiment = dataclasses.replace(experiment, model=of_store(experiment.model, store))
+    require_fit(experiment, store, evaluates=evaluates)
+    distributed.join()
+    return RunPlan(
+        experiment=experiment,
+        folder=folder or default_folder(experiment),
+        store=store,
+        latent_spec=distributed.first(lambda: latent_spec(experiment.encoder, experiment.data)),
+        weights=distributed.first(lambda: starting_weights(experiment)),
+        protocol=final_protocol(experiment, store) if evaluates else None,
+    )
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """The run's folder in the cache."""
+    return cache_root() / "runs" / experiment.name
+
+
+def starting_weights(experiment: Experiment) -> StartingWeights:
+    """The published weights that the backbone starts from, checked against the settings.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit the settings.
+
+    """
+    name = experiment.train.published
+    if name is None:
+        return StartingWeights()
+    folder = backbone_folder(name)
+    require_architecture(folder, experiment.model.backbone)
+    require_tokenizer(folder, tokenizer_folder(experiment.prompt.tokenizer))
+    return StartingWeights(folder, backbone_hash(folder))
+
+
+def save_settings(run: Path, values: dict[str, Any]) -> None:
+    """Writes a run's ``config.json``, which a later start of the run must agree with.
+
+    Raises:
+        UserError: the folder holds a run of other settings; names the first one that differs.
+
+    """
+    path = run / "config.json"
+    if path.is_file():
+        old, new = dotted(json.loads(path.read_text())), dotted(values)
+        defaults = dotted(to_dict(Experiment("", "", ""))).items()
+        old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
+        # One place for another; a store in place of what is made here, or the reverse, is another experiment.
+        free = {*RESUMABLE, *(k for k in PLACES if old.get(k) and new.get(k))}
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"run {run} was started with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
+                "choose another folder with --run, or delete this one"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1))
+
+
+def require_saved(run: Path, values: dict[str, Any]) -> None:
+    """Checks that this process sees the run that the first process saved, and has the same settings.
+
+    Raises:
+        UserError: another folder, another disk, or other settings.
+
+    """
+    path = run / "config.json"
+    if not path.is_file() or json.loads(path.read_text()) != values:
+        raise UserError(
+            f"run {run} of this process is not that of process 0; give all processes the same settings, and --run and "
+            "WMJAX_CACHE on a file system that they share"
+        )
