@@ -101,7 +101,7 @@ def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path
 
 def test_a_policy_encodes_the_camera_whose_latents_it_was_trained_on(store, wrist):
     latents = encode(experiment(store, path=str(wrist), views=1, max_shift=0, cameras=(WRIST,)), store)
-    found = {"observation": store.spec, "encoder": latents.spec, "action": ACTION_SPEC}
+    found = {"observation": store.spec, "encoder": latents.spec, "action": dataclasses.replace(ACTION_SPEC, chunk=8)}
     settings = tiny_experiment("e2", "flow")
     plain = {name: to_dict(spec) for name, spec in found.items()}
     policy = Policy(settings, plain, parameters(settings), batch_size=1, open_loop_horizon=4)

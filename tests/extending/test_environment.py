@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from wmjax.rollout.policy_actor import PolicyActor
 
 from tests.extending.point_robot import STEP, PointRobot
 from tests.rollout.fake_policy import FakePolicy
 from wmjax.core.errors import UserError
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.evaluate_scripted import evaluate_scripted
+from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Chunk, Decision, Noop, Scripted
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.rollout.results import read_records

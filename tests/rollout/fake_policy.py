@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.rollout.fakes import SPEC
+from tests.rollout.fakes import ACTIONS, SPEC
 from wmjax.data.observation import Observation, Prompt
-from wmjax.sim.libero import ACTION_SPEC
 
 
 class FakePolicy:
@@ -15,7 +14,7 @@ class FakePolicy:
     future_frames = 0
     corruption = "none"
     observation_spec = SPEC
-    action_spec = ACTION_SPEC
+    action_spec = ACTIONS
 
     def __init__(self, batch_size: int = 2, frames_per_decision: int = 2) -> None:
         self.batch_size, self.frames_per_decision = batch_size, frames_per_decision

@@ -18,6 +18,8 @@ from wmjax.rollout.protocol import Protocol
 from wmjax.sim.libero import ACTION_SPEC, INITIAL_STATES, OBSERVATION_SPEC, SUITES
 
 FAULTS = "WMJAX_TEST_FAULTS"
+ACTIONS = dataclasses.replace(ACTION_SPEC, chunk=8)
+"""What a policy for the fake says: it predicts chunks of 8."""
 SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=4)
 ENV = "tests.rollout.fakes:FakeEnv"
 GOAL = 6.0

@@ -47,7 +47,11 @@ def plain_encoder_spec() -> EncoderSpec:
 
 def plain_specs(observation: ObservationSpec) -> dict[str, Any]:
     """The specs of a checkpoint as it holds them, with the mini encoder and statistics that change nothing."""
-    found = {"observation": observation, "encoder": plain_encoder_spec(), "action": ACTION_SPEC}
+    found = {
+        "observation": observation,
+        "encoder": plain_encoder_spec(),
+        "action": dataclasses.replace(ACTION_SPEC, chunk=8),
+    }
     return {name: specs.to_dict(spec) for name, spec in found.items()}
 
 

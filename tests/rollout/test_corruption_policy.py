@@ -98,7 +98,7 @@ def test_shuffled_acts_on_the_donors_latents_and_on_none_of_its_own(make, ordina
 
 
 def test_a_policy_without_a_memory_cannot_be_corrupted():
-    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": specs.to_dict(ACTION_SPEC)}
+    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": plain_specs(STORE.spec)["action"]}
     with pytest.raises(UserError, match=r"corruption is 'closed', but the policy acts without a world memory"):
         Policy(tiny_experiment("e0", "regression"), plain, {}, batch_size=1, open_loop_horizon=8, corruption="closed")
 

@@ -17,7 +17,6 @@ from wmjax.encoders.encode import LATENT_BOUND
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.policy.interventions import mix
 from wmjax.policy.policy import Policy
-from wmjax.sim.libero import ACTION_SPEC
 
 STORE = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes")
 EPISODE = STORE.episode(0)
@@ -136,6 +135,6 @@ def test_prediction_and_truth_are_mixed_and_the_prediction_is_scored(make):
 
 def test_a_policy_without_a_memory_of_the_future_has_no_oracle():
     experiment = tiny_experiment("e0", "regression")
-    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": specs.to_dict(ACTION_SPEC)}
+    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": plain_specs(STORE.spec)["action"]}
     with pytest.raises(UserError, match=r"oracle is 0\.5, but the policy acts without a memory .*memory\.input 'none'"):
         Policy(experiment, plain, {}, batch_size=1, open_loop_horizon=8, oracle=0.5)

@@ -99,8 +99,10 @@ def test_action_references_are_computed_from_the_same_data() -> None:
     assert section.mse["perfect gripper, constant arm"] == pytest.approx((variance * 6 / 7, variance, 0.0), rel=1e-5)
     assert section.mse["model"][0] == pytest.approx(np.square(guess - action)[windows.mask].mean(), rel=1e-5)
     right = np.sign(guess[..., -1]) == action[..., -1]
-    assert section.gripper["model"] == pytest.approx((right[windows.mask].mean(), right[windows.near_change].mean()))
-    held = (windows.held[:, None] == action[..., -1])[windows.near_change].mean()
+    assert section.gripper["model"] == pytest.approx(
+        (right[windows.mask].mean(), right[windows.near_change[..., 0]].mean())
+    )
+    held = (windows.held == (action[..., -1] > 0))[windows.near_change[..., 0]].mean()
     assert section.gripper["repeat the last command"][1] == pytest.approx(held)
     assert section.r2.shape == (4, 7) and list(section.r2_task) == ["first", "second"]
     first = windows.mask & (windows.task == 0)[:, None]
