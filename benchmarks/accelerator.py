@@ -30,6 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 REHEARSAL_PATIENCE = 8
 """Factor on the limits of a rehearsal: it may share two cores with other work."""
+REHEARSAL = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "OMP_NUM_THREADS": "1",
+}
+"""Compiling takes longest there, and PyTorch's threads would wait for each other on a busy machine."""
 TAIL = 400
 """Characters of a failed stage's output that its line in the results keeps."""
 
@@ -99,7 +104,7 @@ def run_stage(name: str, limit: float, results: Results, scratch: Path) -> Outco
     command += ["--deadline", str(time.time() + limit - 3)] + (["--tiny"] if results.tiny else [])
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | COMMON | {"PYTHONPATH": path, "WMJAX_CACHE": str(scratch / "cache")}
-    environment |= {k: v for k, v in STAGES[name].environment.items()}
+    environment |= {**STAGES[name].environment, **(REHEARSAL if results.tiny else {})}
     started, log = time.time(), scratch / f"{name}.log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -162,7 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scratch", type=Path, help="folder for checkpoints (9 GB), kept; by default a temporary one")
     parser.add_argument("--tiny", action="store_true", help="rehearse at sizes that a CPU runs")
     options = parser.parse_args(arguments)
-    out = options.out or RESULTS / f"accelerator-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+    kind = "rehearsal" if options.tiny else "accelerator"
+    out = options.out or RESULTS / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     results = Results(out.resolve(), time.time(), options.tiny)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = (options.scratch or Path(temporary)).resolve()

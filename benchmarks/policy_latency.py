@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wmjax.data.observation import Observation, Prompt
+from wmjax.data.observation import Observation
 from wmjax.policy.policy import Policy, load_policy
 
 BATCHES = (1, 2, 8)
@@ -35,7 +35,7 @@ def decide(policy: Policy) -> Callable[[], Any]:
     observation = Observation(
         rng.integers(0, 256, shape, np.uint8),
         rng.normal(size=(batch, spec.state_dim)).astype(np.float32),
-        Prompt(*(np.repeat(field, batch, 0) for field in one)),
+        jax.tree.map(lambda field: np.repeat(field, batch, 0), one),
         np.zeros(batch, bool),
     )
     keys = jax.random.split(jax.random.key(0), batch)

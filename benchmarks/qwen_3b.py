@@ -97,7 +97,7 @@ def compile_forward(model: weights.Qwen2_5_VL, inputs: dict[str, Any]) -> tuple[
 
     def forward(state: nnx.State, tokens: Any, images: Any, positions: Any, mask: Any) -> Any:
         own = nnx.merge(graph, state)
-        hidden = own.decode(own.embed(tokens, images), positions, mask)
+        hidden = own.forward(own.embed(tokens, images), positions, mask)
         return own.logits(hidden[:, -1])
 
     lowered = jax.jit(forward).lower(state, *inputs.values())

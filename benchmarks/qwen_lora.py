@@ -130,7 +130,7 @@ def our_functions(model: weights.Qwen2_5_VL) -> tuple[Any, Callable[..., Any], C
 
     def forward(lora: Any, base: Any, images: Any, tokens: Any, positions: Any, mask: Any) -> Any:
         own = nnx.merge(graph, lora, base)
-        return own.decode(own.embed(tokens, images), positions, mask)
+        return own.forward(own.embed(tokens, images), positions, mask)
 
     def loss(lora: Any, base: Any, probe: Any, *inputs: Any) -> Any:
         return jnp.mean(forward(lora, base, *inputs) * probe)

@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import flops
 from wmjax.core.specs import EncoderSpec
-from wmjax.data.observation import Prompt
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
-from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.rollout.protocol import load_protocol
 from wmjax.trainer.optimizer import make_optimizer
@@ -181,7 +181,7 @@ def stepper(system: System, seed: int = 0) -> Callable[[], None]:
     """A function that takes one training step on random data and waits for it."""
     experiment = system.experiment
     spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
-    prompts = make_prompt_builder(experiment.prompt, experiment.model, spec).batch([INSTRUCTION])
+    prompts = make_prepare(experiment.prompt, experiment.model, spec)(INSTRUCTION)
     batch = random_batch(experiment, experiment.train.batch_size, seed)
     step = jax.jit(system.step, donate_argnums=0)
     state, frozen = jax.jit(system.initialise)()

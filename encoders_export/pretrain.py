@@ -27,6 +27,7 @@ from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
 from wmjax.analysis.rank import token_rank
+from wmjax.core import signals
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
@@ -201,21 +202,25 @@ class Pretrainer:
         """Trains to the end of the budget, logging to ``metrics.jsonl``, and exports."""
         started = time.monotonic() - self.seconds
         losses: list[float] = []
-        while self.progress < 1.0:
-            losses.append(self.train_step())
-            self.seconds = time.monotonic() - started
-            if not math.isfinite(losses[-1]):
-                raise UserError(f"{self.out}: the loss is {losses[-1]} at step {self.step}; lower the learning rate")
-            if self.step % log_every == 0:
-                row: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
-                row |= {"loss": float(np.mean(losses)), **self.health()}
-                losses = []
-                with (self.out / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
-            if self.step % save_every == 0:
-                self.save()
-        self.save()
+        with signals.postponed():
+            while self.progress < 1.0:
+                losses.append(self.train_step())
+                self.seconds = time.monotonic() - started
+                if not math.isfinite(losses[-1]):
+                    raise UserError(
+                        f"{self.out}: the loss is {losses[-1]} at step {self.step}; lower the learning rate"
+                    )
+                if self.step % log_every == 0:
+                    row: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
+                    row |= {"loss": float(np.mean(losses)), **self.health()}
+                    losses = []
+                    with (self.out / "metrics.jsonl").open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+                if self.step % save_every == 0 or signals.requested():
+                    self.save()
+                    signals.stop_if_requested(f"step {self.step} is saved")
+            self.save()
         self.export()
 
 

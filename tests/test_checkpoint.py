@@ -1,6 +1,10 @@
 """Checkpoints: exact round trip, retention, interrupted saves, damage."""
 
+import hashlib
+import json
+import logging
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.corrupt_checkpoint import corrupt, make_checkpoints
 from wmjax.core.errors import UserError
 from wmjax.trainer import checkpoint
 
@@ -74,6 +79,139 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     victim.write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         checkpoint.restore(folder, "ema", like(items(1)["ema"]))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
+def test_the_manifest_protects_itself(tmp_path: Path, name: str) -> None:
+    """One flipped bit makes an action scale of 2.41 out of 0.41."""
+    folder = checkpoint.save(tmp_path, 1, items(1), {"scale": 0.41})
+    line = (folder / "manifest.sha256").read_text()  # for sha256sum -c
+    assert line == f"{hashlib.sha256((folder / 'manifest.json').read_bytes()).hexdigest()}  manifest.json\n"
+    text = (folder / name).read_bytes()
+    at = text.index(b"0.41") if name == "manifest.json" else 5
+    (folder / name).write_bytes(text[:at] + bytes([text[at] ^ 2]) + text[at + 1 :])
+    with pytest.raises(UserError, match=r"manifest\.json is damaged or missing"):
+        checkpoint.read_meta(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        checkpoint.read_meta(folder)
+
+
+def test_every_damage_of_a_checkpoint_is_detected_by_name_or_harmless(tmp_path: Path) -> None:
+    """``benchmarks/corrupt_checkpoint.py`` does three hundred."""
+    make_checkpoints(tmp_path)
+    result = corrupt(tmp_path, 40, seed=1, compare=False)
+    assert result["faults"] == [] and result["ours"]["detected"] > 30
+
+
+def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_business(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
+    root = tmp_path / "checkpoints"
+    for step in (250, 500, 750):
+        checkpoint.save(root, step, items(step), {}, keep=3)
+    for name in ("00000500.bak", "notes", ".hidden", "1000"):
+        shutil.copytree(root / "00000500", root / name)
+    (root / "00000900").write_text("a file")
+    (root / "00000750" / "manifest.json").write_text("")  # power failure
+    shutil.rmtree(root / "00000500" / "state")
+    assert checkpoint.latest(root).name == "00000250"
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "00000750: manifest.json is damaged" in caplog.text and "00000500: state/" in caplog.text
+    assert checkpoint.find(tmp_path).name == "00000500", "a policy needs the averaged parameters only"
+    assert checkpoint.latest(root).name == "00000250" and len(caplog.records) == 2, "each is named once"
+    checkpoint.save(root, 1000, items(3), {}, keep=1)
+    assert (root / "00000500.bak" / "manifest.json").is_file() and (root / "00000900").is_file()
+
+
+def test_exchanged_checkpoints_are_found(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, items(step), {})
+    (tmp_path / "00000001").rename(tmp_path / "one")
+    (tmp_path / "00000002").rename(tmp_path / "00000001")
+    with pytest.raises(UserError, match=r"its manifest\.json is of step 2"):
+        checkpoint.read_meta(tmp_path / "00000001")
+    assert checkpoint.read_manifest(tmp_path / "one")["step"] == 1, "a copy under another name is a checkpoint"
+
+
+def test_files_are_hashed_once_and_only_those_of_what_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint.save(tmp_path, 1, items(1), {})
+    hashed, hash_file = [], checkpoint.hash_file
+    monkeypatch.setattr(checkpoint, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    for _ in range(2):
+        checkpoint.restore(checkpoint.find(folder), "ema", like(items(1)["ema"]))
+    assert {path.relative_to(folder).parts[0] for path in hashed} == {"ema"} and len(set(hashed)) == len(hashed)
+    victim = next(p for p in (folder / "ema").rglob("*") if p.is_file())
+    victim.write_bytes(victim.read_bytes())  # written again: looked at again
+    checkpoint.verify(folder, ["ema"])
+    assert len(set(hashed)) < len(hashed)
+
+
+def test_a_checkpoint_of_version_1_is_read(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, 1, items(1), {"a": 1})
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.sha256").unlink()
+    assert checkpoint.latest(tmp_path) == folder and checkpoint.read_meta(folder) == {"a": 1}
+    for text in (b"", b"[]", b"{}", b'{"format_version": 1, "step": 1, "meta": [], "sha256": {}}', b"\xff"):
+        (folder / "manifest.json").write_bytes(text)
+        with pytest.raises(UserError, match=r"manifest\.json is damaged or missing"):
+            checkpoint.read_meta(folder)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that are donated to the next step meanwhile are saved as they were."""
+    go, hash_file = threading.Event(), checkpoint.hash_file
+    monkeypatch.setattr(checkpoint, "hash_file", lambda path: go.wait(60) and hash_file(path))
+    step = jax.jit(lambda x: x + 1.0, donate_argnums=0)
+    array = jnp.zeros((512, 512))
+    with checkpoint.Saver(tmp_path) as saver:
+        folder = saver.save(1, {"ema": {"a": array}}, {})
+        for _ in range(5):
+            array = step(array)
+        jax.block_until_ready(array)
+        assert not folder.exists() and checkpoint.complete_steps(tmp_path) == []
+        go.set()
+        saver.wait()
+        assert checkpoint.complete_steps(tmp_path) == [1]
+    restored = checkpoint.restore(folder, "ema", like({"a": array}))
+    assert not np.asarray(restored["a"]).any()
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    with checkpoint.Saver(tmp_path, checkpoint.Keep(max_to_keep=2, keep_period=4)) as saver:
+        for step in range(1, 11):
+            saver.save(step, {"ema": {"a": jnp.zeros(1)}}, {checkpoint.BAD: step in (9, 10)})
+    assert checkpoint.complete_steps(tmp_path) == [4, 7, 8, 10], "a bad one replaces no good one"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"), "no disk space left"),
+        (OSError(28, "No space left on device"), "no disk space left"),
+        (OSError(30, "Read-only file system"), "not writable"),
+        (ValueError("PERMISSION_DENIED: Permission denied"), "not writable"),
+    ],
+)
+def test_a_disk_that_fills_up_or_becomes_read_only_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    kept = checkpoint.save(tmp_path, 1, items(1), {})
+
+    def fail(path: Path) -> str:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "hash_file", fail)
+        for step in (1, 2):
+            with pytest.raises(UserError, match=message):
+                checkpoint.save(tmp_path, step, items(step), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+    checkpoint.verify(kept)
 
 
 def test_wrong_model_and_empty_folder_are_refused(tmp_path: Path) -> None:

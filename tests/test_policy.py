@@ -16,13 +16,14 @@ from tests.tiny import tiny_config
 from wmjax.core import specs
 from wmjax.core.errors import UserError
 from wmjax.data.latents import LatentStore
-from wmjax.data.observation import Observation, Prompt
+from wmjax.data.observation import Observation
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.encode import LATENT_BOUND, encode_store
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER
 from wmjax.experiment.config import Experiment, load
+from wmjax.models.prompts import join_prompts
 from wmjax.models.world.prophet import ProphetConfig
 from wmjax.policy.interventions import Errors
 from wmjax.policy.policy import Carry, Policy
@@ -75,7 +76,7 @@ def observation(policy: Policy, episodes: tuple[int, ...], decision: int) -> Obs
         images.append(episode.images[due])
         states.append(episode.state[episode.frame_step[due[-1]]])
     prompts = [policy.prompt(STORE.episodes[index]["instruction"]) for index in episodes]
-    prompt = Prompt(*(np.concatenate(field) for field in zip(*prompts, strict=True)))
+    prompt = join_prompts(prompts)
     return Observation(np.stack(images), np.stack(states), prompt, np.full(len(episodes), decision == 0))
 
 
@@ -196,7 +197,7 @@ def test_another_encoder_is_refused(experiment: Experiment, artefacts: tuple[dic
 
 
 def test_another_tokenizer_or_template_is_refused(policy: Policy) -> None:
-    hashes = policy._prompts.hashes
+    hashes = policy._prepare.hashes
     policy.require_prompts(hashes)
     policy.require_prompts({})
     for name in ("tokenizer", "template"):

@@ -21,7 +21,7 @@ from wmjax.models.backbones.qwen2_5_vl import names, weights
 from wmjax.models.inputs import ModelInput
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
-from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.prompts import join_prompts, make_prepare
 from wmjax.models.vla import VLA
 from wmjax.pipeline import probe
 from wmjax.policy.restore import restore_model
@@ -59,9 +59,9 @@ def test_features_are_those_inside_the_policys_forward_pass(store: TrainingStore
     given, frames, camera = experiment(str(folder)), np.array(store.frames[:3]), 1
     features = probe.BackboneFeatures(given, store.spec, camera)
     found, other = (features(frames, instruction) for instruction in INSTRUCTIONS[:2])
-    prompt = make_prompt_builder(given.prompt, given.model, store.spec).batch(INSTRUCTIONS[:1] * 3)
+    prompt = join_prompts([make_prepare(given.prompt, given.model, store.spec)(INSTRUCTIONS[0])] * 3)
     state = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    run = jax.jit(lambda model, inputs: (model.hidden(inputs), model.backbone.vision(inputs.images[:, camera])))
+    run = jax.jit(lambda model, inputs: (model.hidden(inputs).tokens, model.backbone.vision(inputs.images[:, camera])))
     hidden, vision = run(policy, ModelInput(frames, state, prompt))
     places = np.flatnonzero(prompt.tokens[0] == given.model.backbone.image_token)
     own = np.asarray(hidden)[:, places.reshape(2, 4)[camera]]  # 56 px: 2 x 2 tokens of either camera

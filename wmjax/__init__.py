@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wmjax.core.errors import UserError
     from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
     from wmjax.data.latents import LatentStore
-    from wmjax.data.observation import Observation, Prompt
+    from wmjax.data.observation import Observation
     from wmjax.data.store import TrainingStore
     from wmjax.experiment.config import load as load_experiment
     from wmjax.policy.policy import Policy, load_policy
@@ -28,7 +28,6 @@ _HOMES = {
     "Observation": "wmjax.data.observation",
     "ObservationSpec": "wmjax.core.specs",
     "Policy": "wmjax.policy.policy",
-    "Prompt": "wmjax.data.observation",
     "TrainingStore": "wmjax.data.store",
     "UserError": "wmjax.core.errors",
     "load_experiment": "wmjax.experiment.config:load",
@@ -42,7 +41,6 @@ __all__ = [
     "Observation",
     "ObservationSpec",
     "Policy",
-    "Prompt",
     "TrainingStore",
     "UserError",
     "load_experiment",

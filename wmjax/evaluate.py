@@ -17,8 +17,8 @@ from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.evaluate_scripted import SCRIPTED, evaluate_scripted, replay_status
+from wmjax.policy.saved import find_policy
 from wmjax.rollout.protocol import CHANGES, load_protocol, protocol_folder, protocol_names
-from wmjax.trainer import checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--run", type=Path, help="folder of a trained run")
+    who.add_argument("--run", type=Path, help="folder of a trained run or policy, or mini, which ships with wmjax")
     who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     changes = parser.add_argument_group("what to change in the protocol, and to record in header.json")
@@ -64,9 +64,9 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
         out = options.out or protocol_folder(Path("runs") / options.policy, protocol, unchanged)
         summary = evaluate_scripted(options.policy, protocol, out, **shared)
     else:
-        folder = checkpoint.find(options.run)  # once: a run that is still training saves others meanwhile
-        out = options.out or protocol_folder(checkpoint.evaluations(folder), protocol, unchanged)
-        summary = evaluate_checkpoint(folder, protocol, out, batch_size=options.batch, **shared)
+        found = find_policy(options.run)  # once: a run that is still training saves others meanwhile
+        out = options.out or protocol_folder(found.evaluations, protocol, unchanged)
+        summary = evaluate_checkpoint(found.folder, protocol, out, batch_size=options.batch, **shared)
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if options.policy == "replay" else 0

@@ -17,6 +17,7 @@ from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local
 from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.failures import FailureConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
 from wmjax.recording.record import record, record_dataset
 from wmjax.rollout.protocol import task_list
@@ -43,6 +44,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
     p.add_argument("--perturbed", type=float, default=defaults.perturbed_fraction, help="fraction with noisy execution")
+    p.add_argument(
+        "--failures",
+        type=float,
+        default=defaults.failures.fraction,
+        help="fraction with provoked failures that the expert mends (default: %(default)s)",
+    )
+    p.add_argument(
+        "--label-steps",
+        type=int,
+        default=defaults.label_steps,
+        help="control steps of the chunk that the undisturbed expert would execute from every image on, which training "
+        "learns; 0 records none, as --every-step does (default: %(default)s)",
+    )
     p.add_argument("--image-size", type=int, help=f"default: {spec.image_size}; with --every-step {LEROBOT_IMAGE_SIZE}")
     p.add_argument("--frame-stride", type=int, default=spec.frame_stride, help="control steps between images")
     p.add_argument("--every-step", action="store_true", help="write a LeRobot v3.0 dataset, an image at every step")
@@ -74,7 +88,12 @@ def _run(options: argparse.Namespace) -> int:
     every = options.every_step
     size = options.image_size or (LEROBOT_IMAGE_SIZE if every else OBSERVATION_SPEC.image_size)
     spec = dataclasses.replace(OBSERVATION_SPEC, image_size=size, frame_stride=1 if every else options.frame_stride)
-    config = DemonstrationConfig(seed=options.seed, perturbed_fraction=options.perturbed)
+    config = DemonstrationConfig(
+        seed=options.seed,
+        perturbed_fraction=options.perturbed,
+        label_steps=0 if every else options.label_steps,
+        failures=FailureConfig(fraction=options.failures),
+    )
     episodes = DEMONSTRATIONS_PER_TASK if options.episodes is None else options.episodes
     write = record_dataset if every else record
     store = write(options.out, options.suite, options.tasks, episodes, spec, workers=options.workers, config=config)

@@ -1,6 +1,5 @@
 """A random Qwen2.5-VL checkpoint in the published layout, which both frameworks read: 7.5 GB at 3b."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def run(session: Session) -> None:
 def write(session: Session) -> dict[str, Any]:
     """Makes the weights on the device and saves them."""
     config = qwen_config(session.sizes, param_dtype="bfloat16", dtype="bfloat16")
-    model = filled_model(functools.partial(Qwen2_5_VL, config, rngs=nnx.Rngs(0)))
+    model = filled_model(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
     _, made = clocked(lambda: jax.block_until_ready(nnx.state(model)))
     _, saved = clocked(lambda: weights.save(model, qwen_folder(session)))
     parameters = count([leaf.get_value() for leaf in names.base_leaves(model).values()])

@@ -18,6 +18,7 @@ from flax import nnx
 from benchmarks.accelerator_stages.arrays import filled_model
 from benchmarks.accelerator_stages.session import Session, clocked, timed
 from wmjax.encoders.vjepa2 import MINI_FOLDER, PRESETS, VJEPA2Encoder, latents, load_encoder, save_encoder
+from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 
 GRID, CLIP = 4, 4
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -68,12 +69,12 @@ def torch_encoders(folder: Path) -> dict[str, Encode]:
 
     from encoders_export.vjepa import TorchEncoder, pool_last_tubelet, preprocess
 
-    encoder = TorchEncoder(str(folder), GRID, CLIP)
+    encoder = TorchEncoder(VJEPA2Settings(model=str(folder), pooling_grid=GRID, clip_length=CLIP))
 
     def tf32(clips: np.ndarray) -> np.ndarray:
         torch.backends.cuda.matmul.allow_tf32 = True
         try:
-            return encoder(clips)
+            return encoder.encode(clips)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -84,7 +85,7 @@ def torch_encoders(folder: Path) -> dict[str, Encode]:
         return pool_last_tubelet(tokens.float(), encoder.config.grid_size**2, GRID).cpu().numpy()
 
     gpu_only: dict[str, Encode] = {"tf32": tf32} if encoder.device.type == "cuda" else {}
-    return {"float32": encoder, **gpu_only, "bfloat16": bfloat16}
+    return {"float32": encoder.encode, **gpu_only, "bfloat16": bfloat16}
 
 
 def flax_encoders(folder: Path) -> dict[str, Encode]:

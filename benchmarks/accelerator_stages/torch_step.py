@@ -24,6 +24,8 @@ from wmjax.models.backbones.qwen2_5_vl.image import patchify
 
 ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILER = "inductor" if DEVICE == "cuda" else "aot_eager"
+"""On a CPU inductor would call a C++ compiler for minutes; the rehearsal traces and differentiates without it."""
 
 
 def run(session: Session) -> None:
@@ -111,8 +113,8 @@ class TorchStep:
             self.model.gradient_checkpointing_disable()
         if mode == "compiled":
             for layer in self.inner.language_model.layers:
-                layer.compile()
-        return {}
+                layer.compile(backend=COMPILER)
+        return {"compiler": COMPILER} if mode == "compiled" else {}
 
     def measure(self, batch: int) -> dict[str, Any]:
         """Times the step; memory is freed after one that failed."""

@@ -46,7 +46,7 @@ def load(session: Session, config: Qwen2_5_VLConfig) -> Qwen2_5_VL:
     if folder.is_dir():
         model = weights.load_model(folder, config)
     else:
-        model = filled_model(functools.partial(Qwen2_5_VL, config, rngs=nnx.Rngs(0)))
+        model = filled_model(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
     jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
     return model
 
@@ -67,7 +67,7 @@ def compare(session: Session, model: Qwen2_5_VL, precision: str) -> dict[str, An
 
     def hidden(state: nnx.State, tokens: Any, images: Any, positions: Any, mask: Any) -> jax.Array:
         own = nnx.merge(graph, state)
-        return own.decode(own.embed(tokens, images), positions, mask).astype(jnp.float32)
+        return own.forward(own.embed(tokens, images), positions, mask).astype(jnp.float32)
 
     with jax.default_matmul_precision("highest") if precision == "highest" else contextlib.nullcontext():
         ours = np.asarray(jax.jit(hidden)(state, *given.values()))
@@ -93,7 +93,7 @@ def measure(session: Session, model: Qwen2_5_VL, batch: int, remat: str) -> dict
     def step(adapters: Any, moments: Any, base: Any, probe: Any, tokens: Any, images: Any, *rest: Any) -> Any:
         def loss(adapters: Any) -> jax.Array:
             own = nnx.merge(graph, adapters, base)
-            return jnp.mean(own.decode(own.embed(tokens, images), *rest).astype(jnp.float32) * probe)
+            return jnp.mean(own.forward(own.embed(tokens, images), *rest).astype(jnp.float32) * probe)
 
         value, gradients = jax.value_and_grad(loss)(adapters)
         updates, moments = optimizer.update(gradients, moments, adapters)

@@ -65,11 +65,13 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["split"] == "train"]
 
 
-def decide(policy: Policy, store: TrainingStore, carry: Carry, frame: int, seed: int = 0) -> tuple[Carry, np.ndarray]:
+def decide(
+    policy: Policy, store: TrainingStore, carry: Carry, frame: int, *, seed: int = 0, task: int = 0
+) -> tuple[Carry, np.ndarray]:
     """What a policy of batch 1 remembers and the raw actions ``[chunk, dim]`` that it decides on at a frame."""
     episode = store.episode(0)
     due = np.maximum(np.arange(frame - policy.frames_per_decision + 1, frame + 1), 0)
-    prompt = policy.prompt(store.episodes[0]["instruction"])
+    prompt = policy.prompt(store.tasks[task].instruction)
     state = episode.state[episode.frame_step[frame]]
     observation = Observation(episode.images[due][None], state[None], prompt, np.array([frame == 0]))
     carry, chunk, _ = policy(carry, observation, jax.random.split(jax.random.key(seed), 1))
@@ -78,7 +80,7 @@ def decide(policy: Policy, store: TrainingStore, carry: Carry, frame: int, seed:
 
 def first_chunk(policy: Policy, store: TrainingStore, seed: int = 0) -> np.ndarray:
     """The raw actions that a policy decides on at the start of a store's first episode, ``[chunk, dim]``."""
-    return decide(policy, store, policy.initial_carry(), 0, seed)[1]
+    return decide(policy, store, policy.initial_carry(), 0, seed=seed)[1]
 
 
 def rollout_latents(policy: Policy, store: TrainingStore) -> tuple[np.ndarray, np.ndarray]:

@@ -50,8 +50,7 @@ def test_the_memory_enters_after_the_named_layer_at_the_action_tokens() -> None:
 
     @jax.jit
     def by_hand(model: Any) -> jax.Array:
-        prompt = INPUTS.prompt
-        _, layers = model.backbone.run(model.see(INPUTS), prompt.positions, prompt.mask, None, collect=True)
+        _, layers = model.backbone.run(*model.see(INPUTS), None, collect=True)
         graph, state = nnx.split(model.world.injection)
         injection = nnx.merge(graph, jax.tree.map(lambda x: x[0], nnx.as_pure(state)))
         return model.backbone.norm(injection(layers[-1][:, -CHUNK:], model.recall(INPUTS)).tokens)
@@ -80,7 +79,7 @@ def test_all_of_it_has_a_gradient_whatever_is_unrolled_or_recomputed() -> None:
 
 
 def test_layers_that_are_not_there_are_named() -> None:
-    with pytest.raises(UserError, match=r"injection.layers contains 2; the text decoder has layers 0..1"):
+    with pytest.raises(UserError, match=r"injection.layers contains 2; the backbone has 2 layers, from 0 on"):
         build(0, 2)
     with pytest.raises(UserError, match=r"injection.layers is \[1, 0\]; name each layer once, in ascending order"):
         InjectionConfig(layers=(1, 0))

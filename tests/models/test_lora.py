@@ -91,7 +91,7 @@ def loss_and_gradients(model: Qwen2_5_VL, place=lambda state: state, key: jax.Ar
 
     def loss(lora, rest):
         own = nnx.merge(graph, lora, rest)
-        return jnp.sum(own.decode(own.embed(TOKENS), POSITIONS, MASK, key) * probe)
+        return jnp.sum(own.forward(own.embed(TOKENS), POSITIONS, MASK, key) * probe)
 
     return jax.jit(jax.value_and_grad(loss))(place(lora), place(rest))
 

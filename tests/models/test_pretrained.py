@@ -15,10 +15,9 @@ from wmjax.models.backbones.pretrained import (
     backbone_folder,
     backbone_hash,
     load_backbone,
-    require_architecture,
-    require_tokenizer,
 )
 from wmjax.models.backbones.qwen2_5_vl import names, weights
+from wmjax.models.backbones.qwen2_5_vl.backbone import require_architecture, require_tokenizer
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER
 from wmjax.models.nn.lora import LoRAConfig

@@ -18,6 +18,7 @@ from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.backbones.qwen2_5_vl.rope import positions_of
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import count
+from wmjax.models.prompts import join_prompts
 
 CONFIG = tiny_config().backbone
 INSTRUCTION = "pick up the black bowl and place it on the plate"
@@ -44,7 +45,7 @@ def test_a_prompt_ends_with_the_state_and_the_actions() -> None:
     assert (prompt.tokens == builder.config.image_token).sum() == 2 * 4 * 4
     padding = int((~prompt.mask).sum())
     assert padding > 0 and not prompt.mask[0, :padding].any() and prompt.mask[0, padding:].all()
-    one, other = builder.batch([INSTRUCTION, "open the drawer"]), builder("open the drawer")
+    one, other = join_prompts([prompt, builder("open the drawer")]), builder("open the drawer")
     np.testing.assert_array_equal(one.tokens[1:], other.tokens)
 
 
@@ -81,7 +82,7 @@ def test_padding_on_either_side_changes_nothing() -> None:
     @jax.jit
     def decode(tokens, positions, mask):
         model = nnx.merge(graph, state)
-        return model.decode(model.embed(tokens), positions, mask)
+        return model.forward(model.embed(tokens), positions, mask)
 
     def hidden(left: int, right: int) -> np.ndarray:
         padded = np.pad(tokens, ((0, 0), (left, right)), constant_values=3)

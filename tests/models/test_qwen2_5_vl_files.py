@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
 from wmjax.core.errors import UserError
+from wmjax.models.backbones import pretrained
 from wmjax.models.backbones.qwen2_5_vl import adapters, names, weights
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, from_hf_config, load_hf_config, preset
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
@@ -236,7 +237,7 @@ def test_a_download_asks_for_weights_and_tokenizer_and_names_its_failure(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", found)
-    assert weights.download("Qwen/Qwen2.5-VL-3B-Instruct", revision="abc") == tmp_path
+    assert pretrained.download("Qwen/Qwen2.5-VL-3B-Instruct", revision="abc") == tmp_path
     assert asked["name"] == "Qwen/Qwen2.5-VL-3B-Instruct" and asked["revision"] == "abc"
     assert {"*.safetensors", "*.json"} <= set(asked["allow_patterns"])
 
@@ -245,4 +246,4 @@ def test_a_download_asks_for_weights_and_tokenizer_and_names_its_failure(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(UserError, match=r"cannot download 'Qwen/x' \(no network\); give the folder"):
-        weights.download("Qwen/x")
+        pretrained.download("Qwen/x")

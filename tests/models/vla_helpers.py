@@ -12,8 +12,10 @@ from flax import nnx
 
 from tests.variants import VARIANTS
 from wmjax.core.settings import build
-from wmjax.data.observation import Prompt
+from wmjax.models.backbones.base import Hidden
+from wmjax.models.backbones.qwen2_5_vl.backbone import State
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.heads.flow import FlowConfig, FlowHead
 from wmjax.models.inputs import ModelInput
@@ -65,17 +67,20 @@ class TinyBackbone(nnx.Module):
         self.vision = nnx.Linear(3, HIDDEN, rngs=rngs)
         self.mix = nnx.Linear(HIDDEN, HIDDEN, rngs=rngs)
 
-    def embed(self, tokens: jax.Array, images: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
-        if images is None:
-            return self.table(tokens)
+    def encode(self, prompt: Prompt, images: jax.Array, own: jax.Array, key: jax.Array | None = None) -> State:
         feature = self.vision(jnp.mean(images.astype(jnp.float32) / 255.0, axis=(1, 2, 3)))
-        return self.table(tokens) + feature[:, None]
+        embeddings = self.table(prompt.tokens) + feature[:, None]
+        placed = jnp.concatenate([embeddings[:, : -own.shape[1]], own], axis=1)
+        return State(placed, prompt.positions, prompt.mask)
 
-    def decode(
-        self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
+    def decode(self, state: State, key: jax.Array | None = None) -> tuple[Hidden, None]:
+        embeddings, _, mask = state
         seen = jnp.cumsum(embeddings * mask[..., None], axis=1) / jnp.maximum(jnp.cumsum(mask, axis=1), 1)[..., None]
-        return embeddings + jnp.tanh(self.mix(seen))
+        return Hidden(embeddings + jnp.tanh(self.mix(seen)), mask), None
+
+    def words(self, prompt: Prompt, own: int) -> tuple[jax.Array, jax.Array]:
+        is_word = jnp.asarray(prompt.mask) & (prompt.tokens != IMAGE_TOKEN)
+        return self.table(prompt.tokens), is_word.at[:, -own:].set(False)
 
 
 ZEROS = ("out", "modulation", "gate")

@@ -101,7 +101,7 @@ def reference_gradients(reference, case, probe):
 def run_ours(graph, state, images, tokens, positions, mask):
     model = nnx.merge(graph, state)
     x = model.embed(tokens, [image[None] for image in images])
-    return model.logits(model.decode(x, positions, mask))
+    return model.logits(model.forward(x, positions, mask))
 
 
 def inputs(case=CASE):

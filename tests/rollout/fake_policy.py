@@ -25,7 +25,7 @@ class FakePolicy:
 
     def prompt(self, instruction: str) -> Prompt:
         tokens = np.array([[ord(letter) for letter in instruction[-8:]]], np.int32)
-        return Prompt(tokens, np.ones_like(tokens, bool), np.zeros((1, 3, tokens.shape[1]), np.int32))
+        return {"tokens": tokens}
 
     def __call__(self, carry, observation: Observation, keys, future=None):
         assert future is None
@@ -40,6 +40,6 @@ class FakePolicy:
             mean = 0.7 * mean + 0.3 * observation.images[:, i, 0, 0, 0, :2].astype(jnp.float32).sum(-1)
         frames = frames.at[:, 0].add(observation.images.shape[1]).at[:, 1].add(1)
         noise = jax.vmap(lambda key: jax.random.normal(key, (8, 7)))(keys)
-        drift = 0.12 + 0.15 * jnp.sin(mean + observation.prompt.tokens[:, -1] + observation.state[:, 0])
+        drift = 0.12 + 0.15 * jnp.sin(mean + observation.prompt["tokens"][:, -1] + observation.state[:, 0])
         chunk = jnp.clip(0.2 * noise + drift[:, None, None], -1, 1)
         return {"mean": mean, "frames": frames}, chunk, {"mean": mean, "decisions": frames[:, 1]}

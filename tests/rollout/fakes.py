@@ -124,16 +124,14 @@ def fault_name(key: str, step: int) -> str:
 
 
 class FakeExpert:
-    """Moves right at half speed, and remembers where it took over."""
+    """Moves right at half speed, and remembers where it was asked."""
 
-    def __init__(self, env: FakeEnv, under_way: bool = False) -> None:
-        self.env, self.under_way = env, under_way
-        self.took_over: list[float] = []
-
-    def take_over(self) -> None:
-        self.took_over.append(self.env.position)
+    def __init__(self, env: FakeEnv) -> None:
+        self.env = env
+        self.asked: list[float] = []
 
     def act(self) -> np.ndarray:
+        self.asked.append(self.env.position)
         return np.array([0.5, 0, 0, 0, 0, 0, -1.0])
 
 

@@ -11,7 +11,7 @@ from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.runs import parameters, plain_specs, tiny_experiment
 from wmjax.core import specs
 from wmjax.core.errors import UserError
-from wmjax.data.observation import Observation, Prompt
+from wmjax.data.observation import Observation
 from wmjax.data.store import TrainingStore
 from wmjax.policy.interventions import Donor, Donors
 from wmjax.policy.policy import Policy
@@ -106,7 +106,7 @@ def test_a_policy_without_a_memory_cannot_be_corrupted():
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory: pytest.TempPathFactory) -> Donors:
     store = make_store(tmp_path_factory.mktemp("store"))
-    table = Prompt(np.arange(len(store.tasks))[:, None], np.ones((2, 1), bool), np.zeros((2, 3, 1), np.int32))
+    table = {"task": np.arange(len(store.tasks))[:, None]}
     return Donors(store, make_latents(tmp_path_factory.mktemp("latents"), store, dim=8), 3, table)
 
 
@@ -117,7 +117,7 @@ def test_a_donor_shows_its_past_at_the_same_step_and_stays_at_its_end(donors: Do
     np.testing.assert_array_equal(found.state[:2, :2], [[3, 0], [3, 20]])
     entry, raw = store.episodes[5], donors.latents.latents[0]
     assert found.state[2, 0] == 5 and found.state[2, 1] == 4 * (entry["num_frames"] - 1)
-    assert found.prompt.tokens[:, 0].tolist() == [1, 1, 1]  # odd episodes are of the second task
+    assert found.prompt["task"][:, 0].tolist() == [1, 1, 1]  # odd episodes are of the second task
     start = store.episodes[3]["frame_start"]
     np.testing.assert_array_equal(found.latents[0], raw[[start] * 3])
     np.testing.assert_array_equal(found.latents[1], raw[start + np.array([3, 4, 5])])

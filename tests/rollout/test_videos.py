@@ -1,12 +1,18 @@
 """Videos can be played, are named after what they show, and are never overwritten."""
 
+import signal
+
 import av
 import numpy as np
+import pytest
 
 from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.fakes import SPEC
+from wmjax.core.signals import Stopped
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video.clips import Videos
+from wmjax.rollout.actors import Noop
+from wmjax.rollout.results import Results
 from wmjax.sim.libero import ACTION_SPEC
 
 
@@ -52,3 +58,23 @@ def test_an_evaluation_keeps_the_first_of_each_outcome(run, tmp_path):
         frames = decode(tmp_path / "out" / "videos" / f"{name}.mp4")
         due = 1 + record.steps // SPEC.frame_stride
         assert len(frames) == due + (record.steps % SPEC.frame_stride > 0)
+
+
+def test_killed_between_a_video_and_its_record_an_evaluation_ends_with_the_same_videos(run, tmp_path, monkeypatch):
+    add, recorded = Results.add, []
+
+    def killed(self, record):
+        if len(recorded) == 1:
+            raise Stopped(signal.SIGTERM)
+        recorded.append(record)
+        add(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Results, "add", killed)
+        run(Noop(SPEC), "killed", videos=2, workers=1, tasks=(0,), max_steps=8)
+    left = sorted(path.name for path in (tmp_path / "killed" / "videos").iterdir())
+    assert len(left) == 2, "the second episode has a video and no record"
+    for name in ("killed", "whole"):
+        run(Noop(SPEC), name, videos=2, workers=1, tasks=(0,), max_steps=8)
+    names = [sorted(path.name for path in (tmp_path / name / "videos").iterdir()) for name in ("killed", "whole")]
+    assert names[0] == names[1] and len(names[0]) == 2

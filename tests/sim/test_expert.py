@@ -1,19 +1,26 @@
 """The expert solves a task, its demonstration is complete, and replaying it is exact."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from benchmarks.expert_takeover import try_reset
 from wmjax.core.errors import UserError
 from wmjax.data.episode import check_episode
-from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration
+from wmjax.recording.canonical import usual_grasp
+from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
 from wmjax.recording.expert import Expert, Phase
-from wmjax.recording.grasp import NoGraspError, plan_grasp
+from wmjax.recording.failures import FailureConfig
+from wmjax.recording.grasp import GraspStyle, NoGraspError, plan_grasp
 from wmjax.recording.privileged_scene import Scene, rotation_about, rotation_vector
+from wmjax.sim.env import LiberoEnv
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 from .conftest import SUITE, TASK
 
 pytestmark = pytest.mark.sim
-CONFIG = DemonstrationConfig(perturbed_fraction=1.0)
+CONFIG = DemonstrationConfig(perturbed_fraction=1.0, failures=FailureConfig(fraction=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +71,78 @@ def test_an_object_that_nothing_could_grasp_is_a_failed_attempt(env, demonstrati
         raise NoGraspError("it fell over")
 
     env.restore(demonstration.settled_state)
-    expert = Expert(env)
     monkeypatch.setattr("wmjax.recording.expert.plan_grasp", no_grasp)
-    expert._enter(Phase.REGRASP)
-    for _ in range(10):
-        env.step(expert.act())
-    assert expert.phase is Phase.RETREAT and expert.grasp.cost == np.inf
+    expert = Expert(env)
+    assert expert.plan() is None
+    action = expert.act()
+    assert expert.phase is Phase.RETREAT and action[6] == -1.0 and action[2] >= 0.0
     episode = demonstration_id(SUITE, TASK, slot=0, attempt=0, seed=0)
     assert record_demonstration(env, episode, CONFIG) is None
 
 
-def test_a_grasp_that_failed_is_tried_again_if_there_is_no_other(env, demonstration):
+def test_an_action_follows_from_the_state_whatever_led_to_it(env, demonstration):
+    """Another expert, asked in another order after restoring, gives the recorded labels and chunks bit for bit."""
+    env.restore(demonstration.settled_state)
+    states = []
+    for action in demonstration.executed:
+        states.append(env.sim_state())
+        env.step(action)
+    expert = Expert(env)
+    for step in reversed(range(len(states))):
+        env.restore(states[step])
+        np.testing.assert_array_equal(expert.act().astype(np.float32), demonstration.action[step])
+    for frame in (0, 3, 11):
+        env.restore(states[demonstration.frame_step[frame]])
+        np.testing.assert_array_equal(undisturbed(env, Expert(env), 8), demonstration.action_chunk[frame])
+
+
+def test_chunks_of_an_undisturbed_recording_are_what_was_executed(env):
+    config = DemonstrationConfig(perturbed_fraction=0.0, failures=FailureConfig(fraction=0.0))
+    data = record_demonstration(env, demonstration_id(SUITE, TASK, slot=1, attempt=0, seed=0), config)
+    assert data is not None and not data.injected.any()
+    np.testing.assert_array_equal(data.executed, data.action)
+    for frame, step in enumerate(data.frame_step):
+        rest = data.executed[step : step + config.label_steps]
+        np.testing.assert_array_equal(data.action_chunk[frame, : len(rest)], rest)
+
+
+def test_provoked_failures_are_mended_marked_and_not_learned(env):
+    failures = FailureConfig(fraction=1.0, most=1, push=0.0, miss=1.0, drop=0.0, beside=0.0)
+    config = DemonstrationConfig(perturbed_fraction=0.0, failures=failures)
+    data = record_demonstration(env, demonstration_id(SUITE, TASK, slot=2, attempt=0, seed=0), config)
+    assert data is not None and data.meta["failures"] == ["miss"] and data.injected.sum() == 18
+    differs = (data.executed != data.action).any(axis=1)
+    assert differs.any() and not differs[~data.injected].any()
+    closing = np.flatnonzero(np.diff(data.executed[:, 6]) > 0)
+    assert len(closing) == 2, "closed on nothing, and then on the bowl"
+
+
+def test_the_usual_grasp_is_kept_for_the_task(env, demonstration):
+    assert demonstration.meta["grasp"] == dataclasses.asdict(usual_grasp(env))
+    grasps = set()
+    for slot in range(6):
+        env.reset(demonstration_id(SUITE, TASK, slot, attempt=0, seed=3))
+        grasps.add(Expert(env).plan().style)
+    assert grasps == {usual_grasp(env)}
+
+
+def test_a_style_that_does_not_fit_is_left_for_the_best_grasp(env, demonstration):
     env.restore(demonstration.settled_state)
     scene, (_, item, target) = Scene(env.sim), env.goal
-    first = plan_grasp(scene, item, target, rim=True, clearance=0.008)
-    other = plan_grasp(scene, item, target, rim=True, clearance=0.008, rejected=[first.angle])
-    assert abs(other.angle - first.angle) >= 0.3
-    every = np.linspace(-np.pi, np.pi, 30)
-    again = plan_grasp(scene, item, target, rim=True, clearance=0.008, rejected=every)
-    assert (again.angle, again.cost) == (first.angle, first.cost)
+    best = plan_grasp(scene, item, target, rim=True, clearance=0.008)
+    assert plan_grasp(scene, item, target, rim=True, clearance=0.008, style=GraspStyle(7, 1, 0.0)) == best
+    assert plan_grasp(scene, item, target, rim=True, clearance=0.008, style=best.style).style == best.style
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [0, 1, 2, 4, 6])
+def test_taking_over_every_four_steps_succeeds(task):
+    env = LiberoEnv(SUITE, task, OBSERVATION_SPEC)
+    try:
+        lengths = [try_reset(env, demonstration_id(SUITE, task, slot, 0, seed=90), every=4)[0] for slot in range(3)]
+    finally:
+        env.close()
+    assert None not in lengths
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 0.3, 3.0])

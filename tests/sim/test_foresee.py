@@ -21,14 +21,14 @@ DECISION = 4
 def course(env):
     """An episode in which the expert takes over at every decision: its actions, its states, and the phases."""
     env.reset(EPISODE)
-    expert, actions, states, phases = Expert(env, under_way=True), [], [], []
+    expert, actions, states, phases = Expert(env), [], [], []
     success = False
     while not success and len(actions) < 220:
         if len(actions) % DECISION == 0:
-            expert.take_over()
-            phases.append(expert.phase)
+            expert = Expert(env)
         states.append(env.sim_state())
         actions.append(expert.act().astype(np.float32))
+        phases.append(expert.phase)
         success = env.step(actions[-1])
     return np.stack(actions), np.stack(states), phases, success
 
@@ -44,8 +44,7 @@ def test_taking_over_from_where_the_task_is_done_lets_it_stand(env, course):
     env.restore(states[-1])
     for _ in range(3):
         env.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))
-    expert = Expert(env, under_way=True)
-    expert.take_over()
+    expert = Expert(env)
     for _ in range(8):
         success = env.step(expert.act())
     assert success

@@ -81,6 +81,7 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
             seed=job.get("seed", 0),
         ),
         mesh=MeshConfig(**job.get("mesh", {})),
+        evaluation=wmjax.experiment.config.EvaluationConfig(every=2),  # at each checkpoint, by what main() puts there
     )
 
 

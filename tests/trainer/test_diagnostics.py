@@ -16,7 +16,6 @@ from wmjax import diagnose as command
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.specs import to_dict
-from wmjax.data.observation import Prompt
 from wmjax.data.statistics import normalise_action, normalise_latents
 from wmjax.diagnostics.diagnosis import diagnose, predict
 from wmjax.diagnostics.gradients import gradient_section, summarise
@@ -82,7 +81,7 @@ def test_windows_come_from_the_stores(inputs: Inputs) -> None:
 
 def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
     network, batch = Network(model, inputs, 0), next(batches(inputs, "val", 1, 4, 0))
-    prompts = Prompt(*map(jax.numpy.asarray, inputs.prompts))
+    prompts = jax.tree.map(jax.numpy.asarray, inputs.prompts)
     graph, state = nnx.split(model)
     hidden = network.hidden(batch)
     key, memory_key = named_key(0, "diagnose noise", 5, 1), named_key(0, "diagnose memory", 5)

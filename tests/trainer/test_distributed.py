@@ -158,7 +158,7 @@ def test_killed_and_resumed_by_two_processes_it_is_the_run_of_one(one: Path, kil
     assert "resumed at step 2" in first and "judged by process 0 of 2" in first
     assert "judged" not in second and "loss" not in second
     assert_same_run(run, one)
-    assert len(list((run / "tensorboard").iterdir())) == len(list((killed / "tensorboard").iterdir())) + 1
+    assert len(list((run / "tensorboard").iterdir())) == 1, "one process writes, and takes over what was there"
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 5, "each line is written by one process"
 
@@ -202,8 +202,49 @@ def test_one_process_never_touches_jax_distributed(joined: list[tuple]) -> None:
 
 def test_the_launcher_announces_the_others(joined: list[tuple]) -> None:
     distributed.join({distributed.ADDRESS: "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
-    distributed.join({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"})
-    assert joined == [("a:1", 2, 1), (None, 4, 3)]
+    slurm = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NODEID": "3"}
+    distributed.join({**slurm, "CUDA_VISIBLE_DEVICES": ""})
+    # One task per host has all of its GPUs; jax would give it the first.
+    distributed.join({**slurm, "CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"})
+    assert joined == [("a:1", 2, 1, None), (None, 4, 3, None), (None, 4, 3, [0, 1, 2, 3])]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "own", "visible", "there", "gpus"),
+    [
+        ("1(x2)", 1, 0, 8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("8(x2)", 0, 5, 8, 8, [5]),
+        ("4(x2)", 0, 1, 8, 8, [2, 3]),
+        ("4", 0, 1, 2, 8, [0, 1]),  # bound by Slurm
+        ("2(x3),1", 3, 0, 4, 4, [0, 1, 2, 3]),
+        ("2(x3),1", 2, 1, 4, 4, [2, 3]),
+        ("4", 0, 0, 0, 0, None),
+    ],
+)
+def test_tasks_of_a_host_share_its_gpus(
+    tasks: str, node: int, own: int, visible: int, there: int, gpus: list[int] | None
+) -> None:
+    environment = {
+        "SLURM_STEP_TASKS_PER_NODE": tasks,
+        "SLURM_NODEID": str(node),
+        "SLURM_LOCALID": str(own),
+        "SLURM_GPUS_ON_NODE": str(there),
+        "CUDA_VISIBLE_DEVICES": ",".join(f"GPU-{number}" for number in range(visible)),
+    }
+    assert distributed.slurm_gpus(environment) == gpus
+    assert distributed.slurm_gpus(environment | {"JAX_LOCAL_DEVICE_IDS": "0"}) is None
+
+
+def test_tasks_that_cannot_share_a_host_are_refused() -> None:
+    environment = {"SLURM_STEP_TASKS_PER_NODE": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+    with pytest.raises(UserError, match="8 GPUs of this host do not divide over its 3 tasks"):
+        distributed.slurm_gpus(environment)
+
+
+def test_how_many_devices_of_the_host_are_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.host_devices({}) == "2 of 2 devices of this host"
+    monkeypatch.setattr(distributed, "_on_gpus", lambda: True)
+    assert distributed.host_devices({"SLURM_GPUS_ON_NODE": "8"}) == "2 of 8 devices of this host"
 
 
 def dry_run(**variables: str) -> str:

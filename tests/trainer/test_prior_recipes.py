@@ -12,7 +12,6 @@ from flax import nnx
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.errors import UserError
-from wmjax.data.observation import Prompt
 from wmjax.diagnostics.passes import batches
 from wmjax.experiment.config import load
 from wmjax.models.prompts import PromptConfig
@@ -98,7 +97,7 @@ def test_neither_the_wrist_camera_nor_the_state_reaches_the_network(inputs: dict
     found = inputs["prior_e2_mse"]
     graph, state = jax.jit(lambda: nnx.split(VLA(small("prior_e2_mse"), rngs=nnx.Rngs(0))))()
     batch = next(batches(found, "train", 1, 2, 0))
-    prompts = Prompt(*map(jax.numpy.asarray, found.prompts))
+    prompts = jax.tree.map(jax.numpy.asarray, found.prompts)
 
     @jax.jit
     def hidden(batch: dict) -> jax.Array:

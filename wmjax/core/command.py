@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
 
@@ -14,17 +16,20 @@ def run_command(body: Callable[[], int]) -> int:
     """Runs a command's body.
 
     Returns:
-        Its exit status; 2 after a :class:`UserError`, which is printed as one line; 130 after Ctrl-C.
+        Its exit status; 2 after a :class:`UserError`, which is printed as one line; 128 + the signal's number after
+        one of :data:`wmjax.core.signals.SIGNALS`: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     """
     try:
-        return body()
+        with signals.handled():
+            return body()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
+        signals.say(stopped)
+        return stopped.status
 
 
 def use_huge_pages(module: str) -> None:

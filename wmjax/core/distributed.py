@@ -9,10 +9,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.shards import DETECT, own_shard
 
@@ -47,12 +49,71 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"{ADDRESS} is {address!r} but the job has one process; set JAX_NUM_PROCESSES, JAX_PROCESS_ID")
     if count == 1:
         return
+    _keep_signals()
     try:
-        jax.distributed.initialize(address, count, index)  # Slurm's address is found by jax
+        gpus = slurm_gpus(environment) if "SLURM_PROCID" in environment else None
+        jax.distributed.initialize(address, count, index, gpus or None)  # Slurm's address is found by jax
     except ValueError as error:
         raise UserError(
             f"{ADDRESS} is missing for process {index} of {count}; set it to HOST:PORT of process 0, everywhere"
         ) from error
+
+
+def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or was told by jax's own
+    ``JAX_LOCAL_DEVICE_IDS``.
+
+    jax itself gives each task the one GPU of its number on the host, also where one task has the host for itself.
+
+    Raises:
+        UserError: the host's tasks cannot share its GPUs evenly.
+
+    """
+    visible = len(_visible_gpus(environment))
+    if not visible or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    tasks, own = _tasks_of_host(environment), int(environment.get("SLURM_LOCALID", 0))
+    total = int(environment.get("SLURM_GPUS_ON_NODE", visible))
+    if tasks == 1 or visible * tasks == total:  # Slurm has bound each task to its own already
+        return list(range(visible))
+    if visible % tasks:
+        raise UserError(
+            f"{visible} GPUs of this host do not divide over its {tasks} tasks; set --ntasks-per-node to 1 or to a "
+            "divisor, or JAX_LOCAL_DEVICE_IDS for each task"
+        )
+    share = visible // tasks
+    return list(range(own * share, (own + 1) * share))
+
+
+def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that this process may use, whatever they are called."""
+    if (listed := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in listed.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    return [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
+
+
+def _tasks_of_host(environment: Mapping[str, str]) -> int:
+    """Tasks of this step on this host; Slurm writes ``2(x3),1`` for two on each of three hosts and one on the last."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, hosts = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(hosts or 1)
+    return counts[min(int(environment.get("SLURM_NODEID", 0)), len(counts) - 1)]
+
+
+def host_devices(environment: Mapping[str, str] = os.environ) -> str:
+    """Says how many of the host's devices this process uses, such as ``8 of 8 devices of this host``."""
+    import jax
+
+    used = jax.local_device_count()
+    there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment)))) if _on_gpus() else used
+    return f"{used} of {max(used, there)} devices of this host"
+
+
+def _on_gpus() -> bool:
+    import jax
+
+    return jax.default_backend() == "gpu"
 
 
 def _detect(value: str) -> None:
@@ -61,6 +122,7 @@ def _detect(value: str) -> None:
 
     if value != "auto":
         raise UserError(f"{DETECT} is {value!r}; set it to auto, or leave it out on a single host")
+    _keep_signals()
     try:
         jax.distributed.initialize()
     except ValueError as error:
@@ -68,6 +130,13 @@ def _detect(value: str) -> None:
             f"{DETECT} is auto but jax finds no cluster here ({error}); "
             f"set {ADDRESS}, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+
+
+def _keep_signals() -> None:
+    """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would take it away, and ends nothing."""
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)
 
 
 def is_first() -> bool:
@@ -121,6 +190,49 @@ def first(body: Callable[[], T]) -> T:
     made = body()
     wait()
     return made
+
+
+def told(body: Callable[[], int]) -> int:
+    """The number that the first process finds out, on all of them."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    found = body() if is_first() else 0
+    if jax.process_count() == 1:
+        return found
+    wait()  # the exchange itself would give up on a process that is still busy with it
+    return int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+
+
+class Stopping:
+    """Whether a signal came to any process of a job, so that all of them stop behind the same step.
+
+    With several processes the answer is that of the call before: nobody waits for the devices to hear it.
+    """
+
+    def __init__(self, mesh: "Mesh") -> None:
+        self._mesh, self._asked = mesh, None
+        self._any: Any = None
+
+    def __call__(self) -> bool:
+        """All processes call it equally often and get the same answer."""
+        import jax
+
+        if jax.process_count() == 1:
+            return signals.requested()
+        before, self._asked = self._asked, self._ask(signals.requested())
+        return before is not None and bool(before.addressable_data(0))
+
+    def _ask(self, own: bool) -> Any:
+        import jax
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        everywhere = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        if self._any is None:
+            self._any = jax.jit(lambda x: x.any(), out_shardings=NamedSharding(self._mesh, PartitionSpec()))
+        flags = np.full(self._mesh.size, own)
+        answer = self._any(jax.make_array_from_callback(flags.shape, everywhere, flags.__getitem__))
+        return jax.block_until_ready(answer) if jax.default_backend() == "cpu" else answer
 
 
 def together(body: Callable[[], int]) -> int:

@@ -11,9 +11,11 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,8 @@ from wmjax.core.location import Location, Remote, RemoteArray, Rows, local
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 CHUNK_BYTES = 1 << 22
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system without locks answers."""
 
 
 @contextlib.contextmanager
@@ -85,11 +89,48 @@ def only_one(lock: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in NO_LOCKS:
                 raise
             raise UserError(
                 f"{lock.parent}: its file system has no locks ({error.strerror}); write to another and copy it then"
             ) from error
+        yield
+
+
+@contextlib.contextmanager
+def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
+    """Makes this process the only one that is inside the block for a folder, or refuses at once.
+
+    Args:
+        folder: made if needed; its ``.lock`` says who holds it. What a killed process held is free again.
+        what: for the error, such as ``run``.
+        fix: for the error: how to do without.
+
+    Raises:
+        UserError: another process holds it; its number and host are named. Or it is a file, or cannot be written to.
+
+    """
+    with disk_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{what} {folder} is a file, or below one; {fix}") from error
+        file = (folder / LOCK).open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{what} {folder} is in use by {holder}; wait until it ends, or {fix}") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            text = "%s: its file system has no locks (%s); make sure that nothing else writes there"
+            logging.getLogger("wmjax").warning(text, folder, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
 
 

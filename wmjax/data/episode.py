@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import read_npz, write_npz
@@ -24,6 +24,10 @@ class EpisodeData:
     of each frame, counted from the episode's start. ``settled_state`` is the full simulator state after the
     settle steps (empty for imported data). ``meta`` holds JSON values: suite, task_id, instruction (needed),
     seed, init, perturbation, settled_hash, success_step and whatever else the recorder knows.
+
+    ``action_chunk``, where it is recorded, is what to learn of each frame: the ``label_steps`` actions that the expert
+    would execute from there on if nothing disturbed it. ``injected`` marks the control steps at which the recorder
+    provoked a failure: what was executed then is not a policy's choice, and what comes of it cannot be foreseen.
     """
 
     images: UInt8[np.ndarray, "f cameras height width 3"]
@@ -33,6 +37,8 @@ class EpisodeData:
     executed: Float32[np.ndarray, "n action"]
     settled_state: Float64[np.ndarray, "s"]
     meta: dict[str, Any]
+    action_chunk: Float32[np.ndarray, "f label_steps action"] | None = None
+    injected: Bool[np.ndarray, "n"] | None = None
 
     @property
     def length(self) -> int:
@@ -41,6 +47,7 @@ class EpisodeData:
 
 
 ARRAYS = ("images", "frame_step", "state", "action", "executed", "settled_state")
+OPTIONAL_ARRAYS = ("action_chunk", "injected")
 DTYPES = {
     "images": np.uint8,
     "frame_step": np.int32,
@@ -48,12 +55,15 @@ DTYPES = {
     "action": np.float32,
     "executed": np.float32,
     "settled_state": np.float64,
+    "action_chunk": np.float32,
+    "injected": np.bool_,
 }
 
 
 def save_episode(path: Path, episode: EpisodeData) -> None:
     """Writes an episode atomically as .npz, the meta as JSON text inside it."""
-    arrays = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in ARRAYS}
+    present = [*ARRAYS, *(name for name in OPTIONAL_ARRAYS if getattr(episode, name) is not None)]
+    arrays: dict[str, np.ndarray] = {name: np.asarray(getattr(episode, name), DTYPES[name]) for name in present}
     meta = np.frombuffer(json.dumps(episode.meta, allow_nan=False).encode(), np.uint8)
     write_npz(path, {**arrays, "meta": meta})
 
@@ -94,6 +104,7 @@ def check_episode(episode: EpisodeData, spec: ObservationSpec | None, action: Ac
         raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
     _check_columns(episode, spec, action, where)
     _check_frames(episode, where)
+    _check_optional(episode, action, where)
     if spec is not None:
         _check_against_spec(episode, spec, where)
 
@@ -113,18 +124,43 @@ def _check_columns(episode: EpisodeData, spec: ObservationSpec | None, action: A
         if len(bad):
             row, col = bad[0]
             raise UserError(f"{where}: {name}[{row}, {col}] is {column[row, col]}; repair or drop the episode")
-        if name != "state" and action is not None and action.low:
+        if name != "state":
             _check_bounds(column, action, f"{where}: {name}")
 
 
-def _check_bounds(column: Float32[np.ndarray, "n action"], action: ActionSpec, where: str) -> None:
-    """Refuses an action that the controller would clip: it is in other units."""
-    outside = np.argwhere((column < np.array(action.low)) | (column > np.array(action.high)))
+def _check_bounds(values: Float32[np.ndarray, "*shape action"], action: ActionSpec | None, where: str) -> None:
+    """Refuses actions that the controller would clip: they are in other units."""
+    if action is None or not action.low:
+        return
+    outside = np.argwhere((values < np.array(action.low)) | (values > np.array(action.high)))
     if len(outside):
-        row, col = outside[0]
+        at = tuple(outside[0].tolist())
+        low, high = action.low[at[-1]], action.high[at[-1]]
         raise UserError(
-            f"{where}[{row}, {col}] is {column[row, col]:.6g}, outside [{action.low[col]:g}, {action.high[col]:g}]; "
-            f"actions must be as sent to the controller ({action.definition}), rescale or clip them"
+            f"{where}{list(at)} is {values[at]:.6g}, outside [{low:g}, {high:g}]; actions must be as sent to the "
+            f"controller ({action.definition}), rescale or clip them"
+        )
+
+
+def _check_optional(episode: EpisodeData, action: ActionSpec | None, where: str) -> None:
+    """Shapes and values of the arrays that an episode may lack."""
+    chunk, injected, frames = episode.action_chunk, episode.injected, len(episode.images)
+    if chunk is not None:
+        dim = episode.action.shape[-1]
+        if chunk.ndim != 3 or chunk.shape[0] != frames or chunk.shape[1] < 1 or chunk.shape[2] != dim:
+            raise UserError(
+                f"{where}: action_chunk has shape {chunk.shape}, expected [{frames}, label_steps, {dim}], one "
+                "chunk for each image; record the episode again"
+            )
+        bad = np.argwhere(~np.isfinite(chunk))
+        if len(bad):
+            at = tuple(bad[0].tolist())
+            raise UserError(f"{where}: action_chunk{list(at)} is {chunk[at]}; record the episode again")
+        _check_bounds(chunk, action, f"{where}: action_chunk")
+    if injected is not None and injected.shape != (episode.length,):
+        raise UserError(
+            f"{where}: injected has shape {injected.shape}, expected {(episode.length,)}, one flag for each control "
+            "step; record the episode again"
         )
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmjax.core.errors import UserError
+from wmjax.data.labels import check_labels, chunk_labels, undisturbed_future
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import MAX_SHIFT
 from wmjax.data.store import TrainingStore
-from wmjax.data.windows import chunk_indices, future_indices, history_indices, pad_actions
+from wmjax.data.windows import future_indices, history_indices
 
 if TYPE_CHECKING:
     import grain
@@ -37,7 +38,8 @@ class LoaderConfig:
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to
     ``max_shift`` pixels. ``include_latents=False`` keeps a latent store's table of shifts but loads no latents,
     so that a model without a world model trains on the very same pixels. The chunk of actions begins ``delay``
-    control steps after the frame; what lies beyond the episode's end is masked.
+    control steps after the frame; what lies beyond the episode's end is masked. A store's chunk labels, where it has
+    them, are the actions that are learned, and its injected failures are masked out of the future.
     """
 
     batch_size: int = 32
@@ -102,7 +104,6 @@ class BatchSource:
         entry = {name: np.array([e[name] for e in store.episodes]) for name in _EPISODE_COLUMNS}
         self._frame_start, self._task = entry["frame_start"], entry["task"].astype(np.int32)
         self._frame_end = entry["frame_start"] + entry["num_frames"]
-        self._row_end = entry["step_start"] + entry["length"]
         # Bound to the instance: a cache on the method would keep every source alive.
         self._epoch = functools.lru_cache(maxsize=4)(self._draw_epoch)
 
@@ -116,11 +117,11 @@ class BatchSource:
         frames, views, shifts, mask = self._draw(int(index))
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
-        rows, action_mask = chunk_indices(row + self.config.delay, self._row_end[episode], self.config.chunk)
+        action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay)
         batch = {
             "images": np.asarray(self.store.frames[frames]),
             "state": self.store.state[row],
-            "action": pad_actions(self.store.action[rows], action_mask, self.store.action_spec),
+            "action": action,
             "action_mask": action_mask,
             "task": self._task[episode],
             "shift": shifts,
@@ -128,6 +129,10 @@ class BatchSource:
             "sample_mask": mask,
         }
         return batch | self._latent_columns(frames, views, episode)
+
+    def samples_of(self, index: int) -> np.ndarray:
+        """The ``sample_id`` of every row of batch ``index``."""
+        return self._draw(index)[0]
 
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Frames, views, shifts and validity of this host's slice of global batch ``index``."""
@@ -174,11 +179,11 @@ class BatchSource:
         return {
             "latents": found[:, : self.config.history].astype(np.float32),
             "future": found[:, self.config.history :].astype(np.float32),
-            "future_mask": future_mask,
+            "future_mask": future_mask & undisturbed_future(self.store, frames, ahead),
         }
 
 
-_EPISODE_COLUMNS = ("frame_start", "num_frames", "step_start", "length", "task")
+_EPISODE_COLUMNS = ("frame_start", "num_frames", "task")
 
 
 def _check(store: TrainingStore, latents: LatentStore | None, config: LoaderConfig) -> None:
@@ -189,6 +194,7 @@ def _check(store: TrainingStore, latents: LatentStore | None, config: LoaderConf
             raise UserError(f"{name} is {value}; it must be at least 1")
     if config.delay < 0:
         raise UserError(f"delay is {config.delay}; it must not be negative")
+    check_labels(store, config.chunk, config.delay)
     if config.batch_size % config.shard_count:
         raise UserError(
             f"batch_size is {config.batch_size}, not divisible over {config.shard_count} hosts; choose a multiple"

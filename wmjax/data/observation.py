@@ -7,18 +7,14 @@ Imports neither jax nor the simulator; NamedTuples are pytrees without either.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 Array = Any
 """A numpy or jax array; this module must not import jax."""
 
 
-class Prompt(NamedTuple):
-    """A batch of tokenised prompts. The last ``1 + chunk`` tokens stand for the state and the actions."""
-
-    tokens: Int32[Array, "batch length"]
-    mask: Bool[Array, "batch length"]
-    positions: Int32[Array, "batch 3 length"]
+Prompt = Any
+"""A batch of prompts: a pytree of arrays with the batch first, which only the backbone that made it understands."""
 
 
 class Observation(NamedTuple):

@@ -78,14 +78,34 @@ def column_statistics(store: TrainingStore, column: str, episodes: np.ndarray) -
 
     """
     values = getattr(store, column)
-    moments, rows = RunningMoments(values.shape[1]), []
-    for index in episodes:
-        entry = store.episodes[int(index)]
-        rows.append(values[entry["step_start"] : entry["step_start"] + entry["length"]])
-        moments.update(rows[-1])
+    entries = (store.episodes[int(index)] for index in episodes)
+    rows = [values[entry["step_start"] : entry["step_start"] + entry["length"]] for entry in entries]
     if not rows:
         raise UserError(f"{store.folder}: 0 training episodes to take {column} statistics from; record more episodes")
-    q01, q99 = np.stack([_quantiles([part[:, i] for part in rows]) for i in range(values.shape[1])], axis=1)
+    return _statistics(rows)
+
+
+def label_statistics(store: TrainingStore, episodes: np.ndarray, chunk: int) -> Statistics:
+    """Statistics of the actions that are learned: of the chunk labels where the store has them, else of ``action``.
+
+    Raises:
+        UserError: no episodes.
+
+    """
+    if store.action_chunk is None or not len(episodes):
+        return column_statistics(store, "action", episodes)
+    entries = (store.episodes[int(index)] for index in episodes)
+    spans = (slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"]) for entry in entries)
+    chunks = [store.action_chunk[span, :chunk] for span in spans]
+    return _statistics([part.reshape(-1, part.shape[-1]) for part in chunks])
+
+
+def _statistics(rows: list[np.ndarray]) -> Statistics:
+    """Statistics of the rows of all parts."""
+    moments = RunningMoments(rows[0].shape[1])
+    for part in rows:
+        moments.update(part)
+    q01, q99 = np.stack([_quantiles([part[:, i] for part in rows]) for i in range(rows[0].shape[1])], axis=1)
     return Statistics(moments.count, moments.mean, moments.std, moments.min, moments.max, q01, q99)
 
 
@@ -108,7 +128,7 @@ def action_spec(
     """
     if normalisation not in get_args(Normalisation):
         raise UserError(f"normalisation is {normalisation!r}; choose one of {', '.join(get_args(Normalisation))}")
-    offset, scale = _affine(column_statistics(store, "action", train_episodes), normalisation, MIN_ACTION_SCALE)
+    offset, scale = _affine(label_statistics(store, train_episodes, chunk), normalisation, MIN_ACTION_SCALE)
     raw = store.action_spec
     for index, opened, closed in zip(raw.grippers, raw.gripper_open, raw.gripper_closed, strict=True):
         offset[index], scale[index] = (opened + closed) / 2, (closed - opened) / 2

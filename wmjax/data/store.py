@@ -7,12 +7,12 @@ number of processes, and merged once by :func:`finalize`. Imports neither jax no
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int32
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import (
@@ -29,7 +29,14 @@ from wmjax.core.files import (
 from wmjax.core.location import Location, Rows, local, location
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
-from wmjax.data.episode import EpisodeData, check_episode, load_episode, save_episode
+from wmjax.data.episode import (
+    DTYPES,
+    OPTIONAL_ARRAYS,
+    EpisodeData,
+    check_episode,
+    load_episode,
+    save_episode,
+)
 
 FORMAT = "wmjax training store"
 VERSION = 2
@@ -89,7 +96,11 @@ def part_names(folder: Path) -> list[str]:
 
 
 def finalize(
-    folder: Path, spec: ObservationSpec, action: ActionSpec, tasks: Sequence[Task] | None = None
+    folder: Path,
+    spec: ObservationSpec,
+    action: ActionSpec,
+    tasks: Sequence[Task] | None = None,
+    describe: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
 ) -> "TrainingStore":
     """Merges the parts into the store; an interrupted call leaves the folder as it was.
 
@@ -98,9 +109,11 @@ def finalize(
         spec: the observations of every part.
         action: the actions of every part.
         tasks: the order of the task table; the parts' own tasks, sorted, when None.
+        describe: makes JSON values from the table of episodes, which the manifest then holds as ``recording``.
 
     Raises:
-        UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, no space.
+        UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, parts with and
+            without chunk labels or with chunks of different lengths, no space.
 
     """
     folder = local(folder)
@@ -108,25 +121,44 @@ def finalize(
     if not names:
         raise UserError(f"{folder / PARTS}: no finished episodes; {FIX} first")
     metas, lengths, frames = [], [], []
+    optional: dict[str, tuple[int, ...]] | None = None
     for name in names:
         where = folder / PARTS / f"{name}.npz"
         episode = load_episode(where)
         check_episode(episode, spec, action, str(where))
+        optional = _same_optional(episode, optional, where)
         metas.append({**episode.meta, "part": name})
         lengths.append(episode.length)
         frames.append(len(episode.images))
     table = list(tasks) if tasks is not None else sorted({_task(meta) for meta in metas}, key=dataclasses.astuple)
-    content = {
+    content: dict[str, Any] = {
         "observation_spec": to_dict(spec),
         "action_spec": to_dict(action),
         "tasks": [dataclasses.asdict(task) for task in table],
         "episodes": _episode_table(metas, lengths, frames, table, folder),
     }
+    if describe is not None:
+        content["recording"] = dict(describe(content["episodes"]))
     require_space(folder, sum(frames) * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
     with StoreWriter(folder, FORMAT, VERSION) as writer:
         _merge(writer, folder, spec, action, names, sum(lengths), sum(frames))
+        _merge_optional(writer, folder, names, sum(lengths), sum(frames), optional or {})
         remember(folder, writer.commit(content))
     return TrainingStore(folder)
+
+
+def _same_optional(
+    episode: EpisodeData, before: dict[str, tuple[int, ...]] | None, where: Path
+) -> dict[str, tuple[int, ...]]:
+    """The row shapes of an episode's optional arrays; refuses those that differ from the episodes' before it."""
+    values = {name: getattr(episode, name) for name in OPTIONAL_ARRAYS}
+    found = {name: value.shape[1:] for name, value in values.items() if value is not None}
+    if before is not None and found != before:
+        raise UserError(
+            f"{where}: has the rows {found or 'none'} of optional arrays, the parts before it {before or 'none'}; "
+            "record all parts with the same settings"
+        )
+    return found
 
 
 def _task(meta: dict[str, Any]) -> Task:
@@ -175,6 +207,22 @@ def _merge(
         np.savez(file, allow_pickle=False, **settled)
 
 
+def _merge_optional(
+    writer: StoreWriter, folder: Path, names: list[str], n: int, f: int, rows: dict[str, tuple[int, ...]]
+) -> None:
+    """Merges the arrays that a store may lack: ``action_chunk`` of frames, ``injected`` of control steps."""
+    for name, shape in rows.items():
+        count = f if name == "action_chunk" else n
+        array = writer.array(f"{name}.npy", DTYPES[name], (count, *shape))
+        start = 0
+        for part in names:
+            values = getattr(load_episode(folder / PARTS / f"{part}.npz"), name)
+            array[start : start + len(values)] = values
+            start += len(values)
+        with contextlib.suppress(AttributeError):  # empty arrays are no memory maps
+            array.flush()  # type: ignore[attr-defined]
+
+
 class TrainingStore:
     """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
@@ -187,6 +235,9 @@ class TrainingStore:
         state, action, executed: float32 ``[N, state_dim]``, ``[N, dim]``, ``[N, dim]``, one row per control step.
         frames: uint8 ``[F, cameras, height, width, 3]``, a read-only memory map or a remote array.
         frame_step: int32 ``[F]``, control step of each frame counted from its episode's start.
+        action_chunk: float32 ``[F, label_steps, dim]``, what the expert would execute from each frame on; None if the
+            store has no such labels, as one converted from another dataset.
+        injected: bool ``[N]``, whether the recorder provoked a failure at a control step; None if it is not known.
 
     Raises:
         UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
@@ -211,6 +262,11 @@ class TrainingStore:
         self.executed: Float32[np.ndarray, "n action"] = self._read("executed.npy")
         self.frames: Rows = open_array(self.folder, self.manifest, "frames.npy")
         self.frame_step: Int32[np.ndarray, "f"] = self._read("frame_step.npy")
+        self.action_chunk: Float32[np.ndarray, "f label_steps action"] | None = self._read_optional("action_chunk.npy")
+        self.injected: Bool[np.ndarray, "n"] | None = self._read_optional("injected.npy")
+
+    def _read_optional(self, name: str) -> np.ndarray | None:
+        return self._read(name) if name in self.manifest["files"] else None
 
     def _read(self, name: str) -> np.ndarray:
         return read_array(self.folder, self.manifest, name)
@@ -246,6 +302,8 @@ class TrainingStore:
             executed=self.executed[rows],
             settled_state=self.settled_state(index),
             meta={key: value for key, value in entry.items() if key not in place},
+            action_chunk=None if self.action_chunk is None else self.action_chunk[span],
+            injected=None if self.injected is None else self.injected[rows],
         )
 
     def settled_state(self, index: int) -> Float64[np.ndarray, "s"]:

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from wmjax.core.specs import ActionSpec
+from wmjax.data.labels import chunk_labels, undisturbed_future
 from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import closing, normalise_latents
 from wmjax.data.store import TrainingStore
-from wmjax.data.windows import chunk_indices, future_indices, history_indices, pad_actions
+from wmjax.data.windows import chunk_indices, future_indices, history_indices
 from wmjax.trainer.config import Inputs
 
 Fit = Callable[[np.ndarray], np.ndarray]
@@ -57,7 +58,7 @@ def choose_frames(store: TrainingStore, episodes: np.ndarray, count: int, seed: 
 
 @dataclasses.dataclass(frozen=True)
 class LatentWindows:
-    """History up to now and future of frames; ``mask`` says which future frames exist.
+    """History up to now and future of frames; ``mask`` says which future frames exist and could be foreseen.
 
     ``position`` is the end effector's (m) now and at the future frames, ``rotation`` the first two columns of its
     rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from. A
@@ -120,7 +121,7 @@ def latent_windows(
     return LatentWindows(
         history=fit(normalise_latents(table[0, past], latents.spec)),
         future=fit(normalise_latents(table[0, ahead], latents.spec)),
-        mask=mask,
+        mask=mask & undisturbed_future(store, frames, ahead),
         position=store.state[rows][..., list(store.spec.position)],
         rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),
         episode=store.frame_episode[frames],
@@ -146,7 +147,8 @@ class ActionWindows:
 def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2) -> ActionWindows:
     """Gathers the chunks of frames; a step is near a change if at most ``within`` control steps from it."""
     store, where = inputs.store, place(inputs.store, frames)
-    rows, mask = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
+    rows, inside = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
+    action, mask = chunk_labels(store, frames, inputs.loader.chunk, inputs.loader.delay)
     closed = closing(store.action, store.action_spec)
     lengths = [episode["length"] for episode in store.episodes]
     near = np.concatenate([near_change(part, within) for part in np.split(closed, np.cumsum(lengths)[:-1])])
@@ -154,9 +156,9 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2
     held = closed[where.row - 1] & (where.row > where.first_row)[:, None]
     tasks = np.array([episode["task"] for episode in store.episodes])
     return ActionWindows(
-        action=pad_actions(store.action[rows], mask, store.action_spec),
+        action=action,
         mask=mask,
-        near_change=near[rows] & mask[..., None],
+        near_change=near[rows] & inside[..., None],
         held=held,
         spec=store.action_spec,
         task=tasks[store.frame_episode[frames]],

@@ -24,7 +24,8 @@ from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.experiment.dimensions import with_dimensions
-from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.models.backbones.base import BackboneConfig
+from wmjax.models.heads.base import HeadConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -87,7 +88,7 @@ class Experiment:
     @property
     def name(self) -> str:
         """The run's name: recipe, scale, data and seed; then the backbone's weights and the adapters' rank, if any."""
-        weights, rank = self.train.backbone_weights, self.model.backbone.lora.rank
+        weights, rank = self.train.backbone_weights, self.model.backbone.adapter_rank
         backbone = Path(weights).name, f"r{rank}" if rank else ""
         parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", *backbone
         return "-".join(part for part in parts if part)
@@ -115,12 +116,31 @@ A variant owns the memory (what is predicted from what, and its shape) and what 
 Prophet's width and depth are sizes. A variant that needs a head of other settings names them in ``[heads.<head>]``.
 """
 
-RESUMABLE = ("train.log_every", "train.threads", "evaluation.workers", "evaluation.videos", "data.workers")
+RESUMABLE = (
+    "train.log_every",
+    "train.threads",
+    "train.max_to_keep",
+    "train.keep_period",
+    "train.max_skipped",
+    "evaluation.workers",
+    "evaluation.videos",
+    "data.workers",
+)
 """Settings that may change when a run resumes, because no number depends on them."""
+
+YOUNGER = {"train.accumulate": 1, "train.spike_factor": 0.0}
+"""Settings that recipes before December 2026 do not have, and what they did: with that value they are no part of a
+recipe's hash, so that it stays what it was."""
 
 PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
+
+KINDS: dict[str, Any] = {
+    "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
+    "encoder": {"kind": EncoderConfig.kind},
+}
+"""What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """Which files of other axes a file may choose where the command line does not."""
@@ -182,7 +202,7 @@ def load(
     # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
     recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
-    values: dict[str, Any] = {"evaluation": protocol, **recorded}
+    values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
     for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
         values = merge(values, layer)
     values = _expand_preset(values)
@@ -248,11 +268,10 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """``model.backbone.preset`` as the fields it stands for, with what was said beside it laid on top."""
+    """``model.backbone.preset``, if the backbone has presets, as the fields it stands for."""
     model = dict(values.get("model", {}))
     backbone = dict(model.get("backbone", {}))
-    fields = dataclasses.asdict(preset(backbone.pop("preset", "mini")))
-    return {**values, "model": {**model, "backbone": merge(fields, backbone)}}
+    return {**values, "model": {**model, "backbone": BackboneConfig.select(backbone).expand(backbone)}}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec
-from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, require_architecture, require_tokenizer
-from wmjax.models.prompts import tokenizer_folder
+from wmjax.models.backbones.base import BACKBONES
+from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
 from wmjax.trainer import checkpoint as checkpoints
 
@@ -105,8 +105,8 @@ def starting_weights(experiment: Experiment) -> StartingWeights:
     if name is None:
         return StartingWeights()
     folder = backbone_folder(name)
-    require_architecture(folder, experiment.model.backbone)
-    require_tokenizer(folder, tokenizer_folder(experiment.prompt.tokenizer))
+    config = experiment.model.backbone
+    BACKBONES.resolve(config.kind).require_weights(folder, config, experiment.prompt)
     return StartingWeights(folder, backbone_hash(folder))
 
 

@@ -1,24 +1,20 @@
 """The prompts of a policy network, as its settings say: the same for training and for rollout."""
 
-import dataclasses
-from pathlib import Path
+from collections.abc import Sequence
+
+import jax
+import numpy as np
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ObservationSpec
-from wmjax.models.backbones.pretrained import backbone_folder
-from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
+from wmjax.data.observation import Prompt
+from wmjax.models.backbones.base import BACKBONES, Prepare, PromptConfig
 from wmjax.models.vla import VLAConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-    """``tokenizer`` is ``mini``, a checkpoint's folder or a hub id; ``length`` the tokens every prompt is padded to."""
-
-    tokenizer: str = "mini"
-    length: int = 80
+__all__ = ["PromptConfig", "join_prompts", "make_prepare"]
 
 
-def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> PromptBuilder:
+def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prepare:
     """A function from an instruction to its prompt, one image per camera that the model sees.
 
     Raises:
@@ -33,14 +29,9 @@ def make_prompt_builder(prompt: PromptConfig, model: VLAConfig, spec: Observatio
             f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
         )
     sizes = [(spec.image_size, spec.image_size)] * seen
-    return PromptBuilder(tokenizer_folder(prompt.tokenizer), sizes, model.chunk, prompt.length, model.backbone)
+    return BACKBONES.resolve(model.backbone.kind).prepare(model.backbone, prompt, sizes, 1 + model.chunk)
 
 
-def tokenizer_folder(name: str) -> Path:
-    """Where a tokenizer and its companions lie: ``mini``, a folder or a hub id, downloaded once.
-
-    Raises:
-        UserError: no such folder and the hub does not deliver it.
-
-    """
-    return MINI_TOKENIZER if name == "mini" else backbone_folder(name, "prompt.tokenizer")
+def join_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """Several batches of prompts as one, on the host."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *prompts)

@@ -12,13 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
-from wmjax.models.backbones.base import Backbone
-from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, preset
-from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
 from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, default_head
 from wmjax.models.inputs import ModelInput
 from wmjax.models.nn.transformer import Mlp, table
@@ -31,7 +29,7 @@ from wmjax.models.world.prophet import ProphetConfig, WorldLossConfig
 __all__ = ["VLA", "Backbone", "ModelInput", "VLAConfig"]
 
 MEMORY, HEAD, EMBED, DECODE = range(4)
-"""Names folded into the key of a loss: world memory, action head, and the two halves of the VLM."""
+"""Names folded into the key of a loss: world memory, action head, and the VLM's ``encode`` and ``decode``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,7 @@ class VLAConfig:
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
     world: WorldLossConfig = field(default_factory=WorldLossConfig)
     head: HeadConfig = field(default_factory=default_head)
-    backbone: Qwen2_5_VLConfig = field(default_factory=lambda: preset("mini"))
+    backbone: BackboneConfig = field(default_factory=default_backbone)
     prophet: ProphetConfig = field(default_factory=ProphetConfig)
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     head_sizes: HeadSizes = field(default_factory=HeadSizes)
@@ -63,10 +61,10 @@ class VLAConfig:
 
     def __post_init__(self) -> None:
         require_condition(self.memory, self.prophet)
-        depth = self.backbone.text.depth
+        depth = self.backbone.depth
         for layer in self.injection.layers:
             if not 0 <= layer < depth:
-                raise UserError(f"injection.layers contains {layer}; the text decoder has layers 0..{depth - 1}")
+                raise UserError(f"injection.layers contains {layer}; the backbone has {depth} layers, from 0 on")
 
 
 def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
@@ -93,8 +91,10 @@ class VLA(nnx.Module):
 
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, backbone: Backbone | None = None):
         """Builds it, with a given backbone of the configured width or a new one."""
-        self.config, dtype, hidden_dim = config, jnp.dtype(config.dtype), config.backbone.text.hidden
-        self.backbone = Qwen2_5_VL(config.backbone, rngs=rngs) if backbone is None else backbone
+        self.config, dtype, hidden_dim = config, jnp.dtype(config.dtype), config.backbone.width
+        if backbone is None:
+            backbone = BACKBONES.resolve(config.backbone.kind)(config.backbone, rngs=rngs)
+        self.backbone = backbone
         # Without state its token is learned: an MLP of nothing would hold kernels that no gradient reaches.
         self.state_in = (
             Mlp(config.state_dim, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs)
@@ -115,45 +115,38 @@ class VLA(nnx.Module):
             rngs=rngs,
         )
 
-    def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Float[Array, "batch length hidden"]:
+    def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden:
         """The VLM's hidden states, with the state and the action queries at the last positions.
 
         Raises:
             UserError: the prompt is shorter than its placeholders, or the state has another size.
 
         """
-        prompt = inputs.prompt
-        return self.backbone.decode(self._embed(inputs, key), prompt.positions, prompt.mask, _fold(key, DECODE))
+        return self.backbone.decode(self._encode(inputs, key), _fold(key, DECODE))[0]
 
     @property
     def injects_between_layers(self) -> bool:
         """Whether the memory enters between decoder layers, so that the hidden states depend on it."""
         return self.config.memory.inject and bool(self.config.injection.layers)
 
-    def see(self, inputs: ModelInput, key: jax.Array | None = None) -> Float[Array, "batch length hidden"]:
-        """The part of the VLM that no memory reaches: hidden states, or embeddings if it enters between layers."""
-        return self._embed(inputs, key) if self.injects_between_layers else self.hidden(inputs, key)
+    def see(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
+        """The part of the VLM that no memory reaches: all of it, or what enters the layers if it is injected there."""
+        return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key)
 
-    def _embed(self, inputs: ModelInput, key: jax.Array | None) -> Float[Array, "batch length hidden"]:
-        prompt, own = inputs.prompt, 1 + self.config.chunk
-        if prompt.tokens.shape[1] <= own:
-            raise UserError(
-                f"prompt length is {prompt.tokens.shape[1]}; chunk {self.config.chunk} needs more than {own}"
-            )
+    def _encode(self, inputs: ModelInput, key: jax.Array | None) -> State:
         if inputs.state.shape[-1] != self.config.state_dim:
             raise UserError(
                 f"state has {inputs.state.shape[-1]} values; the model has state_dim {self.config.state_dim}"
             )
         images = inputs.images[:, : self.config.cameras]
-        embeddings = self.backbone.embed(prompt.tokens, images, _fold(key, EMBED))
-        batch = embeddings.shape[0]
+        batch = images.shape[0]
         if isinstance(self.state_in, Mlp):
             state = self.state_in(inputs.state)[:, None]
         else:
             state = jnp.broadcast_to(self.state_in[...], (batch, *self.state_in.shape))
         queries = jnp.broadcast_to(self.queries[...], (batch, *self.queries.shape))
-        placed = jnp.concatenate([state, queries], axis=1).astype(embeddings.dtype)
-        return jnp.concatenate([embeddings[:, :-own], placed], axis=1)
+        own = jnp.concatenate([state, queries], axis=1)
+        return self.backbone.encode(inputs.prompt, images, own, _fold(key, EMBED))
 
     def action_tokens(
         self,
@@ -170,7 +163,7 @@ class VLA(nnx.Module):
 
     def act_on(
         self,
-        seen: Float[Array, "batch length hidden"],
+        seen: Hidden | State,
         inputs: ModelInput,
         *,
         key: jax.Array | None = None,
@@ -179,17 +172,18 @@ class VLA(nnx.Module):
         memory: Float32[Array, "batch future tokens dim"] | None = None,
     ) -> WorldOutput:
         """:meth:`action_tokens` from what :meth:`see` returned; images are not read."""
-        prompt, chunk = inputs.prompt, self.config.chunk
+        chunk = self.config.chunk
         told = None if self.world.is_forward_model else self.context(inputs)
         settings: dict[str, Any] = {
             "key": _fold(key, MEMORY), "train": train, "corruption": corruption, "memory": memory, "told": told
         }  # fmt: skip
         if not self.injects_between_layers:
-            return self.world(seen, prompt.mask, chunk, inputs.latents, **settings)
-        inject, prediction = self.world.between_layers(seen.shape[0], chunk, inputs.latents, **settings)
+            return self.world(seen.tokens, seen.mask, chunk, inputs.latents, **settings)
+        inject, prediction = self.world.between_layers(len(inputs.state), chunk, inputs.latents, **settings)
         layers, dropout = self.config.injection.layers, _fold(key if train else None, DECODE)
-        hidden, ratio = self.backbone.decode_injected(seen, prompt.positions, prompt.mask, dropout, layers, inject)
-        return self.world.after_layers(hidden, chunk, prediction, ratio)
+        hidden, ratio = self.backbone.decode(seen, dropout, layers=layers, inject=inject)
+        assert ratio is not None
+        return self.world.after_layers(hidden.tokens, chunk, prediction, ratio)
 
     def context(
         self,
@@ -200,10 +194,8 @@ class VLA(nnx.Module):
         """What the Prophet is told. Words do not train: the world loss must not shape the VLM (that is ``e2aux``)."""
         words = is_text = None
         if "instruction" in self.config.prophet.condition:
-            tokens, own = jnp.asarray(inputs.prompt.tokens), 1 + self.config.chunk
-            words = jax.lax.stop_gradient(self.backbone.embed(tokens))
-            is_text = jnp.asarray(inputs.prompt.mask) & (tokens != self.config.backbone.image_token)
-            is_text = is_text.at[:, -own:].set(False)
+            words, is_text = self.backbone.words(inputs.prompt, 1 + self.config.chunk)
+            words = jax.lax.stop_gradient(words)
         return Context(self._state(inputs), words, is_text, action, action_mask)
 
     def _state(self, inputs: ModelInput) -> Float32[Array, "batch state"]:

@@ -20,7 +20,7 @@ from wmjax.rollout.benchmark_log import keep_record
 from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records
-from wmjax.rollout.runner import Runner
+from wmjax.rollout.runner import Runner, video_name
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Pool
 from wmjax.sim.worker import WorkerSettings
@@ -79,6 +79,7 @@ def evaluate(
     if left:
         started = time.monotonic()
         keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
+        keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
         frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
         settings = WorkerSettings(spec, frames, protocol.env)
         with Pool(settings, min(workers, len(left)), timeout) as pool:

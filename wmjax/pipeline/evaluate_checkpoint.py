@@ -1,6 +1,5 @@
 """The closed-loop evaluation of a checkpoint."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ from wmjax.core.paths import keep_compiled_programs, records_folder
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
-from wmjax.data.observation import Prompt
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, dotted, from_dict
+from wmjax.experiment.config import RESUMABLE, YOUNGER, Experiment, changed_settings, dotted, from_dict
+from wmjax.models.prompts import join_prompts
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.latents import find_latents, made_before
 from wmjax.policy.interventions import Donors
 from wmjax.policy.policy import Policy, load_policy
 from wmjax.policy.policy_actor import PolicyActor
+from wmjax.policy.saved import find_policy
 from wmjax.reporting.caveats import timing
 from wmjax.reporting.video.nearest_frames import Album, spread
 from wmjax.rollout.protocol import Protocol
-from wmjax.trainer import checkpoint
-from wmjax.trainer.checkpoint import find
 
 log = logging.getLogger("wmjax.evaluate")
 
@@ -55,7 +53,6 @@ def evaluate_checkpoint(
 
     """
     keep_compiled_programs()
-    path = checkpoint.find(path)
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(
         path,
@@ -116,8 +113,7 @@ def _donors(policy: Policy, data: Location | None) -> Donors:
     latents = find_latents(experiment, store, to_dict(policy.encoder_spec))
     assert latents is not None
     _require_same(policy, store, latents)
-    parts = [policy.prompt(task.instruction) for task in store.tasks]
-    prompts = Prompt(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    prompts = join_prompts([policy.prompt(task.instruction) for task in store.tasks])
     return Donors(store, latents, experiment.model.prophet.history, prompts)
 
 
@@ -128,15 +124,15 @@ def identity(path: Path) -> dict[str, Any]:
         UserError: no complete checkpoint there.
 
     """
-    manifest = json.loads((find(path) / "manifest.json").read_text())
-    experiment = manifest["meta"]["experiment"]
-    encoder = manifest["meta"]["specs"]["encoder"]  # with the hash of its weights
+    found = find_policy(path)
+    experiment = found.meta["experiment"]
+    encoder = found.meta["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     # Only what a parameter depends on.
-    settings = dotted(experiment).items()
+    settings = [(k, v) for k, v in dotted(experiment).items() if k not in YOUNGER or v != YOUNGER[k]]
     trained = {k: v for k, v in settings if k not in RESUMABLE and not k.startswith("evaluation.")}
     return {
-        "checkpoint": {"step": manifest["step"], "hash": hash_json(manifest["sha256"])},
+        "checkpoint": {"step": found.step, "hash": found.hash},
         "experiment": {**names, "seed": experiment["train"]["seed"]},
         "recipe_hash": hash_json([trained, encoder]),
         "training": _training(from_dict(experiment)),

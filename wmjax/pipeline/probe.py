@@ -1,6 +1,5 @@
 """Probes of a policy's starting backbone: its tokens as features, beside those of pooled pixels."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Key, UInt8
+from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import keep_compiled_programs
@@ -19,12 +18,10 @@ from wmjax.data.observation import Prompt
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.probe import Frames, Table, find_camera, probe
 from wmjax.encoders.encode import encode_clips
-from wmjax.encoders.vjepa2.model import pool_last_tubelet
 from wmjax.experiment.config import Experiment, load
 from wmjax.experiment.plan import starting_weights
-from wmjax.models.backbones.qwen2_5_vl import weights
-from wmjax.models.nn.lora import LoRAConfig
-from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.backbones.base import BACKBONES
+from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 
 RECIPE = "e2_flow"
@@ -57,47 +54,51 @@ class BackboneFeatures:
         """
         model = experiment.model
         self.name, self._camera, self._cameras = experiment.train.backbone_weights, camera, model.cameras
-        self._prompts = make_prompt_builder(experiment.prompt, model, spec)
-        if camera >= len(self._prompts.image_grids):
+        self._prepare = make_prepare(experiment.prompt, model, spec)
+        seen = spec.cameras[: model.cameras]
+        if camera >= len(seen):
             raise UserError(
                 f"camera {spec.cameras[camera]!r} is not seen by the policy, model.cameras is {model.cameras}; "
-                f"choose from {', '.join(spec.cameras[: model.cameras])}"
-            )
-        side = self._prompts.image_grids[camera][0]
-        self._grid = min(GRID, side)
-        if side % self._grid:
-            raise UserError(
-                f"image_size is {spec.image_size}, {side} x {side} tokens that do not pool to {GRID} x {GRID}; "
-                f"give stores of {GRID * model.backbone.vision.factor} pixels or a multiple"
+                f"choose from {', '.join(seen)}"
             )
         graph, self._state = nnx.split(starting_model(experiment))
-        self._look = jax.jit(functools.partial(look, graph, self._grid))
+        tokens = functools.partial(image_tokens, graph, camera)
+        size = spec.image_size
+        shape = jax.ShapeDtypeStruct((1, len(seen), size, size, 3), np.uint8)
+        side = jax.eval_shape(tokens, self._state, self._prepare("look"), shape).shape[2]
+        grid = min(GRID, side)
+        if side % grid:
+            raise UserError(
+                f"image_size is {size}, {side} x {side} tokens that do not pool to {GRID} x {GRID}; "
+                f"give stores of {GRID * (size // side)} pixels or a multiple"
+            )
+        self._look = jax.jit(lambda *inputs: pool(tokens(*inputs), grid))
 
     def __call__(self, frames: Frames, instruction: str) -> dict[str, Float32[np.ndarray, "frames tokens dim"]]:
         """Features of every frame of an episode, row by row of the table."""
-        prompt = self._prompts(instruction)
-        images = np.flatnonzero(prompt.tokens[0] == self._prompts.config.image_token)
-        places = images.reshape(len(self._prompts.image_grids), -1)[self._camera]
-        look = functools.partial(self._look, self._state, prompt, places)
+        look = functools.partial(self._look, self._state, self._prepare(instruction))
         seen = encode_clips(look, frames[:, : self._cameras], BATCH)
         return {f"{self.name}: {row}": seen[:, i] for i, row in enumerate(ROWS)}
 
 
-def look(
+def image_tokens(
     graph: nnx.GraphDef,
-    grid: int,
+    camera: int,
     state: nnx.State,
     prompt: Prompt,
-    places: Int[Array, "tokens"],
     images: UInt8[Array, "batch cameras height width 3"],
-) -> Float[Array, "batch 2 pooled dim"]:
-    """A backbone's embeddings and last hidden states at the image tokens ``places`` of one prompt, pooled; float32."""
+) -> Float[Array, "batch 2 rows columns dim"]:
+    """A camera's image tokens in one prompt, as they enter a backbone's layers and as they leave them."""
     backbone: Any = nnx.merge(graph, state)
-    tokens, mask, positions = (jnp.repeat(jnp.asarray(x), len(images), axis=0) for x in prompt)
-    embeddings = backbone.embed(tokens, images)
-    hidden = backbone.decode(embeddings, positions, mask)
-    parts = (pool_last_tubelet(x[:, None, places], grid) for x in (embeddings, hidden))
-    return jnp.stack([part.astype(jnp.float32) for part in parts], axis=1)
+    prompts = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), len(images), axis=0), prompt)
+    return backbone.image_tokens(prompts, images, camera)
+
+
+def pool(tokens: Float[Array, "batch 2 rows columns dim"], grid: int) -> Float32[Array, "batch 2 pooled dim"]:
+    """The mean of the tokens in each cell of a ``grid`` x ``grid`` cut of the image."""
+    batch, kinds, side, _, dim = tokens.shape
+    cells = tokens.reshape(batch, kinds, grid, side // grid, grid, side // grid, dim)
+    return cells.mean(axis=(3, 5)).reshape(batch, kinds, grid * grid, dim).astype(jnp.float32)
 
 
 def starting_model(experiment: Experiment) -> nnx.Module:
@@ -109,17 +110,25 @@ def starting_model(experiment: Experiment) -> nnx.Module:
         UserError: there are no such weights, or they do not fit the settings.
 
     """
-    config = experiment.model.backbone
-    folder = starting_weights(experiment).folder
-    if folder is not None:
-        return weights.load_model(folder, dataclasses.replace(config, lora=LoRAConfig()))
+    config, folder = experiment.model.backbone, starting_weights(experiment).folder
 
     def build(key: Key[Array, ""]) -> Any:  # the whole policy draws its values in one order; jit drops the rest
         return VLA(experiment.model, rngs=nnx.Rngs(key)).backbone
 
     key = named_key(experiment.train.seed, "parameters")
     graph = nnx.split(nnx.eval_shape(build, key))[0]
-    return nnx.merge(graph, jax.jit(lambda key: nnx.split(build(key))[1])(key))
+    state = jax.jit(lambda key: nnx.split(build(key))[1])(key)
+    if folder is None:
+        return nnx.merge(graph, state)
+    leaves = dict(nnx.to_flat_state(state))
+
+    def put(path: tuple[Any, ...], array: np.ndarray) -> Array:
+        new = jnp.asarray(array, leaves[path].get_value().dtype)
+        leaves[path] = leaves[path].replace(new)
+        return new
+
+    BACKBONES.resolve(config.kind).read_weights(folder, config, put)
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
 def probe_backbones(

@@ -1,13 +1,18 @@
 """The stages of a training run, in order: plan, demonstrations, latents, training, closed loop, verdict."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from wmjax.analysis.summary import Summary
 from wmjax.core import distributed, logs
+from wmjax.core.files import owned
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
@@ -21,9 +26,10 @@ from wmjax.models.vla import VLA
 from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import encode
+from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import train
+from wmjax.trainer.loop import LoadBase, train
 
 
 def run(
@@ -53,7 +59,16 @@ def run(
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
     plan = plan_run(experiment, folder, evaluates=evaluates)
-    first = distributed.is_first()
+    with contextlib.ExitStack() as held:
+        if distributed.is_first():
+            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+        _run_stages(plan, evaluates=evaluates)
+
+
+def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
+    """The stages, in a folder that belongs to this job."""
+    experiment, first = plan.experiment, distributed.is_first()
+    start = starting_point(experiment.train.init_from)
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
@@ -66,7 +81,7 @@ def run(
     # 3. Latents.
     latents = distributed.first(lambda: encode(experiment, store, plan.latent_spec))
     # 4. Training.
-    checkpoint = fit(plan, store, latents)
+    checkpoint = fit(plan, store, latents, start)
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
@@ -88,21 +103,40 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     distributed.alone(lambda: print(text))
 
 
-def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore) -> Path:
-    """Trains the plan's model; returns the last checkpoint's folder."""
+def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore, start: Start | None = None) -> Path:
+    """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
+
+    Raises:
+        UserError: the data do not fit the model or ``start``.
+
+    """
     experiment, weights = plan.experiment, plan.weights.folder
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
+    loads: list[LoadBase] = (
+        [] if weights is None else [functools.partial(load_backbone, weights, experiment.model.backbone)]
+    )
+    if start is not None:
+        inputs = start.fit_inputs(inputs)
+        loads.append(start.load)
     return train(
         lambda rngs: VLA(experiment.model, rngs=rngs),
-        make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train),
+        inputs,
         plan.folder,
         experiment.train,
         experiment.optimizer,
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
         meta={"experiment": to_dict(experiment), "backbone_hash": plan.weights.hash},
-        on_checkpoint=functools.partial(judge_early, plan),
-        load_base=None if weights is None else functools.partial(load_backbone, weights, experiment.model.backbone),
+        on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
+        load_base=functools.partial(_load_all, loads) if loads else None,
     )
+
+
+def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """Applies several loads, the later ones on top."""
+    for load_one in loads:
+        params, frozen = load_one(params, frozen)
+    return params, frozen
 
 
 def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:

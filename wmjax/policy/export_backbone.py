@@ -10,10 +10,6 @@ from pathlib import Path
 
 from wmjax.core.errors import UserError
 from wmjax.experiment.config import from_dict
-from wmjax.models.backbones.qwen2_5_vl import adapters, weights
-from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.backbones.qwen2_5_vl.prompt import COMPANIONS
-from wmjax.models.prompts import tokenizer_folder
 from wmjax.policy.restore import load_model
 from wmjax.trainer import checkpoint
 
@@ -38,20 +34,8 @@ def export_backbone(run: Path, out: Path, *, merge: bool = False) -> str:
     found = checkpoint.find(run)
     experiment = from_dict(checkpoint.read_meta(found)["experiment"])
     backbone = load_model(found).backbone
-    assert isinstance(backbone, Qwen2_5_VL)  # what every config builds
-    adapted = backbone.config.lora.rank > 0
-    if merge and not adapted:
-        raise UserError("--merge: the run has no adapters (model.backbone.lora.rank is 0); leave --merge out")
     with _whole_folder(out) as folder:
-        if adapted and not merge:
-            adapters.save(backbone, folder, base=experiment.train.published)
-        else:
-            weights.save(adapters.merge(backbone) if merge else backbone, folder)
-            source = tokenizer_folder(experiment.prompt.tokenizer)
-            for name in COMPANIONS:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, folder / name)
-    return "adapters in PEFT's format" if adapted and not merge else "the backbone as a Hugging Face checkpoint"
+        return backbone.export(folder, experiment.prompt, experiment.train.published, merge=merge)
 
 
 @contextlib.contextmanager
@@ -60,7 +44,11 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if out.is_dir():  # and empty
         out.rmdir()
     part.rename(out)

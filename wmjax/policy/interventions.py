@@ -9,6 +9,7 @@ gets depends on nothing but its identity: not on the worker, the batch row, or w
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
@@ -96,7 +97,7 @@ class Donors:
         return Donor(
             latents=self.latents.latents[0, past].astype(np.float32),
             state=self.store.state[self.store.frame_row[frames]],
-            prompt=Prompt(*(np.asarray(table)[tasks] for table in self._prompts)),
+            prompt=jax.tree.map(lambda table: np.asarray(table)[tasks], self._prompts),
         )
 
 

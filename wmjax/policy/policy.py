@@ -18,14 +18,14 @@ from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_latents, normalise_state
 from wmjax.data.windows import clip_indices
-from wmjax.experiment.config import Experiment, from_dict
+from wmjax.experiment.config import Experiment
 from wmjax.models.inputs import ModelInput
-from wmjax.models.prompts import make_prompt_builder
+from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
-from wmjax.policy.restore import averaged_parameters, restore_encoder, restore_model
-from wmjax.trainer import checkpoint
+from wmjax.policy.restore import restore_encoder, restore_model
+from wmjax.policy.saved import find_policy
 
 
 class Carry(NamedTuple):
@@ -108,7 +108,7 @@ class Policy:
         self.corruption: Corruption = corruption
         if reason := unfit_memory(experiment.model.memory, oracle, corruption):
             raise UserError(reason)
-        self._prompts = make_prompt_builder(experiment.prompt, experiment.model, self.observation_spec)
+        self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
         self._encoder, self._cameras = None, np.zeros(0, np.int32)
         if self.encoder_spec is not None:
@@ -150,7 +150,7 @@ class Policy:
             UserError: empty, or too long for the model's prompt bucket.
 
         """
-        return self._prompts(instruction)
+        return self._prepare(instruction)
 
     def require_prompts(self, hashes: dict[str, str]) -> None:
         """Checks that instructions become the tokens that the policy was trained on.
@@ -160,7 +160,7 @@ class Policy:
 
         """
         for name, then in hashes.items():
-            if (now := self._prompts.hashes[name]) != then:
+            if (now := self._prepare.hashes[name]) != then:
                 raise UserError(
                     f"the prompt's {name} has the hash {now}, the checkpoint was trained with {then}; "
                     "set prompt.tokenizer to the one it was trained with"
@@ -290,10 +290,11 @@ def load_policy(
     oracle: float | None = None,
     corruption: Corruption = "none",
 ) -> Policy:
-    """The policy of a run's newest checkpoint, or of one checkpoint folder.
+    """A policy that acts, from a run or from a policy's folder.
 
     Args:
-        path: a run's folder, or ``<run>/checkpoints/<step>``.
+        path: a run's folder, whose newest checkpoint is taken, ``<run>/checkpoints/<step>``, a folder that
+            ``python -m wmjax.export --policy`` wrote, or the name of a policy that ships with wmjax.
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
@@ -301,20 +302,17 @@ def load_policy(
             (:mod:`wmjax.policy.interventions`).
 
     Raises:
-        UserError: no complete checkpoint there, a damaged file, or specs of another version.
+        UserError: no policy there, a damaged file, or specs of another version.
 
     """
-    folder = checkpoint.find(Path(path))
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
-    params = averaged_parameters(folder, experiment)
+    found = find_policy(path)
+    meta = found.meta
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
-    base = meta.get("backbone_hash")
     policy = Policy(
-        experiment,
+        found.experiment,
         meta["specs"],
-        params,
-        base,
+        found.parameters(),
+        meta.get("backbone_hash"),
         batch_size=batch_size,
         open_loop_horizon=horizon,
         oracle=oracle,

@@ -13,6 +13,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.specs import RAW_ACTION, ActionSpec, ObservationSpec
 from wmjax.data.observation import Observation, Prompt
+from wmjax.models.prompts import join_prompts
 from wmjax.policy.interventions import Donor, Donors
 from wmjax.rollout.actors import Decision, Plan, no_frames
 from wmjax.sim.episode import EpisodeId
@@ -154,7 +155,7 @@ class PolicyActor:
         return Observation(
             images=np.stack([decision.frames for decision in decisions]),
             state=np.stack([decision.state for decision in decisions]),
-            prompt=Prompt(*(np.concatenate(parts) for parts in zip(*prompts, strict=True))),
+            prompt=join_prompts(prompts),
             first=np.array([decision.number == 0 for decision in decisions]),
         )
 

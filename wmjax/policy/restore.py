@@ -63,9 +63,13 @@ def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array
         UserError: a damaged checkpoint, or one of another network.
 
     """
+    return checkpoint.restore(folder, "ema", parameter_shapes(experiment))
+
+
+def parameter_shapes(experiment: Experiment) -> dict[str, Array]:
+    """Names, shapes and types of the parameters that an experiment trains; nothing is computed."""
     model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
-    like = to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
-    return checkpoint.restore(folder, "ema", like)
+    return to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
 
 
 def restore_encoder(config: EncoderConfig, spec: EncoderSpec) -> Encoder:

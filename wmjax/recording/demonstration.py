@@ -1,12 +1,15 @@
-"""One demonstration: the expert acts, something slightly different may be executed, everything is kept."""
+"""One demonstration: the expert acts, something else may be executed, and every frame gets the expert's clean chunk."""
 
 import dataclasses
+from dataclasses import field
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
+from wmjax.core.errors import UserError
 from wmjax.data.episode import EpisodeData
 from wmjax.recording.expert import Expert
+from wmjax.recording.failures import FailureConfig, Failures
 from wmjax.recording.grasp import HOPELESS
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
@@ -27,15 +30,31 @@ class DemonstrationConfig:
         noise_low, noise_high: range of the noise's amplitude, as a fraction of the largest action.
         max_steps: an episode that has not succeeded by then is a failure.
         steps_after_success: control steps recorded beyond the first success, in which the expert lets go.
+        label_steps: control steps of the chunk that the expert, undisturbed, would execute from every frame on. The
+            store keeps these chunks and training learns them; 0 keeps none, and training learns the labels of the
+            steps that were executed.
+        failures: which failures are provoked for the expert to mend.
 
     """
 
     seed: int = 0
-    perturbed_fraction: float = 0.6
+    perturbed_fraction: float = 0.8
     noise_low: float = 0.1
     noise_high: float = 0.3
-    max_steps: int = 220
+    max_steps: int = 360
     steps_after_success: int = 8
+    label_steps: int = 8
+    failures: FailureConfig = field(default_factory=FailureConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses a negative length.
+
+        Raises:
+            UserError: names the setting and its value.
+
+        """
+        if self.label_steps < 0:
+            raise UserError(f"data.demonstrations.label_steps is {self.label_steps}; give 0 or more control steps")
 
 
 def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: int) -> EpisodeId:
@@ -62,6 +81,19 @@ class _Noise:
         return np.clip(action + self._value, -1.0, 1.0)
 
 
+@dataclasses.dataclass
+class _Track:
+    """What happened in an episode, control step by control step, and the simulator's state at every frame."""
+
+    images: list[np.ndarray] = field(default_factory=list)
+    frame_step: list[int] = field(default_factory=list)
+    frame_state: list[np.ndarray] = field(default_factory=list)
+    state: list[np.ndarray] = field(default_factory=list)
+    label: list[np.ndarray] = field(default_factory=list)
+    executed: list[np.ndarray] = field(default_factory=list)
+    injected: list[bool] = field(default_factory=list)
+
+
 def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: DemonstrationConfig) -> EpisodeData | None:
     """Records one episode.
 
@@ -76,36 +108,78 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
 
     """
     env.reset(episode)
-    expert, noise = Expert(env), _Noise(episode, config)
-    if expert.grasp.cost >= HOPELESS:
+    expert, noise, failures = Expert(env), _Noise(episode, config), Failures(episode, config.failures)
+    grasp = expert.plan()
+    if grasp is None or grasp.cost >= HOPELESS:
         return None
-    images, frame_step, states, labels, executed = [], [], [], [], []
+    track = _Track()
+    success_step = _act(env, expert, noise, failures, config, track)
+    if success_step is None:
+        return None
+    usual = None if grasp.style is None else dataclasses.asdict(grasp.style)
+    meta = _meta(env, episode, noise.amplitude, success_step)
+    return EpisodeData(
+        images=np.stack(track.images),
+        frame_step=np.array(track.frame_step, np.int32),
+        state=np.stack(track.state),
+        action=np.stack(track.label),
+        executed=np.stack(track.executed),
+        settled_state=env.settled_state,
+        meta={**meta, "grasp": usual, "failures": failures.done},
+        action_chunk=_label_frames(env, expert, track, config.label_steps) if config.label_steps else None,
+        injected=np.array(track.injected),
+    )
+
+
+def _act(
+    env: LiberoEnv, expert: Expert, noise: _Noise, failures: Failures, config: DemonstrationConfig, track: _Track
+) -> int | None:
+    """Acts to the end of the episode; the control steps until the first success, None if it failed or did not last."""
     success_step, success, step = None, False, 0
     while step < config.max_steps if success_step is None else step < success_step + config.steps_after_success:
         if step % env.spec.frame_stride == 0:
-            images.append(env.render())
-            frame_step.append(step)
-        states.append(env.state())
+            track.images.append(env.render())
+            track.frame_step.append(step)
+            track.frame_state.append(env.sim_state())
+        track.state.append(env.state())
         # Rounded before it is executed, so that replaying the stored float32 is exact.
         label = expert.act().astype(np.float32)
-        action = noise.apply(label.astype(np.float64)).astype(np.float32)
-        labels.append(label)
-        executed.append(action)
-        success = env.step(action)
+        failing = failures.action(step, expert, label.astype(np.float64)) if success_step is None else None
+        action = noise.apply(label.astype(np.float64)) if failing is None else failing
+        track.label.append(label)
+        track.executed.append(action.astype(np.float32))
+        track.injected.append(failing is not None)
+        success = env.step(track.executed[-1])
         step += 1
         if success and success_step is None:
             success_step = step
-    if success_step is None or not success:
-        return None
-    return EpisodeData(
-        images=np.stack(images),
-        frame_step=np.array(frame_step, np.int32),
-        state=np.stack(states),
-        action=np.stack(labels),
-        executed=np.stack(executed),
-        settled_state=env.settled_state,
-        meta=_meta(env, episode, noise.amplitude, success_step),
-    )
+    return success_step if success else None
+
+
+def _label_frames(env: LiberoEnv, expert: Expert, track: _Track, steps: int) -> Float32[np.ndarray, "f steps 7"]:
+    """The expert's next ``steps`` actions from every frame on, had nothing disturbed it.
+
+    The expert's action is a function of the state, so where its actions were executed they are those. Elsewhere the
+    frame's state is restored and it acts; the simulation is left wherever that ends.
+    """
+    chunks = []
+    for step, state in zip(track.frame_step, track.frame_state, strict=True):
+        chunk = np.stack(track.label[step : step + steps])
+        # What was executed last has no bearing on the labels.
+        if len(chunk) < steps or not np.array_equal(chunk[:-1], np.stack(track.executed[step : step + steps])[:-1]):
+            env.restore(state)
+            chunk = undisturbed(env, expert, steps)
+        chunks.append(chunk)
+    return np.stack(chunks)
+
+
+def undisturbed(env: LiberoEnv, expert: Expert, steps: int) -> Float32[np.ndarray, "steps 7"]:
+    """The expert's next actions, while they are executed."""
+    actions = []
+    for _ in range(steps):
+        actions.append(expert.act().astype(np.float32))
+        env.step(actions[-1])
+    return np.stack(actions)
 
 
 def _meta(env: LiberoEnv, episode: EpisodeId, perturbation: float, success_step: int) -> dict[str, object]:

@@ -1,33 +1,42 @@
-"""A scripted pick-and-place expert: plans a grasp, then walks through phases under closed-loop control.
+"""A scripted pick-and-place expert whose action is a function of the simulator's state alone.
 
-It reads the simulation's true poses and answers every observation anew, so its actions are corrective labels
-even when something else than the label was executed.
+It reads the simulation's true poses and counts nothing, so it answers any state that anybody has led to as it would
+have answered on its own way: the same code records demonstrations, labels what others do, and shows a future.
 """
 
-import dataclasses
-from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
 from jaxtyping import Float64
 
 from wmjax.core.errors import UserError
-from wmjax.recording.grasp import Grasp, NoGraspError, plan_grasp, reach_height
-from wmjax.recording.privileged_scene import UP, Matrix, Scene, Vector, rotation_vector
+from wmjax.recording.canonical import CLEARANCE, is_rim, usual_grasp
+from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp, reach_height
+from wmjax.recording.privileged_scene import UP, Scene, Seen, Vector, rotation_vector
 from wmjax.sim.env import LiberoEnv
 
+Action = Float64[np.ndarray, "7"]
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
 """What an action of 1 means to robosuite's OSC_POSE controller (m, rad)."""
+GAIN = 1.5
+"""Commanded distance per distance from the goal; below 1.5 the arm's friction leaves millimetres."""
 OPEN, CLOSE = -1.0, 1.0
-MAX_RETRIES = 2
 DROP_HEIGHT = 0.08
 """How far (m) above the middle of a container an object is let go."""
+DONE, DONE_INSIDE = 0.028, 0.08
+"""An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
+AT_PLACE = 0.015
+"""A held object this near (m, sideways) to its place may be let go."""
+ROOM = 0.055
+"""What must be free (m) below a held object before it is carried far."""
+NEAR = 0.10
+"""An object this near (m, sideways) to its place is carried at the height of letting down."""
+ABOVE = 0.10
+"""Height (m) above the place to which an object is carried before it is let down."""
+WIDE = 0.065
+"""Fingers this far (m) apart fit around what is to be grasped."""
 MOVED = 0.015
-"""An object that is this far (m) from where its grasp was planned needs another plan."""
-STANDS = 0.03
-"""An object this near (m, sideways) to its place is above it, or stands on it if it is as low."""
-AT_GRASP = 0.012
-"""A hand this near (m, sideways and in height) to the grasp may close."""
+"""Size (m) of the cells of positions of the object in which the grasp is planned anew."""
 
 
 class Phase(StrEnum):
@@ -36,66 +45,35 @@ class Phase(StrEnum):
     APPROACH = "approach"
     DESCEND = "descend"
     CLOSE = "close"
-    LIFT = "lift"
     REGRASP = "regrasp"
+    LIFT = "lift"
     CARRY = "carry"
     LOWER = "lower"
     OPEN = "open"
     RETREAT = "retreat"
 
 
-class HandController:
-    """Proportional control of the hand's pose with a little integral action near the goal."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self._integral = np.zeros(3)
-
-    def reset(self) -> None:
-        """Forgets the integral."""
-        self._integral = np.zeros(3)
-
-    def action(
-        self, position: Vector, rotation: Matrix, gripper: float, speed: float = 1.0
-    ) -> Float64[np.ndarray, "7"]:
-        """The action towards a pose.
-
-        Args:
-            position: where the hand should be (m, world).
-            rotation: how it should be turned.
-            gripper: ``OPEN`` or ``CLOSE``.
-            speed: largest translation command, in [0, 1].
-
-        """
-        error = position - self._scene.hand_position
-        if np.linalg.norm(error) < 0.03:
-            self._integral = np.clip(self._integral + 0.15 * error, -0.015, 0.015)
-        else:
-            self._integral = self._integral * 0.7
-        move = (error + self._integral) / POSITION_SCALE
-        move *= min(1.0, speed / max(float(np.abs(move).max()), 1e-12))
-        turn = rotation_vector(rotation @ self._scene.hand_rotation.T) / ROTATION_SCALE
-        if np.linalg.norm(turn) < 0.02:
-            turn = np.zeros(3)
-        return np.r_[np.clip(move, -1, 1), np.clip(turn, -0.5, 0.5), gripper]
+def ramp(value: float, low: float, high: float) -> float:
+    """0 up to ``low``, 1 from ``high`` on, linear between."""
+    return float(np.clip((value - low) / (high - low), 0.0, 1.0))
 
 
 class Expert:
     """Picks the goal's object up and puts it where the goal says.
 
     Attributes:
-        phase: what it is doing now.
-        grasp: the planned grasp; its cost is infinite when there is none.
+        phase: of the last action.
+        seen: the state that the last action answered.
+        style: how the object is usually grasped in this task, None if there is no usual way.
 
     """
 
-    def __init__(self, env: LiberoEnv, *, clearance: float = 0.008, under_way: bool = False) -> None:
-        """Plans for the episode that ``env`` has just been reset to.
+    def __init__(self, env: LiberoEnv, style: GraspStyle | None = None) -> None:
+        """Reads ``env``, which is never stepped; an episode may be under way in it.
 
         Args:
-            env: the environment, read but never stepped.
-            clearance: distance (m) that the hand should keep from obstacles while grasping.
-            under_way: the episode has gone on under somebody else; nothing is planned before :meth:`take_over`.
+            env: the environment.
+            style: how to grasp; the task's usual grasp when None, see :func:`wmjax.recording.canonical.usual_grasp`.
 
         Raises:
             UserError: the task is not one of putting an object onto or into something.
@@ -106,211 +84,156 @@ class Expert:
                 f"{env.suite} task {env.task_id}: the expert cannot do {' '.join(env.goal)!r}, only on or in"
             )
         relation, self._item, self._target = env.goal
+        self.style = style or usual_grasp(env)
+        self.phase = Phase.APPROACH
         self._scene = Scene(env.sim)
-        self._rim = "bowl" in self._item
-        self._drop = DROP_HEIGHT if relation == "in" else None
-        self._clearance = clearance
-        self._rejected: list[float] = []
-        self._hand = HandController(self._scene)
-        self._actions: dict[Phase, Callable[[], Float64[np.ndarray, "7"]]] = {
-            phase: getattr(self, f"_{phase.value}") for phase in Phase
-        }
-        self._kept: tuple[Grasp, Vector] | None = None
-        if not under_way:
-            self._plan()
+        self.seen = self._scene.look(self._item, self._target)
+        self._drop = DROP_HEIGHT if relation == "in" else 0.0
+        self._done = DONE_INSIDE if relation == "in" else DONE
+        self._plans: dict[tuple[int, ...], Grasp | None] = {}
 
-    def take_over(self) -> None:
-        """Goes on from the scene as it is, in the phase that it is in, whoever has acted until now.
+    def act(self) -> Action:
+        """The action for the current state, each value in [-1, 1]."""
+        self.seen = self._scene.look(self._item, self._target)
+        self.phase, action = self._decide(self.seen)
+        return np.clip(action, -1.0, 1.0)
 
-        May be called again and again, as when a future is tried out at every decision of an episode. The grasp stays
-        the one of the call before while the object stands where it stood: two ways to grasp may be equally good, and
-        an expert that changes its mind never arrives. Without any way to grasp, the hand is raised.
+    def plan(self) -> Grasp | None:
+        """How the object would be grasped where it is now; None if nothing could grasp it, as when it has fallen.
+
+        The choice is kept for every cell of positions, so that it does not depend on when it is asked for.
         """
-        scene, self._rejected = self._scene, []
-        self._hand.reset()
-        item, place = scene.position(self._item), scene.place_position(self._target)
-        above = np.linalg.norm((item - place)[:2]) < STANDS
-        if scene.held(self._item):
-            self._carry_on(item, place, bool(above))
-        elif above and item[2] - place[2] < (self._drop or STANDS):
-            self.grasp = self._as_it_is(item)
-            self._enter(Phase.RETREAT)
-        else:
-            self._resume_grasping(item)
+        position = self._scene.position(self._item)
+        cell = tuple(np.floor(position / MOVED).astype(int).tolist())
+        if cell not in self._plans:
+            self._plans[cell] = self._planned()
+        grasp = self._plans[cell]
+        return None if grasp is None else grasp.at(position)
 
-    def _as_it_is(self, item: Vector) -> Grasp:
-        """The grasp that the hand is in now."""
-        hand = self._scene.hand_position
-        return Grasp(0.0, hand, self._scene.hand_rotation, hand - item, float(hand[2]), 0.0)
-
-    def _carry_on(self, item: Vector, place: Vector, above: bool) -> None:
-        """With the object in the hand: lifts it, carries it or lowers it."""
-        self.grasp, self._item_start = self._as_it_is(item), item
-        self._lift_height = max(float(self._scene.hand_position[2]), place[2] + 0.15 + (self._drop or 0.0))
-        if above:
-            self._enter(Phase.LOWER)
-        else:
-            self._enter(Phase.CARRY if item[2] - place[2] > 0.05 + (self._drop or 0.0) else Phase.LIFT)
-
-    def _resume_grasping(self, item: Vector) -> None:
-        """With the object somewhere else: as far along the planned grasp as the hand is."""
-        if self._kept is None or np.linalg.norm(item - self._kept[1]) > MOVED:
-            self._plan()
-            if self.phase is Phase.RETREAT:
-                return
-            self._kept = (self.grasp, self._item_start)
-        self.grasp, self._item_start = self._kept
-        hand = self._scene.hand_position
-        away = hand - self._grasp_position(item)
-        sideways = np.linalg.norm(away[:2])
-        turned = np.linalg.norm(rotation_vector(self.grasp.rotation @ self._scene.hand_rotation.T)) < 0.15
-        if not turned or sideways > 0.02 or hand[2] > self.grasp.travel_height + 0.02:
-            self._enter(Phase.APPROACH)
-        else:
-            self._enter(Phase.CLOSE if sideways < AT_GRASP and abs(away[2]) < AT_GRASP else Phase.DESCEND)
-
-    def act(self) -> Float64[np.ndarray, "7"]:
-        """The action for the current state, each value in [-1, 1]. Call once per control step."""
-        self._count += 1
-        return np.clip(self._actions[self.phase](), -1.0, 1.0)
-
-    def _plan(self) -> None:
-        """Chooses a grasp and approaches it; if nothing could grasp the object, as when it has fallen, gives up."""
-        scene = self._scene
-        self._item_start = scene.position(self._item)
-        self._hand.reset()
+    def _planned(self) -> Grasp | None:
+        item = self._item
         try:
-            self.grasp = plan_grasp(
-                scene, self._item, self._target, rim=self._rim, clearance=self._clearance, rejected=self._rejected
-            )
+            return plan_grasp(self._scene, item, self._target, rim=is_rim(item), clearance=CLEARANCE, style=self.style)
         except NoGraspError:
-            self.grasp = dataclasses.replace(self._as_it_is(self._item_start), cost=np.inf)
-            self._enter(Phase.RETREAT)
-        else:
-            self._enter(Phase.APPROACH)
+            return None
 
-    def _enter(self, phase: Phase) -> None:
-        """Starts a phase at the next action; ``_count`` counts its actions from 1, ``_anchor`` is where it began."""
-        self.phase, self._count = phase, 0
-        self._anchor = self._scene.hand_position
-        self._last = np.inf
+    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+        """The phase that a state is in, and what to do in it."""
+        if _held(seen):
+            if self._may_let_go(seen):
+                return Phase.OPEN, _still(OPEN)
+            if not _firm(seen):
+                return Phase.CLOSE, _still(CLOSE)
+            return self._carry(seen)
+        if seen.aside < self._done and seen.height < (self._drop or 0.03):
+            return _leave(seen)
+        grasp = self.plan()
+        return _leave(seen) if grasp is None else _reach(seen, grasp)
 
-    def _go(self, position: Vector, gripper: float, speed: float = 1.0) -> Float64[np.ndarray, "7"]:
-        return self._hand.action(position, self.grasp.rotation, gripper, speed)
+    def _may_let_go(self, seen: Seen) -> bool:
+        """Whether a held object is where it should be."""
+        if self._drop:
+            return seen.aside < DONE and seen.height < self._drop + 0.01
+        stands = seen.height < 0.012 or (seen.supported and seen.speed < 0.03 and seen.height < 0.04)
+        return seen.aside < AT_PLACE and stands
 
-    def _reach(self, position: Vector) -> float:
-        return reach_height(self._scene, position, self.grasp.rotation)
+    def _carry(self, seen: Seen) -> tuple[Phase, Action]:
+        """A held object: up while something is close below it, over its place, down."""
+        offset = seen.hand - seen.item
+        goal = seen.place + offset
+        far = ramp(seen.aside, 0.008, 0.03)
+        goal[2] += self._drop + 0.003 + far * ABOVE
+        if seen.aside > NEAR:
+            reach = reach_height(self._scene, seen.hand, seen.rotation)
+            goal[2] = max(goal[2], min(max(seen.place[2] + self._drop + 0.15, seen.hand[2]), reach))
+        free = self._free(seen)
+        if free < 1.0:
+            goal[2] = max(goal[2], seen.hand[2] + (1.0 - free) * 0.05)
+        goal[:2] = seen.hand[:2] + free * (goal - seen.hand)[:2]
+        phase = Phase.LIFT if free < 0.5 else Phase.CARRY if far == 1.0 else Phase.LOWER
+        return phase, _towards(seen, goal, _levelling(seen), CLOSE, 1.0 if far > 0.2 else 0.4)
 
-    def _held(self) -> tuple[Vector, Vector]:
-        """The object's position as seen from the hand, and where the object should end up."""
-        scene = self._scene
-        return scene.position(self._item) - scene.hand_position, scene.place_position(self._target)
+    def _free(self, seen: Seen) -> float:
+        """How freely a held object may move sideways: 0 not at all, as in a drawer, 1 as fast as it can."""
+        if seen.aside < 0.03:
+            return 1.0
+        need = ROOM if seen.aside > NEAR else 0.03
+        free = ramp(self._scene.room_below(self._item), need - 0.015, need)
+        if seen.aside > NEAR:
+            free = min(free, ramp(self._scene.room_ahead(self._item, seen.place), 0.0, 0.015))
+        reach = reach_height(self._scene, seen.hand, seen.rotation)
+        return max(free, ramp(seen.hand[2], reach - 0.02, reach))  # higher is out of reach
 
-    def _grasp_position(self, item: Vector) -> Vector:
-        """Where the hand closes, with the object at ``item`` but as high as it stood."""
-        return np.r_[item[:2], self._item_start[2]] + self.grasp.offset
 
-    def _approach(self) -> Float64[np.ndarray, "7"]:
-        """To a safe height above the grasp, already turned."""
-        scene = self._scene
-        goal = np.r_[self.grasp.position[:2], self.grasp.travel_height]
-        turned = np.linalg.norm(rotation_vector(self.grasp.rotation @ scene.hand_rotation.T)) < 0.08
-        action = self._go(goal, OPEN)
-        if (np.linalg.norm(scene.hand_position - goal) < 0.02 and turned) or self._count > 70:
-            self._enter(Phase.DESCEND)
-        return action
+def _held(seen: Seen) -> bool:
+    """Whether the fingers hold the object: both touch it, or one does and something keeps them apart."""
+    squeezed = seen.opening - seen.command
+    blocked = seen.touching > 0 and squeezed > 0.002 and abs(seen.closing) < 0.02
+    return squeezed > 0.0 and (seen.touching == 2 or blocked)
 
-    def _descend(self) -> Float64[np.ndarray, "7"]:
-        """Down to the grasp, following the object if it moved; first sideways when off by more than 12 mm."""
-        hand, item = self._scene.hand_position, self._scene.position(self._item)
-        grasp = self._grasp_position(item)
-        sideways = np.linalg.norm((hand - grasp)[:2])
-        goal = grasp.copy()
-        if sideways > 0.012:
-            goal[2] = max(grasp[2] + 0.03, min(hand[2], grasp[2] + 0.08))
-        action = self._go(goal, OPEN, speed=0.6)
-        if (sideways < 0.008 and abs(hand[2] - grasp[2]) < 0.006) or self._count > 50:
-            self._enter(Phase.CLOSE)
-        return action
 
-    def _close(self) -> Float64[np.ndarray, "7"]:
-        """Closes where it stands until the fingers stop."""
-        if self._count == 1:
-            self._anchor = self._scene.hand_position
-        action = self._go(self._anchor, CLOSE)
-        opening = self._scene.finger_opening
-        stopped = abs(opening - self._last) < 4e-4
-        self._last = opening
-        if self._count >= 8 and (stopped or self._count >= 20):
-            self._enter(Phase.LIFT)
-        return action
+def _firm(seen: Seen) -> bool:
+    """Whether the fingers have closed on what they hold."""
+    return seen.command < 0.001 and abs(seen.closing) < 0.015
 
-    def _lift(self) -> Float64[np.ndarray, "7"]:
-        """Straight up; tries another grasp if the object stayed behind."""
-        scene, hand = self._scene, self._scene.hand_position
-        if self._count == 1:
-            self._anchor = hand
-            above = scene.place_position(self._target)[2] + 0.15 + (self._drop or 0.0)
-            self._lift_height = min(max(hand[2] + 0.07, above), max(self._reach(hand), hand[2] + 0.05))
-        goal = np.r_[self._anchor[:2], self._lift_height]
-        action = self._go(goal, CLOSE)
-        if abs(hand[2] - goal[2]) < 0.015 or self._count > 40:
-            item = scene.position(self._item)
-            lifted = item[2] - self._item_start[2] > 0.02 and np.linalg.norm(item - hand) < 0.12
-            self._after_lift(bool(lifted))
-        return action
 
-    def _after_lift(self, lifted: bool) -> None:
-        if lifted or len(self._rejected) >= MAX_RETRIES:
-            self._enter(Phase.CARRY)
-        else:
-            self._rejected.append(self.grasp.angle)
-            self._enter(Phase.REGRASP)
+def _reach(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
+    """Towards the grasp, from above; at the grasp the fingers close."""
+    away = seen.hand - grasp.position
+    sideways, high = float(np.linalg.norm(away[:2])), float(away[2])
+    turn = rotation_vector(grasp.rotation @ seen.rotation.T)
+    wrong = float(np.linalg.norm(turn))
+    if sideways < 0.02 and abs(high) < 0.02 and wrong < 0.3:
+        if seen.closing > 0.005 or (seen.command < seen.opening - 0.002 and seen.command > 0.001):
+            return Phase.CLOSE, _still(CLOSE)
+        if seen.opening < WIDE:
+            return Phase.REGRASP, _towards(seen, grasp.position + 0.04 * UP, turn, OPEN, 1.0)
+        close_enough = sideways < 0.008 and abs(high) < 0.006
+        if close_enough or (seen.speed < 0.01 and sideways < 0.015):
+            return Phase.CLOSE, _still(CLOSE)
+    travel = grasp.travel_height - grasp.position[2]
+    above = travel * max(ramp(sideways, 0.01, 0.03), ramp(wrong, 0.08, 0.2))
+    if seen.opening < WIDE:
+        above = max(above, 0.03)
+    goal = grasp.position + above * UP
+    near = sideways < 0.03 and wrong < 0.2
+    return (Phase.DESCEND if near else Phase.APPROACH), _towards(seen, goal, turn, OPEN, 0.6 if near else 1.0)
 
-    def _regrasp(self) -> Float64[np.ndarray, "7"]:
-        """Opens, moves up a little, plans again."""
-        if self._count == 1:
-            self._anchor = self._scene.hand_position
-        action = self._go(self._anchor + 0.04 * UP, OPEN)
-        if self._count >= 8:
-            self._plan()
-        return action
 
-    def _carry(self) -> Float64[np.ndarray, "7"]:
-        """To above the target, high until near."""
-        hand = self._scene.hand_position
-        offset, place = self._held()
-        goal = place - offset + (0.10 + (self._drop or 0.0)) * UP
-        sideways = np.linalg.norm((hand - goal)[:2])
-        if sideways > 0.10:
-            goal[2] = max(goal[2], min(self._lift_height, self._reach(hand)))
-        action = self._go(goal, CLOSE)
-        if (sideways < 0.008 and abs(hand[2] - goal[2]) < 0.04) or self._count > 80:
-            self._enter(Phase.LOWER)
-        return action
+def _leave(seen: Seen) -> tuple[Phase, Action]:
+    """Lets go where it stands, then up and out of the way."""
+    if seen.opening < WIDE and np.linalg.norm(seen.hand - seen.item) < 0.10:
+        return Phase.OPEN, _still(OPEN)
+    goal = seen.hand.copy()
+    goal[2] = max(goal[2], seen.item[2] + 0.16)
+    return Phase.RETREAT, _towards(seen, goal, np.zeros(3), OPEN, 0.6)
 
-    def _lower(self) -> Float64[np.ndarray, "7"]:
-        """Down until the object stands, or to the height from which it may fall."""
-        offset, place = self._held()
-        release = 0.003 if self._drop is None else self._drop
-        action = self._go(place - offset + release * UP, CLOSE, speed=0.4)
-        height = self._scene.position(self._item)[2] - place[2]
-        stuck = self._count > 8 and abs(self._last - height) < 3e-4
-        self._last = height
-        low_enough = 0.012 if self._drop is None else self._drop + 0.01
-        if height < low_enough or stuck or self._count > 40:
-            self._enter(Phase.OPEN)
-        return action
 
-    def _open(self) -> Float64[np.ndarray, "7"]:
-        """Lets go where it stands."""
-        action = self._go(self._anchor, OPEN, speed=0.3)
-        if self._count >= 6:
-            anchor = self._anchor
-            self._enter(Phase.RETREAT)
-            self._anchor = anchor
-        return action
+def _levelling(seen: Seen) -> Vector:
+    """The rotation vector (rad) that would bring a leaning object upright; none for one that lies."""
+    axis = np.cross(seen.item_rotation[:, 2], UP)
+    angle = float(np.arctan2(np.linalg.norm(axis), seen.item_rotation[2, 2]))
+    if not 0.02 < angle < 0.5:
+        return np.zeros(3)
+    return axis / np.linalg.norm(axis) * angle
 
-    def _retreat(self) -> Float64[np.ndarray, "7"]:
-        """Up and out of the way, for as long as it is asked."""
-        return self._go(self._anchor + 0.10 * UP, OPEN, speed=0.6)
+
+def _still(gripper: float) -> Action:
+    return np.r_[np.zeros(6), gripper]
+
+
+def _towards(seen: Seen, position: Vector, turn: Vector, gripper: float, speed: float) -> Action:
+    """The action towards a pose.
+
+    Args:
+        seen: the state.
+        position: where the hand should be (m, world).
+        turn: how far it should turn (rotation vector, rad).
+        gripper: ``OPEN`` or ``CLOSE``.
+        speed: largest translation command, in [0, 1].
+
+    """
+    move = GAIN * (position - seen.hand) / POSITION_SCALE
+    move = move * min(1.0, speed / max(float(np.abs(move).max()), 1e-12))
+    rotate = turn / ROTATION_SCALE if np.linalg.norm(turn) > 0.01 else np.zeros(3)
+    return np.r_[move, np.clip(rotate, -0.5, 0.5), gripper]

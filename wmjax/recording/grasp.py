@@ -1,11 +1,20 @@
 """Choosing how to grasp: candidates in order of preference, checked by kinematics and clearances."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from wmjax.recording.privileged_scene import UP, Matrix, Scene, Vector, rotation_about, rotation_vector, rotation_z
+from wmjax.recording.privileged_scene import (
+    HOME_JOINTS,
+    UP,
+    Matrix,
+    Scene,
+    Vector,
+    rotation_about,
+    rotation_vector,
+    rotation_z,
+)
 
 RIM_RADIUS = 0.046
 RIM_HEIGHT = 0.034
@@ -13,6 +22,7 @@ RIM_HEIGHT = 0.034
 MAX_OPENING = 0.078
 """Widest thing (m) that fits between the fingers."""
 MAX_TURN = np.deg2rad(100)
+TILTS = (0.0, 0.12, 0.24, 0.36)
 APPROACH_HEIGHTS = (0.10, 0.05, 0.02, 0.0)
 HOPELESS = 10.0
 """A grasp of at least this cost does not succeed."""
@@ -21,6 +31,22 @@ HAND_LENGTH, WRIST_OFFSET = 0.2104, 0.088
 """The Panda's flange-to-fingertip length and wrist offset (m)."""
 ARM_LENGTH = 0.7194
 """Shoulder to wrist with a straight elbow (m)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraspStyle:
+    """Which of the many ways to grasp an object: what all demonstrations of a task have in common.
+
+    Attributes:
+        angle: where around the object (degrees, world), a multiple of 15.
+        sign: which of the two opposite headings of the hand, 1 or -1.
+        tilt: of the hand towards the robot (rad).
+
+    """
+
+    angle: int
+    sign: int
+    tilt: float
 
 
 class NoGraspError(RuntimeError):
@@ -35,6 +61,8 @@ class Candidate:
     angle: float
     position: Vector
     rotation: Matrix
+    style: GraspStyle
+    shifted: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +76,7 @@ class Grasp:
         offset: ``position`` seen from the object's origin.
         travel_height: height (m) at which the hand travels to above the object.
         cost: of the choice; from ``HOPELESS`` on several poses are out of reach or in the way.
+        style: which way of grasping it is.
 
     """
 
@@ -57,6 +86,13 @@ class Grasp:
     offset: Vector
     travel_height: float
     cost: float
+    style: GraspStyle | None = None
+
+    def at(self, origin: Vector) -> "Grasp":
+        """The same grasp of the object at ``origin`` (m, world)."""
+        position = origin + self.offset
+        height = self.travel_height + position[2] - self.position[2]
+        return dataclasses.replace(self, position=position, travel_height=float(height))
 
 
 def reach_height(scene: Scene, position: Vector, rotation: Matrix, margin: float = 0.012) -> float:
@@ -70,9 +106,9 @@ def reach_height(scene: Scene, position: Vector, rotation: Matrix, margin: float
 
 
 def plan_grasp(
-    scene: Scene, item: str, target: str, *, rim: bool, clearance: float, rejected: Sequence[float] = ()
+    scene: Scene, item: str, target: str, *, rim: bool, clearance: float, style: GraspStyle | None = None
 ) -> Grasp:
-    """The best way to grasp ``item`` and put it onto ``target``.
+    """The best way to grasp ``item`` and put it onto ``target``, wherever the arm is now.
 
     Args:
         scene: the scene now.
@@ -80,22 +116,23 @@ def plan_grasp(
         target: object, fixture or region to put it onto.
         rim: grasp the rim (bowls) instead of the whole width.
         clearance: distance (m) that the hand should keep from everything else.
-        rejected: angles (rad) that failed before; taken again if there is no other.
+        style: taken unless its cost is :data:`HOPELESS` or more; the best of all then, or when None.
 
     Raises:
         NoGraspError: there is no candidate at all.
 
     """
-    sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
-    every = list(_candidates(scene, item, sides, rim))
-    untried = [c for c in every if all(abs(c.angle - angle) >= 0.3 for angle in rejected)]
-    candidates = sorted(untried or every, key=lambda c: c.preference)
+    candidates = sorted(grasp_candidates(scene, item, rim), key=lambda c: c.preference)
     best, best_cost = None, np.inf
+    for candidate in (c for c in candidates if c.style == style and not c.shifted):
+        cost = obstacle_cost(scene, item, target, candidate, clearance, HOPELESS)
+        if cost < HOPELESS:
+            return _chosen(scene, item, candidate, candidate.preference + cost)
     for candidate in candidates:
         if candidate.preference >= best_cost:
             break
         limit = best_cost - candidate.preference
-        cost = candidate.preference + _obstacle_cost(scene, item, target, candidate, clearance, limit)
+        cost = candidate.preference + obstacle_cost(scene, item, target, candidate, clearance, limit)
         if cost < best_cost:
             best, best_cost = candidate, cost
     if best is None:
@@ -108,7 +145,7 @@ def _chosen(scene: Scene, item: str, best: Candidate, cost: float) -> Grasp:
     origin, position = scene.position(item), best.position
     reach = max(reach_height(scene, position, best.rotation), position[2] + 0.04)
     height = min(max(position[2] + 0.08, origin[2] + 0.12), reach)
-    return Grasp(best.angle, position, best.rotation, position - origin, float(height), float(cost))
+    return Grasp(best.angle, position, best.rotation, position - origin, float(height), float(cost), best.style)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,22 +192,23 @@ def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
             yield _Side(float(angle), np.r_[centre, height], 4 * max(0.0, width - 0.05), (np.zeros(3),))
 
 
-def _candidates(scene: Scene, item: str, sides: Iterator[_Side], rim: bool) -> Iterator[Candidate]:
-    """Hand poses for each side: both headings, four tilts towards the robot, the side's shifts."""
-    hand = scene.hand_rotation
+def grasp_candidates(scene: Scene, item: str, rim: bool) -> Iterator[Candidate]:
+    """Hand poses for each side of an object: both headings, four tilts towards the robot, the side's shifts."""
+    sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
     radial = (scene.position(item) - scene.shoulder_position) * [1, 1, 0]
     tilt_axis = np.cross(UP, radial / np.linalg.norm(radial))
     for side in sides:
         for sign in (1, -1):
             upright = _facing_down(side.angle, sign)
-            turn = float(np.linalg.norm(rotation_vector(upright @ hand.T)))
+            turn = float(np.linalg.norm(rotation_vector(upright @ scene.home_rotation.T)))
             if turn > MAX_TURN:
                 continue
-            for tilt in (0.0, 0.12, 0.24, 0.36):
+            for tilt in TILTS:
                 rotation = rotation_about(tilt_axis, -tilt) @ upright
-                for shift in side.shifts:
+                style = GraspStyle(round(np.rad2deg(side.angle)), sign, tilt)
+                for number, shift in enumerate(side.shifts):
                     preference = turn + tilt + side.penalty + 30 * float(np.linalg.norm(shift))
-                    yield Candidate(preference, side.angle, side.position + shift, rotation)
+                    yield Candidate(preference, side.angle, side.position + shift, rotation, style, number > 0)
 
 
 def _facing_down(angle: float, sign: int) -> Matrix:
@@ -180,14 +218,14 @@ def _facing_down(angle: float, sign: int) -> Matrix:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-def _obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:
+def obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:
     """What stands against a candidate: poses out of reach, obstacles, an elbow that straightens.
 
     The cost only grows while poses are checked; checking stops when it has reached ``limit``.
     """
     position, rotation = candidate.position, candidate.rotation
     carried = scene.place_position(target) + position - scene.position(item)
-    joints = scene.joints
+    joints = np.array(HOME_JOINTS)
     bad, elbow = 0.0, -9.0
     for height in APPROACH_HEIGHTS:
         solution = scene.solve(position + height * UP, rotation, joints)

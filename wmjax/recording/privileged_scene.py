@@ -3,6 +3,7 @@
 Everything that depends on the compiled model only is looked up once; planning then touches arrays.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 FINGERS = ("gripper0_leftfinger", "gripper0_rightfinger")
 OPEN_FINGERS = (0.04, -0.04)
 UP: Vector = np.array([0, 0, 1.0])
+HOME_JOINTS = (0.0, -1.61037389e-01, 0.0, -2.44459747, 0.0, 2.22675220, np.pi / 4)
+"""The arm's joint angles (rad) in which LIBERO starts an episode; planning begins its search there."""
+HAND = "gripper0_"
 JOINT_MARGIN = 0.02
 """Distance (rad) that inverse kinematics keeps from the joint limits."""
 
@@ -44,6 +48,10 @@ def rotation_vector(rotation: Matrix) -> Vector:
     return vector * 0.5 if angle < 1e-6 else vector * (angle / (2 * np.sin(angle)))
 
 
+AHEAD = tuple(rotation_z(np.deg2rad(angle)) for angle in (-45, 0, 45))
+"""Directions in which a carried object may hit something, seen from its way."""
+
+
 class Solution(NamedTuple):
     """What inverse kinematics found: residuals (m, rad) and the arm's seven joint angles."""
 
@@ -55,6 +63,46 @@ class Solution(NamedTuple):
     def reached(self) -> bool:
         """Within 5 mm and 3 degrees."""
         return self.position_error <= 5e-3 and self.rotation_error <= 0.05
+
+
+class Seen(NamedTuple):
+    """What the expert acts on: a function of the simulator's state, whatever has led to it.
+
+    Attributes:
+        hand: position (m) of the point between the fingertips.
+        rotation: of the hand.
+        speed: of the hand (m/s).
+        opening: distance (m) between the fingers.
+        closing: how fast (m/s) the fingers approach each other.
+        command: the distance (m) between the fingers that the gripper has been told so far.
+        item, item_rotation: position (m) and rotation of the object to be moved.
+        place: where it should end up (m).
+        touching: how many fingers touch the object, 0 to 2.
+        supported: whether something else than the robot touches the object.
+
+    """
+
+    hand: Vector
+    rotation: Matrix
+    speed: float
+    opening: float
+    closing: float
+    command: float
+    item: Vector
+    item_rotation: Matrix
+    place: Vector
+    touching: int
+    supported: bool
+
+    @property
+    def aside(self) -> float:
+        """Distance (m, sideways) of the object from its place."""
+        return float(np.linalg.norm((self.item - self.place)[:2]))
+
+    @property
+    def height(self) -> float:
+        """Height (m) of the object above its place."""
+        return float(self.item[2] - self.place[2])
 
 
 class Scene:
@@ -77,6 +125,8 @@ class Scene:
         limits = np.array([j.range for j in joints])
         self._arm_low, self._arm_high = limits[:, 0] + JOINT_MARGIN, limits[:, 1] - JOINT_MARGIN
         self._finger_qpos = np.array([model.joint(name).qposadr[0] for name in FINGER_JOINTS])
+        self._finger_dof = np.array([model.joint(name).dofadr[0] for name in FINGER_JOINTS])
+        self._finger_command = np.flatnonzero([model.actuator(i).name.startswith(HAND) for i in range(model.nu)])
         robot_body = np.array([name.startswith(ROBOT_PREFIXES) for name in self._bodies])
         self._robot_geom = robot_body[model.geom_bodyid]
         self._shoulder = model.body("robot0_link2").id
@@ -141,21 +191,97 @@ class Scene:
         left, right = self.data.qpos[self._finger_qpos]
         return float(left - right)
 
-    def held(self, name: str) -> bool:
-        """Whether both fingers touch an object."""
-        bodies = self.model.geom_bodyid[self.data.contact.geom.reshape(-1, 2)]
+    def look(self, item: str, target: str) -> Seen:
+        """The scene as the expert sees it; nothing in it depends on how the state was reached.
+
+        Contacts are computed anew: those of the simulation are of the last substep's start, or, after a state was
+        restored, of that state.
+        """
+        import mujoco
+
+        data = self.data
+        touching, supported = self._contacts(item)
+        jacobian = np.zeros((3, self.model.nv))
+        mujoco.mj_jacSite(self.model, self.data, jacobian, None, self._grip)
+        finger = data.qvel[self._finger_dof]
+        command = data.ctrl[self._finger_command]
+        return Seen(
+            hand=self.hand_position,
+            rotation=self.hand_rotation,
+            speed=float(np.linalg.norm(jacobian @ data.qvel)),
+            opening=self.finger_opening,
+            closing=float(finger[1] - finger[0]),
+            command=float(command[0] - command[1]),
+            item=self.position(item),
+            item_rotation=self.rotation(item),
+            place=self.place_position(target),
+            touching=touching,
+            supported=supported,
+        )
+
+    def _contacts(self, name: str) -> tuple[int, bool]:
+        """How many fingers touch an object, and whether anything else than the robot does."""
+        import mujoco
+
+        model, scratch = self.model, self._scratch
+        scratch.qpos[:] = self.data.qpos
+        mujoco.mj_kinematics(model, scratch)
+        mujoco.mj_comPos(model, scratch)
+        mujoco.mj_collision(model, scratch)
+        geoms = scratch.contact.geom.reshape(-1, 2)
+        bodies = model.geom_bodyid[geoms]
         item = np.isin(bodies, self.subtree(name))
-        return all((item[:, ::-1] & np.isin(bodies, self.subtree(finger))).any() for finger in FINGERS)
+        touching = sum(bool((item[:, ::-1] & np.isin(bodies, self.subtree(finger))).any()) for finger in FINGERS)
+        return touching, bool((item[:, ::-1] & ~item & ~self._robot_geom[geoms]).any())
+
+    def room_below(self, name: str, offset: Vector | None = None) -> float:
+        """Distance (m) from an object's origin down to what is there, the object itself and the robot left out.
+
+        Args:
+            name: the object.
+            offset: of the point (m, from the origin) from which to look down; 1 cm above the origin when None.
+
+        Returns:
+            Negative if what is there is higher than the origin, 1 m if there is nothing.
+
+        """
+        import mujoco
+
+        model, own = self.model, set(self.subtree(name).tolist())
+        geom = np.full(1, -1, np.int32)
+        origin = self.position(name)
+        start = origin + (0.01 * UP if offset is None else offset)
+        for _ in range(30):
+            distance = mujoco.mj_ray(model, self.data, start, -UP, None, 1, -1, geom)
+            if geom[0] < 0:
+                return 1.0
+            start = start - distance * UP
+            if int(model.geom_bodyid[geom[0]]) not in own and not self._robot_geom[geom[0]]:
+                return float(origin[2] - start[2])
+            start = start - 1e-4 * UP
+        return 1.0
+
+    def room_ahead(self, name: str, towards: Vector) -> float:
+        """The least of :meth:`room_below` over points in front of an object on its way to ``towards`` (m, world)."""
+        way = ((towards - self.position(name)) * [1, 1, 0]).astype(float)
+        way = way / max(float(np.linalg.norm(way)), 1e-9)
+        points = [turn @ way * distance + 0.12 * UP for turn in AHEAD for distance in (0.06, 0.10)]
+        return min(self.room_below(name, point) for point in points)
+
+    @functools.cached_property
+    def home_rotation(self) -> Matrix:
+        """The hand's rotation in :data:`HOME_JOINTS`."""
+        import mujoco
+
+        self._scratch.qpos[:] = self.data.qpos
+        self._scratch.qpos[self._arm_qpos] = HOME_JOINTS
+        mujoco.mj_kinematics(self.model, self._scratch)
+        return self._scratch.site_xmat[self._grip].reshape(3, 3).copy()
 
     @property
     def shoulder_position(self) -> Vector:
         """World position (m) of the arm's shoulder."""
         return self.data.xpos[self._shoulder].copy()
-
-    @property
-    def joints(self) -> Float64[np.ndarray, "7"]:
-        """The arm's joint angles (rad)."""
-        return self.data.qpos[self._arm_qpos].copy()
 
     def solve(
         self, position: Vector, rotation: Matrix, start: Float64[np.ndarray, "7"], iterations: int = 60

@@ -11,16 +11,16 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.files import require_space, write_json
 from wmjax.core.logs import bar
@@ -190,7 +190,30 @@ def _finalize(folder: Path, suite: str, tasks: Sequence[int], spec: ObservationS
         if [episode.get("part") for episode in store.episodes] == names:
             return store
     LOG.info("merging %d episodes into %s", len(names), folder)
-    return finalize(folder, spec, ACTION_SPEC)
+    return finalize(folder, spec, ACTION_SPEC, describe=describe)
+
+
+def describe(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How demonstrations were made, for the store's manifest.
+
+    Args:
+        episodes: the manifest's table of episodes.
+
+    Returns:
+        ``shares``: the share of the episodes with noise (``noise``), with nothing disturbed (``undisturbed``), and
+        with at least one failure of each kind. ``grasps``: by task, how many episodes used each grasp.
+
+    """
+    kinds: Counter[str] = Counter()
+    grasps: dict[str, Counter[str]] = {}
+    for episode in episodes:
+        happened = set(episode.get("failures", ())) | ({"noise"} if episode["perturbation"] else set())
+        kinds.update(happened or {"undisturbed"})
+        if grasp := episode.get("grasp"):
+            name = f"angle {grasp['angle']}, sign {grasp['sign']}, tilt {grasp['tilt']}"
+            grasps.setdefault(f"{episode['suite']} {episode['task_id']}", Counter())[name] += 1
+    shares = {kind: round(count / len(episodes), 4) for kind, count in sorted(kinds.items())}
+    return {"shares": shares, "grasps": {task: dict(found) for task, found in sorted(grasps.items())}}
 
 
 def _report(summary: Summary, suite: str) -> None:
@@ -309,7 +332,7 @@ def _single_threaded() -> Iterator[None]:
 
 def _work(connection: Connection, folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:
     """A worker process: records slots until told to stop or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signals.leave_to_parent()
     from wmjax.sim.env import LiberoEnv
 
     env: LiberoEnv | None = None

@@ -202,11 +202,17 @@ class Runner:
             self._finish(slot, fault.kind)
 
     def _finish(self, slot: int, outcome: Outcome) -> None:
-        """Records the episode and starts the slot's next one."""
+        """Records the episode and starts the slot's next one.
+
+        Its video comes first: killed in between, the episode is run again, and no recorded one lacks its video.
+        """
         run = self._running.pop(slot)
+        try:
+            self._save_video(run, outcome)
+        except (UserError, OSError) as error:
+            log.warning("no video of %s: %s", run.episode.key, error)
         self._results.add(self._record(run, outcome))
         self.outcomes[outcome] += 1
-        self._save_video(run, outcome)
         self._report(run, outcome)
         self._start(slot)
 
@@ -249,13 +255,18 @@ class Runner:
         if run.frames and self._videos.wanted(episode.suite, episode.task_id, outcome):
             instruction = _require(run.reply).instruction
             captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
-            name = f"{episode.init}-{episode.index}"
             frames = np.concatenate(run.frames)
+            name = video_name(episode)
             self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, run.imagined, run.decided)
 
     def _caption(self, run: _Running, step: int) -> str:
         numbers = "   ".join(f"{name} {values[-1]:.3g}" for name, values in run.info.items())
         return f"step {step}/{self._protocol.max_steps}   {numbers}"
+
+
+def video_name(episode: EpisodeId) -> str:
+    """What tells an episode's video from those of its task's other episodes."""
+    return f"{episode.init}-{episode.index}"
 
 
 def _require(reply: Reply | None) -> Reply:

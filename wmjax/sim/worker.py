@@ -7,7 +7,6 @@ deadlocks), and only they import the simulator. This module itself imports neith
 import contextlib
 import dataclasses
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
 from wmjax.core.specs import ObservationSpec
@@ -131,8 +131,7 @@ class Host:
         self._settings = settings
         self._buffer = buffer
         self._env: Any = None
-        self._expert: Any = None
-        self._seer: Any = None
+        self._found_expert: Any = None
         self._task: tuple[str, int] | None = None
         self._step = 0
         self._frame_steps: list[int] = []
@@ -154,8 +153,6 @@ class Host:
                 actions = iter(command.actions)
                 steps, success = self._advance(lambda: next(actions), len(command.actions), command)
             case RunExpert():
-                if self._expert is None:
-                    self._expert = self._expert_class()(self._env)
                 steps, success = self._advance(self._expert.act, command.steps, command)
             case Foresee():
                 self._foresee(command)
@@ -182,7 +179,7 @@ class Host:
             self._env.restore(command.settled)
         if command.disturbance is not None:
             self._env.disturb(command.disturbance, episode)
-        self._expert = self._seer = None
+        self._found_expert = None
         self._step = 0
         if command.render:
             self._render()
@@ -206,18 +203,21 @@ class Host:
                 self._render()
         return limit, False
 
+    @property
+    def _expert(self) -> Any:
+        """The scripted expert of the episode; it answers any state, so futures and real steps share it."""
+        if self._found_expert is None:
+            self._found_expert = self._expert_class()(self._env)
+        return self._found_expert
+
     def _foresee(self, command: Foresee) -> None:
         """Steps into the future, renders it, and returns."""
         now, step = self._env.sim_state(), self._step
-        if self._seer is None:
-            self._seer = self._expert_class()(self._env, under_way=True)
         pending = iter(command.first)
         while len(self._frame_steps) < command.frames and (action := next(pending, None)) is not None:
             self._imagine(action)
-        if len(self._frame_steps) < command.frames:
-            self._seer.take_over()
         while len(self._frame_steps) < command.frames:
-            self._imagine(self._seer.act())
+            self._imagine(self._expert.act())
         self._env.restore(now)
         self._step = step
 
@@ -248,7 +248,7 @@ class Host:
 
 def worker_main(connection: Connection, memory_name: str, settings: WorkerSettings) -> None:
     """The worker process: answers commands until the parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signals.leave_to_parent()
     memory = SharedMemory(memory_name)
     buffer: np.ndarray = np.ndarray(settings.frames_shape, np.uint8, buffer=memory.buf)
     host = Host(settings, buffer)

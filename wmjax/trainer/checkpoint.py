@@ -1,59 +1,230 @@
-"""Checkpoints: plain trees through Orbax, with the specs and a hash manifest written last.
+"""Checkpoints: plain trees through Orbax, with the specs and a hash manifest, whole or absent.
 
 A checkpoint is the folder ``<step>/`` with one Orbax tree per item (such as ``ema/`` and ``state/``, so that a policy
-reads only what it needs) and a ``manifest.json`` holding everything that is not an array, and the SHA-256 of every
-file: Orbax restores flipped bits without a word. A folder without manifest is an interrupted save and
-is ignored, so that the last complete checkpoint always wins.
+reads only what it needs), a ``manifest.json`` holding everything that is not an array and the SHA-256 of every file,
+and a ``manifest.sha256`` (for ``sha256sum -c``) with that of the manifest: Orbax restores flipped bits without a word.
+It is built in a hidden folder, flushed to the disk and then renamed, so that a kill or a power failure leaves a whole
+checkpoint or none. Where the newest one is damaged all the same, the newest intact one is used (:func:`latest`).
+Other names in the folder, such as a user's copy ``00000250.bak``, are nobody's business.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import re
 import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from wmjax.core.distributed import is_first, wait
+from wmjax.core import distributed
 from wmjax.core.errors import UserError
-from wmjax.core.files import require_space
+from wmjax.core.files import disk_errors, hash_file, require_space, sync
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1, without ``manifest.sha256``, is read too."""
+MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+STAGING, REMOVED = ".saving-", ".removed-"
+"""How the names of folders begin that are not yet, or no longer, checkpoints."""
+POLICY_ITEMS = ("ema",)
+"""What a policy is restored from."""
+BAD = "skipped"
+"""The entry of ``meta`` that is true if updates were being skipped when it was saved (:mod:`wmjax.trainer.guard`)."""
 Tree = Any
+
+log = logging.getLogger("wmjax.train")
+_verified: dict[tuple[Path, str], Any] = {}
+"""Items that this process found intact, and how their files looked then."""
+_reported: set[Path] = set()
+"""Damaged checkpoints that this process has already spoken of."""
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay, in the words of Orbax: the newest ``max_to_keep`` and every ``keep_period``-th step (0:
+    none). Those that were evaluated always stay: a success rate whose policy is gone cannot be looked into.
+    """
+
+    max_to_keep: int = 2
+    keep_period: int = 0
 
 
 def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
-    """Saves pytrees of arrays by name and JSON-able ``meta``; keeps the newest ``keep`` checkpoints.
+    """Saves one checkpoint and returns when it is complete; see :class:`Saver`."""
+    with Saver(root, Keep(keep)) as saver:
+        folder = saver.save(step, items, meta)
+        saver.wait()
+    return folder
 
-    Older ones go unless they were evaluated: a success rate whose policy is gone cannot be looked into.
 
-    All processes call it and return when it is complete; Orbax writes each shard once, process 0 the manifest.
+class Saver:
+    """Saves a run's checkpoints, one at a time, while training goes on. Use it as a context manager.
 
-    Raises:
-        UserError: the disk has no room for it; nothing was written and the earlier checkpoints are as they were.
+    All processes call everything. Orbax writes each shard once; the first process hashes, commits and removes old ones.
+
+    Args:
+        root: the folder of all checkpoints; made if needed.
+        keep: which ones stay.
 
     """
-    folder = root.resolve() / f"{step:08d}"
-    root.mkdir(parents=True, exist_ok=True)
-    require_space(root, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
-    if folder.exists() and is_first():
-        shutil.rmtree(folder)
-    wait()
-    with ocp.StandardCheckpointer() as checkpointer:
-        for name, tree in items.items():
-            checkpointer.save(folder / name, tree)
-    if is_first():
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(folder)}
-        temporary = folder / "manifest.json.tmp"
-        temporary.write_text(json.dumps(manifest, indent=1))
-        temporary.rename(folder / "manifest.json")
-        for old in (root / f"{step:08d}" for step in complete_steps(root)[:-keep]):
-            if not any(evaluations(old).glob("*/summary.json")):
-                shutil.rmtree(old)
-    wait()
-    return folder
+
+    def __init__(self, root: Path, keep: Keep | None = None) -> None:
+        self._root, self._keep = root.resolve(), keep or Keep()
+        self._writers: dict[str, ocp.StandardCheckpointer] = {}
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        if distributed.is_first():
+            with disk_errors(self._root):
+                self._root.mkdir(parents=True, exist_ok=True)
+        self._clean()
+        distributed.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or jax.process_count() == 1:  # the other processes may be gone
+            with contextlib.suppress(UserError) if error is not None else contextlib.nullcontext():
+                self.wait()
+            for writer in self._writers.values():
+                writer.close()
+        self._thread.shutdown(wait=error is None, cancel_futures=True)
+
+    def save(self, step: int, items: dict[str, Tree], meta: dict[str, Any]) -> Path:
+        """Begins to save pytrees of arrays by name and JSON-able ``meta``; returns where they will be.
+
+        It waits for the save before, and returns when the arrays may be changed or donated again.
+
+        Raises:
+            UserError: the disk has no room for it or cannot be written to, or the save before failed. Earlier
+                checkpoints are as they were.
+
+        """
+        self.wait()
+        folder, staging = self._root / f"{step:08d}", self._root / f"{STAGING}{step:08d}"
+        with _writing(self._root):
+            if distributed.is_first():
+                require_space(self._root, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
+                staging.mkdir()
+            distributed.wait()
+            for name, tree in _stable(items).items():
+                self._writer(name).save(staging / name, tree)
+        self._pending = self._thread.submit(self._commit, staging, folder, step, meta)
+        return folder
+
+    def wait(self) -> None:
+        """Returns when the last save is complete, for all processes.
+
+        Raises:
+            UserError: it could not be written.
+
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            with _writing(self._root):
+                pending.result()
+        except BaseException:
+            self._clean()
+            raise
+        distributed.wait()
+
+    def _writer(self, name: str) -> ocp.StandardCheckpointer:
+        """One per item, so that all of them are copied out of the way at once."""
+        if name not in self._writers:
+            options = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+            self._writers[name] = ocp.StandardCheckpointer(multiprocessing_options=options)
+        return self._writers[name]
+
+    def _commit(self, staging: Path, folder: Path, step: int, meta: dict[str, Any]) -> None:
+        """In the background: waits for the writers, then makes what they wrote a checkpoint."""
+        for writer in self._writers.values():
+            writer.wait_until_finished()
+        if not distributed.is_first():
+            return
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(staging)}
+        text = json.dumps(manifest, indent=1).encode()
+        (staging / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
+        (staging / MANIFEST).write_bytes(text)
+        for path in (staging / SEAL, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging):
+            sync(path)
+        _remove(folder)  # one of the same step that was damaged
+        staging.rename(folder)
+        sync(self._root)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Removes old checkpoints. One that was saved while updates were being skipped replaces no good one."""
+        steps = complete_steps(self._root)
+        good = [step for step in steps if not _is_bad(self._root / f"{step:08d}")]
+        kept = {*steps[-1:], *good[-self._keep.max_to_keep :]}
+        for folder in (self._root / f"{step:08d}" for step in steps if step not in kept):
+            periodic = self._keep.keep_period and int(folder.name) % self._keep.keep_period == 0
+            if not periodic and not any(evaluations(folder).glob("*/summary.json")):
+                _remove(folder)
+
+    def _clean(self) -> None:
+        """Removes what a killed or failed save left behind."""
+        if not distributed.is_first():
+            return
+        for path in (*self._root.glob(f"{STAGING}*"), *self._root.glob(f"{REMOVED}*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """One line for a disk that is full or must not be written to; Orbax wraps such errors in others."""
+    try:
+        with disk_errors(root):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        reasons = {
+            r"No space left|[Qq]uota exceeded": "no disk space left; free some space",
+            r"Permission denied|Read-only file system|Operation not permitted": "not writable; make it writable",
+        }
+        found = next((fix for pattern, fix in reasons.items() if re.search(pattern, str(error))), None)
+        if found is None:
+            raise
+        raise UserError(f"{root}: {found}, and run again: earlier checkpoints are whole") from error
+
+
+def _stable(items: dict[str, Tree]) -> dict[str, Tree]:
+    """Arrays that stay as they are while they are written in the background.
+
+    Orbax copies arrays from an accelerator before a save returns. On a CPU it writes from the arrays' own memory, which
+    the next step, to which they are donated, may overwrite.
+    """
+    if jax.default_backend() != "cpu":
+        return items
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(items)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint; killed in the middle, none is left that looks like one."""
+    if folder.exists():
+        removed = folder.with_name(REMOVED + folder.name)
+        shutil.rmtree(removed, ignore_errors=True)
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _is_bad(folder: Path) -> bool:
+    try:
+        return bool(read_meta(folder).get(BAD))
+    except UserError:
+        return True
 
 
 def evaluations(folder: Path) -> Path:
@@ -61,57 +232,136 @@ def evaluations(folder: Path) -> Path:
     return folder.parent.parent / "evaluations" / folder.name
 
 
+def _step_folders(root: Path) -> list[Path]:
+    """Folders that are named as checkpoints are, ascending."""
+    found = [path for path in root.glob("[0-9]*") if path.is_dir() and _is_step(path.name)]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name == f"{int(name):08d}"
+
+
 def complete_steps(root: Path) -> list[int]:
-    """The steps of all complete checkpoints below ``root``, ascending."""
-    return sorted(int(p.parent.name) for p in root.glob("[0-9]*/manifest.json"))
+    """The steps of all checkpoints below ``root`` whose saves were finished, ascending; nothing is hashed."""
+    return [int(path.name) for path in _step_folders(root) if (path / MANIFEST).is_file()]
 
 
-def latest(root: Path) -> Path:
-    """The newest complete checkpoint.
+def latest(root: Path, items: Sequence[str] | None = None) -> Path:
+    """The newest intact checkpoint; every newer one is named in a warning.
+
+    Args:
+        root: the folder of all checkpoints.
+        items: those that must be intact; all if None.
 
     Raises:
         UserError: there is none.
 
     """
-    steps = complete_steps(root)
-    if not steps:
-        raise UserError(f"checkpoints {root}: none is complete; train first, or name another run")
-    return root / f"{steps[-1]:08d}"
+    folders = _step_folders(root)
+    for folder in reversed(folders):
+        try:
+            verify(folder, items)
+        except UserError as error:
+            if folder not in _reported:
+                log.warning("%s; an earlier checkpoint is used if there is one", str(error).partition("; ")[0])
+                _reported.add(folder)
+        else:
+            return folder
+    state = f"none of {len(folders)} is intact" if folders else "none is complete"
+    raise UserError(f"checkpoints {root}: {state}; train first, or name another run")
 
 
-def find(path: Path) -> Path:
-    """A checkpoint's folder: the given one, or a run's newest.
+def find(path: Path, items: Sequence[str] = POLICY_ITEMS) -> Path:
+    """A checkpoint's folder: the given one, or the newest of a run in which ``items`` are intact.
 
     Raises:
-        UserError: no folder, or no complete checkpoint in it.
+        UserError: no folder, or no intact checkpoint in it.
 
     """
     if not path.is_dir():
         raise UserError(f"run {str(path)!r} is not a folder; name a run's folder, or one of its checkpoints")
-    return path if (path / "manifest.json").is_file() else latest(path / "checkpoints")
+    if any((path / name).exists() for name in (MANIFEST, SEAL)) or (
+        _is_step(path.name) and path.parent.name == "checkpoints"
+    ):
+        read_manifest(path)
+        return path
+    return latest(path / "checkpoints", items)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint: ``step``, ``meta`` and ``sha256`` by file, after checking its own hash.
+
+    Raises:
+        UserError: not a checkpoint, another format version, or a manifest that changed since it was written.
+
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"checkpoint {folder}: no {MANIFEST}; the save was interrupted, use an earlier step")
+    damaged = f"checkpoint {folder}: {{}} is damaged or missing; use an earlier step"
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        seal = (folder / SEAL).read_bytes() if (folder / SEAL).exists() else None
+    except OSError as error:
+        raise UserError(f"checkpoint {folder}: unreadable ({error.strerror}); use an earlier step") from error
+    if seal is not None and seal != f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode():
+        raise UserError(damaged.format(MANIFEST))
+    try:
+        manifest = json.loads(text)
+        version, step = int(manifest["format_version"]), int(manifest["step"])
+        _ = {**manifest["meta"]}, {**manifest["sha256"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(damaged.format(MANIFEST)) from error
+    if version not in (1, FORMAT_VERSION):
+        raise UserError(
+            f"checkpoint {folder}: format_version {version}, this wmjax reads 1 and {FORMAT_VERSION}; "
+            "train again, or use the wmjax that wrote it"
+        )
+    if seal is None and version > 1:
+        raise UserError(damaged.format(SEAL))
+    if _is_step(folder.name) and int(folder.name) != step:
+        raise UserError(f"checkpoint {folder}: its {MANIFEST} is of step {step}; use an earlier step")
+    return manifest
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The ``meta`` that was saved, after checking the format version and every file's hash.
+    """The ``meta`` that was saved; what :func:`read_manifest` refuses is refused."""
+    return read_manifest(folder)["meta"]
+
+
+def verify(folder: Path, items: Sequence[str] | None = None) -> None:
+    """Checks the SHA-256 of all files of some items (all if None), once per process and item.
 
     Raises:
-        UserError: not a checkpoint, another format version, or a file that changed since it was written.
+        UserError: names the first file that is not as it was written, that is missing or surplus.
 
     """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise UserError(f"checkpoint {folder}: no manifest.json; the save was interrupted, use an earlier step")
-    manifest = json.loads(path.read_text())
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {folder}: format_version {manifest['format_version']}, this wmjax reads {FORMAT_VERSION}; "
-            "train again, or use the wmjax that wrote it"
-        )
-    found = _hashes(folder)
-    changed = sorted(k for k in manifest["sha256"].keys() | found.keys() if manifest["sha256"].get(k) != found.get(k))
-    if changed:
-        raise UserError(f"checkpoint {folder}: {changed[0]} is damaged or missing; use an earlier step")
-    return manifest["meta"]
+    expected = read_manifest(folder)["sha256"]
+    for item in sorted({name.partition("/")[0] for name in expected}) if items is None else items:
+        wanted = {name: digest for name, digest in expected.items() if name.startswith(f"{item}/")}
+        try:
+            looks = {name: _look(folder / name) for name in _files(folder, item, wanted)}
+            if _verified.get((folder.resolve(), item)) == looks:
+                continue
+            surplus = wanted.keys() ^ looks.keys()
+            damaged = sorted(surplus) or [name for name in sorted(wanted) if hash_file(folder / name) != wanted[name]]
+        except OSError as error:
+            raise UserError(f"checkpoint {folder}: unreadable ({error.strerror}); use an earlier step") from error
+        if damaged or not wanted:
+            raise UserError(f"checkpoint {folder}: {(damaged or [item])[0]} is damaged or missing; use an earlier step")
+        _verified[folder.resolve(), item] = looks
+
+
+def _files(folder: Path, item: str, wanted: dict[str, str]) -> list[str]:
+    """The files of an item, relative to the checkpoint; hidden ones that were not saved are a file system's."""
+    found = [str(p.relative_to(folder)) for p in (folder / item).rglob("*") if p.is_file()]
+    return [name for name in found if name in wanted or not Path(name).name.startswith(".")]
+
+
+def _look(path: Path) -> tuple[int, int, int]:
+    """What tells a file from one that was written in its place since."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def restore(folder: Path, item: str, like: Tree) -> Tree:
@@ -123,10 +373,10 @@ def restore(folder: Path, item: str, like: Tree) -> Tree:
     The arrays are passed once through an identity jit: arrays that Orbax made are not always donatable.
 
     Raises:
-        UserError: the checkpoint's tree has another structure or other shapes.
+        UserError: the item is damaged, or the checkpoint's tree has another structure or other shapes.
 
     """
-    read_meta(folder)
+    verify(folder, (item,))
     like = jax.tree.map(_placed, like)
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_readers(like)) as checkpointer:
@@ -153,5 +403,8 @@ def _readers(like: Tree) -> ocp.options.MultiprocessingOptions:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of the items, each flushed to the disk first."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != folder)
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    for path in files:
+        sync(path)
+    return {str(p.relative_to(folder)): hash_file(p) for p in files}

@@ -24,7 +24,14 @@ class TrainConfig:
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
     ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
-    control steps after the observation, for evaluations with that ``execution_delay``.
+    control steps after the observation, for evaluations with that ``execution_delay``. ``init_from`` is a run, or one
+    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions and
+    states.
+
+    Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
+    evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
+    is above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
+    ``accumulate`` batches make one update; ``steps`` counts batches.
     """
 
     steps: int = 3000
@@ -42,11 +49,32 @@ class TrainConfig:
     checkpoint_every: int = 250
     threads: int = 2
     delay: int = 0
+    max_to_keep: int = 2
+    keep_period: int = 0
+    spike_factor: float = 0.0
+    max_skipped: int = 50
+    accumulate: int = 1
+    init_from: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "eval_batches", "checkpoint_every", "threads"):
+        for name in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "eval_every",
+            "eval_batches",
+            "checkpoint_every",
+            "threads",
+            "max_to_keep",
+            "max_skipped",
+            "accumulate",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; give 1 or more")
+        if self.keep_period < 0:
+            raise UserError(f"train.keep_period is {self.keep_period}; give a number of steps, or 0 for none")
+        if self.spike_factor and not 1 < self.spike_factor < float("inf"):
+            raise UserError(f"train.spike_factor is {self.spike_factor}; give a number above 1, or 0 for none")
         if self.delay < 0:
             raise UserError(f"train.delay is {self.delay}; give a number of control steps, 0 or more")
         # Forgotten weights would cost hours and look like a bad recipe.

@@ -5,7 +5,7 @@ from wmjax.data.loader import LoaderConfig
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
-from wmjax.models.prompts import PromptConfig, make_prompt_builder
+from wmjax.models.prompts import PromptConfig, join_prompts, make_prepare
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import Inputs, TrainConfig
 
@@ -22,15 +22,15 @@ def make_inputs(
     if latents is not None:
         latents.check(store)
     train_episodes, val_episodes = split_episodes(store.episodes, config.validation_fraction, SPLIT_SEED)
-    build = make_prompt_builder(prompt, model, store.spec)
+    prepare = make_prepare(prompt, model, store.spec)
     return Inputs(
         store=store,
         latents=latents,
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         action_spec=action_spec(store, train_episodes, model.chunk, config.normalisation),
-        prompts=build.batch([task.instruction for task in store.tasks]),
-        prompt_hashes=build.hashes,
+        prompts=join_prompts([prepare(task.instruction) for task in store.tasks]),
+        prompt_hashes=prepare.hashes,
         loader=LoaderConfig(
             chunk=model.chunk,
             delay=config.delay,

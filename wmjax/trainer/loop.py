@@ -1,9 +1,9 @@
 """The training loop, top to bottom."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,21 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from wmjax.core import distributed
+from wmjax.core import distributed, signals
 from wmjax.core.logs import bar
 from wmjax.core.rng import named_key
-from wmjax.data.loader import LoaderConfig, make_loader
+from wmjax.data.loader import BatchSource, LoaderConfig, make_loader
 from wmjax.data.statistics import normalise_action
 from wmjax.models.parameters import count, from_named, split_model, to_named, trainable_filter
 from wmjax.trainer import checkpoint
+from wmjax.trainer.clock import Clock
 from wmjax.trainer.config import Inputs, TrainConfig
+from wmjax.trainer.guard import GuardState, guarded, initial_guard, require_progress, skipped_since
 from wmjax.trainer.metrics import MetricsWriter, mean_r2, r2_over_steps
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
+from wmjax.trainer.program import Program
 from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
-from wmjax.trainer.step import TrainState, initial_state, make_eval_step, make_train_step
+from wmjax.trainer.step import Metrics, TrainState, initial_state, make_eval_step, make_train_step
 
 log = logging.getLogger("wmjax.train")
 
@@ -63,8 +66,9 @@ def train(
             resumes calls it again with the checkpoint that it resumes from: it may have been killed in it.
 
     Raises:
-        UserError: batch and mesh do not fit, or a checkpoint does not belong to this run.
-        FloatingPointError: the loss is not finite.
+        UserError: batch and mesh do not fit, a checkpoint does not belong to this run or cannot be written, or updates
+            are skipped again and again.
+        Stopped: a signal came; what was trained until then is saved.
 
     """
     # 1. The mesh, before any array exists.
@@ -73,87 +77,203 @@ def train(
     distributed.connect(mesh)
 
     # 2. The model and the optimizer, first as shapes only: shardings are known before memory is spent.
-    optimizer = make_optimizer(optimizer_config, config.steps)
+    optimizer = make_optimizer(optimizer_config, config.steps, config.accumulate)
     trainable = trainable_filter(config.trainable)
 
-    def initialise() -> tuple[TrainState, nnx.State]:
+    def initialise() -> tuple[TrainState, GuardState, nnx.State]:
         model = build_model(nnx.Rngs(named_key(config.seed, "parameters")))
         _, params, frozen = split_model(model, trainable)
-        return initial_state(params, optimizer), frozen
+        return initial_state(params, optimizer), initial_guard(), frozen
 
     graph = split_model(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), trainable)[0]
-    state_shape, frozen_shape = jax.eval_shape(initialise)
-    state_sharding = shardings(state_shape, mesh)
+    state_shape, guard_shape, frozen_shape = jax.eval_shape(initialise)
+    state_sharding, guard_sharding = shardings(state_shape, mesh), shardings(guard_shape, mesh)
     frozen_sharding = shardings(frozen_shape, mesh, replicate=not mesh_config.shard_frozen)
 
     # 3. The data: every process reads its slice of the same global order.
     loader = _loader_config(config, inputs, mesh)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
 
-    # 4. Resume order: published weights below all; parameters and moments from the newest complete checkpoint, else
+    # 4. Resume order: published weights below all; parameters and moments from the newest intact checkpoint, else
     #    from the seed; then the data stream's position, which belongs to the same step. Random keys need nothing:
     #    they follow from the step.
     checkpoints = run / "checkpoints"
-    state, frozen = jax.jit(initialise, out_shardings=(state_sharding, frozen_sharding))()
+    layout = (state_sharding, guard_sharding, frozen_sharding)
+    state, guard, frozen = jax.block_until_ready(jax.jit(initialise, out_shardings=layout)())
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    if checkpoint.complete_steps(checkpoints):
-        folder = checkpoint.latest(checkpoints)
+    folder = _resumable(checkpoints)
+    if folder is not None:
         saved = checkpoint.read_meta(folder)
         inputs.require_same(saved)
-        state = _restore(folder, state)
+        state, guard = _restore(folder, state, guard)
         stream.set_state(saved["loader"]["0"])
         log.info("resumed at step %d from %s", int(state.step), folder)
         if on_checkpoint is not None:
             distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
 
     # 5. The two steps. Donating the state halves its memory; out_shardings keep the layout from drifting.
+    update = make_train_step(
+        graph,
+        optimizer,
+        inputs.action_spec,
+        inputs.encoder_spec,
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        max_shift=max_shift,
+        state_noise=config.state_noise,
+        cameras=inputs.cameras,
+    )
     train_step = jax.jit(
-        make_train_step(
-            graph,
-            optimizer,
-            inputs.action_spec,
-            inputs.encoder_spec,
-            seed=config.seed,
-            ema_decay=config.ema_decay,
-            max_shift=max_shift,
-            state_noise=config.state_noise,
-            cameras=inputs.cameras,
-        ),
-        donate_argnums=0,
-        out_shardings=(state_sharding, None),
+        guarded(update, config.spike_factor),
+        donate_argnums=(0, 1),
+        out_shardings=(state_sharding, guard_sharding, None),
     )
     eval_step = jax.jit(make_eval_step(graph, inputs.action_spec, inputs.encoder_spec, seed=config.seed))
     trained, frozen_count = count(state.params), count(frozen)
     log.info("%s parameters, %s trainable; mesh %s", f"{trained + frozen_count:,}", f"{trained:,}", dict(mesh.shape))
+    log.info("%s", distributed.host_devices())
 
     # 6. The loop.
-    writer = MetricsWriter(run, to_disk=distributed.is_first())
-    clock = _Clock(int(state.step), config)
-    last = checkpoints / f"{int(state.step):08d}"
-    for step in range(int(state.step) + 1, config.steps + 1):
-        batch = shard_batch(next(stream), mesh)
-        state, metrics = train_step(state, frozen, batch, inputs.prompts)
-        if step % config.log_every == 0 or step == config.steps:
-            values = writer.write(step, "train", {**fetch(metrics), **clock.tick(step)})
-            progress = f"{bar(step, config.steps)} step {step}/{config.steps}"
-            log.info("%s  loss %.4f  %s", progress, values["loss"], clock.left(step))
-        if step % config.eval_every == 0 or step == config.steps:
-            found = validate(eval_step, state, frozen, inputs, loader, config.eval_batches, mesh)
-            values = writer.write(step, "val", found)
-            log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
-        if step % config.checkpoint_every == 0 or step == config.steps:
+    step = int(state.step)
+    with (
+        contextlib.closing(MetricsWriter(run, step, to_disk=distributed.is_first())) as writer,
+        checkpoint.Saver(checkpoints, checkpoint.Keep(config.max_to_keep, config.keep_period)) as saver,
+    ):
+        steps = Program("the training step", train_step), Program("the validation step", eval_step)
+        loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
+        last = loop.run(state, guard) or folder
+        assert last is not None
+        return last
+
+
+@dataclasses.dataclass
+class _Loop:
+    """Steps, validations and saves until the last step, or until a signal comes."""
+
+    config: TrainConfig
+    inputs: Inputs
+    loader: LoaderConfig
+    mesh: Mesh
+    frozen: nnx.State
+    train_step: Program
+    eval_step: Program
+    stream: Any
+    writer: MetricsWriter
+    saver: checkpoint.Saver
+    meta: dict[str, Any]
+    on_checkpoint: OnCheckpoint | None
+
+    def run(self, state: TrainState, guard: GuardState) -> Path | None:
+        """Trains; returns the last checkpoint's folder, None if none was made.
+
+        Raises:
+            Stopped: a signal came; what was trained is saved.
+            UserError: updates are skipped again and again, or a checkpoint cannot be written.
+
+        """
+        config, done = self.config, int(state.step)
+        self._clock, self._stopping = Clock(done, config), distributed.Stopping(self.mesh)
+        self._skipped, last = int(guard.skipped), None
+        if done == config.steps and self._lacks_validation(done):
+            self._validate(done, state)
+        with signals.postponed():
+            for step in range(done + 1, config.steps + 1):
+                if step == done + 1:
+                    with signals.at_once():  # compiling takes long, and nothing would be lost
+                        self._prepare(step, state)
+                        state, guard, metrics = self._update(state, guard)
+                else:
+                    state, guard, metrics = self._update(state, guard)
+                ends = step == config.steps
+                if step % config.log_every == 0 or ends:
+                    self._log(step, metrics, guard)
+                stops = self._stopping()
+                if not stops and (step % config.eval_every == 0 or ends):
+                    stops = not self._validate(step, state)
+                if stops or step % config.checkpoint_every == 0 or ends:
+                    last = self._save(step, state, guard, called=not stops)
+                if stops:
+                    self.saver.wait()
+                    signals.stop(f"step {step} of {config.steps} is saved")
+            self.saver.wait()
+        return last
+
+    def _prepare(self, step: int, state: TrainState) -> None:
+        """Does what a signal may have kept the process before from, and compiles the validation."""
+        if self._lacks_validation(step - 1):
+            self._validate(step - 1, state)
+        else:
+            stream = make_loader(self.inputs.store, self.inputs.latents, self.inputs.val_episodes, _plain(self.loader))
+            batch = shard_batch(next(iter(stream)), self.mesh)
+            jax.block_until_ready(self.eval_step(state.ema, self.frozen, batch, self.inputs.prompts, np.int32(0)))
+
+    def _lacks_validation(self, step: int) -> bool:
+        """Whether a process was stopped before the validation of the step that it saved."""
+        due = step > 0 and (step % self.config.eval_every == 0 or step == self.config.steps)
+        return due and bool(distributed.told(lambda: not self.writer.has(step, "val")))
+
+    def _update(self, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
+        with self._clock.of("data"):
+            batch = shard_batch(next(self.stream), self.mesh)
+        return self.train_step(state, guard, self.frozen, batch, self.inputs.prompts)
+
+    def _log(self, step: int, metrics: Metrics, guard: GuardState) -> None:
+        """Metrics to disk, a line to the log, and a warning for every skipped update."""
+        config = self.config
+        found, seen = fetch((metrics, guard))
+        skips = {"skipped": float(seen.skipped)} if seen.skipped else {}
+        values = self.writer.write(step, "train", {**found, **skips, **self._clock.tick(step)})
+        loss = values.get("loss", float("nan"))
+        progress = f"{bar(step, config.steps)} step {step}/{config.steps}"
+        log.info("%s  loss %.4f  %s", progress, loss, self._clock.left(step))
+        source = BatchSource(self.inputs.store, self.inputs.latents, self.inputs.train_episodes, _whole(self.loader))
+        for number, value in skipped_since(seen, self._skipped):
+            samples = source.samples_of(number - 1)
+            episodes = sorted({int(e) for e in self.inputs.store.frame_episode[samples]})
+            text = "update skipped at step %d: loss %g; its batch has the samples %s of the episodes %s"
+            log.warning(text, number, value, samples.tolist(), episodes)
+        self._skipped = int(seen.skipped)
+        require_progress(seen, config.max_skipped)
+
+    def _validate(self, step: int, state: TrainState) -> bool:
+        """Scores the averaged parameters; returns whether it came to its end before a signal did."""
+        with self._clock.of("validation"):
+            found = validate(
+                self.eval_step,
+                state,
+                self.frozen,
+                self.inputs,
+                self.loader,
+                self.config.eval_batches,
+                self.mesh,
+                self._stopping,
+            )
+        if found is None:
+            return False
+        values = self.writer.write(step, "val", found)
+        log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
+        return True
+
+    def _save(self, step: int, state: TrainState, guard: GuardState, *, called: bool) -> Path:
+        """Begins to save; where a checkpoint is looked at during training, waits until it is complete."""
+        with self._clock.of("save"):
             # The position counts global batches: process 0's is every process's, however many resume from it.
-            position = {"0": stream.get_state()}
-            full = {**meta, **inputs.meta(), "loader": position}
-            last = checkpoint.save(checkpoints, step, _items(state), full)
-            if on_checkpoint is not None:
-                distributed.alone(functools.partial(on_checkpoint, step, last))
-    writer.close()
-    return last
+            position = {"loader": {"0": self.stream.get_state()}}
+            skipping = {checkpoint.BAD: True} if int(guard.in_a_row) else {}
+            items = {**_items(state), GUARD: to_named(guard)}
+            folder = self.saver.save(step, items, {**self.meta, **self.inputs.meta(), **position, **skipping})
+        if called and self.on_checkpoint is not None:
+            with self._clock.of("evaluation"):
+                self.saver.wait()
+                with signals.at_once():  # what it finds out is kept step by step
+                    distributed.alone(functools.partial(self.on_checkpoint, step, folder))
+        return folder
 
 
+GUARD = "guard"
+"""The item of a checkpoint that holds a :class:`GuardState`."""
 SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
 
 
@@ -169,16 +289,47 @@ def _loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderCon
     )
 
 
+def _plain(loader: LoaderConfig) -> LoaderConfig:
+    """For validation: frames as they are."""
+    return dataclasses.replace(loader, views=1, max_shift=0)
+
+
+def _whole(loader: LoaderConfig) -> LoaderConfig:
+    """For the global batches instead of this process's part of them."""
+    return dataclasses.replace(loader, shard_index=0, shard_count=1)
+
+
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
     """What a checkpoint holds: the averaged parameters, which a policy needs, apart from what only training needs."""
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
 
-def _restore(folder: Path, state: TrainState) -> TrainState:
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state))
-    saved = {name: checkpoint.restore(folder, name, tree) for name, tree in like.items()}
+def _resumable(checkpoints: Path) -> Path | None:
+    """The newest intact checkpoint, the same for all processes; None if there is none at all.
+
+    Raises:
+        UserError: there are some, and none of them is intact.
+
+    """
+
+    def newest() -> int:
+        return int(checkpoint.latest(checkpoints).name) if checkpoint.complete_steps(checkpoints) else -1
+
+    step = distributed.told(newest)
+    return None if step < 0 else checkpoints / f"{step:08d}"
+
+
+def _shapes(tree: Any) -> Any:
+    """A tree of what :func:`wmjax.trainer.checkpoint.restore` makes arrays of."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _restore(folder: Path, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState]:
+    saved = {name: checkpoint.restore(folder, name, tree) for name, tree in _shapes(_items(state)).items()}
     rest = from_named(state._replace(ema=None), saved["state"])
-    return rest._replace(ema=from_named(state.ema, saved["ema"]))
+    if (folder / GUARD).is_dir():  # checkpoints before December 2026 have none
+        guard = from_named(guard, checkpoint.restore(folder, GUARD, _shapes(to_named(guard))))
+    return rest._replace(ema=from_named(state.ema, saved["ema"])), guard
 
 
 def validate(
@@ -189,11 +340,14 @@ def validate(
     loader: LoaderConfig,
     batches: int,
     mesh: Mesh,
-) -> dict[str, Any]:
-    """Losses and R² per action dimension of the averaged parameters on held-out episodes, unshifted."""
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Losses and R² per action dimension of the averaged parameters on held-out episodes, unshifted.
+
+    None if ``stopping``, which is asked after each batch, is true before the last one.
+    """
     predicted, actual, masks, losses = [], [], [], []
-    plain = dataclasses.replace(loader, views=1, max_shift=0)
-    stream = make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)
+    stream = make_loader(inputs.store, inputs.latents, inputs.val_episodes, _plain(loader))
     for index, batch in zip(range(batches), stream, strict=False):
         batch = shard_batch(batch, mesh)
         chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
@@ -202,6 +356,8 @@ def validate(
         actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
         masks.append(mask)
         losses.append(metrics)
+        if stopping() and index + 1 < batches:
+            return None
     r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
     arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers
@@ -209,21 +365,3 @@ def validate(
         "r2_arm": mean_r2(r2[: len(arm)])
     }
     return mean | {name: value for name, value in scores.items() if np.isfinite(value)}  # undefined where nothing moves
-
-
-class _Clock:
-    """Samples per second since the last tick, and the time left."""
-
-    def __init__(self, step: int, config: TrainConfig):
-        self._config, self._step, self._time = config, step, time.monotonic()
-        self._rate = 0.0
-
-    def tick(self, step: int) -> dict[str, float]:
-        now = time.monotonic()
-        self._rate = (step - self._step) / max(now - self._time, 1e-9)
-        self._step, self._time = step, now
-        return {"samples_per_second": self._rate * self._config.batch_size}
-
-    def left(self, step: int) -> str:
-        minutes = (self._config.steps - step) / max(self._rate, 1e-9) / 60
-        return f"{self._rate * self._config.batch_size:.0f} samples/s  {minutes:.1f} min left"

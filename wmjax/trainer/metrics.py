@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tensorboardX import SummaryWriter
 
+from wmjax.core.files import atomic_path
+
 NO_VARIANCE = 1e-8
 """Variance below which R² is undefined: nothing moves."""
 
@@ -36,34 +38,76 @@ def mean_r2(r2: Float[np.ndarray, "dim"]) -> float:
 
 
 class MetricsWriter:
-    """Appends one JSON object per call to ``metrics.jsonl`` and the same scalars to TensorBoard.
+    """Appends one JSON object per call to ``metrics.jsonl`` and the same scalars to TensorBoard. Close it at the end.
 
-    Every line has ``step``, ``split`` ("train" or "val"), ``time`` (Unix seconds) and the metrics. With several
-    processes one of them writes to disk; all check, so that they stop at the same step.
+    Every line has ``step``, ``split`` ("train" or "val"), ``time`` (Unix seconds) and those metrics that are finite.
+    With several processes one of them writes to disk; all may call it.
+
+    Args:
+        run: the run's folder.
+        step: where the run goes on: what is there of later steps was lost with them and is removed, from both.
+        to_disk: whether this process writes.
+
     """
 
-    def __init__(self, run: Path, *, to_disk: bool = True):
+    def __init__(self, run: Path, step: int = 0, *, to_disk: bool = True):
         run.mkdir(parents=True, exist_ok=True)
-        self._file = (run / "metrics.jsonl" if to_disk else Path(os.devnull)).open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), write_to_disk=to_disk)
+        path, board = run / "metrics.jsonl", run / "tensorboard"
+        lines = _cut(path, step) if to_disk else []
+        if lines is not None and to_disk:  # the events follow from the lines
+            for old in board.glob("events.out.tfevents.*"):
+                old.unlink()
+        # The purge makes a TensorBoard that is watching forget what it has read already.
+        self._board = SummaryWriter(str(board), write_to_disk=to_disk, purge_step=0 if lines is not None else step + 1)
+        for line in lines or []:
+            self._add(line)
+        self._written = {(line["step"], line["split"]) for line in lines or []}
+        self._file = (path if to_disk else Path(os.devnull)).open("a", encoding="utf-8")
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether there is a line of that step; only the process that writes knows."""
+        return (step, split) in self._written
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> dict[str, float]:
-        """Writes scalars and returns them as floats.
-
-        Raises:
-            FloatingPointError: a training metric is not finite: going on would only waste time.
-
-        """
+        """Writes scalars and returns them as floats; those that are not finite are left out."""
         values = {name: float(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, "split": split, "time": time.time(), **values}) + "\n")
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
+        line = {"step": step, "split": split, "time": time.time(), **values}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
-        if split == "train" and not np.isfinite(values["loss"]):
-            raise FloatingPointError(f"loss is {values['loss']} at step {step}; lower optimizer.learning_rate")
+        self._add(line)
         return values
 
     def close(self) -> None:
         """Flushes and closes both files."""
         self._file.close()
         self._board.close()
+
+    def _add(self, line: dict[str, Any]) -> None:
+        """A line's scalars for TensorBoard."""
+        for name, value in line.items():
+            if name not in ("step", "split", "time"):
+                self._board.add_scalar(f"{line['split']}/{name}", value, line["step"], walltime=line.get("time"))
+
+
+def _cut(path: Path, step: int) -> list[dict[str, Any]] | None:
+    """Leaves the lines up to a step in a file, each step and split once, and returns them; None if there is no file.
+
+    What is not a whole line is left out: the process may have been killed while it wrote.
+    """
+    if not path.is_file():
+        return None
+    kept: dict[tuple[int, str], dict[str, Any]] = {}
+    text = path.read_bytes()
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+            if line["step"] <= step:
+                kept[line["step"], line["split"]] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    whole = "".join(json.dumps(line) + "\n" for line in kept.values())
+    if whole.encode() != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(whole, encoding="utf-8")
+    return list(kept.values())

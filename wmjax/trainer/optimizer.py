@@ -33,16 +33,20 @@ class OptimizerConfig:
     prophet_multiplier: float = 1.0
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer for a run of ``steps`` updates over NNX states (every moment float32, like the parameters)."""
-    schedule = learning_rate(config, steps)
-    return optax.chain(
+def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> optax.GradientTransformation:
+    """The optimizer for a run over ``steps`` batches of NNX states (every moment float32, like the parameters).
+
+    With ``accumulate`` above 1 the mean gradient of so many batches makes one update, and the schedule counts updates.
+    """
+    schedule = learning_rate(config, max(1, steps // accumulate))
+    update = optax.chain(
         clip_gradients(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
         _scale_rates(config.gate_multiplier, config.prophet_multiplier),
         optax.scale_by_learning_rate(schedule),
     )
+    return update if accumulate == 1 else optax.MultiSteps(update, accumulate).gradient_transformation()
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -110,13 +110,20 @@ def make_train_step(
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt = optimizer.update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        # A short average at the start, so that it forgets the initialisation within a few steps.
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
+        ema = _average(state.ema, params, state.step, ema_decay)
+        if isinstance(opt, optax.MultiStepsState):  # an average of updates, not of batches
+            after = _average(state.ema, params, opt.gradient_step - 1, ema_decay)
+            ema = jax.tree.map(lambda new, old: jnp.where(opt.mini_step == 0, new, old), after, state.ema)
         metrics = {**metrics, "loss": value, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, ema, opt), metrics
 
     return train_step
+
+
+def _average(ema: nnx.State | None, params: nnx.State, updates: Int32[Array, ""], most: float) -> Any:
+    """The moving average after one more update, short at the start, so that it forgets the initialisation soon."""
+    decay = jnp.minimum(most, (1.0 + updates) / (10.0 + updates))
+    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
 
 
 def make_eval_step(

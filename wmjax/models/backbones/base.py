@@ -1,43 +1,237 @@
-"""What goes into the policy network, and what it asks of a vision-language model."""
+"""The seam of vision-language backbones: what the policy network asks of one, and nothing of how it works.
 
-from typing import Protocol
+A backbone is one class. On the host, :meth:`Backbone.prepare` says how an instruction becomes a prompt, a pytree that
+only the backbone understands. On the device, ``encode(prompt, images, own)`` makes a state, as opaque, in which the
+policy's own tokens (the robot's state, then the action queries) stand at the end; ``decode(state)`` runs the layers,
+with something injected between them if asked. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
+``package.module:Class``; ``docs/extending.md`` shows how to add one.
+
+A backbone that feeds its decoder more than embeddings fits without a change here. Qwen3-VL's DeepStack adds the
+features of several vision layers to the hidden states at the image tokens after the decoder's first layers, one vision
+layer per decoder layer. Its ``encode`` would run the vision tower once and keep those features, and where the image
+tokens are, in its state beside embeddings and positions; its ``decode`` would add them after those layers, before
+``inject`` is called for the same layer. Its interleaved MRoPE needs other angles, which its ``decode`` computes from
+the positions that its ``prepare`` put in the prompt.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
-from wmjax.models.world.memory import Inject
+from wmjax.core.errors import UserError
+from wmjax.core.registry import Registry
+from wmjax.core.settings import build
+from wmjax.data.observation import Prompt
+
+State = Any
+"""What ``encode`` hands to ``decode``: a pytree that only the backbone understands."""
+
+Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
+"""``inject(x, i) -> (x, ratio)`` for the i-th of the layers that are named, with one number per sample.
+
+``x`` ends with the policy's own tokens, as everything that a backbone decodes does."""
+
+Put = Callable[[tuple[Any, ...], np.ndarray], Array]
+"""Places a parameter that was read on devices: ``put(path, array)``."""
 
 
-class Backbone(Protocol):
-    """What the VLA asks of a vision-language model; keys are for dropout in its adapters."""
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """``tokenizer`` is ``mini``, a checkpoint's folder or a hub id; ``length`` the tokens every prompt is padded to."""
 
-    def embed(
+    tokenizer: str = "mini"
+    length: int = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """The settings of a backbone: its own ones are the fields of its subclass."""
+
+    kind: str = dataclasses.field(default="qwen2_5_vl", kw_only=True)
+
+    @classmethod
+    def select(cls, values: dict[str, Any]) -> "type[BackboneConfig]":
+        """The settings' class of the backbone that ``values`` name."""
+        return BACKBONES.resolve(values.get("kind", cls.kind)).Config
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings as a file or the command line gives them, with presets replaced by what they stand for."""
+        return values
+
+    @property
+    def width(self) -> int:
+        """Channels of the hidden states."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        """Layers between which something can be injected; 0 if it cannot."""
+        return 0
+
+    @property
+    def param_dtype(self) -> str:
+        """Of the base parameters."""
+        return "float32"
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the low-rank adapters; 0 without any."""
+        return 0
+
+
+class Hidden(NamedTuple):
+    """Hidden states after the last layer, of which the last ones are those of the policy's own tokens."""
+
+    tokens: Float[Array, "batch length hidden"]
+    mask: Bool[Array, "batch length"]
+
+
+class Prepare(Protocol):
+    """From an instruction to a prompt, on the host."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of the files that prompts depend on; a checkpoint keeps them."""
+
+    def __call__(self, instruction: str) -> Prompt:
+        """The prompt of one instruction, a batch of one.
+
+        Raises:
+            UserError: an instruction that cannot be a prompt.
+
+        """
+
+
+class Backbone(nnx.Module):
+    """What the policy network asks of a vision-language model; keys are for dropout in adapters."""
+
+    Config: ClassVar[type[BackboneConfig]] = BackboneConfig
+    """The class of its settings."""
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def prepare(cls, config: Any, prompt: PromptConfig, image_sizes: Sequence[tuple[int, int]], own: int) -> Prepare:
+        """How instructions become prompts.
+
+        Args:
+            config: its settings.
+            prompt: the settings of prompts.
+            image_sizes: (height, width) in pixels of each image that goes with a prompt.
+            own: number of the policy's own tokens.
+
+        Raises:
+            UserError: sizes or settings that do not fit.
+
+        """
+        raise NotImplementedError
+
+    def encode(
         self,
-        tokens: Int32[Array, "batch length"],
-        images: UInt8[Array, "batch cameras height width 3"] | None = None,
+        prompt: Prompt,
+        images: UInt8[Array, "batch cameras height width 3"],
+        own: Float32[Array, "batch own hidden"],
         key: jax.Array | None = None,
-    ) -> Float[Array, "batch length hidden"]:
-        """Token embeddings with image features in place, if there are images."""
-        ...
+    ) -> State:
+        """What goes into the layers: prompt, images and the policy's own tokens, which stand last."""
+        raise NotImplementedError
 
     def decode(
         self,
-        embeddings: Float[Array, "batch length hidden"],
-        positions: Int32[Array, "batch 3 length"],
-        mask: Bool[Array, "batch length"],
+        state: State,
         key: jax.Array | None = None,
-    ) -> Float[Array, "batch length hidden"]:
-        """Hidden states after the final norm."""
-        ...
+        *,
+        layers: tuple[int, ...] = (),
+        inject: Inject | None = None,
+    ) -> tuple[Hidden, Float32[Array, "batch"] | None]:
+        """The hidden states after the final norm.
 
-    def decode_injected(
-        self,
-        embeddings: Float[Array, "batch length hidden"],
-        positions: Int32[Array, "batch 3 length"],
-        mask: Bool[Array, "batch length"],
-        key: jax.Array | None,
-        layers: tuple[int, ...],
-        inject: Inject,
-    ) -> tuple[Float[Array, "batch length hidden"], Float32[Array, "batch"]]:
-        """The same with something done after some layers, and the mean of the numbers that this reports."""
-        ...
+        Args:
+            state: from :meth:`encode`.
+            key: for dropout in adapters; None switches it off.
+            layers: indices of the layers after which ``inject`` is called, ascending; below ``config.depth``.
+            inject: what is done there.
+
+        Returns:
+            The hidden states, and the mean of what ``inject`` reports, None without it.
+
+        """
+        raise NotImplementedError
+
+    def words(
+        self, prompt: Prompt, own: int
+    ) -> tuple[Float[Array, "batch length hidden"], Bool[Array, "batch length"]]:
+        """Embeddings of the instruction's words, and which positions are words: no image, no padding, not ``own``.
+
+        What is aligned at the end of the prompts is aligned here too.
+        """
+        raise NotImplementedError
+
+    def image_tokens(
+        self, prompt: Prompt, images: UInt8[Array, "batch cameras height width 3"], camera: int
+    ) -> Float[Array, "batch 2 rows columns hidden"]:
+        """A camera's image tokens at their place in the image, before the layers and after the last; for probes.
+
+        All rows have the prompt of one instruction.
+
+        Raises:
+            UserError: the backbone has no such tokens.
+
+        """
+        raise UserError(f"a {type(self).__name__} has no image tokens on a grid; wmjax.probe cannot read it")
+
+    @classmethod
+    def require_weights(cls, folder: Path, config: Any, prompt: PromptConfig) -> None:
+        """Checks that published weights compute what the settings say, on the prompts that the settings make.
+
+        Raises:
+            UserError: they do not, or the backbone has no published weights.
+
+        """
+        raise UserError(
+            f"train.backbone_weights is {str(folder)!r}, but the backbone {config.kind} reads none; leave it empty"
+        )
+
+    @classmethod
+    def read_weights(cls, folder: Path, config: Any, put: Put) -> None:
+        """Reads the base parameters one by one; ``put`` gets each with its path inside the backbone.
+
+        Raises:
+            UserError: files that do not fit the settings.
+
+        """
+        raise NotImplementedError
+
+    def export(self, folder: Path, prompt: PromptConfig, base: str | None, *, merge: bool) -> str:
+        """Writes the backbone into a folder as files that other libraries read; returns what it wrote, in words.
+
+        Args:
+            folder: is there, and empty.
+            prompt: the settings of its prompts.
+            base: the folder or hub id of the weights that it started from, if any.
+            merge: whether adapters become part of the weights.
+
+        Raises:
+            UserError: it has no such format, or nothing to merge.
+
+        """
+        raise UserError(f"a {type(self).__name__} has no export; only the backbone qwen2_5_vl has one")
+
+
+BACKBONES: Registry[Backbone] = Registry(
+    "model.backbone.kind", {"qwen2_5_vl": "wmjax.models.backbones.qwen2_5_vl.backbone:Qwen2_5_VLBackbone"}
+)
+"""The backbones that have a name."""
+
+
+def default_backbone() -> BackboneConfig:
+    """The settings of the backbone that a scale gets if it names none."""
+    return build(BackboneConfig, BackboneConfig.select({}).expand({}))

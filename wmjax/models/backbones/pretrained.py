@@ -1,6 +1,5 @@
 """Published weights under a policy network: its backbone's base parameters, by path, onto their devices."""
 
-import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -12,9 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wmjax.core.errors import UserError
-from wmjax.models.backbones.qwen2_5_vl import names, weights
-from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config
-from wmjax.models.backbones.qwen2_5_vl.prompt import TOKENIZER
+from wmjax.models.backbones.base import BACKBONES, BackboneConfig
 
 BACKBONE = "backbone"
 """The attribute of :class:`wmjax.models.vla.VLA` that holds the vision-language model."""
@@ -31,7 +28,7 @@ def backbone_folder(name: str, setting: str = "train.backbone_weights") -> Path:
         return Path(name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UserError(f"{setting} {name!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-VL-3B-Instruct")
-    return weights.download(name)
+    return download(name)
 
 
 def backbone_hash(folder: Path) -> str:
@@ -44,46 +41,25 @@ def backbone_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def require_tokenizer(folder: Path, prompts: Path) -> None:
-    """Checks that a backbone gets the tokens that it was trained on, if its folder holds its tokenizer.
-
-    Args:
-        folder: of the backbone.
-        prompts: folder of the tokenizer that makes the prompts.
+def download(hub_id: str, revision: str = "main", cache: Path | None = None) -> Path:
+    """Fetches a checkpoint from the Hugging Face hub and returns its folder.
 
     Raises:
-        UserError: the two tokenizers differ.
+        UserError: no network, or no such repository.
 
     """
-    own, other = folder / TOKENIZER, prompts / TOKENIZER
-    if own.is_file() and own.read_bytes() != other.read_bytes():
-        raise UserError(f"{own} is not {other}, which makes the prompts; set prompt.tokenizer to {folder}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-
-def require_architecture(folder: Path, config: Qwen2_5_VLConfig) -> None:
-    """Checks that tensors which fit by their shapes also compute the same function: heads, windows, rotation, ...
-
-    Raises:
-        UserError: the checkpoint's ``config.json`` and the config differ; names the field and both values.
-
-    """
-    theirs, ours = _architecture(load_hf_config(folder)), _architecture(config)
-    for name, value in theirs.items():
-        if value != ours[name]:
-            raise UserError(
-                f"{folder} has {name} = {value}, model.backbone has {ours[name]}; take weights and sizes from one model"
-            )
-
-
-def _architecture(config: Qwen2_5_VLConfig) -> dict[str, Any]:
-    """What the function depends on: not adapters, dtypes or how it is run."""
-    parts = {part: dataclasses.asdict(getattr(config, part)) for part in ("vision", "text")}
-    fields = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    return fields | {name: getattr(config, name) for name in ("tied", "image_token")}
+    try:
+        patterns = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
+        return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"cannot download {hub_id!r} ({error}); give the folder of a downloaded checkpoint") from error
 
 
 def load_backbone(
-    folder: Path, config: Qwen2_5_VLConfig, trainable: nnx.State, frozen: nnx.State
+    folder: Path, config: BackboneConfig, trainable: nnx.State, frozen: nnx.State
 ) -> tuple[nnx.State, nnx.State]:
     """The states of a policy with the backbone's base parameters read from a checkpoint, one tensor at a time.
 
@@ -97,10 +73,9 @@ def load_backbone(
         UserError: files or tensors that do not fit the config.
 
     """
-    require_architecture(folder, config)
     flat = [dict(nnx.to_flat_state(state)) for state in (trainable, frozen)]
 
-    def put(path: names.Path, array: object) -> Array:
+    def put(path: tuple[Any, ...], array: object) -> Array:
         for leaves in flat:
             leaf = leaves.get((BACKBONE, *path))
             if leaf is not None:
@@ -112,5 +87,5 @@ def load_backbone(
                 return new
         raise KeyError(f"no state holds {path}")
 
-    weights.load(folder, config, put=put)
+    BACKBONES.resolve(config.kind).read_weights(folder, config, put)
     return nnx.from_flat_state(flat[0]), nnx.from_flat_state(flat[1])

@@ -1,6 +1,5 @@
 """The world memory as three settings: what predicts it, what it is trained on, and whether the policy sees it."""
 
-from collections.abc import Callable
 from typing import NamedTuple, get_args
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.models.backbones.base import Inject
 from wmjax.models.nn.stack import stack_layers
 from wmjax.models.world.conditioning import Context, ContextSizes
 from wmjax.models.world.config import Input, WorldMemoryConfig
@@ -20,9 +20,6 @@ __all__ = ["Input", "WorldMemory", "WorldMemoryConfig", "WorldOutput", "corrupt"
 
 DROPOUT, NOISE = 0, 1
 """Names folded into the memory's key."""
-
-
-Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
 
 
 class WorldOutput(NamedTuple):

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import av
@@ -48,6 +48,18 @@ class Videos:
         for path in self._folder.glob("*.mp4"):
             task, _, outcome = path.stem.split("__")[:3]
             self._counts[task, outcome] += 1
+
+    def forget(self, episodes: Iterable[tuple[str, int, str]]) -> None:
+        """Removes the videos of episodes (suite, task, name within the task) that are going to be run.
+
+        They were run before, and the process was killed between their video and their record.
+        """
+        names = {f"{suite}-{task_id}__{episode}" for suite, task_id, episode in episodes}
+        for path in self._folder.glob("*__*__*.mp4"):
+            task, episode, outcome = path.stem.split("__")[:3]
+            if f"{task}__{episode}" in names:
+                path.unlink()
+                self._counts[task, outcome] -= 1
 
     def wanted(self, suite: str, task_id: int, outcome: str | None = None) -> bool:
         """Whether a video of that task (and outcome, if known already) would be kept."""

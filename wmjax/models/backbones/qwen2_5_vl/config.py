@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import merge
+from wmjax.models.backbones.base import BackboneConfig
 from wmjax.models.nn.attention import Implementation
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.nn.stack import Remat
@@ -86,7 +88,7 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen2_5_VLConfig:
+class Qwen2_5_VLConfig(BackboneConfig):
     """The whole model.
 
     ``added_tokens`` rows are trained on their own, beside the pretrained table: token ids from
@@ -94,6 +96,7 @@ class Qwen2_5_VLConfig:
     float32 when they train. ``embedding_std`` is the initial standard deviation of token embeddings.
     """
 
+    kind: str = dataclasses.field(default="qwen2_5_vl", kw_only=True)
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     tied: bool = True
@@ -117,6 +120,27 @@ class Qwen2_5_VLConfig:
         outside = [i for i in self.lora.layers if not 0 <= i < self.text.depth]
         if outside:
             raise UserError(f"lora.layers has {outside}, outside 0..{self.text.depth - 1}; name existing layers")
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """``preset`` (default: mini) as the fields it stands for, with what was said beside it laid on top."""
+        values = dict(values)
+        return merge(dataclasses.asdict(preset(values.pop("preset", "mini"))), values)
+
+    @property
+    def width(self) -> int:
+        """That of the text decoder."""
+        return self.text.hidden
+
+    @property
+    def depth(self) -> int:
+        """That of the text decoder."""
+        return self.text.depth
+
+    @property
+    def adapter_rank(self) -> int:
+        """LoRA's."""
+        return self.lora.rank
 
 
 def preset(name: str, **changes: Any) -> Qwen2_5_VLConfig:

@@ -79,7 +79,7 @@ class Qwen2_5_VL(nnx.Module):
         rows = jnp.take(self.added[...], jnp.maximum(tokens - size, 0), axis=0).astype(self.config.dtype)
         return jnp.where((tokens >= size)[..., None], rows, x)
 
-    def decode(
+    def forward(
         self,
         embeddings: Float[Array, "batch tokens hidden"],
         positions: Int[Array, "batch 3 tokens"],
@@ -105,7 +105,7 @@ class Qwen2_5_VL(nnx.Module):
         key: Key[Array, ""] | None,
         collect: bool,
     ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, "depth batch tokens hidden"] | None]:
-        """As :meth:`decode`, and also returns the hidden states after every layer, before the norm, if ``collect``."""
+        """As :meth:`forward`, and also returns the hidden states after every layer, before the norm, if ``collect``."""
         config = self.config
         angles = text_angles(positions, config.text.rope_theta, config.text.rope_sections)
 
@@ -123,7 +123,7 @@ class Qwen2_5_VL(nnx.Module):
         )
         return self.norm(x), seen
 
-    def decode_injected(
+    def forward_injected(
         self,
         embeddings: Float[Array, "batch tokens hidden"],
         positions: Int[Array, "batch 3 tokens"],
@@ -132,7 +132,7 @@ class Qwen2_5_VL(nnx.Module):
         layers: tuple[int, ...],
         inject: Callable[[Array, Array], tuple[Array, Array]],
     ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, "batch"]]:
-        """As :meth:`decode`, with something done to the hidden states after some layers.
+        """As :meth:`forward`, with something done to the hidden states after some layers.
 
         One scan over all layers, in which a condition skips the others: splitting the stack would copy the weights.
 

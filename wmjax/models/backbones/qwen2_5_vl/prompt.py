@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int32
 from tokenizers import Tokenizer
 
 from wmjax.core.errors import UserError
-from wmjax.data.observation import Prompt
 from wmjax.models.backbones.qwen2_5_vl import chat
 from wmjax.models.backbones.qwen2_5_vl.chat import ChatTemplate
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
@@ -21,6 +22,18 @@ COMPANIONS = (TOKENIZER, *chat.FILES, "vocab.json", "merges.txt", "preprocessor_
 """Files that a checkpoint's folder holds for its prompts and images, as far as it has them."""
 
 PAD, IMAGE_PAD = "<|endoftext|>", "<|image_pad|>"
+
+
+Array = Any
+"""A numpy or jax array."""
+
+
+class Prompt(NamedTuple):
+    """A batch of tokenised prompts. The last ``1 + chunk`` tokens stand for the state and the actions."""
+
+    tokens: Int32[Array, "batch length"]
+    mask: Bool[Array, "batch length"]
+    positions: Int32[Array, "batch 3 length"]
 
 
 class PromptBuilder:
@@ -90,12 +103,6 @@ class PromptBuilder:
         mask = (np.arange(self.length) >= padding)[None]
         positions = positions_of(tokens, mask, self.image_grids, self.config.image_token)
         return Prompt(tokens=tokens, mask=mask, positions=positions)
-
-    def batch(self, instructions: Sequence[str]) -> Prompt:
-        """The prompts of several instructions as one batch."""
-        prompts = {instruction: self(instruction) for instruction in set(instructions)}
-        rows = [prompts[instruction] for instruction in instructions]
-        return Prompt(*(np.concatenate(field) for field in zip(*rows, strict=True)))
 
     def render(self, instruction: str) -> str:
         """The prompt's text, before the placeholders of state and actions.

@@ -1,11 +1,11 @@
 """Weights of Qwen2.5-VL from and to safetensors, tensor by tensor, without torch.
 
-``load_model`` reads a downloaded checkpoint, ``save`` writes one that transformers reads, ``download`` fetches one.
+``load_model`` reads a downloaded checkpoint, ``save`` writes one that transformers reads.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wmjax.core.errors import UserError
+from wmjax.models.backbones.base import Put
 from wmjax.models.backbones.qwen2_5_vl import names
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
@@ -25,9 +26,6 @@ from wmjax.models.nn.lora import ADAPTER
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = ("F32", "BF16", "F16")
-
-Put = Callable[[names.Path, np.ndarray], Array]
-"""Places a loaded parameter on devices: ``put(path, array)``."""
 
 
 def load_model(
@@ -213,20 +211,3 @@ def to_hf_config(config: Qwen2_5_VLConfig) -> dict[str, Any]:
         "vision_end_token_id": config.vision_end_token,
         "vision_config": {renamed.get(k, k): v for k, v in vision.items()} | {"hidden_act": "silu"},
     }
-
-
-def download(hub_id: str, revision: str = "main", cache: Path | None = None) -> Path:
-    """Fetches a checkpoint from the Hugging Face hub and returns its folder.
-
-    Raises:
-        UserError: no network, or no such repository.
-
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.jinja", "*.safetensors", "merges.txt"]
-        return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"cannot download {hub_id!r} ({error}); give the folder of a downloaded checkpoint") from error

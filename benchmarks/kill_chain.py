@@ -1,0 +1,168 @@
+"""Kills one training again and again and compares its end, bit for bit, with that of a training left alone.
+
+python benchmarks/kill_chain.py --kills 50 --in-save 15 --terms 20 -- \\
+    python -m wmjax.train --config e2_flow --scale smoke --no-evaluation \\
+    --train.steps 400 --train.checkpoint_every 5 --train.log_every 1 --run {run}
+
+``{run}`` is where the run's folder goes. The command runs once to its end, then in another folder as often as there are
+signals: SIGKILL in the middle of a step or of a save, SIGTERM in the middle of a step. Every start must get further
+than the one before, and one after SIGTERM must resume at the step that was promised. Prints a JSON summary; exits with
+1 if the two runs differ. The last interval between two checkpoints of ``--seed`` decides where each signal falls.
+"""
+
+import argparse
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLOCK = ("time", "samples_per_second")
+"""Metrics that depend on the machine."""
+
+
+def trees(checkpoint: Path) -> dict[str, bytes]:
+    """Every array of a checkpoint, by item and path."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for item in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
+        tree = ocp.PyTreeCheckpointer().restore(item.resolve())
+        for path, value in jax.tree_util.tree_leaves_with_path(tree):
+            found[f"{item.name}{jax.tree_util.keystr(path)}"] = np.asarray(value).tobytes()
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """What differs between the ends of two runs: the newest checkpoint's arrays and position, and the metrics."""
+    last = [max((run / "checkpoints").glob("[0-9]*")) for run in (a, b)]
+    if last[0].name != last[1].name:
+        return [f"last checkpoints {last[0].name} and {last[1].name}"]
+    (left, right), metas = map(trees, last), [json.loads((p / "manifest.json").read_text())["meta"] for p in last]
+    found = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+    found += ["meta"] * (metas[0] != metas[1])
+    return found + ["metrics.jsonl"] * (metrics(a) != metrics(b))
+
+
+class Chain:
+    """One run that is started, ended by a signal, and started again."""
+
+    def __init__(self, command: Sequence[str], run: Path, timeout: float) -> None:
+        self._command, self.run, self._timeout = [part.replace("{run}", str(run)) for part in command], run, timeout
+        self._log = run.with_name(f"{run.name}.txt")
+
+    def start(self) -> subprocess.Popen:
+        """The next process of the run; what it prints replaces what the one before did."""
+        with self._log.open("w") as log:
+            return subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    def finish(self, process: subprocess.Popen) -> str:
+        """Waits for the end; what was printed.
+
+        Raises:
+            RuntimeError: the command failed.
+
+        """
+        if process.wait(self._timeout):
+            raise RuntimeError(f"{' '.join(self._command)}: exit status {process.returncode}\n{self._log.read_text()}")
+        return self._log.read_text()
+
+    def interrupt(self, kind: str, wait: float) -> str:
+        """Starts, waits until it trains (or saves), and sends the signal; what was printed.
+
+        Raises:
+            RuntimeError: it came to its end before, or answered the signal with another exit status.
+
+        """
+        process = self.start()
+        ready = self._saves if kind == "save" else self._trains
+        while not ready():
+            if process.poll() is not None:
+                raise RuntimeError(f"ended before its signal; give it more steps\n{self._log.read_text()}")
+            time.sleep(0.002)
+        time.sleep(wait)
+        number = signal.SIGTERM if kind == "term" else signal.SIGKILL
+        process.send_signal(number)
+        status = process.wait(self._timeout)
+        expected = 128 + number if kind == "term" else -number
+        if status != expected:
+            raise RuntimeError(f"exit status {status} after {number.name}, not {expected}\n{self._log.read_text()}")
+        return self._log.read_text()
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint; 0 if there is none."""
+        return max((int(path.name) for path in (self.run / "checkpoints").glob("[0-9]" * 8)), default=0)
+
+    def _trains(self) -> bool:
+        return re.search(r"step \d+/\d+", self._log.read_text()) is not None
+
+    def _saves(self) -> bool:
+        return self._trains() and any((self.run / "checkpoints").glob(".saving-*"))
+
+
+def run_chain(command: Sequence[str], folder: Path, kinds: Sequence[str], seed: int, timeout: float) -> dict[str, Any]:
+    """Runs the command once undisturbed and once through a chain of signals (``kill``, ``save``, ``term``).
+
+    Returns:
+        Counts, the steps that were lost to each SIGKILL, and the differences, which should be none.
+
+    """
+    alone, chain = Chain(command, folder / "alone", timeout), Chain(command, folder / "chain", timeout)
+    alone.finish(alone.start())
+    draw, faults, reached = random.Random(seed), [], []
+    for kind in kinds:
+        before = chain.newest()
+        printed = chain.interrupt(kind, draw.uniform(0.0, 0.05 if kind == "save" else 0.5))
+        resumed = re.search(r"resumed at step (\d+)", printed)
+        if int(resumed[1] if resumed else 0) != before:
+            faults.append(f"{kind}: resumed at {resumed and resumed[1]}, the newest checkpoint was {before}")
+        if kind == "term":
+            saved = re.search(r"step (\d+) of \d+ is saved", printed)
+            if saved is None or int(saved[1]) != chain.newest():
+                faults.append(f"SIGTERM: {printed.splitlines()[-1]!r}, the newest checkpoint is {chain.newest()}")
+        reached.append(chain.newest())
+    chain.finish(chain.start())
+    return {"signals": len(kinds), "reached": reached, "faults": faults,
+            "differences": differences(alone.run, chain.run)}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0 if the two runs end alike."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    split = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs, those in a save included")
+    parser.add_argument("--in-save", type=int, default=15, help="how many of them fall into a save")
+    parser.add_argument("--terms", type=int, default=20, help="SIGTERMs")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of signals and when they fall")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds one process may take")
+    parser.add_argument("--folder", type=Path, help="where the two runs go (default: a temporary folder)")
+    options, command = parser.parse_args(words[:split]), words[split + 1 :]
+    if not any("{run}" in word for word in command):
+        parser.error("give the command after --, with {run} where the run's folder goes")
+    kinds = ["save"] * options.in_save + ["kill"] * (options.kills - options.in_save) + ["term"] * options.terms
+    random.Random(options.seed).shuffle(kinds)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        result = run_chain(command, folder, kinds, options.seed, options.timeout)
+    print(json.dumps(result, indent=1))
+    return 1 if result["faults"] or result["differences"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

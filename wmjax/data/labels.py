@@ -1,0 +1,85 @@
+"""What a policy learns of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions."""
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from wmjax.core.errors import UserError
+from wmjax.data.store import TrainingStore
+from wmjax.data.windows import chunk_indices, future_indices, pad_actions
+
+
+def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
+    """Refuses a chunk that the store's labels do not contain.
+
+    Args:
+        store: the training store; anything fits one without chunk labels.
+        chunk: control steps that the policy answers.
+        delay: control steps between the observation and the chunk.
+
+    Raises:
+        UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
+
+    """
+    if store.action_chunk is None:
+        return
+    steps, stride = store.action_chunk.shape[1], store.spec.frame_stride
+    if chunk > steps:
+        raise UserError(
+            f"model.chunk is {chunk}, but the chunk labels in {store.folder} have {steps} control steps; lower it, or "
+            f"record with data.demonstrations.label_steps {chunk} or more"
+        )
+    if delay % stride:
+        raise UserError(
+            f"train.delay is {delay}, but {store.folder} has chunk labels every {stride} control steps only; choose a "
+            f"multiple of {stride}"
+        )
+
+
+def chunk_labels(
+    store: TrainingStore, frames: Int[np.ndarray, "n"], chunk: int, delay: int
+) -> tuple[Float32[np.ndarray, "n chunk action"], Bool[np.ndarray, "n chunk"]]:
+    """The actions to learn of some frames, raw, and which of them exist.
+
+    With chunk labels the target of frame t under a delay of d control steps is the label of the frame d steps later:
+    what the expert would do from there on. Otherwise it is the actions from t + d on, as they were recorded.
+
+    Args:
+        store: the training store.
+        frames: indices of its frames.
+        chunk: control steps of the target.
+        delay: control steps between a frame and the target's first action.
+
+    Returns:
+        The actions, "stay" where there is none, and the mask.
+
+    """
+    episode = store.frame_episode[frames]
+    if store.action_chunk is None:
+        end = _ends(store, "step_start", "length")[episode]
+        rows, mask = chunk_indices(store.frame_row[frames] + delay, end, chunk)
+        return pad_actions(store.action[rows], mask, store.action_spec), mask
+    ahead, end = delay // store.spec.frame_stride, _ends(store, "frame_start", "num_frames")[episode]
+    later, exists = future_indices(frames + ahead - 1, end, 1)
+    mask = np.repeat(exists, chunk, axis=1)
+    return pad_actions(store.action_chunk[later[:, 0], :chunk], mask, store.action_spec), mask
+
+
+def undisturbed_future(
+    store: TrainingStore, frames: Int[np.ndarray, "n"], ahead: Int[np.ndarray, "n future"]
+) -> Bool[np.ndarray, "n future"]:
+    """Which future frames are reached without an injected control step between them and the present.
+
+    Args:
+        store: the training store; without marks nothing counts as injected.
+        frames: indices of the present frames.
+        ahead: indices of their future frames, in the same episodes.
+
+    """
+    if store.injected is None:
+        return np.ones(ahead.shape, bool)
+    before = np.concatenate([[0], np.cumsum(store.injected)])
+    return before[store.frame_row[ahead]] == before[store.frame_row[frames]][:, None]
+
+
+def _ends(store: TrainingStore, start: str, count: str) -> Int[np.ndarray, "episodes"]:
+    return np.array([episode[start] + episode[count] for episode in store.episodes])

@@ -1,0 +1,96 @@
+"""Training that goes on from another run's policy: what is taken over from its checkpoint, and what is not."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Sharding
+
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, require_equal
+from wmjax.experiment.config import from_dict as experiment_from_dict
+from wmjax.models.parameters import from_named, to_named
+from wmjax.policy.restore import averaged_parameters
+from wmjax.trainer import checkpoint
+from wmjax.trainer.config import Inputs
+
+log = logging.getLogger("wmjax.train")
+SHOWN = 4
+"""Names of parameters that the log lists of those that were not taken over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The checkpoint from which a training starts, and what was saved in it beside the parameters."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    def fit_inputs(self, inputs: Inputs) -> Inputs:
+        """The inputs in the checkpoint's units: its parameters mean actions and states normalised as it had them.
+
+        Raises:
+            UserError: the data's observation spec is not the checkpoint's, or the chunk has another length.
+
+        """
+        specs = self.meta["specs"]
+        names = "the training data", f"train.init_from {self.folder}"
+        require_equal(inputs.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
+        saved = from_dict(ActionSpec, specs["action"], names[1])
+        if saved.chunk != inputs.action_spec.chunk:
+            raise UserError(
+                f"model.chunk is {inputs.action_spec.chunk}, the policy of train.init_from {self.folder} has "
+                f"{saved.chunk}; use that"
+            )
+        return dataclasses.replace(inputs, action_spec=saved)
+
+    def load(self, params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+        """Puts the checkpoint's averaged parameters in the place of those of the same name and shape; logs the rest.
+
+        Raises:
+            UserError: no parameter is of the same name and shape.
+
+        """
+        saved = averaged_parameters(self.folder, experiment_from_dict(self.meta["experiment"]))
+        named = to_named(params)
+        taken = {name: saved[name] for name in named if name in saved and saved[name].shape == named[name].shape}
+        if not taken:
+            raise UserError(
+                f"train.init_from {self.folder}: none of its {len(saved)} parameters fits this model; name a run of "
+                "the same scale"
+            )
+        log.info("%d of %d parameters are those of %s", len(taken), len(named), self.folder)
+        for what, names in (("new", named.keys() - taken.keys()), ("left out", saved.keys() - taken.keys())):
+            if names:
+                log.info("%d %s: %s", len(names), what, _listed(sorted(names)))
+        placed = {name: jax.device_put(value, _sharding(named[name])) for name, value in taken.items()}
+        return from_named(params, named | placed), frozen
+
+
+def starting_point(run: str) -> Start | None:
+    """The checkpoint that ``train.init_from`` names; None if it is empty.
+
+    Raises:
+        UserError: there is no complete checkpoint, or it is damaged.
+
+    """
+    if not run:
+        return None
+    try:
+        folder = checkpoint.find(Path(run))
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from error
+    return Start(folder, checkpoint.read_meta(folder))
+
+
+def _sharding(array: jax.Array) -> Sharding:
+    return array.sharding
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

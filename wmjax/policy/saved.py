@@ -1,0 +1,161 @@
+"""Where policies come from: a run's checkpoints, or a small folder that holds a policy and nothing else.
+
+A policy's folder has two files: ``policy.safetensors``, the averaged parameters, and ``policy.json`` with the settings,
+the specs and the SHA-256 of the parameters. :func:`save_policy` writes it from a run. One such folder ships with wmjax
+under the name ``mini``.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from safetensors.flax import load_file, save
+
+from wmjax.core.errors import UserError
+from wmjax.core.files import atomic_path, hash_json, write_json
+from wmjax.core.paths import cache_root
+from wmjax.experiment.config import Experiment, from_dict
+from wmjax.policy.restore import parameter_shapes
+from wmjax.trainer import checkpoint
+
+FORMAT_VERSION = 1
+SETTINGS, PARAMETERS = "policy.json", "policy.safetensors"
+SHIPPED = Path(__file__).parent / "shipped"
+"""One folder per policy that ships with wmjax."""
+Parameters = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedPolicy:
+    """A policy on disk.
+
+    Attributes:
+        folder: of the checkpoint or of the policy.
+        evaluations: where results of its evaluations go by default.
+        step: of the training.
+        hash: of the parameters.
+        meta: the settings (``experiment``), the specs, and the hashes of prompt and backbone.
+        read: the averaged parameters by name, in float32, like the given shapes.
+
+    """
+
+    folder: Path
+    evaluations: Path
+    step: int
+    hash: str
+    meta: dict[str, Any]
+    read: Callable[[Parameters], Parameters]
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings of the training."""
+        return from_dict(self.meta["experiment"])
+
+    def parameters(self) -> Parameters:
+        """The averaged trained parameters, by name.
+
+        Raises:
+            UserError: a damaged file, or parameters of another network.
+
+        """
+        return self.read(parameter_shapes(self.experiment))
+
+
+def find_policy(path: str | Path) -> SavedPolicy:
+    """A policy by its place.
+
+    Args:
+        path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, or the name
+            of a policy that ships with wmjax (``mini``), unless a folder of that name is here.
+
+    Raises:
+        UserError: there is none, or its files are damaged or of another version.
+
+    """
+    folder = Path(path)
+    if not folder.exists() and (SHIPPED / str(path) / SETTINGS).is_file():
+        folder = SHIPPED / str(path)
+    if (folder / SETTINGS).is_file():
+        return _read_folder(folder)
+    folder = checkpoint.find(folder)
+    manifest = checkpoint.read_manifest(folder)
+    return SavedPolicy(
+        folder,
+        checkpoint.evaluations(folder),
+        manifest["step"],
+        hash_json(manifest["sha256"]),
+        manifest["meta"],
+        lambda like: checkpoint.restore(folder, "ema", like),
+    )
+
+
+def shipped_policies() -> list[str]:
+    """Names of the policies that ship with wmjax."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{SETTINGS}"))
+
+
+def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> None:
+    """Writes a policy as a folder of two files.
+
+    Args:
+        path: what :func:`find_policy` takes.
+        out: an empty or new folder.
+        dtype: of the stored parameters; they act in float32 again. bfloat16 halves the size and rounds each parameter
+            to 8 bits.
+
+    Raises:
+        UserError: ``out`` holds files, or there is no policy.
+
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {str(out)!r} is not an empty folder; choose another or delete it")
+    found = find_policy(path)
+    content = save({name: value.astype(dtype) for name, value in found.parameters().items()})
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / PARAMETERS) as temporary:
+        temporary.write_bytes(content)
+    values = {"format_version": FORMAT_VERSION, "step": found.step, "sha256": _sha256(content), "meta": found.meta}
+    write_json(out / SETTINGS, values)
+
+
+def _read_folder(folder: Path) -> SavedPolicy:
+    path = folder / SETTINGS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        step, digest, meta = values["step"], values["sha256"], values["meta"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); export the policy again") from error
+    if values.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; export the policy again with this version")
+    results = cache_root() / "evaluations" / f"{folder.resolve().name}-{digest[:8]}"
+    return SavedPolicy(folder, results, step, digest[:16], meta, lambda like: _read_parameters(folder, digest, like))
+
+
+def _read_parameters(folder: Path, digest: str, like: Parameters) -> Parameters:
+    """The parameters in float32, checked against their hash and against the network's names and shapes."""
+    path = folder / PARAMETERS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; export the policy again") from error
+    if _sha256(content) != digest:
+        raise UserError(f"{path}: sha256 is not that in {SETTINGS}; the file is damaged, export the policy again")
+    values = load_file(path)
+    shapes = [{name: leaf.shape for name, leaf in tree.items()} for tree in (like, values)]
+    if shapes[0] != shapes[1]:
+        name = sorted(dict(shapes[0].items() ^ shapes[1].items()))[0]
+        raise UserError(
+            f"{path}: {name} has the shape {shapes[1].get(name)}, the network of this version {shapes[0].get(name)}; "
+            "export the policy again with this version"
+        )
+    return {name: jax.device_put(jnp.asarray(value, like[name].dtype)) for name, value in values.items()}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,133 @@
+"""The one way in which the expert grasps a task's object, chosen over random resets and kept on the disk.
+
+Several grasps of a scene are often equally good, and a policy that learns all of them does none. So the choice is
+made once per task and object, from seeds alone: by how bad a grasp is in a bad scene, and by whether it succeeds.
+"""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wmjax.core.files import hash_json, write_json
+from wmjax.core.paths import cache_root
+from wmjax.recording.grasp import HOPELESS, GraspStyle, grasp_candidates, obstacle_cost
+from wmjax.recording.privileged_scene import Scene
+from wmjax.sim.episode import EpisodeId
+
+if TYPE_CHECKING:
+    from wmjax.sim.env import LiberoEnv
+
+RESETS = 16
+"""Random resets over which grasps are compared."""
+FIRST_INDEX = 1_900_000
+"""Index of the first of these resets: neither a demonstration nor an evaluation starts there."""
+QUANTILE = 0.9
+CANDIDATES = 6
+"""How many of the cheapest styles are tried."""
+TRIALS, TRIAL_STEPS = 12, 180
+"""Further random resets in which a style is tried, and the control steps of each trial."""
+CLEARANCE = 0.008
+"""Distance (m) that the hand should keep from obstacles while grasping."""
+METHOD = 2
+"""Counts the ways in which the choice was made; a change makes kept choices void."""
+
+
+def usual_grasp(env: "LiberoEnv") -> GraspStyle | None:
+    """The task's grasp: read from the cache, or chosen now (seconds) in a simulation of its own and kept there.
+
+    Args:
+        env: the task's environment, neither stepped nor reset.
+
+    Returns:
+        None if no grasp fits the object in any reset.
+
+    """
+    key = hash_json(
+        {"method": METHOD, "simulator": env.spec.simulator, "goal": env.goal, "resets": RESETS, "trials": TRIALS}
+    )
+    path = cache_root() / "grasps" / f"{env.suite}-{env.task_id:02d}-{key}.json"
+    if not path.exists():
+        style = _choose_apart(env)
+        write_json(path, None if style is None else dataclasses.asdict(style))
+    found = json.loads(path.read_text())
+    return None if found is None else GraspStyle(**found)
+
+
+def _choose_apart(env: "LiberoEnv") -> GraspStyle | None:
+    """Chooses in a second simulation, so that the episode of ``env`` is left alone."""
+    from wmjax.sim.env import LiberoEnv
+
+    random = np.random.get_state()
+    other = LiberoEnv(env.suite, env.task_id, env.spec)
+    try:
+        return choose_grasp(other)
+    finally:
+        other.close()
+        np.random.set_state(random)
+
+
+def choose_grasp(env: "LiberoEnv") -> GraspStyle | None:
+    """The first of the cheapest styles with which the expert succeeds in every trial, or else the most successful.
+
+    Args:
+        env: the task's environment, which is reset.
+
+    Returns:
+        None if no grasp fits the object in any reset.
+
+    """
+    best, best_failures = None, TRIALS + 1
+    for style in rank_styles(env)[:CANDIDATES]:
+        failures = _failures(env, style, best_failures)
+        if failures < best_failures:
+            best, best_failures = style, failures
+        if not failures:
+            break
+    return best
+
+
+def rank_styles(env: "LiberoEnv") -> list[GraspStyle]:
+    """All styles by the 90 % quantile of preference and obstacle cost over :data:`RESETS` random resets, best first.
+
+    Where a style does not fit the object it is as bad as a hopeless one.
+    """
+    item, target = env.goal[1:]
+    scene = Scene(env.sim)
+    costs: dict[GraspStyle, list[float]] = {}
+    for number in range(RESETS):
+        env.reset(_reset(env, number))
+        for candidate in grasp_candidates(scene, item, is_rim(item)):
+            if not candidate.shifted:
+                cost = obstacle_cost(scene, item, target, candidate, CLEARANCE, 2 * HOPELESS)
+                costs.setdefault(candidate.style, []).append(candidate.preference + cost)
+    ranked = {style: float(np.quantile(_filled(found), QUANTILE)) for style, found in costs.items()}
+    return sorted(ranked, key=lambda style: (ranked[style], dataclasses.astuple(style)))
+
+
+def _filled(costs: list[float]) -> list[float]:
+    return costs + [HOPELESS] * (RESETS - len(costs))
+
+
+def _reset(env: "LiberoEnv", number: int) -> EpisodeId:
+    return EpisodeId(env.suite, env.task_id, "random", FIRST_INDEX + number)
+
+
+def _failures(env: "LiberoEnv", style: GraspStyle, enough: int) -> int:
+    """In how many of :data:`TRIALS` resets the expert fails with a style; it stops counting at ``enough``."""
+    from wmjax.recording.expert import Expert
+
+    failures = 0
+    for number in range(RESETS, RESETS + TRIALS):
+        env.reset(_reset(env, number))
+        expert = Expert(env, style)
+        failures += not any(env.step(expert.act()) for _ in range(TRIAL_STEPS))
+        if failures >= min(enough, 3):
+            break
+    return failures
+
+
+def is_rim(item: str) -> bool:
+    """Whether an object is grasped by its rim, as bowls are."""
+    return "bowl" in item

@@ -1,0 +1,187 @@
+"""Failures that a recording provokes, so that the demonstrations show how they are mended.
+
+What is executed during a failure is nobody's label: the store marks these control steps as injected.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64
+
+from wmjax.core.errors import UserError
+from wmjax.recording.expert import CLOSE, OPEN, Expert, Phase
+from wmjax.sim.episode import EpisodeId
+
+Action = Float64[np.ndarray, "7"]
+START = "start"
+KINDS = ("push", "miss", "drop", "beside")
+QUIET = 12
+"""Control steps that the expert has to itself between two failures."""
+LATEST_PUSH = 100
+"""The control step before which a push is planned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FailureConfig:
+    """Which failures are provoked while demonstrations are recorded.
+
+    Attributes:
+        fraction: share of the demonstrations in which failures are provoked.
+        most: their largest number in one demonstration; the number is drawn from 1 to ``most``.
+        push: relative frequency of the hand being moved and turned away, at any time.
+        miss: relative frequency of the fingers closing on nothing beside the object.
+        drop: relative frequency of the object being dropped while it is carried.
+        beside: relative frequency of the object being put down beside its place.
+        start: share of the demonstrations that begin with 10 to 25 control steps in a random direction.
+
+    """
+
+    fraction: float = 0.8
+    most: int = 3
+    push: float = 0.5
+    miss: float = 0.2
+    drop: float = 0.15
+    beside: float = 0.15
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing.
+
+        Raises:
+            UserError: names the setting, its value and what it may be.
+
+        """
+        for name in ("fraction", "start"):
+            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
+                raise UserError(f"data.demonstrations.failures.{name} is {value}; give a share between 0 and 1")
+        if self.most < 1:
+            raise UserError(f"data.demonstrations.failures.most is {self.most}; give 1 or more, or set fraction to 0")
+        for name in KINDS:
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"data.demonstrations.failures.{name} is {value}; give a frequency of 0 or more")
+        if self.fraction > 0 and not sum(self.weights):
+            raise UserError(
+                f"data.demonstrations.failures: {', '.join(KINDS)} are all 0; raise one, or set fraction to 0"
+            )
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Relative frequencies, in the order of :data:`KINDS`."""
+        return tuple(getattr(self, name) for name in KINDS)
+
+
+@dataclasses.dataclass
+class _Running:
+    """A failure that is going on: at each of its ``length`` control steps ``script`` says what is executed."""
+
+    script: Callable[[int], Action]
+    length: int
+    step: int = 0
+
+
+class Failures:
+    """The failures of one demonstration, reproducible from the episode's identity.
+
+    Attributes:
+        done: the kinds that have happened, in order.
+
+    """
+
+    def __init__(self, episode: EpisodeId, config: FailureConfig) -> None:
+        self._random = np.random.default_rng(episode.stream("failures"))
+        self._plan: list[tuple[str, int]] = []
+        self._running: _Running | None = None
+        self._quiet = 0
+        self.done: list[str] = []
+        provoked, begins = self._random.random(2) < (config.fraction, config.start)
+        if provoked:
+            weights = np.array(config.weights) / sum(config.weights)
+            kinds = self._random.choice(KINDS, self._random.integers(1, config.most + 1), p=weights)
+            self._plan = [(str(kind), int(self._random.integers(0, LATEST_PUSH))) for kind in kinds]
+        if begins:
+            self._begin(START, OPEN)
+
+    def action(self, step: int, expert: Expert, label: Action) -> Action | None:
+        """What is executed instead of ``label`` at a control step; None while nothing fails.
+
+        Args:
+            step: the control step.
+            expert: has just given ``label``.
+            label: the expert's action.
+
+        """
+        if self._running is None:
+            self._quiet += 1
+            kind = self._due(step, expert)
+            if kind is None:
+                return None
+            self._begin(kind, float(label[6]))
+        assert self._running is not None
+        action = self._running.script(self._running.step)
+        self._running.step += 1
+        if self._running.step == self._running.length:
+            self._running, self._quiet = None, 0
+        return np.clip(action, -1.0, 1.0)
+
+    def _due(self, step: int, expert: Expert) -> str | None:
+        """The first planned failure that the state allows; it is taken off the plan."""
+        if self._quiet <= QUIET:
+            return None
+        for item in self._plan:
+            if self._allowed(item, step, expert):
+                self._plan.remove(item)
+                return item[0]
+        return None
+
+    def _allowed(self, item: tuple[str, int], step: int, expert: Expert) -> bool:
+        kind, when = item
+        phase, seen = expert.phase, expert.seen
+        if kind == "push":
+            return step >= when and phase not in (Phase.RETREAT, Phase.OPEN)
+        if kind == "miss":
+            return (
+                phase is Phase.DESCEND
+                and (grasp := expert.plan()) is not None
+                and (seen.hand[2] - grasp.position[2] < 0.05)
+            )
+        if kind == "drop":
+            return phase is Phase.CARRY and self._random.random() < 0.12
+        return phase in (Phase.CARRY, Phase.LOWER) and seen.aside < 0.09
+
+    def _begin(self, kind: str, gripper: float) -> None:
+        """Starts a failure of random direction, size and length while the gripper's command is ``gripper``."""
+        random = self._random
+        direction = random.normal(size=3)
+        direction /= np.linalg.norm(direction)
+        turn, size = random.uniform(-0.25, 0.25, 3), random.uniform(0.3, 1.0)
+        pushed = np.r_[direction * size, turn, gripper]
+        flat = direction * [1, 1, 0]
+        scripts: dict[str, tuple[Callable[[int], Action], int]] = {
+            "push": (lambda step: pushed, int(random.integers(5, 15))),
+            START: (lambda step: pushed, int(random.integers(10, 26))),
+            "miss": (lambda step: _miss(flat, step), 18),
+            "drop": (lambda step: _move(direction * 0.2, OPEN), 8),
+            "beside": (lambda step: _beside(flat, step), 22),
+        }
+        self._running = _Running(*scripts[kind])
+        self.done.append(kind)
+
+
+def _move(translation: Float64[np.ndarray, "3"], gripper: float) -> Action:
+    return np.r_[translation, np.zeros(3), gripper]
+
+
+def _miss(aside: Float64[np.ndarray, "3"], step: int) -> Action:
+    """Aside, closing, and up."""
+    if step < 5:
+        return _move(aside * 0.5, CLOSE if step >= 2 else OPEN)
+    return _move(np.array([0, 0, 0.0 if step < 10 else 0.8]), CLOSE)
+
+
+def _beside(aside: Float64[np.ndarray, "3"], step: int) -> Action:
+    """Aside and down, letting go, and up."""
+    if step < 5:
+        return _move(aside * 0.6 + [0, 0, -0.5], CLOSE)
+    height = -0.5 if step < 12 else 0.0 if step < 16 else 0.7
+    return _move(np.array([0, 0, height]), CLOSE if step < 12 else OPEN)
