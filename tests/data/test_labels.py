@@ -135,7 +135,7 @@ def test_bad_labels_are_named():
         ({"injected": good.injected[1:]}, r"injected has shape \(28,\), expected \(29,\)"),
     ):
         with pytest.raises(UserError, match=message):
-            check_episode(dataclasses.replace(good, **changes), SPEC, "episode")
+            check_episode(dataclasses.replace(good, **changes), SPEC, ACTION_SPEC, "episode")
 
 
 def test_a_store_without_labels_is_learned_from_as_before(store, tmp_path):
