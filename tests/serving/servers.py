@@ -64,11 +64,11 @@ def running(policy: Policy | None = None, **changes: Any) -> Iterator[Running]:
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
     thread.start()
     try:
-        assert ready.wait(120)
+        assert ready.wait(900)
         yield Running(server)
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()
         loop.close()
 
