@@ -8,7 +8,7 @@ fail() { printf 'setup.sh: %s\n' "$1" >&2; exit 2; }
 case $mode in
   sim) extras=sim ;;
   export) extras=sim,export ;;
-  test) extras=sim,export,dev ;;
+  test) extras=sim,export,serve,dev ;;
   *) fail "unknown mode '$mode'; use sim, export or test" ;;
 esac
 
@@ -51,4 +51,6 @@ if [ "$mode" = test ]; then # pip before 25.1 knows no dependency groups
   mapfile -t docs < <(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")')
 fi
 "${pip[@]}" install "${constraints[@]}" -e ".[$extras]" "${docs[@]}"
+# openpi's client asks for numpy < 2, which its part that the tests drive the server with does not need.
+case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 ;; esac
 echo "ready: .venv/bin/python (mode $mode)"

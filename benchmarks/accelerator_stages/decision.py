@@ -17,9 +17,9 @@ from benchmarks import qwen_3b, recipes
 from benchmarks.accelerator_stages.arrays import compiled, filled_model, peak_gb
 from benchmarks.accelerator_stages.session import Session, clocked
 from benchmarks.accelerator_stages.train_step import RECIPE
-from wmjax.data.observation import Prompt
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.experiment.config import load
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA
 from wmjax.policy.policy import Carry, observe

@@ -24,6 +24,8 @@ from wmjax.models.backbones.qwen2_5_vl.image import patchify
 
 ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILER = "inductor" if DEVICE == "cuda" else "aot_eager"
+"""On a CPU inductor would call a C++ compiler for minutes; the rehearsal traces and differentiates without it."""
 
 
 def run(session: Session) -> None:
@@ -74,12 +76,13 @@ def patches(images: np.ndarray, config: Qwen2_5_VLConfig) -> np.ndarray:
 
 
 def keep_hidden_states(session: Session, config: Qwen2_5_VLConfig, model: Any) -> dict[str, Any]:
-    """Saves the hidden states of two prompts in bfloat16 and, from the same weights, in float32 (no TF32)."""
+    """Saves the hidden states of two prompts in float32 (no TF32) and in bfloat16, of the same weights."""
     given = reference_inputs(session, config, 2)
     found = {}
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for name, dtype in (("full", torch.float32), ("half", torch.bfloat16)):
-        model.to(dtype)  # bfloat16 to float32 and back changes no weight
+        for parameter in model.parameters():  # not the buffers: those of the positions are float32 in both
+            parameter.data = parameter.data.to(dtype)
         cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
         with torch.no_grad():
             found[name] = model.model(**cast, use_cache=False).last_hidden_state.float().cpu().numpy()
@@ -111,8 +114,8 @@ class TorchStep:
             self.model.gradient_checkpointing_disable()
         if mode == "compiled":
             for layer in self.inner.language_model.layers:
-                layer.compile()
-        return {}
+                layer.compile(backend=COMPILER)
+        return {"compiler": COMPILER} if mode == "compiled" else {}
 
     def measure(self, batch: int) -> dict[str, Any]:
         """Times the step; memory is freed after one that failed."""
