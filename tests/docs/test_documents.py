@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def test_the_marks_are_those_that_are_known() -> None:
 def test_no_block_is_indented_or_without_a_language() -> None:
     for path in DOCUMENTS:
         assert not re.search(r"\n\n    \S", re.sub(BLOCK, "", path.read_text())), name_of(path)
-    assert {block.language for block in blocks()} <= {"bash", "python", "text"}
+    assert {block.language for block in blocks()} <= {"bash", "python", "text", "toml"}
 
 
 @pytest.mark.parametrize("block", [b for b in CHECKED if b.language == "bash"], ids=lambda b: f"{b.document}:{b.line}")
@@ -80,6 +81,11 @@ def test_a_python_block_runs(block: Block, tmp_path: Path) -> None:
     actions = np.asarray(names["actions"])
     assert actions.shape == (1, 8, 7) and np.isfinite(actions).all() and np.abs(actions).max() <= 1.0
     assert isinstance(names["info"], dict) and jax.tree.leaves(names["carry"])
+
+
+@pytest.mark.parametrize("block", [b for b in CHECKED if b.language == "toml"], ids=lambda b: f"{b.document}:{b.line}")
+def test_a_toml_block_is_valid(block: Block) -> None:
+    assert tomllib.loads(block.text)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

@@ -166,7 +166,7 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2
 
 
 def near_change(closed: Bool[np.ndarray, "steps grippers"], within: int = 2) -> Bool[np.ndarray, "steps grippers"]:
-    """True for steps that are at most ``within`` from the first step of a new command of each gripper, of one episode."""
+    """True for an episode's steps at most ``within`` from the first step of a new command, for each gripper."""
     near = np.zeros_like(closed)
     for before, gripper in np.argwhere(closed[1:] != closed[:-1]):
         near[max(0, before + 1 - within) : before + within + 2, gripper] = True
