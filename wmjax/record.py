@@ -9,18 +9,19 @@ through the scenes of many tasks, for the pre-training and the probing of encode
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local
-from wmjax.core.specs import ObservationSpec
 from wmjax.recording.demonstration import DemonstrationConfig
 from wmjax.recording.failures import FailureConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
 from wmjax.recording.record import record, record_dataset
 from wmjax.rollout.protocol import task_list
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 LEROBOT_IMAGE_SIZE = 256
 DEMONSTRATIONS_PER_TASK = 24
@@ -28,7 +29,7 @@ DEMONSTRATIONS_PER_TASK = 24
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    defaults, spec = DemonstrationConfig(), ObservationSpec()
+    defaults, spec = DemonstrationConfig(), OBSERVATION_SPEC
     p = argparse.ArgumentParser(
         prog="python -m wmjax.record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,8 +86,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{options.out}: {len(store.episodes)} episodes, {len(store.frame_step)} frames")
         return 0
     every = options.every_step
-    size = options.image_size or (LEROBOT_IMAGE_SIZE if every else ObservationSpec().image_size)
-    spec = ObservationSpec(image_size=size, frame_stride=1 if every else options.frame_stride)
+    size = options.image_size or (LEROBOT_IMAGE_SIZE if every else OBSERVATION_SPEC.image_size)
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=size, frame_stride=1 if every else options.frame_stride)
     config = DemonstrationConfig(
         seed=options.seed,
         perturbed_fraction=options.perturbed,

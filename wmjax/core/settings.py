@@ -48,6 +48,9 @@ def convert(value: Any, hint: Any, path: str) -> Any:
     elif get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(convert(v, get_args(hint)[0], f"{path}[{i}]") for i, v in enumerate(value))
+    elif get_origin(hint) is dict:
+        if isinstance(value, dict):
+            return {key: convert(v, get_args(hint)[1], f"{path}.{key}") for key, v in value.items()}
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

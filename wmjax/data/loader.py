@@ -66,7 +66,7 @@ def make_loader(
     """The batches of one host, for some episodes.
 
     Iterating gives dicts of numpy arrays with B = batch_size / shard_count: images u8 [B, cameras, h, w, 3],
-    state f32 [B, 8] and action f32 [B, chunk, 7] (raw units), action_mask bool [B, chunk], task i32 [B], shift
+    state f32 [B, state] and action f32 [B, chunk, action] (raw units), action_mask bool [B, chunk], task i32 [B], shift
     i32 [B, 2] (dy, dx, yet to be applied to the pixels), sample_id i32 [B] (frame index in the store),
     sample_mask bool [B] (False only on the filler of a last batch kept by ``drop_remainder=False``); with
     latents also latents f32 [B, history, tokens, dim] (raw), future f32 [B, future, tokens, dim] and

@@ -27,7 +27,7 @@ class Bank:
 
     frames: Int[np.ndarray, "n"]
     latents: Float32[np.ndarray, "n tokens dim"]
-    position: Float32[np.ndarray, "n 3"]
+    position: Float32[np.ndarray, "n xyz"]
     episode: Int[np.ndarray, "n"]
     task: Int[np.ndarray, "n"]
 
@@ -115,7 +115,9 @@ def imagination_section(
 
 
 def _off(rows: Int[np.ndarray, "n"], test: LatentWindows, k: int, bank: Bank) -> float:
-    """Median distance (cm) between the retrieved and the true future position."""
+    """Median distance (cm) between the retrieved and the true future position; NaN if the state has none."""
+    if not bank.position.shape[-1]:
+        return float("nan")
     off = np.linalg.norm(bank.position[rows] - test.position[:, 1 + k], axis=1)[test.mask[:, k]]
     return float(100.0 * np.median(off)) if len(off) else float("nan")
 

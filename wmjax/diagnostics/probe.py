@@ -100,9 +100,13 @@ def features_of(
 
 
 def targets_of(store: TrainingStore) -> dict[str, Float[np.ndarray, "frames dim"]]:
-    """What to predict at every frame."""
-    state = store.state[store.frame_row].astype(np.float64)
-    return {"eef xyz": state[:, :3], "gripper": (state[:, 6] - state[:, 7])[:, None]}
+    """What to predict at every frame: hand and gripper, or the whole state if the spec does not say where they are."""
+    state, spec = store.state[store.frame_row].astype(np.float64), store.spec
+    targets = {"eef xyz": state[:, list(spec.position)]} if spec.position else {}
+    if spec.fingers:
+        one, other = spec.fingers
+        targets["gripper"] = (state[:, one] - state[:, other])[:, None]
+    return targets or {"state": state}
 
 
 def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -13,7 +13,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.world.config import unfit_memory
-from wmjax.rollout.protocol import TASKS, Protocol, load_protocol
+from wmjax.rollout.protocol import Protocol, load_protocol
 
 
 def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
@@ -59,9 +59,8 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
     tasks: tuple[int, ...] | None = data.tasks
     if data.path:
         # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
-        own = (
-            {t.task_id for t in store.tasks if t.suite in TASKS and protocol.suite.startswith(t.suite)} if store else {}
-        )
+        known, recorded = protocol.environment.suites, store.tasks if store else ()
+        own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
         tasks = tuple(sorted(own)) or None
     return load_protocol(settings.protocol, tasks=tasks, episodes_per_task=settings.episodes_per_task)
 

@@ -23,11 +23,14 @@ from wmjax.core.settings import build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
+from wmjax.experiment.dimensions import with_dimensions
 from wmjax.models.backbones.base import BackboneConfig
+from wmjax.models.heads.base import HeadConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
 from wmjax.sim.episode import START_NOISE
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
@@ -43,7 +46,7 @@ class DataConfig:
     episodes_per_task: int = 24
     workers: int = 2
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
-    observation: ObservationSpec = field(default_factory=ObservationSpec)
+    observation: ObservationSpec = OBSERVATION_SPEC
 
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
@@ -133,6 +136,12 @@ PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
 
+KINDS: dict[str, Any] = {
+    "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
+    "encoder": {"kind": EncoderConfig.kind},
+}
+"""What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
+
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """Which files of other axes a file may choose where the command line does not."""
 
@@ -192,14 +201,25 @@ def load(
     data_values = read_axis("data", dataset)
     # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
-    values: dict[str, Any] = {"evaluation": protocol}
+    recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
+    values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
     for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
         values = merge(values, layer)
     values = _expand_preset(values)
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
-    return _anchor(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
+    return _anchor(
+        _with_dimensions(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
+    )
+
+
+def _with_dimensions(experiment: Experiment) -> Experiment:
+    """The experiment with the sizes of what it records; those of a given store are known once that is opened."""
+    if experiment.data.path:
+        return experiment
+    model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
+    return dataclasses.replace(experiment, model=model)
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -307,5 +327,15 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
-    """The inverse of :func:`to_dict`."""
-    return build(Experiment, values)
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+        UserError: settings that this version does not have, or a class that cannot be imported.
+
+    """
+    try:
+        return build(Experiment, values)
+    except UserError as error:
+        raise UserError(
+            f"saved settings: {error}; if another version of wmjax saved them, train again with this one"
+        ) from error

@@ -12,6 +12,7 @@ from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
+from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec
 from wmjax.models.backbones.base import BACKBONES
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
@@ -74,6 +75,8 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
 
     """
     store = given_store(experiment)
+    if store is not None:
+        experiment = dataclasses.replace(experiment, model=of_store(experiment.model, store))
     require_fit(experiment, store, evaluates=evaluates)
     distributed.join()
     return RunPlan(

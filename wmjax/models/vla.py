@@ -39,7 +39,8 @@ class VLAConfig:
     ``use_state`` off puts a learned token in the place of the state, and zeros where the Prophet is told it;
     ``cameras`` is how many of the observation's cameras the VLM sees, from the first (None: all). ``query_std`` is the
     initial size of the action queries. ``dtype`` is that of Prophet and memory; heads, norms and gate are float32
-    anyway.
+    anyway. ``action_dim``, ``grippers`` (how many of them are gripper commands, the last ones of a normalised action)
+    and ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
     """
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
@@ -50,8 +51,9 @@ class VLAConfig:
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     head_sizes: HeadSizes = field(default_factory=HeadSizes)
     chunk: int = 8
-    action_dim: int = 7
-    state_dim: int = 8
+    action_dim: int = 0
+    grippers: int = 0
+    state_dim: int = 0
     use_state: bool = True
     cameras: int | None = None
     query_std: float = 0.5
@@ -73,7 +75,15 @@ def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
 
     """
     make, sizes = HEADS.resolve(config.head.kind), config.head_sizes
-    return make(config.head, sizes, hidden_dim=hidden_dim, action_dim=config.action_dim, chunk=config.chunk, rngs=rngs)
+    return make(
+        config.head,
+        sizes,
+        hidden_dim=hidden_dim,
+        action_dim=config.action_dim,
+        grippers=config.grippers,
+        chunk=config.chunk,
+        rngs=rngs,
+    )
 
 
 class VLA(nnx.Module):

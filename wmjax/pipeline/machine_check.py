@@ -13,9 +13,8 @@ from PIL import Image
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import cache_root
-from wmjax.core.specs import ObservationSpec
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.libero import simulator_version
+from wmjax.sim.libero import OBSERVATION_SPEC, simulator_version
 from wmjax.sim.pool import Fault, Pool
 from wmjax.sim.worker import Reset, WorkerSettings
 
@@ -50,7 +49,7 @@ def render_first_frame(episode: EpisodeId = EPISODE) -> UInt8[np.ndarray, "heigh
         UserError: the simulator or OpenGL does not start.
 
     """
-    with Pool(WorkerSettings(ObservationSpec(), frames=1), workers=1) as pool:
+    with Pool(WorkerSettings(OBSERVATION_SPEC, frames=1), workers=1) as pool:
         pool.send(0, Reset(episode))
         (_, event) = pool.wait()[0]
         if isinstance(event, Fault):

@@ -16,7 +16,7 @@ from wmjax.core.rng import stable_hash
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
-from wmjax.data.statistics import denormalise_action, normalise_latents, normalise_state
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_latents, normalise_state
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
 from wmjax.models.inputs import ModelInput
@@ -184,7 +184,7 @@ class Policy:
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
 
         Returns:
-            The carry, raw actions in [-1, 1] with the gripper last, and numbers of each row: ``memory/gate``,
+            The carry, raw actions within their bounds, and numbers of each row: ``memory/gate``,
             ``memory/ratio``, and ``world/error`` and ``world/copy_error``, how far the last decision's prediction of
             the newest frame was off and how far a copy would have been (NaN at an episode's first decision). Under
             an oracle also ``oracle/error`` and ``oracle/copy_error``, the same for this decision's prediction of all
@@ -239,7 +239,7 @@ class Policy:
             info |= self._errors(model, before, history, observation.first)
             info |= {"seen": model.world.prepare(history), "imagined": prediction}
             carry = carry._replace(prediction=prediction)
-        return carry, jnp.clip(denormalise_action(action, self.action_spec), -1.0, 1.0), info
+        return carry, clip_action(denormalise_action(action, self.action_spec), self.action_spec), info
 
     def _other_memory(
         self, model: VLA, inputs: ModelInput, keys: Array, donor: Donor | None

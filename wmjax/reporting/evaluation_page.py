@@ -139,7 +139,11 @@ def _compare(other: Path, folder: Path) -> tuple[Path, dict[str, Any], Compariso
 
 
 def _metrics(evaluation: Evaluation) -> Metrics | None:
-    return read_metrics(evaluation.run / "metrics.jsonl") if evaluation.run else None
+    if evaluation.run is None:
+        return None
+    action = evaluation.header.get("action")
+    names = tuple(action.get("names", ())) if isinstance(action, dict) else ()
+    return dataclasses.replace(read_metrics(evaluation.run / "metrics.jsonl"), names=names)
 
 
 def _require_evaluation(folder: Path) -> None:

@@ -14,14 +14,11 @@ from jaxtyping import Float32, Float64, UInt8
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, ObservationSpec
-from wmjax.data.statistics import denormalise_action, normalise_action
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.sim.episode import EpisodeId
 
-HOLD = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
-"""The action that keeps the robot still with an open gripper, as in the settle steps."""
-
-Chunk = Float32[np.ndarray, "steps 7"]
+Chunk = Float32[np.ndarray, "steps action"]
 
 
 def no_frames() -> UInt8[np.ndarray, "frames cameras height width 3"]:
@@ -43,6 +40,7 @@ class Decision:
         state: proprioception now.
         instruction: the task's sentence.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
+        forget: whether history begins anew with these frames, as at a first decision, because some before are missing.
 
     """
 
@@ -54,6 +52,7 @@ class Decision:
     state: Float32[np.ndarray, "state"]
     instruction: str
     future: UInt8[np.ndarray, "future cameras height width 3"] = dataclasses.field(default_factory=no_frames)
+    forget: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Plan:
     """An answer to a decision.
 
     Attributes:
-        actions: raw, in [-1, 1], at least one open-loop horizon of them.
+        actions: raw, within their bounds, at least one open-loop horizon of them.
         info: numbers to log.
         seen: latents of the newest frames, oldest first, from policies that predict.
         imagined: those predicted of the next ones.
@@ -94,11 +93,11 @@ class Actor(Protocol):
     future_frames: int
     corruption: Corruption
 
-    def prepare(self, slots: int, horizon: int) -> None:
-        """Called once before the first decision, with the number of slots and the open-loop horizon.
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        """Called once before the first decision: the number of slots, the open-loop horizon, the environment's actions.
 
         Raises:
-            UserError: the actor cannot serve that horizon.
+            UserError: the actor cannot serve that horizon, or has other actions.
 
         """
 
@@ -119,12 +118,16 @@ class Scripted:
     corruption: Corruption = "none"
     horizon = 0
 
-    def __init__(self, spec: ObservationSpec | None = None) -> None:
-        self.observation_spec = spec or ObservationSpec()
+    def __init__(self, spec: ObservationSpec) -> None:
+        self.observation_spec = spec
 
-    def prepare(self, slots: int, horizon: int) -> None:
-        """Remembers the horizon."""
-        self.horizon = horizon
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        """Remembers the horizon and the actions."""
+        self.horizon, self.action_spec = horizon, action_spec
+
+    def hold(self, steps: int) -> Chunk:
+        """Holding still."""
+        return np.tile(np.array(self.action_spec.hold, np.float32), (steps, 1))
 
     def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
         """The episode's own."""
@@ -153,7 +156,7 @@ class Noop(Scripted):
 
     def chunk(self, decision: Decision) -> Chunk:
         """Holding still."""
-        return np.tile(HOLD, (self.horizon, 1))
+        return self.hold(self.horizon)
 
 
 class Random(Scripted):
@@ -161,14 +164,25 @@ class Random(Scripted):
 
     name = "random"
 
-    def __init__(self, seed: int = 0, spec: ObservationSpec | None = None) -> None:
+    def __init__(self, spec: ObservationSpec, seed: int = 0) -> None:
         super().__init__(spec)
         self._seed = seed
 
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        """Remembers the horizon and the actions.
+
+        Raises:
+            UserError: the actions have no bounds to draw between.
+
+        """
+        super().prepare(slots, horizon, action_spec)
+        if not action_spec.low:
+            raise UserError("the environment's actions have no bounds, so none can be drawn; choose another --policy")
+
     def chunk(self, decision: Decision) -> Chunk:
-        """Uniform in [-1, 1]."""
-        generator = np.random.default_rng([self._seed, decision.episode.seed, decision.number])
-        return generator.uniform(-1, 1, (self.horizon, len(HOLD))).astype(np.float32)
+        """Uniform between the bounds."""
+        generator, spec = np.random.default_rng([self._seed, decision.episode.seed, decision.number]), self.action_spec
+        return generator.uniform(spec.low, spec.high, (self.horizon, spec.dim)).astype(np.float32)
 
 
 class Replay(Scripted):
@@ -187,7 +201,7 @@ class Replay(Scripted):
         super().__init__(store.spec)
         self.needs_frames = watch
         self._store = store
-        self._spec = action_spec
+        self._spec = self.action_spec = action_spec
         self._index = {_recorded_id(entry): entry["index"] for entry in store.episodes}
 
     @property
@@ -252,9 +266,9 @@ class Replay(Scripted):
         start, end = decision.step, min(decision.step + self.horizon, entry["length"])
         rows = slice(entry["step_start"] + start, entry["step_start"] + max(start, end))
         recorded = self._store.executed[rows]
-        padded = np.concatenate([recorded, np.tile(HOLD, (self.horizon - len(recorded), 1))])
+        padded = np.concatenate([recorded, self.hold(self.horizon - len(recorded))])
         actions = denormalise_action(normalise_action(padded, self._spec), self._spec)
-        return np.clip(actions, -1, 1).astype(np.float32)
+        return clip_action(actions, self._spec).astype(np.float32)
 
 
 def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:

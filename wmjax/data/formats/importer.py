@@ -7,7 +7,7 @@ from typing import Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import MANIFEST, claim_plan, hash_json
-from wmjax.core.specs import ObservationSpec, to_dict
+from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.data.episode import EpisodeData
 from wmjax.data.store import PARTS, TrainingStore, finalize, part_names, write_part
 
@@ -34,6 +34,7 @@ def refuse_finished(out: Path) -> None:
 def convert_episodes(
     out: Path,
     spec: ObservationSpec,
+    action: ActionSpec,
     source: Mapping[str, Any],
     episodes: Mapping[str, Callable[[], EpisodeData]],
     progress: Progress,
@@ -42,7 +43,8 @@ def convert_episodes(
 
     Args:
         out: the training store to be.
-        spec: the conventions that every episode follows.
+        spec: the observations of every episode.
+        action: the actions of every episode.
         source: what identifies the source, as JSON values; another one, or other episodes of it, is refused in the
             same folder.
         episodes: what reads each episode, by the name of its part.
@@ -53,14 +55,14 @@ def convert_episodes(
 
     """
     refuse_finished(out)
-    chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec)}
+    chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec), "action_spec": to_dict(action)}
     claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
     done = set(part_names(out))
     for number, (name, read) in enumerate(episodes.items(), 1):
         if name not in done:
-            write_part(out, name, read(), spec)
+            write_part(out, name, read(), spec, action)
         progress(number, len(episodes))
-    store = finalize(out, spec)
+    store = finalize(out, spec, action)
     shutil.rmtree(out / PARTS)
     return store
 

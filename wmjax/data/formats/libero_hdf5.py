@@ -1,6 +1,6 @@
 """LIBERO's original demonstrations (one HDF5 file per task, as its ``scripts/create_dataset.py`` writes them).
 
-``data/demo_i`` holds ``actions [n, 7]`` and ``obs/...`` of as many rows, but **row j of the observations was taken
+``data/demo_i`` holds ``actions [n, dim]`` and ``obs/...`` of as many rows, but **row j of the observations was taken
 after action j**: the script appends what ``env.step(action)`` returned. What a policy saw before action j + 1 is
 row j, so an episode of n rows becomes n - 1 control steps. Taken as they stand, the rows would teach the policy the
 action that has just been executed. Images are raw MuJoCo images (``macros_image_convention`` "opengl"); orientations
@@ -8,6 +8,7 @@ are robosuite's axis-angle already. Actions and the gripper's sign are those of 
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import Progress, convert_episodes, refuse_finished, require_positive
 from wmjax.data.observation import orient_image, resize_image
 from wmjax.data.store import TrainingStore
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 if TYPE_CHECKING:
     import h5py
@@ -32,7 +34,6 @@ CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"
 STATE = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
 """Columns of the state, in the order of ``ObservationSpec.state``, and their sizes."""
 CONVENTION = "opengl"
-CONTROL_HZ = 20
 
 
 def find_files(source: Path) -> list[Path]:
@@ -77,11 +78,11 @@ def convert(
     sizes = {file.image_size for file in files}
     if len(sizes) > 1:
         raise UserError(f"{source}: files have images of different sizes {sorted(sizes)}; convert them separately")
-    spec = ObservationSpec(
+    spec = dataclasses.replace(
+        OBSERVATION_SPEC,
         cameras=tuple(CAMERAS),
         image_size=image_size,
         resize_filter="none" if sizes == {(image_size, image_size)} else "bilinear",
-        control_hz=CONTROL_HZ,
         frame_stride=frame_stride,
         reflection=True,
         mesh_detail_mm=0.0,
@@ -95,7 +96,7 @@ def convert(
     }
     chosen = dict(list(readers.items())[:max_episodes])
     names = [[str(file.path.relative_to(source.parent)), file.path.stat().st_size] for file in files]
-    return convert_episodes(out, spec, {"source": str(source), "files": names}, chosen, progress)
+    return convert_episodes(out, spec, ACTION_SPEC, {"source": str(source), "files": names}, chosen, progress)
 
 
 class DemonstrationFile:
@@ -125,7 +126,7 @@ class DemonstrationFile:
                 raise UserError(f"{path}: no demonstrations in the group 'data'; download the file again")
             self._require("macros_image_convention", str(data.attrs["macros_image_convention"]), CONVENTION)
             rate = json.loads(str(data.attrs["env_args"]))["env_kwargs"]["control_freq"]
-            self._require("env_args.env_kwargs.control_freq", rate, CONTROL_HZ)
+            self._require("env_args.env_kwargs.control_freq", rate, OBSERVATION_SPEC.control_hz)
             first = data[self.demos[0]]["obs"][CAMERAS["agentview"]]
             self.image_size = (int(first.shape[1]), int(first.shape[2]))
 
@@ -138,7 +139,7 @@ class DemonstrationFile:
         """
         with self._open() as data:
             group = data[demo]
-            actions = self._column(group, "actions", (7,), demo)
+            actions = self._column(group, "actions", (ACTION_SPEC.dim,), demo)
             state = np.concatenate([self._column(group["obs"], key, (n,), demo) for key, n in STATE.items()], axis=1)
             length = len(actions) - 1
             if length < 1 or len(state) != len(actions):

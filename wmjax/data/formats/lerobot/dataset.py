@@ -36,8 +36,8 @@ class EpisodeEntry:
 class EpisodeColumns:
     """The low-dimensional columns of an episode, one row per control step."""
 
-    state: Float32[np.ndarray, "n 8"]
-    action: Float32[np.ndarray, "n 7"]
+    state: Float32[np.ndarray, "n state"]
+    action: Float32[np.ndarray, "n action"]
     task_index: int
     instruction: str
 
@@ -82,6 +82,16 @@ class LeRobotDataset:
         if len(sizes) > 1:
             raise UserError(f"{self.folder}: cameras have different sizes {sorted(sizes)}; resize them to one size")
         return sizes.pop()
+
+    @property
+    def state_dim(self) -> int:
+        """Values of a state, as the metadata promises."""
+        return int(self.features[self.layout.state]["shape"][0])
+
+    @property
+    def action_dim(self) -> int:
+        """Values of an action, as the metadata promises."""
+        return int(self.features[self.layout.action]["shape"][0])
 
     def columns(self, entry: EpisodeEntry) -> EpisodeColumns:
         """State, action and instruction of an episode.
