@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import wmjax
 from wmjax.core import console
 from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
 from wmjax.rollout.protocol import protocol_names
@@ -20,7 +21,8 @@ PLACEHOLDER = re.compile(r"[A-Z]{2,}\d*")
 """What a reader replaces, such as RUN and STORE."""
 PATTERNS = ("--section.name VALUE",)
 """Code spans that show a form and name nothing."""
-TAKES_SETTINGS = ("wmjax.train", "wmjax.pretrain", "wmjax.probe")
+TAKES_SETTINGS = {"wmjax.train": "", "wmjax.pretrain": "", "wmjax.probe": "", "wmjax.encode": "encoder."}
+"""Commands that take settings, and what the names of these begin with."""
 HEADS = ("e2_flow", "e2_mse")
 """Recipes whose settings together are all settings."""
 
@@ -76,7 +78,7 @@ def check_dotted(name: str) -> None:
     while parts and not (ROOT / "/".join(parts)).is_dir() and not (ROOT / "/".join(parts)).with_suffix(".py").is_file():
         parts.pop()
     rest = name.split(".")[len(parts) :]
-    if not rest:
+    if not rest or (parts == ["wmjax"] and rest[0] in wmjax.__all__):
         return
     tree: ast.AST = ast.parse(module_file(".".join(parts)).read_text())
     for wanted in rest:
@@ -155,7 +157,8 @@ def check_setting(module: str, option: str) -> None:
     if module == "wmjax.evaluate":
         assert section == "protocol" and f"    {name}:" in module_file("wmjax.rollout.protocol").read_text(), option
         return
-    assert module in TAKES_SETTINGS and option[2:] in settings(), f"{module} has no setting {option}"
+    taken = module in TAKES_SETTINGS and option[2:].startswith(TAKES_SETTINGS[module])
+    assert taken and option[2:] in settings(), f"{module} has no setting {option}"
 
 
 def check_value(option: str, value: str) -> None:
@@ -167,7 +170,7 @@ def check_value(option: str, value: str) -> None:
         "--protocol": protocol_names,
         "--evaluation.protocol": protocol_names,
     }
-    if option in known and not PLACEHOLDER.search(value):
+    if option in known and not PLACEHOLDER.search(value) and not value.endswith(".toml"):
         assert value in known[option](), f"{option} {value}: no such file"
 
 
