@@ -38,12 +38,13 @@ from wmjax.data.store import TrainingStore
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay
 from wmjax.rollout.protocol import load_protocol
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 PROTOCOL = load_protocol("spatial_dev")
-MAX_STEPS, HORIZON, STRIDE = PROTOCOL.max_steps, PROTOCOL.open_loop_horizon, ObservationSpec().frame_stride
+MAX_STEPS, HORIZON, STRIDE = PROTOCOL.max_steps, PROTOCOL.open_loop_horizon, OBSERVATION_SPEC.frame_stride
 WARM_UP = 2 * HORIZON
 """Control steps before the clock starts: numba, caches, OpenGL."""
-FULL = ObservationSpec(image_size=256, reflection=True, mesh_detail_mm=0.0)
+FULL = dataclasses.replace(OBSERVATION_SPEC, image_size=256, reflection=True, mesh_detail_mm=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,8 @@ RUNGS = (
     Rung("due frames", "step end 256", soft_reset=False, quick_controller=False),
     Rung("reset", "step end 256", quick_controller=False),
     Rung("controller", "step end 256"),
-    Rung("render", "step end 112", spec=ObservationSpec()),
-    Rung("pool", "step end 112", spec=ObservationSpec(), workers=2),
+    Rung("render", "step end 112", spec=OBSERVATION_SPEC),
+    Rung("pool", "step end 112", spec=OBSERVATION_SPEC, workers=2),
 )
 
 
@@ -102,7 +103,7 @@ class Work:
         if self.store is None:
             assert policy is not None
             return policy
-        return Guided(Replay(TrainingStore(self.store), ActionSpec()), policy)
+        return Guided(Replay(TrainingStore(self.store), ACTION_SPEC), policy)
 
 
 def _policy_actor(run: Path) -> Actor:
@@ -122,10 +123,10 @@ class Guided:
         self.observation_spec = replay.observation_spec
         self.settled_state = replay.settled_state
 
-    def prepare(self, slots: int, horizon: int) -> None:
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         """Compiles the policy."""
         for actor in filter(None, (self._replay, self._policy)):
-            actor.prepare(slots, horizon)
+            actor.prepare(slots, horizon, action_spec)
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
         """The recorded actions."""
@@ -253,7 +254,7 @@ def serial(rung: Rung, work: Work) -> Result:
     """A rung in one process: simulator and policy take turns."""
     actor, first = work.actor(), work.episodes[0]
     loop = (PlainLoop if rung.plain else partial(OurLoop, rung=rung))(first.suite, first.task_id)
-    actor.prepare(1, HORIZON)
+    actor.prepare(1, HORIZON, ACTION_SPEC)
     play(loop, actor, first, WARM_UP)
     started = time.monotonic()
     played = [play(loop, actor, episode, work.max_steps) for episode in work.episodes]
@@ -278,7 +279,7 @@ def pooled(rung: Rung, work: Work) -> Result:
         for name, chosen, limit in rounds:
             protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=HORIZON)
             results = Results(Path(folder) / name, {})
-            runner = Runner(pool, actor, protocol, results, Videos(Path(folder) / name / "videos", 0, 5.0))
+            runner = Runner(pool, actor, protocol, results, Videos(Path(folder) / name / "videos", 0, 5.0, ACTION_SPEC))
             started = time.monotonic()
             runner.run(chosen)
             seconds = time.monotonic() - started
@@ -302,7 +303,7 @@ def measure(work: Work, fresh: bool = True) -> Iterator[Result]:
 def choose(task: int, count: int, store: Path | None) -> tuple[EpisodeId, ...]:
     """The episodes: random resets of ``spatial_dev``, or the first recorded ones."""
     if store is not None:
-        return tuple(Replay(TrainingStore(store), ActionSpec()).choose("libero_spatial", (task,), count))
+        return tuple(Replay(TrainingStore(store), ACTION_SPEC).choose("libero_spatial", (task,), count))
     first = load_protocol("spatial_dev").first_index
     return tuple(EpisodeId("libero_spatial", task, "random", first + i) for i in range(count))
 

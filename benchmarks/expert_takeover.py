@@ -12,11 +12,11 @@ from collections import Counter
 
 import numpy as np
 
-from wmjax.core.specs import ObservationSpec
 from wmjax.recording.demonstration import demonstration_id
 from wmjax.recording.expert import Expert
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 SEED = 90
 """The set of placements."""
@@ -46,7 +46,7 @@ def main() -> None:
     p.add_argument("--every", type=int, default=4)
     options = p.parse_args()
     for task in map(int, options.tasks.split(",")):
-        env = LiberoEnv(options.suite, task, ObservationSpec())
+        env = LiberoEnv(options.suite, task, OBSERVATION_SPEC)
         lengths: list[int] = []
         for slot in range(options.resets):
             length, phases = try_reset(env, demonstration_id(options.suite, task, slot, 0, SEED), options.every)

@@ -91,7 +91,7 @@ def as_lerobot(store: TrainingStore, folder: Path, episodes: int) -> None:
                 episode.meta,
             )
 
-    write_lerobot_v30(folder, parts())
+    write_lerobot_v30(folder, parts(), store.spec, store.action_spec)
 
 
 def ours(store: TrainingStore, epochs: int | None = None) -> Iterator[dict[str, np.ndarray]]:

@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from wmjax.sim.libero import ACTION_SPEC
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.flops import flops
-from wmjax.core.specs import ActionSpec, EncoderSpec
+from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
 from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
@@ -124,7 +126,7 @@ def build(experiment: Experiment) -> System:
     step = make_train_step(
         graph,
         optimizer,
-        ActionSpec(chunk=experiment.model.chunk),
+        dataclasses.replace(ACTION_SPEC, chunk=experiment.model.chunk),
         spec if experiment.model.memory.reads_latents else None,
         seed=0,
         ema_decay=experiment.train.ema_decay,

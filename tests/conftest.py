@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from wmjax.sim.libero import OBSERVATION_SPEC
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # So that every jitted test runs on a real mesh.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
@@ -17,7 +19,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory):
     """A training store of two demonstrations, recorded on this machine: replays of it are exact."""
-    from wmjax.core.specs import ObservationSpec
     from wmjax.recording.record import record
 
-    return record(tmp_path_factory.mktemp("recorded") / "store", "libero_spatial", [2], 2, ObservationSpec())
+    return record(tmp_path_factory.mktemp("recorded") / "store", "libero_spatial", [2], 2, OBSERVATION_SPEC)

@@ -14,7 +14,6 @@ import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
 from wmjax.core.settings import parse_overrides
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
@@ -22,6 +21,7 @@ from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_d
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 
 def experiment(*settings: str, recipe: str = "e2_flow", scale: str = "mini") -> Experiment:
@@ -76,7 +76,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
-    store = types.SimpleNamespace(spec=ObservationSpec(simulator="other==1"))
+    store = types.SimpleNamespace(spec=dataclasses.replace(OBSERVATION_SPEC, simulator="other==1"))
     monkeypatch.setattr("wmjax.pipeline.train.demonstrations", lambda experiment: store)
     monkeypatch.setattr("wmjax.pipeline.train.encode", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2

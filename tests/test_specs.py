@@ -7,37 +7,59 @@ import pytest
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, spec_hash, to_dict
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 SPECS = [
-    ObservationSpec(simulator="mujoco 3.3.2"),
+    dataclasses.replace(OBSERVATION_SPEC, simulator="mujoco 3.3.2"),
     EncoderSpec(parameters={"bins": 3}, mean=(0.5,), std=(2.0,)),
-    ActionSpec(scale=(0.5,) * 7),
+    dataclasses.replace(ACTION_SPEC, scale=(0.5,) * 7),
 ]
+TWO_ARMS = ActionSpec(
+    names=("left", "left_gripper", "right", "right_gripper"),
+    units=("rad", "", "rad", ""),
+    grippers=(1, 3),
+    gripper_open=(1.0, 0.08),
+    gripper_closed=(0.0, 0.0),
+)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, TWO_ARMS])
 def test_json_round_trip_is_equal(spec) -> None:
     assert from_dict(type(spec), json.loads(json.dumps(to_dict(spec))), "file") == spec
 
 
 def test_hash_depends_on_every_field() -> None:
-    assert spec_hash(ObservationSpec()) == spec_hash(ObservationSpec())
-    assert spec_hash(ObservationSpec()) != spec_hash(ObservationSpec(frame_stride=8))
+    assert spec_hash(OBSERVATION_SPEC) == spec_hash(dataclasses.replace(OBSERVATION_SPEC))
+    assert spec_hash(OBSERVATION_SPEC) != spec_hash(dataclasses.replace(OBSERVATION_SPEC, frame_stride=8))
 
 
-def test_a_field_that_is_younger_than_the_format_changes_no_older_file() -> None:
-    assert spec_hash(ObservationSpec()) == "b6b4a4419993e956" and "drawn_size" not in to_dict(ObservationSpec())
-    resized = ObservationSpec(resize_filter="bilinear", drawn_size=256)
-    assert from_dict(ObservationSpec, to_dict(resized), "file") == resized
-    assert from_dict(ObservationSpec, to_dict(ObservationSpec()), "file").drawn_size == 0
-    with pytest.raises(UserError, match="surplus fields: drawn_size"):
-        from_dict(ActionSpec, to_dict(ActionSpec()) | {"drawn_size": 1}, "file")
+def test_sizes_follow_from_the_names() -> None:
+    assert (OBSERVATION_SPEC.state_dim, ACTION_SPEC.dim, ACTION_SPEC.arm) == (8, 7, (0, 1, 2, 3, 4, 5))
+    assert (TWO_ARMS.dim, TWO_ARMS.arm) == (4, (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("spec", "change", "message"),
+    [
+        (TWO_ARMS, {"units": ("rad",)}, "units has 1 values for 4 names"),
+        (TWO_ARMS, {"grippers": (3, 1)}, r"grippers is \(3, 1\); give different indices from 0 to 3, in order"),
+        (TWO_ARMS, {"grippers": (1, 4)}, r"grippers is \(1, 4\)"),
+        (TWO_ARMS, {"grippers": (1,)}, "gripper_open has 2 values for 1 grippers"),
+        (TWO_ARMS, {"gripper_closed": (0.0, 0.08)}, "give values that differ"),
+        (TWO_ARMS, {"hold": (0.0,)}, "hold has 1 values for 4 names"),
+        (OBSERVATION_SPEC, {"position": (0, 1)}, r"position is \(0, 1\); give 3 indices, or none"),
+        (OBSERVATION_SPEC, {"fingers": (6, 8)}, r"fingers is \(6, 8\); give different indices from 0 to 7"),
+    ],
+)
+def test_a_contradiction_is_refused(spec, change, message) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(spec, **change)
 
 
 def test_old_format_missing_field_and_wrong_type_are_refused() -> None:
-    values = to_dict(ObservationSpec())
-    with pytest.raises(UserError, match=r"format_version is 0.*rebuild"):
-        from_dict(ObservationSpec, values | {"format_version": 0}, "x.json")
+    values = to_dict(OBSERVATION_SPEC)
+    with pytest.raises(UserError, match=r"format_version is 1.*rebuild"):
+        from_dict(ObservationSpec, values | {"format_version": 1}, "x.json")
     with pytest.raises(UserError, match="frame_stride"):
         from_dict(ObservationSpec, {k: v for k, v in values.items() if k != "frame_stride"}, "x.json")
     with pytest.raises(UserError, match="image_size is '112'"):
@@ -45,8 +67,8 @@ def test_old_format_missing_field_and_wrong_type_are_refused() -> None:
 
 
 def test_differing_artefacts_are_refused_by_field_and_both_values() -> None:
-    a = ObservationSpec()
-    require_equal(a, ObservationSpec(), "store", "simulator")
+    a = OBSERVATION_SPEC
+    require_equal(a, dataclasses.replace(a), "store", "simulator")
     with pytest.raises(UserError, match=r"rotation differs: 180 in store, 0 in simulator"):
         require_equal(a, dataclasses.replace(a, rotation=0), "store", "simulator")
     require_equal(a, dataclasses.replace(a, rotation=0), "store", "simulator", ignore=("rotation",))

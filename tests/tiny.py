@@ -10,6 +10,7 @@ from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.prophet import ProphetConfig
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 LATENT_DIM = 24
 IMAGE_SIZE = 56
@@ -21,6 +22,9 @@ def tiny_config(variant: str = "e2", head: str = "flow", **backbone: Any) -> VLA
     vision = dataclasses.replace(mini.vision, depth=2, hidden=32, heads=2, mlp=48, out=48, full_attention=(1,))
     text = dataclasses.replace(mini.text, depth=2, hidden=48, heads=2, kv_heads=1, mlp=64, rope_sections=(4, 4, 4))
     return VLAConfig(
+        action_dim=ACTION_SPEC.dim,
+        grippers=1,
+        state_dim=OBSERVATION_SPEC.state_dim,
         memory=VARIANTS[variant],
         head=build(HeadConfig, {"kind": head}),
         backbone=dataclasses.replace(mini, vision=vision, text=text, **backbone),

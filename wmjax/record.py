@@ -2,25 +2,27 @@
 
 python -m wmjax.record --out STORE
 
-By default the executed actions of 60 % of the episodes are perturbed by noise (``--perturbed``); the stored labels are
-the expert's own actions. With ``--every-step`` every control step has an image, and the output is a LeRobot v3.0
-dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With ``--random-motion`` the arm moves at random
-through the scenes of many tasks, for the pre-training and the probing of encoders.
+By default the executed actions of most episodes are perturbed (``--perturbed``), and failures are provoked
+(``--failures``); the stored labels are the expert's own actions. With ``--every-step`` every control step has an image,
+and the output is a LeRobot v3.0 dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With
+``--random-motion`` the arm moves at random through the scenes of many tasks, for the pre-training and the probing of
+encoders.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local
-from wmjax.core.specs import ObservationSpec
 from wmjax.recording.demonstration import DemonstrationConfig
 from wmjax.recording.failures import FailureConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
 from wmjax.recording.record import record, record_dataset
 from wmjax.rollout.protocol import task_list
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 LEROBOT_IMAGE_SIZE = 256
 DEMONSTRATIONS_PER_TASK = 24
@@ -28,7 +30,7 @@ DEMONSTRATIONS_PER_TASK = 24
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    defaults, spec = DemonstrationConfig(), ObservationSpec()
+    defaults, spec = DemonstrationConfig(), OBSERVATION_SPEC
     p = argparse.ArgumentParser(
         prog="python -m wmjax.record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +44,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=local, required=True, help="folder to write; resumed if it exists")
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
-    p.add_argument("--perturbed", type=float, default=defaults.perturbed_fraction, help="fraction with noisy execution")
+    p.add_argument(
+        "--perturbed",
+        type=float,
+        default=defaults.perturbed_fraction,
+        help="share of episodes whose executed actions are perturbed (default: %(default)s)",
+    )
     p.add_argument(
         "--failures",
         type=float,
@@ -85,8 +92,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{options.out}: {len(store.episodes)} episodes, {len(store.frame_step)} frames")
         return 0
     every = options.every_step
-    size = options.image_size or (LEROBOT_IMAGE_SIZE if every else ObservationSpec().image_size)
-    spec = ObservationSpec(image_size=size, frame_stride=1 if every else options.frame_stride)
+    size = options.image_size or (LEROBOT_IMAGE_SIZE if every else OBSERVATION_SPEC.image_size)
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=size, frame_stride=1 if every else options.frame_stride)
     config = DemonstrationConfig(
         seed=options.seed,
         perturbed_fraction=options.perturbed,

@@ -1,6 +1,7 @@
 """One simulator process of the stage ``simulator``: builds, waits for the common start, steps, prints its rate."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -8,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from wmjax.core.specs import ObservationSpec
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 SUITE, TASK = "libero_spatial", 0
 RENDER_EVERY = 4
@@ -19,7 +20,7 @@ WARM_UP = 8
 
 def build(size: int, index: int) -> LiberoEnv:
     """A simulation that has stepped and rendered."""
-    env = LiberoEnv(SUITE, TASK, ObservationSpec(image_size=size))
+    env = LiberoEnv(SUITE, TASK, dataclasses.replace(OBSERVATION_SPEC, image_size=size))
     env.reset(EpisodeId(SUITE, TASK, "random", index))
     env.render()
     for _ in range(WARM_UP):

@@ -1,13 +1,15 @@
 """Small valid stores made of noise, for every test that needs data but no simulator."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from wmjax.core.specs import EncoderSpec, ObservationSpec
+from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.shift import draw_views
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 LENGTHS = (29, 41, 18, 50, 33, 24)
 INSTRUCTIONS = ("pick up the black bowl and place it on the plate", "pick up the cream cheese", "open the drawer")
@@ -47,11 +49,11 @@ def make_store(
 ) -> TrainingStore:
     """Writes and opens a training store of noise."""
     names = ("agentview", "robot0_eye_in_hand")[:cameras]
-    spec = ObservationSpec(cameras=names, image_size=image_size, simulator="synthetic")
+    spec = dataclasses.replace(OBSERVATION_SPEC, cameras=names, image_size=image_size, simulator="synthetic")
     for index, length in enumerate(lengths):
         episode = make_episode(index, length, image_size, tasks, spec.frame_stride, cameras)
         write_part(folder, f"episode-{index:03d}", episode, spec)
-    return finalize(folder, spec)
+    return finalize(folder, spec, ACTION_SPEC)
 
 
 def make_latents(

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import EncoderSpec, ObservationSpec
+from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import shift_images
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
 from wmjax.encoders.encode import EpisodeClips, encode_clips, encode_store, read_ahead, verify_latents
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 SIZE = 16
-SPEC = ObservationSpec(image_size=SIZE)
+SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=SIZE)
 
 
 def make_store(folder: Path, lengths=(13, 6), seed: int = 0) -> TrainingStore:
@@ -35,7 +36,7 @@ def make_store(folder: Path, lengths=(13, 6), seed: int = 0) -> TrainingStore:
             meta={"suite": "s", "task_id": 0, "instruction": "do"},
         )
         write_part(folder, f"{index:03d}", episode, SPEC)
-    return finalize(folder, SPEC)
+    return finalize(folder, SPEC, ACTION_SPEC)
 
 
 class FakeEncoder:

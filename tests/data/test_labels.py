@@ -7,14 +7,14 @@ import pytest
 
 from tests.data.synthetic import LENGTHS, make_episode, make_latents
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import check_episode
 from wmjax.data.labels import chunk_labels
 from wmjax.data.loader import BatchSource, LoaderConfig
 from wmjax.data.statistics import action_spec, column_statistics, label_statistics
 from wmjax.data.store import TrainingStore, finalize, write_part
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
-SPEC = ObservationSpec(image_size=56, simulator="synthetic")
+SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=56, simulator="synthetic")
 STEPS = 8
 EVERY = np.arange(len(LENGTHS))
 INJECTED = slice(9, 14)
@@ -38,8 +38,8 @@ def labelled(index, length, steps=STEPS):
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labelled")
     for index, length in enumerate(LENGTHS):
-        write_part(folder, f"episode-{index:03d}", labelled(index, length), SPEC)
-    return finalize(folder, SPEC)
+        write_part(folder, f"episode-{index:03d}", labelled(index, length), SPEC, ACTION_SPEC)
+    return finalize(folder, SPEC, ACTION_SPEC)
 
 
 def test_they_are_stored_hashed_and_read_back(store):
@@ -114,13 +114,13 @@ def test_statistics_are_of_the_labels_that_are_learned(store):
 
 
 def test_parts_with_and_without_labels_are_not_mixed(tmp_path):
-    write_part(tmp_path, "a", labelled(0, 29), SPEC)
-    write_part(tmp_path, "b", make_episode(1, 41), SPEC)
+    write_part(tmp_path, "a", labelled(0, 29), SPEC, ACTION_SPEC)
+    write_part(tmp_path, "b", make_episode(1, 41), SPEC, ACTION_SPEC)
     with pytest.raises(UserError, match=r"b\.npz: has the rows none of optional arrays, .* same settings"):
-        finalize(tmp_path, SPEC)
-    write_part(tmp_path, "b", labelled(1, 41, steps=4), SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
+    write_part(tmp_path, "b", labelled(1, 41, steps=4), SPEC, ACTION_SPEC)
     with pytest.raises(UserError, match=r"\(4, 7\).*\(8, 7\)"):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
 
 
 def test_bad_labels_are_named():
@@ -135,12 +135,12 @@ def test_bad_labels_are_named():
         ({"injected": good.injected[1:]}, r"injected has shape \(28,\), expected \(29,\)"),
     ):
         with pytest.raises(UserError, match=message):
-            check_episode(dataclasses.replace(good, **changes), SPEC, "episode")
+            check_episode(dataclasses.replace(good, **changes), SPEC, ACTION_SPEC, "episode")
 
 
 def test_a_store_without_labels_is_learned_from_as_before(store, tmp_path):
-    write_part(tmp_path, "a", make_episode(0, 29), SPEC)
-    plain = finalize(tmp_path, SPEC)
+    write_part(tmp_path, "a", make_episode(0, 29), SPEC, ACTION_SPEC)
+    plain = finalize(tmp_path, SPEC, ACTION_SPEC)
     assert plain.action_chunk is None and plain.injected is None
     action, mask = chunk_labels(plain, np.array([0, 7]), 8, 0)
     np.testing.assert_array_equal(action[0], plain.action[:8])

@@ -251,10 +251,13 @@ DAMAGE = {
         lambda d: edit_json(d / "meta/info.json", lambda i: i["features"].pop("task_index")),
         "columns task_index are missing",
     ),
-    "no wrist camera": (
+    "no camera": (
         "v30_image",
-        lambda d: edit_json(d / "meta/info.json", lambda i: i["features"].pop("observation.images.image2")),
-        r"columns observation\.images\.image2 are missing",
+        lambda d: edit_json(
+            d / "meta/info.json",
+            lambda i: [i["features"].pop(f"observation.images.{camera}") for camera in ("image", "image2")],
+        ),
+        "columns of images are missing",
     ),
     "unknown task": (
         "v21_image",

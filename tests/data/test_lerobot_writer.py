@@ -9,8 +9,10 @@ from wmjax.core.errors import UserError
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.stats import column_stats, count_levels, image_stats
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 REFERENCE = Path(__file__).parent / "fixtures/lerobot_v30_image"
 DATA, EPISODES, TASKS = (
@@ -18,6 +20,12 @@ DATA, EPISODES, TASKS = (
     "meta/episodes/chunk-000/file-000.parquet",
     "meta/tasks.parquet",
 )
+
+
+def write(folder, episodes, **settings):
+    """Writes episodes as LIBERO's, under the column names of ``HuggingFaceVLA/libero``."""
+    layout = load_layout("HuggingFaceVLA/libero")
+    write_lerobot_v30(folder, episodes, OBSERVATION_SPEC, ACTION_SPEC, layout=layout, **settings)
 
 
 def reference_episodes():
@@ -32,7 +40,7 @@ def reference_episodes():
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lerobot") / "out"
-    write_lerobot_v30(folder, reference_episodes())
+    write(folder, reference_episodes())
     return folder
 
 
@@ -126,7 +134,7 @@ def test_what_was_written_converts_like_the_reference(written, tmp_path):
 
 
 def test_data_files_roll_over(tmp_path):
-    write_lerobot_v30(tmp_path / "out", reference_episodes(), data_file_mb=0)
+    write(tmp_path / "out", reference_episodes(), data_file_mb=0)
     dataset = LeRobotDataset(tmp_path / "out")
     assert [entry.data.name for entry in dataset.episodes] == [f"file-00{i}.parquet" for i in range(3)]
     expected = np.load(REFERENCE / "expected.npz")
@@ -135,9 +143,9 @@ def test_data_files_roll_over(tmp_path):
 
 def test_never_overwrites_and_leaves_nothing_half_written(written, tmp_path):
     with pytest.raises(UserError, match="nothing was overwritten"):
-        write_lerobot_v30(written, reference_episodes())
+        write(written, reference_episodes())
     with pytest.raises(UserError, match="0 episodes"):
-        write_lerobot_v30(tmp_path / "a", [])
+        write(tmp_path / "a", [])
 
     def strided():
         for episode in reference_episodes():
@@ -145,7 +153,7 @@ def test_never_overwrites_and_leaves_nothing_half_written(written, tmp_path):
             yield episode
 
     with pytest.raises(UserError, match=r"3 images for 9 control steps; .*--every-step"):
-        write_lerobot_v30(tmp_path / "a", strided())
+        write(tmp_path / "a", strided())
 
     def two_sizes():
         yield from list(reference_episodes())[:1]
@@ -154,5 +162,5 @@ def test_never_overwrites_and_leaves_nothing_half_written(written, tmp_path):
             yield episode
 
     with pytest.raises(UserError, match="expected 2 x 64x64"):
-        write_lerobot_v30(tmp_path / "a", two_sizes())
+        write(tmp_path / "a", two_sizes())
     assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,7 @@ from wmjax.experiment import config
 from wmjax.experiment.checks import given_store
 from wmjax.experiment.plan import save_settings
 from wmjax.pipeline import demonstrations, latents
+from wmjax.sim.libero import ACTION_SPEC
 
 BUCKET = "memory://bucket"
 
@@ -276,7 +277,7 @@ def test_nothing_is_written_to_a_url(stores):
     writes = (
         lambda url: StoreWriter(url, "x", 1),
         lambda url: LatentWriter(url, stores[1].spec, store, stores[1].views, "jax"),
-        lambda url: finalize(url, store.spec),
+        lambda url: finalize(url, store.spec, ACTION_SPEC),
         lambda url: write_part(url, "a", store.episode(0)),
     )
     for write in writes:

@@ -1,3 +1,4 @@
+import dataclasses
 import tracemalloc
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, EncoderSpec, from_dict, to_dict
 from wmjax.data import statistics as stats
 from wmjax.data.split import split_episodes
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.floats(-1e4, 1e4))
@@ -66,14 +68,13 @@ def test_normalisation_round_trips_and_leaves_the_gripper(store, mode):
 
 def test_tiny_scales_are_floored(tmp_path):
     from tests.data.synthetic import make_episode
-    from wmjax.core.specs import ObservationSpec
     from wmjax.data.store import finalize, write_part
 
-    spec = ObservationSpec(image_size=14)
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=14)
     episode = make_episode(0, 20, 14)
     episode.action[:, 3], episode.state[:, 7] = 0.25, 0.04
     write_part(tmp_path, "a", episode, spec)
-    store = finalize(tmp_path, spec)
+    store = finalize(tmp_path, spec, ACTION_SPEC)
     for mode in ("mean_std", "quantile"):
         found = stats.action_spec(store, np.array([0]), 8, mode)
         assert found.scale[3] == np.float32(stats.MIN_ACTION_SCALE)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -11,10 +12,10 @@ import pytest
 from tests.data.synthetic import LENGTHS, make_episode, make_store
 from wmjax.core import files
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import Task, TrainingStore, finalize, part_names, write_part
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
-SPEC = ObservationSpec(image_size=28)
+SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=28)
 
 
 def episode(length=17):
@@ -39,7 +40,7 @@ def test_frame_rows_point_at_the_frame_s_episode_and_step(store):
 
 def test_merging_twice_gives_the_same_hash(tmp_path):
     first = make_store(tmp_path, image_size=28)
-    assert finalize(tmp_path, first.spec).hash == first.hash
+    assert finalize(tmp_path, first.spec, ACTION_SPEC).hash == first.hash
     first.verify()
 
 
@@ -91,7 +92,7 @@ BROKEN = {
 @pytest.mark.parametrize("message", BROKEN)
 def test_bad_episode_is_refused_and_nothing_written(tmp_path, message):
     with pytest.raises(UserError) as error:
-        write_part(tmp_path, "a", broken(BROKEN[message]), SPEC)
+        write_part(tmp_path, "a", broken(BROKEN[message]), SPEC, ACTION_SPEC)
     assert message in str(error.value) and "a.npz" in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.npz"))
 
@@ -115,11 +116,11 @@ def test_interrupted_finalize_keeps_the_old_store(tmp_path, monkeypatch, victim)
     with monkeypatch.context() as patch:
         patch.setattr(*target, fail)
         with pytest.raises(KeyboardInterrupt):
-            finalize(tmp_path, old.spec)
+            finalize(tmp_path, old.spec, ACTION_SPEC)
     kept = TrainingStore(tmp_path)
     kept.verify()
     assert kept.hash == old.hash and not list(tmp_path.glob(".staging*"))
-    merged = finalize(tmp_path, old.spec)
+    merged = finalize(tmp_path, old.spec, ACTION_SPEC)
     assert len(merged.episodes) == 3
 
 
@@ -130,14 +131,14 @@ def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
     write_part(tmp_path, "a", episode(), SPEC)
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(UserError, match=r"its file system has no locks \(No locks available\); write to another"):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
 
 
 def test_first_finalize_interrupted_at_the_manifest_is_no_store(tmp_path, monkeypatch):
     write_part(tmp_path, "a", episode(), SPEC)
     monkeypatch.setattr(files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
         TrainingStore(tmp_path)
 
@@ -207,25 +208,25 @@ def test_truncated_missing_and_foreign_files_are_refused(copy):
 
 def test_damaged_part_and_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="no finished episodes"):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
     path = write_part(tmp_path, "a", episode(), SPEC)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"a\.npz: damaged"):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
     assert not (tmp_path / "manifest.json").exists()
 
 
 def test_a_task_outside_the_list_is_refused(tmp_path):
     write_part(tmp_path, "a", episode(), SPEC)
     with pytest.raises(UserError, match="not in the task list"):
-        finalize(tmp_path, SPEC, [Task("libero_goal", 0, "push the plate")])
+        finalize(tmp_path, SPEC, ACTION_SPEC, [Task("libero_goal", 0, "push the plate")])
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):
     write_part(tmp_path, "a", episode(), SPEC)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(UserError, match=r"GB needed, 0\.00 GB free"):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
     monkeypatch.undo()
 
     def full(*args, **kwargs):
@@ -242,7 +243,7 @@ def test_pickles_are_never_executed(tmp_path):
     path.parent.mkdir()
     np.savez(path, images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="damaged"):
-        finalize(tmp_path, SPEC)
+        finalize(tmp_path, SPEC, ACTION_SPEC)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".a"])
@@ -258,7 +259,7 @@ def test_a_kill_between_new_arrays_and_manifest_never_shows_a_mixed_store(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            finalize(tmp_path, old.spec)
+            finalize(tmp_path, old.spec, ACTION_SPEC)
     with pytest.raises(UserError, match="is missing"):
         TrainingStore(tmp_path)
-    assert np.array_equal(finalize(tmp_path, old.spec).episode(1).images, other.images)
+    assert np.array_equal(finalize(tmp_path, old.spec, ACTION_SPEC).episode(1).images, other.images)

@@ -1,6 +1,7 @@
 """The page of episodes: what it shows, that it needs nothing else, and what is refused."""
 
 import base64
+import dataclasses
 import io
 import os
 import re
@@ -16,15 +17,15 @@ from PIL import Image
 from tests.data.synthetic import make_episode, make_latents, make_store
 from wmjax import view
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.reporting.dataset_page import choose_episodes, parse_episodes, write_page
 from wmjax.reporting.timeline import rows, shared_scale, timeline
 from wmjax.reporting.video.latent_colours import CHANGES, LATENTS, LatentColours
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 VOID = {"meta", "br", "img"}
-SPEC = ObservationSpec(image_size=28)
+SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=28)
 HOSTILE = '<script>alert("&bowl")</script>'
 
 
@@ -82,7 +83,7 @@ def one_episode_store(folder, **changes):
         else:
             setattr(episode, name, value)
     write_part(folder, "only", episode, SPEC)
-    return finalize(folder, SPEC)
+    return finalize(folder, SPEC, ACTION_SPEC)
 
 
 def test_every_chosen_episode_has_its_facts_and_its_figure(tmp_path, store):
@@ -99,7 +100,7 @@ def test_every_chosen_episode_has_its_facts_and_its_figure(tmp_path, store):
         store.hash,
     ):
         assert (fact in shown.text) == (fact != "open the drawer"), fact
-    per_figure = len(rows(store.episode(1)))
+    per_figure = len(rows(store.episode(1), store.spec, store.action_spec))
     assert per_figure == 7 + 6 + 1
     assert len(shown.all("path", style="label")) == 2 * 7
     assert len(shown.all("path", style="executed")) == 2 * 7
@@ -157,8 +158,8 @@ def test_frames_lie_at_their_control_steps_and_hold_their_pixels():
     episode = make_episode(0, 40, image_size=28)
     episode.images[:] = (np.arange(10) * 25).astype(np.uint8)[:, None, None, None, None]
     episode.images[:, 1] = 255 - episode.images[:, 1]
-    scale = shared_scale([episode], SPEC)
-    figure = Page(timeline(episode, scale, SPEC, {}))
+    scale = shared_scale([episode], SPEC, ACTION_SPEC)
+    figure = Page(timeline(episode, scale, SPEC, ACTION_SPEC, {}))
     first, second = (a for a in figure.all("image"))
     assert float(first["width"]) == pytest.approx(10 * SPEC.frame_stride * scale.step, abs=0.1)
     assert float(first["x"]) == 0
@@ -171,8 +172,8 @@ def test_frames_lie_at_their_control_steps_and_hold_their_pixels():
 def test_a_later_first_frame_moves_the_strip_and_long_episodes_skip_frames():
     episode = make_episode(0, 203, image_size=28)
     episode.frame_step = episode.frame_step + 2
-    scale = shared_scale([episode], SPEC)
-    strip = Page(timeline(episode, scale, SPEC, {})).all("image")[0]
+    scale = shared_scale([episode], SPEC, ACTION_SPEC)
+    strip = Page(timeline(episode, scale, SPEC, ACTION_SPEC, {})).all("image")[0]
     assert float(strip["x"]) == pytest.approx(2 * scale.step, abs=0.05)
     frames = picture(strip).shape[1] // 28
     every = int(96 / (4 * scale.step))
@@ -181,9 +182,9 @@ def test_a_later_first_frame_moves_the_strip_and_long_episodes_skip_frames():
 
 
 def test_large_frames_are_made_smaller():
-    spec = ObservationSpec(image_size=256, cameras=("agentview",))
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=256, cameras=("agentview",))
     episode = make_episode(0, 8, image_size=256, cameras=1)
-    (strip,) = Page(timeline(episode, shared_scale([episode], spec), spec, {})).all("image")
+    (strip,) = Page(timeline(episode, shared_scale([episode], spec, ACTION_SPEC), spec, ACTION_SPEC, {})).all("image")
     assert picture(strip).shape == (160, 2 * 160, 3)
 
 
@@ -192,8 +193,8 @@ def test_success_and_closed_gripper_are_marked_where_they_are():
     episode.executed[:, 6] = -1
     episode.executed[10:20, 6] = episode.executed[45:, 6] = 1
     episode.meta["success_step"] = 42
-    scale = shared_scale([episode], SPEC)
-    figure = Page(timeline(episode, scale, SPEC, {}))
+    scale = shared_scale([episode], SPEC, ACTION_SPEC)
+    figure = Page(timeline(episode, scale, SPEC, ACTION_SPEC, {}))
     (success,) = figure.all("path", style="success")
     assert float(re.match(r"M([\d.]+) ", success["d"])[1]) == pytest.approx(42 * scale.step, abs=0.05)
     closed = [(float(a["x"]) / scale.step, float(a["width"]) / scale.step) for a in figure.all("rect", style="closed")]
@@ -204,7 +205,7 @@ def test_curves_follow_the_values():
     episode = make_episode(0, 20, image_size=28)
     episode.action[:, 0] = np.where(np.arange(20) < 10, -0.5, 0.5)
     episode.executed = episode.action.copy()
-    figure = Page(timeline(episode, shared_scale([episode], SPEC), SPEC, {}))
+    figure = Page(timeline(episode, shared_scale([episode], SPEC, ACTION_SPEC), SPEC, ACTION_SPEC, {}))
     heights = [float(y) for y in re.findall(r"V([\d.]+)", figure.all("path", style="label")[0]["d"])]
     assert heights == [32.0] * 10 + [2.0] * 10
     state = figure.all("path", style="state")[0]["d"]
@@ -213,7 +214,7 @@ def test_curves_follow_the_values():
 
 def test_the_scale_is_shared_so_that_episodes_can_be_compared():
     episodes = [make_episode(0, 128, image_size=28), make_episode(2, 18, image_size=28)]
-    both, short = shared_scale(episodes, SPEC), shared_scale(episodes[1:], SPEC)
+    both, short = shared_scale(episodes, SPEC, ACTION_SPEC), shared_scale(episodes[1:], SPEC, ACTION_SPEC)
     assert both.step == 1024 / 128 and short.step == 96 / SPEC.frame_stride
     for name, (low, high) in both.ranges.items():
         assert low <= short.ranges[name][0] and high >= short.ranges[name][1]

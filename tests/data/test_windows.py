@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wmjax.data.windows import chunk_indices, clip_indices, future_indices, history_indices, pad_actions
+from wmjax.sim.libero import ACTION_SPEC
 
 
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(1, 9), st.data())
@@ -32,7 +33,7 @@ def test_chunk_starts_at_the_step_of_its_observation():
 
 def test_padding_stays_in_place_and_keeps_the_gripper():
     actions = np.full((1, 3, 7), 0.5, np.float32)
-    padded = pad_actions(actions, np.array([[True, False, False]]))
+    padded = pad_actions(actions, np.array([[True, False, False]]), ACTION_SPEC)
     assert padded[0, 0].tolist() == [0.5] * 7
     assert padded[0, 1].tolist() == [0.0] * 6 + [0.5]
     assert actions[0, 1, 0] == 0.5

@@ -12,13 +12,13 @@ import pytest
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_file
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
 from wmjax.encode import main as jax_main
 from wmjax.encoders.encode import LATENT_BOUND, EpisodeClips, verify_latents
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -26,7 +26,7 @@ pytest.importorskip("transformers")
 from encoders_export.vjepa import TorchEncoder  # noqa: E402
 from encoders_export.vjepa import main as torch_main  # noqa: E402
 
-SPEC = ObservationSpec()
+SPEC = OBSERVATION_SPEC
 pytestmark = pytest.mark.torch
 
 
@@ -49,7 +49,7 @@ def store(tmp_path_factory) -> TrainingStore:
             meta={"suite": "s", "task_id": 0, "instruction": "do"},
         )
         write_part(folder, f"{index}", episode, SPEC)
-    return finalize(folder, SPEC)
+    return finalize(folder, SPEC, ACTION_SPEC)
 
 
 @pytest.fixture(scope="module")

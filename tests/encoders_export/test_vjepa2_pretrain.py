@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
@@ -19,7 +21,6 @@ from encoders_export.vjepa import preprocess  # noqa: E402
 from wmjax.analysis.rank import token_rank  # noqa: E402
 from wmjax.analysis.ridge import ridge_r2  # noqa: E402
 from wmjax.core.errors import UserError  # noqa: E402
-from wmjax.core.specs import ObservationSpec  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
 from wmjax.diagnostics.probe import object_scores, objects_of, probe, show  # noqa: E402
 from wmjax.encoders.vjepa2.config import VJEPA2Config  # noqa: E402
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.torch
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> TrainingStore:
     """Episodes in which a bright square follows the end effector and an object lies still."""
-    folder, spec = tmp_path_factory.mktemp("data"), ObservationSpec()
+    folder, spec = tmp_path_factory.mktemp("data"), OBSERVATION_SPEC
     for index in range(12):
         rng = np.random.default_rng(index)
         length, steps = 25, np.arange(0, 25, 4, dtype=np.int32)
@@ -53,7 +54,7 @@ def store(tmp_path_factory) -> TrainingStore:
         meta = {"suite": "s", "task_id": 0, "instruction": "do", "objects": {"cup_1": [place] * len(steps)}}
         episode = EpisodeData(images, steps, state, action, action, np.zeros(1), meta)
         write_part(folder, f"{index:03d}", episode, spec)
-    return finalize(folder, spec)
+    return finalize(folder, spec, ACTION_SPEC)
 
 
 @pytest.mark.parametrize("spec", [SHORT, LONG])

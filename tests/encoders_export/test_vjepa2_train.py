@@ -12,7 +12,7 @@ import pytest
 from tests.data.synthetic import make_store
 from tests.rollout.runs import parameters, tiny_experiment
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ActionSpec, to_dict
+from wmjax.core.specs import to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import make_loader
 from wmjax.data.observation import Observation
@@ -24,6 +24,7 @@ from wmjax.experiment.latent_settings import latent_spec
 from wmjax.pipeline import train as pipeline
 from wmjax.pipeline.latents import encode
 from wmjax.policy.policy import Policy
+from wmjax.sim.libero import ACTION_SPEC
 from wmjax.train import main
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
@@ -100,7 +101,7 @@ def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path
 
 def test_a_policy_encodes_the_camera_whose_latents_it_was_trained_on(store, wrist):
     latents = encode(experiment(store, path=str(wrist), views=1, max_shift=0, cameras=(WRIST,)), store)
-    found = {"observation": store.spec, "encoder": latents.spec, "action": ActionSpec()}
+    found = {"observation": store.spec, "encoder": latents.spec, "action": dataclasses.replace(ACTION_SPEC, chunk=8)}
     settings = tiny_experiment("e2", "flow")
     plain = {name: to_dict(spec) for name, spec in found.items()}
     policy = Policy(settings, plain, parameters(settings), batch_size=1, open_loop_horizon=4)

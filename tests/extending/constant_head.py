@@ -25,7 +25,15 @@ class ConstantHead(ActionHead):
     Config: ClassVar[type[HeadConfig]] = ConstantConfig
 
     def __init__(
-        self, config: ConstantConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+        self,
+        config: ConstantConfig,
+        sizes: HeadSizes,
+        *,
+        hidden_dim: int,
+        action_dim: int,
+        grippers: int,
+        chunk: int,
+        rngs: nnx.Rngs,
     ) -> None:
         self.config = config
         self.chunk = table(rngs.params(), (chunk, action_dim))

@@ -9,9 +9,9 @@ import pytest
 from tests.data.synthetic import make_episode
 from tests.extending.runs import first_chunk, losses, small, train_and_load
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore, finalize, write_part
 from wmjax.experiment.config import changed_settings, from_dict, load, to_dict
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 KIND = "tests.extending.constant_head:ConstantHead"
 
@@ -22,13 +22,13 @@ def head(**settings: object) -> dict:
 
 def constant_store(folder: Path) -> TrainingStore:
     """Demonstrations that always do about the same."""
-    spec = ObservationSpec(image_size=56, simulator="synthetic")
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=56, simulator="synthetic")
     for index in range(6):
         episode = make_episode(index, 24)
         action = (0.3 + 0.05 * episode.action).astype(np.float32)
         action[:, -1] = 1.0
         write_part(folder, f"{index}", dataclasses.replace(episode, action=action), spec)
-    return finalize(folder, spec)
+    return finalize(folder, spec, ACTION_SPEC)
 
 
 def test_it_trains_and_acts(tmp_path: Path) -> None:

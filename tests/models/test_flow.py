@@ -50,7 +50,7 @@ CONFIG = FlowConfig(gripper="regress", draws=4, steps=20)
 
 
 def make(chunk: int = CHUNK, arm: int = ARM) -> FlowHead:
-    return FlowHead(CONFIG, SIZES, hidden_dim=TOKEN, action_dim=arm, chunk=chunk, rngs=nnx.Rngs(0))
+    return FlowHead(CONFIG, SIZES, hidden_dim=TOKEN, action_dim=arm, grippers=0, chunk=chunk, rngs=nnx.Rngs(0))
 
 
 def smooth_chunks(key: jax.Array, batch: int) -> jax.Array:
@@ -123,7 +123,9 @@ def train_on_real_chunks(
 
     """
     sizes = dataclasses.replace(SIZES, width=48)
-    graph, params = nnx.split(FlowHead(CONFIG, sizes, hidden_dim=TOKEN, action_dim=6, chunk=8, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(
+        FlowHead(CONFIG, sizes, hidden_dim=TOKEN, action_dim=6, grippers=0, chunk=8, rngs=nnx.Rngs(0))
+    )
     chunks, rows = jnp.asarray(recorded()[0]), jnp.asarray(learned)
 
     def loss_on(params: nnx.State, rows: jax.Array, key: jax.Array) -> jax.Array:

@@ -38,6 +38,9 @@ def tiny_config(variant: str = "e2", **changes: Any) -> VLAConfig:
         vision_end_token=42,
     )
     config = VLAConfig(
+        action_dim=7,
+        grippers=1,
+        state_dim=8,
         memory=VARIANTS[variant],
         head=FlowConfig(draws=2, steps=3),
         backbone=backbone,

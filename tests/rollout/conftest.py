@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.rollout.fakes import ENV, FAULTS, PROTOCOL
+from tests.rollout.fakes import FAULTS, PROTOCOL
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.results import read_records
 
@@ -26,7 +26,7 @@ def run(tmp_path):
     ):
         protocol = dataclasses.replace(PROTOCOL, **changes)
         out = tmp_path / name
-        more = {"episodes": episodes, "shard": shard, "env_factory": ENV, "timeout": timeout}
+        more = {"episodes": episodes, "shard": shard, "timeout": timeout}
         evaluate(actor, protocol, out, workers, videos, header, **more)
         records = read_records(out)
         assert len({record.key for record in records}) == len(records)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.rollout.fakes import SPEC
-from wmjax.core.specs import ActionSpec
+from tests.rollout.fakes import ACTIONS, SPEC
 from wmjax.data.observation import Observation, Prompt
 
 
@@ -15,7 +14,7 @@ class FakePolicy:
     future_frames = 0
     corruption = "none"
     observation_spec = SPEC
-    action_spec = ActionSpec()
+    action_spec = ACTIONS
 
     def __init__(self, batch_size: int = 2, frames_per_decision: int = 2) -> None:
         self.batch_size, self.frames_per_decision = batch_size, frames_per_decision

@@ -4,6 +4,7 @@ Workers import this module by name. Faults are files ``<episode with underscores
 by an environment variable; each happens once, because it removes its file first.
 """
 
+import dataclasses
 import os
 import signal
 import time
@@ -14,12 +15,14 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ObservationSpec
 from wmjax.rollout.protocol import Protocol
+from wmjax.sim.libero import ACTION_SPEC, INITIAL_STATES, OBSERVATION_SPEC, SUITES
 
 FAULTS = "WMJAX_TEST_FAULTS"
-SPEC = ObservationSpec(image_size=4)
+ACTIONS = dataclasses.replace(ACTION_SPEC, chunk=8)
+"""What a policy for the fake says: it predicts chunks of 8."""
+SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=4)
 ENV = "tests.rollout.fakes:FakeEnv"
 GOAL = 6.0
-PROTOCOL = Protocol("test", "libero_spatial", (0, 1, 2), 4, "random", max_steps=44)
 
 
 class FakeEnv:
@@ -33,6 +36,8 @@ class FakeEnv:
 
     num_initial_states = 50
     built = 0
+    observation_spec, action_spec = SPEC, ACTION_SPEC
+    suites, initial_states, expert = SUITES, INITIAL_STATES, "tests.rollout.fakes:FakeExpert"
 
     def __init__(self, suite: str, task_id: int, spec: ObservationSpec) -> None:
         FakeEnv.built += 1
@@ -45,6 +50,10 @@ class FakeEnv:
         self.renders = self.resets = self.restores = self.step_count = 0
         self.broken = ""
         self.drift = 0.0
+
+    @classmethod
+    def simulator(cls, spec=None) -> str:
+        return "fake==1"
 
     def reset(self, episode) -> None:
         assert (episode.suite, episode.task_id) == self.task
@@ -124,3 +133,6 @@ class FakeExpert:
     def act(self) -> np.ndarray:
         self.asked.append(self.env.position)
         return np.array([0.5, 0, 0, 0, 0, 0, -1.0])
+
+
+PROTOCOL = Protocol("test", "libero_spatial", (0, 1, 2), 4, "random", max_steps=44, env=ENV)

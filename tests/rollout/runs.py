@@ -10,12 +10,13 @@ import numpy as np
 from tests.models.vla_helpers import initialised
 from tests.tiny import tiny_config
 from wmjax.core import specs
-from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
+from wmjax.core.specs import EncoderSpec, ObservationSpec
 from wmjax.encoders.vjepa2 import encoder_spec
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.vla import VLA
 from wmjax.models.world.prophet import ProphetConfig
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer import checkpoint
 
 
@@ -46,7 +47,11 @@ def plain_encoder_spec() -> EncoderSpec:
 
 def plain_specs(observation: ObservationSpec) -> dict[str, Any]:
     """The specs of a checkpoint as it holds them, with the mini encoder and statistics that change nothing."""
-    found = {"observation": observation, "encoder": plain_encoder_spec(), "action": ActionSpec()}
+    found = {
+        "observation": observation,
+        "encoder": plain_encoder_spec(),
+        "action": dataclasses.replace(ACTION_SPEC, chunk=8),
+    }
     return {name: specs.to_dict(spec) for name, spec in found.items()}
 
 
@@ -54,7 +59,7 @@ def save_run(folder: Path, variant: str, head: str, **backbone: Any) -> Path:
     """Writes a run's checkpoint and returns the run's folder; ``backbone`` are settings of the backbone."""
     experiment = tiny_experiment(variant, head, **backbone)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, trainable="all"))
-    found = plain_specs(ObservationSpec()) | ({"encoder": None} if variant == "e0" else {})
+    found = plain_specs(OBSERVATION_SPEC) | ({"encoder": None} if variant == "e0" else {})
     meta = {"experiment": to_dict(experiment), "specs": found, "backbone_hash": None}
     checkpoint.save(folder / "checkpoints", 1, {"ema": parameters(experiment)}, meta)
     return folder

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import closed_loop, policy_latency
 from tests.rollout.runs import save_run
-from wmjax.core.specs import ObservationSpec
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 
 @pytest.mark.parametrize(("variant", "head"), [("e0", "regression"), ("e2", "flow")])
@@ -34,7 +34,7 @@ def test_every_rung_runs(tmp_path):
 @pytest.mark.sim
 @pytest.mark.slow
 def test_recorded_episodes_succeed_at_the_same_step_on_every_rung(recorded, monkeypatch, tmp_path, capsys):
-    small = ObservationSpec()  # pictures of another size change no physics, and cost a quarter
+    small = OBSERVATION_SPEC  # pictures of another size change no physics, and cost a quarter
     rungs = [closed_loop.dataclasses.replace(rung, spec=small, due_only=True) for rung in closed_loop.RUNGS]
     monkeypatch.setattr(closed_loop, "RUNGS", tuple(rung for rung in rungs if not rung.plain))
     out = tmp_path / "ladder.json"

@@ -6,10 +6,11 @@ from typing import Any
 
 from wmjax.analysis.summary import summarize
 from wmjax.core.settings import parse_overrides
-from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
+from wmjax.core.specs import to_dict
 from wmjax.experiment.config import load
 from wmjax.reporting.caveats import caveats, timing
 from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 
 def header(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> dict[str, Any]:
@@ -17,8 +18,8 @@ def header(protocol: Protocol, *settings: str, recipe: str = "e2_flow") -> dict[
     experiment = load(recipe, overrides=parse_overrides(list(settings)))
     policy = SimpleNamespace(
         experiment=experiment,
-        action_spec=ActionSpec(chunk=experiment.model.chunk),
-        observation_spec=ObservationSpec(),
+        action_spec=dataclasses.replace(ACTION_SPEC, chunk=experiment.model.chunk),
+        observation_spec=OBSERVATION_SPEC,
     )
     return timing(policy, protocol)
 
@@ -56,9 +57,9 @@ def test_a_memory_that_ends_before_the_actions_is_said() -> None:
 
 
 def test_images_of_another_simulator_are_said() -> None:
-    published = dataclasses.replace(ObservationSpec(), simulator="as published in lerobot/libero")
+    published = dataclasses.replace(OBSERVATION_SPEC, simulator="as published in lerobot/libero")
     overall = summarize([]).overall
-    for spec, said in ((published, True), (ObservationSpec(simulator="mujoco 3.3.2"), False)):
+    for spec, said in ((published, True), (dataclasses.replace(OBSERVATION_SPEC, simulator="mujoco 3.3.2"), False)):
         found = " ".join(caveats({"protocol": {}, "observation": to_dict(spec)}, overall, {}, 0))
         assert ("as published in lerobot/libero, drawn by another version" in found) == said
 

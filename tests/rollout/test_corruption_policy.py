@@ -11,7 +11,6 @@ from tests.rollout.fake_policy import FakePolicy
 from tests.rollout.runs import parameters, plain_specs, tiny_experiment
 from wmjax.core import specs
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ActionSpec
 from wmjax.data.observation import Observation
 from wmjax.data.store import TrainingStore
 from wmjax.policy.interventions import Donor, Donors
@@ -19,6 +18,7 @@ from wmjax.policy.policy import Policy
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import ACTION_SPEC
 
 STORE = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes")
 EPISODE = STORE.episode(0)
@@ -98,7 +98,7 @@ def test_shuffled_acts_on_the_donors_latents_and_on_none_of_its_own(make, ordina
 
 
 def test_a_policy_without_a_memory_cannot_be_corrupted():
-    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": specs.to_dict(ActionSpec())}
+    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": plain_specs(STORE.spec)["action"]}
     with pytest.raises(UserError, match=r"corruption is 'closed', but the policy acts without a world memory"):
         Policy(tiny_experiment("e0", "regression"), plain, {}, batch_size=1, open_loop_horizon=8, corruption="closed")
 
@@ -152,7 +152,7 @@ def test_an_episodes_donor_depends_on_the_episode_alone(donors: Donors):
     def shown(seed: int, *decisions: Decision, corruption: str = "shuffled") -> np.ndarray:
         policy = Shuffled(corruption)
         actor = PolicyActor(policy, seed, donors)
-        actor.prepare(3, 8)
+        actor.prepare(3, 8, ACTION_SPEC)
         actor.act(decisions)
         return policy.seen.state[:, :2]
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from wmjax.reporting.video.decision_strip import CELL, GAP, INK, LABEL, LEFT, LINE, draw_decisions
 from wmjax.rollout.decisions import Decided
+from wmjax.sim.libero import ACTION_SPEC
 
 STEPS = 4
 
@@ -25,7 +26,7 @@ def cursor(strip: np.ndarray) -> int:
 
 
 def test_the_chunk_has_the_sign_and_the_size_of_the_actions() -> None:
-    strips = draw_decisions(moments([0.1, 0.2, 0.3, 0.4]), 8)
+    strips = draw_decisions(moments([0.1, 0.2, 0.3, 0.4]), 8, ACTION_SPEC)
     for frame, strip in enumerate(strips):
         share = (frame // 2 + 1) / 4
         for step in range(STEPS):
@@ -36,7 +37,7 @@ def test_the_chunk_has_the_sign_and_the_size_of_the_actions() -> None:
 
 
 def test_the_cursor_walks_from_the_first_decision_to_the_last() -> None:
-    strips = draw_decisions(moments([0.1, 0.2, 0.3, 0.4]), 9)
+    strips = draw_decisions(moments([0.1, 0.2, 0.3, 0.4]), 9, ACTION_SPEC)
     places = [cursor(strip) for strip in strips]
     assert places == sorted(places) and len(set(places)) == 4
     steps = np.diff(sorted(set(places)))
@@ -47,8 +48,8 @@ def test_the_cursor_walks_from_the_first_decision_to_the_last() -> None:
 def test_numbers_that_are_missing_or_constant_still_draw() -> None:
     known, unknown = moments([0.5, 0.5])
     unknown = Decided(unknown.frame, unknown.actions, {"world/error": np.nan})
-    assert draw_decisions([known, unknown], 3).shape[0] == 3
-    bare = draw_decisions([Decided(0, known.actions, {})], 1)[0]
+    assert draw_decisions([known, unknown], 3, ACTION_SPEC).shape[0] == 3
+    bare = draw_decisions([Decided(0, known.actions, {})], 1, ACTION_SPEC)[0]
     assert bare.shape == (LINE + 7 * CELL, LEFT + STEPS * CELL, 3)
 
 
@@ -56,6 +57,6 @@ def test_an_error_and_that_of_a_copy_share_a_line_and_its_scale() -> None:
     """The smaller one lies below, whatever their own ranges are."""
     known = moments([0.5, 0.5, 0.5])
     found = [Decided(m.frame, m.actions, {"world/error": 1.0, "world/copy_error": 3.0}) for m in known]
-    strip = draw_decisions(found, 5)[0][LINE:, LEFT + STEPS * CELL + GAP + LABEL :]
+    strip = draw_decisions(found, 5, ACTION_SPEC)[0][LINE:, LEFT + STEPS * CELL + GAP + LABEL :]
     error, copy = ((strip == INK[ink]).all(-1).any(1).nonzero()[0] for ink in ("line", "blue"))
     assert len(error) == len(copy) == 1 and error[0] - copy[0] > 6 * CELL  # over the height of one row, the only one

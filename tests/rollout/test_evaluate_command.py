@@ -11,11 +11,10 @@ from tests.rollout.fakes import ENV, SPEC
 from tests.rollout.test_replay import recorded
 from wmjax.data.store import finalize, write_part
 from wmjax.experiment.config import load, to_dict
-from wmjax.pipeline import evaluate_scripted as scripted
 from wmjax.pipeline.evaluate_checkpoint import identity
-from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol, from_values, load_protocol
 from wmjax.rollout.results import read_header
+from wmjax.sim.libero import ACTION_SPEC
 
 
 @pytest.mark.parametrize(
@@ -40,15 +39,12 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
 
 def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    real = scripted.evaluate
-    monkeypatch.setattr(scripted, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
-    monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
-    arguments = "--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8"
+    arguments = f"--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8 --env {ENV}"
     assert command.main(arguments.split()) == 0
     out = capsys.readouterr().out
     assert "libero_spatial/1" in out and "0/2" in out
     (folder,) = (tmp_path / "runs" / "noop").iterdir()
-    assert folder.name == "spatial_dev-tasks0,1-n1-max_steps8"
+    assert folder.name == "spatial_dev-tasks0,1-n1-max_steps8-envtests.rollout.fakes.FakeEnv"
     assert {path.name for path in folder.iterdir()} == {
         "header.json",
         "episodes.jsonl",
@@ -62,13 +58,10 @@ def test_every_field_of_a_protocol_has_a_flag_and_the_header_records_it(tmp_path
     monkeypatch.chdir(tmp_path)
     flags = {change.field: name for name, change in command.CHANGES.items()}
     assert {"name", *flags} == {field.name for field in dataclasses.fields(Protocol)}
-    real = scripted.evaluate
-    monkeypatch.setattr(scripted, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
-    monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
     changed = {
         "suite": "libero_object", "tasks": (3,), "episodes_per_task": 1, "init": "benchmark", "first_index": 2,
         "open_loop_horizon": 4, "execution_delay": 3, "target_velocity": 0.1, "camera_dropout": 0.25, "max_steps": 8,
-        "seed": 5,
+        "seed": 5, "env": ENV,
     }  # fmt: skip
     words = [(f"--{flags[f]}", ",".join(map(str, v)) if isinstance(v, tuple) else str(v)) for f, v in changed.items()]
     assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", *itertools.chain(*words)]) == 0
@@ -109,7 +102,7 @@ def test_the_recipes_hash_tells_what_was_trained_and_not_how_it_was_run(tmp_path
         meta = {"experiment": settings, "specs": {"encoder": {"weights_hash": weights}}}
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {}, "meta": meta}))
+        (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "sha256": {}, "meta": meta}))
         return identity(folder)["recipe_hash"]
 
     same, other = recipe("one"), recipe("two", workers=4, protocol="b")
@@ -121,30 +114,25 @@ def test_an_identity_says_what_the_command_line_changed_and_what_was_trained_on(
     changes = {"optimizer": {"prophet_multiplier": 5.0}, "train": {"seed": 3, "threads": 1}}
     settings = to_dict(load("e2_mse", overrides=changes))
     meta = {"experiment": settings, "specs": {"encoder": None}}
-    (tmp_path / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {}, "meta": meta}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "sha256": {}, "meta": meta}))
     expected = {"changed": {"optimizer.prophet_multiplier": 5.0}, "suite": "libero_spatial", "tasks": [0, 1, 2, 4, 6]}
     assert identity(tmp_path)["training"] == expected
 
 
 def test_replays_that_fail_are_an_error(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    real = scripted.evaluate
-    monkeypatch.setattr(scripted, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
     for name, push, status in (("good", 0.5, 0), ("bad", 0.1, 1)):
         write_part(tmp_path / name, "0", recorded(1_000_000, push, -4.0), SPEC)
-        finalize(tmp_path / name, SPEC)
-        arguments = f"--policy replay --data {name} --tasks 2 --episodes 1 --videos 0 --out {name}-replay"
+        finalize(tmp_path / name, SPEC, ACTION_SPEC)
+        arguments = f"--policy replay --data {name} --tasks 2 --episodes 1 --videos 0 --out {name}-replay --env {ENV}"
         assert command.main(arguments.split()) == status
     assert "fewer than 99 % of the replays succeed" in capsys.readouterr().err
 
 
 def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    real = scripted.evaluate
-    monkeypatch.setattr(scripted, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
-    monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
     words = "--protocol.tasks [3] --protocol.episodes_per_task=1 --max-steps 8 --protocol.execution_delay 3"
-    assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", *words.split()]) == 0
+    assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", "--env", ENV, *words.split()]) == 0
     protocol = from_values(read_header(tmp_path / "o")["protocol"], "header")
     assert (protocol.tasks, protocol.episodes_per_task, protocol.max_steps, protocol.execution_delay) == ((3,), 1, 8, 3)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.rollout.actors import HOLD
 from wmjax.rollout.execution import Execution, ensemble_actions
+from wmjax.sim.libero import ACTION_SPEC
 
 
 def chunk(decided_at: int, length: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def chunk(decided_at: int, length: int) -> np.ndarray:
 
 
 def executed(steps: int, horizon: int, delay: int, length: int, ensemble: float = 0.0) -> np.ndarray:
-    execution = Execution(horizon, delay, ensemble)
+    execution = Execution(horizon, delay, ensemble, spec=ACTION_SPEC)
     taken = []
     for start in range(0, steps, horizon):
         execution.add(chunk(start, length))
@@ -30,7 +30,7 @@ def executed(steps: int, horizon: int, delay: int, length: int, ensemble: float 
 def test_what_is_decided_at_step_t_is_executed_from_step_t_plus_delay_on(horizon, delay, longer):
     actions = executed(60, horizon, delay, horizon + longer)
     assert actions.dtype == np.float32 and actions.shape == (60, 7)
-    np.testing.assert_array_equal(actions[:delay], np.tile(HOLD, (delay, 1)))
+    np.testing.assert_array_equal(actions[:delay], np.tile(ACTION_SPEC.hold, (delay, 1)))
     since = np.arange(60 - delay)
     np.testing.assert_array_equal(actions[delay:, 0], since // horizon * horizon)
     np.testing.assert_array_equal(actions[delay:, 1], since % horizon)
@@ -38,7 +38,7 @@ def test_what_is_decided_at_step_t_is_executed_from_step_t_plus_delay_on(horizon
 
 @pytest.mark.parametrize("delay", [0, 3, 11])
 def test_what_is_planned_is_what_is_executed_whatever_is_decided_now(delay):
-    execution, planned, taken = Execution(8, delay), [], []
+    execution, planned, taken = Execution(8, delay, spec=ACTION_SPEC), [], []
     for start in range(0, 40, 8):
         planned.append(execution.planned())
         execution.add(chunk(start, 8))
@@ -60,7 +60,7 @@ def test_ensembling_averages_every_prediction_of_a_step(decay, delay):
         decided = [step - delay - age for age in ages]
         expected = [np.average(decided, weights=weights), np.average(ages, weights=weights)]
         np.testing.assert_allclose(actions[step, :2], expected, rtol=1e-6, err_msg=str(step))
-    np.testing.assert_array_equal(actions[:delay], np.tile(HOLD, (delay, 1)))
+    np.testing.assert_array_equal(actions[:delay], np.tile(ACTION_SPEC.hold, (delay, 1)))
 
 
 def test_weights_are_acts_with_the_opposite_sign():
@@ -68,14 +68,14 @@ def test_weights_are_acts_with_the_opposite_sign():
     ages = np.array([4, 3, 2, 1, 0])  # oldest first, a decision every step, as in ACT's code
     weights = np.exp(-0.3 * np.arange(5))
     act = (actions * (weights / weights.sum())[:, None]).sum(0)
-    np.testing.assert_allclose(ensemble_actions(actions, ages, -0.3)[:6], act[:6], rtol=1e-6)
+    np.testing.assert_allclose(ensemble_actions(actions, ages, -0.3, ACTION_SPEC)[:6], act[:6], rtol=1e-6)
 
 
 def test_the_gripper_opens_or_closes_by_majority_and_the_newest_breaks_a_tie():
     def gripper(*values: float, decay: float = 1e-9) -> float:
         actions = np.zeros((len(values), 7), np.float32)
         actions[:, 6] = values
-        return float(ensemble_actions(actions, np.arange(len(values))[::-1] * 4, decay)[6])
+        return float(ensemble_actions(actions, np.arange(len(values))[::-1] * 4, decay, ACTION_SPEC)[6])
 
     assert gripper(-1, 1, 1) == 1 and gripper(1, -1, -0.5) == -1
     assert gripper(1, -1, decay=0.5) == -1 and gripper(1, -1, decay=-0.5) == 1
@@ -86,11 +86,13 @@ def test_the_gripper_opens_or_closes_by_majority_and_the_newest_breaks_a_tie():
 def test_strong_weights_do_not_overflow():
     actions = np.linspace(-1, 1, 14).reshape(2, 7).astype(np.float32)
     for decay, row in ((1e3, 1), (-1e3, 0)):
-        np.testing.assert_array_equal(ensemble_actions(actions, np.array([8, 0]), decay)[:6], actions[row, :6])
+        np.testing.assert_array_equal(
+            ensemble_actions(actions, np.array([8, 0]), decay, ACTION_SPEC)[:6], actions[row, :6]
+        )
 
 
 def test_chunks_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="open_loop_horizon is 16, the policy predicts 8 actions; lower it"):
-        Execution(16).add(chunk(0, 8))
+        Execution(16, spec=ACTION_SPEC).add(chunk(0, 8))
     with pytest.raises(UserError, match=r"ensemble is 0\.01, but chunks of 8 .* lower open_loop_horizon"):
-        Execution(8, 0, 0.01).add(chunk(0, 8))
+        Execution(8, 0, 0.01, spec=ACTION_SPEC).add(chunk(0, 8))

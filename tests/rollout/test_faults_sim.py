@@ -4,10 +4,10 @@ import pytest
 
 from tests.rollout.fakes import fault_name
 from tests.rollout.test_replay_sim import Watching
-from wmjax.core.specs import ActionSpec
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
+from wmjax.sim.libero import ACTION_SPEC
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -20,10 +20,9 @@ def test_killed_hanging_raising_and_nan_workers_change_no_success(recorded, faul
     for entry, kinds in zip(entries, planned, strict=True):
         for step, kind in kinds:
             (faults / f"{fault_name(entry['episode'], step)}.{kind}").touch()
-    actor = Watching(recorded, ActionSpec())
-    protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=8)
-    env = "tests.rollout.faulty:FaultyEnv"
-    evaluate(actor, protocol, tmp_path, 2, episodes=actor.episodes, env_factory=env, timeout=60.0)
+    actor = Watching(recorded, ACTION_SPEC)
+    protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=8, env="tests.rollout.faulty:FaultyEnv")
+    evaluate(actor, protocol, tmp_path, 2, episodes=actor.episodes, timeout=60.0)
     assert not list(faults.iterdir())
     records = {record.key: record for record in read_records(tmp_path)}
     assert len(records) == len(read_records(tmp_path)) == len(entries)

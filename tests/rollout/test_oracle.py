@@ -33,18 +33,15 @@ class OraclePolicy(FakePolicy):
 
 @pytest.fixture
 def host():
-    settings = WorkerSettings(SPEC, 4, ENV, EXPERT)
+    settings = WorkerSettings(SPEC, 4, ENV)
     made = Host(settings, np.zeros(settings.frames_shape, np.uint8))
     made.run(Reset(EPISODE))
     return made
 
 
 @pytest.fixture
-def oracle(run, monkeypatch):
+def oracle(run):
     """``oracle(policy, name, **more)`` evaluates with an oracle; the fake expert shows the future."""
-    import wmjax.pipeline.evaluate as evaluation
-
-    monkeypatch.setattr(evaluation, "WorkerSettings", lambda *args: WorkerSettings(*args, expert_factory=EXPERT))
 
     def _oracle(policy, name, **more):
         return run(PolicyActor(policy, seed=3), name, oracle=1.0, **more)

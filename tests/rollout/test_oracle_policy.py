@@ -9,7 +9,6 @@ import pytest
 from tests.rollout.runs import parameters, plain_specs, tiny_experiment
 from wmjax.core import specs
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ActionSpec
 from wmjax.data.observation import Observation
 from wmjax.data.statistics import normalise_latents
 from wmjax.data.store import TrainingStore
@@ -136,6 +135,6 @@ def test_prediction_and_truth_are_mixed_and_the_prediction_is_scored(make):
 
 def test_a_policy_without_a_memory_of_the_future_has_no_oracle():
     experiment = tiny_experiment("e0", "regression")
-    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": specs.to_dict(ActionSpec())}
+    plain = {"observation": specs.to_dict(STORE.spec), "encoder": None, "action": plain_specs(STORE.spec)["action"]}
     with pytest.raises(UserError, match=r"oracle is 0\.5, but the policy acts without a memory .*memory\.input 'none'"):
         Policy(experiment, plain, {}, batch_size=1, open_loop_horizon=8, oracle=0.5)

@@ -12,6 +12,7 @@ from wmjax.core.rng import named_key
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import ACTION_SPEC
 
 
 def decision(slot: int, index: int, number: int) -> Decision:
@@ -23,7 +24,7 @@ def decision(slot: int, index: int, number: int) -> Decision:
 
 def actor(slots: int, batch_size: int = 2) -> PolicyActor:
     made = PolicyActor(FakePolicy(batch_size), seed=1)
-    made.prepare(slots, 8)
+    made.prepare(slots, 8, ACTION_SPEC)
     return made
 
 
@@ -64,9 +65,9 @@ def test_keys_depend_on_seed_episode_and_decision_only():
 
 def test_a_horizon_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="open_loop_horizon is 12, the policy predicts 8"):
-        PolicyActor(FakePolicy()).prepare(1, 12)
+        PolicyActor(FakePolicy()).prepare(1, 12, ACTION_SPEC)
     with pytest.raises(UserError, match="takes 2 frames per decision"):
-        PolicyActor(FakePolicy()).prepare(1, 4)
+        PolicyActor(FakePolicy()).prepare(1, 4, ACTION_SPEC)
 
 
 def test_actions_that_are_not_finite_are_refused():

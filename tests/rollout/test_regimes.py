@@ -1,5 +1,7 @@
 """Evaluation regimes in closed loop against the fake simulator: dropout, ensembling, long horizons, disturbances."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from wmjax.rollout.actors import Expert, Noop, Scripted
 from wmjax.rollout.execution import dropped_cameras
 from wmjax.rollout.results import read_header
 from wmjax.sim.disturbance import Disturbance
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 ONE = {"tasks": (0,), "episodes_per_task": 1, "workers": 1}
 
@@ -50,7 +53,7 @@ def test_dropout_leaves_scripted_actors_alone(run):
 
 
 def test_dropout_needs_two_cameras(run):
-    one_camera = ObservationSpec(cameras=("agentview",), image_size=4)
+    one_camera = dataclasses.replace(OBSERVATION_SPEC, cameras=("agentview",), image_size=4)
     with pytest.raises(UserError, match=r"camera_dropout is 0\.5, the watcher has one camera"):
         run(Watcher(spec=one_camera), camera_dropout=0.5)
 

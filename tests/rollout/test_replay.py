@@ -10,8 +10,9 @@ from wmjax.core.errors import UserError
 from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import finalize, write_part
-from wmjax.rollout.actors import HOLD, Decision, Replay
+from wmjax.rollout.actors import Decision, Replay
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import ACTION_SPEC
 
 
 def recorded(index: int, push: float, settled: float) -> EpisodeData:
@@ -38,7 +39,7 @@ def actor(tmp_path) -> Replay:
     folder = tmp_path / "store"
     for index, push, settled in ((1_000_000, 0.5, -4.0), (1_000_001, 0.1, 0.0)):
         write_part(folder, str(index), recorded(index, push, settled), SPEC)
-    store = finalize(folder, SPEC)
+    store = finalize(folder, SPEC, ACTION_SPEC)
     return Replay(store, action_spec(store, np.arange(2), 8, "quantile"))
 
 
@@ -51,12 +52,12 @@ def test_recorded_actions_run_from_the_recorded_start(actor, run):
 
 
 def test_actions_survive_the_transform_and_the_end_is_padded_with_holding_still(actor):
-    actor.prepare(1, 8)
+    actor.prepare(1, 8, ACTION_SPEC)
     (episode, _) = actor.episodes
     decision = Decision(0, episode, 3, 24, np.zeros((0, 2, 4, 4, 3), np.uint8), np.zeros(8, np.float32), "x")
     (plan,) = actor.act([decision])
     np.testing.assert_allclose(plan.actions[:6, :2], np.c_[np.full(6, 0.5), np.linspace(-1, 1, 30)[24:]], atol=2e-7)
-    np.testing.assert_allclose(plan.actions[6:], np.tile(HOLD, (2, 1)), atol=2e-7)
+    np.testing.assert_allclose(plan.actions[6:], np.tile(ACTION_SPEC.hold, (2, 1)), atol=2e-7)
 
 
 def test_episodes_that_were_not_recorded_are_refused(actor):
@@ -69,7 +70,7 @@ def test_episodes_that_were_not_recorded_are_refused(actor):
 def test_a_watching_replay_says_how_far_it_sees_from_what_was_recorded(actor):
     store = actor._store
     watching = Replay(store, actor._spec, watch=True)
-    watching.prepare(1, 8)
+    watching.prepare(1, 8, ACTION_SPEC)
     episode, first = watching.episodes[1], store.episodes[1]
     frames = store.frames[first["frame_start"] + np.array([1, 2])]
     state = store.state[first["step_start"] + 8]
@@ -86,5 +87,5 @@ def test_a_watching_replay_says_how_far_it_sees_from_what_was_recorded(actor):
 
 
 def test_a_delayed_replay_is_refused(actor, run):
-    with pytest.raises(UserError, match="execution_delay is 3, by which a replay's actions would all be late"):
+    with pytest.raises(UserError, match="execution_delay is 3, which would execute a replay's actions late"):
         run(actor, episodes=actor.choose("libero_spatial", (2,), 5), execution_delay=3)

@@ -12,6 +12,7 @@ from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.actors import Replay
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
+from wmjax.sim.libero import ACTION_SPEC
 
 pytestmark = pytest.mark.sim
 
@@ -42,7 +43,7 @@ def replay(actor: Replay, store: TrainingStore, folder: Path) -> None:
 
 def test_a_policy_sees_the_recorded_observations_bit_for_bit(recorded, tmp_path):
     store = recorded
-    actor = Watching(store, ActionSpec())
+    actor = Watching(store, ACTION_SPEC)
     replay(actor, store, tmp_path)
     for record in read_records(tmp_path):
         assert record.info == {"replay/pixels": 0.0, "replay/state": 0.0, "replay/instruction": 0.0}

@@ -140,14 +140,7 @@ def test_actions_start_after_the_execution_delay(run):
     assert [steps[delay] - steps[0] for delay in (3, 8, 16)] == [3, 8, 16]
 
 
-def test_the_expert_acts_in_the_workers_and_needs_no_frames(run, monkeypatch):
-    import wmjax.pipeline.evaluate as evaluation
-    from wmjax.sim.worker import WorkerSettings
-
-    def settings(*args):
-        return WorkerSettings(*args, expert_factory="tests.rollout.fakes:FakeExpert")
-
-    monkeypatch.setattr(evaluation, "WorkerSettings", settings)
+def test_the_expert_acts_in_the_workers_and_needs_no_frames(run):
     records = run(Expert(SPEC), tasks=(0,), episodes_per_task=2)
     assert {record.outcome for record in records.values()} == {"success"}
     with pytest.raises(UserError, match="execution_delay is 8"):
@@ -155,7 +148,7 @@ def test_the_expert_acts_in_the_workers_and_needs_no_frames(run, monkeypatch):
 
 
 def test_random_actions_depend_on_the_episode_only(run):
-    first, second = run(Random(1, SPEC), "a", tasks=(0,)), run(Random(1, SPEC), "b", tasks=(0,), workers=1)
+    first, second = run(Random(SPEC, 1), "a", tasks=(0,)), run(Random(SPEC, 1), "b", tasks=(0,), workers=1)
     assert verdicts(first) == verdicts(second)
 
 

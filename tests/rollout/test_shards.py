@@ -8,13 +8,11 @@ import pytest
 
 import wmjax.evaluate as command
 from tests.rollout.fake_policy import FakePolicy
-from tests.rollout.fakes import ENV, PROTOCOL, SPEC
+from tests.rollout.fakes import ENV, PROTOCOL
 from tests.rollout.test_runner import verdicts
 from wmjax.core.errors import UserError
 from wmjax.core.shards import own_shard
-from wmjax.pipeline import evaluate_scripted as scripted
 from wmjax.policy.policy_actor import PolicyActor
-from wmjax.rollout import actors
 from wmjax.rollout.evaluation_shards import part
 from wmjax.rollout.results import read_records
 
@@ -128,10 +126,7 @@ def test_processes_of_jax_distributed_are_shards(monkeypatch):
 
 def test_the_command_runs_its_part(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    real = scripted.evaluate
-    monkeypatch.setattr(scripted, "evaluate", lambda *args, **more: real(*args, **more, env_factory=ENV))
-    monkeypatch.setattr(actors, "ObservationSpec", lambda: SPEC)
-    arguments = "--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8 --out o"
+    arguments = f"--policy noop --tasks 0,1 --episodes 1 --videos 0 --max-steps 8 --out o --env {ENV}"
     assert command.main([*arguments.split(), "--shard", "1/2"]) == 0
     assert "0/1" in capsys.readouterr().out and not (tmp_path / "o" / "episodes.jsonl").exists()
     monkeypatch.setenv("SLURM_PROCID", "0")

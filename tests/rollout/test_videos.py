@@ -13,6 +13,7 @@ from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.actors import Noop
 from wmjax.rollout.results import Results
+from wmjax.sim.libero import ACTION_SPEC
 
 
 def decode(path) -> np.ndarray:
@@ -24,7 +25,7 @@ def decode(path) -> np.ndarray:
 def test_both_cameras_lie_side_by_side_above_a_caption(tmp_path):
     frames = np.zeros((3, 2, 112, 112, 3), np.uint8)
     frames[:, 0, ..., 0], frames[:, 1, ..., 2] = 200, 200
-    path = Videos(tmp_path, 1, 5).add("suite", 3, "random-17", "success", frames, ["a", "b", "step 8"])
+    path = Videos(tmp_path, 1, 5, ACTION_SPEC).add("suite", 3, "random-17", "success", frames, ["a", "b", "step 8"])
     assert path.name == "suite-3__random-17__success.mp4"
     video = decode(path)
     assert video.shape == (3, 224 + 48, 448, 3)
@@ -35,13 +36,13 @@ def test_both_cameras_lie_side_by_side_above_a_caption(tmp_path):
 
 
 def test_a_video_is_never_overwritten_and_counts_survive_a_restart(tmp_path):
-    frames, videos = np.zeros((1, 2, 8, 8, 3), np.uint8), Videos(tmp_path, 2, 5)
+    frames, videos = np.zeros((1, 2, 8, 8, 3), np.uint8), Videos(tmp_path, 2, 5, ACTION_SPEC)
     first, second = (videos.add("s", 0, "random-1", "failure", frames, ["x"]) for _ in range(2))
     assert first != second and first.exists() and second.exists()
-    for kept in (videos, Videos(tmp_path, 2, 5)):
+    for kept in (videos, Videos(tmp_path, 2, 5, ACTION_SPEC)):
         assert not kept.wanted("s", 0, "failure") and kept.wanted("s", 0, "success") and kept.wanted("s", 1, "failure")
         assert kept.wanted("s", 0)
-    assert not Videos(tmp_path, 0, 5).wanted("s", 0)
+    assert not Videos(tmp_path, 0, 5, ACTION_SPEC).wanted("s", 0)
 
 
 def test_an_evaluation_keeps_the_first_of_each_outcome(run, tmp_path):

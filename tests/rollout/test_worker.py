@@ -12,7 +12,7 @@ EPISODE = EpisodeId("libero_spatial", 0, "random", 7)
 
 @pytest.fixture
 def host():
-    settings = WorkerSettings(SPEC, 4, ENV, "tests.rollout.fakes:FakeExpert")
+    settings = WorkerSettings(SPEC, 4, ENV)
     made = Host(settings, np.zeros(settings.frames_shape, np.uint8))
     made.run(Reset(EPISODE))
     return made

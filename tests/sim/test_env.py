@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.observation import build_state, resize_image
 from wmjax.sim.env import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.libero import import_libero, load_task
+from wmjax.sim.libero import OBSERVATION_SPEC, import_libero, load_task
 from wmjax.sim.render import Renderer
 
 from .conftest import SUITE, TASK
@@ -139,7 +138,7 @@ def test_what_does_not_belong_is_refused(env):
     with pytest.raises(UserError, match="simulator state has 3 values"):
         env.restore(np.zeros(3))
     with pytest.raises(UserError, match=r"ObservationSpec\.simulator is 'other==1'"):
-        LiberoEnv(SUITE, TASK, ObservationSpec(simulator="other==1"))
+        LiberoEnv(SUITE, TASK, dataclasses.replace(OBSERVATION_SPEC, simulator="other==1"))
 
 
 def test_an_unknown_camera_is_named(env):
@@ -150,7 +149,7 @@ def test_an_unknown_camera_is_named(env):
 
 
 def test_a_policy_of_published_demonstrations_sees_images_made_as_those_were():
-    published = ObservationSpec(
+    published = dataclasses.replace(OBSERVATION_SPEC, 
         image_size=112, resize_filter="bilinear", drawn_size=256, reflection=True, mesh_detail_mm=0.0,
         simulator="as published in HuggingFaceVLA/libero",
     )  # fmt: skip

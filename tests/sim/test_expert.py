@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.expert_takeover import try_reset
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import check_episode
 from wmjax.recording.canonical import usual_grasp
 from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
@@ -16,6 +15,7 @@ from wmjax.recording.failures import FailureConfig
 from wmjax.recording.grasp import GraspStyle, NoGraspError, plan_grasp
 from wmjax.recording.privileged_scene import Scene, rotation_about, rotation_vector
 from wmjax.sim.env import LiberoEnv
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 from .conftest import SUITE, TASK
 
@@ -31,7 +31,7 @@ def demonstration(env):
 
 
 def test_a_demonstration_is_fit_for_the_training_store(env, demonstration):
-    check_episode(demonstration, env.spec, "demonstration")
+    check_episode(demonstration, env.spec, env.action_spec, "demonstration")
     meta = demonstration.meta
     assert demonstration.length == meta["success_step"] + CONFIG.steps_after_success
     assert meta["init"] == "random" and meta["settled_hash"] and set(meta["fixture_poses"]) == set(env.fixture_poses())
@@ -137,7 +137,7 @@ def test_a_style_that_does_not_fit_is_left_for_the_best_grasp(env, demonstration
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [0, 1, 2, 4, 6])
 def test_taking_over_every_four_steps_succeeds(task):
-    env = LiberoEnv(SUITE, task, ObservationSpec())
+    env = LiberoEnv(SUITE, task, OBSERVATION_SPEC)
     try:
         lengths = [try_reset(env, demonstration_id(SUITE, task, slot, 0, seed=90), every=4)[0] for slot in range(3)]
     finally:

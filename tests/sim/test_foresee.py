@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from wmjax.core.specs import ObservationSpec
 from wmjax.recording.expert import Expert, Phase
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import OBSERVATION_SPEC
 from wmjax.sim.worker import Execute, Foresee, Host, Reset, WorkerSettings
 
 from .conftest import SUITE, TASK
@@ -53,7 +53,7 @@ def test_taking_over_from_where_the_task_is_done_lets_it_stand(env, course):
 def test_looking_for_the_first_time_changes_nothing_also_not_for_another_simulation(env):
     env.reset(EPISODE)
     picture = env.render()
-    fresh = LiberoEnv(SUITE, TASK, ObservationSpec())
+    fresh = LiberoEnv(SUITE, TASK, OBSERVATION_SPEC)
     try:
         fresh.reset(EPISODE)
         state = fresh.sim_state()

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.rollout.protocol import INITIAL_STATES, PERTURBED
-from wmjax.sim.libero import _quiet, load_task, simulator_version
+from wmjax.sim.libero import INITIAL_STATES, PERTURBED, _quiet, load_task, simulator_version
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import TrainingStore, part_names
 from wmjax.record import main
 from wmjax.recording import record as recording
 from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.sim.libero import OBSERVATION_SPEC
 
-SPEC = ObservationSpec()
+SPEC = OBSERVATION_SPEC
 
 
 def _settings(folder: Path, **changes: object) -> None:

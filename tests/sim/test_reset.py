@@ -7,9 +7,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from wmjax.core.specs import ObservationSpec
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import OBSERVATION_SPEC
 
 pytestmark = pytest.mark.sim
 
@@ -31,7 +31,7 @@ def start(env: LiberoEnv, suite: str, task: int) -> tuple[dict[str, np.ndarray],
 
 @pytest.mark.parametrize(("suite", "task"), TASKS)
 def test_a_used_environment_starts_like_a_fresh_one(suite: str, task: int) -> None:
-    spec = ObservationSpec()
+    spec = OBSERVATION_SPEC
     fresh = LiberoEnv(suite, task, spec)
     expected = start(fresh, suite, task)
     fresh.close()

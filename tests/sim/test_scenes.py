@@ -1,5 +1,6 @@
 """Scene recordings: which tasks and episodes, and one real episode of random motion."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import finalize, write_part
 from wmjax.recording import random_motion as scenes
 from wmjax.sim.env import LiberoEnv
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
-SPEC = ObservationSpec(image_size=56, simulator="synthetic")
+SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=56, simulator="synthetic")
 
 
 def test_an_encoders_default_scenes_are_not_those_of_the_benchmark() -> None:
@@ -47,7 +49,7 @@ def test_a_recording_that_lost_a_task_is_not_taken_for_a_whole_one(
         for suite, task in tasks[: len(runs)]:
             for index in range(scenes.EPISODES_PER_TASK):
                 write_part(folder, scenes.part_name(suite, task, index), make_episode(index, 9), SPEC)
-        finalize(folder, SPEC)
+        finalize(folder, SPEC, ACTION_SPEC)
 
     monkeypatch.setattr(scenes, "record_scenes", record)
     with pytest.raises(UserError, match="scenes of 1 tasks are missing, see above; run it again"):
@@ -59,13 +61,13 @@ def test_a_recording_that_lost_a_task_is_not_taken_for_a_whole_one(
 
 @pytest.mark.sim
 def test_episodes_are_their_own_and_objects_are_tracked(env: LiberoEnv, tmp_path: Path) -> None:
-    spec, (suite, task) = ObservationSpec(), (env.suite, env.task_id)
+    spec, (suite, task) = OBSERVATION_SPEC, (env.suite, env.task_id)
     assert [job.indices for job in scenes.missing_jobs(tmp_path, [(suite, task)], range(3, 6))] == [(3, 4, 5)]
     found = {index: scenes.record_episode(env, index, steps=8) for index in (0, 3, 0)}
     for index, episode in found.items():
         write_part(tmp_path, scenes.part_name(suite, task, index), episode, env.spec)
     assert [job.indices for job in scenes.missing_jobs(tmp_path, [(suite, task)], range(3, 6))] == [(4, 5)]
-    store = finalize(tmp_path, spec)
+    store = finalize(tmp_path, spec, ACTION_SPEC)
     assert len(store.episodes) == 2 and len(store.frame_step) == 4 and np.abs(store.action).max() <= 1
     places = [np.array(store.episodes[k]["objects"]["akita_black_bowl_1"]) for k in range(2)]
     assert [len(place) for place in places] == [2, 2]

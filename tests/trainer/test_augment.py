@@ -1,5 +1,6 @@
 """Augmentation: the pixels of the latents' camera move as its latents do, wherever that camera stands."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,11 +10,11 @@ import pytest
 
 from tests.data.synthetic import make_episode, make_latents
 from tests.tiny import tiny_config
-from wmjax.core.specs import ObservationSpec
 from wmjax.data.loader import make_loader
 from wmjax.data.shift import shift_images
 from wmjax.data.store import finalize, write_part
 from wmjax.models.prompts import PromptConfig
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import augment
@@ -21,10 +22,10 @@ from wmjax.trainer.step import augment
 
 @pytest.mark.parametrize("cameras", [("agentview", "robot0_eye_in_hand"), ("robot0_eye_in_hand", "agentview")])
 def test_the_camera_of_the_latents_is_shifted_as_they_were(cameras: tuple[str, ...], tmp_path: Path) -> None:
-    spec = ObservationSpec(cameras=cameras, image_size=56, simulator="synthetic")
+    spec = dataclasses.replace(OBSERVATION_SPEC, cameras=cameras, image_size=56, simulator="synthetic")
     for index in range(4):
         write_part(tmp_path / "store", f"{index}", make_episode(index, 30, spec.image_size), spec)
-    store = finalize(tmp_path / "store", spec)
+    store = finalize(tmp_path / "store", spec, ACTION_SPEC)
     latents = make_latents(tmp_path / "latents", store)
     for variant in ("e0", "e2"):  # all variants train on the same pixels
         inputs = make_inputs(store, latents, PromptConfig(length=56), tiny_config(variant), TrainConfig())

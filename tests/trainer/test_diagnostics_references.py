@@ -10,7 +10,8 @@ from wmjax.diagnostics.actions import action_section, pooled_r2
 from wmjax.diagnostics.conditions import effect_of, unused
 from wmjax.diagnostics.latent_probes import probe_section
 from wmjax.diagnostics.samples import ActionWindows, LatentWindows, near_change, rotation_columns
-from wmjax.trainer.metrics import arm_r2, r2_over_steps
+from wmjax.sim.libero import ACTION_SPEC
+from wmjax.trainer.metrics import mean_r2, r2_over_steps
 
 RNG = np.random.default_rng
 
@@ -48,8 +49,10 @@ def test_a_feature_that_stood_still_in_the_fit_does_not_decide_a_prediction() ->
 
 def test_steps_near_a_change_of_the_gripper() -> None:
     closed = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1], bool)
-    assert np.flatnonzero(near_change(closed, 2)).tolist() == [3, 4, 5, 6, 7]
-    assert not near_change(np.zeros(4, bool)).any()
+    other = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], bool)
+    near = near_change(np.stack([closed, other], axis=1), 2)
+    assert [np.flatnonzero(column).tolist() for column in near.T] == [[3, 4, 5, 6, 7], [0, 1, 2, 3]]
+    assert not near_change(np.zeros((4, 2), bool)).any()
 
 
 def action_case() -> tuple[np.ndarray, ActionWindows]:
@@ -57,9 +60,9 @@ def action_case() -> tuple[np.ndarray, ActionWindows]:
     action = rng.normal(size=(40, 4, 7)).astype(np.float32)
     action[..., -1] = np.sign(action[..., -1])
     mask = rng.uniform(size=(40, 4)) < 0.8
-    held = np.sign(rng.normal(size=40)).astype(np.float32)
-    near = mask & (rng.uniform(size=(40, 4)) < 0.3)
-    return action, ActionWindows(action, mask, near, held, np.arange(40) % 2)
+    held = rng.normal(size=(40, 1)) > 0
+    near = (mask & (rng.uniform(size=(40, 4)) < 0.3))[..., None]
+    return action, ActionWindows(action, mask, near, held, ACTION_SPEC, np.arange(40) % 2)
 
 
 def test_the_constant_predictor_scores_zero_and_the_truth_one() -> None:
@@ -69,7 +72,7 @@ def test_the_constant_predictor_scores_zero_and_the_truth_one() -> None:
     np.testing.assert_allclose(r2_over_steps(action, action, windows.mask), 1.0)
     still = action * (np.arange(7) != 3)
     assert np.isnan(r2_over_steps(action, still, windows.mask)[3])
-    assert arm_r2(r2_over_steps(action, still, windows.mask)) == pytest.approx(1.0)  # of what moves
+    assert mean_r2(r2_over_steps(action, still, windows.mask)) == pytest.approx(1.0)  # of what moves
 
 
 def test_masked_steps_count_for_nothing() -> None:
@@ -96,8 +99,10 @@ def test_action_references_are_computed_from_the_same_data() -> None:
     assert section.mse["perfect gripper, constant arm"] == pytest.approx((variance * 6 / 7, variance, 0.0), rel=1e-5)
     assert section.mse["model"][0] == pytest.approx(np.square(guess - action)[windows.mask].mean(), rel=1e-5)
     right = np.sign(guess[..., -1]) == action[..., -1]
-    assert section.gripper["model"] == pytest.approx((right[windows.mask].mean(), right[windows.near_change].mean()))
-    held = (windows.held[:, None] == action[..., -1])[windows.near_change].mean()
+    assert section.gripper["model"] == pytest.approx(
+        (right[windows.mask].mean(), right[windows.near_change[..., 0]].mean())
+    )
+    held = (windows.held == (action[..., -1] > 0))[windows.near_change[..., 0]].mean()
     assert section.gripper["repeat the last command"][1] == pytest.approx(held)
     assert section.r2.shape == (4, 7) and list(section.r2_task) == ["first", "second"]
     first = windows.mask & (windows.task == 0)[:, None]

@@ -1,8 +1,8 @@
-"""The three specs that end silent disagreement between data, encoder, training and rollout.
+"""The specs that data, encoder, training and rollout must agree on.
 
-An :class:`ObservationSpec` is owned by a dataset and by an environment, an :class:`EncoderSpec` by a latent
-store, an :class:`ActionSpec` by a checkpoint. Where two artefacts meet, :func:`require_equal` compares the
-fields they share and refuses to go on when they differ. Imports neither jax nor torch.
+An :class:`ObservationSpec` belongs to a dataset and to an environment, an :class:`EncoderSpec` to a latent store, an
+:class:`ActionSpec` to a checkpoint. Where two artefacts meet, :func:`require_equal` compares the fields that they
+share and raises an error if they differ. Imports neither jax nor torch.
 """
 
 import dataclasses
@@ -13,42 +13,67 @@ from typing import Annotated, Any, Literal, TypeVar
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Depth, Range, Settings, Width, convert, type_hints
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the spec format; a file of another version is refused, never guessed at."""
 PUBLISHED = "as published"
 """How ``ObservationSpec.simulator`` begins in a converted dataset, made with a simulator that is not installed."""
-LATER = {"drawn_size": 0}
-"""Fields younger than the format, and what their absence means; written only if they say something else."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec(Settings, section="ObservationSpec"):
-    """What an observation is: pixels, proprioception and their timing.
+    """The definition of an observation: pixels, proprioception and their timing.
 
-    Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw
-    simulator image. State is float32 ``[8]``: end-effector xyz (m), axis-angle (rad), two finger positions (m).
-    With ``resize_filter`` ``bilinear`` they were drawn at ``drawn_size`` and made smaller, see
-    :func:`wmjax.data.observation.resize_image`.
+    Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw camera
+    image. With ``resize_filter`` ``bilinear`` they were drawn at ``drawn_size`` and made smaller, see
+    :func:`wmjax.data.observation.resize_image`. There are ``control_hz`` control steps per second, and a frame every
+    ``frame_stride`` of them.
+
+    The state is float32 ``[state_dim]``, named by ``state``, in ``state_units`` ("" where unknown). What the
+    diagnostics interpret of it is named by the indices of its values: ``position`` (x, y, z of the end effector, m),
+    ``orientation`` of it as axis times angle (rad) and ``fingers`` (two, whose difference is the opening, m); empty if
+    the state has no such values.
     """
 
-    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
+    cameras: tuple[str, ...]
+    state: tuple[str, ...]
+    state_units: tuple[str, ...]
+    control_hz: Annotated[float, Range(0, 10_000, above=True)]
     image_size: Annotated[int, Range(1, 10_000)] = 112
-    rotation: int = 180
-    resize_filter: Literal["none", "bilinear"] = "none"
-    state: str = "eef_pos,eef_axis_angle,gripper_qpos"
-    state_dim: Width = 8
-    control_hz: Depth = 20
     frame_stride: Depth = 4
-    reflection: bool = False
-    mesh_detail_mm: Annotated[float, Range(0, 1_000)] = 3.0
-    simulator: str = ""
+    rotation: int = 0
+    resize_filter: Literal["none", "bilinear"] = "none"
     drawn_size: Annotated[int, Range(0, 10_000)] = 0
+    position: tuple[int, ...] = ()
+    orientation: tuple[int, ...] = ()
+    fingers: tuple[int, ...] = ()
+    reflection: bool = False
+    mesh_detail_mm: Annotated[float, Range(0, 1_000)] = 0.0
+    simulator: str = ""
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuses a description that contradicts itself.
+
+        Raises:
+            UserError: names the field.
+
+        """
+        super().__post_init__()
+        _require_lengths(self, self.state_dim, "state", ("state_units",))
+        for name, sizes in (("position", (0, 3)), ("orientation", (0, 3)), ("fingers", (0, 2))):
+            _require_indices(self, name, self.state_dim)
+            if len(getattr(self, name)) not in sizes:
+                raise UserError(f"ObservationSpec.{name} is {getattr(self, name)}; give {sizes[1]} indices, or none")
+
+    @property
+    def state_dim(self) -> int:
+        """Values of the state."""
+        return len(self.state)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec(Settings, section="EncoderSpec"):
-    """What a latent is: float ``[tokens_per_frame, dim]``, of the clips of some cameras that end at a frame.
+    """The definition of a latent: float ``[tokens_per_frame, dim]``, of the clips of cameras that end at a frame.
 
     ``kind`` names the encoder (:mod:`wmjax.encoders.base`) and ``name`` one of its models. ``weights_hash`` and
     ``parameters``, whatever of its settings and its preprocessing changes a latent, identify it. The tokens of several
@@ -70,22 +95,98 @@ class EncoderSpec(Settings, section="EncoderSpec"):
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec(Settings, section="ActionSpec"):
-    """What an action is: OSC_POSE deltas in [-1, 1] (times 0.05 m and 0.5 rad) and the gripper command.
+    """The definition of an action, and its normalisation by a policy.
 
-    ``offset`` and ``scale`` map a raw action to the normalised one: ``(action - offset) / scale``. The gripper
-    has offset 0 and scale 1. ``state_offset`` and ``state_scale`` do the same for the state.
+    A raw action is float32 ``[dim]``: what the robot's controller is sent at one control step, named by ``names``, in
+    ``units`` ("" where unknown); ``definition`` says in words what the numbers are. A training store and an
+    environment hold these fields; a checkpoint also those from ``chunk`` on.
+
+    Attributes:
+        names: of the dimensions, in the raw order.
+        units: of the dimensions.
+        definition: for readers, for example "OSC_POSE deltas and gripper command".
+        grippers: indices of the gripper commands, increasing; any number of them, at any place.
+        gripper_open, gripper_closed: the raw values that open and close each gripper; what lies between them is half
+            open. Normalised they are -1 and +1, whatever the normalisation of the other dimensions.
+        low, high: bounds of raw actions; empty if there are none.
+        hold: the raw action that keeps the robot still; empty if it depends on the state, as for joint positions.
+        chunk: actions that a policy predicts at once.
+        normalisation: of the dimensions that are no grippers, and of the state.
+        offset, scale: a raw action becomes ``(action - offset) / scale``, with the grippers then moved behind the other
+            dimensions (:func:`wmjax.data.statistics.normalise_action`); empty if it stays as it is.
+        state_offset, state_scale: the same for the state.
+
     """
 
-    definition: str = "osc_pose_delta+gripper"
-    dim: Width = 7
-    gripper: str = "-1 open, +1 close"
-    chunk: Depth = 8
-    normalisation: Literal["none", "mean_std", "quantile"] = "quantile"
-    offset: tuple[float, ...] = (0.0,) * 7
-    scale: tuple[float, ...] = (1.0,) * 7
-    state_offset: tuple[float, ...] = (0.0,) * 8
-    state_scale: tuple[float, ...] = (1.0,) * 8
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    definition: str = ""
+    grippers: tuple[int, ...] = ()
+    gripper_open: tuple[float, ...] = ()
+    gripper_closed: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    hold: tuple[float, ...] = ()
+    chunk: Depth = 1
+    normalisation: Literal["none", "mean_std", "quantile"] = "none"
+    offset: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    state_offset: tuple[float, ...] = ()
+    state_scale: tuple[float, ...] = ()
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuses a description that contradicts itself.
+
+        Raises:
+            UserError: names the field.
+
+        """
+        super().__post_init__()
+        _require_lengths(self, self.dim, "names", ("units",))
+        optional = ("low", "high", "hold", "offset", "scale")
+        _require_lengths(self, self.dim, "names", tuple(name for name in optional if getattr(self, name)))
+        _require_lengths(self, len(self.grippers), "grippers", ("gripper_open", "gripper_closed"))
+        _require_indices(self, "grippers", self.dim)
+        if any(a == b for a, b in zip(self.gripper_open, self.gripper_closed, strict=True)):
+            raise UserError(
+                f"ActionSpec.gripper_open is {self.gripper_open}, as gripper_closed; give values that differ"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Values of an action."""
+        return len(self.names)
+
+    @property
+    def arm(self) -> tuple[int, ...]:
+        """Indices of the dimensions that are no grippers."""
+        return tuple(i for i in range(self.dim) if i not in self.grippers)
+
+
+RAW_ACTION = ("names", "units", "definition", "grippers", "gripper_open", "gripper_closed", "low", "high", "hold")
+"""Fields of an :class:`ActionSpec` that are a robot's, not a policy's."""
+
+
+def _require_lengths(spec: Any, count: int, counted: str, fields: tuple[str, ...]) -> None:
+    for name in fields:
+        if len(getattr(spec, name)) != count:
+            raise UserError(
+                f"{type(spec).__name__}.{name} has {len(getattr(spec, name))} values for {count} {counted}; give "
+                "one each"
+            )
+
+
+def _require_indices(spec: Any, name: str, count: int) -> None:
+    indices = getattr(spec, name)
+    if (
+        len(set(indices)) != len(indices)
+        or any(not 0 <= i < count for i in indices)
+        or (name == "grippers" and tuple(sorted(indices)) != tuple(indices))
+    ):
+        raise UserError(
+            f"{type(spec).__name__}.{name} is {indices}; give different indices from 0 to {count - 1}, in order"
+        )
 
 
 Spec = ObservationSpec | EncoderSpec | ActionSpec
@@ -94,8 +195,7 @@ S = TypeVar("S", ObservationSpec, EncoderSpec, ActionSpec)
 
 def to_dict(spec: Spec) -> dict[str, Any]:
     """The spec as plain JSON types."""
-    values = json.loads(json.dumps(dataclasses.asdict(spec)))
-    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
 def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
@@ -117,7 +217,6 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
             f"{FORMAT_VERSION}; rebuild the file with the command that made it"
         )
     hints = type_hints(kind)
-    values = {name: value for name, value in LATER.items() if name in hints} | values
     if set(values) != set(hints):
         differing = ", ".join(sorted(set(values) ^ set(hints)))
         raise UserError(f"{where}: {kind.__name__} has missing or surplus fields: {differing}; rebuild the file")

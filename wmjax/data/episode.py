@@ -1,4 +1,4 @@
-"""One finished episode in memory, and the checks that keep bad data out of the training store."""
+"""One finished episode in memory, and the checks that keep invalid data out of the training store."""
 
 import dataclasses
 import json
@@ -11,10 +11,8 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.files import read_npz, write_npz
 from wmjax.core.reading import parse_json
-from wmjax.core.specs import ObservationSpec
+from wmjax.core.specs import ActionSpec, ObservationSpec
 
-ACTION_DIM = 7
-STATE_DIM = 8
 REQUIRED_META = ("suite", "task_id", "instruction")
 
 
@@ -22,8 +20,8 @@ REQUIRED_META = ("suite", "task_id", "instruction")
 class EpisodeData:
     """One episode: ``f`` frames, ``n`` control steps.
 
-    ``action`` is the label to learn, ``executed`` what the robot did (they differ in perturbed demos), both
-    OSC_POSE deltas in [-1, 1] and the gripper command (-1 open, +1 close). ``frame_step`` is the control step
+    ``action`` is the label to learn, ``executed`` what the robot did (they differ in perturbed demos), both raw
+    actions of an :class:`wmjax.core.specs.ActionSpec`. ``frame_step`` is the control step
     of each frame, counted from the episode's start. ``settled_state`` is the full simulator state after the
     settle steps (empty for imported data). ``meta`` holds JSON values: suite, task_id, instruction (needed),
     seed, init, perturbation, settled_hash, success_step and whatever else the recorder knows.
@@ -35,12 +33,12 @@ class EpisodeData:
 
     images: UInt8[np.ndarray, "f cameras height width 3"]
     frame_step: Int32[np.ndarray, "f"]
-    state: Float32[np.ndarray, "n 8"]
-    action: Float32[np.ndarray, "n 7"]
-    executed: Float32[np.ndarray, "n 7"]
+    state: Float32[np.ndarray, "n state"]
+    action: Float32[np.ndarray, "n action"]
+    executed: Float32[np.ndarray, "n action"]
     settled_state: Float64[np.ndarray, "s"]
     meta: dict[str, Any]
-    action_chunk: Float32[np.ndarray, "f label_steps 7"] | None = None
+    action_chunk: Float32[np.ndarray, "f label_steps action"] | None = None
     injected: Bool[np.ndarray, "n"] | None = None
 
     @property
@@ -90,16 +88,17 @@ def load_episode(path: Path) -> EpisodeData:
     return EpisodeData(**arrays, meta=meta)
 
 
-def check_episode(episode: EpisodeData, spec: ObservationSpec | None, where: str) -> None:
+def check_episode(episode: EpisodeData, spec: ObservationSpec | None, action: ActionSpec | None, where: str) -> None:
     """Refuses an episode that must not be trained on.
 
     Args:
         episode: what was recorded or imported.
-        spec: the dataset's conventions; None checks only what needs none.
+        spec: the dataset's observations; None checks only what needs no spec.
+        action: the dataset's actions; None as well.
         where: the file or episode, for the error.
 
     Raises:
-        UserError: empty instruction, wrong shapes or lengths, NaN or infinity, action outside [-1, 1].
+        UserError: empty instruction, wrong shapes or lengths, NaN or infinity, an action outside its bounds.
 
     """
     for key in REQUIRED_META:
@@ -108,19 +107,21 @@ def check_episode(episode: EpisodeData, spec: ObservationSpec | None, where: str
     instruction = episode.meta["instruction"]
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
-    _check_columns(episode, where)
+    _check_columns(episode, spec, action, where)
     _check_frames(episode, where)
-    _check_optional(episode, where)
+    _check_optional(episode, action, where)
     if spec is not None:
         _check_against_spec(episode, spec, where)
 
 
-def _check_columns(episode: EpisodeData, where: str) -> None:
+def _check_columns(episode: EpisodeData, spec: ObservationSpec | None, action: ActionSpec | None, where: str) -> None:
     """Shapes and values of the per-step columns."""
     n = episode.length
     if n == 0:
         raise UserError(f"{where}: the episode has 0 control steps; drop it")
-    for name, dim in (("state", STATE_DIM), ("action", ACTION_DIM), ("executed", ACTION_DIM)):
+    state_dim = episode.state.shape[-1] if spec is None else spec.state_dim
+    action_dim = episode.action.shape[-1] if action is None else action.dim
+    for name, dim in (("state", state_dim), ("action", action_dim), ("executed", action_dim)):
         column = getattr(episode, name)
         if column.shape != (n, dim):
             raise UserError(f"{where}: {name} has shape {column.shape}, expected {(n, dim)}; fix the source columns")
@@ -129,34 +130,38 @@ def _check_columns(episode: EpisodeData, where: str) -> None:
             row, col = bad[0]
             raise UserError(f"{where}: {name}[{row}, {col}] is {column[row, col]}; repair or drop the episode")
         if name != "state":
-            _check_range(column, name, where)
+            _check_bounds(column, action, f"{where}: {name}")
 
 
-def _check_range(actions: np.ndarray, name: str, where: str) -> None:
-    """Refuses actions that the controller would clip."""
-    outside = np.argwhere(np.abs(actions) > 1.0)
+def _check_bounds(values: Float32[np.ndarray, "*shape action"], action: ActionSpec | None, where: str) -> None:
+    """Refuses actions that the controller would clip: they are in other units."""
+    if action is None or not action.low:
+        return
+    outside = np.argwhere((values < np.array(action.low)) | (values > np.array(action.high)))
     if len(outside):
         at = tuple(outside[0].tolist())
+        low, high = action.low[at[-1]], action.high[at[-1]]
         raise UserError(
-            f"{where}: {name}{list(at)} is {actions[at]:.9g}, outside [-1, 1]; "
-            f"actions must be OSC_POSE deltas as sent to the controller, rescale or clip them"
+            f"{where}{list(at)} is {values[at]:.9g}, outside [{low:g}, {high:g}]; actions must be as sent to the "
+            f"controller ({action.definition}), rescale or clip them"
         )
 
 
-def _check_optional(episode: EpisodeData, where: str) -> None:
+def _check_optional(episode: EpisodeData, action: ActionSpec | None, where: str) -> None:
     """Shapes and values of the arrays that an episode may lack."""
     chunk, injected, frames = episode.action_chunk, episode.injected, len(episode.images)
     if chunk is not None:
-        if chunk.ndim != 3 or chunk.shape[0] != frames or chunk.shape[1] < 1 or chunk.shape[2] != ACTION_DIM:
+        dim = episode.action.shape[-1]
+        if chunk.ndim != 3 or chunk.shape[0] != frames or chunk.shape[1] < 1 or chunk.shape[2] != dim:
             raise UserError(
-                f"{where}: action_chunk has shape {chunk.shape}, expected [{frames}, label_steps, {ACTION_DIM}], one "
+                f"{where}: action_chunk has shape {chunk.shape}, expected [{frames}, label_steps, {dim}], one "
                 "chunk for each image; record the episode again"
             )
         bad = np.argwhere(~np.isfinite(chunk))
         if len(bad):
             at = tuple(bad[0].tolist())
             raise UserError(f"{where}: action_chunk{list(at)} is {chunk[at]}; record the episode again")
-        _check_range(chunk, "action_chunk", where)
+        _check_bounds(chunk, action, f"{where}: action_chunk")
     if injected is not None and injected.shape != (episode.length,):
         raise UserError(
             f"{where}: injected has shape {injected.shape}, expected {(episode.length,)}, one flag for each control "

@@ -37,7 +37,7 @@ def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
 
 def chunk_labels(
     store: TrainingStore, frames: Int[np.ndarray, "n"], chunk: int, delay: int
-) -> tuple[Float32[np.ndarray, "n chunk 7"], Bool[np.ndarray, "n chunk"]]:
+) -> tuple[Float32[np.ndarray, "n chunk action"], Bool[np.ndarray, "n chunk"]]:
     """The actions to learn of some frames, raw, and which of them exist.
 
     With chunk labels the target of frame t under a delay of d control steps is the label of the frame d steps later:
@@ -57,11 +57,11 @@ def chunk_labels(
     if store.action_chunk is None:
         end = _ends(store, "step_start", "length")[episode]
         rows, mask = chunk_indices(store.frame_row[frames] + delay, end, chunk)
-        return pad_actions(store.action[rows], mask), mask
+        return pad_actions(store.action[rows], mask, store.action_spec), mask
     ahead, end = delay // store.spec.frame_stride, _ends(store, "frame_start", "num_frames")[episode]
     later, exists = future_indices(frames + ahead - 1, end, 1)
     mask = np.repeat(exists, chunk, axis=1)
-    return pad_actions(store.action_chunk[later[:, 0], :chunk], mask), mask
+    return pad_actions(store.action_chunk[later[:, 0], :chunk], mask, store.action_spec), mask
 
 
 def undisturbed_future(

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, EncoderSpec
@@ -119,8 +119,8 @@ def action_spec(
 ) -> ActionSpec:
     """The ActionSpec of a training run: statistics of the training episodes only.
 
-    ``quantile`` maps [q01, q99] to [-1, 1], ``mean_std`` to zero mean and unit deviation; the gripper command
-    stays as it is. Scales below ``MIN_ACTION_SCALE`` and ``MIN_STATE_SCALE`` are raised to them.
+    ``quantile`` maps [q01, q99] to [-1, 1], ``mean_std`` to zero mean and unit deviation; a gripper command becomes -1
+    where it opens and +1 where it closes. Scales below ``MIN_ACTION_SCALE`` and ``MIN_STATE_SCALE`` are raised to them.
 
     Raises:
         UserError: unknown normalisation, no training episodes.
@@ -129,11 +129,14 @@ def action_spec(
     if normalisation not in get_args(Normalisation):
         raise UserError(f"normalisation is {normalisation!r}; choose one of {', '.join(get_args(Normalisation))}")
     offset, scale = _affine(label_statistics(store, train_episodes, chunk), normalisation, MIN_ACTION_SCALE)
-    offset[-1], scale[-1] = 0.0, 1.0
+    raw = store.action_spec
+    for index, opened, closed in zip(raw.grippers, raw.gripper_open, raw.gripper_closed, strict=True):
+        offset[index], scale[index] = (opened + closed) / 2, (closed - opened) / 2
     state_offset, state_scale = _affine(
         column_statistics(store, "state", train_episodes), normalisation, MIN_STATE_SCALE
     )
-    return ActionSpec(
+    return dataclasses.replace(
+        raw,
         chunk=chunk,
         normalisation=normalisation,
         offset=_floats(offset),
@@ -162,24 +165,43 @@ def _row(values: tuple[float, ...]) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def normalise_action(action: Float[Array, "*batch 7"], spec: ActionSpec) -> Float[Array, "*batch 7"]:
-    """Raw action to normalised action, numpy or jax."""
-    return (action - _row(spec.offset)) / _row(spec.scale)
+def normalise_action(action: Float[Array, "*batch action"], spec: ActionSpec) -> Float[Array, "*batch action"]:
+    """Raw action to normalised action, with the grippers moved behind the other dimensions; numpy or jax."""
+    values = (action - _row(spec.offset)) / _row(spec.scale) if spec.scale else action
+    return values if _is_ordered(spec) else values[..., np.array(spec.arm + spec.grippers)]
 
 
-def denormalise_action(action: Float[Array, "*batch 7"], spec: ActionSpec) -> Float[Array, "*batch 7"]:
+def denormalise_action(action: Float[Array, "*batch action"], spec: ActionSpec) -> Float[Array, "*batch action"]:
     """Inverse of :func:`normalise_action`; does not clip."""
-    return action * _row(spec.scale) + _row(spec.offset)
+    values = action if _is_ordered(spec) else action[..., np.argsort(spec.arm + spec.grippers)]
+    return values * _row(spec.scale) + _row(spec.offset) if spec.scale else values
 
 
-def normalise_state(state: Float[Array, "*batch 8"], spec: ActionSpec) -> Float[Array, "*batch 8"]:
+def _is_ordered(spec: ActionSpec) -> bool:
+    """Whether the grippers are the last dimensions already."""
+    return spec.arm + spec.grippers == tuple(range(spec.dim))
+
+
+def clip_action(action: Float[Array, "*batch action"], spec: ActionSpec) -> Float[Array, "*batch action"]:
+    """A raw action within its bounds, if it has any; numpy or jax."""
+    return action.clip(_row(spec.low), _row(spec.high)) if spec.low else action
+
+
+def closing(action: Float[Array, "*batch action"], spec: ActionSpec) -> Bool[Array, "*batch grippers"]:
+    """Whether each gripper is told to close by a raw action, rather than to open; numpy or jax."""
+    opened, closed = _row(spec.gripper_open), _row(spec.gripper_closed)
+    commands = action[..., np.array(spec.grippers, int)]
+    return (commands - (opened + closed) / 2) * (closed - opened) > 0.0
+
+
+def normalise_state(state: Float[Array, "*batch state"], spec: ActionSpec) -> Float[Array, "*batch state"]:
     """Raw state to normalised state, numpy or jax."""
-    return (state - _row(spec.state_offset)) / _row(spec.state_scale)
+    return (state - _row(spec.state_offset)) / _row(spec.state_scale) if spec.state_scale else state
 
 
-def denormalise_state(state: Float[Array, "*batch 8"], spec: ActionSpec) -> Float[Array, "*batch 8"]:
+def denormalise_state(state: Float[Array, "*batch state"], spec: ActionSpec) -> Float[Array, "*batch state"]:
     """Inverse of :func:`normalise_state`."""
-    return state * _row(spec.state_scale) + _row(spec.state_offset)
+    return state * _row(spec.state_scale) + _row(spec.state_offset) if spec.state_scale else state
 
 
 def normalise_latents(latents: Float[Array, "*batch dim"], spec: EncoderSpec) -> Float[Array, "*batch dim"]:

@@ -32,10 +32,8 @@ from wmjax.core.settings import Range
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.episode import (
-    ACTION_DIM,
     DTYPES,
     OPTIONAL_ARRAYS,
-    STATE_DIM,
     EpisodeData,
     check_episode,
     load_episode,
@@ -43,7 +41,7 @@ from wmjax.data.episode import (
 )
 
 FORMAT = "wmjax training store"
-VERSION = 1
+VERSION = 2
 PARTS = "parts"
 FIX = "record it with `python -m wmjax.record` or convert a LeRobot dataset"
 OPTIONAL_META: dict[str, Any] = {
@@ -53,28 +51,34 @@ OPTIONAL_META: dict[str, Any] = {
     "perturbation": None,
     "success_step": None,
 }
-ACTION_CONVENTIONS = {name: getattr(ActionSpec(), name) for name in ("definition", "dim", "gripper")}
 
 __all__ = ["EpisodeData", "Task", "TrainingStore", "finalize", "part_names", "write_part"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What an episode was asked to do."""
+    """The task of an episode."""
 
     suite: str
     task_id: int
     instruction: str
 
 
-def write_part(folder: Path, name: str, episode: EpisodeData, spec: ObservationSpec | None = None) -> Path:
+def write_part(
+    folder: Path,
+    name: str,
+    episode: EpisodeData,
+    spec: ObservationSpec | None = None,
+    action: ActionSpec | None = None,
+) -> Path:
     """Checks a finished episode and writes it atomically as ``parts/<name>.npz``.
 
     Args:
         folder: the store to be.
         name: unique within the store, without slashes; episodes are ordered by it.
         episode: the data.
-        spec: checks image size and frame timing as well when given.
+        spec: checks image size, frame timing and the state's size as well when given.
+        action: checks size and bounds of the actions when given.
 
     Raises:
         UserError: the episode is not fit for training (see :func:`check_episode`), or the disk is full.
@@ -83,7 +87,7 @@ def write_part(folder: Path, name: str, episode: EpisodeData, spec: ObservationS
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"part name {name!r} must be a plain file name; use letters, digits, '-' and '_'")
     path = local(folder) / PARTS / f"{name}.npz"
-    check_episode(episode, spec, str(path))
+    check_episode(episode, spec, action, str(path))
     save_episode(path, episode)
     return path
 
@@ -96,6 +100,7 @@ def part_names(folder: Path) -> list[str]:
 def finalize(
     folder: Path,
     spec: ObservationSpec,
+    action: ActionSpec,
     tasks: Sequence[Task] | None = None,
     *,
     describe: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
@@ -105,7 +110,8 @@ def finalize(
 
     Args:
         folder: where the parts are.
-        spec: the conventions that every part must follow.
+        spec: the observations of every part.
+        action: the actions of every part.
         tasks: the order of the task table; the parts' own tasks, sorted, when None.
         describe: makes JSON values from the table of episodes, which the manifest then holds as ``recording``.
         skipped: episodes of the source that were left out, and why, for the manifest.
@@ -124,7 +130,7 @@ def finalize(
     for name in names:
         where = folder / PARTS / f"{name}.npz"
         episode = load_episode(where)
-        check_episode(episode, spec, str(where))
+        check_episode(episode, spec, action, str(where))
         optional = _same_optional(episode, optional, where)
         metas.append({**episode.meta, "part": name})
         lengths.append(episode.length)
@@ -132,7 +138,7 @@ def finalize(
     table = list(tasks) if tasks is not None else sorted({_task(meta) for meta in metas}, key=dataclasses.astuple)
     content: dict[str, Any] = {
         "observation_spec": to_dict(spec),
-        "action": ACTION_CONVENTIONS,
+        "action_spec": to_dict(action),
         "tasks": [dataclasses.asdict(task) for task in table],
         "episodes": _episode_table(metas, lengths, frames, table, folder),
         **({"skipped": [dict(entry) for entry in skipped]} if skipped else {}),
@@ -141,7 +147,7 @@ def finalize(
         content["recording"] = dict(describe(content["episodes"]))
     require_space(folder, sum(frames) * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
     with StoreWriter(folder, FORMAT, VERSION) as writer:
-        _merge(writer, folder, spec, names, sum(lengths), sum(frames))
+        _merge(writer, folder, spec, action, names, sum(lengths), sum(frames))
         _merge_optional(writer, folder, names, sum(lengths), sum(frames), optional or {})
         remember(folder, writer.commit(content))
     return TrainingStore(folder)
@@ -180,14 +186,16 @@ def _episode_table(
     return table
 
 
-def _merge(writer: StoreWriter, folder: Path, spec: ObservationSpec, names: list[str], n: int, f: int) -> None:
+def _merge(
+    writer: StoreWriter, folder: Path, spec: ObservationSpec, action: ActionSpec, names: list[str], n: int, f: int
+) -> None:
     """Streams the parts into the store's arrays, one episode in memory at a time."""
     size = spec.image_size
     images = writer.array("frames.npy", np.uint8, (f, len(spec.cameras), size, size, 3))
     steps = writer.array("frame_step.npy", np.int32, (f,))
     columns = {
         name: writer.array(f"{name}.npy", np.float32, (n, dim))
-        for name, dim in (("state", STATE_DIM), ("action", ACTION_DIM), ("executed", ACTION_DIM))
+        for name, dim in (("state", spec.state_dim), ("action", action.dim), ("executed", action.dim))
     }
     settled, row, frame = {}, 0, 0
     for index, name in enumerate(names):
@@ -244,7 +252,7 @@ class _Content:
     """A store's manifest, without its files."""
 
     observation_spec: dict[str, Any]
-    action: dict[str, Any]
+    action_spec: dict[str, Any]
     tasks: list[Task]
     episodes: list[_Episode]
 
@@ -253,14 +261,15 @@ class TrainingStore:
     """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
     Attributes:
-        spec: the observation conventions.
+        spec: what its observations are.
+        action_spec: what its actions are, not normalised.
         tasks: the task table; ``episodes[i]["task"]`` indexes it.
         episodes: one dict per episode: index, task, length, num_frames, step_start, frame_start, suite, task_id,
             instruction, seed, init, settled_hash, perturbation, success_step and the recorder's extras.
-        state, action, executed: float32 ``[N, 8]``, ``[N, 7]``, ``[N, 7]``, one row per control step.
+        state, action, executed: float32 ``[N, state_dim]``, ``[N, dim]``, ``[N, dim]``, one row per control step.
         frames: uint8 ``[F, cameras, height, width, 3]``, a read-only memory map or a remote array.
         frame_step: int32 ``[F]``, control step of each frame counted from its episode's start.
-        action_chunk: float32 ``[F, label_steps, 7]``, what the expert would execute from each frame on; None if the
+        action_chunk: float32 ``[F, label_steps, dim]``, what the expert would execute from each frame on; None if the
             store has no such labels, as one converted from another dataset.
         injected: bool ``[N]``, whether the recorder provoked a failure at a control step; None if it is not known.
 
@@ -280,16 +289,15 @@ class TrainingStore:
         where = str(self.folder / "manifest.json")
         content: _Content = typed(self.manifest, _Content, where, FIX)
         self.spec = from_dict(ObservationSpec, content.observation_spec, where)
-        if content.action != ACTION_CONVENTIONS:
-            raise UserError(f"{where}: action is {content.action}, expected {ACTION_CONVENTIONS}; {FIX}")
+        self.action_spec = from_dict(ActionSpec, content.action_spec, where)
         self.tasks = content.tasks
         self.episodes: list[dict[str, Any]] = self.manifest["episodes"]
-        self.state: Float32[np.ndarray, "n 8"] = self._read("state.npy")
-        self.action: Float32[np.ndarray, "n 7"] = self._read("action.npy")
-        self.executed: Float32[np.ndarray, "n 7"] = self._read("executed.npy")
+        self.state: Float32[np.ndarray, "n state"] = self._read("state.npy")
+        self.action: Float32[np.ndarray, "n action"] = self._read("action.npy")
+        self.executed: Float32[np.ndarray, "n action"] = self._read("executed.npy")
         self.frames: Rows = open_array(self.folder, self.manifest, "frames.npy")
         self.frame_step: Int32[np.ndarray, "f"] = self._read("frame_step.npy")
-        self.action_chunk: Float32[np.ndarray, "f label_steps 7"] | None = self._read_optional("action_chunk.npy")
+        self.action_chunk: Float32[np.ndarray, "f label_steps action"] | None = self._read_optional("action_chunk.npy")
         self.injected: Bool[np.ndarray, "n"] | None = self._read_optional("injected.npy")
         self._require_shapes(content.episodes, where)
 
@@ -304,9 +312,9 @@ class TrainingStore:
             step, frame = step + entry.length, frame + entry.num_frames
         size = self.spec.image_size
         expected = {
-            "state.npy": (self.state, (step, STATE_DIM)),
-            "action.npy": (self.action, (step, ACTION_DIM)),
-            "executed.npy": (self.executed, (step, ACTION_DIM)),
+            "state.npy": (self.state, (step, self.spec.state_dim)),
+            "action.npy": (self.action, (step, self.action_spec.dim)),
+            "executed.npy": (self.executed, (step, self.action_spec.dim)),
             "frame_step.npy": (self.frame_step, (frame,)),
             "frames.npy": (self.frames, (frame, len(self.spec.cameras), size, size, 3)),
         }

@@ -1,13 +1,15 @@
-"""Which frames and control steps belong to a sample: pure index arithmetic, shared by export, training and rollout.
+"""The frames and control steps of a sample: index arithmetic, shared by export, training and rollout.
 
-Everything is vectorised over leading axes and never leaves the episode: history is clamped to the episode's
-first frame (the first frame repeats, as it does at the start of a rollout), the future and the action chunk
-end in a mask. Frame indices and row indices are those of the store.
+Everything is vectorised over leading axes and stays within the episode. History is clamped to the episode's first
+frame (the first frame repeats, as it does at the start of a rollout); the future and the action chunk end in a mask.
+Frame indices and row indices are those of the store.
 """
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy.typing import ArrayLike
+
+from wmjax.core.specs import ActionSpec
 
 
 def history_indices(frame: ArrayLike, start: ArrayLike, history: int) -> Int[np.ndarray, "*batch history"]:
@@ -50,14 +52,19 @@ def chunk_indices(
     return future_indices(np.asarray(row) - 1, end, chunk)
 
 
-def pad_actions(actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Replaces actions past the episode's end by "stay": zero motion, the last gripper command kept.
+def pad_actions(actions: np.ndarray, mask: np.ndarray, spec: ActionSpec) -> np.ndarray:
+    """Replaces actions past the episode's end by "stay": the robot holds still, the last gripper commands are kept.
+
+    Where no action of itself holds still (joint positions), the last action is repeated.
 
     Args:
-        actions: ``[*batch, chunk, 7]``, gathered with the clamped indices of :func:`chunk_indices`.
+        actions: raw, ``[*batch, chunk, dim]``, gathered with the clamped indices of :func:`chunk_indices`.
         mask: ``[*batch, chunk]``.
+        spec: of the actions.
 
     """
-    padded = actions.copy()
-    padded[..., :-1] *= mask[..., None]
-    return padded
+    if not spec.hold:
+        return actions
+    hold = np.array(spec.hold, actions.dtype)
+    stay = np.where(np.isin(np.arange(spec.dim), spec.grippers), actions, hold)
+    return np.where(mask[..., None], actions, stay)

@@ -1,4 +1,4 @@
-"""Actions: R² where it can be read off, and the mean squared errors that fooled the predecessor beside the model's.
+"""Action errors: R² per dimension and step, and mean squared errors beside those of predictors without an observation.
 
 All numbers are in raw units, of the clipped actions that a rollout would execute, over the steps that exist.
 """
@@ -8,11 +8,11 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
+from wmjax.core.specs import ActionSpec
+from wmjax.data.statistics import closing
 from wmjax.diagnostics.samples import ActionWindows
 from wmjax.diagnostics.text_table import text_table
 from wmjax.trainer.metrics import NO_VARIANCE, r2_over_steps
-
-DIMENSIONS = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,10 @@ class ActionSection:
             ``constant`` is the split's mean action (its R² is 0 by definition); ``perfect gripper, constant arm``
             is what looked like learning in the predecessor.
         gripper: share of right commands over all steps, and over the steps near a change of the command; for the
-            model, for repeating the last executed command, and for always giving the commoner one.
+            model, for repeating the last executed command, and for always giving the commoner one. Of all grippers
+            together; empty without one.
         steps: chunk steps scored, and how many of them are near a change.
+        names: of the dimensions.
 
     """
 
@@ -42,6 +44,7 @@ class ActionSection:
     mse: dict[str, tuple[float, float, float]]
     gripper: dict[str, tuple[float, float]]
     steps: tuple[int, int]
+    names: tuple[str, ...]
 
     def table(self) -> str:
         """A plain-text report."""
@@ -51,7 +54,7 @@ class ActionSection:
         grippers = [(name, *values) for name, values in self.gripper.items()]
         return "\n".join(
             (
-                text_table(("R2 (0: constant predictor)", *DIMENSIONS, "arm"), rows),
+                text_table(("R2 (0: constant predictor)", *self.names, "arm"), rows),
                 "",
                 text_table(("MSE, raw units", "all", "arm", "gripper"), errors),
                 "",
@@ -77,48 +80,56 @@ def action_section(
     predicted: Float[np.ndarray, "n chunk dim"], windows: ActionWindows, tasks: dict[int, str]
 ) -> ActionSection:
     """Scores raw predicted chunks; ``tasks`` names the tasks."""
-    actual, mask = windows.action, windows.mask
+    actual, mask, spec = windows.action, windows.mask, windows.spec
+    arm = list(spec.arm)
     of_task = {name: mask & (windows.task == i)[:, None] for i, name in tasks.items() if (windows.task == i).any()}
     of_step = {f"step {i}": mask & (np.arange(mask.shape[1]) == i) for i in range(mask.shape[1])}
     parts = of_step | {"all": mask} | of_task
-    deviation = actual[mask].std(0, dtype=np.float64)[:-1]
+    deviation = actual[mask].std(0, dtype=np.float64)[arm]
     return ActionSection(
         r2=np.stack([r2_over_steps(predicted, actual, part) for part in of_step.values()]),
         r2_all=r2_over_steps(predicted, actual, mask),
         r2_task={name: r2_over_steps(predicted, actual, part) for name, part in of_task.items()},
-        r2_arm={name: pooled_r2(predicted[p][:, :-1], actual[p][:, :-1], deviation) for name, p in parts.items()},
-        mse=reference_errors(predicted[mask], actual[mask]),
-        gripper=gripper_accuracies(predicted[..., -1] > 0.0, windows),
-        steps=(int(mask.sum()), int(windows.near_change.sum())),
+        r2_arm={name: pooled_r2(predicted[p][:, arm], actual[p][:, arm], deviation) for name, p in parts.items()},
+        mse=reference_errors(predicted[mask], actual[mask], spec),
+        gripper=gripper_accuracies(closing(predicted, spec), windows),
+        steps=(int(mask.sum()), int(windows.near_change.any(-1).sum())),
+        names=spec.names,
     )
 
 
 def reference_errors(
-    predicted: Float[np.ndarray, "steps dim"], actual: Float[np.ndarray, "steps dim"]
+    predicted: Float[np.ndarray, "steps dim"], actual: Float[np.ndarray, "steps dim"], spec: ActionSpec
 ) -> dict[str, tuple[float, float, float]]:
     """Mean squared errors (all, arm, gripper) of the model and of the two predictors that need no observation."""
     constant = np.broadcast_to(actual.mean(0, dtype=np.float64), actual.shape)
-    cheat = np.concatenate([constant[:, :-1], actual[:, -1:]], axis=1)
+    cheat = np.where(np.isin(np.arange(spec.dim), spec.grippers), actual, constant)
     guesses = {"model": predicted, "constant": constant, "perfect gripper, constant arm": cheat}
-    return {name: _mse(guess, actual) for name, guess in guesses.items()}
+    return {name: _mse(guess, actual, spec) for name, guess in guesses.items()}
 
 
-def _mse(guess: np.ndarray, actual: np.ndarray) -> tuple[float, float, float]:
+def _mse(guess: np.ndarray, actual: np.ndarray, spec: ActionSpec) -> tuple[float, float, float]:
     error = np.square(guess.astype(np.float64) - actual)
-    return float(error.mean()), float(error[:, :-1].mean()), float(error[:, -1].mean())
+    parts = (error[:, list(indices)] for indices in (spec.arm, spec.grippers))
+    return float(error.mean()), *(float(part.mean()) if part.size else float("nan") for part in parts)  # type: ignore[return-value]
 
 
-def gripper_accuracies(closing: Bool[np.ndarray, "n chunk"], windows: ActionWindows) -> dict[str, tuple[float, float]]:
+def gripper_accuracies(
+    closes: Bool[np.ndarray, "n chunk grippers"], windows: ActionWindows
+) -> dict[str, tuple[float, float]]:
     """Accuracy over all steps and near changes, of the model and of two predictors that cannot see."""
-    truth, mask = windows.action[..., -1] > 0.0, windows.mask
-    held = np.broadcast_to((windows.held > 0.0)[:, None], truth.shape)
-    common = np.full(truth.shape, truth[mask].mean() >= 0.5)
-    guesses = {"model": closing, "repeat the last command": held, "the commoner command": common}
+    if not windows.spec.grippers:
+        return {}
+    truth = closing(windows.action, windows.spec)
+    mask = np.broadcast_to(windows.mask[..., None], truth.shape)
+    held = np.broadcast_to(windows.held[:, None], truth.shape)
+    common = np.broadcast_to(truth[windows.mask].mean(0) >= 0.5, truth.shape)
+    guesses = {"model": closes, "repeat the last command": held, "the commoner command": common}
     return {
         name: (_accuracy(guess == truth, mask), _accuracy(guess == truth, windows.near_change))
         for name, guess in guesses.items()
     }
 
 
-def _accuracy(right: Bool[np.ndarray, "n chunk"], mask: Bool[np.ndarray, "n chunk"]) -> float:
+def _accuracy(right: Bool[np.ndarray, "n chunk grippers"], mask: Bool[np.ndarray, "n chunk grippers"]) -> float:
     return float(right[mask].mean()) if mask.any() else float("nan")

@@ -1,17 +1,16 @@
-"""What the actions depend on: images, instruction, world memory. Chunks are raw actions, not clipped."""
+"""The inputs that the actions depend on: images, instruction, world memory. Chunks are raw actions, not clipped."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from wmjax.data.statistics import MIN_ACTION_SCALE
-from wmjax.diagnostics.actions import DIMENSIONS
+from wmjax.data.statistics import MIN_ACTION_SCALE, clip_action, closing
 from wmjax.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, PLAIN, Condition, Outcome
 from wmjax.diagnostics.samples import ActionWindows
 from wmjax.diagnostics.text_table import text_table
-from wmjax.trainer.metrics import arm_r2, r2_over_steps
+from wmjax.trainer.metrics import mean_r2, r2_over_steps
 
 Chunks = Mapping[str, Float[np.ndarray, "n chunk dim"]]
 """Of each condition, by name."""
@@ -41,13 +40,11 @@ class Effect:
     loss: float
 
 
-HEAD = ("arm change / std", "gripper flips", *DIMENSIONS, "mean arm", "gripper right", "arm loss")
-
-
-def effect_table(first: str, effects: Mapping[str, Effect]) -> str:
-    """One row per condition."""
+def effect_table(first: str, effects: Mapping[str, Effect], names: Sequence[str]) -> str:
+    """One row per condition; ``names`` are those of the dimensions."""
+    head = ("arm change / std", "gripper flips", *names, "mean arm", "gripper right", "arm loss")
     rows = [(n, e.change, e.flips, *e.r2, e.r2_arm, e.gripper, e.loss) for n, e in effects.items()]
-    return text_table((first, *HEAD), rows)
+    return text_table((first, *head), rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +55,17 @@ class InputSection:
         effects: by condition. Of a flow head also another draw of its noise, its own spread for scale, and the mean of
             several draws, whose R² is what to put beside a regression head's (a little below the expectation's).
         alarms: inputs that the policy seems not to use.
+        names: of the action's dimensions.
 
     """
 
     effects: dict[str, Effect]
     alarms: tuple[str, ...]
+    names: tuple[str, ...]
 
     def table(self) -> str:
         """A plain-text report."""
-        return "\n".join([effect_table("replaced", self.effects), *self.alarms])
+        return "\n".join([effect_table("replaced", self.effects, self.names), *self.alarms])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +80,7 @@ class MemorySection:
             what is left is instruction and state. Within a task memories at one step are much alike: a small effect
             of ``shuffled_in_task`` does not say that the memory is not used.
         alarms: whether the policy seems not to use its memory.
+        names: of the action's dimensions.
 
     """
 
@@ -88,11 +88,12 @@ class MemorySection:
     ratio: float
     effects: dict[str, Effect]
     alarms: tuple[str, ...]
+    names: tuple[str, ...]
 
     def table(self) -> str:
         """A plain-text report."""
         gate = f"|gate| {self.gate:.4f}, injected / hidden {self.ratio:.4f}"
-        return "\n".join([effect_table("memory", self.effects), gate, *self.alarms])
+        return "\n".join([effect_table("memory", self.effects, self.names), gate, *self.alarms])
 
 
 def input_section(
@@ -100,7 +101,8 @@ def input_section(
 ) -> InputSection:
     """Scores the plain pass and every replaced input."""
     effects = _effects(conditions, chunks, windows, outcome)
-    return InputSection(effects, unused(effects, {c.name for c in conditions} - {ANOTHER_DRAW, MEAN_DRAW}))
+    alarms = unused(effects, {c.name for c in conditions} - {ANOTHER_DRAW, MEAN_DRAW})
+    return InputSection(effects, alarms, windows.spec.names)
 
 
 def memory_section(
@@ -109,7 +111,7 @@ def memory_section(
     """Scores the plain pass and every corruption of the memory."""
     effects = _effects(conditions, chunks, windows, outcome)
     gate, ratio = (float(outcome.memory[f"memory/{name}"].mean()) for name in ("gate", "ratio"))
-    return MemorySection(gate, ratio, effects, unused(effects, {"shuffled", "closed"}))
+    return MemorySection(gate, ratio, effects, unused(effects, {"shuffled", "closed"}), windows.spec.names)
 
 
 def unused(effects: Mapping[str, Effect], names: set[str]) -> tuple[str, ...]:
@@ -141,15 +143,16 @@ def effect_of(
     The change over the standard deviation is the same in raw and in normalised units.
     """
     mask: Bool[np.ndarray, "n chunk"] = windows.mask
+    spec, arm = windows.spec, list(windows.spec.arm)
     deviation = np.maximum(windows.action[mask].std(0, dtype=np.float64), MIN_ACTION_SCALE)
-    change = (np.abs(chunk - plain)[mask] / deviation)[:, :-1]
-    closing, before, right = (values[mask][:, -1] > 0.0 for values in (chunk, plain, windows.action))
-    r2 = r2_over_steps(np.clip(chunk, -1.0, 1.0), windows.action, mask)
+    change = (np.abs(chunk - plain)[mask] / deviation)[:, arm]
+    closes, before, right = (closing(values[mask], spec) for values in (chunk, plain, windows.action))
+    r2 = r2_over_steps(clip_action(chunk, spec), windows.action, mask)
     return Effect(
         change=float(change.mean()),
-        flips=float((closing != before).mean()),
+        flips=float((closes != before).mean()) if spec.grippers else float("nan"),
         r2=r2,
-        r2_arm=arm_r2(r2),
-        gripper=float((closing == right).mean()),
+        r2_arm=mean_r2(r2[arm]),
+        gripper=float((closes == right).mean()) if spec.grippers else float("nan"),
         loss=loss,
     )

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wmjax.data.statistics import denormalise_action, normalise_action
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import input_section, memory_section
 from wmjax.diagnostics.flow_bounds import flow_section
 from wmjax.diagnostics.gradients import gradient_section
 from wmjax.diagnostics.imagined_frames import Bank, Imagined, imagination_section, imagine
-from wmjax.diagnostics.latent_probes import probe_section
+from wmjax.diagnostics.latent_probes import Quantity, probe_section
 from wmjax.diagnostics.passes import (
     PLAIN,
     Network,
@@ -80,12 +80,12 @@ def diagnose(
     config = model.config
     looks, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
     outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
-    log.info("%d samples of the %s split seen under %d conditions", len(outcome.frames), split, len(outcome.chunks))
+    log.info("scored %d samples of the %s split under %d conditions", len(outcome.frames), split, len(outcome.chunks))
     windows = action_windows(inputs, outcome.frames)
     chunks = {name: np.asarray(denormalise_action(c, inputs.action_spec)) for name, c in outcome.chunks.items()}
     names = {index: task.instruction for index, task in enumerate(inputs.store.tasks)}
     sections: dict[str, Section] = {
-        "actions": action_section(np.clip(chunks[PLAIN], -1.0, 1.0), windows, names),
+        "actions": action_section(clip_action(chunks[PLAIN], windows.spec), windows, names),
         "flow": _flow(config, inputs, outcome, windows),
         "gradients": _gradients(model, inputs, seed, trainable),
         "inputs": input_section(chunks, looks, windows, outcome),
@@ -106,11 +106,12 @@ def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWi
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = action_windows(inputs, frames)
     # A gripper that flows with the arm tells about it: the references must know as much as the head.
-    arm, regressed = config.action_dim - 1, config.head.gripper == "regress"
+    arm = config.action_dim - config.grippers
+    regressed = config.grippers if config.head.gripper == "regress" else 0
     test_chunks, train_chunks = (_complete(w, inputs, arm + regressed) for w in (windows, train))
     episodes = inputs.store.frame_episode[frames][train.mask.all(1)]
     losses = outcome.head[PLAIN]
-    loss = np.average([losses["action/arm"], losses["action/gripper"]], weights=[arm, 1 if regressed else 0])
+    loss = np.average([losses["action/arm"], losses.get("action/gripper", 0.0)], weights=[arm, regressed])
     return flow_section(float(loss), test_chunks, train_chunks, episodes, config.head.time_beta)
 
 
@@ -122,7 +123,7 @@ def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> S
 
 
 def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
-    """Complete chunks as the flow head sees them, ``[n, chunk * dim]``."""
+    """Complete chunks in the flow head's units, ``[n, chunk * dim]``."""
     action = windows.action[windows.mask.all(1)]
     return np.asarray(normalise_action(action, inputs.action_spec))[..., :dim].reshape(len(action), -1)
 
@@ -139,18 +140,33 @@ def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
     world = world_section(outcome.prediction, test, train, note)
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()
-    # The references' windows hold latents only: a Prophet that is told more cannot be run on them.
+    # The references' windows hold latents only: a Prophet with other inputs cannot be run on them.
     reads_latents = model.config.memory.input == "latents" and not model.config.prophet.condition
     own = predict(model.world, fitted.history) if reads_latents else None
     tasks = np.array([episode["task"] for episode in inputs.store.episodes])
     bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])
+    spec = inputs.store.spec
     sections: dict[str, Section] = {
         "world": world,
-        "probe": probe_section(outcome.prediction, test, fitted, own),
-        "rotation_probe": probe_section(outcome.prediction, test, fitted, own, "rotation"),
+        "probe": _pose_probe(spec.position, "position", outcome.prediction, test, fitted, own),
+        "rotation_probe": _pose_probe(spec.orientation, "rotation", outcome.prediction, test, fitted, own),
         "imagination": imagination_section(outcome.prediction, test, tasks[test.episode], bank),
     }
     return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))
+
+
+def _pose_probe(
+    contained: tuple[int, ...],
+    quantity: Quantity,
+    prediction: np.ndarray,
+    test: LatentWindows,
+    fitted: LatentWindows,
+    own: np.ndarray | None,
+) -> Section:
+    """The probe of a part of the end effector's pose, if the state contains it."""
+    if not contained:
+        return Skipped(f"the state names no {quantity} of the end effector")
+    return probe_section(prediction, test, fitted, own, quantity)
 
 
 def predict(world: WorldMemory, history: np.ndarray) -> np.ndarray:
@@ -173,11 +189,11 @@ def padded(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _prophet_of(config: VLAConfig) -> tuple[str, str]:
-    """Why there is no world model to score (or nothing), and what to know about the one there is (or nothing)."""
+    """The reason why there is no world model to score, and a note about the one there is; each may be empty."""
     memory = config.memory
     missing = {
         "none": "this variant has no world memory",
-        "constant": "this variant's Prophet sees a constant: it is capacity, not a prediction",
+        "constant": "this variant's Prophet has a constant as input: it is capacity, not a prediction",
         "copy": "this variant has no Prophet: its memory is z(t), repeated",
     }
     if memory.input in missing:
@@ -193,4 +209,4 @@ def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
 
 def _fit(world: WorldMemory) -> Any:
     """The latents in the shape that the Prophet predicts, frame by frame."""
-    return lambda latents: np.asarray(world.fit(jnp.asarray(latents)))
+    return lambda latents: np.asarray(world.prophet_latents(jnp.asarray(latents)))

@@ -1,4 +1,4 @@
-"""What the references are made from: latents, positions and actions of chosen frames, straight from the stores.
+"""The samples that the references are computed from: latents, positions and actions of chosen frames of the stores.
 
 Latents are those of the unshifted view, in the units and the shape that the Prophet predicts.
 """
@@ -10,19 +10,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
+from wmjax.core.specs import ActionSpec
 from wmjax.data.labels import chunk_labels, undisturbed_future
 from wmjax.data.latents import LatentStore
-from wmjax.data.statistics import normalise_latents
+from wmjax.data.statistics import closing, normalise_latents
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import chunk_indices, future_indices, history_indices
 from wmjax.trainer.config import Inputs
 
 Fit = Callable[[np.ndarray], np.ndarray]
-"""Normalised latents ``[n, frames, tokens, dim]`` as the Prophet sees them: pooled and layer-normed if it does so."""
+"""Normalised latents ``[n, frames, tokens, dim]`` in the Prophet's shape: pooled and layer-normed if it does so."""
 
 
 class Place(NamedTuple):
-    """Where frames lie: their rows of the columns, and the bounds of their episodes in frames and in rows."""
+    """The places of frames: their rows of the columns, and the bounds of their episodes in frames and in rows."""
 
     row: Int[np.ndarray, "n"]
     first_frame: Int[np.ndarray, "n"]
@@ -60,14 +61,15 @@ class LatentWindows:
     """History up to now and future of frames; ``mask`` says which future frames exist and could be foreseen.
 
     ``position`` is the end effector's (m) now and at the future frames, ``rotation`` the first two columns of its
-    rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from.
+    rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from. A
+    pose that the state does not contain has no values.
     """
 
     history: Float32[np.ndarray, "n history tokens dim"]
     future: Float32[np.ndarray, "n future tokens dim"]
     mask: Bool[np.ndarray, "n future"]
-    position: Float32[np.ndarray, "n 1+future 3"]
-    rotation: Float32[np.ndarray, "n 1+future 6"]
+    position: Float32[np.ndarray, "n 1+future xyz"]
+    rotation: Float32[np.ndarray, "n 1+future columns"]
     episode: Int[np.ndarray, "n"]
 
     @property
@@ -84,8 +86,13 @@ class LatentWindows:
         return self.take(np.flatnonzero(self.mask.all(1)))
 
 
-def rotation_columns(vector: Float32[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 6"]:
-    """The first two columns of the matrix of a rotation vector (axis times angle, rad), by Rodrigues' formula."""
+def rotation_columns(vector: Float32[np.ndarray, "*shape xyz"]) -> Float32[np.ndarray, "*shape columns"]:
+    """The first two columns of the matrix of a rotation vector (axis times angle, rad), by Rodrigues' formula.
+
+    Nothing becomes nothing: a state without an orientation.
+    """
+    if not vector.shape[-1]:
+        return vector
     angle = np.linalg.norm(vector, axis=-1)[..., None, None].astype(np.float64)
     axis = vector[..., None, :] / np.maximum(angle, 1e-12)
     cross = np.cross(np.eye(3), axis)  # the matrix that multiplies by the axis
@@ -115,24 +122,25 @@ def latent_windows(
         history=fit(normalise_latents(table[0, past], latents.spec)),
         future=fit(normalise_latents(table[0, ahead], latents.spec)),
         mask=mask & undisturbed_future(store, frames, ahead),
-        position=store.state[rows][..., :3],
-        rotation=rotation_columns(store.state[rows][..., 3:6]),
+        position=store.state[rows][..., list(store.spec.position)],
+        rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),
         episode=store.frame_episode[frames],
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionWindows:
-    """The expert's chunks of frames, raw.
+    """The expert's chunks of frames, raw, as ``spec`` describes them.
 
-    ``near_change`` marks chunk steps close to a change of the gripper command, ``held`` is the command executed
-    just before each frame: what a policy that never changes its mind would repeat.
+    ``near_change`` marks chunk steps close to a change of each gripper's command, ``held`` says whether the command
+    executed just before each frame closes it: what a policy that never changes its mind would repeat.
     """
 
-    action: Float32[np.ndarray, "n chunk 7"]
+    action: Float32[np.ndarray, "n chunk action"]
     mask: Bool[np.ndarray, "n chunk"]
-    near_change: Bool[np.ndarray, "n chunk"]
-    held: Float32[np.ndarray, "n"]
+    near_change: Bool[np.ndarray, "n chunk grippers"]
+    held: Bool[np.ndarray, "n grippers"]
+    spec: ActionSpec
     task: Int[np.ndarray, "n"]
 
 
@@ -141,23 +149,25 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2
     store, where = inputs.store, place(inputs.store, frames)
     rows, inside = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)
     action, mask = chunk_labels(store, frames, inputs.loader.chunk, inputs.loader.delay)
-    closed = store.action[:, -1] > 0.0
+    closed = closing(store.action, store.action_spec)
     lengths = [episode["length"] for episode in store.episodes]
     near = np.concatenate([near_change(part, within) for part in np.split(closed, np.cumsum(lengths)[:-1])])
-    # Before an episode's first step the settling steps command "open" (-1).
-    held = np.where(where.row > where.first_row, np.where(closed[where.row - 1], 1.0, -1.0), -1.0)
+    # Before an episode's first step every gripper is taken to be open, as LIBERO's settling steps command.
+    held = closed[where.row - 1] & (where.row > where.first_row)[:, None]
     tasks = np.array([episode["task"] for episode in store.episodes])
     return ActionWindows(
         action=action,
         mask=mask,
-        near_change=near[rows] & inside,
-        held=held.astype(np.float32),
+        near_change=near[rows] & inside[..., None],
+        held=held,
+        spec=store.action_spec,
         task=tasks[store.frame_episode[frames]],
     )
 
 
-def near_change(closed: Bool[np.ndarray, "steps"], within: int = 2) -> Bool[np.ndarray, "steps"]:
-    """Which steps of one episode are at most ``within`` from the first step of a new command."""
-    changes = np.flatnonzero(closed[1:] != closed[:-1]) + 1
-    distance = np.abs(np.arange(len(closed))[:, None] - changes[None])
-    return (distance <= within).any(axis=1)
+def near_change(closed: Bool[np.ndarray, "steps grippers"], within: int = 2) -> Bool[np.ndarray, "steps grippers"]:
+    """True for an episode's steps at most ``within`` from the first step of a new command, for each gripper."""
+    near = np.zeros_like(closed)
+    for before, gripper in np.argwhere(closed[1:] != closed[:-1]):
+        near[max(0, before + 1 - within) : before + within + 2, gripper] = True
+    return near

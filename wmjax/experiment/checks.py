@@ -1,6 +1,6 @@
-"""Settings that contradict each other, found before anything is recorded, encoded or trained.
+"""Checks for settings that contradict each other, before anything is recorded, encoded or trained.
 
-Each of them would otherwise be refused where it hurts: after the recording, or after the whole training.
+Without them each contradiction would appear only later: after the recording, or after the whole training.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
-from wmjax.rollout.protocol import TASKS, Protocol, load_protocol
-from wmjax.sim.libero import task_instructions
+from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.sim.libero import SUITES, task_instructions
 
 
 def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
@@ -63,9 +63,8 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
     tasks: tuple[int, ...] | None = data.tasks
     if data.path:
         # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
-        own = (
-            {t.task_id for t in store.tasks if t.suite in TASKS and protocol.suite.startswith(t.suite)} if store else {}
-        )
+        known, recorded = protocol.environment.suites, store.tasks if store else ()
+        own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
         tasks = tuple(sorted(own)) or None
     return load_protocol(settings.protocol, tasks=tasks, episodes_per_task=settings.episodes_per_task)
 
@@ -86,7 +85,7 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Something to validate on: at least one episode of a task that has another one to train on."""
+    """Requires at least one episode to validate on, of a task that has another one to train on."""
     fraction, data = experiment.train.validation_fraction, experiment.data
     if not data.path and data.episodes_per_task < 2:
         raise UserError(
@@ -104,11 +103,11 @@ def _require_tasks(experiment: Experiment) -> None:
     data = experiment.data
     if data.path:
         return
-    if data.suite not in TASKS:
-        raise unknown_name("data.suite", data.suite, TASKS)
-    if not data.tasks or len(set(data.tasks)) != len(data.tasks) or max(data.tasks) >= TASKS[data.suite]:
+    if data.suite not in SUITES:
+        raise unknown_name("data.suite", data.suite, SUITES)
+    if not data.tasks or len(set(data.tasks)) != len(data.tasks) or max(data.tasks) >= SUITES[data.suite]:
         raise UserError(
-            f"data.tasks is {list(data.tasks)}; name tasks of {data.suite}, 0..{TASKS[data.suite] - 1}, and each once"
+            f"data.tasks is {list(data.tasks)}; name tasks of {data.suite}, 0..{SUITES[data.suite] - 1}, and each once"
         )
 
 
@@ -128,7 +127,7 @@ def _require_prompts(experiment: Experiment, store: TrainingStore | None) -> Non
 
 
 def _require_precision(experiment: Experiment) -> None:
-    """What trains is float32: bfloat16 weights lie further apart than most of AdamW's updates are long."""
+    """Trained weights must be float32: the spacing of bfloat16 values exceeds most of AdamW's updates."""
     dtype = experiment.model.backbone.param_dtype
     if experiment.train.trainable == "all" and dtype != "float32":
         raise UserError(
@@ -138,7 +137,7 @@ def _require_precision(experiment: Experiment) -> None:
 
 
 def _require_latents(experiment: Experiment) -> None:
-    """The Prophet is built for what the encoder leaves of a frame, as far as that is known without a download."""
+    """Requires a Prophet of the encoder's tokens and channels, as far as they are known without a download."""
     encoder, prophet = experiment.encoder, experiment.model.prophet
     if not experiment.model.memory.reads_latents:
         return
@@ -156,7 +155,7 @@ def _require_latents(experiment: Experiment) -> None:
 
 
 def _require_trained_prophet(experiment: Experiment) -> None:
-    """A Prophet that neither loss reaches would stay what it is at the start."""
+    """Requires a loss that trains the Prophet."""
     memory = experiment.model.memory
     if memory.has_prophet and not memory.world_loss and not (memory.inject and memory.action_gradient):
         missing = "action_gradient" if memory.inject else "inject"
@@ -167,7 +166,7 @@ def _require_trained_prophet(experiment: Experiment) -> None:
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:
-    """The memory, or what the Prophet is trained to predict, reaches as far as the actions, also after a delay."""
+    """Requires a memory, or a prediction target, that reaches to the end of the actions, also after a delay."""
     model, delay = experiment.model, experiment.train.delay
     if not (stride and (model.memory.inject or model.memory.world_loss)):
         return
@@ -181,7 +180,7 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
 
 
 def _require_protocol(experiment: Experiment, protocol: Protocol, stride: int | None) -> None:
-    """What the closed loop would refuse. A delay takes nothing of the chunk: its first action waits for it."""
+    """Refuses what the closed loop would refuse. A delay does not shorten the chunk: its first action waits."""
     for reason in _misfits(experiment, protocol, stride):
         raise UserError(f"evaluation.protocol {protocol.name}: {reason}, or choose another protocol")
 

@@ -25,6 +25,7 @@ from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.encoders.vjepa2.files import PUBLISHED
+from wmjax.experiment.dimensions import with_dimensions
 from wmjax.models.backbones.base import BackboneConfig
 from wmjax.models.heads.base import HeadConfig
 from wmjax.models.parameters import RANDOM
@@ -32,6 +33,7 @@ from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
 from wmjax.sim.episode import START_NOISE
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
@@ -39,7 +41,7 @@ from wmjax.trainer.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Settings, section="data"):
-    """What is trained on: demonstrations recorded here, or the training store at ``path``."""
+    """The training data: demonstrations recorded here, or the training store at ``path``."""
 
     path: str = ""
     suite: str = "libero_spatial"
@@ -47,7 +49,7 @@ class DataConfig(Settings, section="data"):
     episodes_per_task: Annotated[int, Range(1, 100_000)] = 24
     workers: Depth = 2
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
-    observation: ObservationSpec = field(default_factory=ObservationSpec)
+    observation: ObservationSpec = OBSERVATION_SPEC
 
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
@@ -153,7 +155,7 @@ KINDS: dict[str, Any] = {
 """What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
-"""Which files of other axes a file may choose where the command line does not."""
+"""The other axes whose file a file may choose where the command line does not."""
 
 
 def owner(setting: str) -> str:
@@ -211,14 +213,25 @@ def load(
     data_values = read_axis("data", dataset)
     # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
-    values: dict[str, Any] = merge(KINDS, {"evaluation": protocol})
+    recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
+    values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
     for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
         values = merge(values, layer)
     values = _expand_preset(values)
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
-    return _anchor(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
+    return _anchor(
+        _with_dimensions(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
+    )
+
+
+def _with_dimensions(experiment: Experiment) -> Experiment:
+    """The experiment with the sizes of what it records; those of a given store are known once that is opened."""
+    if experiment.data.path:
+        return experiment
+    model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
+    return dataclasses.replace(experiment, model=model)
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
+from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec
 from wmjax.models.backbones.base import BACKBONES
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
@@ -26,7 +27,7 @@ from wmjax.trainer.sharding import make_mesh, require_divisible
 
 @dataclasses.dataclass(frozen=True)
 class StartingWeights:
-    """Where a backbone's published weights lie, and their hash; both None if it starts from random values."""
+    """The folder of a backbone's published weights, and their hash; both None if it starts from random values."""
 
     folder: Path | None = None
     hash: str | None = None
@@ -55,12 +56,12 @@ class RunPlan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What ``config.json`` holds: the resolved settings, and the identities of data and weights."""
+        """The contents of ``config.json``: the resolved settings, and the identities of data and weights."""
         identities = {"data_identity": self.experiment.data.identity(), "backbone_hash": self.weights.hash}
         return json.loads(json.dumps({**to_dict(self.experiment), **identities}))
 
     def evaluation_folder(self, checkpoint: Path) -> Path:
-        """Where the evaluation of a checkpoint leaves its results."""
+        """The results folder of a checkpoint's evaluation."""
         assert self.protocol is not None
         published = load_protocol(self.experiment.evaluation.protocol)
         return protocol_folder(checkpoints.evaluations(checkpoint), self.protocol, published)
@@ -79,6 +80,8 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
 
     """
     store = given_store(experiment)
+    if store is not None:
+        experiment = dataclasses.replace(experiment, model=of_store(experiment.model, store))
     require_fit(experiment, store, evaluates=evaluates)
     distributed.join()
     require_devices()

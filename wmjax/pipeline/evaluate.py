@@ -1,4 +1,4 @@
-"""An evaluation from start to verdict: episodes, results on disk, table, provenance."""
+"""An evaluation: it runs the episodes, writes the results and the table, and records where they come from."""
 
 import dataclasses
 import json
@@ -23,7 +23,6 @@ from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records
 from wmjax.rollout.runner import Runner, video_name
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.libero import simulator_version
 from wmjax.sim.pool import Pool
 from wmjax.sim.worker import WorkerSettings
 
@@ -42,7 +41,6 @@ def evaluate(
     records: Path | None = None,
     album: Album | None = None,
     shard: Shard = WHOLE,
-    env_factory: str = "wmjax.sim.env:LiberoEnv",
     timeout: float = 120.0,
 ) -> Summary:
     """Runs what is left of an evaluation and returns the verdict on all of it.
@@ -59,7 +57,6 @@ def evaluate(
         album: shows in the videos what was imagined in training frames.
         shard: which part of how many to run here, see :mod:`wmjax.rollout.evaluation_shards`; the verdict is then on
             what all shards have finished so far.
-        env_factory: ``"module:attribute"`` of the environment.
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
 
     Raises:
@@ -67,8 +64,14 @@ def evaluate(
 
     """
     out, header = Path(out), dict(header or {})
-    spec = actor.observation_spec
-    everything = {"actor": actor.name, "protocol": dataclasses.asdict(protocol), "observation": to_dict(spec), **header}
+    spec, environment = actor.observation_spec, protocol.environment
+    everything = {
+        "actor": actor.name,
+        "protocol": dataclasses.asdict(protocol),
+        "observation": to_dict(spec),
+        "action": to_dict(environment.action_spec),
+        **header,
+    }
     results = Results(shard_folder(out, shard), everything)
     wanted = protocol.episodes() if episodes is None else list(episodes)
     finished = gather(out, results.header)
@@ -76,15 +79,15 @@ def evaluate(
     log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
         started = time.monotonic()
-        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, album)
+        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
         keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
         frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
-        settings = WorkerSettings(spec, frames, env_factory)
+        settings = WorkerSettings(spec, frames, protocol.env)
         with Pool(settings, min(workers, len(left)), timeout) as pool:
             runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
             runner.run(left)
         seconds = time.monotonic() - started
-        _save(results, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})
+        _save(results, protocol, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})
         finished = gather(out, results.header)
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:
@@ -116,7 +119,7 @@ def _conclude(
         if results.finished != set(finished):
             merge(results, finished, wanted)
         if not _is_current(out / "summary.json", results):
-            _save(results, _speed_of_shards(out) if sharded else {})
+            _save(results, protocol, _speed_of_shards(out) if sharded else {})
         if protocol.init == "benchmark":
             keep_record(records, protocol.name, _read_summary(out / "summary.json"))
         log.info("report: %s", write_report(out))
@@ -134,7 +137,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _speed_of_shards(out: Path) -> dict[str, float]:
-    """As if all that ran had run side by side; a shard that was killed left no numbers."""
+    """The numbers of all shards as if they had run side by side; a killed shard has none."""
     files = [out / "summary.json", *out.glob("shards/*-of-*/summary.json")]
     written = [_read_summary(path) for path in files if path.is_file()]
     parts = [part for part in written if "shards" not in part]  # that one is the summary of all
@@ -145,11 +148,11 @@ def _speed_of_shards(out: Path) -> dict[str, float]:
     }
 
 
-def _save(results: Results, speed: Mapping[str, float]) -> None:
+def _save(results: Results, protocol: Protocol, speed: Mapping[str, float]) -> None:
     """Writes ``summary.json``; ``speed`` says how long it took and how fast that was, if that is known."""
     content = {
         **provenance(),
-        "simulator": simulator_version(),
+        "simulator": protocol.environment.simulator(),
         "header": results.header,
         **{name: round(value, 2) for name, value in speed.items()},
         **summarize(results.records).as_dict(),

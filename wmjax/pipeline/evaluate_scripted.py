@@ -40,7 +40,8 @@ def evaluate_scripted(
 
     """
     if name != "replay":
-        scripted = (actors.Expert(), actors.Noop(), actors.Random(protocol.seed))
+        seen = protocol.environment.observation_spec
+        scripted = (actors.Expert(seen), actors.Noop(seen), actors.Random(seen, protocol.seed))
         chosen = next(actor for actor in scripted if actor.name == name)
         return evaluate(chosen, protocol, out, workers, videos, shard=shard)
     if data is None:

@@ -15,9 +15,8 @@ from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors
 from wmjax.core.paths import cache_root
-from wmjax.core.specs import ObservationSpec
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.libero import simulator_version
+from wmjax.sim.libero import OBSERVATION_SPEC, simulator_version
 from wmjax.sim.pool import Fault, Pool
 from wmjax.sim.worker import Reset, WorkerSettings
 
@@ -27,7 +26,7 @@ EPISODE = EpisodeId("libero_spatial", 2, "random", 0)
 FRAME_TOLERANCE = 2.0
 """Mean absolute difference, of 255, that GL drivers may cause. MuJoCo 3.17 differs by more than ten."""
 DISK_GB = 3.0
-"""What the default run needs: demonstrations, latents, checkpoints, videos, compiled programs."""
+"""The space of the default run: demonstrations, latents, checkpoints, videos, compiled programs."""
 
 Status = Literal["ok", "note", "FAIL"]
 
@@ -52,7 +51,7 @@ def render_first_frame(episode: EpisodeId = EPISODE) -> UInt8[np.ndarray, "heigh
         UserError: the simulator or OpenGL does not start.
 
     """
-    with Pool(WorkerSettings(ObservationSpec(), frames=1), workers=1) as pool:
+    with Pool(WorkerSettings(OBSERVATION_SPEC, frames=1), workers=1) as pool:
         pool.send(0, Reset(episode))
         (_, event) = pool.wait()[0]
         if isinstance(event, Fault):
@@ -103,7 +102,7 @@ def check_disk() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Whether the optional PyTorch side is there (found, not imported: two frameworks would share the GPU)."""
+    """Whether PyTorch is installed (it is not imported, because two frameworks would share the GPU)."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if not missing:
         return Finding("ok", "torch and transformers: installed")

@@ -1,6 +1,7 @@
 """The stages of a training run, in order: plan, demonstrations, latents, training, closed loop, verdict."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import load, to_dict
+from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.dry_run import describe
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
@@ -27,7 +29,6 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import encode
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
-from wmjax.sim.libero import require_simulator
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
 
@@ -75,8 +76,9 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     require_saved(plan.folder, plan.settings)
     # 2. Demonstrations.
     store = plan.store or distributed.first(lambda: demonstrations(experiment))
-    if evaluates:  # demonstrations of another simulator would be refused there, after the training
-        distributed.alone(lambda: require_simulator(store.spec))
+    if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
+        environment = plan.protocol.environment
+        distributed.alone(lambda: environment.simulator(store.spec))
     # 3. Latents.
     latents = distributed.first(lambda: encode(experiment, store, plan.latent_spec))
     # 4. Training.
@@ -94,7 +96,9 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
 
     """
     experiment = load(recipe, scale, dataset, settings)
-    require_fit(experiment, given_store(experiment, needed=False), evaluates=evaluates)
+    given = given_store(experiment, needed=False)
+    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
+    require_fit(experiment, given, evaluates=evaluates)
     distributed.join()
     require_devices()
     text = f"run: {default_folder(experiment)}\n{describe(experiment)}"

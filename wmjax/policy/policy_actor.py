@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, Int32
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
-from wmjax.core.specs import ActionSpec, ObservationSpec
+from wmjax.core.specs import RAW_ACTION, ActionSpec, ObservationSpec
 from wmjax.data.observation import Observation, Prompt
 from wmjax.models.prompts import join_prompts
 from wmjax.policy.interventions import Donor, Donors
@@ -46,7 +46,7 @@ class Policy(Protocol):
     def __call__(
         self, carry: Carry, observation: Observation, keys: jax.Array, future: Any = None, donor: Donor | None = None
     ) -> tuple[Carry, Any, dict[str, Any]]:
-        """Carry, raw actions f32 ``[batch, chunk, 7]`` and per-row numbers of one decision.
+        """Carry, raw actions f32 ``[batch, chunk, action]`` and per-row numbers of one decision.
 
         Among the numbers may be ``seen`` f32 ``[batch, seen, tokens, dim]`` and ``imagined`` (see :class:`Plan`).
         ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
@@ -88,14 +88,21 @@ class PolicyActor:
         self._spare = 0
         self.prompt: Callable[[str], Prompt] = functools.lru_cache(PROMPTS)(policy.prompt)
 
-    def prepare(self, slots: int, horizon: int) -> None:
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         """Makes the carry table and compiles the policy, before any episode waits for it.
 
         Raises:
-            UserError: the policy was built for another horizon, or predicts fewer actions.
+            UserError: the policy was built for another horizon or other actions, or predicts fewer actions.
 
         """
         policy, stride = self._policy, self.observation_spec.frame_stride
+        for name in RAW_ACTION:
+            mine, theirs = getattr(policy.action_spec, name), getattr(action_spec, name)
+            if mine != theirs:
+                raise UserError(
+                    f"ActionSpec.{name} is {mine!r} for the policy, {theirs!r} for the environment; evaluate it in an "
+                    "environment with the actions that it was trained on"
+                )
         if horizon > policy.action_spec.chunk:
             raise UserError(
                 f"open_loop_horizon is {horizon}, the policy predicts {policy.action_spec.chunk} actions; lower it"
@@ -166,7 +173,7 @@ class PolicyActor:
         )
 
     def _donor(self, donors: Donors, decisions: Sequence[Decision]) -> Donor:
-        """What each episode's donor had seen at the same control step; filler rows show the store's start."""
+        """The inputs of each episode's donor at the same control step; filler rows have the store's start."""
         chosen, steps = np.zeros((2, self._policy.batch_size), np.int64)
         for row, decision in enumerate(decisions):
             if decision.slot != self._spare:
@@ -188,7 +195,7 @@ class PolicyActor:
         return Decision(slot, EpisodeId("padding", 0, "random", 0), 0, 0, frames, state, FILLER, future)
 
 
-def _require_finite(actions: Float32[np.ndarray, "chunk 7"], decision: Decision) -> None:
+def _require_finite(actions: Float32[np.ndarray, "chunk action"], decision: Decision) -> None:
     if not np.isfinite(actions).all():
         raise UserError(
             f"the policy's actions are not finite (episode {decision.episode.key}, decision {decision.number}); "

@@ -1,8 +1,8 @@
-"""Records frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
+"""Recording of frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
 
-No task is solved here. The arm wanders between way points, many of them just above objects, closes and opens
-its gripper, pushes and sometimes lifts things, so that the frames show what can happen in a scene. The result
-is an ordinary training store whose episode metas carry the objects' positions at every frame (for probes).
+No task is solved. The arm moves between way points, many of them just above objects, closes and opens its gripper,
+pushes and sometimes lifts things, so that the frames cover what can happen in a scene. The result is an ordinary
+training store whose episode metas carry the objects' positions at every frame (for probes).
 
     python -m wmjax.record --random-motion --out FOLDER [--suites libero_object libero_goal libero_10 libero_90]
 """
@@ -25,7 +25,7 @@ from wmjax.core.processes import without_main_module
 from wmjax.core.specs import ObservationSpec, spec_hash
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.libero import simulator_version
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC, simulator_version
 
 SUITES = {"libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 """Default suites and how many tasks each has; libero_spatial is left out on purpose: it is evaluated on."""
@@ -146,7 +146,9 @@ def record_jobs(folder: Path, jobs: Sequence[Job], spec: ObservationSpec) -> Non
         env = LiberoEnv(job.suite, job.task_id, spec)
         try:
             for index in job.indices:
-                write_part(folder, part_name(job.suite, job.task_id, index), record_episode(env, index), env.spec)
+                write_part(
+                    folder, part_name(job.suite, job.task_id, index), record_episode(env, index), env.spec, ACTION_SPEC
+                )
         finally:
             env.close()
 
@@ -171,7 +173,7 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
 
 
 def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Job]:
-    """What a recording of these episodes of each task into ``folder`` has yet to do."""
+    """The episodes of each task that a recording into ``folder`` still lacks."""
     done = set(part_names(folder))
     jobs = []
     for suite, task_id in tasks:
@@ -210,7 +212,7 @@ def record_scenes(
             names = ", ".join(f"{job.suite} {job.task_id}" for job in batch)
             status = "ok" if code == 0 else f"failed with exit status {code}, rerun to try again"
             print(f"{done}/{len(batches)} batches, {left:.0f} s left: {names} {status}", flush=True)
-    return finalize(folder, dataclasses.replace(spec, simulator=simulator_version()))
+    return finalize(folder, dataclasses.replace(spec, simulator=simulator_version()), ACTION_SPEC)
 
 
 def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
@@ -223,12 +225,12 @@ def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
 
     """
     stores = []
-    spec = dataclasses.replace(ObservationSpec(), simulator=simulator_version())
+    spec = dataclasses.replace(OBSERVATION_SPEC, simulator=simulator_version())
     for suite in dict.fromkeys(suites):
         tasks, episodes = choose_tasks([suite], TASKS_PER_SUITE), range(EPISODES_PER_TASK)
         folder = cache_root() / "scenes" / f"{suite}-{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-{spec_hash(spec)}"
         if not (folder / MANIFEST).is_file() or missing_jobs(folder, tasks, episodes):
-            record_scenes(folder, tasks, episodes, ObservationSpec())
+            record_scenes(folder, tasks, episodes, OBSERVATION_SPEC)
             if missing := missing_jobs(folder, tasks, episodes):
                 raise UserError(f"{folder}: scenes of {len(missing)} tasks are missing, see above; run it again")
         stores.append(TrainingStore(folder))
@@ -253,4 +255,4 @@ def record_random_motion(
     tasks = choose_tasks(suites, tasks_per_suite)
     if episodes < 1 or first_episode < 0:
         raise UserError(f"episodes is {episodes}, first-episode {first_episode}; at least 1 and 0")
-    return record_scenes(folder, tasks, range(first_episode, first_episode + episodes), ObservationSpec(), workers)
+    return record_scenes(folder, tasks, range(first_episode, first_episode + episodes), OBSERVATION_SPEC, workers)

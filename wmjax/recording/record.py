@@ -1,7 +1,7 @@
-"""Recording demonstrations with several simulator processes, resumable after any interruption.
+"""Recording of demonstrations with several simulator processes, resumable after any interruption.
 
-The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose
-environment is already built. What a slot contains depends on its number only, not on who records it or when.
+The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose environment is
+already built. The content of a slot depends on its number only, not on which worker records it or when.
 """
 
 import contextlib
@@ -26,11 +26,12 @@ from wmjax.core.logs import bar
 from wmjax.core.processes import without_main_module
 from wmjax.core.reading import read_json
 from wmjax.core.specs import ObservationSpec, to_dict
+from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id, record_demonstration
 from wmjax.sim.episode import START_NOISE
-from wmjax.sim.libero import simulator_version
+from wmjax.sim.libero import ACTION_SPEC, simulator_version
 
 LOG = logging.getLogger(__name__)
 SETTINGS = "recording.json"
@@ -44,14 +45,14 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 
 class Slot(NamedTuple):
-    """One demonstration to be."""
+    """A demonstration that is to be recorded."""
 
     task_id: int
     number: int
 
 
 class Outcome(NamedTuple):
-    """What a worker reports: ``length`` is None when every attempt failed."""
+    """The report of a worker; ``length`` is None when every attempt failed."""
 
     slot: Slot
     length: int | None
@@ -61,7 +62,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass
 class Summary:
-    """What a recording did: counts per task id, of this call only."""
+    """The counts of a recording per task id, of this call only."""
 
     recorded: Counter[int] = dataclasses.field(default_factory=Counter)
     failures: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -186,7 +187,7 @@ def _finalize(folder: Path, suite: str, tasks: Sequence[int], spec: ObservationS
         if [episode.get("part") for episode in store.episodes] == names:
             return store
     LOG.info("merging %d episodes into %s", len(names), folder)
-    return finalize(folder, spec, describe=describe)
+    return finalize(folder, spec, ACTION_SPEC, describe=describe)
 
 
 def describe(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -357,7 +358,7 @@ def _record_slot(env: Any, slot: Slot, folder: Path, config: DemonstrationConfig
         data = record_demonstration(env, episode, config)
         if data is not None:
             data.meta["failed_attempts"] = attempt
-            write_part(folder, part_name(env.suite, slot), data, env.spec)
+            write_part(folder, part_name(env.suite, slot), data, env.spec, ACTION_SPEC)
             return Outcome(slot, data.length, data.meta["perturbation"], attempt)
     return Outcome(slot, None, 0.0, MAX_ATTEMPTS)
 
@@ -385,6 +386,8 @@ def record_dataset(
         raise UserError(f"--out {out} exists already, nothing was overwritten; choose a new folder or delete it")
     folder = out.with_name(f"{out.name}.recording")
     store = record(folder, suite, tasks, episodes_per_task, spec, workers=workers, config=config)
-    write_lerobot_v30(out, (store.episode(index) for index in range(len(store.episodes))), robot_type="panda")
+    episodes = (store.episode(index) for index in range(len(store.episodes)))
+    layout = load_layout("HuggingFaceVLA/libero")
+    write_lerobot_v30(out, episodes, store.spec, store.action_spec, layout=layout, robot_type="panda")
     shutil.rmtree(folder)
     return store

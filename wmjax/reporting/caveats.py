@@ -1,11 +1,13 @@
-"""What limits an evaluation's verdict, in plain sentences."""
+"""The limits of an evaluation's verdict, as sentences of the report."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wmjax.analysis.summary import TaskSummary
+from wmjax.core.errors import UserError
 from wmjax.core.specs import PUBLISHED
-from wmjax.rollout.protocol import INITIAL_STATES, TASKS, Protocol, load_protocol, protocol_names
+from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
+from wmjax.sim.environment import ENVIRONMENTS
 
 SCRIPTED = {
     "expert": "The scripted expert sees the simulator's state: a ceiling for what can be expected, not a policy.",
@@ -21,7 +23,7 @@ REGIMES = ("execution_delay", "target_velocity", "camera_dropout")
 def caveats(
     header: Mapping[str, Any], overall: TaskSummary, finished: Mapping[str, Any], recorded_runs: int
 ) -> list[str]:
-    """What a reader must know before quoting the success rate.
+    """The caveats that a reader must know before quoting the success rate.
 
     Args:
         header: of the evaluation.
@@ -57,10 +59,10 @@ def _about_episodes(
     if settings.get("init") == "random":
         yield "Random resets are for development; do not set this rate beside published benchmark numbers."
     if settings.get("init") == "benchmark":
-        known = TASKS.get(str(settings.get("suite")), 0)
-        if len(names) < known or each < INITIAL_STATES:
+        known, states = _benchmark(settings)
+        if len(names) < known or each < states:
             yield (
-                f"Part of the benchmark: {len(names)} of {known} tasks, {each} of {INITIAL_STATES} initial states; "
+                f"Part of the benchmark: {len(names)} of {known} tasks, {each} of {states} initial states; "
                 "do not set this rate beside published numbers."
             )
         limit, published = settings.get("max_steps"), _published_limit(str(settings.get("suite")))
@@ -73,9 +75,18 @@ def _about_episodes(
             yield f"This recipe ran the benchmark {recorded_runs} times; all runs are on record, quote them all."
 
 
+def _benchmark(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Tasks of the suite and initial states of each task; 0 if the environment is not at hand."""
+    try:
+        environment = ENVIRONMENTS.resolve(str(settings.get("env", "libero")))
+    except UserError:
+        return 0, 0
+    return environment.suites.get(str(settings.get("suite")), 0), environment.initial_states
+
+
 def _published_limit(suite: str) -> int | None:
     """Control steps that the benchmark gives an episode of a suite."""
-    return load_protocol(suite).max_steps if suite in TASKS and suite in protocol_names() else None
+    return load_protocol(suite).max_steps if suite in protocol_names() else None
 
 
 def _about_tasks(training: Any, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -120,7 +131,7 @@ def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:
-    """What an evaluation's header says of a policy's timing, control steps after an observation; empty if all fits.
+    """The mismatches of a policy's timing in an evaluation's header, control steps after an observation.
 
     ``trained_delay`` is where the policy learned to begin its chunks, ``actions_end`` where the chunks of this protocol
     end, and ``memory_ends`` the last frame that its memory predicts (None without a predicted memory).

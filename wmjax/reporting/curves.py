@@ -15,15 +15,18 @@ MAX_POINTS = 400
 """Longer curves are thinned out to about so many points."""
 R2_FLOOR = -1.0
 """R² below this is drawn at it: an untrained policy can be arbitrarily bad."""
-ACTION_NAMES = ("x", "y", "z", "rot x", "rot y", "rot z", "gripper")
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What a run measured: per split and name, (step, value) in order of steps; and how many lines were unreadable."""
+    """The metrics of a run: per split and name, (step, value) in order of steps; and the number of unreadable lines.
+
+    ``names`` are those of the action's dimensions, if they are known.
+    """
 
     curves: dict[tuple[str, str], list[tuple[float, float]]]
     damaged: int
+    names: tuple[str, ...] = ()
 
     def get(self, split: str, name: str) -> list[tuple[float, float]]:
         """A curve, thinned out; empty if it was not measured."""
@@ -101,9 +104,8 @@ def _loss(metrics: Metrics) -> list[Series]:
 
 
 def _r2(metrics: Metrics) -> list[Series]:
-    found = metrics.numbered("val", "r2/")
-    names = dict(enumerate(ACTION_NAMES)) if len(found) == len(ACTION_NAMES) else {}
-    lines = [Series(names.get(i, f"dimension {i}"), points, i % 8) for i, points in found]
+    names = dict(enumerate(metrics.names))
+    lines = [Series(names.get(i, f"dimension {i}"), points, i % 8) for i, points in metrics.numbered("val", "r2/")]
     return [*lines, Series("arm mean", metrics.get("val", "r2_arm"), None)]
 
 

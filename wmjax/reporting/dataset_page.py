@@ -1,4 +1,4 @@
-"""Episodes of a training store as one HTML page that needs nothing else: no script, no other file, no network."""
+"""Episodes of a training store as one self-contained HTML page: no script, no other file, no network."""
 
 import html
 from collections import Counter
@@ -13,10 +13,12 @@ from jaxtyping import UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path
 from wmjax.core.location import local
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
+from wmjax.data.statistics import closing
 from wmjax.data.store import TrainingStore
-from wmjax.reporting.timeline import GRIPPER, data_uri, is_perturbed, shared_scale, timeline
+from wmjax.reporting.timeline import data_uri, is_perturbed, shared_scale, timeline
 from wmjax.reporting.video.latent_colours import Painted, paint
 
 Frames = UInt8[np.ndarray, "frames cameras height width 3"]
@@ -99,12 +101,14 @@ def write_page(
     if latents is not None:
         latents.check(store)
     episodes = {index: store.episode(index) for index in indices}
-    scale = shared_scale(list(episodes.values()), store.spec)
+    scale = shared_scale(list(episodes.values()), store.spec, store.action_spec)
     painted = paint(latents, store, indices) if latents is not None else None
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(_top(store, indices, latents, painted))
         for done, (index, episode) in enumerate(episodes.items(), 1):
-            figure = timeline(episode, scale, store.spec, painted.of(index) if painted is not None else {})
+            figure = timeline(
+                episode, scale, store.spec, store.action_spec, painted.of(index) if painted is not None else {}
+            )
             file.write(_article(store, index, episode, figure, encode_video))
             progress(done, len(episodes))
         file.write("</body></html>\n")
@@ -119,7 +123,7 @@ def _top(store: TrainingStore, indices: Sequence[int], latents: LatentStore | No
         "content": f"{len(store.episodes)} episodes, {len(store.tasks)} tasks, {len(store.state)} control steps, "
         f"{len(store.frame_step)} frames",
         "cameras": f"{', '.join(spec.cameras)}, {spec.image_size}x{spec.image_size} pixels",
-        "timing": f"{spec.control_hz} control steps per second, a frame every {spec.frame_stride}",
+        "timing": f"{spec.control_hz:g} control steps per second, a frame every {spec.frame_stride}",
         "simulator": spec.simulator or "not recorded",
     }
     if latents is not None and painted is not None:
@@ -180,8 +184,8 @@ def _article(
         "task": _task(entry),
         "seed": _known(entry["seed"]),
         "initial state": _known(entry.get("episode") or entry["init"]),
-        "settled hash": _known(entry["settled_hash"] or None) or "not recorded",
-        "perturbation": _perturbation(entry["perturbation"], episode),
+        "settled hash": entry["settled_hash"] or "not recorded",
+        "perturbation": _perturbation(entry["perturbation"], episode, store.action_spec),
         "first success": _known(entry["success_step"], f"after control step {entry['success_step']}"),
         "length": f"{episode.length} control steps ({episode.length / spec.control_hz:.1f} s), "
         f"{len(episode.images)} frames",
@@ -190,31 +194,36 @@ def _article(
     return (
         f'<article id="episode-{index}"><h2>{index}: {html.escape(entry["instruction"])}</h2>'
         f'<div class="head">{video}{_facts(facts)}</div><figure><div class="scroll">'
-        f"{figure}</div>{_caption(episode)}</figure></article>\n"
+        f"{figure}</div>{_caption(episode, spec, store.action_spec)}</figure></article>\n"
     )
 
 
-def _caption(episode: EpisodeData) -> str:
+def _caption(episode: EpisodeData, spec: ObservationSpec, action: ActionSpec) -> str:
     """The key to the figure's colours."""
     keys = [("label", "label: the action to learn")]
     if is_perturbed(episode):
         keys.append(("executed", "executed: what the robot did"))
     else:
         keys[0] = ("label", "label = executed")
-    keys.append(("closed", "gripper commanded to close"))
+    if action.grippers:
+        keys.append(("closed", "gripper commanded to close"))
     if episode.meta.get("success_step") is not None:
         keys.append(("success", "first success"))
     spans = "".join(f'<span class="key {style}">{html.escape(text)}</span>' for style, text in keys)
-    units = "<span>actions: OSC_POSE deltas in [-1, 1]; state: m and rad; ranges: all episodes shown</span>"
+    known = [unit for unit in dict.fromkeys(spec.state_units) if unit]
+    state = f"state: {' and '.join(known)}; " if known else ""
+    units = f"<span>actions: {html.escape(action.definition)}; {html.escape(state)}ranges: all episodes shown</span>"
     return f"<figcaption>{spans}{units}</figcaption>"
 
 
 def _video(store: TrainingStore, index: int, episode: EpisodeData, encode: VideoEncoder) -> str:
     """A video of all frames, all cameras side by side, at the speed of simulated time."""
-    spec = store.spec
+    spec, closes = store.spec, closing(episode.executed, store.action_spec)
     captions = [
-        f"step {step} of {episode.length}, {step / spec.control_hz:.1f} s, gripper "
-        f"{'close' if episode.executed[step, GRIPPER] > 0 else 'open'}"
+        ", gripper ".join(
+            [f"step {step} of {episode.length}, {step / spec.control_hz:.1f} s"]
+            + ["close" if closed else "open" for closed in closes[step]]
+        )
         for step in episode.frame_step.tolist()
     ]
     content = encode(np.asarray(episode.images), captions, spec.control_hz / spec.frame_stride)
@@ -250,10 +259,10 @@ def _amplitude(value: float | str | None) -> str:
     return str(value).replace("_", " ")
 
 
-def _perturbation(value: float | str | None, episode: EpisodeData) -> str:
+def _perturbation(value: float | str | None, episode: EpisodeData, action: ActionSpec) -> str:
     """The perturbation in words, with what it did to the arm."""
     if not is_perturbed(episode):
         return f"{_amplitude(value)}; executed = label"
-    size = float(np.sqrt(np.mean((episode.executed - episode.action)[:, :GRIPPER] ** 2)))
+    size = float(np.sqrt(np.mean((episode.executed - episode.action)[:, list(action.arm)] ** 2)))
     name = _amplitude(value) + (" of the largest action" if value and not isinstance(value, str) else "")
     return f"{name}; executed - label: RMS {size:.3f} over the arm's dimensions"

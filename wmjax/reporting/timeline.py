@@ -12,8 +12,9 @@ from einops import rearrange
 from jaxtyping import Float32
 from PIL import Image
 
-from wmjax.core.specs import ObservationSpec
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
+from wmjax.data.statistics import closing
 from wmjax.reporting.video.latent_colours import Colours
 
 LEFT, PLOT, RIGHT = 124, 1024, 96
@@ -23,10 +24,8 @@ SMALLEST_LATENT = 36
 """Side of a frame's latents, pixels, below which only every n-th frame's are shown."""
 FRAME_PIXELS = 160
 """Frames larger than this are made smaller before they are embedded."""
-GRIPPER = 6
 TICK_SECONDS = 1.0
 
-POSE = ("x", "y", "z", "rot x", "rot y", "rot z")
 Range = tuple[float, float]
 Block = tuple[float, str]
 """Height and SVG of a part of the figure, which is drawn from y = 0 downwards and from time 0 to the right."""
@@ -59,7 +58,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What all episodes of a page share, so that they can be compared.
+    """The scale that all episodes of a page share, so that they can be compared.
 
     Attributes:
         step: pixels per control step.
@@ -71,16 +70,22 @@ class Scale:
     ranges: dict[str, Range]
 
 
-def rows(episode: EpisodeData) -> list[Row]:
-    """The figure's curves: seven command dimensions, then the state."""
-    commands = [Row(f"action {name}", _commands(episode, i), symmetric=True) for i, name in enumerate(POSE)]
-    commands.append(Row("gripper", _commands(episode, GRIPPER), symmetric=True))
-    pose = [Row(f"state {name}", (Line("state", episode.state[:, i]),)) for i, name in enumerate(POSE)]
-    return [*commands, *pose, Row("fingers", tuple(Line("state", episode.state[:, i]) for i in (6, 7)))]
+def rows(episode: EpisodeData, spec: ObservationSpec, action: ActionSpec) -> list[Row]:
+    """The figure's curves: every dimension of the action, then the state's, with the two fingers in one row."""
+    commands = [
+        Row(f"action {name}", _commands(episode, i), symmetric=bool(action.hold)) for i, name in enumerate(action.names)
+    ]
+    states = [
+        Row(f"state {name}", (Line("state", episode.state[:, i]),))
+        for i, name in enumerate(spec.state)
+        if i not in spec.fingers
+    ]
+    fingers = tuple(Line("state", episode.state[:, i]) for i in spec.fingers)
+    return [*commands, *states, *([Row("fingers", fingers)] if fingers else [])]
 
 
 def is_perturbed(episode: EpisodeData) -> bool:
-    """Whether what was executed differs from the label anywhere."""
+    """Whether an executed action differs from its label."""
     return not np.array_equal(episode.action, episode.executed)
 
 
@@ -91,10 +96,10 @@ def _commands(episode: EpisodeData, index: int) -> tuple[Line, ...]:
     return (Line("executed", episode.executed[:, index], held=True), label)
 
 
-def shared_scale(episodes: Sequence[EpisodeData], spec: ObservationSpec) -> Scale:
+def shared_scale(episodes: Sequence[EpisodeData], spec: ObservationSpec, action: ActionSpec) -> Scale:
     """The scale in which the longest episode and the largest values fit."""
     ranges: dict[str, Range] = {}
-    for row in (row for episode in episodes for row in rows(episode)):
+    for row in (row for episode in episodes for row in rows(episode, spec, action)):
         low, high = ranges.get(row.name, row.range)
         ranges[row.name] = (min(low, row.range[0]), max(high, row.range[1]))
     longest = max(episode.length for episode in episodes)
@@ -105,6 +110,7 @@ def timeline(
     episode: EpisodeData,
     scale: Scale,
     spec: ObservationSpec,
+    action: ActionSpec,
     colours: Mapping[str, Colours],
 ) -> str:
     """The figure.
@@ -112,7 +118,8 @@ def timeline(
     Args:
         episode: what to show.
         scale: from :func:`shared_scale` over an equal or larger set of episodes.
-        spec: the store's.
+        spec: the store's observations.
+        action: the store's actions.
         colours: of the latents of every frame, by the name of their row; may be empty.
 
     """
@@ -120,9 +127,9 @@ def timeline(
     blocks = [_axis(episode.length, scale.step, spec.control_hz), *_frames(episode, spec, scale.step, frame_width)]
     blocks += [_latents(painted, episode, scale.step, frame_width, name) for name, painted in colours.items()]
     top = sum(height + GAP for height, _ in blocks)
-    blocks += [_curves(row, scale) for row in rows(episode)]
+    blocks += [_curves(row, scale) for row in rows(episode, spec, action)]
     height = sum(height + GAP for height, _ in blocks)
-    back = _gripper_closed(episode, scale.step, top, height - GAP)
+    back = _gripper_closed(episode, action, scale.step, top, height - GAP)
     front = _success(episode, scale.step, height - GAP)
     label = html.escape(f"Frames, actions and state of {episode.length} control steps")
     return (
@@ -140,7 +147,7 @@ def _stack(blocks: Iterable[Block]) -> str:
     return "".join(parts)
 
 
-def _axis(length: int, step: float, control_hz: int) -> Block:
+def _axis(length: int, step: float, control_hz: float) -> Block:
     """Control steps, one tick per second."""
     every = max(1, round(TICK_SECONDS * control_hz))
     ticks = [f'<text class="tick" x="{i * step:.1f}" y="13">{i}</text>' for i in range(0, length + 1, every)]
@@ -195,7 +202,7 @@ def _curves(row: Row, scale: Scale) -> Block:
 
 
 def _height(value: float, low: float, high: float) -> float:
-    """Where a value lies in a row, pixels from its top; in the middle if the range is empty."""
+    """The height of a value in a row, pixels from its top; the middle if the range is empty."""
     share = (value - low) / (high - low) if high > low else 0.5
     return 2 + (1 - share) * (CURVE_HEIGHT - 4)
 
@@ -207,9 +214,9 @@ def _path(line: Line, low: float, high: float, step: float) -> str:
     return "M" + "L".join(f"{i * step:.1f} {y:.1f}" for i, y in enumerate(heights))
 
 
-def _gripper_closed(episode: EpisodeData, step: float, top: float, bottom: float) -> str:
-    """Shades the time in which the executed gripper command is "close"."""
-    closed = np.concatenate([[False], episode.executed[:, GRIPPER] > 0, [False]])
+def _gripper_closed(episode: EpisodeData, action: ActionSpec, step: float, top: float, bottom: float) -> str:
+    """Shades the time in which the executed command of any gripper is "close"."""
+    closed = np.concatenate([[False], closing(episode.executed, action).any(-1), [False]])
     edges = np.flatnonzero(np.diff(closed.astype(np.int8))).reshape(-1, 2)
     return "".join(
         f'<rect class="closed" x="{a * step:.1f}" y="{top:g}" width="{(b - a) * step:.1f}" height="{bottom - top:g}"/>'

@@ -1,7 +1,7 @@
-"""Who acts in a rollout: scripted actors that check the simulator, and recordings that check the whole path.
+"""Actors of a rollout: scripted ones that check the simulator, and recordings that check the whole path.
 
-An actor is asked for action chunks by the runner, for several episodes at once. The one that wraps a trained
-policy is in :mod:`wmjax.policy.policy_actor`, because it needs jax.
+The runner asks an actor for action chunks, for several episodes at once. The actor of a trained policy is
+:mod:`wmjax.policy.policy_actor`, because it needs jax.
 """
 
 import dataclasses
@@ -14,18 +14,15 @@ from jaxtyping import Float32, Float64, UInt8
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, ObservationSpec
-from wmjax.data.statistics import denormalise_action, normalise_action
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.sim.episode import EpisodeId
 
-HOLD = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
-"""The action that keeps the robot still with an open gripper, as in the settle steps."""
-
-Chunk = Float32[np.ndarray, "steps 7"]
+Chunk = Float32[np.ndarray, "steps action"]
 
 
 def no_frames() -> UInt8[np.ndarray, "frames cameras height width 3"]:
-    """What is seen by somebody who needs to see nothing."""
+    """The frames of a decision whose actor needs none."""
     return np.zeros((0, 0, 0, 0, 3), np.uint8)
 
 
@@ -63,7 +60,7 @@ class Plan:
     """An answer to a decision.
 
     Attributes:
-        actions: raw, in [-1, 1], at least one open-loop horizon of them.
+        actions: raw, within their bounds, at least one open-loop horizon of them.
         info: numbers to log.
         seen: latents of the newest frames, oldest first, from policies that predict.
         imagined: those predicted of the next ones.
@@ -96,11 +93,11 @@ class Actor(Protocol):
     future_frames: int
     corruption: Corruption
 
-    def prepare(self, slots: int, horizon: int) -> None:
-        """Called once before the first decision, with the number of slots and the open-loop horizon.
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        """Called once before the first decision: the number of slots, the open-loop horizon, the environment's actions.
 
         Raises:
-            UserError: the actor cannot serve that horizon.
+            UserError: the actor cannot serve that horizon, or has other actions.
 
         """
 
@@ -112,7 +109,7 @@ class Actor(Protocol):
 
 
 class Scripted:
-    """What actors without frames or states of their own share."""
+    """The base of actors that need neither frames nor states of their own."""
 
     name = "scripted"
     needs_frames = False
@@ -121,12 +118,16 @@ class Scripted:
     corruption: Corruption = "none"
     horizon = 0
 
-    def __init__(self, spec: ObservationSpec | None = None) -> None:
-        self.observation_spec = spec or ObservationSpec()
+    def __init__(self, spec: ObservationSpec) -> None:
+        self.observation_spec = spec
 
-    def prepare(self, slots: int, horizon: int) -> None:
-        """Remembers the horizon."""
-        self.horizon = horizon
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        """Remembers the horizon and the actions."""
+        self.horizon, self.action_spec = horizon, action_spec
+
+    def hold(self, steps: int) -> Chunk:
+        """Holding still."""
+        return np.tile(np.array(self.action_spec.hold, np.float32), (steps, 1))
 
     def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
         """The episode's own."""
@@ -155,7 +156,7 @@ class Noop(Scripted):
 
     def chunk(self, decision: Decision) -> Chunk:
         """Holding still."""
-        return np.tile(HOLD, (self.horizon, 1))
+        return self.hold(self.horizon)
 
 
 class Random(Scripted):
@@ -163,14 +164,25 @@ class Random(Scripted):
 
     name = "random"
 
-    def __init__(self, seed: int = 0, spec: ObservationSpec | None = None) -> None:
+    def __init__(self, spec: ObservationSpec, seed: int = 0) -> None:
         super().__init__(spec)
         self._seed = seed
 
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        """Remembers the horizon and the actions.
+
+        Raises:
+            UserError: the actions have no bounds to draw between.
+
+        """
+        super().prepare(slots, horizon, action_spec)
+        if not action_spec.low:
+            raise UserError("the environment's actions have no bounds, so none can be drawn; choose another --policy")
+
     def chunk(self, decision: Decision) -> Chunk:
-        """Uniform in [-1, 1]."""
-        generator = np.random.default_rng([self._seed, decision.episode.seed, decision.number])
-        return generator.uniform(-1, 1, (self.horizon, len(HOLD))).astype(np.float32)
+        """Uniform between the bounds."""
+        generator, spec = np.random.default_rng([self._seed, decision.episode.seed, decision.number]), self.action_spec
+        return generator.uniform(spec.low, spec.high, (self.horizon, spec.dim)).astype(np.float32)
 
 
 class Replay(Scripted):
@@ -189,7 +201,7 @@ class Replay(Scripted):
         super().__init__(store.spec)
         self.needs_frames = watch
         self._store = store
-        self._spec = action_spec
+        self._spec = self.action_spec = action_spec
         self._index = {_recorded_id(entry): entry["index"] for entry in store.episodes}
 
     @property
@@ -249,14 +261,14 @@ class Replay(Scripted):
         }
 
     def chunk(self, decision: Decision) -> Chunk:
-        """What was executed then; holding still after the recording's end."""
+        """The recorded executed actions; holding still after the recording's end."""
         entry = self._store.episodes[self._index[decision.episode]]
         start, end = decision.step, min(decision.step + self.horizon, entry["length"])
         rows = slice(entry["step_start"] + start, entry["step_start"] + max(start, end))
         recorded = self._store.executed[rows]
-        padded = np.concatenate([recorded, np.tile(HOLD, (self.horizon - len(recorded), 1))])
+        padded = np.concatenate([recorded, self.hold(self.horizon - len(recorded))])
         actions = denormalise_action(normalise_action(padded, self._spec), self._spec)
-        return np.clip(actions, -1, 1).astype(np.float32)
+        return clip_action(actions, self._spec).astype(np.float32)
 
 
 def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:

@@ -14,13 +14,13 @@ class Decided:
 
     Attributes:
         frame: index of the newest frame that it saw.
-        actions: the chunk, in [-1, 1].
+        actions: the chunk, raw.
         numbers: what the policy reported, such as ``memory/gate`` and ``world/error``.
 
     """
 
     frame: int
-    actions: Float32[np.ndarray, "steps 7"]
+    actions: Float32[np.ndarray, "steps action"]
     numbers: Mapping[str, float]
 
 

@@ -7,14 +7,15 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, UInt8
 
 from wmjax.core.errors import UserError
-from wmjax.rollout.actors import HOLD, Chunk
+from wmjax.core.specs import ActionSpec
+from wmjax.rollout.actors import Chunk
 from wmjax.sim.episode import EpisodeId
 
-Action = Float32[np.ndarray, "7"]
+Action = Float32[np.ndarray, "action"]
 
 
 class Execution:
-    """What one episode executes. Row j of a chunk decided at control step t is meant for step t + delay + j.
+    """The actions that one episode executes. Row j of a chunk decided at control step t is for step t + delay + j.
 
     Each step takes its action from the newest chunk that is meant for it, or, with ensembling, from all of them:
     see :func:`ensemble_actions`. Before the first chunk's time has come the robot holds still.
@@ -23,11 +24,13 @@ class Execution:
         horizon: control steps between two decisions; of a chunk alone, so many actions are executed.
         delay: control steps between an observation and the execution of the actions chosen on it.
         ensemble: the weights' decay per control step of age; 0 is off.
+        spec: the environment's actions.
 
     """
 
-    def __init__(self, horizon: int, delay: int = 0, ensemble: float = 0.0) -> None:
-        self._horizon, self._delay, self._ensemble = horizon, delay, ensemble
+    def __init__(self, horizon: int, delay: int = 0, ensemble: float = 0.0, *, spec: ActionSpec) -> None:
+        self._horizon, self._delay, self._ensemble, self._spec = horizon, delay, ensemble, spec
+        self._hold: Action = np.array(spec.hold, np.float32)
         self._step = 0
         self._chunks: list[tuple[int, Chunk]] = []  # with the step that row 0 is meant for, oldest first
 
@@ -55,40 +58,47 @@ class Execution:
         return np.stack(actions).astype(np.float32)
 
     def planned(self) -> Chunk:
-        """What the delay still lets pass before anything that is decided now: the next ``delay`` actions."""
+        """The next ``delay`` actions, which are executed before anything that is decided now."""
         actions = [self._action(step) for step in range(self._step, self._step + self._delay)]
-        return np.stack(actions).astype(np.float32) if actions else np.zeros((0, len(HOLD)), np.float32)
+        return np.stack(actions).astype(np.float32) if actions else np.zeros((0, self._spec.dim), np.float32)
 
     def _action(self, step: int) -> Action:
         ages = [(step - start, chunk) for start, chunk in self._chunks if 0 <= step - start < len(chunk)]
         if not ages:
-            return HOLD
+            return self._hold
         if not self._ensemble:
             age, newest = ages[-1]
             return newest[age]
         actions = np.stack([chunk[age] for age, chunk in ages])
-        return ensemble_actions(actions, np.array([age for age, _ in ages]), self._ensemble)
+        return ensemble_actions(actions, np.array([age for age, _ in ages]), self._ensemble, self._spec)
 
 
 def ensemble_actions(
-    actions: Float32[np.ndarray, "predictions 7"], ages: Int[np.ndarray, "predictions"], decay: float
+    actions: Float32[np.ndarray, "predictions action"],
+    ages: Int[np.ndarray, "predictions"],
+    decay: float,
+    spec: ActionSpec,
 ) -> Action:
     """Temporal ensembling: predictions of one control step's action, averaged with weights ``exp(-decay * age)``.
 
     ACT (Zhao et al. 2023, section IV-B) has weights ``exp(-m * i)`` with i = 0 for the *oldest* prediction, which is
-    ``decay = -m`` here up to normalisation; a positive decay trusts new observations more. The gripper (last value)
-    opens or closes: it gets the sign of its average, or of its newest prediction when they cancel.
+    ``decay = -m`` here up to normalisation; a positive decay trusts new observations more. A gripper opens or closes:
+    it does what its average is nearer to, or what its newest prediction is nearer to when the average is half open.
 
     Args:
         actions: raw actions, oldest prediction first.
         ages: control steps since each prediction's first action was due.
         decay: per control step of age.
+        spec: of the actions.
 
     """
     exponents: Float64[np.ndarray, "predictions"] = -decay * ages.astype(np.float64)
     weights = np.exp(exponents - exponents.max())
     average = weights @ actions.astype(np.float64) / weights.sum()
-    average[-1] = np.sign(average[-1]) or np.sign(actions[-1, -1])
+    for index, opened, closed in zip(spec.grippers, spec.gripper_open, spec.gripper_closed, strict=True):
+        half = (opened + closed) / 2
+        side = (average[index] - half or actions[-1, index] - half) * (closed - opened)
+        average[index] = closed if side > 0 else opened
     return average.astype(np.float32)
 
 
@@ -126,7 +136,7 @@ class Schedule:
 
 
 def dropped_cameras(episode: EpisodeId, decision: int, cameras: int, probability: float) -> Bool[np.ndarray, "cameras"]:
-    """Which cameras are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
+    """The cameras that are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
 
     Each camera is drawn on its own, but one (that with the largest draw) always shows: a policy that sees nothing
     can only be lucky. So two cameras are black for a share p - p²/2 of the decisions each.

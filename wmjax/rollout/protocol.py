@@ -1,4 +1,4 @@
-"""What an evaluation runs: suite, episodes, step limit, and what makes it hard. One small TOML file per protocol."""
+"""Protocols: suite, episodes, step limit and difficulties of an evaluation, one small TOML file each."""
 
 import argparse
 import dataclasses
@@ -12,20 +12,11 @@ from wmjax.core.paths import resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Fraction, Range, Seed, Settings, build
 from wmjax.sim.disturbance import Disturbance
+from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 
-PERTURBED = {
-    f"{suite}_{kind}": 10
-    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-    for kind in ("object", "swap")
-}
-"""LIBERO-PRO's suites with other looking objects (``object``) or with places exchanged (``swap``)."""
-TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90, **PERTURBED}
-"""Number of tasks of each suite."""
 MAX_VELOCITY = 0.5
-"""Fastest drift (m/s) of a target: 2.5 cm in a control step."""
-INITIAL_STATES = 50
-"""Initial states that the benchmark ships for each task."""
+"""Fastest drift (m/s) of a target: 2.5 cm in a control step of LIBERO."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +25,12 @@ class Protocol(Settings, section="protocol"):
 
     Attributes:
         name: of the file.
-        suite: LIBERO suite.
+        suite: a suite of the environment, such as ``libero_spatial``.
         tasks: task ids within the suite.
         episodes_per_task: episodes of each task, with indices ``first_index``, ``first_index + 1``, ...
         init: ``benchmark`` starts from the suite's initial states, ``random`` from seeded random placements
             (never one that demonstrations are recorded from).
-        max_steps: control steps (20 Hz) after which an episode has failed.
+        max_steps: control steps after which an episode has failed.
         open_loop_horizon: control steps executed of each action chunk.
         execution_delay: control steps between an observation and the execution of the actions chosen on it;
             the robot holds still for the first ``execution_delay`` steps of an episode.
@@ -57,6 +48,7 @@ class Protocol(Settings, section="protocol"):
             same control step, of any task (``shuffled``, see :mod:`wmjax.policy.interventions`) or of the episode's own
             (``shuffled_in_task``), or nothing (``closed``). What the Prophet predicts is still logged and drawn.
         seed: of the policy's noise; the episodes themselves do not depend on it.
+        env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
     """
 
@@ -75,6 +67,7 @@ class Protocol(Settings, section="protocol"):
     oracle: Fraction | None = None
     corruption: Corruption = "none"
     seed: Seed = 0
+    env: str = "libero"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,11 +76,12 @@ class Protocol(Settings, section="protocol"):
         self._check_episodes()
 
     def _check_tasks(self) -> None:
-        if self.suite not in TASKS:
-            raise unknown_name("suite", self.suite, TASKS)
+        suites = self.environment.suites
+        if self.suite not in suites:
+            raise unknown_name("suite", self.suite, suites)
         for task in self.tasks:
-            if not 0 <= task < TASKS[self.suite]:
-                raise UserError(f"tasks contains {task}; {self.suite} has tasks 0..{TASKS[self.suite] - 1}")
+            if not 0 <= task < suites[self.suite]:
+                raise UserError(f"tasks contains {task}; {self.suite} has tasks 0..{suites[self.suite] - 1}")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UserError(f"tasks is {list(self.tasks)}; name at least one task, and each once")
 
@@ -97,10 +91,11 @@ class Protocol(Settings, section="protocol"):
 
     def _check_episodes(self) -> None:
         end = self.first_index + self.episodes_per_task
-        if self.init == "benchmark" and end > INITIAL_STATES:
+        states = self.environment.initial_states
+        if self.init == "benchmark" and end > states:
             raise UserError(
                 f"episodes_per_task is {self.episodes_per_task} from first_index {self.first_index}, but {self.suite} "
-                f"has {INITIAL_STATES} initial states per task; ask for fewer, or use init = 'random'"
+                f"has {states} initial states per task; ask for fewer, or use init = 'random'"
             )
         if self.init == "random" and end > DEMONSTRATION_INDEX:
             raise UserError(
@@ -109,8 +104,18 @@ class Protocol(Settings, section="protocol"):
             )
 
     @property
+    def environment(self) -> type[Environment]:
+        """The class that ``env`` names.
+
+        Raises:
+            UserError: there is none.
+
+        """
+        return ENVIRONMENTS.resolve(self.env)
+
+    @property
     def disturbance(self) -> Disturbance | None:
-        """What the simulator does to every episode; None for nothing."""
+        """The disturbance of every episode; None for none."""
         return Disturbance(self.target_velocity) if self.target_velocity else None
 
     def episodes(self) -> list[EpisodeId]:
@@ -192,8 +197,9 @@ CHANGES: dict[str, Change] = {
     "corruption": Change("corruption", str, f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
     "max-steps": Change("max_steps", int, "step limit, control steps"),
     "seed": Change("seed", int, "seed of the policy's noise"),
+    "env": Change("env", str, "environment: libero, or package.module:Class"),
 }
-"""What a command may change in a protocol, by flag. A test keeps the flags complete."""
+"""The fields of a protocol that have a short option, by option. A test keeps them complete."""
 
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
@@ -202,6 +208,6 @@ def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path
     for name, change in CHANGES.items():
         value = getattr(protocol, change.field)
         if value != getattr(unchanged, change.field):
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(":", ".")
             parts.append(f"{'n' if name == 'episodes' else name.replace('-', '_')}{text}")
     return root / "-".join(parts)

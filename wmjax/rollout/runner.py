@@ -1,4 +1,4 @@
-"""Runs episodes: one queue, a slot per worker, decisions batched over whichever slots are ready."""
+"""The runner of episodes: one queue, a slot per worker, decisions batched over the slots that are ready."""
 
 import dataclasses
 import logging
@@ -73,6 +73,7 @@ class Runner:
         recipe_hash: str = "",
     ) -> None:
         _require_fit(actor, protocol)
+        self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
         self._schedule = Schedule([])
@@ -93,7 +94,9 @@ class Runner:
         self._schedule, self._total, self._began = Schedule(episodes), len(episodes), time.monotonic()
         for slot in range(self._pool.size):
             self._start(slot)
-        self._actor.prepare(self._pool.size, self._protocol.open_loop_horizon)  # compiles while workers reset
+        self._actor.prepare(
+            self._pool.size, self._protocol.open_loop_horizon, self._action_spec
+        )  # compiles while workers reset
         while self._running:
             ready = []
             for slot, event in self._pool.wait():
@@ -111,7 +114,9 @@ class Runner:
             return
         video = self._videos.wanted(episode.suite, episode.task_id)
         protocol = self._protocol
-        execution = Execution(protocol.open_loop_horizon, protocol.execution_delay, protocol.ensemble)
+        execution = Execution(
+            protocol.open_loop_horizon, protocol.execution_delay, protocol.ensemble, spec=self._action_spec
+        )
         self._running[slot] = _Running(episode, video, time.monotonic(), execution)
         render = video or self._actor.needs_frames
         self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode), protocol.disturbance))
@@ -141,7 +146,7 @@ class Runner:
     def _decide(self, slots: Sequence[int]) -> None:
         """Asks the actor about all ready slots at once and sends the actions off."""
         if self._actor.inside:
-            plans = [Plan(np.zeros((0, 7), np.float32))] * len(slots)
+            plans = [Plan(np.zeros((0, self._action_spec.dim), np.float32))] * len(slots)
         else:
             plans = self._actor.act([self._decision(slot) for slot in slots])
         for slot, plan in zip(slots, plans, strict=True):
@@ -282,7 +287,7 @@ def _require_fit(actor: Actor, protocol: Protocol) -> None:
             raise UserError(f"{field} is {getattr(protocol, field)}, the {actor.name} acts {meaning}; set it to 0")
     if protocol.execution_delay and isinstance(actor, Replay):
         raise UserError(
-            f"execution_delay is {protocol.execution_delay}, by which a replay's actions would all be late; set it to 0"
+            f"execution_delay is {protocol.execution_delay}, which would execute a replay's actions late; set it to 0"
         )
     if (protocol.oracle is not None) != bool(actor.future_frames):
         raise UserError(

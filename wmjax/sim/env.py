@@ -1,30 +1,39 @@
-"""LIBERO as wmjax sees it: an episode has an identity, an observation has a spec, rendering happens on demand."""
+"""The LIBERO environment: episodes with an identity, observations with a spec, rendering on demand."""
 
 import contextlib
 import dataclasses
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ObservationSpec
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.observation import build_state
 from wmjax.sim.disturbance import Disturbance, Drift, start_drift
 from wmjax.sim.episode import START_NOISE, EpisodeId
-from wmjax.sim.libero import import_libero, load_task, require_simulator
+from wmjax.sim.libero import (
+    ACTION_SPEC,
+    INITIAL_STATES,
+    OBSERVATION_SPEC,
+    SUITES,
+    import_libero,
+    load_task,
+    require_simulator,
+    simulator_version,
+)
 from wmjax.sim.render import Renderer
 from wmjax.sim.stepping import control_step
 
 SETTLE_STEPS = 10
-SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
+SETTLE_ACTION = np.array(ACTION_SPEC.hold)
 
 
 class LiberoEnv:
-    """One task of LIBERO in this process.
+    """One task of LIBERO in this process: an :class:`wmjax.sim.environment.Environment`.
 
     The observation is a function of the physical state: :meth:`state` and :meth:`render` read the simulation at the
     end of the control step, so restoring a state restores what is seen.
@@ -39,6 +48,12 @@ class LiberoEnv:
         settled_hash: the identity of that state, 16 hex digits.
 
     """
+
+    observation_spec: ClassVar[ObservationSpec] = OBSERVATION_SPEC
+    action_spec: ClassVar[ActionSpec] = ACTION_SPEC
+    suites: ClassVar[Mapping[str, int]] = SUITES
+    initial_states: ClassVar[int] = INITIAL_STATES
+    expert: ClassVar[str] = "wmjax.recording.expert:Expert"
 
     def __init__(self, suite: str, task_id: int, spec: ObservationSpec) -> None:
         """Builds the simulation (seconds). OpenGL starts with the first :meth:`render`.
@@ -61,9 +76,19 @@ class LiberoEnv:
         self.settled_state = np.zeros(0)
         self.settled_hash = ""
 
+    @classmethod
+    def simulator(cls, spec: ObservationSpec | None = None) -> str:
+        """The installed simulator's packages and versions.
+
+        Raises:
+            UserError: see :func:`wmjax.sim.libero.require_simulator`.
+
+        """
+        return simulator_version() if spec is None else require_simulator(spec)
+
     @property
     def num_initial_states(self) -> int:
-        """How many fixed initial states the benchmark has for this task."""
+        """The number of fixed initial states that the benchmark has for this task."""
         return len(self._initial_states)
 
     @property
@@ -95,7 +120,7 @@ class LiberoEnv:
         self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
 
     def _vary_start(self, episode: EpisodeId) -> None:
-        """Turns the arm's joints a little; drawn apart from the placements, which stay LIBERO's for the same seed."""
+        """Perturbs the arm's joints, from a stream of its own, so that placements stay LIBERO's for the same seed."""
         joints = self._env.robots[0]._ref_joint_pos_indexes
         noise = np.random.default_rng(episode.stream("start")).normal(size=len(joints))
         self._env.sim.data.qpos[joints] += START_NOISE * noise
@@ -121,7 +146,7 @@ class LiberoEnv:
         if episode.init == "benchmark" and episode.index >= self.num_initial_states:
             raise UserError(f"episode {episode.key}: the task has {self.num_initial_states} initial states")
 
-    def step(self, action: Float[np.ndarray, "7"]) -> bool:
+    def step(self, action: Float[np.ndarray, "action"]) -> bool:
         """One control step. Returns whether the task's goal holds afterwards, as LIBERO judges it."""
         if self._drift is not None:
             self._drift.push()
@@ -152,7 +177,7 @@ class LiberoEnv:
             self._synchronise()
         return self._renderer.render()
 
-    def state(self) -> Float32[np.ndarray, "8"]:
+    def state(self) -> Float32[np.ndarray, "state"]:
         """Proprioception, see :func:`wmjax.data.observation.build_state`."""
         robot, data = self._env.robots[0], self._env.sim.data
         quaternion = data.get_body_xquat(robot.robot_model.eef_name)[[1, 2, 3, 0]]
@@ -186,7 +211,7 @@ class LiberoEnv:
         self._env.close()
 
 
-def _build(bddl_file: str, control_hz: int) -> Any:
+def _build(bddl_file: str, control_hz: float) -> Any:
     """LIBERO's environment without cameras, observables or an automatic end."""
     with contextlib.redirect_stdout(io.StringIO()):
         wrapper = import_libero().wrapper.ControlEnv(

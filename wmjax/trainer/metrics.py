@@ -1,4 +1,4 @@
-"""Numbers that cannot mislead, and the files they go to."""
+"""Metrics of training and validation, and the files that they are written to."""
 
 import json
 import os
@@ -31,10 +31,10 @@ def r2_over_steps(
     return np.where(total > NO_VARIANCE * len(truth), 1.0 - residual / np.maximum(total, 1e-30), np.nan)
 
 
-def arm_r2(r2: Float[np.ndarray, "dim"]) -> float:
-    """Mean over the arm's dimensions that vary."""
-    arm = r2[:-1][np.isfinite(r2[:-1])]
-    return float(arm.mean()) if len(arm) else float("nan")
+def mean_r2(r2: Float[np.ndarray, "dim"]) -> float:
+    """Mean over the dimensions that vary."""
+    known = r2[np.isfinite(r2)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 class MetricsWriter:

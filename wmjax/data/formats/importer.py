@@ -1,4 +1,4 @@
-"""What every import of published demonstrations shares: episode by episode into parts, then one training store."""
+"""The conversion that every dataset format shares: episodes are written as parts, then merged into a training store."""
 
 import hashlib
 import logging
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import MANIFEST, claim_plan, hash_file, hash_json
-from wmjax.core.specs import ObservationSpec, to_dict
+from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.data.episode import EpisodeData, check_episode
 from wmjax.data.store import PARTS, TrainingStore, finalize, part_names, write_part
 
@@ -50,6 +50,7 @@ def refuse_finished(out: Path) -> None:
 def convert_episodes(
     out: Path,
     spec: ObservationSpec,
+    action: ActionSpec,
     source: Mapping[str, Any],
     episodes: Mapping[str, Callable[[], EpisodeData]],
     progress: Progress,
@@ -60,7 +61,8 @@ def convert_episodes(
 
     Args:
         out: the training store to be.
-        spec: the conventions that every episode follows.
+        spec: the observations of every episode.
+        action: the actions of every episode.
         source: what identifies the source, as JSON values; another one, or other episodes of it, is refused in the
             same folder.
         episodes: what reads each episode, by the name of its part.
@@ -73,7 +75,7 @@ def convert_episodes(
 
     """
     refuse_finished(out)
-    chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec)}
+    chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec), "action_spec": to_dict(action)}
     done = set(part_names(out))
     if not done:  # what was refused before its first episode binds nobody to its settings
         (out / PARTS / PLAN).unlink(missing_ok=True)
@@ -83,18 +85,18 @@ def convert_episodes(
         if name not in done:
             try:
                 episode = read()
-                check_episode(episode, spec, name)
+                check_episode(episode, spec, action, name)
             except UserError as error:
                 if not skip_bad:
                     raise
                 skipped.append({"episode": name, "reason": str(error)})
                 logging.getLogger("wmjax").warning("%s is left out: %s", name, error)
             else:
-                write_part(out, name, episode, spec)
+                write_part(out, name, episode, spec, action)
         progress(number, len(episodes))
     if len(skipped) == len(episodes):
         raise UserError(f"no episode can be used: {skipped[0]['reason']}" if skipped else "no episodes")
-    store = finalize(out, spec, skipped=skipped)
+    store = finalize(out, spec, action, skipped=skipped)
     shutil.rmtree(out / PARTS)
     return store
 

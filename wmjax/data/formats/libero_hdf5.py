@@ -1,10 +1,10 @@
-"""LIBERO's original demonstrations (one HDF5 file per task, as its ``scripts/create_dataset.py`` writes them).
+"""LIBERO's original demonstrations: one HDF5 file per task, as its ``scripts/create_dataset.py`` writes them.
 
-``data/demo_i`` holds ``actions [n, 7]`` and ``obs/...`` of as many rows, but **row j of the observations was taken
-after action j**: the script appends what ``env.step(action)`` returned. What a policy saw before action j + 1 is
-row j, so an episode of n rows becomes n - 1 control steps. Taken as they stand, the rows would teach the policy the
-action that has just been executed. Images are raw MuJoCo images (``macros_image_convention`` "opengl"); orientations
-are robosuite's axis-angle already. Actions and the gripper's sign are those of every published LIBERO dataset.
+``data/demo_i`` holds ``actions [n, dim]`` and ``obs/...`` of as many rows, but **row j of the observations was taken
+after action j**: the script appends what ``env.step(action)`` returned. The observation before action j + 1 is row j,
+so an episode of n rows becomes n - 1 control steps. Taken as they are, the rows would teach the policy the action that
+has just been executed. Images are raw MuJoCo images (``macros_image_convention`` "opengl"), and orientations are
+robosuite's axis-angle already. Actions and the gripper's sign are those of every published LIBERO dataset.
 
 Copies that were replayed to leave out steps without motion have no attributes, and there row j was taken *before*
 action j. Nothing in the file says so, so it must be said: ``rows="before"``. Their instruction is the file's name.
@@ -37,6 +37,7 @@ from wmjax.data.formats.importer import (
 )
 from wmjax.data.observation import orient_image, resize_image
 from wmjax.data.store import TrainingStore
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 if TYPE_CHECKING:
     import h5py
@@ -45,7 +46,6 @@ CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"
 STATE = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
 """Columns of the state, in the order of ``ObservationSpec.state``, and their sizes."""
 CONVENTION = "opengl"
-CONTROL_HZ = 20
 FIX = "download it again, or leave it out"
 SKIP = "repair it, or leave such demonstrations out with --skip-bad"
 ATTRIBUTES = ("problem_info", "bddl_file_name", "macros_image_convention", "env_args")
@@ -118,11 +118,11 @@ def convert(
     height, width = next(iter(sizes))
     if height != width:
         raise UserError(f"{source}: images are {height}x{width}, the policy's are square; crop or pad them to a square")
-    spec = ObservationSpec(
+    spec = dataclasses.replace(
+        OBSERVATION_SPEC,
         cameras=tuple(CAMERAS),
         image_size=image_size,
         resize_filter="none" if sizes == {(image_size, image_size)} else "bilinear",
-        control_hz=CONTROL_HZ,
         frame_stride=frame_stride,
         reflection=True,
         mesh_detail_mm=0.0,
@@ -137,7 +137,9 @@ def convert(
     readers |= bad
     chosen = dict(list(readers.items())[:max_episodes])
     content = [identify(source.parent, (file.path for file in files)), rows, gripper]
-    return convert_episodes(out, spec, {"source": str(source), "files": content}, chosen, progress, skip_bad=skip_bad)
+    return convert_episodes(
+        out, spec, ACTION_SPEC, {"source": str(source), "files": content}, chosen, progress, skip_bad=skip_bad
+    )
 
 
 def _open_files(
@@ -205,7 +207,7 @@ class DemonstrationFile:
         with self._open() as data:
             group = _group(data, demo, where)
             observations = _group(group, "obs", where)
-            actions = self._column(group, "actions", 7, demo)
+            actions = self._column(group, "actions", ACTION_SPEC.dim, demo)
             state = np.concatenate([self._column(observations, key, n, demo) for key, n in STATE.items()], axis=1)
             length = len(actions) - late
             if length < 1 or len(state) != len(actions):
@@ -273,14 +275,18 @@ class DemonstrationFile:
         problem, bddl, convention, arguments = (_text(data.attrs[name], self.path, name) for name in ATTRIBUTES)
         self._require("macros_image_convention", convention, CONVENTION)
         environment = parse_json(arguments, _EnvArgs, f"{self.path}: env_args", FIX)
-        self._require("env_args.env_kwargs.control_freq", environment.env_kwargs.control_freq, CONTROL_HZ)
+        self._require(
+            "env_args.env_kwargs.control_freq", environment.env_kwargs.control_freq, OBSERVATION_SPEC.control_hz
+        )
         # Some files store the sentence in quotation marks, or letter by letter.
         sentence = parse_json(problem, _Problem, f"{self.path}: problem_info", FIX).language_instruction
         return Path(bddl).parent.name, "".join(sentence).strip().strip('"').strip()
 
     def _require(self, name: str, found: Any, expected: Any) -> None:
         if found != expected:
-            raise UserError(f"{self.path}: {name} is {found!r}, readable is {expected!r}; render the demos again so")
+            raise UserError(
+                f"{self.path}: {name} is {found!r}, but must be {expected!r}; render the demonstrations again"
+            )
 
     @contextlib.contextmanager
     def _open(self) -> "Iterator[h5py.Group]":

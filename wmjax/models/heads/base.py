@@ -39,7 +39,7 @@ class HeadConfig(Settings, section="head"):
 
 @dataclasses.dataclass(frozen=True)
 class GripperConfig(HeadConfig):
-    """Whether the last action dimension, the gripper, is regressed with the others or classified by its own head.
+    """Whether the last action dimensions, the grippers, are regressed with the others or classified by their own head.
 
     The classification's loss weighs ``gripper_weight``.
     """
@@ -83,9 +83,20 @@ class ActionHead(nnx.Module):
     """The class of its settings."""
 
     def __init__(
-        self, config: Any, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+        self,
+        config: Any,
+        sizes: HeadSizes,
+        *,
+        hidden_dim: int,
+        action_dim: int,
+        grippers: int,
+        chunk: int,
+        rngs: nnx.Rngs,
     ) -> None:
-        """Builds it for tokens of ``hidden_dim`` channels and chunks of ``chunk`` x ``action_dim``."""
+        """Builds it for tokens of ``hidden_dim`` channels and chunks of ``chunk`` x ``action_dim``.
+
+        The last ``grippers`` dimensions of a normalised action are gripper commands, -1 open and +1 closed.
+        """
         raise NotImplementedError
 
     def loss(
@@ -141,20 +152,21 @@ def masked_mean(values: Float32[Array, "batch chunk *rest"], mask: Bool[Array, "
 
 
 class GripperHead(nnx.Module):
-    """Classifies each step's gripper command, close (+1) against open (-1)."""
+    """Classifies each step's command of each gripper, close (+1) against open (-1)."""
 
-    def __init__(self, hidden_dim: int, sizes: HeadSizes, *, rngs: nnx.Rngs):
+    def __init__(self, hidden_dim: int, sizes: HeadSizes, grippers: int, *, rngs: nnx.Rngs):
+        self.grippers = grippers
         self.norm = layer_norm(hidden_dim, rngs=rngs)
-        self.mlp = Mlp(hidden_dim, sizes.hidden, 1, std=0.01, dtype=jnp.float32, rngs=rngs)
+        self.mlp = Mlp(hidden_dim, sizes.hidden, grippers, std=0.01, dtype=jnp.float32, rngs=rngs)
 
-    def logits(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk"]:
+    def logits(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk grippers"]:
         """Log-odds of closing."""
-        return self.mlp(self.norm(tokens))[..., 0]
+        return self.mlp(self.norm(tokens))
 
     def loss(
         self,
         tokens: Float32[Array, "batch chunk hidden"],
-        command: Float32[Array, "batch chunk"],
+        command: Float32[Array, "batch chunk grippers"],
         mask: Bool[Array, "batch chunk"],
     ) -> HeadLoss:
         """Binary cross-entropy (nats) and accuracy."""
@@ -163,18 +175,19 @@ class GripperHead(nnx.Module):
         accuracy = masked_mean(((logits > 0.0) == closed).astype(jnp.float32), mask)
         return HeadLoss(loss, {"action/gripper": loss, "action/gripper_accuracy": accuracy})
 
-    def sample(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk 1"]:
-        """The likelier command, -1 or +1."""
-        return jnp.where(self.logits(tokens) > 0.0, 1.0, -1.0)[..., None]
+    def sample(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk grippers"]:
+        """The likelier commands, -1 or +1."""
+        return jnp.where(self.logits(tokens) > 0.0, 1.0, -1.0)
 
 
 def arm_and_gripper(
-    values: Float32[Array, "batch chunk dim"], mask: Bool[Array, "batch chunk"], *, regressed: bool
+    values: Float32[Array, "batch chunk dim"], mask: Bool[Array, "batch chunk"], *, regressed: int
 ) -> Metrics:
-    """The loss of the arm's dimensions, and of the gripper, the last one, if it is ``regressed`` with them."""
+    """The loss of the arm's dimensions, and of the last ``regressed`` ones, the grippers, if they are among them."""
     if not regressed:
         return {"action/arm": masked_mean(values, mask)}
-    return {"action/arm": masked_mean(values[..., :-1], mask), "action/gripper": masked_mean(values[..., -1], mask)}
+    arm, gripper = jnp.split(values, [values.shape[-1] - regressed], axis=-1)
+    return {"action/arm": masked_mean(arm, mask), "action/gripper": masked_mean(gripper, mask)}
 
 
 def add_gripper(
@@ -185,8 +198,8 @@ def add_gripper(
     action: Float32[Array, "batch chunk action"],
     mask: Bool[Array, "batch chunk"],
 ) -> HeadLoss:
-    """The arm's loss plus the weighted gripper loss, if the gripper has its own head."""
+    """The arm's loss plus the weighted gripper loss, if the grippers, the last dimensions, have their own head."""
     if gripper is None:
         return arm
-    loss, metrics = gripper.loss(tokens, action[..., -1], mask)
+    loss, metrics = gripper.loss(tokens, action[..., -gripper.grippers :], mask)
     return HeadLoss(arm.loss + weight * loss, arm.metrics | metrics)

@@ -127,15 +127,24 @@ class FlowLayer(nnx.Module):
 
 
 class FlowHead(ActionHead):
-    """Flow matching on the chunk; the gripper is part of the chunk or has its own binary head."""
+    """Flow matching on the chunk; the grippers are part of the chunk or have their own binary head."""
 
     Config: ClassVar[type[HeadConfig]] = FlowConfig
 
     def __init__(
-        self, config: FlowConfig, sizes: HeadSizes, *, hidden_dim: int, action_dim: int, chunk: int, rngs: nnx.Rngs
+        self,
+        config: FlowConfig,
+        sizes: HeadSizes,
+        *,
+        hidden_dim: int,
+        action_dim: int,
+        grippers: int,
+        chunk: int,
+        rngs: nnx.Rngs,
     ) -> None:
-        binary, width = config.gripper == "binary", sizes.width
-        self.config, self.action_dim, self.regressed_dim = config, action_dim, action_dim - binary
+        classified, width = grippers if config.gripper == "binary" else 0, sizes.width
+        self.config, self.action_dim, self.regressed_dim = config, action_dim, action_dim - classified
+        self.regressed_grippers = grippers - classified
         self.token_norm = layer_norm(hidden_dim, rngs=rngs)
         self.token_in = linear(hidden_dim, width, dtype=jnp.float32, rngs=rngs)
         self.action_in = linear(self.regressed_dim, width, axes=(None, "embed"), dtype=jnp.float32, rngs=rngs)
@@ -144,7 +153,7 @@ class FlowHead(ActionHead):
         self.layers = nnx.List([FlowLayer(sizes, hidden_dim, rngs=rngs) for _ in range(sizes.layers)])
         self.norm = layer_norm(width, rngs=rngs)
         self.out = linear(width, self.regressed_dim, axes=("embed", None), std=0.0, dtype=jnp.float32, rngs=rngs)
-        self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
+        self.gripper = GripperHead(hidden_dim, sizes, classified, rngs=rngs) if classified else None
 
     def condition(
         self, tokens: Float32[Array, "batch chunk hidden"]
@@ -182,7 +191,7 @@ class FlowHead(ActionHead):
         t = time[..., None, None]
         error = self.velocity((1.0 - t) * noise + t * arm, time, self.condition(tokens)) - (arm - noise)
         values = jnp.mean(jnp.square(error), axis=1)
-        metrics = arm_and_gripper(values, mask, regressed=self.gripper is None)
+        metrics = arm_and_gripper(values, mask, regressed=self.regressed_grippers)
         result = HeadLoss(masked_mean(values, mask), metrics)
         return add_gripper(self.gripper, self.config.gripper_weight, result, tokens, action, mask)
 

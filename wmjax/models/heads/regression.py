@@ -50,14 +50,16 @@ class RegressionHead(ActionHead):
         *,
         hidden_dim: int,
         action_dim: int,
+        grippers: int,
         chunk: int,
         rngs: nnx.Rngs,
     ) -> None:
-        binary = config.gripper == "binary"
-        self.config, self.regressed_dim = config, action_dim - binary
+        classified = grippers if config.gripper == "binary" else 0
+        self.config, self.regressed_dim = config, action_dim - classified
+        self.regressed_grippers = grippers - classified
         self.norm = layer_norm(hidden_dim, rngs=rngs)
         self.mlp = Mlp(hidden_dim, sizes.hidden, self.regressed_dim, std=0.01, dtype=jnp.float32, rngs=rngs)
-        self.gripper = GripperHead(hidden_dim, sizes, rngs=rngs) if binary else None
+        self.gripper = GripperHead(hidden_dim, sizes, classified, rngs=rngs) if classified else None
 
     def loss(
         self,
@@ -68,7 +70,7 @@ class RegressionHead(ActionHead):
     ) -> HeadLoss:
         """The configured regression loss; ``key`` is not used."""
         error = self.mlp(self.norm(tokens)) - action[..., : self.regressed_dim]
-        values, regressed = elementwise(self.config.regression_loss, error), self.gripper is None
+        values, regressed = elementwise(self.config.regression_loss, error), self.regressed_grippers
         metrics = arm_and_gripper(values, mask, regressed=regressed)
         metrics["action/arm_mse"] = arm_and_gripper(jnp.square(error), mask, regressed=regressed)["action/arm"]
         result = HeadLoss(masked_mean(values, mask), metrics)

@@ -1,4 +1,4 @@
-"""Videos of episodes: all cameras side by side, a caption and what was imagined below, at the rate of the frames."""
+"""Videos of episodes: all cameras side by side, a caption and strips below, at the rate of the frames."""
 
 import re
 import textwrap
@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.core.files import atomic_path
+from wmjax.core.specs import ActionSpec
 from wmjax.reporting.video.decision_strip import draw_decisions
 from wmjax.reporting.video.imagination_strip import draw_strips
 from wmjax.reporting.video.nearest_frames import Album
@@ -35,12 +36,15 @@ class Videos:
         folder: of the mp4 files, which are named after episode and outcome and never overwritten.
         per_task: 0 keeps none.
         rate: frames per second of simulated time.
+        action: what the actions are.
         album: shows what was imagined in training frames.
 
     """
 
-    def __init__(self, folder: Path, per_task: int, rate: float, album: Album | None = None) -> None:
-        self._folder, self._album = Path(folder), album
+    def __init__(
+        self, folder: Path, per_task: int, rate: float, action: ActionSpec, album: Album | None = None
+    ) -> None:
+        self._folder, self._action, self._album = Path(folder), action, album
         self._per_task = per_task
         self._rate = rate
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -96,7 +100,7 @@ class Videos:
             path = self._folder / f"{name}__{copy}.mp4"
             copy += 1
         strips = [draw_strips(imagined, len(frames), self._album)] if imagined else []
-        strips += [draw_decisions(decided, len(frames))] if decided else []
+        strips += [draw_decisions(decided, len(frames), self._action)] if decided else []
         write_video(path, frames, captions, self._rate, strips)
         self._counts[f"{suite}-{task_id}", outcome] += 1
         return path

@@ -1,14 +1,14 @@
-"""What a policy decided during an episode, under its video: the action chunk, and its numbers on the time line."""
+"""The strip of a policy's decisions below its video: the action chunk, and its numbers over time."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from wmjax.core.specs import ActionSpec
 from wmjax.rollout.decisions import Decided
 
-ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "grip")
 CELL, LEFT, LINE = 12, 40, 16
 """Side of a cell of the chunk, width of the row names, height of the column names; pixels."""
 PLOT, GAP, LABEL = 160, 12, 120
@@ -21,45 +21,53 @@ def measured_by(name: str) -> str:
     return name.removesuffix("/copy_error") + "/error" if name.endswith("/copy_error") else ""
 
 
-def draw_decisions(decided: Sequence[Decided], frames: int) -> UInt8[np.ndarray, "frames height width 3"]:
+def draw_decisions(
+    decided: Sequence[Decided], frames: int, spec: ActionSpec
+) -> UInt8[np.ndarray, "frames height width 3"]:
     """One strip per frame of the video, of the newest decision that had seen it.
 
-    Left the chunk, a column per step: blue is -1, black 0, red +1. Right a time line per number over all decisions of
-    the episode, from its lowest to its highest value, with a cursor at this decision and its value there. An error of
-    a prediction shares the line and the scale of a copy's, which is blue.
+    Left the chunk, a column per step: blue is a dimension's lower bound, black its middle, red its upper bound. Right a
+    time line per number over all decisions of the episode, from its lowest to its highest value, with a cursor at this
+    decision and its value there. An error of a prediction shares the line and the scale of a copy's, which is blue.
 
     Args:
         decided: the episode's decisions in order, at least one.
         frames: of the video; those before the first decision show it too.
+        spec: of the actions; without bounds their range in the episode takes their place.
 
     """
     names = list(dict.fromkeys(name for moment in decided for name in moment.numbers))
     series = {name: np.array([moment.numbers.get(name, np.nan) for moment in decided]) for name in names}
-    drawn = [_draw(moment, series, number) for number, moment in enumerate(decided)]
+    every = np.concatenate([moment.actions for moment in decided])
+    low, high = (np.array(spec.low), np.array(spec.high)) if spec.low else (every.min(0), every.max(0))
+    shades = [(moment.actions - (low + high) / 2) / np.maximum((high - low) / 2, 1e-6) for moment in decided]
+    drawn = [_draw(shade, spec.names, series, number) for number, shade in enumerate(shades)]
     newest = np.searchsorted([moment.frame for moment in decided], np.arange(frames), side="right") - 1
     return np.stack([drawn[max(0, index)] for index in newest])
 
 
-def _draw(moment: Decided, series: Mapping[str, np.ndarray], now: int) -> UInt8[np.ndarray, "height width 3"]:
-    steps = len(moment.actions)
+def _draw(
+    shades: Float[np.ndarray, "steps action"], names: Sequence[str], series: Mapping[str, np.ndarray], now: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    steps = len(shades)
     chunk_width = LEFT + steps * CELL
     copies = {measured_by(name): name for name in series if measured_by(name) in series}
     rows = [name for name in series if name not in copies.values()]
-    lines = min(len(rows), len(ACTIONS))
+    lines = min(len(rows), len(names))
     width = chunk_width + (GAP + LABEL + PLOT if lines else 0)
-    canvas = Image.new("RGB", (width, LINE + len(ACTIONS) * CELL), "black")
+    canvas = Image.new("RGB", (width, LINE + len(names) * CELL), "black")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=10)
     draw.text((LEFT, 2), f"actions of {steps} steps", fill="white", font=font)
-    for row, name in enumerate(ACTIONS):
+    for row, name in enumerate(names):
         draw.text((4, LINE + row * CELL), name, fill="white", font=font)
-        for step, value in enumerate(moment.actions[:, row]):
+        for step, value in enumerate(shades[:, row]):
             corner = (LEFT + step * CELL, LINE + row * CELL)
             colour = INK["red"] if value > 0 else INK["blue"]
             shade = tuple(round(part * min(1.0, abs(float(value)))) for part in colour)
             draw.rectangle((*corner, corner[0] + CELL - 2, corner[1] + CELL - 2), fill=shade)
     if not lines:
         return np.asarray(canvas)
-    height = len(ACTIONS) * CELL // lines
+    height = len(names) * CELL // lines
     for number, name in enumerate(rows[:lines]):
         left, top = chunk_width + GAP, LINE + number * height
         drawn = [(series[name], INK["line"])] + ([(series[copies[name]], INK["blue"])] if name in copies else [])

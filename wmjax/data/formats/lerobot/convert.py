@@ -1,8 +1,9 @@
-"""A LeRobot dataset (local folder or hub id) becomes a training store."""
+"""Conversion of a LeRobot dataset (local folder or hub id) to a training store."""
 
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
-from wmjax.core.specs import PUBLISHED, ObservationSpec
+from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import (
     Gripper,
@@ -23,8 +24,11 @@ from wmjax.data.formats.importer import (
 )
 from wmjax.data.formats.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.formats.lerobot.layout import load_layout
+from wmjax.data.formats.lerobot.metadata import Feature
 from wmjax.data.observation import resize_image
+from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
+from wmjax.sim.environment import ENVIRONMENTS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,6 +42,7 @@ def convert(
     layout: str | None = None,
     max_episodes: int | None = None,
     revision: str | None = None,
+    grippers: tuple[int, ...] | None = None,
     gripper: Gripper = "open-negative",
     skip_bad: bool = False,
     progress: Progress = lambda done, total: None,
@@ -52,9 +57,10 @@ def convert(
         out: the training store to be.
         image_size: pixels.
         frame_stride: control steps per frame.
-        layout: name of a layout file; chosen by the columns when None.
+        layout: name of a layout, or a TOML file; chosen by the columns when None.
         max_episodes: only the first so many.
         revision: of the hub dataset.
+        grippers: action dimensions that are gripper commands, see :func:`action_spec`.
         gripper: what opens the gripper in the dataset.
         skip_bad: leave out episodes that cannot be used, and list them in the store's manifest.
         progress: called with episodes done and their total.
@@ -69,6 +75,7 @@ def convert(
     folder = resolve(source, revision)
     dataset = LeRobotDataset(folder, load_layout(layout) if layout else None)
     spec = observation_spec(dataset, image_size, frame_stride)
+    action = action_spec(dataset, grippers)
     episodes = {
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
@@ -77,7 +84,7 @@ def convert(
     listed = [(entry.index, entry.length) for entry in dataset.episodes]
     content = hash_json([dataclasses.asdict(dataset.info), listed, identify(folder, files), gripper])
     plan = {"source": source, "content": content}
-    return convert_episodes(out, spec, plan, episodes, progress, skip_bad=skip_bad)
+    return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
 
 
 def resolve(source: str, revision: str | None) -> Path:
@@ -103,15 +110,23 @@ def resolve(source: str, revision: str | None) -> Path:
 
 
 def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int) -> ObservationSpec:
-    """The conventions of the converted data."""
+    """What the observations of the converted data are."""
     layout, (height, width) = dataset.layout, dataset.image_size
     resized = None if (height, width) == (image_size, image_size) else height
-    return ObservationSpec(
+    if layout.environment:
+        known = ENVIRONMENTS.resolve(layout.environment).observation_spec
+    else:
+        names = feature_names(dataset.features[layout.state], dataset.state_dim)
+        known = ObservationSpec((), names, ("",) * len(names), dataset.fps, rotation=layout.rotation)
+        known = dataclasses.replace(
+            known, position=layout.position, orientation=layout.orientation, fingers=layout.fingers
+        )
+    return dataclasses.replace(
+        known,
         cameras=tuple(layout.cameras),
         image_size=image_size,
-        rotation=layout.rotation,
         resize_filter="none" if resized is None else "bilinear",
-        control_hz=layout.control_hz,
+        control_hz=layout.control_hz or known.control_hz,
         frame_stride=frame_stride,
         reflection=True,
         mesh_detail_mm=0.0,
@@ -120,17 +135,74 @@ def observation_spec(dataset: LeRobotDataset, image_size: int, frame_stride: int
     )
 
 
+def action_spec(dataset: LeRobotDataset, grippers: tuple[int, ...] | None = None) -> ActionSpec:
+    """What the actions of the converted data are.
+
+    Args:
+        dataset: the source.
+        grippers: dimensions that are gripper commands, if they are not those that the layout, or the names, say.
+
+    Raises:
+        UserError: a gripper that is no dimension or never moves, damaged columns.
+
+    """
+    layout = dataset.layout
+    if layout.environment:
+        if grippers is not None:
+            raise UserError(f"--grippers is given, but layout {layout.name} knows its own; leave it out")
+        return ENVIRONMENTS.resolve(layout.environment).action_spec
+    names = feature_names(dataset.features[layout.action], dataset.action_dim)
+    if grippers is None:
+        grippers = layout.grippers
+    if grippers is None:
+        grippers = tuple(index for index, name in enumerate(names) if "gripper" in name.lower())
+    opened, closed = layout.gripper_open, layout.gripper_closed
+    plain = ActionSpec(names, ("",) * len(names), f"actions of {layout.name} as recorded")
+    if len(opened) != len(grippers) or len(closed) != len(grippers):
+        closed, opened = _gripper_range(dataset, grippers)
+    return dataclasses.replace(plain, grippers=grippers, gripper_open=opened, gripper_closed=closed)
+
+
+def _gripper_range(dataset: LeRobotDataset, grippers: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Smallest and largest command of each gripper: closed and open, as LeRobot's own robots count."""
+    if not grippers:
+        return (), ()
+    if max(grippers) >= dataset.action_dim or min(grippers) < 0:
+        raise UserError(f"--grippers is {list(grippers)}; the actions have dimensions 0 to {dataset.action_dim - 1}")
+    moments = RunningMoments(len(grippers))
+    for entry in dataset.episodes:
+        moments.update(dataset.columns(entry).action[:, list(grippers)])
+    for index, low, high in zip(grippers, moments.min, moments.max, strict=True):
+        if not low < high:
+            raise UserError(
+                f"--grippers names dimension {index}, which is {low:g} in all of {dataset.folder}; leave it out"
+            )
+    return tuple(moments.min.tolist()), tuple(moments.max.tolist())
+
+
+def feature_names(feature: Feature, dim: int) -> tuple[str, ...]:
+    """Names of a column's values as its metadata gives them (a list, or lists by group), else their numbers."""
+    names = feature.names
+    if isinstance(names, Mapping):
+        names = [name for group in names.values() if isinstance(group, list) for name in group]
+    if isinstance(names, list) and len(names) == dim:
+        return tuple(str(name) for name in names)
+    return tuple(str(index) for index in range(dim))
+
+
 def read_episode(
     dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str, gripper: Gripper = "open-negative"
 ) -> EpisodeData:
-    """One episode of a dataset in the store's form; the label is what was executed.
+    """One episode of a dataset in the store's form; the executed actions are the labels.
 
     Raises:
         UserError: damaged files, or rows that do not fit the metadata.
 
     """
     columns = dataset.columns(entry)
-    action = prepare_action(columns.action, columns.state, gripper, f"{entry.data}: episode {entry.index}")
+    action = columns.action
+    if dataset.layout.environment:
+        action = prepare_action(action, columns.state, gripper, f"{entry.data}: episode {entry.index}")
     steps = np.arange(0, entry.length, spec.frame_stride, dtype=np.int32)
     full = dataset.images(entry, steps)
     images = np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])

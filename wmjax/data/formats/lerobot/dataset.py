@@ -6,6 +6,7 @@ The format was taken from datasets that the real library wrote (see ``tests/data
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from wmjax.data.formats.lerobot.metadata import (
     FIX,
     DataFiles,
     EpisodeEntry,
+    Feature,
     clock_faults,
     height_and_width,
     read_episodes,
@@ -40,8 +42,8 @@ STEADY = 0.25
 class EpisodeColumns:
     """The low-dimensional columns of an episode, one row per control step."""
 
-    state: Float32[np.ndarray, "n 8"]
-    action: Float32[np.ndarray, "n 7"]
+    state: Float32[np.ndarray, "n state"]
+    action: Float32[np.ndarray, "n action"]
     task_index: int
     instruction: str
 
@@ -64,11 +66,12 @@ class LeRobotDataset:
         self.version = self.info.codebase_version
         self.features = self.info.features
         if layout is None:
-            layout = choose_layout({name: vars(f) for name, f in self.features.items()}, str(self.folder))
+            layout = choose_layout(_as_mappings(self.features), str(self.folder))
         else:
             require_columns(layout, self.features, str(self.folder))
         self.layout = layout
-        self._require_rate(self.info.fps, "fps of meta/info.json")
+        self.fps = self.info.fps
+        self._require_rate(self.fps, "fps of meta/info.json")
         self.tasks = read_tasks(self.folder, self.version)
         self.episodes = read_episodes(self.folder, self.info, self._video_keys())
         self.data_files = DataFiles(self.folder) if self.version == "v3.0" else None
@@ -88,11 +91,27 @@ class LeRobotDataset:
         if len(sizes) > 1:
             raise UserError(f"{self.folder}: cameras have different sizes {sorted(sizes)}; resize them to one size")
         height, width = sizes.pop()
-        if height != width:
+        if height != width and self.layout.environment:
             raise UserError(
                 f"{self.folder}: images are {height}x{width}, the policy's are square; crop or pad them to a square"
             )
         return height, width
+
+    def _dim(self, column: str) -> int:
+        shape = self.features[column].shape
+        if shape is None or len(shape) != 1 or shape[0] < 1:
+            raise UserError(f"{self.folder}/meta/info.json: features[{column!r}].shape is {shape}; give one length")
+        return shape[0]
+
+    @property
+    def state_dim(self) -> int:
+        """Values of a state, as the metadata promises."""
+        return self._dim(self.layout.state)
+
+    @property
+    def action_dim(self) -> int:
+        """Values of an action, as the metadata promises."""
+        return self._dim(self.layout.action)
 
     def columns(self, entry: EpisodeEntry) -> EpisodeColumns:
         """State, action and instruction of an episode.
@@ -181,7 +200,8 @@ class LeRobotDataset:
     def _require_rate(self, rate: float, what: str) -> None:
         """Refuses rows of another rate than the layout's; says if it is not that of the metadata."""
         layout = self.layout
-        if all(abs(rate / known - 1) > SAME_RATE for known in (layout.fps_label, layout.control_hz)):
+        known = [value for value in (layout.fps_label, layout.control_hz) if value]
+        if known and all(abs(rate / value - 1) > SAME_RATE for value in known):
             raise UserError(
                 f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {layout.control_hz} Hz, "
                 f"labelled {layout.fps_label}; resample the dataset to {layout.control_hz} Hz"
@@ -251,3 +271,8 @@ class LeRobotDataset:
 
     def _video_keys(self) -> list[str]:
         return [key for key in self.layout.cameras.values() if self.features[key].dtype == "video"]
+
+
+def _as_mappings(features: dict[str, Feature]) -> dict[str, dict[str, Any]]:
+    """The columns as the layouts look at them; what the metadata leaves out is left out."""
+    return {name: {k: v for k, v in vars(f).items() if v is not None} for name, f in features.items()}

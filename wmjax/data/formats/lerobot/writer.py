@@ -16,19 +16,16 @@ import pyarrow.parquet as pq
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors, hash_json, sync
+from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData, check_episode
 from wmjax.data.formats.lerobot.images import encode_png
-from wmjax.data.formats.lerobot.layout import Layout, load_layout
+from wmjax.data.formats.lerobot.layout import Layout
 from wmjax.data.formats.lerobot.stats import Stats, column_stats, count_levels, image_stats
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 FILES_PER_CHUNK = 1000
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
-NAMES = {
-    "state": ("x", "y", "z", "rx", "ry", "rz", "g0", "g1"),
-    "action": ("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
-}
 SCALARS = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -41,6 +38,8 @@ SCALARS = {
 def write_lerobot_v30(
     folder: Path,
     episodes: Iterable[EpisodeData],
+    spec: ObservationSpec,
+    action: ActionSpec,
     *,
     layout: Layout | None = None,
     robot_type: str | None = None,
@@ -51,7 +50,9 @@ def write_lerobot_v30(
     Args:
         folder: where; must not exist.
         episodes: with an image at every control step (``frame_stride`` 1).
-        layout: column names and fps label; ``HuggingFaceVLA/libero`` when None.
+        spec: of the observations.
+        action: of the actions.
+        layout: columns and fps label; LeRobot's own column names and the specs' cameras and rate when None.
         robot_type: for the metadata.
         data_file_mb: a data file that has grown to this size is closed after its episode.
 
@@ -66,7 +67,7 @@ def write_lerobot_v30(
     with disk_errors(folder):
         try:
             staging.mkdir(parents=True)
-            writer = _Writer(staging, layout or load_layout("HuggingFaceVLA/libero"), data_file_mb)
+            writer = _Writer(staging, spec, action, layout or plain_layout(spec), data_file_mb)
             for episode in episodes:
                 writer.add(episode)
             writer.finish(robot_type)
@@ -76,10 +77,20 @@ def write_lerobot_v30(
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def plain_layout(spec: ObservationSpec) -> Layout:
+    """LeRobot's own column names, one image column per camera."""
+    cameras = {camera: f"observation.images.{camera}" for camera in spec.cameras}
+    return Layout("LeRobot", "observation.state", "action", cameras)
+
+
 class _Writer:
     """The state of a dataset while its episodes arrive."""
 
-    def __init__(self, root: Path, layout: Layout, data_file_mb: int) -> None:
+    def __init__(
+        self, root: Path, spec: ObservationSpec, action: ActionSpec, layout: Layout, data_file_mb: int
+    ) -> None:
+        self.names = {layout.state: spec.state, layout.action: action.names}
+        self.fps, self.action = layout.fps_label or spec.control_hz, action
         self.root, self.layout, self.limit = root, layout, data_file_mb * 1_000_000
         self.tasks: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
@@ -98,7 +109,7 @@ class _Writer:
         columns = {
             self.layout.state: episode.state,
             self.layout.action: episode.action,
-            "timestamp": np.arange(n) / self.layout.fps_label,
+            "timestamp": np.arange(n) / self.fps,
             "frame_index": np.arange(n),
             "episode_index": np.full(n, number),
             "index": np.arange(self.frames, self.frames + n),
@@ -133,7 +144,7 @@ class _Writer:
     def _check(self, episode: EpisodeData, number: int) -> None:
         """Refuses what a row-per-control-step dataset cannot hold."""
         where = f"episode {number}"
-        check_episode(episode, None, where)
+        check_episode(episode, None, self.action, where)
         if len(episode.images) != episode.length:
             raise UserError(
                 f"{where}: {len(episode.images)} images for {episode.length} control steps; a LeRobot dataset needs "
@@ -180,7 +191,7 @@ class _Writer:
         image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         fields: list[tuple[str, pa.DataType]] = [(key, image) for key in self.layout.cameras.values()]
         features: dict[str, Any] = {key: {"_type": "Image"} for key in self.layout.cameras.values()}
-        for key, dim in ((self.layout.state, len(NAMES["state"])), (self.layout.action, len(NAMES["action"]))):
+        for key, dim in ((key, len(names)) for key, names in self.names.items()):
             fields.append((key, pa.list_(pa.field("element", pa.float32()), dim)))
             features[key] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": dim, "_type": "List"}
         for key, dtype in SCALARS.items():
@@ -220,7 +231,7 @@ class _Writer:
             "chunks_size": FILES_PER_CHUNK,
             "data_files_size_in_mb": self.limit // 1_000_000,
             "video_files_size_in_mb": VIDEO_FILE_MB,
-            "fps": self.layout.fps_label,
+            "fps": int(self.fps) if self.fps == int(self.fps) else self.fps,
             "splits": {"train": f"0:{len(self.rows)}"},
             "data_path": DATA_PATH,
             "video_path": None,
@@ -230,7 +241,7 @@ class _Writer:
     def _features(self) -> dict[str, Any]:
         image = {"dtype": "image", "shape": [*(self.size or ()), 3], "names": ["height", "width", "channel"]}
         features: dict[str, Any] = {key: image for key in self.layout.cameras.values()}
-        for key, names in ((self.layout.state, NAMES["state"]), (self.layout.action, NAMES["action"])):
+        for key, names in self.names.items():
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
         return features | {key: {"dtype": dtype, "shape": [1], "names": None} for key, dtype in SCALARS.items()}
 

@@ -12,7 +12,7 @@ from wmjax.core.reading import read_json, read_text
 
 FIX = "download it again"
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-"""Where checkpoints keep the template; the first that has one counts. The JSON files have the key ``chat_template``."""
+"""The files that may hold the template; the first one found is used. The JSON files have the key ``chat_template``."""
 
 
 class ChatTemplate:

@@ -57,7 +57,7 @@ SUFFIXES = {"bias": "bias"} | ADAPTER_SUFFIXES
 IGNORED = re.compile(r"(.*\.)?rotary_(pos_)?emb\.(inv_freq|original_inv_freq)")
 """Tensors that follow from the config, which old versions of transformers stored."""
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the names that modules have in transformers."""
+"""The prefix that PEFT puts before the names that modules have in transformers."""
 
 STACKS: dict[Path, tuple[str, dict[str, Path]]] = {
     ("vision", "blocks"): ("visual.blocks", VISION_BLOCK),

@@ -1,0 +1,102 @@
+"""``docs/extending.md`` proved: an environment of another package in the real pool, runner and report."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.extending.point_robot import STEP, PointRobot
+from tests.rollout.fake_policy import FakePolicy
+from wmjax.core.errors import UserError
+from wmjax.pipeline.evaluate import evaluate
+from wmjax.pipeline.evaluate_scripted import evaluate_scripted
+from wmjax.policy.policy_actor import PolicyActor
+from wmjax.rollout.actors import Chunk, Decision, Noop, Scripted
+from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.rollout.results import read_records
+
+PROTOCOL = """
+env = "tests.extending.point_robot:PointRobot"
+suite = "corners"
+tasks = [0, 3]
+episodes_per_task = 2
+init = "benchmark"
+max_steps = 12
+open_loop_horizon = 4
+"""
+
+
+class Walker(Scripted):
+    """Reads place and goal, and walks; it looks too, so that frames have to arrive."""
+
+    name = "walker"
+    needs_frames = True
+
+    def chunk(self, decision: Decision) -> Chunk:
+        assert decision.frames.shape == (2, 1, 16, 16, 3) and decision.frames.max() == 255
+        corner = int(decision.instruction[-1])
+        way = np.array([corner % 2, corner // 2]) - decision.state
+        steps = np.minimum(np.arange(self.horizon + 1)[:, None] * STEP, np.abs(way)) * np.sign(way)
+        return (np.diff(steps, axis=0) / STEP).astype(np.float32)
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> Protocol:
+    path = tmp_path / "corners.toml"
+    path.write_text(PROTOCOL)
+    return load_protocol(str(path))
+
+
+def test_a_scripted_actor_is_evaluated_and_reported(protocol: Protocol, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = evaluate(Walker(PointRobot.observation_spec), protocol, out, workers=2, videos=1)
+    assert summary.overall.rate == 1.0 and summary.overall.finished == 4
+    records = {record.key: record for record in read_records(out)}
+    assert records["corners/0/benchmark/1"].steps == 6 and records["corners/3/benchmark/0"].steps == 6
+    assert len({record.settled_hash for record in records.values()}) == 2  # a start for each index, whatever the task
+    report = (out / "report.html").read_text()
+    assert "go to corner 3" in report and "point==1" in (out / "summary.json").read_text()
+    assert len(list((out / "videos").glob("*.mp4"))) == 2
+
+
+def test_scripted_actors_of_the_command_and_the_delay_use_its_own_hold_action(
+    protocol: Protocol, tmp_path: Path
+) -> None:
+    assert evaluate_scripted("noop", protocol, tmp_path / "noop", workers=1, videos=0).overall.rate == 0.0
+    delayed = dataclasses.replace(protocol, execution_delay=2)
+    evaluate(Walker(PointRobot.observation_spec), delayed, tmp_path / "late", workers=1)
+    # Two steps of holding still, then five or six to the corner.
+    assert {record.key: record.steps - 2 for record in read_records(tmp_path / "late")} == {
+        "corners/0/benchmark/0": 5,
+        "corners/0/benchmark/1": 6,
+        "corners/3/benchmark/0": 6,
+        "corners/3/benchmark/1": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suite": "libero_spatial"}, "suite"),
+        ({"tasks": (4,)}, r"tasks contains 4; corners has tasks 0\.\.3"),
+        ({"episodes_per_task": 3}, "has 2 initial states per task"),
+        ({"env": "tests.extending.point_robot:Nothing"}, "env is .*Nothing"),
+        ({"env": "liberoo"}, "env"),
+    ],
+)
+def test_a_protocol_that_the_environment_cannot_run_is_refused(
+    protocol: Protocol, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(protocol, **change)
+
+
+def test_what_it_cannot_do_is_refused(protocol: Protocol, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="corners do not move"):
+        moving = dataclasses.replace(protocol, target_velocity=0.1)
+        evaluate(Noop(PointRobot.observation_spec), moving, tmp_path / "moving", workers=1)
+    with pytest.raises(UserError, match="has no scripted expert"):
+        evaluate_scripted("expert", protocol, tmp_path / "expert", workers=1, videos=0)
+    with pytest.raises(UserError, match=r"ActionSpec\.names is .*'gripper'\) for the policy, \('dx', 'dy'\)"):
+        evaluate(PolicyActor(FakePolicy()), dataclasses.replace(protocol, open_loop_horizon=8), tmp_path / "p", 1)

@@ -1,0 +1,51 @@
+"""The sizes of state and action follow from the demonstrations, not from a setting."""
+
+import dataclasses
+from typing import Any
+
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec, ObservationSpec
+from wmjax.data.store import TrainingStore
+from wmjax.models.vla import VLAConfig
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+
+
+def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: ActionSpec, where: str) -> VLAConfig:
+    """The network's settings with the sizes of its demonstrations.
+
+    Args:
+        model: its sizes are 0 where no setting gives them.
+        observation: of the demonstrations.
+        action: of the demonstrations.
+        where: what the demonstrations are, for the error.
+
+    Raises:
+        UserError: a size was given and is another one.
+
+    """
+    found: dict[str, Any] = {
+        "action_dim": action.dim,
+        "grippers": len(action.grippers),
+        "state_dim": observation.state_dim,
+    }
+    for name, size in found.items():
+        if (given := getattr(model, name)) not in (0, size):
+            raise UserError(f"model.{name} is {given}, but {where} has {size}; leave model.{name} out, it follows")
+    return dataclasses.replace(model, **found)
+
+
+def of_store(model: VLAConfig, store: TrainingStore | None) -> VLAConfig:
+    """The network's settings with the sizes of a training store; without one they are taken to be LIBERO's.
+
+    Raises:
+        UserError: a size was given and is another one.
+
+    """
+    if store is not None:
+        return with_dimensions(model, store.spec, store.action_spec, f"data.path {store.folder}")
+    return dataclasses.replace(
+        model,
+        action_dim=model.action_dim or ACTION_SPEC.dim,
+        grippers=model.grippers or len(ACTION_SPEC.grippers),
+        state_dim=model.state_dim or OBSERVATION_SPEC.state_dim,
+    )

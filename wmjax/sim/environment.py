@@ -1,0 +1,100 @@
+"""The environment seam: what the closed loop asks of a simulator, and the environments that a protocol may name.
+
+``env = "libero"`` in a protocol names an environment of :data:`ENVIRONMENTS`, ``env = "package.module:Class"`` a class
+of any installed package. Worker processes import that class and build one environment for each task. The parent
+imports it too, for its class attributes: a module of an environment imports its simulator inside functions.
+``docs/extending.md`` adds one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
+
+from wmjax.core.registry import Registry
+from wmjax.core.specs import ActionSpec, ObservationSpec
+from wmjax.sim.disturbance import Disturbance
+from wmjax.sim.episode import EpisodeId
+
+
+class Environment(Protocol):
+    """One task in this process.
+
+    What is seen must follow from the physical state: after :meth:`restore` the observation is that of the restored
+    state. An episode's start must follow from its :class:`EpisodeId` and from nothing that ran before.
+
+    Attributes:
+        observation_spec: what it shows unless a policy or a setting wants something else, such as another image size.
+        action_spec: what its actions are. ``hold`` must be given: the robot executes it while a delay lets nothing
+            else pass.
+        suites: how many tasks each of its suites has.
+        initial_states: how many fixed starts, the episodes of ``init = "benchmark"``, a task has; 0 for none.
+        expert: ``"package.module:Class"`` of a scripted expert, built with the environment as
+            :class:`wmjax.recording.expert.Expert` is; "" for none.
+        spec: what this one shows, with ``simulator`` filled in.
+        instruction: the task in words.
+        settled_state: the full simulator state in which the current episode started, see :meth:`sim_state`.
+        settled_hash: the identity of that state, for example 16 hex digits of its hash.
+
+    """
+
+    observation_spec: ClassVar[ObservationSpec]
+    action_spec: ClassVar[ActionSpec]
+    suites: ClassVar[Mapping[str, int]]
+    initial_states: ClassVar[int]
+    expert: ClassVar[str]
+    spec: ObservationSpec
+    instruction: str
+    settled_state: Float64[np.ndarray, "values"]
+    settled_hash: str
+
+    def __init__(self, suite: str, task_id: int, spec: ObservationSpec) -> None:
+        """Builds a task.
+
+        Raises:
+            UserError: the task does not exist, or the simulator cannot show what the spec asks for.
+
+        """
+
+    @classmethod
+    def simulator(cls, spec: ObservationSpec | None = None) -> str:
+        """Names and versions of what decides how an episode looks, found without building anything.
+
+        Raises:
+            UserError: it is not installed, or images of ``spec`` were drawn by another one.
+
+        """
+
+    def reset(self, episode: EpisodeId) -> None:
+        """Starts an episode."""
+
+    def disturb(self, disturbance: Disturbance, episode: EpisodeId) -> None:
+        """Disturbs the episode that has just been reset, until the next reset.
+
+        Raises:
+            UserError: the environment has no such disturbance.
+
+        """
+
+    def step(self, action: Float[np.ndarray, "action"]) -> bool:
+        """Executes one control step; returns whether the task's goal holds afterwards."""
+
+    def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
+        """The cameras of the spec, now."""
+
+    def state(self) -> Float32[np.ndarray, "state"]:
+        """Proprioception, now, as the spec describes it."""
+
+    def sim_state(self) -> Float64[np.ndarray, "values"]:
+        """Everything that the future depends on."""
+
+    def restore(self, state: Float64[np.ndarray, "values"]) -> None:
+        """Goes back to a state of :meth:`sim_state`."""
+
+    def close(self) -> None:
+        """Frees what the task holds."""
+
+
+ENVIRONMENTS: Registry[Any] = Registry("env", {"libero": "wmjax.sim.env:LiberoEnv"})
+"""The environments that have a name; each is an :class:`Environment`."""
