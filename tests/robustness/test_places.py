@@ -153,7 +153,7 @@ def test_options_are_whole_numbers_in_a_range(text):
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "None"])
 def test_a_launchers_variables_are_numbers(value):
     with pytest.raises(UserError, match="SLURM_PROCID is"):
-        own_shard({"SLURM_PROCID": value, "SLURM_NTASKS": "2"})
+        own_shard({"SLURM_PROCID": value, "SLURM_STEP_NUM_TASKS": "2"})
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
