@@ -8,7 +8,7 @@ fail() { printf 'setup.sh: %s\n' "$1" >&2; exit 2; }
 case $mode in
   sim) extras=sim ;;
   export) extras=sim,export ;;
-  test) extras=sim,export,dev ;;
+  test) extras=sim,export,serve,dev ;;
   *) fail "unknown mode '$mode'; use sim, export or test" ;;
 esac
 
@@ -47,4 +47,6 @@ if [ "$version" = 311 ]; then constraints=(-c constraints/py311.txt); fi
 # torch by itself and first: left to the resolver, some indexes answer with a CUDA build of several gigabytes.
 case $extras in *export*) [ "$version" = 311 ] && "${pip[@]}" install torch==2.13.0 ;; esac
 "${pip[@]}" install "${constraints[@]}" -e ".[$extras]"
+# openpi's client asks for numpy < 2, which its part that the tests drive the server with does not need.
+case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 ;; esac
 echo "ready: .venv/bin/python (mode $mode)"

@@ -90,7 +90,7 @@ def test_the_manifest_protects_itself(tmp_path: Path, name: str) -> None:
     text = (folder / name).read_bytes()
     at = text.index(b"0.41") if name == "manifest.json" else 5
     (folder / name).write_bytes(text[:at] + bytes([text[at] ^ 2]) + text[at + 1 :])
-    with pytest.raises(UserError, match=r"manifest\.json is damaged or missing"):
+    with pytest.raises(UserError, match=r"manifest\.json is not what manifest\.sha256 says"):
         checkpoint.read_meta(folder)
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
@@ -118,7 +118,7 @@ def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_bu
     shutil.rmtree(root / "00000500" / "state")
     assert checkpoint.latest(root).name == "00000250"
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "00000750: manifest.json is damaged" in caplog.text and "00000500: state/" in caplog.text
+    assert "00000750: manifest.json is not what" in caplog.text and "00000500: state/" in caplog.text
     assert checkpoint.find(tmp_path).name == "00000500", "a policy needs the averaged parameters only"
     assert checkpoint.latest(root).name == "00000250" and len(caplog.records) == 2, "each is named once"
     checkpoint.save(root, 1000, items(3), {}, keep=1)

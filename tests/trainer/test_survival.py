@@ -140,7 +140,7 @@ def test_damaged_newest_checkpoints_are_passed_over_in_one_line_each(
     monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
     fit_toy(toy_inputs(store, toy_config()), run, toy_config())
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "00000008: manifest.json is damaged or missing" in warnings[0]
+    assert len(warnings) == 1 and "00000008: manifest.json is not what manifest.sha256 says" in warnings[0]
     assert differences(run, straight) == []
 
 

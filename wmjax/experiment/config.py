@@ -327,5 +327,15 @@ def changed_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
-    """The inverse of :func:`to_dict`."""
-    return build(Experiment, values)
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+        UserError: settings that this version does not have, or a class that cannot be imported.
+
+    """
+    try:
+        return build(Experiment, values)
+    except UserError as error:
+        raise UserError(
+            f"saved settings: {error}; if another version of wmjax saved them, train again with this one"
+        ) from error

@@ -1,6 +1,7 @@
 """A trained policy as an actor: fixed batches with padding, one carry row per slot, keys per decision."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,6 +23,8 @@ Carry = Any
 """A pytree of arrays whose first axis is the batch."""
 FILLER = "pick up the black bowl and place it on the plate"
 """Instruction of padding rows."""
+PROMPTS = 256
+"""Tokenised instructions that are kept."""
 
 
 class Policy(Protocol):
@@ -83,7 +86,7 @@ class PolicyActor:
         self._table: Carry = None
         self._counts = (policy.frames_per_decision, policy.future_frames)
         self._spare = 0
-        self._prompts: dict[str, Prompt] = {}
+        self.prompt: Callable[[str], Prompt] = functools.lru_cache(PROMPTS)(policy.prompt)
 
     def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         """Makes the carry table and compiles the policy, before any episode waits for it.
@@ -120,7 +123,19 @@ class PolicyActor:
         return None
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
-        """One plan per decision, in batches of the policy's size."""
+        """One plan per decision, in batches of the policy's size.
+
+        Raises:
+            UserError: actions that are not finite.
+
+        """
+        plans = self.propose(decisions)
+        for plan, decision in zip(plans, decisions, strict=True):
+            _require_finite(plan.actions, decision)
+        return plans
+
+    def propose(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """As :meth:`act`, with actions that may not be finite, for whoever must not refuse all for the sake of one."""
         size = self._policy.batch_size
         groups = [decisions[start : start + size] for start in range(0, len(decisions), size)]
         return [plan for group in groups for plan in self._act(group)]
@@ -139,8 +154,6 @@ class PolicyActor:
         actions = np.asarray(chunk, np.float32)
         latents = {name: np.asarray(info[name], np.float32) for name in ("seen", "imagined") if name in info}
         numbers = {name: np.asarray(values, np.float64) for name, values in info.items() if name not in latents}
-        for row, decision in enumerate(decisions):
-            _require_finite(actions[row], decision)
         return [
             Plan(
                 actions[row],
@@ -151,12 +164,12 @@ class PolicyActor:
         ]
 
     def _observation(self, decisions: Sequence[Decision]) -> Observation:
-        prompts = [self._prompt(decision.instruction) for decision in decisions]
+        prompts = [self.prompt(decision.instruction) for decision in decisions]
         return Observation(
             images=np.stack([decision.frames for decision in decisions]),
             state=np.stack([decision.state for decision in decisions]),
             prompt=join_prompts(prompts),
-            first=np.array([decision.number == 0 for decision in decisions]),
+            first=np.array([decision.number == 0 or decision.forget for decision in decisions]),
         )
 
     def _donor(self, donors: Donors, decisions: Sequence[Decision]) -> Donor:
@@ -168,11 +181,6 @@ class PolicyActor:
                 rng = np.random.default_rng(episode.stream("memory donor"))
                 chosen[row] = donors.choose(rng, self.corruption, episode.suite, episode.task_id)
         return donors.at(chosen, steps)
-
-    def _prompt(self, instruction: str) -> Prompt:
-        if instruction not in self._prompts:
-            self._prompts[instruction] = self._policy.prompt(instruction)
-        return self._prompts[instruction]
 
     def _key(self, decision: Decision) -> jax.Array:
         """The noise key of (task, episode, decision), whatever slot or batch row it runs in."""

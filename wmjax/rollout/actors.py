@@ -40,6 +40,7 @@ class Decision:
         state: proprioception now.
         instruction: the task's sentence.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
+        forget: whether history begins anew with these frames, as at a first decision, because some before are missing.
 
     """
 
@@ -51,6 +52,7 @@ class Decision:
     state: Float32[np.ndarray, "state"]
     instruction: str
     future: UInt8[np.ndarray, "future cameras height width 3"] = dataclasses.field(default_factory=no_frames)
+    forget: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,7 @@ class Saver:
         self._writers: dict[str, ocp.StandardCheckpointer] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
         if distributed.is_first():
             with disk_errors(self._root):
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -148,8 +150,9 @@ class Saver:
 
     def _commit(self, staging: Path, folder: Path, step: int, meta: dict[str, Any]) -> None:
         """In the background: waits for the writers, then makes what they wrote a checkpoint."""
-        for writer in self._writers.values():
-            writer.wait_until_finished()
+        failed = [error for writer in self._writers.values() if (error := _end_of(writer)) is not None]
+        if failed:  # all have ended: nobody writes into a folder that is going to be removed
+            raise failed[0]
         if not distributed.is_first():
             return
         manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(staging)}
@@ -179,6 +182,20 @@ class Saver:
             return
         for path in (*self._root.glob(f"{STAGING}*"), *self._root.glob(f"{REMOVED}*")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks that Orbax logs of errors that it raises as well: they become one line."""
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _end_of(writer: ocp.StandardCheckpointer) -> Exception | None:
+    """Waits for a writer; the error that it ended with."""
+    try:
+        writer.wait_until_finished()
+    except Exception as error:
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -305,7 +322,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"checkpoint {folder}: unreadable ({error.strerror}); use an earlier step") from error
     if seal is not None and seal != f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode():
-        raise UserError(damaged.format(MANIFEST))
+        raise UserError(f"checkpoint {folder}: {MANIFEST} is not what {SEAL} says, damaged; use an earlier step")
     try:
         manifest = json.loads(text)
         version, step = int(manifest["format_version"]), int(manifest["step"])

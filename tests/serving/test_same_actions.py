@@ -1,0 +1,97 @@
+"""Episodes of a simulator, driven through openpi's client, are those of the policy in process, bit for bit."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from tests.rollout.fakes import ENV, PROTOCOL
+from tests.rollout.runs import save_run
+from tests.serving.servers import Running, running
+from wmjax.pipeline.evaluate import evaluate
+from wmjax.policy.policy import Policy, load_policy
+from wmjax.policy.policy_actor import PolicyActor
+from wmjax.rollout.actors import Decision, Plan
+from wmjax.rollout.results import read_records
+
+SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_steps=24, seed=1)
+Actions = dict[tuple[str, int], bytes]
+
+
+@pytest.fixture(scope="module", params=[("e2", "flow", 1), ("e2", "flow", 2), ("e0", "regression", 2)])
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    variant, head, batch = request.param
+    return load_policy(save_run(tmp_path_factory.mktemp("run") / variant, variant, head), batch_size=batch)
+
+
+class Noting(PolicyActor):
+    """The policy in process, with its actions noted."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy, SHORT.seed)
+        self.noted: Actions = {}
+
+    def prepare(self, slots: int, horizon: int) -> None:
+        super().prepare(slots, horizon)
+        self.noted.clear()  # the decision that compiled it
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        plans = super().act(decisions)
+        self.noted |= {(d.episode.key, d.number): p.actions.tobytes() for d, p in zip(decisions, plans, strict=True)}
+        return plans
+
+
+class Remote(Noting):
+    """The same, asked through a socket: one of openpi's clients per simulator."""
+
+    def __init__(self, policy: Policy, served: Running, plain: bool = False) -> None:
+        super().__init__(policy)
+        self._clients = [served.client() for _ in range(2)]
+        self._plain = plain
+
+    def prepare(self, slots: int, horizon: int) -> None:
+        pass
+
+    def act(self, decisions: Sequence[Decision]) -> list[Plan]:
+        plans = [Plan(self._ask(decision)) for decision in decisions]
+        self.noted |= {(d.episode.key, d.number): p.actions.tobytes() for d, p in zip(decisions, plans, strict=True)}
+        return plans
+
+    def _ask(self, decision: Decision) -> np.ndarray:
+        frames = decision.frames[-1] if self._plain else decision.frames
+        sent = {
+            "observation/image": frames[..., 0, :, :, :],
+            "observation/wrist_image": frames[..., 1, :, :, :],
+            "observation/state": decision.state.astype(np.float64),
+            "prompt": decision.instruction,
+        }
+        if not self._plain:
+            sent |= {"wmjax/episode": decision.episode.key, "wmjax/step": decision.step}
+        return self._clients[decision.slot].infer(sent)["actions"]
+
+
+@pytest.fixture(scope="module")
+def served(policy: Policy) -> Iterator[Running]:
+    with running(policy, max_batch=policy.batch_size, max_sessions=6, seed=SHORT.seed) as found:
+        yield found
+
+
+def outcomes(actor: Noting, folder) -> dict[str, tuple]:
+    evaluate(actor, SHORT, folder, workers=2, env_factory=ENV)
+    return {record.key: (record.outcome, record.steps, record.decisions) for record in read_records(folder)}
+
+
+def test_named_episodes_have_the_actions_of_the_policy_in_process(policy: Policy, served: Running, tmp_path) -> None:
+    here, there = Noting(policy), Remote(policy, served)
+    assert outcomes(here, tmp_path / "here") == outcomes(there, tmp_path / "there")
+    assert len(here.noted) >= 8 and here.noted == there.noted
+
+
+def test_a_plain_client_has_other_actions_after_the_first_decision(policy: Policy, served: Running, tmp_path) -> None:
+    """Its noise has other names and, with a world memory, its past is the newest frame; regression has neither."""
+    here, there = Noting(policy), Remote(policy, served, plain=True)
+    outcomes(here, tmp_path / "here")
+    outcomes(there, tmp_path / "there")
+    same = {name for name in here.noted if here.noted[name] == there.noted.get(name)}
+    assert same == (set(here.noted) if policy.encoder_spec is None else set())

@@ -1,0 +1,78 @@
+"""Through openpi's client: which episode a request belongs to, what is remembered of it, and which noise it gets."""
+
+import numpy as np
+import pytest
+
+from tests.serving.servers import InProcess, Running, observation, running
+from wmjax.serving.sessions import named_episode
+from wmjax.sim.episode import EpisodeId
+
+
+@pytest.fixture(scope="module")
+def served():
+    with running() as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["wmjax/episode", "session_id"])
+def test_an_episode_that_is_named_is_remembered_and_has_the_noise_of_its_name(served: Running, name: str) -> None:
+    client, alone = served.client(), InProcess("s/0/random/3")
+    for number in range(4):
+        sent = observation(3, number, frames=2, **{name: "s/0/random/3"})
+        answer = client.infer(sent)
+        np.testing.assert_array_equal(answer["actions"], alone.act(sent, number))
+        assert answer["actions"].dtype == np.float32 and answer["wmjax/history"] == "episode"
+        assert answer["server_timing"]["infer_ms"] > 0 and ("prev_total_ms" in answer["server_timing"]) == (number > 0)
+
+
+def test_another_name_or_session_or_connection_or_step_zero_is_another_episode(served: Running) -> None:
+    first, second = served.client(), served.client()
+    for client, more in (
+        (first, {"wmjax/episode": "a"}),
+        (first, {"wmjax/episode": "b"}),
+        (first, {"wmjax/episode": "b", "session_id": "x"}),
+        (first, {"wmjax/episode": "b", "session_id": "y"}),
+        (second, {"wmjax/episode": "b", "session_id": "y"}),
+        (second, {"wmjax/episode": "b", "session_id": "y", "wmjax/step": 0}),
+    ):
+        alone = InProcess(more["wmjax/episode"])
+        for number in range(2):
+            sent = observation(1, number, frames=2)
+            answer = client.infer({**sent, **more, **({"wmjax/step": 8 * number} if "wmjax/step" in more else {})})
+            np.testing.assert_array_equal(answer["actions"], alone.act(sent, number))
+
+
+def test_a_plain_client_gets_its_newest_frame_as_history_and_fresh_noise(served: Running) -> None:
+    client, seen = served.client(), []
+    for _ in range(3):
+        sent = observation(2, 0)
+        answer = client.infer(sent)
+        seen.append(answer["actions"])
+        assert answer["wmjax/history"] == "newest frame"
+    assert len({chunk.tobytes() for chunk in seen}) == 3
+    number = served.server._sessions._opened
+    for request, chunk in enumerate(seen, 1):
+        alone = InProcess(f"connection-{number}-{request}")
+        np.testing.assert_array_equal(chunk, alone.act(observation(2, 0), 0))
+
+
+def test_one_frame_of_two_begins_the_history_anew_and_keeps_the_noise(served: Running) -> None:
+    client, alone = served.client(), InProcess("gap")
+    for number, frames in enumerate([None, 2, None, 2]):
+        sent = observation(4, number, frames)
+        answer = client.infer({**sent, "wmjax/episode": "gap"})
+        np.testing.assert_array_equal(answer["actions"], alone.act(sent, number, forget=number == 2))
+        assert answer["wmjax/history"] == ("newest frame" if number == 2 else "episode")
+
+
+def test_another_horizon_than_the_servers_is_refused(served: Running) -> None:
+    client = served.client()
+    client.infer(observation(frames=2, **{"wmjax/episode": "a", "wmjax/step": 0}))
+    with pytest.raises(RuntimeError, match="step is 5, decision 1 of this episode is due at step 8; execute 8 actions"):
+        client.infer(observation(frames=2, **{"wmjax/episode": "a", "wmjax/step": 5}))
+
+
+def test_names_of_episodes_are_their_keys() -> None:
+    assert named_episode("libero_spatial/3/random/17") == EpisodeId("libero_spatial", 3, "random", 17)
+    for name in ("a", "a/b", "libero_spatial/3/other/17", "s/03/random/1", "s/-1/random/1", "s/x/random/1", "/"):
+        assert named_episode(name) == EpisodeId(name, 0, "random", 0)

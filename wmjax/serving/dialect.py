@@ -1,0 +1,48 @@
+"""What a protocol of robot policies looks like to the server: one object per connection."""
+
+import abc
+from typing import ClassVar
+
+from wmjax.core.registry import Registry
+from wmjax.serving.request import Service
+from wmjax.serving.sessions import Session
+
+Frame = str | bytes
+"""A WebSocket message: text or binary."""
+
+
+class Dialect(abc.ABC):
+    """One connection's side of a protocol. A port speaks one dialect, because clients of each wait for another start.
+
+    Attributes:
+        name: for the log.
+        health: path of the plain HTTP health check.
+
+    """
+
+    name: ClassVar[str]
+    health: ClassVar[str] = "/healthz"
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def greeting(self) -> Frame | None:
+        """What the server says first; None if the client begins."""
+        return None
+
+    @abc.abstractmethod
+    async def answer(self, frame: Frame, session: Session) -> Frame | None:
+        """The answer to a message; None if it needs none.
+
+        Raises:
+            UserError: the message is wrong; the client is told so and the connection is closed.
+
+        """
+
+    def error(self, message: str) -> Frame:
+        """What a client is told before the connection is closed."""
+        return message
+
+
+DIALECTS: Registry[Dialect] = Registry("dialect", {"openpi": "wmjax.serving.dialects.openpi:OpenPI"})
+"""What ``--listen NAME:PORT`` may name, beside any ``package.module:Class``."""

@@ -1,0 +1,1 @@
+"""The protocols that the server speaks, one file each; :data:`wmjax.serving.dialect.DIALECTS` names them."""

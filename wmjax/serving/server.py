@@ -1,0 +1,243 @@
+"""The server: listens on a port per dialect, lets clients in, and keeps what one does wrong from the others."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import http
+import ipaddress
+import itertools
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
+
+from wmjax.core.errors import UserError
+from wmjax.policy.policy_actor import Policy, PolicyActor
+from wmjax.serving.batcher import Batcher
+from wmjax.serving.dialect import DIALECTS, Dialect, Frame
+from wmjax.serving.packed import Limits
+from wmjax.serving.request import Service
+from wmjax.serving.sessions import Sessions
+
+INTERNAL_ERROR = 1011
+"""The close code after an error, as openpi's server has it."""
+MAX_ERROR = 500
+"""Longest error that a client is told, in characters."""
+
+log = logging.getLogger("wmjax.serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to serve.
+
+    Attributes:
+        host: address to listen on.
+        listen: ``DIALECT:PORT``, each with a port of its own.
+        max_batch: rows of the policy's fixed batch.
+        max_wait_ms: how long a decision waits for others to share a batch.
+        max_sessions: connections at once, over all ports.
+        idle_s: seconds without a message (or without reading an answer) after which a connection is closed.
+        max_message: bytes of a message.
+        seed: of the policy's noise.
+        api_key: what clients must show; needed on any address but loopback.
+
+    """
+
+    host: str = "127.0.0.1"
+    listen: tuple[str, ...] = ("openpi:8000",)
+    max_batch: int = 1
+    max_wait_ms: float = 2.0
+    max_sessions: int = 64
+    idle_s: float = 600.0
+    max_message: int = Limits.size
+    seed: int = 0
+    api_key: str = dataclasses.field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        self.listeners  # noqa: B018  (refuses what it cannot read)
+        for name in ("max_batch", "max_sessions", "max_message", "idle_s"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give more than 0")
+        if not 0 <= self.max_wait_ms <= 1000:
+            raise UserError(f"max_wait_ms is {self.max_wait_ms}; give 0 to 1000")
+        if not is_loopback(self.host) and not self.api_key:
+            raise UserError(
+                f"host is {self.host!r}, which others can reach; set WMJAX_API_KEY to a key that clients must show, "
+                "or listen on 127.0.0.1"
+            )
+
+    @property
+    def listeners(self) -> list[tuple[type[Dialect], int]]:
+        """Dialects and ports.
+
+        Raises:
+            UserError: an unknown dialect, no port, or a port twice.
+
+        """
+        found = [_listener(text) for text in self.listen]
+        ports = [port for _, port in found if port]
+        if len(set(ports)) != len(ports):
+            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect a port of its own")
+        return found
+
+
+class PolicyServer:
+    """Serves one policy; use it as an asynchronous context manager.
+
+    Args:
+        policy: for batches of ``settings.max_batch``, loaded for the horizon between two decisions.
+        settings: how.
+        card: which policy it is, for the clients.
+
+    Attributes:
+        addresses: where it listens, a dialect's name and a port each.
+
+    """
+
+    def __init__(self, policy: Policy, settings: Settings, card: Mapping[str, Any] | None = None) -> None:
+        self._settings, self._listeners = settings, settings.listeners
+        horizon = policy.frames_per_decision * policy.observation_spec.frame_stride
+        self.service = Service(
+            policy.observation_spec,
+            policy.action_spec,
+            horizon,
+            policy.frames_per_decision,
+            Limits(size=settings.max_message),
+            dict(card or {}),
+        )
+        self._actor = PolicyActor(policy, settings.seed)
+        self._stack = contextlib.AsyncExitStack()
+        self._numbers = itertools.count(1)
+        self.addresses: list[tuple[str, int]] = []
+
+    async def __aenter__(self) -> Self:
+        """Compiles the policy, then opens the ports.
+
+        Raises:
+            UserError: a port is taken, or the policy does not fit its horizon.
+
+        """
+        settings = self._settings
+        self._batcher = Batcher(
+            self._actor, settings.max_batch, settings.max_wait_ms / 1e3, lambda: self._sessions.count
+        )
+        self._sessions = Sessions(self._batcher, self.service, settings.max_sessions)
+        await self._batcher.prepare(settings.max_sessions, self.service.horizon)
+        async with contextlib.AsyncExitStack() as stack:
+            task = asyncio.create_task(self._batcher.run())
+            stack.push_async_callback(_cancel, task)
+            for dialect, port in self._listeners:
+                server = await stack.enter_async_context(await self._listen(dialect, port))
+                self.addresses.append((dialect.name, next(iter(server.sockets)).getsockname()[1]))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _listen(self, dialect: type[Dialect], port: int) -> Server:
+        async def handle(connection: ServerConnection) -> None:
+            await self._converse(dialect(self.service), connection)
+
+        def admit(connection: ServerConnection, request: HttpRequest) -> Response | None:
+            return self._admit(dialect, connection, request)
+
+        settings = self._settings
+        try:
+            # No web page may connect (each has an Origin), and a client has one message waiting, not sixteen.
+            return await serve(
+                handle, settings.host, port, origins=[None], process_request=admit, compression=None,
+                max_size=settings.max_message, max_queue=1, ping_timeout=60, server_header="wmjax",
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {settings.host}:{port} ({error.strerror}); choose another port in --listen"
+            ) from None
+
+    def _admit(self, dialect: type[Dialect], connection: ServerConnection, request: HttpRequest) -> Response | None:
+        """The answer to a plain HTTP request or to a client that may not enter; None for one that may."""
+        if request.path == dialect.health:
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if key := self._settings.api_key:
+            shown = "\0".join(request.headers.get_all("Authorization"))
+            if not hmac.compare_digest(shown.encode(), f"Api-Key {key}".encode()):
+                return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
+        if self._sessions.count >= self._settings.max_sessions:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "all sessions are in use; try again later\n")
+        return None
+
+    async def _converse(self, dialect: Dialect, connection: ServerConnection) -> None:
+        """One connection, from its greeting to its end."""
+        number = next(self._numbers)
+        log.info("connection %d: %s from %s", number, dialect.name, connection.remote_address)
+        reason = "closed by the client"
+        try:
+            with self._sessions.open() as session:
+                await self._send(connection, dialect.greeting())
+                while True:
+                    frame = await self._receive(connection)
+                    await self._send(connection, await dialect.answer(frame, session))
+        except ConnectionClosed as error:
+            reason = str(error)
+        except UserError as error:
+            reason = str(error)[:MAX_ERROR]
+            await self._refuse(connection, dialect.error(reason))
+        except Exception:  # a mistake of ours must not stop the others
+            log.exception("connection %d", number)
+            reason = "the server made a mistake; see its log"
+            await self._refuse(connection, dialect.error(reason))
+        log.info("connection %d: %s", number, reason)
+
+    async def _receive(self, connection: ServerConnection) -> Frame:
+        try:
+            async with asyncio.timeout(self._settings.idle_s):
+                return await connection.recv()
+        except TimeoutError:
+            raise UserError(f"no message for {self._settings.idle_s:g} s; connect again") from None
+
+    async def _send(self, connection: ServerConnection, frame: Frame | None) -> None:
+        if frame is None:
+            return
+        try:
+            async with asyncio.timeout(self._settings.idle_s):
+                await connection.send(frame)
+        except TimeoutError:
+            raise UserError(f"an answer was not read for {self._settings.idle_s:g} s; connect again") from None
+
+    async def _refuse(self, connection: ServerConnection, frame: Frame) -> None:
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            async with asyncio.timeout(10):
+                await connection.send(frame)
+                await connection.close(INTERNAL_ERROR, "see the message before")
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listener(text: str) -> tuple[type[Dialect], int]:
+    name, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise UserError(f"listen is {text!r}; write it as DIALECT:PORT, such as openpi:8000")
+    return DIALECTS.resolve(name), int(port)
