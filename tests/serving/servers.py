@@ -92,7 +92,7 @@ class InProcess:
     def __init__(self, name: str, batch_size: int = 1, policy: FakePolicy | None = None) -> None:
         self._actor = PolicyActor(policy or FakePolicy(batch_size), seed=1)
         self._episode = named_episode(name)
-        self._actor.prepare(1, 8)
+        self._actor.prepare(1, 8, FakePolicy.action_spec)
 
     def act(self, sent: dict[str, Any], number: int, forget: bool = False) -> np.ndarray:
         images = [sent["observation/image"], sent["observation/wrist_image"]]
