@@ -46,7 +46,11 @@ constraints=()
 if [ "$version" = 311 ]; then constraints=(-c constraints/py311.txt); fi
 # torch by itself and first: left to the resolver, some indexes answer with a CUDA build of several gigabytes.
 case $extras in *export*) [ "$version" = 311 ] && "${pip[@]}" install torch==2.13.0 ;; esac
-"${pip[@]}" install "${constraints[@]}" -e ".[$extras]"
+docs=()
+if [ "$mode" = test ]; then # pip before 25.1 knows no dependency groups
+  mapfile -t docs < <(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")')
+fi
+"${pip[@]}" install "${constraints[@]}" -e ".[$extras]" "${docs[@]}"
 # openpi's client asks for numpy < 2, which its part that the tests drive the server with does not need.
 case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 ;; esac
 echo "ready: .venv/bin/python (mode $mode)"

@@ -269,7 +269,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.minutes <= 0 or options.steps < 0:
-        raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; train for more than nothing")
+        raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; set one of them above 0")
     stores = [TrainingStore(folder) for folder in options.data] if options.data else cached_scenes(options.suites)
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))

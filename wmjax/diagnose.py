@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
-        "--out", type=local, help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG lies beside it"
+        "--out",
+        type=local,
+        help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it",
     )
 
     def body() -> int:

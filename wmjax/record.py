@@ -2,10 +2,11 @@
 
 python -m wmjax.record --out STORE
 
-By default the executed actions of 60 % of the episodes are perturbed by noise (``--perturbed``); the stored labels are
-the expert's own actions. With ``--every-step`` every control step has an image, and the output is a LeRobot v3.0
-dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With ``--random-motion`` the arm moves at random
-through the scenes of many tasks, for the pre-training and the probing of encoders.
+By default the executed actions of most episodes are perturbed (``--perturbed``), and failures are provoked
+(``--failures``); the stored labels are the expert's own actions. With ``--every-step`` every control step has an image,
+and the output is a LeRobot v3.0 dataset with the keys and conventions of ``HuggingFaceVLA/libero``. With
+``--random-motion`` the arm moves at random through the scenes of many tasks, for the pre-training and the probing of
+encoders.
 """
 
 import argparse
@@ -43,7 +44,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=local, required=True, help="folder to write; resumed if it exists")
     p.add_argument("--workers", type=int, default=2, help="simulator processes (default: %(default)s)")
     p.add_argument("--seed", type=int, default=defaults.seed, help="set of random placements (default: %(default)s)")
-    p.add_argument("--perturbed", type=float, default=defaults.perturbed_fraction, help="fraction with noisy execution")
+    p.add_argument(
+        "--perturbed",
+        type=float,
+        default=defaults.perturbed_fraction,
+        help="share of episodes whose executed actions are perturbed (default: %(default)s)",
+    )
     p.add_argument(
         "--failures",
         type=float,

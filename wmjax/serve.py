@@ -1,4 +1,6 @@
-"""Serves a trained policy to other programs: ``python -m wmjax.serve --run RUN --listen openpi:8000``.
+"""Serves a trained policy to other programs over a WebSocket.
+
+python -m wmjax.serve --run RUN --listen openpi:8000
 
 Clients of openpi's protocol (``pip install --no-deps openpi-client``) connect as they are; docs/serving.md has the
 messages. On any address but loopback the environment variable WMJAX_API_KEY must hold a key, which clients show.
@@ -20,7 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m wmjax.serve", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m wmjax.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--run", required=True, help="a run, a checkpoint, or a policy's folder or name")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--listen", action="append", help="DIALECT:PORT, may be repeated; default openpi:8000")

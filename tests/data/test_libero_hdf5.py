@@ -171,8 +171,8 @@ def damage(name: str, path: Path) -> None:
         ("nan", r"state\[2, 0\] is nan"),
         ("no instruction", "missing or damaged .*problem_info"),
         ("empty instruction", "instruction is ''"),
-        ("opencv", "macros_image_convention is 'opencv', readable is 'opengl'"),
-        ("10 Hz", "control_freq is 10, readable is 20"),
+        ("opencv", "macros_image_convention is 'opencv', but must be 'opengl'"),
+        ("10 Hz", "control_freq is 10, but must be 20"),
         ("no demos", "no demonstrations in the group 'data'"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_forward_model_finds_the_chunk_that_leads_to_the_goal() -> None:
             future=move(inputs.latents[:, -1], chunks[:, 0]), future_mask=jnp.ones((32, FUTURE), bool)
         )
         out = nnx.merge(graph, params, rest)
-        told = out.context(inputs, chunks[:, 0])
+        told = out.prophet_context(inputs, chunks[:, 0])
         prediction = out.world.recall(inputs.latents, 32, told)
         return out.world.loss(prediction, inputs.latents, inputs.future, inputs.future_mask)
 

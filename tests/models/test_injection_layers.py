@@ -50,7 +50,7 @@ def test_the_memory_enters_after_the_named_layer_at_the_action_tokens() -> None:
 
     @jax.jit
     def by_hand(model: Any) -> jax.Array:
-        _, layers = model.backbone.run(*model.see(INPUTS), None, collect=True)
+        _, layers = model.backbone.run(*model.encode_prompt(INPUTS), None, collect=True)
         graph, state = nnx.split(model.world.injection)
         injection = nnx.merge(graph, jax.tree.map(lambda x: x[0], nnx.as_pure(state)))
         return model.backbone.norm(injection(layers[-1][:, -CHUNK:], model.recall(INPUTS)).tokens)

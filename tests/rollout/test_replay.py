@@ -87,5 +87,5 @@ def test_a_watching_replay_says_how_far_it_sees_from_what_was_recorded(actor):
 
 
 def test_a_delayed_replay_is_refused(actor, run):
-    with pytest.raises(UserError, match="execution_delay is 3, by which a replay's actions would all be late"):
+    with pytest.raises(UserError, match="execution_delay is 3, which would execute a replay's actions late"):
         run(actor, episodes=actor.choose("libero_spatial", (2,), 5), execution_delay=3)

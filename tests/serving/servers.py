@@ -64,11 +64,11 @@ def running(policy: Policy | None = None, **changes: Any) -> Iterator[Running]:
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
     thread.start()
     try:
-        assert ready.wait(120)
+        assert ready.wait(900)
         yield Running(server)
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()
         loop.close()
 
@@ -90,9 +90,10 @@ class InProcess:
     """The answers of :class:`PolicyActor` itself to the same observations of one episode."""
 
     def __init__(self, name: str, batch_size: int = 1, policy: FakePolicy | None = None) -> None:
-        self._actor = PolicyActor(policy or FakePolicy(batch_size), seed=1)
+        policy = policy or FakePolicy(batch_size)
+        self._actor = PolicyActor(policy, seed=1)
         self._episode = named_episode(name)
-        self._actor.prepare(1, 8, FakePolicy.action_spec)
+        self._actor.prepare(1, 8, policy.action_spec)
 
     def act(self, sent: dict[str, Any], number: int, forget: bool = False) -> np.ndarray:
         images = [sent["observation/image"], sent["observation/wrist_image"]]

@@ -132,5 +132,5 @@ def stratified_bootstrap(groups: Sequence[Int[np.ndarray, "episodes"]], seed: in
 
 
 def finished(record: EpisodeRecord) -> bool:
-    """Whether it was solved or not, rather than lost."""
+    """Whether the episode finished, as success or failure, and was not lost to a fault."""
     return record.outcome in ("success", "failure")

@@ -1,4 +1,4 @@
-"""Nearest neighbours among latents: a latent cannot be decoded, but the frames that lie closest can be looked at."""
+"""Nearest neighbours among latents: latents cannot be decoded, but the frames of the nearest ones can be viewed."""
 
 import numpy as np
 from jaxtyping import Float32, Int

@@ -54,7 +54,7 @@ class Overview:
         return "\n".join(lines)
 
     def _differences(self) -> list[str]:
-        """What differs beside the policies, a line per field and evaluation: protocol, scale, step, simulator."""
+        """The differences beside the policies, a line per field and evaluation: protocol, scale, step, simulator."""
         lines = []
         for name, found in zip(self.names[1:], self.comparisons, strict=True):
             changes = {k: v for k, v in found.changes.items() if k not in IDENTITY}

@@ -1,4 +1,4 @@
-"""How many directions features use: collapse shows here. No framework."""
+"""Effective rank: the number of directions that features use, low when they have collapsed. Needs numpy only."""
 
 import numpy as np
 from jaxtyping import Float

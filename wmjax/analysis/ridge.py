@@ -1,4 +1,4 @@
-"""Ridge regression on standardised features: the honest linear reference of probes and diagnostics. No framework."""
+"""Ridge regression on standardised features: the linear reference of probes and diagnostics. Needs numpy only."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ STILL = 0.01
 
 
 def _scale(x: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "features"]:
-    """What features are divided by: their standard deviation, with a floor.
+    """The divisor of features: their standard deviation, with a floor.
 
     A pixel that is constant in the rows of the fit and changes once later would otherwise decide the prediction.
     """
@@ -60,7 +60,7 @@ def predict_once(
     strength: float,
     new: Float[np.ndarray, "new features"],
 ) -> Float[np.ndarray, "new targets"]:
-    """What :class:`Ridge` predicts for one strength, several times faster: by Cholesky, in float64."""
+    """The predictions of :class:`Ridge` for one strength, computed several times faster: by Cholesky, in float64."""
     mean, std, centre = x.mean(0), _scale(x), y.mean(0)
     x, seen = ((part - mean).astype(np.float64) / std for part in (x, new))
     dual = len(x) < x.shape[1]

@@ -1,1 +1,1 @@
-"""What every other room uses: specs, errors, settings, files, paths, processes."""
+"""Definitions that every other folder uses: specs, errors, settings, files, paths, processes."""

@@ -1,4 +1,4 @@
-"""What all commands share: one clear line for bad input, exit statuses, progress with time left."""
+"""Helpers of the commands: one-line errors and exit statuses, progress with the remaining time."""
 
 import logging
 import os
@@ -50,7 +50,7 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Says that ``done`` of ``total`` are finished."""
+        """Reports that ``done`` of ``total`` are finished."""
         now = time.monotonic()
         if done < total and now - self._last < self._interval:
             return

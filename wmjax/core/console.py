@@ -21,7 +21,7 @@ def commands() -> dict[str, str]:
 
 
 def usage() -> str:
-    """What ``wmjax --help`` prints."""
+    """The text of ``wmjax --help``."""
     known = commands()
     width = max(map(len, known))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in known.items()]

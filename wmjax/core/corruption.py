@@ -1,4 +1,4 @@
-"""What an evaluation may do to the world memory, by name; imports nothing, so that protocols can name it too."""
+"""The names of what an evaluation may do to the world memory. Imports nothing, so that protocols can use them."""
 
 from typing import Literal
 

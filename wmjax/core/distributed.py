@@ -1,7 +1,8 @@
-"""One training job on several processes or hosts: joining, taking turns, and failing together.
+"""Training with several processes or hosts: they join, take turns, and fail together.
 
-A process is one of several if its launcher says so (:mod:`wmjax.core.shards`); otherwise every function here does
-nothing and jax.distributed is never touched. jax is imported on use, because commands without jax import this too.
+The launcher's environment tells a process that it is one of several (:mod:`wmjax.core.shards`). In a single process
+every function here does nothing, and jax.distributed is not used. jax is imported on use, because commands that do not
+need jax import this module too.
 """
 
 import itertools
@@ -183,7 +184,7 @@ def alone(body: Callable[[], object]) -> None:
 
 
 def first(body: Callable[[], T]) -> T:
-    """What ``body`` returns: the first process makes it, then the others find it on the shared file system."""
+    """The result of ``body``: the first process computes it, then the others find it on the shared file system."""
     if not is_first():
         wait()
         return body()

@@ -1,4 +1,4 @@
-"""The one exception that means "your input is wrong", as opposed to "wmjax is broken"."""
+"""The exception for bad input, which a command prints as one line; every other exception is a bug."""
 
 import difflib
 from collections.abc import Iterable

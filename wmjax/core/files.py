@@ -1,8 +1,8 @@
-"""Files that are whole or absent: atomic writes, folders with an integrity manifest, full disks.
+"""Files that are either complete or absent: atomic writes, folders with an integrity manifest, full disks.
 
-The one mechanism under the training store and the latent store. A store is a folder of arrays and a
-``manifest.json`` that lists every file with its size and SHA-256 and is written last: without a manifest
-there is no store, with one every file it names was complete.
+The training store and the latent store are built on this module. A store is a folder of arrays and a ``manifest.json``
+that lists every file with its size and SHA-256. The manifest is written last: a folder without one is no store, and a
+folder with one was complete when it was written.
 """
 
 import contextlib
@@ -257,7 +257,7 @@ class StoreWriter:
         np.save(self.path(name), array, allow_pickle=False)
 
     def path(self, name: str) -> Path:
-        """Where to write the store's file of that name until the commit."""
+        """The path to write the store's file of that name to, until the commit."""
         if name not in self._names:
             self._names.append(name)
         return self.staging / name
@@ -361,7 +361,7 @@ def read_array(folder: Location, manifest: Mapping[str, Any], name: str) -> np.n
 
 
 def load_from(folder: Location, manifest: Mapping[str, Any], name: str) -> Path | io.BytesIO:
-    """What numpy loads a store's small file from: its path, or the bytes at a URL, whose hash is checked at once.
+    """The source from which numpy loads a store's small file: its path, or the bytes at a URL, whose hash is checked.
 
     Raises:
         UserError: at a URL: missing, unreachable, or bytes that are not those that were written.

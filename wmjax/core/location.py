@@ -1,7 +1,7 @@
-"""Where a finished store is: a local folder, or a URL that fsspec reads, such as ``gs://bucket/demos``.
+"""The place of a finished store: a local folder, or a URL that fsspec reads, such as ``gs://bucket/demos``.
 
-:class:`Remote` is the part of :class:`pathlib.Path` that reading a store needs, so that one code reads both;
-:class:`RemoteArray` is the part of a memory map. Nothing is ever written to a URL.
+:class:`Remote` is the part of :class:`pathlib.Path` that reading a store needs, so that the same code reads folders
+and URLs; :class:`RemoteArray` is the corresponding part of a memory map. Nothing is ever written to a URL.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from wmjax.core.errors import UserError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
-"""What pip installs for a scheme."""
+"""The pip package for a URL's scheme."""
 GAP_BYTES = 1 << 18
 """Rows this close are one request: at 100 MB/s they come sooner than the answer to another one."""
 HEADER_BYTES = 4096

@@ -1,4 +1,4 @@
-"""The one logging set-up: human lines on stderr, and optionally the same lines in a run's ``log.txt``."""
+"""Logging: readable lines on stderr, and the same lines in a run's ``log.txt``."""
 
 import logging
 import sys

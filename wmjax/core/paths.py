@@ -1,4 +1,4 @@
-"""The one place where generated demos, latents and runs live: ``$WMJAX_CACHE``, else ``~/.cache/wmjax``."""
+"""Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
 import os
 from pathlib import Path
@@ -40,7 +40,7 @@ MARKERS = {"train": "variants", "eval": "protocols"}
 
 
 def records_folder() -> Path:
-    """Where runs of the benchmark are recorded: ``eval/results`` of a repository, else the cache's ``results``."""
+    """The folder of recorded benchmark runs: ``eval/results`` of a repository, else the cache's ``results``."""
     repository = Path(__file__).resolve().parents[2]
     if (repository / ".git").exists() and (repository / "eval" / "results").is_dir():
         return repository / "eval" / "results"

@@ -1,6 +1,6 @@
-"""The one seed policy: every key is the experiment's seed with a name, and then integers, folded in.
+"""Random keys: the experiment's seed with the consumer's name, and then integers, folded in.
 
-Naming the consumers makes each stream independent of how many others exist or in which order they draw.
+Because streams have names, each is independent of how many others exist and of the order in which they draw.
 """
 
 import hashlib

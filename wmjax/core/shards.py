@@ -1,4 +1,4 @@
-"""Which part of a job this process does, when several processes or hosts share it. Imports no jax."""
+"""The part of a job that this process does when several processes or hosts share it. Imports no jax."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ Shard = tuple[int, int]
 """Index and count."""
 WHOLE: Shard = (0, 1)
 COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
-"""Where a launcher says which process of how many this is: jax.distributed's own variables, then those of ``srun``.
+"""The variables in which a launcher numbers its processes: jax.distributed's own, then those of ``srun``.
 
 ``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process whatever it says.
 """

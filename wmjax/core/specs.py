@@ -1,8 +1,8 @@
-"""The three specs that end silent disagreement between data, encoder, training and rollout.
+"""The specs that data, encoder, training and rollout must agree on.
 
-An :class:`ObservationSpec` is owned by a dataset and by an environment, an :class:`EncoderSpec` by a latent
-store, an :class:`ActionSpec` by a checkpoint. Where two artefacts meet, :func:`require_equal` compares the
-fields they share and refuses to go on when they differ. Imports neither jax nor torch.
+An :class:`ObservationSpec` belongs to a dataset and to an environment, an :class:`EncoderSpec` to a latent store, an
+:class:`ActionSpec` to a checkpoint. Where two artefacts meet, :func:`require_equal` compares the fields that they
+share and raises an error if they differ. Imports neither jax nor torch.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ PUBLISHED = "as published"
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """What an observation is: pixels, proprioception and their timing.
+    """The definition of an observation: pixels, proprioception and their timing.
 
     Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw camera
     image. With ``resize_filter`` ``bilinear`` they were drawn at ``drawn_size`` and made smaller, see
@@ -72,7 +72,7 @@ class ObservationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What a latent is: float ``[tokens_per_frame, dim]``, of the clips of some cameras that end at a frame.
+    """The definition of a latent: float ``[tokens_per_frame, dim]``, of the clips of cameras that end at a frame.
 
     ``kind`` names the encoder (:mod:`wmjax.encoders.base`) and ``name`` one of its models. ``weights_hash`` and
     ``parameters``, whatever of its settings and its preprocessing changes a latent, identify it. The tokens of several
@@ -94,7 +94,7 @@ class EncoderSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
-    """What an action is, and how a policy normalises it.
+    """The definition of an action, and its normalisation by a policy.
 
     A raw action is float32 ``[dim]``: what the robot's controller is sent at one control step, named by ``names``, in
     ``units`` ("" where unknown); ``definition`` says in words what the numbers are. A training store and an

@@ -1,4 +1,4 @@
-"""Integrity of a store before it is used, at the price of one reading of its bytes in its life."""
+"""Integrity of a store before it is used: its bytes are hashed once, not at every start."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from wmjax.core.files import verify_files, write_json
 from wmjax.core.location import Location, Remote
 
 VERIFIED = ".verified.json"
-"""Which files of a store were found whole, and how they looked then; no part of the store's identity."""
+"""The file that records which files of a store were verified, and their state; no part of the store's identity."""
 
 
 def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def remember(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _looks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What tells a file that was written or copied since from one that was not, and the hash it should have."""
+    """The state of a file (a write or a copy changes it), and the hash that it should have."""
     stats = {name: (folder / name).stat() for name in manifest["files"]}
     return {
         name: [stat.st_size, stat.st_mtime_ns, stat.st_ino, manifest["files"][name]["sha256"]]

@@ -1,4 +1,4 @@
-"""One finished episode in memory, and the checks that keep bad data out of the training store."""
+"""One finished episode in memory, and the checks that keep invalid data out of the training store."""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
 """The latent store: V-JEPA latents of every frame of a training store, in one or more shifted views.
 
-Written per episode, by any number of processes, resumable after a kill; merged once. Rows are the frames of
-the training store, in its order. Imports neither jax nor torch.
+Any number of processes write it, episode by episode, and resume after a kill; the episodes are then merged once. Rows
+are the frames of the training store, in its order. Imports neither jax nor torch.
 """
 
 import dataclasses
@@ -41,18 +41,18 @@ FORMAT = "wmjax latent store"
 VERSION = 1
 PARTS = "parts"
 PLAN = "plan.json"
-FIX = "encode it with `python -m encoders_export.vjepa`"
+FIX = "encode it with `python -m wmjax.encode`, or with `python -m encoders_export.vjepa` in PyTorch"
 Backend = Literal["torch", "jax"]
 Dtype = Literal["float16", "float32"]
 DEFAULTS = {"dtype": "float16"}
-"""What a plan or manifest that does not say it means."""
+"""Values of fields that a plan or manifest leaves out."""
 
 
 class LatentWriter:
     """Writes the latents of a training store, episode by episode, then merges them.
 
-    Several processes may open the same folder and share the episodes of :meth:`pending`; whoever finds none left
-    calls :meth:`finish`, which only the first of them does anything in.
+    Several processes may open the same folder and share the episodes of :meth:`pending`. A process that finds none left
+    calls :meth:`finish`; only the first call does anything.
 
     Args:
         folder: the latent store to be.
@@ -109,7 +109,7 @@ class LatentWriter:
 
     @property
     def finished(self) -> bool:
-        """Whether the store is there, whoever finished it."""
+        """Whether the store is complete, by this process or another."""
         return (self.folder / MANIFEST).exists()
 
     def pending(self) -> list[int]:
@@ -173,7 +173,9 @@ class LatentWriter:
         for index, entry in enumerate(self.store.episodes):
             part = read_npz(self._part(index))["latents"]
             if part.shape != self._shape(entry["num_frames"]):
-                raise UserError(f"{self._part(index)}: shape {part.shape} does not fit the episode; delete the file")
+                raise UserError(
+                    f"{self._part(index)}: shape {part.shape} does not fit the episode; delete it and encode again"
+                )
             latents[:, entry["frame_start"] : entry["frame_start"] + entry["num_frames"]] = part
             moments.update(part[0])
         latents.flush()  # type: ignore[attr-defined]

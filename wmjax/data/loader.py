@@ -1,10 +1,10 @@
 """The training input: a Grain dataset of whole batches over the memory-mapped or remote stores.
 
-One sample is one frame of a chosen episode. Grain sees a random-access source whose elements are complete
-batches gathered by fancy indexing, so Python's cost is per batch, not per sample, and an iterator's state is
-one number, the next global batch. The global order is a permutation per epoch drawn from (seed, epoch); a host
-takes a contiguous slice of every global batch, so 1, 2 or 4 hosts see the same order. Batches run across epoch
-boundaries: no sample is dropped. Grain imports jax, hence it is imported on use only.
+One sample is one frame of a chosen episode. Grain reads a random-access source whose elements are complete batches,
+gathered by fancy indexing. The cost of Python is therefore per batch and not per sample, and the state of an iterator
+is one number, the next global batch. The global order is a permutation per epoch drawn from (seed, epoch). A host
+takes a contiguous slice of every global batch, so 1, 2 or 4 hosts read the same order. Batches run across epoch
+boundaries, so no sample is dropped. Grain imports jax and is therefore imported on use only.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ ENDLESS = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """How samples become batches.
+    """The settings by which samples become batches.
 
     ``batch_size`` is global, over all hosts. ``views`` caps how many views of the latent store are drawn from
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to

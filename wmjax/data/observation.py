@@ -1,7 +1,7 @@
-"""The seam between robots and models: how raw simulator readings become an observation.
+"""Observations: the function from raw simulator readings to what a policy receives.
 
-Recording, dataset import, training and rollout all build observations with the functions below.
-Imports neither jax nor the simulator; NamedTuples are pytrees without either.
+Recording, dataset import, training and rollout all build observations with the functions below. Imports neither jax
+nor the simulator; NamedTuples are pytrees without either.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ Prompt = Any
 
 
 class Observation(NamedTuple):
-    """What a policy sees at one decision.
+    """The inputs of a policy at one decision.
 
     ``images`` are the ``n`` frames that became due since the last decision, oldest first, the newest being
     the one the decision is made on. ``first`` marks an episode's first decision, at which history is clamped.

@@ -1,7 +1,7 @@
 """Integer image shifts with edge clamping: the augmentation of pixels, and the views of latents.
 
-One function for numpy and jax arrays, made of index arithmetic only, so that a latent view encoded offline in
-numpy and the pixels shifted inside a jitted step agree bit for bit. Imports neither.
+The same function works on numpy and jax arrays and uses index arithmetic only, so a latent view that was encoded
+offline in numpy and the pixels that are shifted inside a jitted step agree bit for bit. Imports neither.
 """
 
 from typing import Any

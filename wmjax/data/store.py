@@ -55,7 +55,7 @@ __all__ = ["EpisodeData", "Task", "TrainingStore", "finalize", "part_names", "wr
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What an episode was asked to do."""
+    """The task of an episode."""
 
     suite: str
     task_id: int

@@ -1,8 +1,8 @@
-"""Which frames and control steps belong to a sample: pure index arithmetic, shared by export, training and rollout.
+"""The frames and control steps of a sample: index arithmetic, shared by export, training and rollout.
 
-Everything is vectorised over leading axes and never leaves the episode: history is clamped to the episode's
-first frame (the first frame repeats, as it does at the start of a rollout), the future and the action chunk
-end in a mask. Frame indices and row indices are those of the store.
+Everything is vectorised over leading axes and stays within the episode. History is clamped to the episode's first
+frame (the first frame repeats, as it does at the start of a rollout); the future and the action chunk end in a mask.
+Frame indices and row indices are those of the store.
 """
 
 import numpy as np

@@ -1,1 +1,1 @@
-"""Metrics that cannot mislead: every number of a checkpoint beside the trivial predictor that it has to beat."""
+"""The diagnosis of a checkpoint: each number beside that of a trivial predictor."""

@@ -1,4 +1,4 @@
-"""Actions: R² where it can be read off, and the mean squared errors that fooled the predecessor beside the model's.
+"""Action errors: R² per dimension and step, and mean squared errors beside those of predictors without an observation.
 
 All numbers are in raw units, of the clipped actions that a rollout would execute, over the steps that exist.
 """

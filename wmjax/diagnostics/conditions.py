@@ -1,4 +1,4 @@
-"""What the actions depend on: images, instruction, world memory. Chunks are raw actions, not clipped."""
+"""The inputs that the actions depend on: images, instruction, world memory. Chunks are raw actions, not clipped."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -80,7 +80,7 @@ def diagnose(
     config = model.config
     looks, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
     outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
-    log.info("%d samples of the %s split seen under %d conditions", len(outcome.frames), split, len(outcome.chunks))
+    log.info("scored %d samples of the %s split under %d conditions", len(outcome.frames), split, len(outcome.chunks))
     windows = action_windows(inputs, outcome.frames)
     chunks = {name: np.asarray(denormalise_action(c, inputs.action_spec)) for name, c in outcome.chunks.items()}
     names = {index: task.instruction for index, task in enumerate(inputs.store.tasks)}
@@ -123,7 +123,7 @@ def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> S
 
 
 def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
-    """Complete chunks as the flow head sees them, ``[n, chunk * dim]``."""
+    """Complete chunks in the flow head's units, ``[n, chunk * dim]``."""
     action = windows.action[windows.mask.all(1)]
     return np.asarray(normalise_action(action, inputs.action_spec))[..., :dim].reshape(len(action), -1)
 
@@ -140,7 +140,7 @@ def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
     world = world_section(outcome.prediction, test, train, note)
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()
-    # The references' windows hold latents only: a Prophet that is told more cannot be run on them.
+    # The references' windows hold latents only: a Prophet with other inputs cannot be run on them.
     reads_latents = model.config.memory.input == "latents" and not model.config.prophet.condition
     own = predict(model.world, fitted.history) if reads_latents else None
     tasks = np.array([episode["task"] for episode in inputs.store.episodes])
@@ -189,11 +189,11 @@ def padded(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _prophet_of(config: VLAConfig) -> tuple[str, str]:
-    """Why there is no world model to score (or nothing), and what to know about the one there is (or nothing)."""
+    """The reason why there is no world model to score, and a note about the one there is; each may be empty."""
     memory = config.memory
     missing = {
         "none": "this variant has no world memory",
-        "constant": "this variant's Prophet sees a constant: it is capacity, not a prediction",
+        "constant": "this variant's Prophet has a constant as input: it is capacity, not a prediction",
         "copy": "this variant has no Prophet: its memory is z(t), repeated",
     }
     if memory.input in missing:
@@ -209,4 +209,4 @@ def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
 
 def _fit(world: WorldMemory) -> Any:
     """The latents in the shape that the Prophet predicts, frame by frame."""
-    return lambda latents: np.asarray(world.fit(jnp.asarray(latents)))
+    return lambda latents: np.asarray(world.prophet_latents(jnp.asarray(latents)))

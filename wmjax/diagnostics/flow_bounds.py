@@ -101,7 +101,7 @@ def flow_section(
 
 
 def verdict(loss: float, lower: float, upper: float, zero: float) -> str:
-    """Where a loss stands, in words."""
+    """A comparison of a loss with its bounds, in words."""
     if loss >= zero:
         return "WORSE THAN A ZERO VELOCITY"
     if loss > upper:

@@ -1,8 +1,9 @@
-"""Who trains what: the gradient of the action loss beside that of the weighted world loss, part by part of the network.
+"""The gradients of the action loss and of the weighted world loss, for each part of the network.
 
-Where both reach a part they share its updates: the ratio of their norms says what ``memory.world_loss`` makes of them,
-their cosine whether they pull the same way. Of ``e2aux`` this is the VLM, of ``e2`` the Prophet. They are those of the
-averaged parameters on images as they are; with few samples, noise makes norms larger and brings cosines to zero.
+Where both reach a part they share its updates. The ratio of their norms is the effect of ``memory.world_loss``, and
+their cosine tells whether they point the same way. In ``e2aux`` that part is the VLM, in ``e2`` the Prophet. The
+gradients are those of the averaged parameters on images without augmentation; with few samples, noise makes norms
+larger and brings cosines to zero.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""What the Prophet imagines, in frames that exist: the training frames whose latents are nearest to a predicted one.
+"""The Prophet's predictions as existing frames: the training frames whose latents are nearest to a prediction.
 
-A latent cannot be decoded; its nearest neighbours can be looked at. The same search from z(t), a Prophet that copies,
-and from the true z(t+k), the most that any prediction could retrieve, says what the prediction adds.
+A latent cannot be decoded, but its nearest neighbours can be viewed. Two references tell what the prediction adds: the
+same search from z(t), which is a Prophet that copies, and from the true z(t+k), the most that any prediction could
+retrieve.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Bank:
 
 @dataclasses.dataclass(frozen=True)
 class ImaginationSection:
-    """How well the nearest training frame of a latent shows the future, per future frame.
+    """The errors of the training frame nearest to a latent as a picture of the future, per future frame.
 
     Attributes:
         distance: median distance (cm) of the end effector in the retrieved frame from where it will be at t+k, by
@@ -134,7 +135,7 @@ def imagine(
     bank: Bank,
     count: int = SHOWN,
 ) -> Imagined | None:
-    """What the picture shows; None without a sample whose whole future exists.
+    """The contents of the picture; None without a sample whose whole future exists.
 
     The samples are spread evenly over how much truly changes until the last future frame, from least to most: they
     are not chosen by how well they were predicted.

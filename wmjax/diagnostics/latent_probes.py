@@ -1,10 +1,10 @@
-"""Pose probe: does ẑ(t+k) tell where the end effector will be, and how it will be turned?
+"""Pose probes: how well ẑ(t+k) determines the future position and rotation of the end effector.
 
-Ridge regressions from one frame's latents to the end effector's position (m) or rotation (two columns of its matrix),
-fitted on the training split. *The probe of true latents* is fitted from z(s) to the pose at s and reads the predicted
-latent, the present one (its answer is the present pose) and the true future one (the ceiling). *Own probes* are fitted
-from the present or the predicted latent of the training split to the future pose itself: what each holds, in whatever
-form.
+The probes are ridge regressions from one frame's latents to the end effector's position (m) or rotation (two columns
+of its matrix), fitted on the training split. *The probe of true latents* is fitted from z(s) to the pose at s. It
+reads the predicted latent, the present one (its answer is the present pose) and the true future one (the ceiling).
+*Own probes* are fitted from the present or the predicted latent of the training split to the future pose itself; they
+measure what each contains, in whatever form.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""The network on batches of the split, as it is and under conditions that tell what it uses.
+"""The network on batches of the split, unchanged and under conditions that show which inputs it uses.
 
-One pass of the VLM per condition that changes what the VLM sees; the memory's corruptions share its hidden states.
+The VLM runs once per condition that changes its inputs; the corruptions of the memory share its hidden states.
 """
 
 import collections
@@ -35,7 +35,7 @@ MEAN_DRAW = f"mean of {DRAWS} noise draws"
 
 
 class Condition(NamedTuple):
-    """What is done to a batch before the network sees it: its inputs, its memory, or the noise of the flow.
+    """A change of a batch before the network reads it: of its inputs, its memory, or the noise of the flow.
 
     The chunk is the mean over ``draws`` draws of that noise, from number ``draw`` on.
     """
@@ -113,7 +113,7 @@ class Network:
         self.config, self._inputs, self._seed = model.config, inputs, seed
         self._prompts = jax.tree.map(jnp.asarray, inputs.prompts)
         graph, self._state = nnx.split(model)
-        self._hidden = jax.jit(lambda state, batch: nnx.merge(graph, state).see(self._model_input(batch)))
+        self._hidden = jax.jit(lambda state, batch: nnx.merge(graph, state).encode_prompt(self._model_input(batch)))
 
         def act(
             state: nnx.State,
@@ -129,7 +129,7 @@ class Network:
         self._acted = jax.jit(act, static_argnums=6)
 
     def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
-        """What the VLM makes without the memory (:meth:`wmjax.models.vla.VLA.see`)."""
+        """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.encode_prompt`)."""
         return self._hidden(self._state, batch)
 
     def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
@@ -176,7 +176,7 @@ class Network:
         donor: Donor | None,
         corruption: Corruption,
     ) -> Acted:
-        """What ``model.sample`` does behind the VLM, and the head's loss on complete chunks."""
+        """The part of ``model.sample`` after the VLM, and the head's loss on complete chunks."""
         inputs = self._model_input(batch)
         key = named_key(self._seed, "diagnose memory", index)
         memory = None
@@ -190,14 +190,14 @@ class Network:
         loss = model.head.loss(out.tokens, action, complete, named_key(self._seed, "diagnose flow", index))
         prediction = out.prediction
         if model.world.is_forward_model:  # scored on the true actions, as it was trained
-            told = model.context(inputs, action, batch["action_mask"])
-            prediction = model.world.recall(inputs.latents, len(action), told)
+            context = model.prophet_context(inputs, action, batch["action_mask"])
+            prediction = model.world.recall(inputs.latents, len(action), context)
         chunk = model.head.sample(out.tokens, named_key(self._seed, "diagnose noise", index, draw))
         return Acted(chunk, prediction, out.metrics, loss.metrics)
 
 
 def complete_chunks(batch: dict[str, Any]) -> Any:
-    """Which samples are real and have a chunk that ends before its episode."""
+    """True for samples that are no filler and whose chunk ends before its episode."""
     return batch["action_mask"].all(1) & batch["sample_mask"]
 
 
@@ -228,7 +228,7 @@ def observe(network: Network, stream: Iterator[Batch], conditions: list[Conditio
 
 
 def _row(batch: Batch, acted: dict[str, Acted]) -> Outcome:
-    """One batch without its filler."""
+    """A batch without its filler."""
     keep: Bool[np.ndarray, "batch"] = batch["sample_mask"]
     plain = acted[PLAIN]
     return Outcome(

@@ -1,4 +1,4 @@
-"""The imagination of a Prophet as one picture: predicted beside actual, sample below sample."""
+"""A picture of the Prophet's predictions: predicted beside actual latents and frames, one row per sample."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def draw(imagined: Imagined, store: TrainingStore, camera: int) -> Image.Image:
 
 
 def _sample(canvas: Image.Image, top: int, imagined: Imagined, sample: int, store: TrainingStore, camera: int) -> None:
-    """One sample's block."""
+    """The block of one sample."""
     episode = store.episodes[int(store.frame_episode[imagined.frames[sample, 0]])]
     step = int(store.frame_step[imagined.frames[sample, 0]])
     _text(canvas, (GAP, top), f"episode {episode['index']}, control step {step}: {episode['instruction']}", INK)

@@ -1,7 +1,8 @@
-"""What features of frames know: ridge probes on held-out episodes, whatever computes the features. No framework.
+"""Ridge probes of features of frames on held-out episodes, whatever computes the features. Needs numpy only.
 
-Targets: end-effector position (m), gripper opening (m) and, if the stores have them, object positions (m). All rows of
-a table go through the same standardisation, ridge path and split by episode; pixels pooled to 8 x 8 are the floor.
+Targets are the end-effector position (m), the gripper opening (m) and, if the stores have them, object positions (m).
+All rows of a table go through the same standardisation, ridge path and split by episode; pixels pooled to 8 x 8 are
+the lower reference.
 """
 
 import functools
@@ -100,7 +101,7 @@ def features_of(
 
 
 def targets_of(store: TrainingStore) -> dict[str, Float[np.ndarray, "frames dim"]]:
-    """What to predict at every frame: hand and gripper, or the whole state if the spec does not say where they are."""
+    """The targets at every frame: hand and gripper, or the whole state if the spec does not name their values."""
     state, spec = store.state[store.frame_row].astype(np.float64), store.spec
     targets = {"eef xyz": state[:, list(spec.position)]} if spec.position else {}
     if spec.fingers:

@@ -1,4 +1,4 @@
-"""World model: skill beside that of predictors without a Prophet, and whether its predictions have collapsed.
+"""The skill of the Prophet beside predictors without one, and whether its predictions have collapsed.
 
 Skill is ``1 - |ẑ(t+k) - z(t+k)|² / |z(t) - z(t+k)|²`` with both sums over all samples: 0 is copying, 1 is perfect.
 """
@@ -17,7 +17,7 @@ from wmjax.diagnostics.text_table import text_table
 RANK_ALARM, VARIANCE_ALARM = 0.3, 0.1
 """Ratios to the truth below which predictions count as collapsed."""
 CHANGE_RANK_ALARM = 0.1
-"""The same for the rank of changes: the best prediction leaves out what cannot be foreseen, in many directions."""
+"""The same for the rank of changes, which is lower: the best prediction omits what cannot be predicted."""
 ROUNDING = 1e-6
 """Variance ratio below which predictions are one constant and rounding errors, which have full rank."""
 CHOOSE_EVERY = 4
@@ -173,7 +173,7 @@ def _changes(train: LatentWindows, token: int) -> Float32[np.ndarray, "n future 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """How much predictions of one future frame vary over samples, beside the truth."""
+    """The variation over samples of the predictions of one future frame, beside that of the truth."""
 
     variance_ratio: float
     rank: float
@@ -198,7 +198,7 @@ def _eigenvalues(x: Float32[np.ndarray, "n tokens dim"]) -> Float[np.ndarray, "d
 def alarms(
     spread: list[Spread], what: str, rank: float = RANK_ALARM, variance: float = VARIANCE_ALARM
 ) -> tuple[str, ...]:
-    """What has collapsed, one line per future frame. NaN, where nothing can be said, raises no alarm."""
+    """One line for each future frame whose prediction has collapsed. NaN (undefined) raises no alarm."""
     lines = []
     for k, s in enumerate(spread, 1):
         if s.variance_ratio < variance:

@@ -1,4 +1,4 @@
-"""What the references are made from: latents, positions and actions of chosen frames, straight from the stores.
+"""The samples that the references are computed from: latents, positions and actions of chosen frames of the stores.
 
 Latents are those of the unshifted view, in the units and the shape that the Prophet predicts.
 """
@@ -19,11 +19,11 @@ from wmjax.data.windows import chunk_indices, future_indices, history_indices
 from wmjax.trainer.config import Inputs
 
 Fit = Callable[[np.ndarray], np.ndarray]
-"""Normalised latents ``[n, frames, tokens, dim]`` as the Prophet sees them: pooled and layer-normed if it does so."""
+"""Normalised latents ``[n, frames, tokens, dim]`` in the Prophet's shape: pooled and layer-normed if it does so."""
 
 
 class Place(NamedTuple):
-    """Where frames lie: their rows of the columns, and the bounds of their episodes in frames and in rows."""
+    """The places of frames: their rows of the columns, and the bounds of their episodes in frames and in rows."""
 
     row: Int[np.ndarray, "n"]
     first_frame: Int[np.ndarray, "n"]
@@ -166,7 +166,7 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2
 
 
 def near_change(closed: Bool[np.ndarray, "steps grippers"], within: int = 2) -> Bool[np.ndarray, "steps grippers"]:
-    """Which steps of one episode are at most ``within`` from the first step of a new command of each gripper."""
+    """True for an episode's steps at most ``within`` from the first step of a new command, for each gripper."""
     near = np.zeros_like(closed)
     for before, gripper in np.argwhere(closed[1:] != closed[:-1]):
         near[max(0, before + 1 - within) : before + within + 2, gripper] = True

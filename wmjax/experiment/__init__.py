@@ -1,1 +1,1 @@
-"""An experiment: its settings from four axes, the checks on them, and what a dry run says of it."""
+"""An experiment: its settings, the checks on them, the plan of a run, and the dry run."""

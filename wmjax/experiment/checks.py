@@ -1,6 +1,6 @@
-"""Settings that contradict each other, found before anything is recorded, encoded or trained.
+"""Checks for settings that contradict each other, before anything is recorded, encoded or trained.
 
-Each of them would otherwise be refused where it hurts: after the recording, or after the whole training.
+Without them each contradiction would appear only later: after the recording, or after the whole training.
 """
 
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Something to validate on: at least one episode of a task that has another one to train on."""
+    """Requires at least one episode to validate on, of a task that has another one to train on."""
     fraction, data = experiment.train.validation_fraction, experiment.data
     if not 0.0 < fraction < 1.0:
         raise UserError(
@@ -100,7 +100,7 @@ def _require_validation(experiment: Experiment, store: TrainingStore | None) -> 
 
 
 def _require_precision(experiment: Experiment) -> None:
-    """What trains is float32: bfloat16 weights lie further apart than most of AdamW's updates are long."""
+    """Trained weights must be float32: the spacing of bfloat16 values exceeds most of AdamW's updates."""
     dtype = experiment.model.backbone.param_dtype
     if experiment.train.trainable == "all" and dtype != "float32":
         raise UserError(
@@ -110,7 +110,7 @@ def _require_precision(experiment: Experiment) -> None:
 
 
 def _require_latents(experiment: Experiment) -> None:
-    """The Prophet is built for what the encoder leaves of a frame, as far as that is known without a download."""
+    """Requires a Prophet of the encoder's tokens and channels, as far as they are known without a download."""
     encoder, prophet = experiment.encoder, experiment.model.prophet
     if not experiment.model.memory.reads_latents:
         return
@@ -128,7 +128,7 @@ def _require_latents(experiment: Experiment) -> None:
 
 
 def _require_trained_prophet(experiment: Experiment) -> None:
-    """A Prophet that neither loss reaches would stay what it is at the start."""
+    """Requires a loss that trains the Prophet."""
     memory = experiment.model.memory
     if memory.has_prophet and not memory.world_loss and not (memory.inject and memory.action_gradient):
         missing = "action_gradient" if memory.inject else "inject"
@@ -139,7 +139,7 @@ def _require_trained_prophet(experiment: Experiment) -> None:
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:
-    """The memory, or what the Prophet is trained to predict, reaches as far as the actions, also after a delay."""
+    """Requires a memory, or a prediction target, that reaches to the end of the actions, also after a delay."""
     model, delay = experiment.model, experiment.train.delay
     if not (stride and (model.memory.inject or model.memory.world_loss)):
         return
@@ -153,7 +153,7 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
 
 
 def _require_protocol(experiment: Experiment, protocol: Protocol, stride: int | None) -> None:
-    """What the closed loop would refuse. A delay takes nothing of the chunk: its first action waits for it."""
+    """Refuses what the closed loop would refuse. A delay does not shorten the chunk: its first action waits."""
     for reason in _misfits(experiment, protocol, stride):
         raise UserError(f"evaluation.protocol {protocol.name}: {reason}, or choose another protocol")
 

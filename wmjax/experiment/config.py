@@ -38,7 +38,7 @@ from wmjax.trainer.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on: demonstrations recorded here, or the training store at ``path``."""
+    """The training data: demonstrations recorded here, or the training store at ``path``."""
 
     path: str = ""
     suite: str = "libero_spatial"
@@ -143,7 +143,7 @@ KINDS: dict[str, Any] = {
 """What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
-"""Which files of other axes a file may choose where the command line does not."""
+"""The other axes whose file a file may choose where the command line does not."""
 
 
 def owner(setting: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run would be: resolved settings, parameters, shapes, sharding and memory. Touches no data and no weights."""
+"""The dry run: resolved settings, parameters, shapes, sharding and memory, without data and weights."""
 
 import json
 from typing import Any

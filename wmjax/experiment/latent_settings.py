@@ -1,4 +1,4 @@
-"""The latents that a run trains on: what the settings ask for, and a store that an export command wrote.
+"""The latents that a run trains on: what the settings describe, and a store that an export command wrote.
 
 Everything here is checked before anything is recorded. Imports neither jax nor torch.
 """

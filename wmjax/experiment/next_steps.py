@@ -1,4 +1,4 @@
-"""What to run after a training: commands that work as they are printed."""
+"""The commands to run after a training, which work exactly as they are printed."""
 
 import json
 import shlex
@@ -35,6 +35,6 @@ def _other_variant(recipe: str) -> tuple[str, str]:
 
 
 def _changed_settings(experiment: Experiment) -> list[str]:
-    """What the command line changed in the files of recipe, scale and data, as arguments; but not the memory."""
+    """The settings that differ from the files of recipe, scale and data, as arguments, without the memory's."""
     changed = {k: v for k, v in changed_settings(experiment).items() if "model.memory." not in k}
     return [word for k, v in changed.items() for word in (f"--{k}", v if isinstance(v, str) else json.dumps(v))]

@@ -22,7 +22,7 @@ from wmjax.trainer import checkpoint as checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class StartingWeights:
-    """Where a backbone's published weights lie, and their hash; both None if it starts from random values."""
+    """The folder of a backbone's published weights, and their hash; both None if it starts from random values."""
 
     folder: Path | None = None
     hash: str | None = None
@@ -51,12 +51,12 @@ class RunPlan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What ``config.json`` holds: the resolved settings, and the identities of data and weights."""
+        """The contents of ``config.json``: the resolved settings, and the identities of data and weights."""
         identities = {"data_identity": self.experiment.data.identity(), "backbone_hash": self.weights.hash}
         return json.loads(json.dumps({**to_dict(self.experiment), **identities}))
 
     def evaluation_folder(self, checkpoint: Path) -> Path:
-        """Where the evaluation of a checkpoint leaves its results."""
+        """The results folder of a checkpoint's evaluation."""
         assert self.protocol is not None
         published = load_protocol(self.experiment.evaluation.protocol)
         return protocol_folder(checkpoints.evaluations(checkpoint), self.protocol, published)

@@ -1,1 +1,1 @@
-"""Pure Flax NNX modules, each with its small config dataclass and a table of checkpoint names."""
+"""Flax NNX modules without side effects, each with its dataclass of settings and a table of checkpoint names."""

@@ -1,4 +1,4 @@
-"""A model's parameters: which of them train, and their names in a checkpoint."""
+"""A model's parameters: which of them are trained, and their names in a checkpoint."""
 
 from collections.abc import Callable
 from typing import Any, Literal

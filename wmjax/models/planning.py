@@ -1,4 +1,4 @@
-"""A forward model at work: which of some action chunks leads where one wants to be, in latent space."""
+"""Ranking of action chunks by a forward model: the distance of the predicted latents from a goal's."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ def rank_chunks(
         frame: which predicted frame is compared, 0 for the next one, -1 for the last one.
 
     Raises:
-        UserError: the Prophet is not told the actions; chunks of another shape; a frame that is not predicted.
+        UserError: the Prophet is not conditioned on actions; chunks of another shape; a frame that is not predicted.
 
     """
     config = model.config
@@ -52,10 +52,10 @@ def rank_chunks(
         )
     if not -config.prophet.future <= frame < config.prophet.future:
         raise UserError(f"frame is {frame}; prophet.future {config.prophet.future} frames are predicted")
-    wanted = model.world.fit(goal[:, None])
+    wanted = model.world.prophet_latents(goal[:, None])
 
     def distance(chunk: Float32[Array, "batch chunk action"]) -> Float32[Array, "batch"]:
-        reached = model.world.recall(inputs.latents, chunk.shape[0], model.context(inputs, chunk))
+        reached = model.world.recall(inputs.latents, chunk.shape[0], model.prophet_context(inputs, chunk))
         return jnp.mean(jnp.square(reached[:, frame] - wanted[:, 0]), axis=(1, 2))
 
     found = jax.vmap(distance, in_axes=1, out_axes=1)(chunks)

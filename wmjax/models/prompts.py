@@ -1,4 +1,4 @@
-"""The prompts of a policy network, as its settings say: the same for training and for rollout."""
+"""The prompts of a policy network, built from its settings, the same for training and for rollout."""
 
 from collections.abc import Sequence
 

@@ -34,13 +34,13 @@ MEMORY, HEAD, EMBED, DECODE = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class VLAConfig:
-    """The policy network. Recipes own ``memory``, ``world`` and ``head``; scales own the sizes.
+    """The policy network. Variants own ``memory`` and ``world``, heads own ``head``, scales own the sizes.
 
-    ``use_state`` off puts a learned token in the place of the state, and zeros where the Prophet is told it;
-    ``cameras`` is how many of the observation's cameras the VLM sees, from the first (None: all). ``query_std`` is the
-    initial size of the action queries. ``dtype`` is that of Prophet and memory; heads, norms and gate are float32
-    anyway. ``action_dim``, ``grippers`` (how many of them are gripper commands, the last ones of a normalised action)
-    and ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
+    Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
+    number of the observation's cameras that the VLM gets, from the first (None: all). ``query_std`` is the initial size
+    of the action queries. ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
+    ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
+    ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
     """
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
@@ -129,8 +129,8 @@ class VLA(nnx.Module):
         """Whether the memory enters between decoder layers, so that the hidden states depend on it."""
         return self.config.memory.inject and bool(self.config.injection.layers)
 
-    def see(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
-        """The part of the VLM that no memory reaches: all of it, or what enters the layers if it is injected there."""
+    def encode_prompt(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
+        """The part of the VLM that does not depend on the memory: all of it, or what precedes the layers it enters."""
         return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key)
 
     def _encode(self, inputs: ModelInput, key: jax.Array | None) -> State:
@@ -158,12 +158,12 @@ class VLA(nnx.Module):
         memory: Float32[Array, "batch future tokens dim"] | None = None,
     ) -> WorldOutput:
         """The post-injection tokens that either head reads. The VLM runs once; ``inputs.future`` is not read."""
-        seen = self.see(inputs, key if train else None)
-        return self.act_on(seen, inputs, key=key, train=train, corruption=corruption, memory=memory)
+        encoded = self.encode_prompt(inputs, key if train else None)
+        return self.act_on(encoded, inputs, key=key, train=train, corruption=corruption, memory=memory)
 
     def act_on(
         self,
-        seen: Hidden | State,
+        encoded: Hidden | State,
         inputs: ModelInput,
         *,
         key: jax.Array | None = None,
@@ -171,27 +171,30 @@ class VLA(nnx.Module):
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
     ) -> WorldOutput:
-        """:meth:`action_tokens` from what :meth:`see` returned; images are not read."""
+        """:meth:`action_tokens` from what :meth:`encode_prompt` returned; images are not read."""
         chunk = self.config.chunk
-        told = None if self.world.is_forward_model else self.context(inputs)
         settings: dict[str, Any] = {
-            "key": _fold(key, MEMORY), "train": train, "corruption": corruption, "memory": memory, "told": told
-        }  # fmt: skip
+            "key": _fold(key, MEMORY),
+            "train": train,
+            "corruption": corruption,
+            "memory": memory,
+            "prophet_context": None if self.world.is_forward_model else self.prophet_context(inputs),
+        }
         if not self.injects_between_layers:
-            return self.world(seen.tokens, seen.mask, chunk, inputs.latents, **settings)
+            return self.world(encoded.tokens, encoded.mask, chunk, inputs.latents, **settings)
         inject, prediction = self.world.between_layers(len(inputs.state), chunk, inputs.latents, **settings)
         layers, dropout = self.config.injection.layers, _fold(key if train else None, DECODE)
-        hidden, ratio = self.backbone.decode(seen, dropout, layers=layers, inject=inject)
+        hidden, ratio = self.backbone.decode(encoded, dropout, layers=layers, inject=inject)
         assert ratio is not None
         return self.world.after_layers(hidden.tokens, chunk, prediction, ratio)
 
-    def context(
+    def prophet_context(
         self,
         inputs: ModelInput,
         action: Float32[Array, "batch chunk action"] | None = None,
         action_mask: Bool[Array, "batch chunk"] | None = None,
     ) -> Context:
-        """What the Prophet is told. Words do not train: the world loss must not shape the VLM (that is ``e2aux``)."""
+        """The Prophet's inputs beside latents. Words carry no gradient: the world loss must not train the VLM."""
         words = is_text = None
         if "instruction" in self.config.prophet.condition:
             words, is_text = self.backbone.words(inputs.prompt, 1 + self.config.chunk)
@@ -208,7 +211,7 @@ class VLA(nnx.Module):
             UserError: latents missing or of another shape.
 
         """
-        return self.world.recall(inputs.latents, inputs.state.shape[0], self.context(inputs))
+        return self.world.recall(inputs.latents, inputs.state.shape[0], self.prophet_context(inputs))
 
     def loss(
         self,
@@ -241,9 +244,9 @@ class VLA(nnx.Module):
         acted = inputs._replace(future=None, future_mask=None)
         out = self.action_tokens(acted, key=key, train=train)
         head = self.head.loss(out.tokens, action, action_mask, jax.random.fold_in(key, HEAD))
-        if self.world.is_forward_model:  # it alone is told the true actions, and nothing of it is injected
-            told = self.context(inputs, action, action_mask)
-            out = out._replace(prediction=self.world.recall(inputs.latents, action.shape[0], told))
+        if self.world.is_forward_model:  # only it has the true actions as input, and nothing of it is injected
+            context = self.prophet_context(inputs, action, action_mask)
+            out = out._replace(prediction=self.world.recall(inputs.latents, action.shape[0], context))
         world, metrics = self._world_loss(inputs, out)
         loss = head.loss + world
         memory = {name: jnp.mean(values) for name, values in out.metrics.items()}
@@ -291,7 +294,7 @@ class VLA(nnx.Module):
         info: dict[str, Any] = dict(out.metrics)
         prediction = out.prediction
         if self.world.is_forward_model:
-            prediction = self.world.recall(inputs.latents, action.shape[0], self.context(inputs, action))
+            prediction = self.world.recall(inputs.latents, action.shape[0], self.prophet_context(inputs, action))
         return action, info if prediction is None else info | {"prediction": prediction}
 
 

@@ -1,4 +1,4 @@
-"""A run's demonstrations: recorded once by the train command, found again by those that look at the run."""
+"""A run's demonstrations: the train command records them once, and commands that read the run find them again."""
 
 from pathlib import Path
 
@@ -45,5 +45,5 @@ def find_store(experiment: Experiment, data: Location | None) -> TrainingStore:
 
 
 def recorded_folder(experiment: Experiment) -> Path:
-    """Where the demonstrations of an experiment lie that were recorded here."""
+    """The folder of an experiment's demonstrations that were recorded here."""
     return cache_root() / "demos" / f"{experiment.dataset}-{experiment.data.identity()}"

@@ -89,7 +89,7 @@ def load(folder: Path, data: Location | None = None) -> tuple[Experiment, VLA, I
 
 
 def describe(folder: Path, experiment: Experiment, inputs: Inputs, split: str) -> dict[str, Any]:
-    """What the numbers are of: run, step, split, and how they were made."""
+    """The subject of the numbers: run, step, split, and how they were computed."""
     episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
     return {
         **provenance(),

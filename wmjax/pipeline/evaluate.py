@@ -1,4 +1,4 @@
-"""An evaluation from start to verdict: episodes, results on disk, table, provenance."""
+"""An evaluation: it runs the episodes, writes the results and the table, and records where they come from."""
 
 import dataclasses
 import json
@@ -132,7 +132,7 @@ def _is_current(path: Path, results: Results) -> bool:
 
 
 def _speed_of_shards(out: Path) -> dict[str, float]:
-    """As if all that ran had run side by side; a shard that was killed left no numbers."""
+    """The numbers of all shards as if they had run side by side; a killed shard has none."""
     files = [out / "summary.json", *out.glob("shards/*-of-*/summary.json")]
     written = [json.loads(path.read_text()) for path in files if path.is_file()]
     parts = [part for part in written if "shards" not in part]  # that one is the summary of all

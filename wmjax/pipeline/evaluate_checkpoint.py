@@ -85,11 +85,11 @@ def _album(policy: Policy) -> Album | None:
         store, latents = made
         _require_same(policy, store, latents)
     except UserError as error:  # replaced since
-        log.info("videos are without the nearest training frames: %s", error)
+        log.info("videos do not show the nearest training frames: %s", error)
         return None
     frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
     camera = store.spec.cameras.index(latents.spec.cameras[0])
-    return Album(store, frames, camera, policy.fit(np.asarray(latents.latents[0, frames], np.float32)))
+    return Album(store, frames, camera, policy.prophet_latents(np.asarray(latents.latents[0, frames], np.float32)))
 
 
 def _require_same(policy: Policy, store: TrainingStore, latents: LatentStore) -> None:
@@ -140,11 +140,11 @@ def identity(path: Path) -> dict[str, Any]:
 
 
 def _training(experiment: Experiment) -> dict[str, Any]:
-    """What names and hash of a recipe do not tell a reader: settings that are not in its files, and tasks."""
+    """The training in more detail than recipe and hash: settings that are not in the recipe's files, and tasks."""
     try:
         changed = changed_settings(experiment)
     except UserError as error:  # files that were renamed since
-        log.info("what was changed in the recipe is not known: %s", error)
+        log.info("the settings that differ from the recipe's files are unknown: %s", error)
         changed = {}
     own = (*RESUMABLE, "train.seed")
     found = {"changed": {k: v for k, v in changed.items() if k not in own and not k.startswith("evaluation.")}}

@@ -1,4 +1,4 @@
-"""A run's latents: encoded once by the train command, found again by those that look at the run."""
+"""A run's latents: the train command encodes them once, and commands that read the run find them again."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
 
 
 def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> Path:
-    """Where latents lie that were made here."""
+    """The folder of latents that are encoded here."""
     name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
     return cache_root() / "latents" / name
 

@@ -24,7 +24,7 @@ EPISODE = EpisodeId("libero_spatial", 2, "random", 0)
 FRAME_TOLERANCE = 2.0
 """Mean absolute difference, of 255, that GL drivers may cause. MuJoCo 3.17 differs by more than ten."""
 DISK_GB = 3.0
-"""What the default run needs: demonstrations, latents, checkpoints, videos, compiled programs."""
+"""The space of the default run: demonstrations, latents, checkpoints, videos, compiled programs."""
 
 Status = Literal["ok", "note", "FAIL"]
 
@@ -93,7 +93,7 @@ def check_disk() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Whether the optional PyTorch side is there (found, not imported: two frameworks would share the GPU)."""
+    """Whether PyTorch is installed (it is not imported, because two frameworks would share the GPU)."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if not missing:
         return Finding("ok", "torch and transformers: installed")

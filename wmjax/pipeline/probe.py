@@ -58,7 +58,7 @@ class BackboneFeatures:
         seen = spec.cameras[: model.cameras]
         if camera >= len(seen):
             raise UserError(
-                f"camera {spec.cameras[camera]!r} is not seen by the policy, model.cameras is {model.cameras}; "
+                f"camera {spec.cameras[camera]!r} is not used by the policy, model.cameras is {model.cameras}; "
                 f"choose from {', '.join(seen)}"
             )
         graph, self._state = nnx.split(starting_model(experiment))

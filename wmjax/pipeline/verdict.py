@@ -1,4 +1,4 @@
-"""The outcome of a run in a few lines."""
+"""The summary of a finished run: success table, folder, next commands."""
 
 from wmjax.analysis.summary import Summary
 from wmjax.experiment.next_steps import next_steps

@@ -1,4 +1,4 @@
-"""A run's vision-language model as files that other libraries read.
+"""Export of a run's vision-language model to files that other libraries read.
 
 A whole backbone is a Hugging Face checkpoint (``config.json``, safetensors, tokenizer); adapters are in PEFT's format.
 """

@@ -1,10 +1,9 @@
-"""What an evaluation puts in the place of the world memory: another episode's, or an oracle's true future.
+"""Replacements of the world memory in an evaluation: another episode's memory, or an oracle's true future.
 
-Other episodes' latents are what the corruptions ``shuffled`` and ``shuffled_in_task`` make the world memory from.
-
-Donors are the demonstrations of the policy's training store. So their memories are in distribution, no evaluated
-episode is among them (random resets and the benchmark are disjoint from demonstrations), and which one an episode
-gets depends on nothing but its identity: not on the worker, the batch row, or what ran before.
+The corruptions ``shuffled`` and ``shuffled_in_task`` make the world memory from the latents of a *donor*, a
+demonstration of the policy's training store. Donors' memories are therefore in distribution, and no evaluated episode
+is among them, because random resets and the benchmark are disjoint from the demonstrations. The donor of an episode
+depends on the episode's identity only, not on the worker, the batch row, or what ran before.
 """
 
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from wmjax.models.world.conditioning import Context
 
 
 class Donor(NamedTuple):
-    """What others saw, row by row: raw latents up to now (oldest first), raw state, and their tasks' prompts."""
+    """Other episodes' inputs, row by row: raw latents up to now (oldest first), raw state, and their tasks' prompts."""
 
     latents: Float32[np.ndarray, "batch history tokens dim"]
     state: Float32[np.ndarray, "batch state"]
@@ -87,7 +86,7 @@ class Donors:
         return int(rng.choice(others))
 
     def at(self, episodes: Int[np.ndarray, "batch"], steps: Int[np.ndarray, "batch"]) -> Donor:
-        """What episodes had seen at control steps; one that is over by then stays at its last frame."""
+        """The inputs of episodes at control steps; an episode that has ended by then stays at its last frame."""
         entries = [self.store.episodes[index] for index in episodes]
         first = np.array([entry["frame_start"] for entry in entries])
         last = np.array([entry["num_frames"] for entry in entries]) - 1
@@ -131,10 +130,10 @@ def mix(
     history: Float32[Array, "batch history tokens dim"],
     truth: Float32[Array, "batch future tokens dim"],
     oracle: float,
-    told: Context | None = None,
+    prophet_context: Context | None = None,
 ) -> tuple[Float32[Array, "batch future tokens dim"], Errors]:
     """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the errors of ẑ."""
     seen = model.world.prepare(history)
     copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)
-    prediction = model.world.recall(history, len(seen), told)
+    prediction = model.world.recall(history, len(seen), prophet_context)
     return oracle * prediction + (1.0 - oracle) * truth, Errors.of(prediction, copy, truth)

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a policy: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
+"""The policy of a checkpoint: one jitted pure function ``(carry, observation) -> (carry, chunk)``."""
 
 import functools
 from pathlib import Path
@@ -29,7 +29,7 @@ from wmjax.policy.saved import find_policy
 
 
 class Carry(NamedTuple):
-    """What a policy remembers of each slot's episode: the clips' frames and the latent history, oldest first.
+    """The state of a policy for each slot's episode: the clips' frames and the latent history, oldest first.
 
     ``prediction`` is what the last decision expected of the next frames; it is only compared with what came.
     """
@@ -120,13 +120,14 @@ class Policy:
 
     @property
     def predicts(self) -> bool:
-        """Whether its Prophet predicts latents of frames that an encoder sees."""
+        """Whether the policy has a Prophet that predicts the latents of its encoder."""
         return self._model.world.prophet is not None and self.encoder_spec is not None
 
-    def fit(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n fitted dim"]:
+    def prophet_latents(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n pooled dim"]:
         """Raw latents in the units and the shape that the Prophet predicts."""
         assert self.encoder_spec is not None
-        return np.asarray(self._model.world.fit(normalise_latents(latents[:, None], self.encoder_spec)))[:, 0]
+        found = self._model.world.prophet_latents(normalise_latents(latents[:, None], self.encoder_spec))
+        return np.asarray(found)[:, 0]
 
     def initial_carry(self) -> Carry:
         """Empty buffers; every episode's first observation refills its row."""
@@ -228,7 +229,7 @@ class Policy:
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
-            memory, errors = mix(model, history, truth, self.oracle, model.context(inputs))
+            memory, errors = mix(model, history, truth, self.oracle, model.prophet_context(inputs))
             numbers = errors.named("oracle")
         if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
@@ -270,7 +271,7 @@ class Policy:
         """z₊: the latents of the frames that follow the carry's, as the world loss would compare them."""
         assert self.encoder_spec is not None
         _, latents = watch(carry.clip, frames, encode)
-        return model.world.fit(normalise_latents(latents, self.encoder_spec))
+        return model.world.prophet_latents(normalise_latents(latents, self.encoder_spec))
 
     def _encode(self, params: Any) -> Any:
         """From clips to latents, with the encoder's parameters inside jit."""
@@ -278,7 +279,7 @@ class Policy:
 
 
 def _inside(corruption: Corruption) -> Corruption:
-    """What is left to do to a memory for the network itself."""
+    """The part of a corruption that the network itself applies."""
     return "none" if corruption == "noise" else corruption
 
 

@@ -173,7 +173,7 @@ class PolicyActor:
         )
 
     def _donor(self, donors: Donors, decisions: Sequence[Decision]) -> Donor:
-        """What each episode's donor had seen at the same control step; filler rows show the store's start."""
+        """The inputs of each episode's donor at the same control step; filler rows have the store's start."""
         chosen, steps = np.zeros((2, self._policy.batch_size), np.int64)
         for row, decision in enumerate(decisions):
             if decision.slot != self._spare:

@@ -1,4 +1,4 @@
-"""The network and the encoder of a checkpoint, for everybody who looks at a run: policy, diagnosis, export."""
+"""The network and the encoder of a checkpoint, for everything that reads a run: policy, diagnosis, export."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One demonstration: the expert acts, something else may be executed, and every frame gets the expert's clean chunk."""
+"""One demonstration: the expert's clean chunks are the labels, and the executed actions may differ from them."""
 
 import dataclasses
 from dataclasses import field
@@ -21,12 +21,12 @@ NOISE_GAIN = np.array([2, 2, 2, 0.3, 0.3, 0.3, 0]) * (1 - NOISE_MEMORY)
 
 @dataclasses.dataclass(frozen=True)
 class DemonstrationConfig:
-    """How demonstrations are made.
+    """The settings of demonstrations.
 
     Attributes:
         seed: chooses another set of random placements; sets of different seeds share none.
-        perturbed_fraction: share of episodes whose executed actions carry smoothed noise. The label stays the
-            expert's answer to where the noise led, so that the data show recoveries.
+        perturbed_fraction: share of episodes whose executed actions are perturbed by smoothed noise. The label remains
+            the expert's action in the state that the noise led to, so that the data contain recoveries.
         noise_low, noise_high: range of the noise's amplitude, as a fraction of the largest action.
         max_steps: an episode that has not succeeded by then is a failure.
         steps_after_success: control steps recorded beyond the first success, in which the expert lets go.
@@ -74,7 +74,7 @@ class _Noise:
         self._value = np.zeros(7)
 
     def apply(self, action: Float64[np.ndarray, "7"]) -> Float64[np.ndarray, "7"]:
-        """What to execute instead of ``action``; the gripper is never disturbed."""
+        """The action to execute instead of ``action``; the gripper is never perturbed."""
         if self.amplitude == 0.0:
             return action
         self._value = NOISE_MEMORY * self._value + NOISE_GAIN * self.amplitude * self._random.normal(size=7)

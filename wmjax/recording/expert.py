@@ -1,7 +1,7 @@
 """A scripted pick-and-place expert whose action is a function of the simulator's state alone.
 
-It reads the simulation's true poses and counts nothing, so it answers any state that anybody has led to as it would
-have answered on its own way: the same code records demonstrations, labels what others do, and shows a future.
+It reads the true poses of the simulation and has no counters, so its action in a state does not depend on who led to
+that state. The same code therefore records demonstrations, labels other actions, and computes an oracle's future.
 """
 
 from enum import StrEnum
@@ -17,12 +17,12 @@ from wmjax.sim.env import LiberoEnv
 
 Action = Float64[np.ndarray, "7"]
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
-"""What an action of 1 means to robosuite's OSC_POSE controller (m, rad)."""
+"""The motion of robosuite's OSC_POSE controller for an action of 1 (m, rad)."""
 GAIN = 1.5
 """Commanded distance per distance from the goal; below 1.5 the arm's friction leaves millimetres."""
 OPEN, CLOSE = -1.0, 1.0
 DROP_HEIGHT = 0.08
-"""How far (m) above the middle of a container an object is let go."""
+"""Height (m) above the middle of a container at which an object is released."""
 DONE, DONE_INSIDE = 0.028, 0.08
 """An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
 AT_PLACE = 0.015
@@ -40,7 +40,7 @@ MOVED = 0.015
 
 
 class Phase(StrEnum):
-    """What the expert is doing."""
+    """The phases of the expert."""
 
     APPROACH = "approach"
     DESCEND = "descend"

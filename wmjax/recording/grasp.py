@@ -1,4 +1,4 @@
-"""Choosing how to grasp: candidates in order of preference, checked by kinematics and clearances."""
+"""The choice of a grasp: candidates in order of preference, checked by kinematics and clearances."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from wmjax.recording.privileged_scene import (
 
 RIM_RADIUS = 0.046
 RIM_HEIGHT = 0.034
-"""Where a LIBERO bowl's rim is, from its origin (m)."""
+"""The rim of a LIBERO bowl relative to its origin (m)."""
 MAX_OPENING = 0.078
 """Widest thing (m) that fits between the fingers."""
 MAX_TURN = np.deg2rad(100)
@@ -159,7 +159,7 @@ class _Side:
 
 
 def _tilt(scene: Scene, item: str) -> Matrix:
-    """How an object leans, without its heading; upright if it lies on its side."""
+    """The tilt of an object, without its heading; upright if it lies on its side."""
     rotation = scene.rotation(item)
     if rotation[2, 2] < 0.8:
         rotation = np.eye(3)
@@ -219,7 +219,7 @@ def _facing_down(angle: float, sign: int) -> Matrix:
 
 
 def obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:
-    """What stands against a candidate: poses out of reach, obstacles, an elbow that straightens.
+    """The objections to a candidate: poses out of reach, obstacles, an elbow that straightens.
 
     The cost only grows while poses are checked; checking stops when it has reached ``limit``.
     """

@@ -53,7 +53,7 @@ AHEAD = tuple(rotation_z(np.deg2rad(angle)) for angle in (-45, 0, 45))
 
 
 class Solution(NamedTuple):
-    """What inverse kinematics found: residuals (m, rad) and the arm's seven joint angles."""
+    """The result of inverse kinematics: residuals (m, rad) and the arm's seven joint angles."""
 
     position_error: float
     rotation_error: float
@@ -158,7 +158,7 @@ class Scene:
         return self.data.xmat[self.body(name)].reshape(3, 3).copy()
 
     def place_position(self, name: str) -> Vector:
-        """Where an object put onto ``name``, an object, fixture or region, should end up."""
+        """The final position of an object that is put onto ``name``, an object, fixture or region."""
         if name in self._sites:
             return self.data.site_xpos[self._sites[name]].copy()
         return self.position(name)

@@ -1,8 +1,8 @@
-"""Records frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
+"""Recording of frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
 
-No task is solved here. The arm wanders between way points, many of them just above objects, closes and opens
-its gripper, pushes and sometimes lifts things, so that the frames show what can happen in a scene. The result
-is an ordinary training store whose episode metas carry the objects' positions at every frame (for probes).
+No task is solved. The arm moves between way points, many of them just above objects, closes and opens its gripper,
+pushes and sometimes lifts things, so that the frames cover what can happen in a scene. The result is an ordinary
+training store whose episode metas carry the objects' positions at every frame (for probes).
 
     python -m wmjax.record --random-motion --out FOLDER [--suites libero_object libero_goal libero_10 libero_90]
 """
@@ -173,7 +173,7 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
 
 
 def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Job]:
-    """What a recording of these episodes of each task into ``folder`` has yet to do."""
+    """The episodes of each task that a recording into ``folder`` still lacks."""
     done = set(part_names(folder))
     jobs = []
     for suite, task_id in tasks:

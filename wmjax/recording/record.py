@@ -1,7 +1,7 @@
-"""Recording demonstrations with several simulator processes, resumable after any interruption.
+"""Recording of demonstrations with several simulator processes, resumable after any interruption.
 
-The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose
-environment is already built. What a slot contains depends on its number only, not on who records it or when.
+The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose environment is
+already built. The content of a slot depends on its number only, not on which worker records it or when.
 """
 
 import contextlib
@@ -45,14 +45,14 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 
 class Slot(NamedTuple):
-    """One demonstration to be."""
+    """A demonstration that is to be recorded."""
 
     task_id: int
     number: int
 
 
 class Outcome(NamedTuple):
-    """What a worker reports: ``length`` is None when every attempt failed."""
+    """The report of a worker; ``length`` is None when every attempt failed."""
 
     slot: Slot
     length: int | None
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass
 class Summary:
-    """What a recording did: counts per task id, of this call only."""
+    """The counts of a recording per task id, of this call only."""
 
     recorded: Counter[int] = dataclasses.field(default_factory=Counter)
     failures: Counter[int] = dataclasses.field(default_factory=Counter)

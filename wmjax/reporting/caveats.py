@@ -1,4 +1,4 @@
-"""What limits an evaluation's verdict, in plain sentences."""
+"""The limits of an evaluation's verdict, as sentences of the report."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ REGIMES = ("execution_delay", "target_velocity", "camera_dropout")
 def caveats(
     header: Mapping[str, Any], overall: TaskSummary, finished: Mapping[str, Any], recorded_runs: int
 ) -> list[str]:
-    """What a reader must know before quoting the success rate.
+    """The caveats that a reader must know before quoting the success rate.
 
     Args:
         header: of the evaluation.
@@ -131,7 +131,7 @@ def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:
-    """What an evaluation's header says of a policy's timing, control steps after an observation; empty if all fits.
+    """The mismatches of a policy's timing in an evaluation's header, control steps after an observation.
 
     ``trained_delay`` is where the policy learned to begin its chunks, ``actions_end`` where the chunks of this protocol
     end, and ``memory_ends`` the last frame that its memory predicts (None without a predicted memory).

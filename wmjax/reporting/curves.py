@@ -19,7 +19,7 @@ R2_FLOOR = -1.0
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What a run measured: per split and name, (step, value) in order of steps; and how many lines were unreadable.
+    """The metrics of a run: per split and name, (step, value) in order of steps; and the number of unreadable lines.
 
     ``names`` are those of the action's dimensions, if they are known.
     """

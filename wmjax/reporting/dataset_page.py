@@ -1,4 +1,4 @@
-"""Episodes of a training store as one HTML page that needs nothing else: no script, no other file, no network."""
+"""Episodes of a training store as one self-contained HTML page: no script, no other file, no network."""
 
 import html
 from collections import Counter

@@ -22,7 +22,7 @@ from wmjax.rollout.benchmark_log import count_records
 from wmjax.rollout.results import EpisodeRecord, actor_label, read_header, read_records
 
 REPORT = "report.html"
-"""What a whole evaluation leaves last."""
+"""The last file that a complete evaluation writes."""
 VIDEO_LIMIT = 20_000_000
 """Bytes of video, as embedded, that a report may hold."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
@@ -31,7 +31,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation's folder holds.
+    """The contents of an evaluation's folder.
 
     Attributes:
         folder: of the results.

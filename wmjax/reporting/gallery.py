@@ -12,7 +12,7 @@ from wmjax.reporting.html import Html, element, join
 from wmjax.rollout.results import EpisodeRecord
 
 NAME = re.compile(r"(?P<suite>.+)-(?P<task>\d+)__(?P<init>.+)-(?P<index>\d+)__(?P<outcome>[a-z]+)(__\d+)?")
-"""What :class:`wmjax.reporting.video.clips.Videos` names its files."""
+"""The file names of :class:`wmjax.reporting.video.clips.Videos`."""
 
 
 @dataclasses.dataclass(frozen=True)

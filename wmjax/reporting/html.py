@@ -1,6 +1,6 @@
 """HTML and inline SVG that is escaped by construction, and the headings, tables and small texts of the pages.
 
-Text is escaped unless it is :class:`Html` already.
+Every text that is not :class:`Html` already is escaped.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""The report's sections on where the results come from: command, commit, and everything that was recorded."""
+"""The report's sections on the origin of the results: command, commit, and everything that was recorded."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

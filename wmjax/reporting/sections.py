@@ -56,7 +56,7 @@ NOT_SHOWN = frozenset(
         *("format_version", "actor", "recipe_hash", "batch_size"),
     )
 )
-"""What the verdict says in other words, or leaves to the provenance."""
+"""Header fields that the verdict words in its own way, or leaves to the provenance."""
 
 
 def headline(summary: Summary) -> str:
@@ -69,7 +69,7 @@ def headline(summary: Summary) -> str:
 
 
 def title(header: Mapping[str, Any], finished: bool) -> Html:
-    """Who acted and on what."""
+    """The title: the actor and the protocol."""
     settings = _protocol(header)
     init = settings.get("init", "unknown")
     tags = [
@@ -160,7 +160,7 @@ def training(metrics: Metrics | None, config: Mapping[str, Any], header: Mapping
 
 
 def closed_loop(records: Sequence[EpisodeRecord]) -> Html | None:
-    """What the policy reported while it acted, in successes and in failures; nothing if it reported nothing."""
+    """The numbers that the policy reported while it acted, in successes and in failures; empty if there are none."""
     groups = [[r.info for r in records if r.outcome == outcome] for outcome in ("success", "failure")]
     found = [_means(infos) for infos in groups]
     names = sorted({name for means in found for name in means})

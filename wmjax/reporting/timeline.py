@@ -58,7 +58,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What all episodes of a page share, so that they can be compared.
+    """The scale that all episodes of a page share, so that they can be compared.
 
     Attributes:
         step: pixels per control step.
@@ -85,7 +85,7 @@ def rows(episode: EpisodeData, spec: ObservationSpec, action: ActionSpec) -> lis
 
 
 def is_perturbed(episode: EpisodeData) -> bool:
-    """Whether what was executed differs from the label anywhere."""
+    """Whether an executed action differs from its label."""
     return not np.array_equal(episode.action, episode.executed)
 
 
@@ -202,7 +202,7 @@ def _curves(row: Row, scale: Scale) -> Block:
 
 
 def _height(value: float, low: float, high: float) -> float:
-    """Where a value lies in a row, pixels from its top; in the middle if the range is empty."""
+    """The height of a value in a row, pixels from its top; the middle if the range is empty."""
     share = (value - low) / (high - low) if high > low else 0.5
     return 2 + (1 - share) * (CURVE_HEIGHT - 4)
 

@@ -1,7 +1,7 @@
-"""Who acts in a rollout: scripted actors that check the simulator, and recordings that check the whole path.
+"""Actors of a rollout: scripted ones that check the simulator, and recordings that check the whole path.
 
-An actor is asked for action chunks by the runner, for several episodes at once. The one that wraps a trained
-policy is in :mod:`wmjax.policy.policy_actor`, because it needs jax.
+The runner asks an actor for action chunks, for several episodes at once. The actor of a trained policy is
+:mod:`wmjax.policy.policy_actor`, because it needs jax.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Chunk = Float32[np.ndarray, "steps action"]
 
 
 def no_frames() -> UInt8[np.ndarray, "frames cameras height width 3"]:
-    """What is seen by somebody who needs to see nothing."""
+    """The frames of a decision whose actor needs none."""
     return np.zeros((0, 0, 0, 0, 3), np.uint8)
 
 
@@ -109,7 +109,7 @@ class Actor(Protocol):
 
 
 class Scripted:
-    """What actors without frames or states of their own share."""
+    """The base of actors that need neither frames nor states of their own."""
 
     name = "scripted"
     needs_frames = False
@@ -261,7 +261,7 @@ class Replay(Scripted):
         }
 
     def chunk(self, decision: Decision) -> Chunk:
-        """What was executed then; holding still after the recording's end."""
+        """The recorded executed actions; holding still after the recording's end."""
         entry = self._store.episodes[self._index[decision.episode]]
         start, end = decision.step, min(decision.step + self.horizon, entry["length"])
         rows = slice(entry["step_start"] + start, entry["step_start"] + max(start, end))

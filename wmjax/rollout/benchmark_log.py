@@ -1,4 +1,4 @@
-"""Runs of the benchmark, on record: an append-only log, so that none is run in silence until one pleases."""
+"""The record of benchmark runs: an append-only log, so that every run is reported and not only the best one."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
 
 
 def count_records(folder: Path, header: Mapping[str, Any]) -> int:
-    """How often the recipe of an evaluation's header was run on its protocol, as far as ``folder`` knows."""
+    """The number of recorded runs, in ``folder``, of the recipe of an evaluation's header on its protocol."""
     name = header.get("protocol", {}).get("name", "")
     records = [json.loads(path.read_text())["header"] for path in folder.glob(f"{name}-*.json")]
     return sum(record.get("recipe_hash", "") == header.get("recipe_hash", "") for record in records)

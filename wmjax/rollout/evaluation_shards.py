@@ -1,9 +1,9 @@
-"""One evaluation over several processes or hosts: each runs its part, the last one to end writes the table.
+"""One evaluation over several processes or hosts: each runs its part, and the last one to end writes the table.
 
     OUT/shards/0-of-4/     header.json, episodes.jsonl, summary.json of one shard
-    OUT/                   the same of all episodes, once there are all; as if one process had run them
+    OUT/                   the same files of all episodes, once all shards are done, as one process would write them
 
-The folder must be one that all of them see. What a shard finished is finished for everybody, so an evaluation may be
+All processes must see the folder. Episodes that a shard finished count for all of them, so an evaluation may be
 resumed with another number of shards, or with none. Imports no jax.
 """
 
@@ -23,7 +23,7 @@ def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
 
 
 def shard_folder(out: Path, shard: Shard) -> Path:
-    """Where a shard's results go; ``out`` itself for the only one."""
+    """The results folder of a shard; ``out`` itself if there is only one."""
     return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
 
 

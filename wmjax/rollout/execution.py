@@ -15,7 +15,7 @@ Action = Float32[np.ndarray, "action"]
 
 
 class Execution:
-    """What one episode executes. Row j of a chunk decided at control step t is meant for step t + delay + j.
+    """The actions that one episode executes. Row j of a chunk decided at control step t is for step t + delay + j.
 
     Each step takes its action from the newest chunk that is meant for it, or, with ensembling, from all of them:
     see :func:`ensemble_actions`. Before the first chunk's time has come the robot holds still.
@@ -58,7 +58,7 @@ class Execution:
         return np.stack(actions).astype(np.float32)
 
     def planned(self) -> Chunk:
-        """What the delay still lets pass before anything that is decided now: the next ``delay`` actions."""
+        """The next ``delay`` actions, which are executed before anything that is decided now."""
         actions = [self._action(step) for step in range(self._step, self._step + self._delay)]
         return np.stack(actions).astype(np.float32) if actions else np.zeros((0, self._spec.dim), np.float32)
 
@@ -136,7 +136,7 @@ class Schedule:
 
 
 def dropped_cameras(episode: EpisodeId, decision: int, cameras: int, probability: float) -> Bool[np.ndarray, "cameras"]:
-    """Which cameras are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
+    """The cameras that are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
 
     Each camera is drawn on its own, but one (that with the largest draw) always shows: a policy that sees nothing
     can only be lucky. So two cameras are black for a share p - p²/2 of the decisions each.

@@ -1,4 +1,4 @@
-"""What an evaluation runs: suite, episodes, step limit, and what makes it hard. One small TOML file per protocol."""
+"""Protocols: suite, episodes, step limit and difficulties of an evaluation, one small TOML file each."""
 
 import argparse
 import dataclasses
@@ -128,7 +128,7 @@ class Protocol:
 
     @property
     def disturbance(self) -> Disturbance | None:
-        """What the simulator does to every episode; None for nothing."""
+        """The disturbance of every episode; None for none."""
         return Disturbance(self.target_velocity) if self.target_velocity else None
 
     def episodes(self) -> list[EpisodeId]:
@@ -215,7 +215,7 @@ CHANGES: dict[str, Change] = {
     "seed": Change("seed", int, "seed of the policy's noise"),
     "env": Change("env", str, "environment: libero, or package.module:Class"),
 }
-"""What a command may change in a protocol, by flag. A test keeps the flags complete."""
+"""The fields of a protocol that have a short option, by option. A test keeps them complete."""
 
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:

@@ -1,7 +1,7 @@
-"""What an evaluation leaves behind: ``header.json``, ``episodes.jsonl``, ``summary.json`` and a table.
+"""The results of an evaluation: ``header.json``, ``episodes.jsonl``, ``summary.json`` and a table.
 
-``episodes.jsonl`` is append-only, one line per finished episode, flushed as it ends: an interrupted evaluation
-resumes behind its last whole line. ``header.json`` says what was run; another header is refused.
+``episodes.jsonl`` is append-only, with one line per finished episode, flushed as the episode ends; an interrupted
+evaluation resumes after its last complete line. ``header.json`` describes what was run; another header is refused.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Runs episodes: one queue, a slot per worker, decisions batched over whichever slots are ready."""
+"""The runner of episodes: one queue, a slot per worker, decisions batched over the slots that are ready."""
 
 import dataclasses
 import logging
@@ -287,7 +287,7 @@ def _require_fit(actor: Actor, protocol: Protocol) -> None:
             raise UserError(f"{field} is {getattr(protocol, field)}, the {actor.name} acts {meaning}; set it to 0")
     if protocol.execution_delay and isinstance(actor, Replay):
         raise UserError(
-            f"execution_delay is {protocol.execution_delay}, by which a replay's actions would all be late; set it to 0"
+            f"execution_delay is {protocol.execution_delay}, which would execute a replay's actions late; set it to 0"
         )
     if (protocol.oracle is not None) != bool(actor.future_frames):
         raise UserError(

@@ -169,7 +169,7 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if key := self._settings.api_key:
             shown = "\0".join(request.headers.get_all("Authorization"))
-            if not hmac.compare_digest(shown.encode(), f"Api-Key {key}".encode()):
+            if not hmac.compare_digest(shown.encode("utf-8", "replace"), f"Api-Key {key}".encode()):
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
         if self._sessions.count >= self._settings.max_sessions:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "all sessions are in use; try again later\n")

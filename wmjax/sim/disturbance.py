@@ -13,13 +13,13 @@ from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 
 INERTIA = 100.0
-"""What drives the target feels like this mass (kg): friction, bowl and hand hardly slow it, an obstacle stops it."""
+"""Effective mass (kg) of the drift: friction, bowl and hand hardly slow it, an obstacle stops it."""
 REACH = 0.15
-"""How far (m) from its start the target drifts before it turns back, at most."""
+"""Largest distance (m) of the target from its start; there it turns back."""
 ROOM = 0.12
-"""How far (m) it should be able to drift ahead; the first drawn direction with that much room is taken."""
+"""Free distance (m) ahead of the target; the first drawn direction with that much room is taken."""
 CLEARANCE = 0.01
-"""How far (m) before the target would touch something that stood on the table at the start it turns back."""
+"""Distance (m) to things that stood on the table at the start, at which the target turns back."""
 DIRECTIONS = 16
 SCAN = 0.005
 Plane = Float64[np.ndarray, "2"]
@@ -27,7 +27,7 @@ Plane = Float64[np.ndarray, "2"]
 
 @dataclasses.dataclass(frozen=True)
 class Disturbance:
-    """What happens in an episode that the robot did not do.
+    """A change of an episode that the robot does not cause.
 
     Attributes:
         target_velocity: speed (m/s) at which the goal's target drifts over the table; 0 is off.
@@ -128,7 +128,7 @@ def _choose_line(model: Any, data: Any, body: int, random: np.random.Generator) 
 
 
 def _room(model: Any, data: Any, body: int, direction: Plane) -> float:
-    """How far (m) a body can go and still be ``CLEARANCE`` from touching another one or an edge, at most ``REACH``."""
+    """The distance (m) a body can move and stay ``CLEARANCE`` away from others and from edges, at most ``REACH``."""
     import mujoco
 
     scratch = mujoco.MjData(model)

@@ -1,4 +1,4 @@
-"""LIBERO as wmjax sees it: an episode has an identity, an observation has a spec, rendering happens on demand."""
+"""The LIBERO environment: episodes with an identity, observations with a spec, rendering on demand."""
 
 import contextlib
 import dataclasses
@@ -88,7 +88,7 @@ class LiberoEnv:
 
     @property
     def num_initial_states(self) -> int:
-        """How many fixed initial states the benchmark has for this task."""
+        """The number of fixed initial states that the benchmark has for this task."""
         return len(self._initial_states)
 
     @property
@@ -120,7 +120,7 @@ class LiberoEnv:
         self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
 
     def _vary_start(self, episode: EpisodeId) -> None:
-        """Turns the arm's joints a little; drawn apart from the placements, which stay LIBERO's for the same seed."""
+        """Perturbs the arm's joints, from a stream of its own, so that placements stay LIBERO's for the same seed."""
         joints = self._env.robots[0]._ref_joint_pos_indexes
         noise = np.random.default_rng(episode.stream("start")).normal(size=len(joints))
         self._env.sim.data.qpos[joints] += START_NOISE * noise

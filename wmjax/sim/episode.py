@@ -19,7 +19,7 @@ DEMONSTRATION_INDEX = 1_000_000
 
 @dataclasses.dataclass(frozen=True, order=True)
 class EpisodeId:
-    """Which episode: everything that determines its settled start, and nothing else.
+    """The identity of an episode: everything that determines its settled start, and nothing else.
 
     Attributes:
         suite: for example ``libero_spatial``.

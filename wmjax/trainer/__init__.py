@@ -1,1 +1,1 @@
-"""State, step, loop, metrics, mesh and sharding rules."""
+"""Training: state, step, loop, metrics, mesh and sharding rules."""

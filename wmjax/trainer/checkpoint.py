@@ -1,11 +1,11 @@
-"""Checkpoints: plain trees through Orbax, with the specs and a hash manifest, whole or absent.
+"""Checkpoints: plain trees through Orbax, with the specs and a hash manifest, complete or absent.
 
 A checkpoint is the folder ``<step>/`` with one Orbax tree per item (such as ``ema/`` and ``state/``, so that a policy
-reads only what it needs), a ``manifest.json`` holding everything that is not an array and the SHA-256 of every file,
-and a ``manifest.sha256`` (for ``sha256sum -c``) with that of the manifest: Orbax restores flipped bits without a word.
-It is built in a hidden folder, flushed to the disk and then renamed, so that a kill or a power failure leaves a whole
-checkpoint or none. Where the newest one is damaged all the same, the newest intact one is used (:func:`latest`).
-Other names in the folder, such as a user's copy ``00000250.bak``, are nobody's business.
+reads only what it needs), a ``manifest.json`` with everything that is not an array and the SHA-256 of every file, and a
+``manifest.sha256`` (for ``sha256sum -c``) with that of the manifest. The hashes are needed because Orbax restores
+flipped bits without an error. A checkpoint is built in a hidden folder, flushed to the disk and then renamed, so that a
+kill or a power failure leaves a complete checkpoint or none. If the newest one is damaged nevertheless, the newest
+intact one is used (:func:`latest`). Other names in the folder, such as a user's copy ``00000250.bak``, are ignored.
 """
 
 import contextlib
@@ -245,7 +245,7 @@ def _is_bad(folder: Path) -> bool:
 
 
 def evaluations(folder: Path) -> Path:
-    """Where the evaluations of a run's checkpoint go: ``RUN/evaluations/STEP``."""
+    """The folder of a checkpoint's evaluations: ``RUN/evaluations/STEP``."""
     return folder.parent.parent / "evaluations" / folder.name
 
 

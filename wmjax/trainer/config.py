@@ -1,4 +1,4 @@
-"""The settings of a training, and what it is given to train on."""
+"""The settings of a training, and the inputs that it is given."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from wmjax.models.parameters import RANDOM, Trainable
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long and how often.
+    """The length of a training, and the intervals of what it does besides.
 
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
@@ -92,7 +92,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run trains on: the opened stores, the split, the specs and one prompt per task."""
+    """The inputs of a training: the opened stores, the split, the specs and one prompt per task."""
 
     store: TrainingStore
     latents: LatentStore | None
@@ -125,7 +125,7 @@ class Inputs:
         return {"observation": to_dict(self.store.spec), "encoder": encoder, "action": to_dict(self.action_spec)}
 
     def meta(self) -> dict[str, Any]:
-        """What a checkpoint remembers of them, for :meth:`require_same`."""
+        """The identity of the inputs in a checkpoint, for :meth:`require_same`."""
         hashes = {"store": self.store.hash, "split": self.split_hash, "prompt": self.prompt_hashes}
         return {"specs": self.specs(), **hashes}
 

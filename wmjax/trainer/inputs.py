@@ -1,4 +1,4 @@
-"""Everything a run trains on, checked before the first step."""
+"""The inputs of a training, checked before the first step."""
 
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import LoaderConfig

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom."""
+"""The training loop."""
 
 import contextlib
 import dataclasses
@@ -300,7 +300,7 @@ def _whole(loader: LoaderConfig) -> LoaderConfig:
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds: the averaged parameters, which a policy needs, apart from what only training needs."""
+    """The trees of a checkpoint: averaged parameters, which a policy needs, and what only training needs."""
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
 

@@ -1,4 +1,4 @@
-"""Numbers that cannot mislead, and the files they go to."""
+"""Metrics of training and validation, and the files that they are written to."""
 
 import json
 import os

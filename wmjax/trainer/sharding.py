@@ -111,7 +111,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def batch_shard(mesh: Mesh) -> Shard:
-    """Which slice of every global batch this process loads: index and count."""
+    """The slice of every global batch that this process loads: index and count."""
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     return slice_of(processes.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1), jax.process_index())
 

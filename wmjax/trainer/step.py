@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions from trees to trees, made once and jitted."""
+"""The training step and the evaluation step: pure functions of trees, built once and jitted."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What every import of published demonstrations shares: episode by episode into parts, then one training store."""
+"""The conversion that every dataset format shares: episodes are written as parts, then merged into a training store."""
 
 import shutil
 from collections.abc import Callable, Mapping

@@ -1,10 +1,10 @@
-"""LIBERO's original demonstrations (one HDF5 file per task, as its ``scripts/create_dataset.py`` writes them).
+"""LIBERO's original demonstrations: one HDF5 file per task, as its ``scripts/create_dataset.py`` writes them.
 
 ``data/demo_i`` holds ``actions [n, dim]`` and ``obs/...`` of as many rows, but **row j of the observations was taken
-after action j**: the script appends what ``env.step(action)`` returned. What a policy saw before action j + 1 is
-row j, so an episode of n rows becomes n - 1 control steps. Taken as they stand, the rows would teach the policy the
-action that has just been executed. Images are raw MuJoCo images (``macros_image_convention`` "opengl"); orientations
-are robosuite's axis-angle already. Actions and the gripper's sign are those of every published LIBERO dataset.
+after action j**: the script appends what ``env.step(action)`` returned. The observation before action j + 1 is row j,
+so an episode of n rows becomes n - 1 control steps. Taken as they are, the rows would teach the policy the action that
+has just been executed. Images are raw MuJoCo images (``macros_image_convention`` "opengl"), and orientations are
+robosuite's axis-angle already. Actions and the gripper's sign are those of every published LIBERO dataset.
 """
 
 import contextlib
@@ -191,7 +191,9 @@ class DemonstrationFile:
 
     def _require(self, name: str, found: Any, expected: Any) -> None:
         if found != expected:
-            raise UserError(f"{self.path}: {name} is {found!r}, readable is {expected!r}; render the demos again so")
+            raise UserError(
+                f"{self.path}: {name} is {found!r}, but must be {expected!r}; render the demonstrations again"
+            )
 
     @contextlib.contextmanager
     def _open(self) -> "Iterator[h5py.Group]":

@@ -1,4 +1,4 @@
-"""Where a V-JEPA 2 checkpoint lives and what identifies it. Imports neither jax nor torch."""
+"""The files of a V-JEPA 2 checkpoint and its identity. Imports neither jax nor torch."""
 
 import hashlib
 import json

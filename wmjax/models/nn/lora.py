@@ -30,7 +30,7 @@ ADAPTER = (nnx.LoRAParam, AddedParam)
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which projections get an adapter; rank 0 means none.
+    """The projections that get an adapter; rank 0 means none.
 
     ``layers`` restricts the text decoder's adapters to some of its layers; empty means all.
     """
@@ -62,7 +62,7 @@ class LoRAConfig:
 
 
 class AdapterInputs(NamedTuple):
-    """What a layer hands to its adapters: a dropout key (None: no dropout) and 0 or 1 for inactive or active."""
+    """The inputs of a layer's adapters: a dropout key (None: no dropout) and 0 or 1 for inactive or active."""
 
     key: Key[Array, ""] | None = None
     active: Float[Array, ""] | None = None

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_policies
 from wmjax.core.errors import UserError, unknown_name
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
-"""What the backward pass recomputes: nothing, everything, or everything but matrix products."""
+"""The activations that the backward pass recomputes: none, all, or all but matrix products."""
 
 M = TypeVar("M", bound=nnx.Module)
 Carry = Any

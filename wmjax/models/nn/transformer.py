@@ -1,6 +1,6 @@
 """A small pre-norm transformer block, shared by the Prophet, the world memory and the flow head.
 
-The backbones have their own layers: they must match published checkpoints. This one need not.
+The backbones have layers of their own, because those must match published checkpoints.
 """
 
 import jax

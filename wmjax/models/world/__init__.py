@@ -1,1 +1,1 @@
-"""The world memory: what predicts it (the Prophet), what it is trained on, and how it enters the policy."""
+"""The world memory: the Prophet that predicts it, the loss that trains it, and its injection into the policy."""

@@ -1,6 +1,7 @@
-"""What a Prophet may be told beside latents: the state, the instruction, the actions of the chunk to come.
+"""Inputs of the Prophet beside latents: the state, the instruction, the actions of the coming chunk.
 
-Each becomes context tokens that its queries attend to. Without any of them a Prophet has no such parameters.
+Each becomes context tokens that the Prophet's queries attend to. A Prophet without such inputs has no parameters for
+them.
 """
 
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ Condition = Literal["state", "instruction", "actions"]
 
 
 class Context(NamedTuple):
-    """A batch of what there is to tell; only what the Prophet is conditioned on must be there.
+    """A batch of the Prophet's other inputs; only those that it is conditioned on must be given.
 
     State and actions are normalised. ``words`` are the VLM's token embeddings of the prompt, ``word_mask`` is False
     where they are no text; ``action_mask`` is False past an episode's end (None: all exist).
@@ -75,7 +76,7 @@ class Conditioner(nnx.Module):
             masks.append(jnp.ones((state.shape[0], 1), bool))
         if self.words is not None:
             words = _need(context.words, "instruction")
-            # The order of words matters ("the bowl on the plate"); counted from the end, where prompts are aligned.
+            # The order of words matters ("the bowl on the plate"); positions count from the end, which is aligned.
             tokens.append(self.words(words) + positions(words.shape[1], self.width)[::-1])
             masks.append(_need(context.word_mask, "instruction"))
         if self.actions is not None and self.steps is not None:

@@ -17,11 +17,15 @@ Input = Literal["none", "latents", "constant", "copy", "hidden"]
 class WorldMemoryConfig:
     """What distinguishes the variants of the experiment.
 
-    ``input`` is what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
-    Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states) or
-    ``none``. ``world_loss`` weighs the prediction loss, ``inject`` lets action tokens attend to the memory.
-    ``action_gradient`` lets the action loss train the Prophet. ``dropout`` is the share of training samples with an
-    empty memory.
+    Attributes:
+        input: what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
+            Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states)
+            or ``none``.
+        world_loss: weight of the prediction loss.
+        inject: whether the action tokens attend to the memory.
+        action_gradient: whether the action loss trains the Prophet.
+        dropout: share of training samples with an empty memory.
+
     """
 
     input: Input = "latents"
@@ -55,7 +59,7 @@ class WorldMemoryConfig:
 
 
 def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None:
-    """Refuses a condition that the variant has no Prophet for, or that would show true actions to the action tokens.
+    """Refuses a condition without a Prophet to use it, or one that would leak the true actions to the action tokens.
 
     Raises:
         UserError: names the settings that do not fit.
@@ -64,13 +68,13 @@ def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None
     if prophet.condition and memory.input not in ("latents", "constant"):
         raise UserError(
             f"prophet.condition is {list(prophet.condition)} with memory.input {memory.input!r}; only a Prophet that "
-            "reads latents (or the constant) is told anything, leave prophet.condition empty"
+            "reads latents (or the constant) has other inputs, leave prophet.condition empty"
         )
     if "actions" not in prophet.condition:
         return
     if memory.inject:
         raise UserError(
-            "prophet.condition names 'actions' with memory.inject true: the memory would show the true actions to the "
+            "prophet.condition names 'actions' with memory.inject true: the memory would leak the true actions to the "
             "action tokens; set memory.inject to false (a forward model beside the policy)"
         )
     if memory.input != "latents":
@@ -80,9 +84,9 @@ def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None
 
 
 def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Corruption) -> str | None:
-    """Why a variant cannot be evaluated with an oracle or a corruption, and what to do; None if it can.
+    """The reason why a variant cannot be evaluated with an oracle or a corruption, and the fix; None if it can.
 
-    An oracle replaces a prediction of the future that the actions depend on, a corruption any memory that they see.
+    An oracle needs a prediction of the future that the actions depend on; a corruption needs any injected memory.
     """
     if oracle is not None and not (memory.inject and memory.input in ("latents", "copy")):
         return (

@@ -79,21 +79,21 @@ class GatedCrossAttention(nnx.Module):
         self,
         hidden: Float32[Array, "batch chunk hidden"],
         memory: Float32[Array, "batch frames tokens dim"],
-        keep: Bool[Array, "batch"] | None = None,
+        memory_mask: Bool[Array, "batch"] | None = None,
     ) -> Injection:
-        """Injects the memory; where ``keep`` is False the sample's memory is empty (nothing is added)."""
+        """Injects the memory; where ``memory_mask`` is False the sample's memory is empty (nothing is added)."""
         context = self.read(hidden, memory)
         gate = jnp.tanh(self.gate[...].astype(jnp.float32))
         added = gate * context
-        if keep is not None:
-            added = jnp.where(keep[:, None, None], added, 0.0)
+        if memory_mask is not None:
+            added = jnp.where(memory_mask[:, None, None], added, 0.0)
         ratio = _mean_norm(added) / jnp.maximum(_mean_norm(hidden), 1e-6)
         return Injection(hidden + added, jnp.mean(jnp.abs(gate)), ratio)
 
     def read(
         self, hidden: Float32[Array, "batch chunk hidden"], memory: Float32[Array, "batch frames tokens dim"]
     ) -> Float32[Array, "batch chunk hidden"]:
-        """What the action tokens read from the memory, before the gate."""
+        """The output of the cross-attention, before the gate."""
         batch, frames, tokens, _ = memory.shape
         source = self.memory_norm(memory) + self.time[...][:, None] + self.space[...]
         keys_values = self.attention.keys_values(source.reshape(batch, frames * tokens, -1))

@@ -1,4 +1,4 @@
-"""The world memory as three settings: what predicts it, what it is trained on, and whether the policy sees it."""
+"""The world memory: it is predicted from latents, trained by the world loss, and injected into the action tokens."""
 
 from typing import NamedTuple, get_args
 
@@ -34,7 +34,7 @@ class WorldOutput(NamedTuple):
 
 
 class WorldMemory(nnx.Module):
-    """Prophet and gated cross-attention, as far as the variant has them. Never sees a true future in ``__call__``."""
+    """Prophet and gated cross-attention, as far as the variant has them. ``__call__`` never reads a true future."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class WorldMemory(nnx.Module):
         train: bool = False,
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
-        told: Context | None = None,
+        prophet_context: Context | None = None,
     ) -> WorldOutput:
         """Predicts and injects after the VLM's last layer.
 
@@ -95,10 +95,10 @@ class WorldMemory(nnx.Module):
             latents: normalised history, oldest first.
             key: for memory dropout and the noise corruption.
             train: whether memory dropout is on.
-            corruption: what to do to the memory.
+            corruption: how the memory is corrupted.
             memory: replaces the predicted memory, before the corruption: an oracle's, or another episode's, which
                 ``shuffled`` and ``shuffled_in_task`` need.
-            told: what the Prophet is told beside latents, if it is conditioned on anything. A forward model predicts
+            prophet_context: the Prophet's inputs beside latents, if it is conditioned on any. A forward model predicts
                 nothing here, because there are no actions yet.
 
         Raises:
@@ -106,11 +106,11 @@ class WorldMemory(nnx.Module):
 
         """
         tokens = hidden[:, -chunk:].astype(jnp.float32)
-        prediction = self._predict(hidden, mask, latents, told)
+        prediction = self._predict(hidden, mask, latents, prophet_context)
         if self.injection is None:
             return WorldOutput(tokens, prediction, {})
-        shown = self._show(prediction, latents, memory, corruption, key, train)
-        injected = self.injection(tokens, *shown)
+        memory_and_mask = self._injected_memory(prediction, latents, memory, corruption, key, train)
+        injected = self.injection(tokens, *memory_and_mask)
         return WorldOutput(injected.tokens, prediction, self._metrics(injected.ratio))
 
     def between_layers(
@@ -123,22 +123,22 @@ class WorldMemory(nnx.Module):
         train: bool = False,
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
-        told: Context | None = None,
+        prophet_context: Context | None = None,
     ) -> tuple[Inject, Float32[Array, "batch future tokens dim"] | None]:
-        """As :meth:`__call__` for ``injection.layers``: what to do after the named layers, and the prediction.
+        """As :meth:`__call__` for ``injection.layers``: a function to call after the named layers, and the prediction.
 
-        The function takes hidden states and the number of the injection, and returns the hidden states with the
+        The function takes hidden states and the number of the injection; it returns the hidden states with the
         action tokens replaced, and ``memory/ratio`` of each sample.
         """
         assert self.injection is not None and self.layers
-        prediction = None if self.prophet is None else self.recall(latents, batch, told)
-        shown = self._show(prediction, latents, memory, corruption, key, train)
+        prediction = None if self.prophet is None else self.recall(latents, batch, prophet_context)
+        memory_and_mask = self._injected_memory(prediction, latents, memory, corruption, key, train)
         graph, state = nnx.split(self.injection)
         arrays = nnx.as_pure(state)
 
         def inject(x: Float[Array, "batch length hidden"], number: Int32[Array, ""]) -> tuple[Array, Array]:
             layer: GatedCrossAttention = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[number], arrays))
-            out: Injection = layer(x[:, -chunk:].astype(jnp.float32), *shown)
+            out: Injection = layer(x[:, -chunk:].astype(jnp.float32), *memory_and_mask)
             return jnp.concatenate([x[:, :-chunk], out.tokens.astype(x.dtype)], axis=1), out.ratio
 
         return inject, prediction
@@ -153,7 +153,7 @@ class WorldMemory(nnx.Module):
         """The output of a decoder between whose layers was injected; ``ratio`` is the mean over the injections."""
         return WorldOutput(hidden[:, -chunk:].astype(jnp.float32), prediction, self._metrics(ratio))
 
-    def _show(
+    def _injected_memory(
         self,
         prediction: Float32[Array, "batch future tokens dim"] | None,
         latents: Float32[Array, "batch history tokens dim"] | None,
@@ -162,13 +162,13 @@ class WorldMemory(nnx.Module):
         key: jax.Array | None,
         train: bool,
     ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, "batch"] | None]:
-        """The memory that the action tokens attend to, and which samples keep theirs."""
+        """The memory that the action tokens attend to, and the mask of the samples that have one."""
         if memory is None:
             if corruption in SHUFFLED:
                 raise UserError(f"corruption {corruption!r} needs a memory; give that of another episode (VLA.recall)")
             memory = prediction if prediction is not None else self._copy(latents)
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
-        return corrupt(memory, corruption, key), self._keep(memory.shape[0], key, train, corruption)
+        return corrupt(memory, corruption, key), self._memory_mask(memory.shape[0], key, train, corruption)
 
     def _metrics(self, ratio: Float32[Array, "batch"]) -> dict[str, Float32[Array, "batch"]]:
         assert self.injection is not None
@@ -189,21 +189,23 @@ class WorldMemory(nnx.Module):
                 f"future latents are {future.shape} with a mask {mask.shape}; "
                 f"prophet.future {self.shape.future} frames are needed"
             )
-        target, mask = self.fit(future[:, : self.shape.future]), mask[:, : self.shape.future]
+        target, mask = self.prophet_latents(future[:, : self.shape.future]), mask[:, : self.shape.future]
         loss = world_loss(self.objective, prediction, target, current, mask)
         return loss, {"world/loss": loss} | world_metrics(prediction, target, current, mask)
 
     def prepare(
         self, latents: Float32[Array, "batch frames tokens dim"] | None
     ) -> Float32[Array, "batch history tokens dim"]:
-        """The newest ``history`` frames as the Prophet sees them: pooled to one token if it has one."""
+        """The newest ``history`` frames in the Prophet's shape: pooled to one token if it has one."""
         if latents is None:
             raise UserError(f"latents are missing; memory.input {self.config.input!r} needs them, give a latent store")
         if latents.shape[1] < self.shape.history:
             raise UserError(f"latents have {latents.shape[1]} frames; prophet.history needs {self.shape.history}")
-        return self.fit(latents[:, -self.shape.history :])
+        return self.prophet_latents(latents[:, -self.shape.history :])
 
-    def fit(self, latents: Float32[Array, "batch frames tokens dim"]) -> Float32[Array, "batch frames fitted dim"]:
+    def prophet_latents(
+        self, latents: Float32[Array, "batch frames tokens dim"]
+    ) -> Float32[Array, "batch frames pooled dim"]:
         """Latents in the shape that the Prophet predicts: pooled to one token and layer-normed, if it does so.
 
         Raises:
@@ -225,27 +227,30 @@ class WorldMemory(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         mask: Bool[Array, "batch length"],
         latents: Float32[Array, "batch history tokens dim"] | None,
-        told: Context | None,
+        prophet_context: Context | None,
     ) -> Float32[Array, "batch future tokens dim"] | None:
         if self.prophet is None or self.is_forward_model:
             return None
         if self.config.input != "hidden":
-            return self.recall(latents, hidden.shape[0], told)
+            return self.recall(latents, hidden.shape[0], prophet_context)
         # Without latents (acting) nothing reads this prediction; zeros keep it well defined.
         shape = (hidden.shape[0], self.shape.tokens, self.shape.latent_dim)
         current = jnp.zeros(shape) if latents is None else self.prepare(latents)[:, -1]
         return self.prophet.predict_from_hidden(hidden, mask, current)
 
     def recall(
-        self, latents: Float32[Array, "batch history tokens dim"] | None, batch: int, told: Context | None = None
+        self,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        batch: int,
+        prophet_context: Context | None = None,
     ) -> Float32[Array, "batch future tokens dim"]:
         """The memory of variants that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
         if self.prophet is None:
             return self._copy(latents)
         if self.config.input == "constant":
             shape = (batch, self.shape.history, self.shape.tokens, self.shape.latent_dim)
-            return self.prophet(jnp.ones(shape), told)  # not zeros: the input projection would never train
-        return self.prophet(self.prepare(latents), told)
+            return self.prophet(jnp.ones(shape), prophet_context)  # not zeros: the input projection would never train
+        return self.prophet(self.prepare(latents), prophet_context)
 
     def _copy(
         self, latents: Float32[Array, "batch history tokens dim"] | None
@@ -253,10 +258,10 @@ class WorldMemory(nnx.Module):
         """z(t) repeated for every future frame."""
         return jnp.repeat(self.prepare(latents)[:, -1:], self.shape.future, axis=1)
 
-    def _keep(
+    def _memory_mask(
         self, batch: int, key: jax.Array | None, train: bool, corruption: Corruption
     ) -> Bool[Array, "batch"] | None:
-        """Which samples keep their memory; None says all."""
+        """True for samples that have a memory, False for dropped ones; None if all have one."""
         if corruption == "closed":
             return jnp.zeros((batch,), bool)
         if not train or not self.config.dropout:
@@ -267,9 +272,9 @@ class WorldMemory(nnx.Module):
 def corrupt(
     memory: Float32[Array, "batch future tokens dim"], corruption: Corruption, key: jax.Array | None
 ) -> Float32[Array, "batch future tokens dim"]:
-    """The memory that an evaluation shows instead of the true one.
+    """The memory that replaces the predicted one in an evaluation.
 
-    ``closed`` is left to the gate; for the shuffled ones the memory given is another episode's already.
+    ``closed`` is applied by the mask; for the shuffled corruptions the given memory already is another episode's.
 
     Raises:
         UserError: unknown corruption.

@@ -1,7 +1,7 @@
-"""The Prophet: predicts future V-JEPA latents from a history of them.
+"""The Prophet predicts future V-JEPA latents from a history of them.
 
-Learned queries for ``future`` frames x ``tokens`` positions attend to themselves and to a context: the latent
-history (variants e1, e2), or the VLM's hidden states (e2aux). Space and time embeddings are factorised.
+Learned queries for ``future`` frames x ``tokens`` positions attend to themselves and to a context: the latent history
+(variants e1, e2), or the VLM's hidden states (e2aux). Space and time embeddings are factorised.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class ProphetConfig:
     """Shape of the Prophet.
 
     ``history`` and ``future`` count frames, ``tokens`` positions per frame (1 pools), ``latent_dim`` channels.
-    ``condition`` is what it is told beside latents: ``state``, ``instruction``, or ``actions``, the chunk to come,
+    ``condition`` names its inputs beside latents: ``state``, ``instruction``, or ``actions``, the chunk to come,
     which makes it a forward model (for ``memory.inject = false`` only).
     """
 
@@ -48,7 +48,7 @@ class ProphetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WorldLossConfig:
-    """What the Prophet predicts and how it is scored.
+    """The target of the Prophet and the loss of its predictions.
 
     ``target`` says whether the network's output is added to z(t) (``delta``) or stands alone. ``layer_norm`` puts
     every latent token through a LayerNorm first. The three weights mix: ``cosine`` (one minus cosine),
@@ -113,7 +113,7 @@ class Prophet(nnx.Module):
             config: its shape.
             target: whether the output is added to z(t) or stands alone.
             hidden_dim: None to predict from latents; else the width of the hidden states to predict from.
-            sizes: of what it is told, if ``config.condition`` names anything.
+            sizes: of its other inputs, if ``config.condition`` names any.
             dtype: dtype of the computation.
             rngs: keys of the initialisation.
 
@@ -137,12 +137,12 @@ class Prophet(nnx.Module):
         )
 
     def __call__(
-        self, history: Float32[Array, "batch history tokens dim"], told: Context | None = None
+        self, history: Float32[Array, "batch history tokens dim"], prophet_context: Context | None = None
     ) -> Float32[Array, "batch future tokens dim"]:
-        """Predicts normalised latents from normalised latents, oldest frame first, and from what it is told.
+        """Predicts normalised latents from normalised latents, oldest frame first, and from its other inputs.
 
         Raises:
-            UserError: it is not told what it is conditioned on.
+            UserError: an input that it is conditioned on is missing.
 
         """
         batch, frames, tokens, _ = history.shape
@@ -152,7 +152,7 @@ class Prophet(nnx.Module):
         queries = embedded[:, -1:] + self.future_time[...][:, None]
         if self.conditioner is None:
             return self._predict(queries, context, None, history[:, -1])
-        extra, exists = self.conditioner(told or Context())
+        extra, exists = self.conditioner(prophet_context or Context())
         known = jnp.ones((batch, (self.config.future + frames) * tokens), bool)
         mask = jnp.concatenate([known, exists], axis=1)
         return self._predict(queries, jnp.concatenate([context, extra], axis=1), mask, history[:, -1])
@@ -163,7 +163,7 @@ class Prophet(nnx.Module):
         mask: Bool[Array, "batch length"],
         current: Float32[Array, "batch tokens dim"],
     ) -> Float32[Array, "batch future tokens dim"]:
-        """Predicts from hidden states alone; ``current`` is z(t), the base of a delta, and is not looked at."""
+        """Predicts from hidden states alone; ``current`` is z(t), the base of a delta, and no other input."""
         queries = self.space[...] + self.future_time[...][:, None]
         queries = jnp.broadcast_to(queries, (hidden.shape[0], *queries.shape))
         own = jnp.ones((hidden.shape[0], self.config.future * self.config.tokens), bool)

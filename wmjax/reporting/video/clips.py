@@ -1,4 +1,4 @@
-"""Videos of episodes: all cameras side by side, a caption and what was imagined below, at the rate of the frames."""
+"""Videos of episodes: all cameras side by side, a caption and strips below, at the rate of the frames."""
 
 import textwrap
 from collections import Counter

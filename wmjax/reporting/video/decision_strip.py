@@ -1,4 +1,4 @@
-"""What a policy decided during an episode, under its video: the action chunk, and its numbers on the time line."""
+"""The strip of a policy's decisions below its video: the action chunk, and its numbers over time."""
 
 from collections.abc import Mapping, Sequence
 

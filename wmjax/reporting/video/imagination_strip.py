@@ -1,4 +1,4 @@
-"""What a policy imagined during an episode, as a strip under its video: predicted above what came, and real frames."""
+"""The strip of the Prophet's predictions below a video: predicted latents above the true ones, and nearest frames."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Latents as colours: the three directions in which they vary most become red, green and blue."""
+"""Latents as colours: the three directions of largest variance become red, green and blue."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from wmjax.data.store import TrainingStore
 LATENTS, CHANGES = "latents z", "z - place mean"
 """Names of the two pictures of latents: z, and z less the mean over all frames at the same place of the grid."""
 PERCENTILES = (2.0, 98.0)
-"""What is shown as 0 and as 255; rarer values are clipped."""
+"""The percentiles drawn as 0 and as 255; values beyond them are clipped."""
 
 Colours = UInt8[np.ndarray, "frames grid grid 3"]
 
@@ -82,7 +82,7 @@ class Painted:
     explained: dict[str, tuple[float, ...]]
 
     def of(self, index: int) -> dict[str, Colours]:
-        """One episode's."""
+        """The colours of one episode."""
         return {name: colours[index] for name, colours in self.colours.items()}
 
 

@@ -1,4 +1,4 @@
-"""Training frames that can be found by their latents, to show in a video what a policy imagined."""
+"""Training frames that are found by their latents, for the strips of the Prophet's predictions."""
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
@@ -37,6 +37,6 @@ class Album:
 
 
 def spread(count: int, values: int) -> Int[np.ndarray, "n"]:
-    """As many of ``count`` frames as an album takes, evenly, if each has a latent of so many values."""
+    """Evenly spaced frames of ``count``, as many as an album of latents of so many values may hold."""
     most = max(1, min(count, FRAMES, BYTES // (4 * values)))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))

@@ -1,4 +1,4 @@
-"""A LeRobot dataset (local folder or hub id) becomes a training store."""
+"""Conversion of a LeRobot dataset (local folder or hub id) to a training store."""
 
 import dataclasses
 import functools
@@ -176,7 +176,7 @@ def feature_names(feature: Mapping[str, Any], dim: int) -> tuple[str, ...]:
 
 
 def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str) -> EpisodeData:
-    """One episode of a dataset in the store's form; the label is what was executed.
+    """One episode of a dataset in the store's form; the executed actions are the labels.
 
     Raises:
         UserError: damaged files, or rows that do not fit the metadata.

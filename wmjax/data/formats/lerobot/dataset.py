@@ -24,7 +24,7 @@ INFO_KEYS = ("features", "fps", "data_path", "video_path", "chunks_size")
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeEntry:
-    """Where an episode lies: its rows' parquet file and, per video column, the MP4 and its start in it (s)."""
+    """The place of an episode: its rows' parquet file and, per video column, the MP4 and the start in it (s)."""
 
     index: int
     length: int
@@ -60,7 +60,7 @@ class LeRobotDataset:
         self.version = self.info.get("codebase_version")
         if self.version not in VERSIONS:
             raise UserError(
-                f"{self.folder}: codebase_version is {self.version!r}, readable are {', '.join(VERSIONS)}; convert it"
+                f"{self.folder}: codebase_version is {self.version!r}, wmjax reads {', '.join(VERSIONS)}; convert it"
             )
         for key in INFO_KEYS:
             if key not in self.info:

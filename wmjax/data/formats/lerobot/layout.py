@@ -1,4 +1,4 @@
-"""Key layouts: which column of a LeRobot dataset is which camera, state and action. Data in TOML, not code."""
+"""Key layouts in TOML: which column of a LeRobot dataset is which camera, state and action."""
 
 import dataclasses
 import tomllib
@@ -134,7 +134,7 @@ def _fits(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _other_storage(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> int:
-    """How many cameras a dataset stores in another way."""
+    """The number of cameras that a dataset stores in another way."""
     stored = (features.get(column, {}).get("dtype") for column in layout.cameras.values())
     return sum(kind != layout.images for kind in stored)
 

@@ -1,7 +1,7 @@
 """Statistics in LeRobot's format: per feature min, max, mean, std, count and five quantiles.
 
-Exact, where the library approximates quantiles by histograms and images by a sample of downscaled frames:
-columns are kept, images are counted per channel and level.
+They are exact. The library approximates quantiles by histograms and images by a sample of downscaled frames; here all
+values of the columns are kept, and images are counted per channel and level.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def column_stats(values: np.ndarray) -> Stats:
 
 
 def count_levels(images: UInt8[np.ndarray, "n height width 3"]) -> Int64[np.ndarray, "3 256"]:
-    """How often each channel has each value; counts of several episodes add up."""
+    """Counts of each value in each channel; counts of several episodes add up."""
     return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)])
 
 

@@ -1,7 +1,8 @@
-"""LoRA adapters of Qwen2.5-VL as files that PEFT reads and writes, and adapters merged into their base.
+"""LoRA adapters of Qwen2.5-VL: files that PEFT reads and writes, and merging into the base weights.
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` under the names that PEFT gives the modules of
-``transformers.Qwen2_5_VLForConditionalGeneration``. Rows of added tokens, which PEFT does not know, lie beside.
+``transformers.Qwen2_5_VLForConditionalGeneration``. Rows of added tokens are in a file of their own, because PEFT has
+no place for them.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from wmjax.core.errors import UserError
 
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-"""Where checkpoints keep the template; the first that has one counts. The JSON files have the key ``chat_template``."""
+"""The files that may hold the template; the first one found is used. The JSON files have the key ``chat_template``."""
 
 
 class ChatTemplate:

@@ -1,7 +1,8 @@
-"""From uint8 images to patch vectors, inside jit: resize, normalise, cut, all as the reference image processor does.
+"""Images as patch vectors, inside jit: resizing, normalisation and cutting, as the reference image processor does them.
 
-Also the order of tokens in the vision tower. A *group* is the square of patches that becomes one merged token.
-Groups are put window after window, windows of equal shape together, so that window attention is a reshape.
+The module also defines the order of tokens in the vision tower. A *group* is the square of patches that becomes one
+merged token. Groups are ordered window by window, with windows of equal shape together, so that window attention is a
+reshape.
 """
 
 import math

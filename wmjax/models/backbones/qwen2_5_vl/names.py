@@ -55,7 +55,7 @@ ADAPTER_SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 SUFFIXES = {"bias": "bias"} | ADAPTER_SUFFIXES
 """Names of a module's tensors in a checkpoint, other than ``weight``; those of adapters are PEFT's."""
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the names that modules have in transformers."""
+"""The prefix that PEFT puts before the names that modules have in transformers."""
 
 STACKS: dict[Path, tuple[str, dict[str, Path]]] = {
     ("vision", "blocks"): ("visual.blocks", VISION_BLOCK),

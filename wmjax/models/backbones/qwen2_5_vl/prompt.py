@@ -1,4 +1,4 @@
-"""From an instruction to a tokenised prompt, on the host: chat template, image and action placeholders, positions."""
+"""Tokenised prompts, made on the host: chat template, image and action placeholders, positions."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Weights of Qwen2.5-VL from and to safetensors, tensor by tensor, without torch.
+"""Reading and writing of Qwen2.5-VL weights as safetensors, tensor by tensor, without torch.
 
 ``load_model`` reads a downloaded checkpoint, ``save`` writes one that transformers reads.
 """
@@ -130,7 +130,7 @@ def open_tensors(path: Path) -> Any:
 
 
 def misfits(name: str, part: Any, shape: tuple[int, ...]) -> list[str]:
-    """What is wrong with a stored tensor (a slice of a safetensors file): nothing, its shape or its dtype."""
+    """The problem of a stored tensor (a slice of a safetensors file): its shape, its dtype, or none."""
     if tuple(part.get_shape()) != shape:
         return [f"{name} has shape {tuple(part.get_shape())}, expected {shape}"]
     if part.get_dtype() not in DTYPES:

@@ -1,0 +1,41 @@
+"""The command as a process of its own, through the benchmark, and the example."""
+
+import json
+import math
+
+import numpy as np
+
+from benchmarks import serving
+from examples import serve_openpi
+from tests.rollout.fakes import SPEC, FakeEnv
+from tests.rollout.runs import save_run
+from tests.serving.servers import Running, running
+from wmjax.sim.episode import EpisodeId
+
+
+def test_latency_is_measured_beside_the_policy_in_process(tmp_path, capsys) -> None:
+    run, out = save_run(tmp_path / "e0", "e0", "regression"), tmp_path / "latency.json"
+    serving.main([str(run), "--batches", "2", "--repeats", "1", "--out", str(out)])
+    row = json.loads(out.read_text())["batch 2"]
+    assert set(row) == {"in process", "served", "added"} and all(map(math.isfinite, row.values()))
+    assert row["in process"] > 0 and row["served"] > 0 and "batch 2: in process" in capsys.readouterr().out
+
+
+def test_the_example_drives_episodes_and_is_remembered_unless_plain() -> None:
+    with running() as served:
+        steps = {plain: drive(served, plain) for plain in (False, True)}
+        assert steps[False] == drive(served, False) and 0 < steps[False][1] <= 40
+        assert steps[True][1] == 40 or steps[True][0]
+
+
+def drive(served: Running, plain: bool) -> tuple[bool, int]:
+    client, env, seen = served.client(), FakeEnv("s", 0, SPEC), []
+    ask = client.infer
+    client.infer = lambda sent: seen.append((sent, ask(sent))) or seen[-1][1]  # type: ignore[method-assign]
+    done = serve_openpi.run_episode(client, env, EpisodeId("s", 0, "random", 4), 40, plain)
+    assert {answer["wmjax/history"] for _, answer in seen} == {"newest frame" if plain else "episode"}
+    for number, (sent, _) in enumerate(seen):
+        newest = sent["observation/image"] if plain else sent["observation/image"][-1]
+        assert newest[0, 0, 1] == 8 * number  # the fake's pictures show the control step
+        assert np.shape(sent["observation/image"]) == ((4, 4, 3) if plain else (2 if number else 1, 4, 4, 3))
+    return done
