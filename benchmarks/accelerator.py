@@ -28,8 +28,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-REHEARSAL_PATIENCE = 8
-"""Factor on the limits of a rehearsal: it may share two cores with other work."""
+REHEARSAL_PATIENCE = 30
+"""Factor on the limits of a rehearsal: it may share two cores with much other work."""
 REHEARSAL = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     "OMP_NUM_THREADS": "1",

@@ -84,7 +84,7 @@ def in_process(run: Path, batch: int, repeats: int) -> tuple[float, ObservationS
     """Median milliseconds of a full batch, and what the policy sees."""
     policy = load_policy(run, batch_size=batch)
     actor, spec, frames = PolicyActor(policy), policy.observation_spec, policy.frames_per_decision
-    actor.prepare(batch, policy.open_loop_horizon)
+    actor.prepare(batch, policy.open_loop_horizon, policy.action_spec)
     times = []
     for number in range(repeats + 2):
         asked = decisions(spec, frames, batch, number)

@@ -100,7 +100,7 @@ def heaviest(folder: Path, top: int = 25) -> list[tuple[str, float, float]]:
             if _holds_kernels(plane.name, line.name):
                 for event in line.events:
                     total[event.name] = total.get(event.name, 0.0) + event.duration_ns / 1e6
-    bookkeeping = [name for name in total if name.startswith(("ThreadpoolListener", "end: "))]
+    bookkeeping = [name for name in total if name.startswith(("Threadpool", "ThunkExecutor", "end: "))]
     for name in bookkeeping:
         del total[name]
     whole = sum(total.values()) or 1.0

@@ -2,7 +2,7 @@
 
 The loss is the mean of hidden states times a random probe, as in ``vlm_step``, which times the same in wmjax. Before
 that, the hidden states of two prompts are kept for the comparison there. The reference gets patches and positions
-ready made. ``compiled`` compiles every decoder layer (``torch.compile``), which share one program.
+ready made. Nothing is compiled (``torch.compile``).
 """
 
 import functools
@@ -24,8 +24,6 @@ from wmjax.models.backbones.qwen2_5_vl.image import patchify
 
 ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COMPILER = "inductor" if DEVICE == "cuda" else "aot_eager"
-"""On a CPU inductor would call a C++ compiler for minutes; the rehearsal traces and differentiates without it."""
 
 
 def run(session: Session) -> None:
@@ -35,7 +33,7 @@ def run(session: Session) -> None:
     session.record(what="load", seconds=seconds, torch=torch.__version__, transformers=transformers.__version__)
     session.attempt(functools.partial(keep_hidden_states, session, config, model), needs=20, what="hidden states")
     step = TorchStep(session, config, model)
-    for mode in ("checkpointing", "eager", "compiled"):
+    for mode in ("checkpointing", "eager"):
         if session.attempt(functools.partial(step.switch, mode), needs=15, what="switch", mode=mode) is None:
             continue
         for batch in session.sizes.vlm_batches:
@@ -105,17 +103,14 @@ class TorchStep:
         session.record(what="adapters", trained=sum(p.numel() for p in trained), dtypes=kinds)
 
     def switch(self, mode: str) -> dict[str, Any]:
-        """To ``checkpointing`` (activations of a layer are recomputed), ``eager`` or ``compiled``."""
+        """To ``checkpointing`` (activations of a layer are recomputed) or plain ``eager``."""
         self.model.train()
         if mode == "checkpointing":
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
         else:
             self.model.gradient_checkpointing_disable()
-        if mode == "compiled":
-            for layer in self.inner.language_model.layers:
-                layer.compile(backend=COMPILER)
-        return {"compiler": COMPILER} if mode == "compiled" else {}
+        return {}
 
     def measure(self, batch: int) -> dict[str, Any]:
         """Times the step; memory is freed after one that failed."""

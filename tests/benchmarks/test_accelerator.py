@@ -32,7 +32,7 @@ def test_two_stages_are_rehearsed(tmp_path, capsys):
     """V-JEPA in both frameworks: PyTorch's exporter and the Flax encoder agree, and lower precision differs."""
     pytest.importorskip("torch")
     out = tmp_path / "results.jsonl"
-    assert accelerator.main(["--tiny", "--only", "export,probe", "--budget", "900", "--out", str(out)]) == 0
+    assert accelerator.main(["--tiny", "--only", "export,probe", "--budget", "3600", "--out", str(out)]) == 0
     found = rows(out)
     assert found[0]["stages"] == ["probe", "export"] and all(row["tiny"] for row in found)
     assert [row["status"] for row in found if "status" in row] == [0, 0] and found[-1]["complete"]

@@ -102,7 +102,7 @@ def test_the_recipes_hash_tells_what_was_trained_and_not_how_it_was_run(tmp_path
         meta = {"experiment": settings, "specs": {"encoder": {"weights_hash": weights}}}
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {}, "meta": meta}))
+        (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "sha256": {}, "meta": meta}))
         return identity(folder)["recipe_hash"]
 
     same, other = recipe("one"), recipe("two", workers=4, protocol="b")
@@ -114,7 +114,7 @@ def test_an_identity_says_what_the_command_line_changed_and_what_was_trained_on(
     changes = {"optimizer": {"prophet_multiplier": 5.0}, "train": {"seed": 3, "threads": 1}}
     settings = to_dict(load("e2_mse", overrides=changes))
     meta = {"experiment": settings, "specs": {"encoder": None}}
-    (tmp_path / "manifest.json").write_text(json.dumps({"step": 1, "sha256": {}, "meta": meta}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "sha256": {}, "meta": meta}))
     expected = {"changed": {"optimizer.prophet_multiplier": 5.0}, "suite": "libero_spatial", "tasks": [0, 1, 2, 4, 6]}
     assert identity(tmp_path)["training"] == expected
 

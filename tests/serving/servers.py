@@ -90,9 +90,10 @@ class InProcess:
     """The answers of :class:`PolicyActor` itself to the same observations of one episode."""
 
     def __init__(self, name: str, batch_size: int = 1, policy: FakePolicy | None = None) -> None:
-        self._actor = PolicyActor(policy or FakePolicy(batch_size), seed=1)
+        policy = policy or FakePolicy(batch_size)
+        self._actor = PolicyActor(policy, seed=1)
         self._episode = named_episode(name)
-        self._actor.prepare(1, 8)
+        self._actor.prepare(1, 8, policy.action_spec)
 
     def act(self, sent: dict[str, Any], number: int, forget: bool = False) -> np.ndarray:
         images = [sent["observation/image"], sent["observation/wrist_image"]]

@@ -9,6 +9,7 @@ import pytest
 from tests.rollout.fakes import ENV, PROTOCOL
 from tests.rollout.runs import save_run
 from tests.serving.servers import Running, running
+from wmjax.core.specs import ActionSpec
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.policy.policy import Policy, load_policy
 from wmjax.policy.policy_actor import PolicyActor
@@ -32,8 +33,8 @@ class Noting(PolicyActor):
         super().__init__(policy, SHORT.seed)
         self.noted: Actions = {}
 
-    def prepare(self, slots: int, horizon: int) -> None:
-        super().prepare(slots, horizon)
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
+        super().prepare(slots, horizon, action_spec)
         self.noted.clear()  # the decision that compiled it
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec
 from wmjax.data.observation import Prompt
 from wmjax.rollout.actors import Decision, Plan
 
@@ -19,7 +20,7 @@ class Proposer(Protocol):
 
     prompt: Callable[[str], Prompt]
 
-    def prepare(self, slots: int, horizon: int) -> None:
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         """Makes room for so many episodes and compiles."""
 
     def propose(self, decisions: Sequence[Decision]) -> list[Plan]:
@@ -47,14 +48,14 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "policy")
         self.batches = 0
 
-    async def prepare(self, slots: int, horizon: int) -> None:
+    async def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         """Compiles the policy.
 
         Raises:
             UserError: it does not serve this horizon.
 
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._actor.prepare, slots, horizon)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._actor.prepare, slots, horizon, action_spec)
 
     async def decide(self, decision: Decision) -> Plan:
         """The plan for one decision, made together with those of others.

@@ -129,7 +129,7 @@ class PolicyServer:
             self._actor, settings.max_batch, settings.max_wait_ms / 1e3, lambda: self._sessions.count
         )
         self._sessions = Sessions(self._batcher, self.service, settings.max_sessions)
-        await self._batcher.prepare(settings.max_sessions, self.service.horizon)
+        await self._batcher.prepare(settings.max_sessions, self.service.horizon, self.service.action)
         async with contextlib.AsyncExitStack() as stack:
             task = asyncio.create_task(self._batcher.run())
             stack.push_async_callback(_cancel, task)
