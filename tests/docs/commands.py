@@ -64,7 +64,7 @@ def every_option() -> set[str]:
 @functools.cache
 def message_keys() -> set[str]:
     """Strings of the server's messages, some of which look like paths."""
-    trees = (ast.parse(path.read_text()) for path in (ROOT / "wmjax" / "serving").glob("*.py"))
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "wmjax" / "serving").rglob("*.py"))
     strings = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return {value for value in strings if isinstance(value, str)}
 
