@@ -68,7 +68,7 @@ def test_rows_are_the_clips_that_end_at_each_frame(tmp_path: Path):
         for f in range(len(frames)):
             clip = frames[[max(0, f + k) for k in (-3, -2, -1, 0)]]
             for view, (dy, dx) in enumerate(latents.views[entry["index"]]):
-                expected = encoder(shift_images(clip, int(dy), int(dx))[None])[0].astype(np.float16)
+                expected = encoder.encode(shift_images(clip, int(dy), int(dx))[None])[0].astype(np.float16)
                 np.testing.assert_array_equal(latents.latents[view, entry["frame_start"] + f], expected)
 
 
@@ -161,7 +161,7 @@ def test_views_with_one_shift_are_encoded_once_and_copied(tmp_path: Path):
         assert len({tuple(shift) for shift in shifts.tolist()}) < 12
         span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
         for view, shift in enumerate(shifts):
-            expected = encoder(EpisodeClips(store.frames[span, 0], [shift], 4)[:]).astype(np.float16)
+            expected = encoder.encode(EpisodeClips(store.frames[span, 0], [shift], 4)[:]).astype(np.float16)
             np.testing.assert_array_equal(mixed.latents[view, span], expected)
 
 

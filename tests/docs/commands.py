@@ -54,9 +54,19 @@ def options(module: str) -> set[str]:
 def every_option() -> set[str]:
     """The options of all commands and scripts."""
     scripts = [
-        f"{folder}.{path.stem}" for folder in ("encoders_export", "benchmarks") for path in (ROOT / folder).glob("*.py")
+        f"{folder}.{path.stem}"
+        for folder in ("encoders_export", "benchmarks", "examples", "tools")
+        for path in (ROOT / folder).glob("*.py")
     ]
     return {"--help"}.union(*(options(name) for name in [*(f"wmjax.{name}" for name in console.commands()), *scripts]))
+
+
+@functools.cache
+def message_keys() -> set[str]:
+    """Strings of the server's messages, some of which look like paths."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "wmjax" / "serving").rglob("*.py"))
+    strings = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {value for value in strings if isinstance(value, str)}
 
 
 def module_file(module: str) -> Path:
@@ -200,4 +210,5 @@ def check_inline(text: str) -> None:
         name = text.partition(" ")[0]
         assert any(f"{known}.".startswith(f"{name}.") for known in settings()), f"there is no setting {name}"
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", text) and (ROOT / text.split("/")[0]).exists() and "/" in text:
-        assert PLACEHOLDER.search(text) or (ROOT / text).exists(), f"there is no {text}"
+        exists = (ROOT / text).exists() or text in message_keys()
+        assert PLACEHOLDER.search(text) or exists, f"there is no {text}"

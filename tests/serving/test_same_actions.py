@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from tests.rollout.fakes import ENV, PROTOCOL
+from tests.rollout.fakes import PROTOCOL
 from tests.rollout.runs import save_run
 from tests.serving.servers import Running, running
 from wmjax.core.specs import ActionSpec
@@ -51,7 +51,7 @@ class Remote(Noting):
         self._clients = [served.client() for _ in range(2)]
         self._plain = plain
 
-    def prepare(self, slots: int, horizon: int) -> None:
+    def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         pass
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
@@ -79,7 +79,7 @@ def served(policy: Policy) -> Iterator[Running]:
 
 
 def outcomes(actor: Noting, folder) -> dict[str, tuple]:
-    evaluate(actor, SHORT, folder, workers=2, env_factory=ENV)
+    evaluate(actor, SHORT, folder, workers=2)
     return {record.key: (record.outcome, record.steps, record.decisions) for record in read_records(folder)}
 
 

@@ -19,7 +19,7 @@ class Reply:
     """What a client is answered.
 
     Attributes:
-        actions: raw, in [-1, 1], the gripper last.
+        actions: raw, within their bounds.
         history: whether the policy remembered the ``episode``, or was shown the ``newest frame`` as all of the past.
 
     """

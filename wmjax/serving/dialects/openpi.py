@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.specs import to_dict
+from wmjax.core.specs import RAW_ACTION, to_dict
 from wmjax.serving.dialect import Dialect, Frame
 from wmjax.serving.packed import pack, unpack
 from wmjax.serving.request import Request, Service, read_frames, read_state, read_step, read_text
@@ -40,7 +40,7 @@ class OpenPI(Dialect):
             {
                 **self.service.card,
                 "observation": to_dict(self.service.observation),
-                "action": {name: action[name] for name in ("definition", "dim", "gripper", "chunk")},
+                "action": {name: action[name] for name in (*RAW_ACTION, "chunk")},
                 "keys": {"images": {camera: list(names) for camera, names in self._cameras.items()}, "others": {
                     "state": STATE, "prompt": PROMPT, "session": SESSION, "episode": EPISODE, "step": STEP,
                 }},
