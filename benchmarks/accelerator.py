@@ -84,7 +84,7 @@ class Results:
         row = {"stage": stage, "at": round(time.time() - self.started, 1)} | ({"tiny": True} if self.tiny else {})
         line = json.dumps(row | values)
         print(line, flush=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
@@ -106,7 +106,7 @@ def run_stage(name: str, limit: float, results: Results, scratch: Path) -> Outco
     environment = os.environ | COMMON | {"PYTHONPATH": path, "WMJAX_CACHE": str(scratch / "cache")}
     environment |= {**STAGES[name].environment, **(REHEARSAL if results.tiny else {})}
     started, log = time.time(), scratch / f"{name}.log"
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -116,7 +116,7 @@ def run_stage(name: str, limit: float, results: Results, scratch: Path) -> Outco
             status = 124
             os.killpg(process.pid, signal.SIGKILL)  # the stage's own session: itself and its workers
             process.wait()
-    return Outcome(status, time.time() - started, log.read_text(errors="replace"))
+    return Outcome(status, time.time() - started, log.read_text(encoding="utf-8", errors="replace"))
 
 
 def measure(names: list[str], budget: float, results: Results, scratch: Path) -> bool:
@@ -131,8 +131,8 @@ def measure(names: list[str], budget: float, results: Results, scratch: Path) ->
         limit = min(stage.limit * (REHEARSAL_PATIENCE if results.tiny else 1), left - 2)
         known = results.path.stat().st_size
         outcome = run_stage(name, limit, results, scratch)
-        print(results.path.read_text()[known:], end="", flush=True)  # the lines that the stage added
-        with logs.open("a") as file:
+        print(results.path.read_text(encoding="utf-8")[known:], end="", flush=True)  # the lines that the stage added
+        with logs.open("a", encoding="utf-8") as file:
             file.write(f"===== {name}: status {outcome.status}\n{outcome.output}\n")
         failed = {"tail": outcome.output[-TAIL:]} if outcome.status else {}
         results.add(name, status=outcome.status, seconds=round(outcome.seconds, 1), **failed)

@@ -345,7 +345,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name}: {len(episodes)} episodes of libero_spatial task {options.task}")
         table[name] = show(Work(run, options.replay, episodes, options.max_steps), fresh=not options.here)
     if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
+        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"per frame {found['per frame']:.1f} frames/s, {found['ratio']:.2f}x (target {TARGET:g}x)"
     )
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def trees(checkpoint: Path) -> dict[str, bytes]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl`` without what depends on the clock."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
@@ -53,7 +53,10 @@ def differences(a: Path, b: Path) -> list[str]:
     last = [max((run / "checkpoints").glob("[0-9]*")) for run in (a, b)]
     if last[0].name != last[1].name:
         return [f"last checkpoints {last[0].name} and {last[1].name}"]
-    (left, right), metas = map(trees, last), [json.loads((p / "manifest.json").read_text())["meta"] for p in last]
+    (left, right), metas = (
+        map(trees, last),
+        [json.loads((p / "manifest.json").read_text(encoding="utf-8"))["meta"] for p in last],
+    )
     found = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
     found += ["meta"] * (metas[0] != metas[1])
     return found + ["metrics.jsonl"] * (metrics(a) != metrics(b))
@@ -68,8 +71,12 @@ class Chain:
 
     def start(self) -> subprocess.Popen:
         """The next process of the run; what it prints replaces what the one before did."""
-        with self._log.open("w") as log:
+        with self._log.open("w", encoding="utf-8") as log:
             return subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    def _text(self) -> str:
+        """What the command has printed."""
+        return self._log.read_text(encoding="utf-8")
 
     def finish(self, process: subprocess.Popen) -> str:
         """Waits for the end; what was printed.
@@ -79,8 +86,8 @@ class Chain:
 
         """
         if process.wait(self._timeout):
-            raise RuntimeError(f"{' '.join(self._command)}: exit status {process.returncode}\n{self._log.read_text()}")
-        return self._log.read_text()
+            raise RuntimeError(f"{' '.join(self._command)}: exit status {process.returncode}\n{self._text()}")
+        return self._text()
 
     def interrupt(self, kind: str, wait: float) -> str:
         """Starts, waits until it trains (or saves), and sends the signal; what was printed.
@@ -93,7 +100,7 @@ class Chain:
         ready = self._saves if kind == "save" else self._trains
         while not ready():
             if process.poll() is not None:
-                raise RuntimeError(f"ended before its signal; give it more steps\n{self._log.read_text()}")
+                raise RuntimeError(f"ended before its signal; give it more steps\n{self._text()}")
             time.sleep(0.002)
         time.sleep(wait)
         number = signal.SIGTERM if kind == "term" else signal.SIGKILL
@@ -101,15 +108,15 @@ class Chain:
         status = process.wait(self._timeout)
         expected = 128 + number if kind == "term" else -number
         if status != expected:
-            raise RuntimeError(f"exit status {status} after {number.name}, not {expected}\n{self._log.read_text()}")
-        return self._log.read_text()
+            raise RuntimeError(f"exit status {status} after {number.name}, not {expected}\n{self._text()}")
+        return self._text()
 
     def newest(self) -> int:
         """The step of the newest checkpoint; 0 if there is none."""
         return max((int(path.name) for path in (self.run / "checkpoints").glob("[0-9]" * 8)), default=0)
 
     def _trains(self) -> bool:
-        return re.search(r"step \d+/\d+", self._log.read_text()) is not None
+        return re.search(r"step \d+/\d+", self._text()) is not None
 
     def _saves(self) -> bool:
         return self._trains() and any((self.run / "checkpoints").glob(".saving-*"))

@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"samples/s, {found['ratio']:.1f}x (target {TARGET:g}x)"
     )
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

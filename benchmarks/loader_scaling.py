@@ -98,7 +98,7 @@ def memory(counts: Sequence[int], entries: int) -> dict[int, float]:
 
 def anonymous_megabytes() -> float:
     """``RssAnon`` of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return float(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) / 1024
 
 
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{count:>9,} samples read: {value:,.0f} MB")
     if options.out:
         content = {"samples_per_second": found, "anonymous_megabytes": megabytes}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         table[run.name] = found
         print(run.name, "  ".join(f"{name}: {value:.2f}" for name, value in found.items()), flush=True)
     if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
+        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def write_random(config: Qwen2_5_VLConfig, folder: Path) -> None:
         if sum(array.nbytes for array in shard.values()) > SHARD_BYTES:
             flush()
     flush()
-    (folder / "config.json").write_text(json.dumps(weights.to_hf_config(config)))
-    (folder / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(weights.to_hf_config(config)), encoding="utf-8")
+    (folder / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
 
 
 def make_inputs(
@@ -125,7 +125,7 @@ def peak_during(work: Callable[[], T]) -> tuple[T, int]:
 
 
 def _private_bytes() -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return 1024 * int(fields["RssAnon"].split()[0])
 
 
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = json.dumps(results | {"within limits": not wrong}, indent=1)
     print(text)
     if options.out:
-        options.out.write_text(text + "\n")
+        options.out.write_text(text + "\n", encoding="utf-8")
     return int(wrong)
 
 

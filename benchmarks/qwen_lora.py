@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = json.dumps(results, indent=1)
     print(text)
     if options.out:
-        options.out.write_text(text + "\n")
+        options.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

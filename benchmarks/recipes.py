@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out:
         rows = {name: dataclasses.asdict(row) for name, row in table.items()}
         content = {"scale": options.scale, "encoder_per_frame": encoder, "recipes": rows}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ class Pretrainer:
                     row: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
                     row |= {"loss": float(np.mean(losses)), **self.health()}
                     losses = []
-                    with (self.out / "metrics.jsonl").open("a") as file:
+                    with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), flush=True)
                 if self.step % save_every == 0 or signals.requested():

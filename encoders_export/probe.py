@@ -37,7 +37,7 @@ def random_encoder(seed: int = 0) -> TorchEncoder:
     with tempfile.TemporaryDirectory() as folder:
         tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("encoder.")}
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        (Path(folder) / "config.json").write_text(json.dumps(to_hf_config(preset("mini"))))
+        (Path(folder) / "config.json").write_text(json.dumps(to_hf_config(preset("mini"))), encoding="utf-8")
         return TorchEncoder(VJEPA2Settings(model=folder))
 
 

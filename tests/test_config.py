@@ -176,15 +176,15 @@ def test_a_saved_experiment_reads_back_equal(name: str) -> None:
         (("e2_flow", "mini", None, {"model": {"memory": {"input": "future"}}}), "input is 'future'; choose one of"),
         (("e2_flow", "mini", None, {"recipe": "e0_flow"}), "recipe is not a setting; choose it with --config"),
         (("e0_flow", "mini", None, {"model": {"memory": {"world_loss": 0.5}}}), "world_loss is 0.5"),
-        (("e2_flow", "mini", None, {"train": {"log_every": 0}}), "train.log_every is 0; give 1 or more"),
-        (("e2_flow", "mini", None, {"encoder": {"views": 0}}), "encoder.views is 0; set it to at least 1"),
-        (("e2_flow", "mini", None, {"encoder": {"max_shift": -1}}), "encoder.max_shift is -1; set it to at least 0"),
-        (("e2_flow", "mini", None, {"encoder": {"clip_length": 0}}), "encoder.clip_length is 0; set it to at least 1"),
+        (("e2_flow", "mini", None, {"train": {"log_every": 0}}), "train.log_every is 0; it must be at least 1"),
+        (("e2_flow", "mini", None, {"encoder": {"views": 0}}), "encoder.views is 0; it must be at least 1"),
+        (("e2_flow", "mini", None, {"encoder": {"max_shift": -1}}), "encoder.max_shift is -1; it must be at least 0"),
+        (("e2_flow", "mini", None, {"encoder": {"clip_length": 0}}), "encoder.clip_length is 0; it must be at least 1"),
         (
             ("e2_flow", "mini", None, {"encoder": {"pooling_grid": -1}}),
-            "encoder.pooling_grid is -1; set it to at least",
+            "encoder.pooling_grid is -1; it must be at least",
         ),
-        (("e0_flow", "mini", None, {"train": {"delay": -4}}), "train.delay is -4; give a number of control steps"),
+        (("e0_flow", "mini", None, {"train": {"delay": -4}}), "train.delay is -4; it must be at least 0"),
     ],
 )
 def test_bad_settings_are_named(arguments: tuple, message: str) -> None:

@@ -58,7 +58,7 @@ def collect_instructions() -> list[str]:
             for path in (Path(root) / "libero" / "bddl_files" / suite).glob("*.bddl"):
                 found.add(re.sub(r"^.*SCENE\d+_", "", path.stem).replace("_", " "))
             for path in (Path(root) / "libero" / "bddl_files" / f"{suite}_lan").glob("*.bddl"):
-                match = re.search(r"\(:language\s+([^)]*)\)", path.read_text())
+                match = re.search(r"\(:language\s+([^)]*)\)", path.read_text(encoding="utf-8"))
                 if match:
                     found.add(" ".join(match[1].split()))
     return sorted(found)
@@ -95,8 +95,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     corpus = FOLDER / "instructions.txt"
     if arguments.collect:
-        corpus.write_text("\n".join(collect_instructions()) + "\n")
-    tokenizer = build(corpus.read_text().splitlines())
+        corpus.write_text("\n".join(collect_instructions()) + "\n", encoding="utf-8")
+    tokenizer = build(corpus.read_text(encoding="utf-8").splitlines())
     tokenizer.save(str(FOLDER / "tokenizer.json"))
     print(f"{FOLDER / 'tokenizer.json'}: {tokenizer.get_vocab_size()} tokens")
 

@@ -55,7 +55,9 @@ def _screenshot(browser: str, options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         # A window has a minimum width, a frame does not: so narrow pages are narrow.
         page = Path(folder) / "frame.html"
-        page.write_text(FRAME.format(url=options.report.resolve().as_uri(), width=width, height=height))
+        page.write_text(
+            FRAME.format(url=options.report.resolve().as_uri(), width=width, height=height), encoding="utf-8"
+        )
         command = [
             browser,
             *FLAGS,

@@ -6,11 +6,13 @@ python -m wmjax.convert DATA --out STORE
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
 from wmjax.data.formats import libero_hdf5
+from wmjax.data.formats.importer import Gripper
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.rollout.protocol import task_list
 
@@ -39,6 +41,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--max-episodes", type=int, help="convert only the first so many episodes")
     parser.add_argument("--revision", help="revision of the hub dataset")
+    parser.add_argument(
+        "--gripper",
+        choices=get_args(Gripper),
+        default="open-negative",
+        help="what opens the gripper in the data (default: open-negative, -1 opens and +1 closes, as in LIBERO)",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out episodes that cannot be used; the manifest lists them"
+    )
+    parser.add_argument(
+        "--rows",
+        choices=get_args(libero_hdf5.Rows),
+        help="HDF5: whether row j of the observations was taken after action j (LIBERO's own files, the default) or "
+        "before it (files that were replayed and filtered, without LIBERO's attributes)",
+    )
     return run_command(lambda: _convert(parser.parse_args(arguments)))
 
 
@@ -48,13 +65,17 @@ def _convert(options: argparse.Namespace) -> int:
         "image_size": options.image_size,
         "frame_stride": options.frame_stride,
         "max_episodes": options.max_episodes,
+        "gripper": options.gripper,
+        "skip_bad": options.skip_bad,
         "progress": _show,
     }
     if libero_hdf5.find_files(Path(options.data)):
         for name in ("layout", "revision", "grippers"):
             if getattr(options, name) is not None:
                 raise UserError(f"--{name} is for LeRobot datasets, {options.data} holds HDF5 files; leave it out")
-        store = libero_hdf5.convert(Path(options.data), options.out, **settings)
+        store = libero_hdf5.convert(Path(options.data), options.out, rows=options.rows or "after", **settings)
+    elif options.rows is not None:
+        raise UserError(f"--rows is for LIBERO's HDF5 files, {options.data} holds none; leave it out")
     else:
         for name in ("layout", "revision", "grippers"):
             settings[name] = getattr(options, name)
@@ -66,6 +87,8 @@ def _convert(options: argparse.Namespace) -> int:
         f"cameras {', '.join(spec.cameras)}; {spec.state_dim} states, {action.dim} actions (grippers: {grippers}), "
         f"{spec.control_hz:g} per second"
     )
+    if skipped := store.manifest.get("skipped"):
+        print(f'left out {len(skipped)} episodes, see "skipped" in {store.folder / "manifest.json"}')
     return 0
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from wmjax.core import logs
-from wmjax.core.command import run_command
+from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
 from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--run", type=Path, help="folder of a trained run or policy, or mini, which ships with wmjax")
+    who.add_argument("--run", type=local, help="folder of a trained run or policy, or mini, which ships with wmjax")
     who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     changes = parser.add_argument_group("what to change in the protocol, and to record in header.json")
@@ -46,9 +46,13 @@ def _parser() -> argparse.ArgumentParser:
         help="i/n: run the i-th of n parts of the episodes, into one --out that all n see; under srun or "
         "jax.distributed each process takes its own",
     )
-    parser.add_argument("--workers", type=int, default=2, help="simulator processes")
-    parser.add_argument("--batch", type=int, default=1, help="rows per policy call; 1 is fastest on a CPU")
-    parser.add_argument("--videos", type=int, default=2, help="successes and failures per task to keep as videos")
+    parser.add_argument("--workers", type=whole_number("workers", 1), default=2, help="simulator processes")
+    parser.add_argument(
+        "--batch", type=whole_number("batch", 1, 10_000), default=1, help="rows per policy call; 1 is fastest on a CPU"
+    )
+    parser.add_argument(
+        "--videos", type=whole_number("videos", 0), default=2, help="successes and failures per task to keep as videos"
+    )
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--data", type=location, help="training store to replay, or of the run, for a shuffled memory")
     return parser

@@ -224,7 +224,7 @@ DAMAGE = {
     "damaged episodes": (
         "v21_image",
         lambda d: (d / "meta/episodes.jsonl").write_text('{"length": 3}'),
-        "line 1 has no episode_index",
+        r"episodes\.jsonl:1: the key 'episode_index' is missing",
     ),
     "NaN in state": (
         "v30_image",
@@ -262,7 +262,7 @@ DAMAGE = {
     "unknown task": (
         "v21_image",
         lambda d: edit_table(d / DATA21, set_column("task_index", lambda v: [7] * len(v))),
-        r"task_index is \[7\], expected one of \[0, 1\]",
+        "task_index is 7, which meta/tasks does not have",
     ),
     "two tasks in an episode": (
         "v21_image",
@@ -312,7 +312,7 @@ DAMAGE = {
     "metadata is a list": (
         "v21_image",
         lambda d: (d / "meta/info.json").write_text("[]"),
-        r"info\.json: not a JSON object",
+        r"info\.json: the file is \[\]; expected dict",
     ),
     "old version": (
         "v21_image",

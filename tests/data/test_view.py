@@ -373,3 +373,13 @@ def test_import_is_light():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_a_store_of_scenes_is_shown(tmp_path):
+    """There the perturbation is a text, and the initial state too."""
+    episode = make_episode(0, 20, 28)
+    episode.meta |= {"perturbation": "random_motion", "init": "random/17", "seed": None}
+    write_part(tmp_path / "scenes", "a", episode, SPEC)
+    out = tmp_path / "view.html"
+    write_page(out, finalize(tmp_path / "scenes", SPEC), [0], None)
+    assert "random motion" in out.read_text(encoding="utf-8") and "random/17" in out.read_text(encoding="utf-8")

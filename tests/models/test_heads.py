@@ -103,7 +103,7 @@ def test_regression_learns_its_tokens() -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(UserError, match=r"head.time_beta"):
         FlowConfig(time_beta=(1.5, 2.0))
-    with pytest.raises(UserError, match=r"head.steps 0"):
+    with pytest.raises(UserError, match=r"head.steps is 0"):
         FlowConfig(steps=0)
     with pytest.raises(UserError, match=r"head_sizes.heads 5"):
         HeadSizes(width=16, heads=5)

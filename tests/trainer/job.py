@@ -113,4 +113,4 @@ def main(job: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(json.loads(Path(sys.argv[1]).read_text())))
+    sys.exit(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

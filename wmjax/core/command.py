@@ -1,30 +1,57 @@
 """Helpers of the commands: one-line errors and exit statuses, progress with the remaining time."""
 
+import errno
+import io
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
+
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT,
+)  # fmt: skip
+"""What the system says of a place that cannot be used, as opposed to a bug or a broken disk."""
 
 
 def run_command(body: Callable[[], int]) -> int:
     """Runs a command's body.
 
     Returns:
-        Its exit status; 2 after a :class:`UserError`, which is printed as one line; 128 + the signal's number after
-        one of :data:`wmjax.core.signals.SIGNALS`: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        Its exit status; 2 after a :class:`UserError`, or a file that cannot be read or written, which is printed as one
+        line; 128 + the signal's number after one of :data:`wmjax.core.signals.SIGNALS`: 130 after Ctrl-C, 143 after
+        SIGTERM, 129 after SIGHUP. A reader of the output that has gone (``| head -1``) ends it with 0.
 
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u..., and is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         with signals.handled():
-            return body()
+            status = body()
+        sys.stdout.flush()
+        return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 0
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED:
+            raise
+        print(
+            f"error: {error.filename}: {error.strerror}; choose another place, or change its permissions",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
@@ -32,14 +59,60 @@ def run_command(body: Callable[[], int]) -> int:
         return stopped.status
 
 
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output any more; if so, the rest of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str], int]:
+    """What argparse reads an option with: a whole number in a range.
+
+    Args:
+        name: of the option, for the error.
+        least: the smallest that is allowed.
+        most: the largest.
+
+    """
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise UserError(f"--{name} is {text!r}; give a whole number from {least} to {most}")
+        return value
+
+    return read
+
+
 def use_huge_pages(module: str) -> None:
     """Restarts a command once with huge pages for malloc, which XLA on CPU allocates a gigabyte from at every step.
 
-    glibc reads the setting only when a process starts. On other systems, or if it is set already, nothing happens.
+    glibc reads the setting only when a process starts. On other systems, if it is set already, or under a profiler or
+    debugger, which would be gone, nothing happens. The interpreter's own options, such as ``-X dev``, are kept.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or sys.gettrace() or sys.getprofile():
+        return
+    if _runs_alone(module, sys.orig_argv):
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _runs_alone(module: str, words: list[str]) -> bool:
+    """Whether the interpreter was started for this command and nothing else, by ``-m`` or by the script ``wmjax``.
+
+    Otherwise a tool runs it: ``python -m cProfile -m wmjax.train``, or an editor's launcher.
+    """
+    if "-m" in words:
+        place = words.index("-m") + 1
+        return words[place : place + 1] == [module]
+    return any(Path(word).name == "wmjax" for word in words[1:])
 
 
 class Progress:

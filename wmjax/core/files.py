@@ -6,6 +6,7 @@ folder with one was complete when it was written.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -19,16 +20,22 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location, Remote, RemoteArray, Rows, local
+from wmjax.core.paths import cache_root
+from wmjax.core.reading import read_json, reading, typed
+from wmjax.core.settings import Range
 
 MANIFEST, LOCK = "manifest.json", ".lock"
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+"""What the system says of a path that no file can have."""
 CHUNK_BYTES = 1 << 22
+REBUILD = "copy the store there again, or rebuild it"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What a file system without locks answers."""
 
@@ -37,12 +44,19 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full, read-only or forbidden disk into a UserError that names the path."""
     try:
+        cached = Path(path).is_relative_to(cache_root())
+    except UserError:
+        cached = False
+    fix = "set WMJAX_CACHE to another folder" if cached else "choose another folder"
+    try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: no disk space left; free some space or choose another folder") from error
+            raise UserError(f"{path}: no disk space left; free some space or {fix}") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{path}: not writable ({error.strerror}); choose another folder") from error
+            raise UserError(f"{path}: not writable ({error.strerror}); {fix}") from error
+        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) or error.errno in NO_NAME:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); {fix}") from error
         raise
 
 
@@ -85,7 +99,7 @@ def only_one(lock: Path) -> Iterator[None]:
         UserError: the file system has no locks.
 
     """
-    with lock.open("a") as file:
+    with lock.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
@@ -137,7 +151,7 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically; NaN and infinity are refused because no other JSON reader takes them."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -203,7 +217,8 @@ def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping
         write_json(path, plan)
         return
     defaults = defaults or {}
-    require_plan({**defaults, **json.loads(path.read_text())}, {**defaults, **plan}, path.parent, what)
+    found = read_json(path, dict[str, Any], f"delete the folder {path.parent} and start again")
+    require_plan({**defaults, **found}, {**defaults, **plan}, path.parent, what)
 
 
 def require_plan(found: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, what: str) -> None:
@@ -279,6 +294,14 @@ class StoreWriter:
         return manifest
 
 
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """What a manifest says of a file."""
+
+    bytes: Annotated[int, Range(0, 1e18)]
+    sha256: str
+
+
 def read_manifest(folder: Location, kind: str, version: int, fix: str) -> dict[str, Any]:
     """Reads and checks a store's manifest, and that its files exist at their full size.
 
@@ -293,20 +316,23 @@ def read_manifest(folder: Location, kind: str, version: int, fix: str) -> dict[s
 
     """
     path = folder / MANIFEST
+    if isinstance(folder, Path) and not folder.is_dir() and folder.exists():
+        raise UserError(f"{folder}: a file; name the folder of a {kind}")
+    if isinstance(path, Path) and not path.exists():
+        raise UserError(f"{folder}: no {kind} there ({MANIFEST} is missing); {fix}")
     try:
-        manifest = json.loads(path.read_text())
-    except NotADirectoryError as error:
-        raise UserError(f"{folder}: a file; name the folder of a {kind}") from error
-    except FileNotFoundError as error:
+        manifest = read_json(path, dict[str, Any], fix)
+    except FileNotFoundError as error:  # a URL's, a UserError too
         raise UserError(f"{folder}: no {kind} there ({MANIFEST} is missing); {fix}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {fix}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != kind:
+    if manifest.get("format") != kind:
         raise UserError(f"{path}: format is not {kind!r}; choose a folder with a {kind}, or {fix}")
     if manifest.get("version") != version:
         raise UserError(f"{path}: version is {manifest.get('version')!r}, this wmjax reads {version}; {fix}")
-    for name, entry in manifest["files"].items():
-        _check_size(folder / name, entry["bytes"], fix)
+    files = typed(manifest.get("files"), dict[str, _File], f"{path}: files", fix)
+    for name, entry in files.items():
+        if name != os.path.basename(name) or name in ("", ".", ".."):  # noqa: PTH119, a name and no path
+            raise UserError(f"{path}: files has {name!r}, which is no plain file name; {fix}")
+        _check_size(folder / name, entry.bytes, fix)
     return manifest
 
 
@@ -329,7 +355,9 @@ def verify_files(folder: Location, manifest: Mapping[str, Any], names: Sequence[
 
     """
     for name in names if names is not None else manifest["files"]:
-        _require_hash(folder / name, hash_file(folder / name), manifest["files"][name]["sha256"])
+        with reading(folder / name, "copy it there again"):
+            found = hash_file(folder / name)
+        _require_hash(folder / name, found, manifest["files"][name]["sha256"])
 
 
 def _require_hash(path: Location, actual: str, expected: str) -> None:
@@ -342,12 +370,20 @@ def _require_hash(path: Location, actual: str, expected: str) -> None:
         )
 
 
+def _require_named(folder: Location, manifest: Mapping[str, Any], name: str) -> None:
+    """Refuses a store whose manifest does not list a file that it must have."""
+    if name not in manifest["files"]:
+        raise UserError(f"{folder / MANIFEST}: files lacks {name!r}; {REBUILD}")
+
+
 def open_array(folder: Location, manifest: Mapping[str, Any], name: str) -> Rows:
     """A store's large .npy: a read-only memory map, or at a URL an array that requests the rows it is asked for."""
     path = folder / name
+    _require_named(folder, manifest, name)
     if isinstance(path, Remote):
         return RemoteArray(path, manifest["files"][name]["bytes"])
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    with reading(path, REBUILD):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_array(folder: Location, manifest: Mapping[str, Any], name: str) -> np.ndarray:
@@ -357,7 +393,8 @@ def read_array(folder: Location, manifest: Mapping[str, Any], name: str) -> np.n
         UserError: see :func:`load_from`.
 
     """
-    return np.load(load_from(folder, manifest, name), allow_pickle=False)
+    with reading(folder / name, REBUILD):
+        return np.load(load_from(folder, manifest, name), allow_pickle=False)
 
 
 def load_from(folder: Location, manifest: Mapping[str, Any], name: str) -> Path | io.BytesIO:
@@ -368,6 +405,7 @@ def load_from(folder: Location, manifest: Mapping[str, Any], name: str) -> Path 
 
     """
     path = folder / name
+    _require_named(folder, manifest, name)
     if not isinstance(path, Remote):
         return path
     content = path.read_bytes()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import expand
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 BACKENDS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
@@ -70,9 +71,9 @@ class Remote:
         with self._access() as (fs, path):
             return bytes(fs.cat_file(path))
 
-    def read_text(self) -> str:
+    def read_text(self, encoding: str = "utf-8") -> str:
         """The whole object, UTF-8."""
-        return self.read_bytes().decode()
+        return self.read_bytes().decode(encoding)
 
     @contextlib.contextmanager
     def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
@@ -93,6 +94,11 @@ class Remote:
             if isinstance(block, Exception):  # some file systems return them whatever they are told
                 with self._access():
                     raise block
+            if len(block) > end - start:
+                raise UserError(
+                    f"{self}: {len(block)} bytes for a request of bytes {start} to {end}: its server ignores ranges, "
+                    "as python -m http.server does; use another server, or copy the store to a disk"
+                )
             if len(block) != end - start:
                 raise UserError(f"{self}: ends at byte {start + len(block)}, truncated; copy the whole store again")
         return blocks
@@ -130,7 +136,7 @@ def location(place: str | Location) -> Location:
     """A place to read from, as given on the command line or in a config: a URL stays one, the rest are paths."""
     if isinstance(place, str) and URL.match(place):
         return Remote(place)
-    return place if isinstance(place, Remote) else Path(place)
+    return place if isinstance(place, Remote) else expand(place)
 
 
 def local(place: str | Location) -> Path:

@@ -29,8 +29,11 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
     if not any(isinstance(h, StderrHandler) for h in logger.handlers):
         _add(logger, StderrHandler())
     if file is not None and not any(getattr(h, "baseFilename", None) == str(file.resolve()) for h in logger.handlers):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _add(logger, logging.FileHandler(file))
+        from wmjax.core.files import disk_errors
+
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _add(logger, logging.FileHandler(file, encoding="utf-8"))
     return logger
 
 

@@ -10,9 +10,32 @@ COMPILED_BYTES = 2_000_000_000
 """Cap of the compiled programs kept; jax itself never evicts without one."""
 
 
+def expand(path: str | Path) -> Path:
+    """A path with ``~`` as the home folder: a shell leaves it behind ``=`` and in files of environments as it is.
+
+    Raises:
+        UserError: there is no such home folder.
+
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: no home folder ({error}); write the whole path") from error
+
+
 def cache_root() -> Path:
-    """The cache folder (not created)."""
-    return Path(os.environ.get("WMJAX_CACHE") or Path.home() / ".cache" / "wmjax")
+    """The cache folder (not created).
+
+    Raises:
+        UserError: this user has no home folder and WMJAX_CACHE is not set.
+
+    """
+    if given := os.environ.get("WMJAX_CACHE"):
+        return expand(given)
+    try:
+        return Path.home() / ".cache" / "wmjax"
+    except RuntimeError as error:
+        raise UserError(f"no home folder for the cache ({error}); set WMJAX_CACHE to a folder") from error
 
 
 def keep_compiled_programs() -> None:
@@ -29,9 +52,12 @@ def size_report(root: Path | None = None) -> str:
     """One line per second-level folder (``demos/...``, ``latents/...``, ``runs/...``) with its size in MB."""
     root = root or cache_root()
     lines = [f"cache {root}"]
-    for folder in sorted(p for p in [*root.glob("*/*"), root / "xla"] if p.is_dir()):
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        lines.append(f"{size / 1e6:10.1f} MB  {folder.relative_to(root)}")
+    try:
+        for folder in sorted(p for p in [*root.glob("*/*"), root / "xla"] if p.is_dir()):
+            size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+            lines.append(f"{size / 1e6:10.1f} MB  {folder.relative_to(root)}")
+    except OSError as error:  # another user's, or something that another process just removed
+        lines.append(f"           ?  {error.filename} ({error.strerror})")
     return "\n".join(lines)
 
 

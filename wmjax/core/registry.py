@@ -28,6 +28,8 @@ class Registry(Generic[T]):
             UserError: no such name, module or class, or the module cannot be imported.
 
         """
+        if not isinstance(name, str):
+            raise UserError(f"{self.setting} is {name!r}; give one of {', '.join(sorted(self.known))}")
         place = self.known.get(name, name)
         module, colon, attribute = place.partition(":")
         if not colon:
@@ -35,7 +37,7 @@ class Registry(Generic[T]):
             raise UserError(f"{known}; a class of your own is written package.module:Class")
         try:
             found: Any = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.setting} is {name!r}, which cannot be imported ({error}); give package.module:Class of an "
                 "installed package, or put its folder on PYTHONPATH"

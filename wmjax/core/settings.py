@@ -1,74 +1,224 @@
-"""Frozen dataclasses from nested dictionaries, with errors that name the key and the nearest valid ones.
+"""Typed values from plain ones: settings, and what JSON and TOML files of others hold.
+
+One function, :func:`convert`, reads a plain value as an annotated type. Which numbers a field may hold is declared
+beside it, as ``Annotated[int, Range(1)]``, and checked here: when a value is read, and when a :class:`Settings` is
+built. NaN and infinity are no numbers of any field.
 
 A dataclass whose fields depend on its ``kind`` (an action head, an encoder, a backbone) has a class method ``select``
 that returns the dataclass to build from the given values.
 """
 
 import dataclasses
+import functools
+import math
+import reprlib
 import types
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from wmjax.core.errors import UserError, unknown_name
 
 T = TypeVar("T")
 
 
-def build(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Builds ``kind`` from what a TOML file or the command line said, defaults for the rest.
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers from ``min`` to ``max``; ``above`` and ``below`` leave out the ends themselves."""
 
-    Args:
-        kind: a frozen dataclass, possibly of dataclasses.
-        values: nested dictionaries of plain values.
-        path: dotted prefix for errors.
+    min: float = -math.inf
+    max: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def admits(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        low = value > self.min if self.above else value >= self.min
+        return low and (value < self.max if self.below else value <= self.max)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.above else 'at least'} {self.min:g}"
+        high = f"{'below' if self.below else 'at most'} {self.max:g}"
+        return " and ".join([low] * (self.min > -math.inf) + [high] * (self.max < math.inf))
+
+
+Count = Annotated[int, Range(1, 1_000_000_000)]
+"""How many steps, episodes or rows: at least one."""
+Width = Annotated[int, Range(1, 1_000_000)]
+"""A dimension of an array."""
+Depth = Annotated[int, Range(1, 1_000)]
+"""Layers of a network, heads of an attention, frames of a clip, worker processes."""
+Fraction = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1, below=True)]
+"""A dropout probability or the decay of an average: 1 would leave nothing."""
+Weight = Annotated[float, Range(0, 1_000_000)]
+"""A factor of a loss, a rate or a noise; 0 switches it off."""
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+"""A seed that JAX and NumPy both take: JAX folds larger ones without a word."""
+
+
+class Settings:
+    """Base of dataclasses whose declared ranges hold however they are built.
+
+    ``class HeadConfig(Settings, section="head")`` names the fields ``head.draws`` in errors. A subclass with a
+    ``__post_init__`` of its own calls this one first.
+    """
+
+    _section = ""
+
+    def __init_subclass__(cls, section: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if section:
+            cls._section = f"{section}."
+
+    def __post_init__(self) -> None:
+        for name, hint in type_hints(type(self)).items():
+            require_range(getattr(self, name), hint, f"{self._section}{name}")
+
+
+def type_hints(kind: type) -> dict[str, Any]:
+    """The annotations of a class with their ranges."""
+    return _type_hints(kind)
+
+
+@functools.cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def require_range(value: Any, hint: Any, path: str) -> None:
+    """Refuses a number outside the range that its annotation declares, also inside of optional ones and tuples.
 
     Raises:
-        UserError: an unknown key (with near matches) or a value of the wrong type.
+        UserError: names the setting, its value and the range.
+
+    """
+    if get_origin(hint) is Annotated:
+        for range_ in (extra for extra in hint.__metadata__ if isinstance(extra, Range)):
+            if not _is_number(value) or not range_.admits(value):
+                raise UserError(f"{path} is {shown(value)}; it must be {range_}")
+    elif get_origin(hint) in (Union, types.UnionType):
+        if value is not None:
+            for option in (option for option in get_args(hint) if option is not type(None)):
+                require_range(value, option, path)
+    elif get_origin(hint) is tuple and isinstance(value, tuple):
+        for number, item in enumerate(value):
+            require_range(item, _item_hint(get_args(hint), number), f"{path}[{number}]")
+    elif hint is float and not _is_number(value):
+        raise UserError(f"{path} is {shown(value)}; it must be a finite number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _item_hint(hints: tuple[Any, ...], number: int) -> Any:
+    """The annotation of a tuple's item: ``tuple[X, ...]`` has one for all."""
+    return hints[0] if len(hints) == 2 and hints[1] is Ellipsis else hints[min(number, len(hints) - 1)]
+
+
+def shown(value: Any) -> str:
+    """A value in a part of a line, however large it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    short.maxlist = short.maxtuple = short.maxdict = 8
+    return short.repr(value)
+
+
+def build(kind: type[T], values: dict[str, Any], path: str = "", *, surplus: bool = False) -> T:
+    """Builds ``kind`` from what a TOML or JSON file or the command line said, defaults for the rest.
+
+    Args:
+        kind: a dataclass, possibly of dataclasses.
+        values: nested dictionaries of plain values.
+        path: dotted prefix for errors.
+        surplus: whether keys that ``kind`` does not have are passed over, as in files of others, instead of refused.
+
+    Raises:
+        UserError: an unknown key (with near matches), a missing one, a value of the wrong type or outside its range.
 
     """
     select = getattr(kind, "select", None)
     kind = kind if select is None else select(values)
-    hints = get_type_hints(kind)
+    hints = type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     for key in values:
-        if key not in hints:
-            raise unknown_name("setting", f"{path}{key}", [f"{path}{h}" for h in hints])
-    return kind(**{k: convert(v, hints[k], f"{path}{k}") for k, v in values.items()})
+        if key not in fields and not surplus:
+            raise unknown_name("setting", f"{path}{key}", [f"{path}{name}" for name in fields])
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"the key {f'{path}{name}'!r} is missing")
+    chosen = {name: values[name] for name in fields if name in values}
+    return kind(**{k: convert(v, hints[k], f"{path}{k}", surplus=surplus) for k, v in chosen.items()})
 
 
-def convert(value: Any, hint: Any, path: str) -> Any:
+def convert(value: Any, hint: Any, path: str, *, surplus: bool = False) -> Any:
     """A plain value as the annotated type, or a UserError that names the setting."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        value = convert(value, arguments[0], path, surplus=surplus)
+        require_range(value, hint, path)
+        return value
     if dataclasses.is_dataclass(hint):
         if isinstance(value, dict):
-            return build(hint, value, f"{path}.")  # type: ignore[arg-type]
-    elif get_origin(hint) is Literal:
-        if value in get_args(hint):
+            return build(hint, value, f"{path}." if path else "", surplus=surplus)  # type: ignore[arg-type]
+    elif origin is Literal:
+        if any(value == option and type(value) is type(option) for option in arguments):
             return value
-        raise UserError(f"{path} is {value!r}; choose one of {', '.join(map(repr, get_args(hint)))}")
-    elif get_origin(hint) in (Union, types.UnionType):
-        return _convert_union(value, get_args(hint), path)
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(convert(v, get_args(hint)[0], f"{path}[{i}]") for i, v in enumerate(value))
-    elif get_origin(hint) is dict:
-        if isinstance(value, dict):
-            return {key: convert(v, get_args(hint)[1], f"{path}.{key}") for key, v in value.items()}
+        raise UserError(f"{path} is {shown(value)}; choose one of {', '.join(map(repr, arguments))}")
+    elif origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, path, surplus)
+    elif origin in (tuple, list, dict):
+        if (converted := _convert_items(value, origin, arguments, path, surplus)) is not None:
+            return converted
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return _finite(value, path)
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     name = hint.__name__ if isinstance(hint, type) else hint
-    raise UserError(f"{path} is {value!r}; expected {name}")
+    raise UserError(f"{path or 'the file'} is {shown(value)}; expected {name}")
 
 
-def _convert_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
+def _finite(value: float, path: str) -> float:
+    """A number as float; JSON and TOML know integers that none can hold, and NaN."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{path} is {shown(value)}; it must be a finite number")
+    return number
+
+
+def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, surplus: bool) -> Any:
+    """The items of a tuple, list or dictionary as their types; None if the value is another kind of thing."""
+    if origin is dict:
+        if not isinstance(value, dict):
+            return None
+        return {k: convert(v, hints[1], f"{path}[{shown(k)}]", surplus=surplus) for k, v in value.items()}
+    if not isinstance(value, list | tuple):
+        return None
+    if origin is tuple and Ellipsis not in hints and len(hints) > 1 and len(value) != len(hints):
+        return None
+    items = (
+        convert(item, _item_hint(hints, number), f"{path}[{number}]", surplus=surplus)
+        for number, item in enumerate(value)
+    )
+    return origin(items)
+
+
+def _convert_union(value: Any, options: tuple[Any, ...], path: str, surplus: bool) -> Any:
     if value is None and type(None) in options:
         return None
-    for option in options:
-        if option is not type(None):
-            try:
-                return convert(value, option, path)
-            except UserError:
-                continue
-    raise UserError(f"{path} is {value!r}; expected {' or '.join(map(str, options))}")
+    kinds = [option for option in options if option is not type(None)]
+    if len(kinds) == 1:
+        return convert(value, kinds[0], path, surplus=surplus)
+    for option in kinds:
+        try:
+            return convert(value, option, path, surplus=surplus)
+        except UserError:
+            continue
+    raise UserError(f"{path} is {shown(value)}; expected {' or '.join(map(str, options))}")
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -131,5 +281,5 @@ def _parse_value(text: str) -> Any:
 
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -31,10 +31,22 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
         return jax.process_index(), jax.process_count()
     for index, count in COUNTERS:
         if index in environment and count in environment:
-            return check_shard((int(environment[index]), int(environment[count])))
+            return check_shard((_number(environment, index), _number(environment, count)))
     if DETECT in environment:
         raise UserError(f"{DETECT} is set, but only training lets jax find the other processes; give --shard i/n")
     return WHOLE
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """A launcher's variable as a number.
+
+    Raises:
+        UserError: it is none.
+
+    """
+    if not environment[name].strip().isdecimal():
+        raise UserError(f"the environment variable {name} is {environment[name]!r}; set it to a number, or unset it")
+    return int(environment[name])
 
 
 def parse_shard(text: str | None) -> Shard:

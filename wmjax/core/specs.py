@@ -8,10 +8,10 @@ share and raises an error if they differ. Imports neither jax nor torch.
 import dataclasses
 import hashlib
 import json
-import types
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Depth, Range, Settings, Width, convert, type_hints
 
 FORMAT_VERSION = 2
 """Version of the spec format; a file of another version is refused, never guessed at."""
@@ -20,7 +20,7 @@ PUBLISHED = "as published"
 
 
 @dataclasses.dataclass(frozen=True)
-class ObservationSpec:
+class ObservationSpec(Settings, section="ObservationSpec"):
     """The definition of an observation: pixels, proprioception and their timing.
 
     Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw camera
@@ -37,17 +37,17 @@ class ObservationSpec:
     cameras: tuple[str, ...]
     state: tuple[str, ...]
     state_units: tuple[str, ...]
-    control_hz: float
-    image_size: int = 112
-    frame_stride: int = 4
+    control_hz: Annotated[float, Range(0, 10_000, above=True)]
+    image_size: Annotated[int, Range(1, 10_000)] = 112
+    frame_stride: Depth = 4
     rotation: int = 0
     resize_filter: Literal["none", "bilinear"] = "none"
-    drawn_size: int = 0
+    drawn_size: Annotated[int, Range(0, 10_000)] = 0
     position: tuple[int, ...] = ()
     orientation: tuple[int, ...] = ()
     fingers: tuple[int, ...] = ()
     reflection: bool = False
-    mesh_detail_mm: float = 0.0
+    mesh_detail_mm: Annotated[float, Range(0, 1_000)] = 0.0
     simulator: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -58,6 +58,7 @@ class ObservationSpec:
             UserError: names the field.
 
         """
+        super().__post_init__()
         _require_lengths(self, self.state_dim, "state", ("state_units",))
         for name, sizes in (("position", (0, 3)), ("orientation", (0, 3)), ("fingers", (0, 2))):
             _require_indices(self, name, self.state_dim)
@@ -71,7 +72,7 @@ class ObservationSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderSpec:
+class EncoderSpec(Settings, section="EncoderSpec"):
     """The definition of a latent: float ``[tokens_per_frame, dim]``, of the clips of cameras that end at a frame.
 
     ``kind`` names the encoder (:mod:`wmjax.encoders.base`) and ``name`` one of its models. ``weights_hash`` and
@@ -83,17 +84,17 @@ class EncoderSpec:
     name: str = "mini"
     weights_hash: str = ""
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
-    clip_length: int = 4
+    clip_length: Depth = 4
     cameras: tuple[str, ...] = ("agentview",)
-    tokens_per_frame: int = 16
-    dim: int = 192
+    tokens_per_frame: Width = 16
+    dim: Width = 192
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     format_version: int = FORMAT_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
-class ActionSpec:
+class ActionSpec(Settings, section="ActionSpec"):
     """The definition of an action, and its normalisation by a policy.
 
     A raw action is float32 ``[dim]``: what the robot's controller is sent at one control step, named by ``names``, in
@@ -126,7 +127,7 @@ class ActionSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     hold: tuple[float, ...] = ()
-    chunk: int = 1
+    chunk: Depth = 1
     normalisation: Literal["none", "mean_std", "quantile"] = "none"
     offset: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
@@ -141,6 +142,7 @@ class ActionSpec:
             UserError: names the field.
 
         """
+        super().__post_init__()
         _require_lengths(self, self.dim, "names", ("units",))
         optional = ("low", "high", "hold", "offset", "scale")
         _require_lengths(self, self.dim, "names", tuple(name for name in optional if getattr(self, name)))
@@ -208,36 +210,20 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
         UserError: another format version, or a missing, surplus or mistyped field.
 
     """
-    if values.get("format_version") != FORMAT_VERSION:
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{where}: {kind.__name__}.format_version is {values.get('format_version')!r}, this wmjax reads "
+            f"{where}: {kind.__name__}.format_version is {version!r}, this wmjax reads "
             f"{FORMAT_VERSION}; rebuild the file with the command that made it"
         )
-    hints = get_type_hints(kind)
+    hints = type_hints(kind)
     if set(values) != set(hints):
         differing = ", ".join(sorted(set(values) ^ set(hints)))
         raise UserError(f"{where}: {kind.__name__} has missing or surplus fields: {differing}; rebuild the file")
-    for name, hint in hints.items():
-        if not _fits(values[name], hint):
-            raise UserError(f"{where}: {kind.__name__}.{name} is {values[name]!r}, expected {hint}; rebuild the file")
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**plain)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of an annotated type (the few kinds that specs use)."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is dict:
-        return isinstance(value, dict)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, h) for h in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    try:
+        return convert(values, kind, kind.__name__)
+    except UserError as error:
+        raise UserError(f"{where}: {error}; rebuild the file") from error
 
 
 def spec_hash(spec: Spec) -> str:

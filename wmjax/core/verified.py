@@ -35,7 +35,7 @@ def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
         return
     looks, known = _looks(folder, manifest), {}
     with contextlib.suppress(OSError, ValueError):
-        known = dict(json.loads((folder / VERIFIED).read_text()))
+        known = dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
     names = [name for name, look in looks.items() if known.get(name) != look]
     if not names:
         return

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import read_npz, write_npz
+from wmjax.core.reading import parse_json
 from wmjax.core.specs import ActionSpec, ObservationSpec
 
 REQUIRED_META = ("suite", "task_id", "instruction")
@@ -79,7 +80,11 @@ def load_episode(path: Path) -> EpisodeData:
     missing = sorted({*ARRAYS, "meta"} - set(arrays))
     if missing:
         raise UserError(f"{path}: arrays {', '.join(missing)} are missing; delete the file and record it again")
-    meta = json.loads(arrays.pop("meta").tobytes().decode())
+    surplus = sorted(set(arrays) - {*ARRAYS, "meta"})
+    wrong = [name for name in ARRAYS if arrays[name].dtype != DTYPES[name]]
+    if surplus or wrong:
+        raise UserError(f"{path}: arrays {', '.join(surplus + wrong)} are not an episode's; delete the file")
+    meta = parse_json(arrays.pop("meta").tobytes(), dict[str, Any], f"{path}: meta", "delete the file, record it again")
     return EpisodeData(**arrays, meta=meta)
 
 
@@ -137,7 +142,7 @@ def _check_bounds(values: Float32[np.ndarray, "*shape action"], action: ActionSp
         at = tuple(outside[0].tolist())
         low, high = action.low[at[-1]], action.high[at[-1]]
         raise UserError(
-            f"{where}{list(at)} is {values[at]:.6g}, outside [{low:g}, {high:g}]; actions must be as sent to the "
+            f"{where}{list(at)} is {values[at]:.9g}, outside [{low:g}, {high:g}]; actions must be as sent to the "
             f"controller ({action.definition}), rescale or clip them"
         )
 

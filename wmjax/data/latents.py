@@ -9,7 +9,7 @@ import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int32
@@ -32,6 +32,8 @@ from wmjax.core.files import (
     write_npz,
 )
 from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.reading import reading, typed
+from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.statistics import RunningMoments
@@ -192,6 +194,17 @@ def _short(indices: Sequence[int]) -> str:
     return ", ".join(map(str, indices[:5])) + (", ..." if len(indices) > 5 else "")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A latent store's manifest, without its files."""
+
+    encoder_spec: dict[str, Any]
+    source: str
+    backend: str
+    views: list[list[tuple[int, int]]]
+    num_frames: Annotated[int, Range(0, 1e15)]
+
+
 class LatentStore:
     """A finished latent store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
@@ -212,11 +225,19 @@ class LatentStore:
     def __init__(self, folder: str | Location) -> None:
         self.folder = location(folder)
         self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
-        self.spec = from_dict(EncoderSpec, self.manifest["encoder_spec"], str(self.folder / MANIFEST))
-        self.source: str = self.manifest["source"]
-        self.backend: str = self.manifest["backend"]
-        self.views: Int32[np.ndarray, "e v 2"] = np.array(self.manifest["views"], np.int32)
+        where = str(self.folder / MANIFEST)
+        content: _Content = typed(self.manifest, _Content, where, FIX)
+        self.spec = from_dict(EncoderSpec, content.encoder_spec, where)
+        self.source, self.backend = content.source, content.backend
+        with reading(self.folder / MANIFEST, FIX):
+            self.views: Int32[np.ndarray, "e v 2"] = np.array(content.views, np.int32)
         self.latents: Rows = open_array(self.folder, self.manifest, "latents.npy")
+        tokens = (self.spec.tokens_per_frame, self.spec.dim)
+        if self.views.ndim != 3 or self.latents.shape != (self.views.shape[1], content.num_frames, *tokens):
+            raise UserError(
+                f"{where}: views have shape {self.views.shape} and latents.npy {self.latents.shape}, which do not "
+                f"belong together; {FIX}"
+            )
 
     @functools.cached_property
     def hash(self) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
@@ -27,6 +27,8 @@ from wmjax.core.files import (
     verify_files,
 )
 from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.reading import typed
+from wmjax.core.settings import Range
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.episode import (
@@ -100,7 +102,9 @@ def finalize(
     spec: ObservationSpec,
     action: ActionSpec,
     tasks: Sequence[Task] | None = None,
+    *,
     describe: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
+    skipped: Sequence[Mapping[str, str]] = (),
 ) -> "TrainingStore":
     """Merges the parts into the store; an interrupted call leaves the folder as it was.
 
@@ -110,6 +114,7 @@ def finalize(
         action: the actions of every part.
         tasks: the order of the task table; the parts' own tasks, sorted, when None.
         describe: makes JSON values from the table of episodes, which the manifest then holds as ``recording``.
+        skipped: episodes of the source that were left out, and why, for the manifest.
 
     Raises:
         UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, parts with and
@@ -136,6 +141,7 @@ def finalize(
         "action_spec": to_dict(action),
         "tasks": [dataclasses.asdict(task) for task in table],
         "episodes": _episode_table(metas, lengths, frames, table, folder),
+        **({"skipped": [dict(entry) for entry in skipped]} if skipped else {}),
     }
     if describe is not None:
         content["recording"] = dict(describe(content["episodes"]))
@@ -223,6 +229,34 @@ def _merge_optional(
             array.flush()  # type: ignore[attr-defined]
 
 
+Place = Annotated[int, Range(0, 1e15)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Episode:
+    """What the readers of a store rely on in an episode's entry."""
+
+    index: Place
+    task: Place
+    length: Place
+    num_frames: Place
+    step_start: Place
+    frame_start: Place
+    suite: str
+    task_id: int
+    instruction: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A store's manifest, without its files."""
+
+    observation_spec: dict[str, Any]
+    action_spec: dict[str, Any]
+    tasks: list[Task]
+    episodes: list[_Episode]
+
+
 class TrainingStore:
     """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
@@ -253,9 +287,10 @@ class TrainingStore:
             )
         self.manifest = read_manifest(self.folder, FORMAT, VERSION, FIX)
         where = str(self.folder / "manifest.json")
-        self.spec = from_dict(ObservationSpec, self.manifest["observation_spec"], where)
-        self.action_spec = from_dict(ActionSpec, self.manifest["action_spec"], where)
-        self.tasks = [Task(**task) for task in self.manifest["tasks"]]
+        content: _Content = typed(self.manifest, _Content, where, FIX)
+        self.spec = from_dict(ObservationSpec, content.observation_spec, where)
+        self.action_spec = from_dict(ActionSpec, content.action_spec, where)
+        self.tasks = content.tasks
         self.episodes: list[dict[str, Any]] = self.manifest["episodes"]
         self.state: Float32[np.ndarray, "n state"] = self._read("state.npy")
         self.action: Float32[np.ndarray, "n action"] = self._read("action.npy")
@@ -264,6 +299,28 @@ class TrainingStore:
         self.frame_step: Int32[np.ndarray, "f"] = self._read("frame_step.npy")
         self.action_chunk: Float32[np.ndarray, "f label_steps action"] | None = self._read_optional("action_chunk.npy")
         self.injected: Bool[np.ndarray, "n"] | None = self._read_optional("injected.npy")
+        self._require_shapes(content.episodes, where)
+
+    def _require_shapes(self, episodes: "list[_Episode]", where: str) -> None:
+        """Refuses arrays that are not those of the listed episodes, or episodes that do not follow each other."""
+        step = frame = 0
+        for number, entry in enumerate(episodes):
+            if (entry.index, entry.step_start, entry.frame_start) != (number, step, frame):
+                raise UserError(f"{where}: episode {number} does not follow the one before it; {FIX}")
+            if entry.task >= len(self.tasks):
+                raise UserError(f"{where}: episode {number} is of task {entry.task} of {len(self.tasks)}; {FIX}")
+            step, frame = step + entry.length, frame + entry.num_frames
+        size = self.spec.image_size
+        expected = {
+            "state.npy": (self.state, (step, self.spec.state_dim)),
+            "action.npy": (self.action, (step, self.action_spec.dim)),
+            "executed.npy": (self.executed, (step, self.action_spec.dim)),
+            "frame_step.npy": (self.frame_step, (frame,)),
+            "frames.npy": (self.frames, (frame, len(self.spec.cameras), size, size, 3)),
+        }
+        for name, (array, shape) in expected.items():
+            if array.shape != shape:
+                raise UserError(f"{where}: {name} has shape {array.shape}, its episodes need {shape}; {FIX}")
 
     def _read_optional(self, name: str) -> np.ndarray | None:
         return self._read(name) if name in self.manifest["files"] else None

@@ -10,13 +10,14 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
+from wmjax.core.settings import Depth, Range, Settings
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import Backend
 from wmjax.data.shift import MAX_SHIFT, VIEWS
@@ -26,7 +27,7 @@ Array = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Settings, section="encoder"):
     """Which encoder makes the latents, of which cameras, and how many views of each episode.
 
     A view is shifted by up to ``max_shift`` pixels; the images of the other cameras are shifted as far. ``path`` is a
@@ -37,9 +38,9 @@ class EncoderConfig:
 
     kind: str = "vjepa2"
     backend: Literal["jax", "torch"] = "jax"
-    views: int = VIEWS
-    max_shift: int = MAX_SHIFT
-    clip_length: int = 4
+    views: Depth = VIEWS
+    max_shift: Annotated[int, Range(0, 1_000)] = MAX_SHIFT
+    clip_length: Depth = 4
     path: str = ""
     cameras: tuple[str, ...] = ("agentview",)
 
@@ -50,9 +51,7 @@ class EncoderConfig:
             UserError: names the setting, its value and the least that it may be.
 
         """
-        for name, least in (("views", 1), ("max_shift", 0), ("clip_length", 1)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"encoder.{name} is {value}; set it to at least {least}")
+        super().__post_init__()
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise UserError(f"encoder.cameras is {list(self.cameras)}; name at least one camera, and each once")
 

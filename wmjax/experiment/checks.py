@@ -6,14 +6,16 @@ Without them each contradiction would appear only later: after the recording, or
 from collections.abc import Iterator
 from pathlib import Path
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import location
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
+from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
 from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.sim.libero import SUITES, task_instructions
 
 
 def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
@@ -36,6 +38,8 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         stride: int | None = store.spec.frame_stride
     else:
         stride = None if experiment.data.path else experiment.data.observation.frame_stride
+    _require_tasks(experiment)
+    _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
     _require_memory(experiment, stride)
     if evaluates:
@@ -83,11 +87,6 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
     """Requires at least one episode to validate on, of a task that has another one to train on."""
     fraction, data = experiment.train.validation_fraction, experiment.data
-    if not 0.0 < fraction < 1.0:
-        raise UserError(
-            f"train.validation_fraction is {fraction:g}; validation needs held-out episodes, choose a fraction above 0 "
-            "and below 1, such as 0.05 (at least one episode of every task is held out)"
-        )
     if not data.path and data.episodes_per_task < 2:
         raise UserError(
             f"data.episodes_per_task is {data.episodes_per_task}; give at least 2: one to train on, one to validate on"
@@ -97,6 +96,34 @@ def _require_validation(experiment: Experiment, store: TrainingStore | None) -> 
             f"data.path is {data.path}, where no task has 2 episodes, one to train on and one to validate on; "
             "record or convert more"
         )
+
+
+def _require_tasks(experiment: Experiment) -> None:
+    """What is recorded exists: the suite, and the tasks in it."""
+    data = experiment.data
+    if data.path:
+        return
+    if data.suite not in SUITES:
+        raise unknown_name("data.suite", data.suite, SUITES)
+    if not data.tasks or len(set(data.tasks)) != len(data.tasks) or max(data.tasks) >= SUITES[data.suite]:
+        raise UserError(
+            f"data.tasks is {list(data.tasks)}; name tasks of {data.suite}, 0..{SUITES[data.suite] - 1}, and each once"
+        )
+
+
+def _require_prompts(experiment: Experiment, store: TrainingStore | None) -> None:
+    """The prompts of all tasks can be made: tokenizer, image size, cameras and length fit the model.
+
+    Without demonstrations the instructions are those that the names of LIBERO's task files spell. With a tokenizer of
+    the hub it is left to the plan, which downloads it.
+    """
+    name, data = experiment.prompt.tokenizer, experiment.data
+    if (name != "mini" and not Path(name).is_dir()) or (data.path and store is None):
+        return
+    builder = make_prepare(experiment.prompt, experiment.model, store.spec if store else data.observation)
+    known = [task.instruction for task in store.tasks] if store else task_instructions(data.suite)
+    for instruction in known or ["do it"]:
+        builder(instruction)
 
 
 def _require_precision(experiment: Experiment) -> None:

@@ -12,20 +12,23 @@ protocol follows a rule of its own: the command line, else the dataset's, else t
 import dataclasses
 import hashlib
 import json
-import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.paths import resource_folder
-from wmjax.core.settings import build, merge
+from wmjax.core.location import URL
+from wmjax.core.paths import expand, resource_folder
+from wmjax.core.reading import read_toml
+from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
+from wmjax.encoders.vjepa2.files import PUBLISHED
 from wmjax.experiment.dimensions import with_dimensions
 from wmjax.models.backbones.base import BackboneConfig
 from wmjax.models.heads.base import HeadConfig
+from wmjax.models.parameters import RANDOM
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -37,14 +40,14 @@ from wmjax.trainer.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings, section="data"):
     """The training data: demonstrations recorded here, or the training store at ``path``."""
 
     path: str = ""
     suite: str = "libero_spatial"
-    tasks: tuple[int, ...] = (0,)
-    episodes_per_task: int = 24
-    workers: int = 2
+    tasks: tuple[Annotated[int, Range(0, 1_000_000)], ...] = (0,)
+    episodes_per_task: Annotated[int, Range(1, 100_000)] = 24
+    workers: Depth = 2
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     observation: ObservationSpec = OBSERVATION_SPEC
 
@@ -56,17 +59,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings, section="evaluation"):
     """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
 
     ``every`` evaluates during training too, at checkpoints whose step it divides (0: only at the end).
     """
 
     protocol: str = "spatial_dev"
-    episodes_per_task: int | None = None
-    every: int = 0
-    workers: int = 2
-    videos: int = 2
+    episodes_per_task: Count | None = None
+    every: Annotated[int, Range(0, 1_000_000_000)] = 0
+    workers: Depth = 2
+    videos: Annotated[int, Range(0, 1_000_000)] = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,15 @@ recipe's hash, so that it stays what it was."""
 PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
+
+FOLDERS = (
+    ("train", "backbone_weights"),
+    ("data", "path"),
+    ("encoder", "path"),
+    ("encoder", "model"),
+    ("prompt", "tokenizer"),
+)
+"""Settings that may name a folder, by their group."""
 
 KINDS: dict[str, Any] = {
     "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
@@ -236,12 +248,16 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _anchor(experiment: Experiment) -> Experiment:
-    """The experiment with the folder of its weights absolute: its checkpoints are evaluated from anywhere."""
-    weights = experiment.train.published
-    if weights is None or not Path(weights).is_dir():
-        return experiment
-    train = dataclasses.replace(experiment.train, backbone_weights=str(Path(weights).resolve()))
-    return dataclasses.replace(experiment, train=train)
+    """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere."""
+    replaced: dict[str, Any] = {}
+    for group, name in FOLDERS:
+        settings = replaced.get(group, getattr(experiment, group))
+        value = getattr(settings, name, "")
+        if value in ("", "mini", RANDOM, *PUBLISHED) or URL.match(value):
+            continue
+        if (place := expand(value)).is_dir():
+            replaced[group] = dataclasses.replace(settings, **{name: str(place.resolve())})
+    return dataclasses.replace(experiment, **replaced)
 
 
 def read_axis(axis: str, name: str) -> dict[str, Any]:
@@ -269,16 +285,15 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
     """``model.backbone.preset``, if the backbone has presets, as the fields it stands for."""
-    model = dict(values.get("model", {}))
-    backbone = dict(model.get("backbone", {}))
+    model = values.get("model", {})
+    backbone = model.get("backbone", {}) if isinstance(model, dict) else None
+    if not isinstance(backbone, dict):
+        raise UserError("model and model.backbone are groups of settings; give one of them, as in --model.chunk 8")
     return {**values, "model": {**model, "backbone": BackboneConfig.select(backbone).expand(backbone)}}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path.name}: not valid TOML: {error}") from error
+    return read_toml(path, dict[str, Any], "correct the file")
 
 
 def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:

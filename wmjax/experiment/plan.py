@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core import distributed
+from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
+from wmjax.core.files import write_json
 from wmjax.core.paths import cache_root
+from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
@@ -17,7 +20,9 @@ from wmjax.experiment.latent_settings import latent_spec
 from wmjax.models.backbones.base import BACKBONES
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
+from wmjax.sim.libero import simulator_version
 from wmjax.trainer import checkpoint as checkpoints
+from wmjax.trainer.sharding import make_mesh, require_divisible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,10 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
         experiment = dataclasses.replace(experiment, model=of_store(experiment.model, store))
     require_fit(experiment, store, evaluates=evaluates)
     distributed.join()
+    require_devices()
+    require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))
+    if evaluates or not experiment.data.path:  # the simulator is needed: say now that it is missing
+        simulator_version()
     return RunPlan(
         experiment=experiment,
         folder=folder or default_folder(experiment),
@@ -118,8 +127,8 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
 
     """
     path = run / "config.json"
-    if path.is_file():
-        old, new = dotted(json.loads(path.read_text())), dotted(values)
+    if path.is_file() and _has_started(run):
+        old, new = dotted(read_json(path, dict[str, Any], "choose another folder with --run")), dotted(values)
         defaults = dotted(to_dict(Experiment("", "", ""))).items()
         old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
         # One place for another; a store in place of what is made here, or the reverse, is another experiment.
@@ -131,8 +140,12 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
                 f"run {run} was started with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
                 "choose another folder with --run, or delete this one"
             )
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1))
+    write_json(path, values)
+
+
+def _has_started(run: Path) -> bool:
+    """Whether anything was trained there: what was refused before that binds nobody to its settings."""
+    return (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
 
 
 def require_saved(run: Path, values: dict[str, Any]) -> None:
@@ -143,7 +156,7 @@ def require_saved(run: Path, values: dict[str, Any]) -> None:
 
     """
     path = run / "config.json"
-    if not path.is_file() or json.loads(path.read_text()) != values:
+    if not path.is_file() or read_json(path, Any, "choose another folder with --run") != values:
         raise UserError(
             f"run {run} of this process is not that of process 0; give all processes the same settings, and --run and "
             "WMJAX_CACHE on a file system that they share"

@@ -7,7 +7,7 @@ The state and the action queries stand at the prompt's last ``1 + chunk`` positi
 
 import dataclasses
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Depth, Range, Settings
 from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
 from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, default_head
 from wmjax.models.inputs import ModelInput
@@ -33,7 +34,7 @@ MEMORY, HEAD, EMBED, DECODE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class VLAConfig:
+class VLAConfig(Settings, section="model"):
     """The policy network. Variants own ``memory`` and ``world``, heads own ``head``, scales own the sizes.
 
     Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
@@ -50,16 +51,17 @@ class VLAConfig:
     prophet: ProphetConfig = field(default_factory=ProphetConfig)
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     head_sizes: HeadSizes = field(default_factory=HeadSizes)
-    chunk: int = 8
-    action_dim: int = 0
-    grippers: int = 0
-    state_dim: int = 0
+    chunk: Depth = 8
+    action_dim: Annotated[int, Range(0, 1_000_000)] = 0
+    grippers: Annotated[int, Range(0, 1_000)] = 0
+    state_dim: Annotated[int, Range(0, 1_000_000)] = 0
     use_state: bool = True
-    cameras: int | None = None
-    query_std: float = 0.5
-    dtype: str = "float32"
+    cameras: Depth | None = None
+    query_std: Annotated[float, Range(0, 100, above=True)] = 0.5
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_condition(self.memory, self.prophet)
         depth = self.backbone.depth
         for layer in self.injection.layers:

@@ -11,6 +11,7 @@ from typing import Any
 from wmjax.analysis.summary import Summary, summarize
 from wmjax.core.files import only_one, write_json
 from wmjax.core.provenance import provenance
+from wmjax.core.reading import read_json
 from wmjax.core.specs import to_dict
 from wmjax.reporting.evaluation_page import REPORT, write_report
 from wmjax.reporting.video.clips import Videos
@@ -120,25 +121,29 @@ def _conclude(
         if not _is_current(out / "summary.json", results):
             _save(results, protocol, _speed_of_shards(out) if sharded else {})
         if protocol.init == "benchmark":
-            keep_record(records, protocol.name, json.loads((out / "summary.json").read_text()))
+            keep_record(records, protocol.name, _read_summary(out / "summary.json"))
         log.info("report: %s", write_report(out))
 
 
 def _is_current(path: Path, results: Results) -> bool:
     """Whether a summary is there and counts all of these episodes."""
-    written = json.loads(path.read_text()) if path.is_file() else {}
+    written = _read_summary(path) if path.is_file() else {}
     counted = json.loads(json.dumps(summarize(results.records).as_dict()))
     return all(written.get(name) == value for name, value in counted.items())
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    return read_json(path, dict[str, Any], "delete it and repeat the command, which writes it anew")
 
 
 def _speed_of_shards(out: Path) -> dict[str, float]:
     """The numbers of all shards as if they had run side by side; a killed shard has none."""
     files = [out / "summary.json", *out.glob("shards/*-of-*/summary.json")]
-    written = [json.loads(path.read_text()) for path in files if path.is_file()]
+    written = [_read_summary(path) for path in files if path.is_file()]
     parts = [part for part in written if "shards" not in part]  # that one is the summary of all
     return {
-        "seconds": max((part["seconds"] for part in parts), default=0.0),
-        "control_steps_per_second": sum(part["control_steps_per_second"] for part in parts),
+        "seconds": max((float(part.get("seconds") or 0.0) for part in parts), default=0.0),
+        "control_steps_per_second": sum(float(part.get("control_steps_per_second") or 0.0) for part in parts),
         "shards": len(list(out.glob("shards/*-of-*"))),
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from wmjax.analysis.summary import Summary
 from wmjax.core.corruption import SHUFFLED
+from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
@@ -53,6 +54,7 @@ def evaluate_checkpoint(
 
     """
     keep_compiled_programs()
+    require_devices()
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(
         path,

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
+from wmjax.core.files import disk_errors
 from wmjax.core.paths import cache_root
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import OBSERVATION_SPEC, simulator_version
@@ -73,9 +75,15 @@ def check_rendering() -> Finding:
 
 
 def check_jax() -> Finding:
-    """The devices that jit will use."""
+    """The devices that jit will use.
+
+    Raises:
+        UserError: there are none.
+
+    """
     import jax
 
+    require_devices()
     kinds = sorted({device.device_kind for device in jax.devices()})
     return Finding("ok", f"jax {jax.__version__}: {jax.device_count()} x {', '.join(kinds)} ({jax.default_backend()})")
 
@@ -83,9 +91,10 @@ def check_jax() -> Finding:
 def check_disk() -> Finding:
     """Room at the cache."""
     folder = cache_root()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
+    with disk_errors(folder):
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free / 1e9
     text = f"disk: {free:.1f} GB free at {cache_root()}"
     if free >= DISK_GB:
         return Finding("ok", text)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from wmjax.analysis.summary import Summary
 from wmjax.core import distributed, logs
+from wmjax.core.devices import require_devices
 from wmjax.core.files import owned
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
@@ -99,6 +100,7 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
     require_fit(experiment, given, evaluates=evaluates)
     distributed.join()
+    require_devices()
     text = f"run: {default_folder(experiment)}\n{describe(experiment)}"
     distributed.alone(lambda: print(text))
 

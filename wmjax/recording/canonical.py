@@ -5,13 +5,13 @@ made once per task and object, from seeds alone: by how bad a grasp is in a bad 
 """
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wmjax.core.files import hash_json, write_json
 from wmjax.core.paths import cache_root
+from wmjax.core.reading import read_json
 from wmjax.recording.grasp import HOPELESS, GraspStyle, grasp_candidates, obstacle_cost
 from wmjax.recording.privileged_scene import Scene
 from wmjax.sim.episode import EpisodeId
@@ -51,8 +51,7 @@ def usual_grasp(env: "LiberoEnv") -> GraspStyle | None:
     if not path.exists():
         style = _choose_apart(env)
         write_json(path, None if style is None else dataclasses.asdict(style))
-    found = json.loads(path.read_text())
-    return None if found is None else GraspStyle(**found)
+    return read_json(path, GraspStyle | None, "delete it, it is made again")
 
 
 def _choose_apart(env: "LiberoEnv") -> GraspStyle | None:

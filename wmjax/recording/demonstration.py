@@ -2,11 +2,13 @@
 
 import dataclasses
 from dataclasses import field
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Fraction, Range, Settings
 from wmjax.data.episode import EpisodeData
 from wmjax.recording.expert import Expert
 from wmjax.recording.failures import FailureConfig, Failures
@@ -20,7 +22,7 @@ NOISE_GAIN = np.array([2, 2, 2, 0.3, 0.3, 0.3, 0]) * (1 - NOISE_MEMORY)
 
 
 @dataclasses.dataclass(frozen=True)
-class DemonstrationConfig:
+class DemonstrationConfig(Settings, section="demonstrations"):
     """The settings of demonstrations.
 
     Attributes:
@@ -37,24 +39,21 @@ class DemonstrationConfig:
 
     """
 
-    seed: int = 0
-    perturbed_fraction: float = 0.8
-    noise_low: float = 0.1
-    noise_high: float = 0.3
-    max_steps: int = 360
-    steps_after_success: int = 8
-    label_steps: int = 8
+    seed: Annotated[int, Range(0, 1_000_000)] = 0
+    perturbed_fraction: Fraction = 0.8
+    noise_low: Fraction = 0.1
+    noise_high: Fraction = 0.3
+    max_steps: Annotated[int, Range(1, 1_000_000)] = 360
+    steps_after_success: Annotated[int, Range(0, 10_000)] = 8
+    label_steps: Annotated[int, Range(0, 10_000)] = 8
     failures: FailureConfig = field(default_factory=FailureConfig)
 
     def __post_init__(self) -> None:
-        """Refuses a negative length.
-
-        Raises:
-            UserError: names the setting and its value.
-
-        """
-        if self.label_steps < 0:
-            raise UserError(f"data.demonstrations.label_steps is {self.label_steps}; give 0 or more control steps")
+        super().__post_init__()
+        if self.noise_low > self.noise_high:
+            raise UserError(
+                f"demonstrations.noise_low is {self.noise_low:g}, above noise_high {self.noise_high:g}; lower it"
+            )
 
 
 def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: int) -> EpisodeId:

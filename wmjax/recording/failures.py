@@ -5,11 +5,13 @@ What is executed during a failure is nobody's label: the store marks these contr
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float64
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Fraction, Range, Settings, Weight
 from wmjax.recording.expert import CLOSE, OPEN, Expert, Phase
 from wmjax.sim.episode import EpisodeId
 
@@ -23,7 +25,7 @@ LATEST_PUSH = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class FailureConfig:
+class FailureConfig(Settings, section="failures"):
     """Which failures are provoked while demonstrations are recorded.
 
     Attributes:
@@ -37,13 +39,13 @@ class FailureConfig:
 
     """
 
-    fraction: float = 0.8
-    most: int = 3
-    push: float = 0.5
-    miss: float = 0.2
-    drop: float = 0.15
-    beside: float = 0.15
-    start: float = 0.0
+    fraction: Fraction = 0.8
+    most: Annotated[int, Range(1, 100)] = 3
+    push: Weight = 0.5
+    miss: Weight = 0.2
+    drop: Weight = 0.15
+    beside: Weight = 0.15
+    start: Fraction = 0.0
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing.
@@ -52,14 +54,7 @@ class FailureConfig:
             UserError: names the setting, its value and what it may be.
 
         """
-        for name in ("fraction", "start"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise UserError(f"data.demonstrations.failures.{name} is {value}; give a share between 0 and 1")
-        if self.most < 1:
-            raise UserError(f"data.demonstrations.failures.most is {self.most}; give 1 or more, or set fraction to 0")
-        for name in KINDS:
-            if (value := getattr(self, name)) < 0:
-                raise UserError(f"data.demonstrations.failures.{name} is {value}; give a frequency of 0 or more")
+        super().__post_init__()
         if self.fraction > 0 and not sum(self.weights):
             raise UserError(
                 f"data.demonstrations.failures: {', '.join(KINDS)} are all 0; raise one, or set fraction to 0"

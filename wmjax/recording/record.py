@@ -6,7 +6,6 @@ already built. The content of a slot depends on its number only, not on which wo
 
 import contextlib
 import dataclasses
-import json
 import logging
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import require_space, write_json
 from wmjax.core.logs import bar
 from wmjax.core.processes import without_main_module
+from wmjax.core.reading import read_json
 from wmjax.core.specs import ObservationSpec, to_dict
 from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
@@ -162,10 +162,7 @@ def _check_settings(folder: Path, suite: str, spec: ObservationSpec, config: Dem
             raise UserError(f"{folder}: episodes of unknown origin ({SETTINGS} is missing); choose another folder")
         write_json(path, settings)
         return
-    try:
-        before = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); choose another folder") from error
+    before = read_json(path, dict[str, Any], "choose another folder")
     for name, old, new in _differences(before, settings):
         raise UserError(f"{name} is {new!r}, {folder} was recorded with {old!r}; use that, or choose another folder")
 

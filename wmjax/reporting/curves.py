@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> Metrics:
     """
     latest: dict[tuple[str, str], dict[float, float]] = {}
     damaged = 0
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             values = json.loads(line)
             step, split = float(values["step"]), str(values["split"])

@@ -183,7 +183,7 @@ def _article(
     facts = {
         "task": _task(entry),
         "seed": _known(entry["seed"]),
-        "initial state": entry.get("episode") or _known(entry["init"]),
+        "initial state": _known(entry.get("episode") or entry["init"]),
         "settled hash": entry["settled_hash"] or "not recorded",
         "perturbation": _perturbation(entry["perturbation"], episode, store.action_spec),
         "first success": _known(entry["success_step"], f"after control step {entry['success_step']}"),
@@ -250,15 +250,19 @@ def _known(value: Any, text: str | None = None) -> str:
     return str(value) if text is None else text
 
 
-def _amplitude(value: float | None) -> str:
-    """The perturbation in the table."""
-    return {None: "not recorded", 0.0: "none"}.get(value) or f"{value:.2f}"
+def _amplitude(value: float | str | None) -> str:
+    """The perturbation in the table: its amplitude, or what else moved the arm, in words."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, int | float):
+        return f"{value:.2f}" if value else "none"
+    return str(value).replace("_", " ")
 
 
-def _perturbation(value: float | None, episode: EpisodeData, action: ActionSpec) -> str:
+def _perturbation(value: float | str | None, episode: EpisodeData, action: ActionSpec) -> str:
     """The perturbation in words, with what it did to the arm."""
     if not is_perturbed(episode):
         return f"{_amplitude(value)}; executed = label"
     size = float(np.sqrt(np.mean((episode.executed - episode.action)[:, list(action.arm)] ** 2)))
-    name = _amplitude(value) + (" of the largest action" if value else "")
+    name = _amplitude(value) + (" of the largest action" if value and not isinstance(value, str) else "")
     return f"{name}; executed - label: RMS {size:.3f} over the arm's dimensions"

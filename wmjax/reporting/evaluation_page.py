@@ -1,8 +1,7 @@
 """A self-contained ``report.html`` of one evaluation: verdict, tasks, videos, curves, controls, provenance."""
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from wmjax.analysis.summary import Summary, summarize
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path
 from wmjax.core.paths import records_folder
+from wmjax.core.reading import read_json
 from wmjax.reporting import sections
 from wmjax.reporting.controls import controls
 from wmjax.reporting.curves import Metrics, read_metrics
@@ -157,12 +157,4 @@ def _require_evaluation(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, the report does without") from error
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path}: damaged (not a JSON object); delete it, the report does without")
-    return dict(values)
+    return read_json(path, dict[str, Any], "delete it, the report does without") if path.exists() else {}

@@ -1,12 +1,16 @@
 """The record of benchmark runs: an append-only log, so that every run is reported and not only the best one."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wmjax.core.errors import UserError
+from wmjax.core.files import disk_errors
 from wmjax.core.paths import cache_root
+from wmjax.core.reading import read_json
 
 log = logging.getLogger("wmjax.rollout")
 
@@ -18,29 +22,44 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
     its record and its report finds its own record and leaves no second one. A recipe that has a record already is run
     again at one's own risk of selecting on the benchmark: that is logged.
 
+    Where the folder cannot be written to, as in somebody else's checkout, the record goes to the cache.
+
     Args:
         folder: of the records.
         protocol: its name begins the file names.
         content: the run's ``summary.json``.
 
     """
+    try:
+        with disk_errors(folder):
+            return _keep(folder, protocol, content)
+    except UserError as error:
+        elsewhere = cache_root() / "results"
+        if folder == elsewhere:
+            raise
+        log.warning("the benchmark's record goes to %s: %s", elsewhere, error)
+        with disk_errors(elsewhere):
+            return _keep(elsewhere, protocol, content)
+
+
+def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     header = content["header"]
-    earlier = {path: json.loads(path.read_text()) for path in sorted(folder.glob(f"{protocol}-*.json"))}
+    earlier = _records(folder, protocol)
     for path, record in earlier.items():
-        if (record["header"], record["finished_at"]) == (header, content["finished_at"]):
+        if (record.header, record.finished_at) == (header, content["finished_at"]):
             return path
     recipe = header.get("recipe_hash", "")
-    same = [path.name for path, record in earlier.items() if record["header"].get("recipe_hash", "") == recipe]
+    same = [path.name for path, record in earlier.items() if record.header.get("recipe_hash", "") == recipe]
     if recipe and same:
         log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
     content = {**content, "command": str(content["command"]).replace(str(cache_root()), "$WMJAX_CACHE")}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    number = max([0, *(_number(path) + 1 for path in earlier)])
+    number = max([0, *(_number(path) + 1 for path in folder.glob(f"{protocol}-*.json"))])
     while True:
         path = folder / f"{protocol}-{number:03d}.json"
         try:
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:  # another run ended at the same moment
             number += 1
@@ -51,8 +70,25 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
 def count_records(folder: Path, header: Mapping[str, Any]) -> int:
     """The number of recorded runs, in ``folder``, of the recipe of an evaluation's header on its protocol."""
     name = header.get("protocol", {}).get("name", "")
-    records = [json.loads(path.read_text())["header"] for path in folder.glob(f"{name}-*.json")]
-    return sum(record.get("recipe_hash", "") == header.get("recipe_hash", "") for record in records)
+    records = _records(folder, name).values()
+    return sum(record.header.get("recipe_hash", "") == header.get("recipe_hash", "") for record in records)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    header: dict[str, Any]
+    finished_at: Any
+
+
+def _records(folder: Path, protocol: str) -> dict[Path, _Record]:
+    """The records of a protocol that can be read; another run's result must not be lost for a damaged one."""
+    found = {}
+    for path in sorted(path for path in folder.glob(f"{protocol}-*.json") if _number(path) >= 0):
+        try:
+            found[path] = read_json(path, _Record, "delete it")
+        except UserError as error:
+            log.warning("a record of the benchmark is passed over: %s", error)
+    return found
 
 
 def _number(path: Path) -> int:

@@ -2,16 +2,15 @@
 
 import argparse
 import dataclasses
-import math
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import resource_folder
-from wmjax.core.settings import build
+from wmjax.core.reading import read_toml
+from wmjax.core.settings import Count, Depth, Fraction, Range, Seed, Settings, build
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
@@ -21,7 +20,7 @@ MAX_VELOCITY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class Protocol(Settings, section="protocol"):
     """An evaluation's definition; two runs of one protocol ran the same episodes.
 
     Attributes:
@@ -56,23 +55,24 @@ class Protocol:
     name: str
     suite: str
     tasks: tuple[int, ...]
-    episodes_per_task: int
+    episodes_per_task: Count
     init: Literal["benchmark", "random"]
-    max_steps: int
-    first_index: int = 0
-    open_loop_horizon: int = 8
-    execution_delay: int = 0
-    ensemble: float = 0.0
-    target_velocity: float = 0.0
-    camera_dropout: float = 0.0
-    oracle: float | None = None
+    max_steps: Annotated[int, Range(1, 1_000_000)]
+    first_index: Annotated[int, Range(0, 1_000_000_000)] = 0
+    open_loop_horizon: Depth = 8
+    execution_delay: Annotated[int, Range(0, 10_000)] = 0
+    ensemble: Annotated[float, Range(-100, 100)] = 0.0
+    target_velocity: Annotated[float, Range(0, MAX_VELOCITY)] = 0.0
+    camera_dropout: Fraction = 0.0
+    oracle: Fraction | None = None
     corruption: Corruption = "none"
-    seed: int = 0
+    seed: Seed = 0
     env: str = "libero"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_tasks()
-        self._check_numbers()
+        self._check_memory()
         self._check_episodes()
 
     def _check_tasks(self) -> None:
@@ -85,22 +85,9 @@ class Protocol:
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UserError(f"tasks is {list(self.tasks)}; name at least one task, and each once")
 
-    def _check_numbers(self) -> None:
-        for field in ("episodes_per_task", "max_steps", "open_loop_horizon"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1")
-        for field in ("first_index", "execution_delay"):
-            if getattr(self, field) < 0:
-                raise UserError(f"{field} is {getattr(self, field)}; it must not be negative")
-        for field, limit in (("target_velocity", MAX_VELOCITY), ("camera_dropout", 1.0)):
-            if not 0 <= getattr(self, field) <= limit:
-                raise UserError(f"{field} is {getattr(self, field)}; choose a value from 0 (off) to {limit}")
-        if self.oracle is not None and not 0 <= self.oracle <= 1:
-            raise UserError(f"oracle is {self.oracle}; choose a value from 0 (the true future) to 1, or leave it out")
+    def _check_memory(self) -> None:
         if self.oracle is not None and self.corruption != "none":
             raise UserError(f"corruption is {self.corruption!r} with oracle {self.oracle}; leave one of them out")
-        if not math.isfinite(self.ensemble):
-            raise UserError(f"ensemble is {self.ensemble}; choose a number such as 0.01, or 0 for off")
 
     def _check_episodes(self) -> None:
         end = self.first_index + self.episodes_per_task
@@ -156,10 +143,7 @@ def load_protocol(name: str, **changes: Any) -> Protocol:
     path = Path(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
     if not path.is_file():
         raise unknown_name("protocol", name, protocol_names())
-    try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}; correct the file") from error
+    values = read_toml(path, dict[str, Any], "correct the file")
     values |= {key: value for key, value in changes.items() if value is not None}
     return from_values({"name": path.stem, **values}, str(path))
 
@@ -171,10 +155,10 @@ def from_values(values: dict[str, Any], where: str) -> Protocol:
         UserError: unknown, missing or mistyped key; ``where`` is named.
 
     """
-    for field in dataclasses.fields(Protocol):
-        if field.name not in values and field.default is dataclasses.MISSING:
-            raise UserError(f"{where}: the key {field.name!r} is missing; add it")
-    return build(Protocol, values, "protocol.")
+    try:
+        return build(Protocol, values, "protocol.")
+    except UserError as error:
+        raise UserError(f"{where}: {error}; correct the file") from error
 
 
 class Change(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, disk_errors, write_json
+from wmjax.core.reading import parse_json, read_json, read_text
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
@@ -94,7 +95,7 @@ class Results:
 
     def add(self, record: EpisodeRecord) -> None:
         """Appends a finished episode; it is on disk when this returns."""
-        with disk_errors(self.path), self.path.open("a") as file:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
@@ -104,7 +105,7 @@ class Results:
         """Writes the whole file anew, atomically, with these episodes."""
         self.records = list(records)
         with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(map(_line, self.records)))
+            temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
 
     @property
     def finished(self) -> set[str]:
@@ -120,15 +121,10 @@ def read_header(folder: Path) -> dict[str, Any]:
 
     """
     path = Path(folder) / "header.json"
-    try:
-        header = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder}: no evaluation there (header.json is missing); name an evaluation's folder"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete the folder and evaluate again") from error
-    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+    if not path.exists():
+        raise UserError(f"{folder}: no evaluation there (header.json is missing); name an evaluation's folder")
+    header = read_json(path, dict[str, Any], "delete the folder and evaluate again")
+    if header.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; evaluate again into another folder")
     return header
 
@@ -155,14 +151,10 @@ def read_records(folder: Path, *, torn: bool = False) -> list[EpisodeRecord]:
     path = Path(folder) / "episodes.jsonl"
     records: list[EpisodeRecord] = []
     keys: set[str] = set()
-    text = path.read_text() if path.exists() else ""
+    text = read_text(path, "delete it and evaluate again") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1] if torn else text
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            values = json.loads(line)
-            record = EpisodeRecord(**{**values, "faults": tuple(values["faults"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}:{number}: damaged line ({error}); delete that line and evaluate again") from error
+    for number, line in enumerate(whole.removesuffix("\n").split("\n") if whole else [], 1):
+        record = parse_json(line, EpisodeRecord, f"{path}:{number}: damaged line", "delete it and evaluate again")
         if record.key in keys:
             raise UserError(f"{path}:{number}: episode {record.key} is there twice; delete one of the lines")
         keys.add(record.key)

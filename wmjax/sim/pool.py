@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.processes import without_main_module
+from wmjax.sim.preparation import require_shared_memory
 from wmjax.sim.worker import Command, Failure, Reply, WorkerSettings, worker_main
 
 
@@ -68,6 +69,7 @@ class Pool:
         self._timeout, self._startup = timeout, startup
         self._context = multiprocessing.get_context("spawn")
         size = int(np.prod(settings.frames_shape))
+        require_shared_memory(size * workers)
         self._workers: list[_Worker] = []
         try:
             for _ in range(workers):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.observation import orient_image, resize_image
-from wmjax.sim.libero import gl_error
+from wmjax.sim.preparation import egl_devices, why_not
 
 MIN_FACES = 2000
 """Meshes with no more faces than this are left alone."""
@@ -151,9 +151,10 @@ def _open_context(sim: Any, spec: ObservationSpec) -> Any:
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
     try:
-        context = MjRenderContextOffscreen(sim, device_id=-1)
+        with egl_devices():
+            context = MjRenderContextOffscreen(sim, device_id=-1)
     except Exception as error:  # EGL, OSMesa and GLX each raise their own kinds
-        raise gl_error(error) from error
+        raise why_not(error) from error
     context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual, not collision geometry
     context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = int(spec.reflection)
     return context

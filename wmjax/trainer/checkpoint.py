@@ -157,7 +157,7 @@ class Saver:
             return
         manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(staging)}
         text = json.dumps(manifest, indent=1).encode()
-        (staging / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
+        (staging / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n", encoding="utf-8")
         (staging / MANIFEST).write_bytes(text)
         for path in (staging / SEAL, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging):
             sync(path)

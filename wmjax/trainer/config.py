@@ -1,12 +1,13 @@
 """The settings of a training, and the inputs that it is given."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
+from wmjax.core.settings import Count, Depth, Range, Rate, Seed, Settings
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import LoaderConfig
@@ -18,7 +19,7 @@ from wmjax.models.parameters import RANDOM, Trainable
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings, section="train"):
     """The length of a training, and the intervals of what it does besides.
 
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
@@ -34,49 +35,32 @@ class TrainConfig:
     ``accumulate`` batches make one update; ``steps`` counts batches.
     """
 
-    steps: int = 3000
-    batch_size: int = 64
-    seed: int = 0
+    steps: Count = 3000
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 64
+    seed: Seed = 0
     trainable: Trainable = "all"
     backbone_weights: str = ""
-    validation_fraction: float = 0.05
-    state_noise: float = 0.02
-    ema_decay: float = 0.998
-    log_every: int = 50
-    eval_every: int = 500
-    eval_batches: int = 4
+    validation_fraction: Annotated[float, Range(0, 1, above=True, below=True)] = 0.05
+    state_noise: Annotated[float, Range(0, 100)] = 0.02
+    ema_decay: Rate = 0.998
+    log_every: Count = 50
+    eval_every: Count = 500
+    eval_batches: Count = 4
     normalisation: Normalisation = "mean_std"
-    checkpoint_every: int = 250
-    threads: int = 2
-    delay: int = 0
-    max_to_keep: int = 2
-    keep_period: int = 0
-    spike_factor: float = 0.0
-    max_skipped: int = 50
-    accumulate: int = 1
+    checkpoint_every: Count = 250
+    threads: Depth = 2
+    delay: Annotated[int, Range(0, 10_000)] = 0
+    max_to_keep: Count = 2
+    keep_period: Annotated[int, Range(0, 1_000_000_000)] = 0
+    spike_factor: Annotated[float, Range(0, 1_000_000)] = 0.0
+    max_skipped: Count = 50
+    accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     init_from: str = ""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "log_every",
-            "eval_every",
-            "eval_batches",
-            "checkpoint_every",
-            "threads",
-            "max_to_keep",
-            "max_skipped",
-            "accumulate",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}; give 1 or more")
-        if self.keep_period < 0:
-            raise UserError(f"train.keep_period is {self.keep_period}; give a number of steps, or 0 for none")
-        if self.spike_factor and not 1 < self.spike_factor < float("inf"):
+        super().__post_init__()
+        if self.spike_factor and self.spike_factor <= 1:
             raise UserError(f"train.spike_factor is {self.spike_factor}; give a number above 1, or 0 for none")
-        if self.delay < 0:
-            raise UserError(f"train.delay is {self.delay}; give a number of control steps, 0 or more")
         # Forgotten weights would cost hours and look like a bad recipe.
         if self.trainable == "adapters" and not self.backbone_weights:
             raise UserError(

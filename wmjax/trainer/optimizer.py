@@ -1,18 +1,19 @@
 """AdamW with warm-up and cosine decay; norms, biases and gates do not decay."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 from flax import nnx
 
+from wmjax.core.settings import Fraction, Range, Rate, Settings
 from wmjax.models.world.injection import Gate
 from wmjax.trainer.sharding import logical_axes
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings, section="optimizer"):
     """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates, ``prophet_multiplier`` the Prophet's.
 
     Above 1 e2's Prophet learns faster, but e1's is spoilt before its gate opens: through a nearly closed gate its
@@ -22,15 +23,15 @@ class OptimizerConfig:
     world loss, which no parameter but the Prophet's may feel in e2, would shrink the policy's steps.
     """
 
-    learning_rate: float = 6e-4
-    warmup_steps: int = 200
-    final_fraction: float = 0.02
-    weight_decay: float = 1e-2
-    b1: float = 0.9
-    b2: float = 0.95
-    clip_norm: float = 1.0
-    gate_multiplier: float = 10.0
-    prophet_multiplier: float = 1.0
+    learning_rate: Annotated[float, Range(0, 1, above=True)] = 6e-4
+    warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 200
+    final_fraction: Fraction = 0.02
+    weight_decay: Annotated[float, Range(0, 10)] = 1e-2
+    b1: Rate = 0.9
+    b2: Rate = 0.95
+    clip_norm: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    gate_multiplier: Annotated[float, Range(0, 1_000)] = 10.0
+    prophet_multiplier: Annotated[float, Range(0, 1_000)] = 1.0
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> optax.GradientTransformation:

@@ -7,7 +7,7 @@ not divide stays whole.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Range, Settings, Width
 from wmjax.core.shards import Shard
 
 AXES = ("data", "fsdp", "tensor")
@@ -36,17 +37,22 @@ RULES: Mapping[str, str | None] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Settings, section="mesh"):
     """Devices along each axis; ``data = -1`` takes all that the others leave.
 
     ``shard_frozen`` splits a frozen backbone by the rules too; by default it is replicated, which is faster
     where it fits (7.5 GB at 3B) because nothing has to be gathered.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, Range(-1, 1_000_000)] = -1
+    fsdp: Width = 1
+    tensor: Width = 1
     shard_frozen: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data == 0:
+            raise UserError("mesh.data is 0; give a number of devices, or -1 for all that the other axes leave")
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

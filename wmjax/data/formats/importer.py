@@ -1,19 +1,35 @@
 """The conversion that every dataset format shares: episodes are written as parts, then merged into a training store."""
 
+import hashlib
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import MANIFEST, claim_plan, hash_json
+from wmjax.core.files import MANIFEST, claim_plan, hash_file, hash_json
 from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
-from wmjax.data.episode import EpisodeData
+from wmjax.data.episode import EpisodeData, check_episode
 from wmjax.data.store import PARTS, TrainingStore, finalize, part_names, write_part
 
 PLAN = "plan.json"
 Progress = Callable[[int, int], None]
 """Called with the number of finished episodes, and of all."""
+WHOLE_BYTES, EDGE_BYTES = 4 << 20, 1 << 20
+"""Source files up to this size are hashed whole; of larger ones this much of either end, and their time."""
+ROUNDING = 1e-5
+"""How far beyond [-1, 1] an action may lie and still be one that was rounded."""
+Gripper = Literal["open-negative", "open-positive", "open-one", "open-zero"]
+"""What opens the gripper in a source: -1 (LIBERO's and the store's), +1, or of the two commands 0 and 1 one."""
+FINGERS_METRES = 0.06
+"""No finger of the Panda is further from the middle; other numbers are no positions and say nothing."""
+FOLLOWS = 8
+"""Control steps in which the fingers follow a command."""
+MOVED_METRES = 0.02
 
 
 def refuse_finished(out: Path) -> None:
@@ -38,6 +54,8 @@ def convert_episodes(
     source: Mapping[str, Any],
     episodes: Mapping[str, Callable[[], EpisodeData]],
     progress: Progress,
+    *,
+    skip_bad: bool = False,
 ) -> TrainingStore:
     """Writes a training store; interrupted, it resumes where it stopped.
 
@@ -49,6 +67,8 @@ def convert_episodes(
             same folder.
         episodes: what reads each episode, by the name of its part.
         progress: called after every episode.
+        skip_bad: leave out episodes that cannot be read or must not be trained on, and list them, with the reason, as
+            ``skipped`` in the store's manifest.
 
     Raises:
         UserError: an episode that must not be trained on; ``out`` holds a store or another conversion.
@@ -56,15 +76,97 @@ def convert_episodes(
     """
     refuse_finished(out)
     chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec), "action_spec": to_dict(action)}
-    claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
     done = set(part_names(out))
+    if not done:  # what was refused before its first episode binds nobody to its settings
+        (out / PARTS / PLAN).unlink(missing_ok=True)
+    claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
+    skipped: list[dict[str, str]] = []
     for number, (name, read) in enumerate(episodes.items(), 1):
         if name not in done:
-            write_part(out, name, read(), spec, action)
+            try:
+                episode = read()
+                check_episode(episode, spec, action, name)
+            except UserError as error:
+                if not skip_bad:
+                    raise
+                skipped.append({"episode": name, "reason": str(error)})
+                logging.getLogger("wmjax").warning("%s is left out: %s", name, error)
+            else:
+                write_part(out, name, episode, spec, action)
         progress(number, len(episodes))
-    store = finalize(out, spec, action)
+    if len(skipped) == len(episodes):
+        raise UserError(f"no episode can be used: {skipped[0]['reason']}" if skipped else "no episodes")
+    store = finalize(out, spec, action, skipped=skipped)
     shutil.rmtree(out / PARTS)
     return store
+
+
+def identify(folder: Path, files: Iterable[Path]) -> str:
+    """A hash of source files by their content, so that a conversion never goes on with another's half.
+
+    Large files are known by their size, time of modification and both ends.
+    """
+    known = []
+    for path in sorted(set(files)):
+        size = path.stat().st_size
+        if size <= WHOLE_BYTES:
+            look: list[Any] = [hash_file(path)]
+        else:
+            with path.open("rb") as file:
+                head = file.read(EDGE_BYTES)
+                file.seek(-EDGE_BYTES, 2)
+                look = [hashlib.sha256(head + file.read()).hexdigest(), path.stat().st_mtime_ns]
+        known.append([str(path.relative_to(folder)), size, *look])
+    return hash_json(known)
+
+
+def prepare_action(
+    action: Float32[np.ndarray, "n 7"], state: Float32[np.ndarray, "n 8"], gripper: Gripper, where: str
+) -> Float32[np.ndarray, "n 7"]:
+    """A source's actions in the store's convention, the gripper -1 to open and +1 to close.
+
+    Args:
+        action: as in the source.
+        state: of the same rows; tells whether the fingers follow the commands.
+        gripper: the source's convention.
+        where: the episode, for errors.
+
+    Raises:
+        UserError: commands that are not of that convention, or after which the fingers do the opposite.
+
+    """
+    action = np.where((np.abs(action) > 1) & (np.abs(action) <= 1 + ROUNDING), np.sign(action), action)
+    if action.ndim != 2 or not action.size:
+        return action
+    command = action[:, -1]
+    if gripper not in get_args(Gripper):
+        raise UserError(f"gripper is {gripper!r}; choose one of {', '.join(get_args(Gripper))}")
+    if gripper == "open-negative" and (command >= 0).all() and (command == 0).any():
+        raise UserError(
+            f"{where}: gripper commands lie in [0, 1], LIBERO's are -1 to open and +1 to close; say what opens it with "
+            "--gripper open-one or open-zero"
+        )
+    if gripper in ("open-one", "open-zero") and ((command < 0) | (command > 1)).any():
+        raise UserError(f"{where}: gripper commands lie outside [0, 1]; give --gripper open-negative or open-positive")
+    signed = {
+        "open-negative": command, "open-positive": -command, "open-one": 1 - 2 * command, "open-zero": 2 * command - 1,
+    }[gripper]  # fmt: skip
+    _require_obeyed(signed, state, where)
+    return np.concatenate([action[:, :-1], signed[:, None]], axis=1).astype(np.float32)
+
+
+def _require_obeyed(command: Float32[np.ndarray, "n"], state: Float32[np.ndarray, "n 8"], where: str) -> None:
+    """Refuses an episode in which the fingers part when told to close, and close when told to open."""
+    fingers = state[:, -2:]
+    if state.ndim != 2 or state.shape[1] != 8 or not np.abs(fingers).max() <= FINGERS_METRES:
+        return
+    width = np.abs(fingers).sum(axis=1)
+    switches = np.flatnonzero(np.sign(command[1:]) != np.sign(command[:-1])) + 1
+    later = np.minimum(switches + FOLLOWS, len(width) - 1)
+    if float((np.sign(command[switches]) * (width[later] - width[switches])).sum()) > MOVED_METRES:
+        raise UserError(
+            f"{where}: the fingers part when told to close (+1), and close when told to open; give another --gripper"
+        )
 
 
 def require_positive(image_size: int, frame_stride: int, max_episodes: int | None) -> None:

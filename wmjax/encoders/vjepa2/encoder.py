@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.base import Array, Encoder, EncoderConfig, Exporter
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec, read_config, resolve_folder
@@ -21,13 +22,7 @@ class VJEPA2Settings(EncoderConfig):
 
     kind: str = "vjepa2"
     model: str = "mini"
-    pooling_grid: int = 4
-
-    def __post_init__(self) -> None:
-        """As of every encoder; the pooling grid may not be negative."""
-        super().__post_init__()
-        if self.pooling_grid < 0:
-            raise UserError(f"encoder.pooling_grid is {self.pooling_grid}; set it to at least 0")
+    pooling_grid: Annotated[int, Range(0, 1_000)] = 4
 
 
 class VJEPA2(Encoder):

@@ -1,11 +1,11 @@
 """The files of a V-JEPA 2 checkpoint and its identity. Imports neither jax nor torch."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
+from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.config import VJEPA2Config, from_hf_config
 
@@ -40,14 +40,7 @@ def read_config(folder: Path) -> VJEPA2Config:
 def _read_json(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint folder's ``config.json``."""
     weight_files(folder)
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a JSON object; copy the checkpoint again")
-    return values
+    return read_json(folder / "config.json", dict[str, Any], "copy the checkpoint again")
 
 
 def weights_hash(folder: Path) -> str:

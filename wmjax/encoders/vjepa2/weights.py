@@ -153,4 +153,4 @@ def save_encoder(encoder: VJEPA2Encoder, folder: Path, dtype: Any = np.float32, 
     tensors = {k: v.astype(dtype) for k, v in tree_to_hf(tree, encoder.config).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     values = {**to_hf_config(encoder.config), "wmjax_revision": revision}
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ the positions that its ``prepare`` put in the prompt.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
-from wmjax.core.settings import build
+from wmjax.core.settings import Range, Settings, build
 from wmjax.data.observation import Prompt
 
 State = Any
@@ -42,15 +42,15 @@ Put = Callable[[tuple[Any, ...], np.ndarray], Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Settings, section="prompt"):
     """``tokenizer`` is ``mini``, a checkpoint's folder or a hub id; ``length`` the tokens every prompt is padded to."""
 
     tokenizer: str = "mini"
-    length: int = 80
+    length: Annotated[int, Range(1, 100_000)] = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Settings, section="backbone"):
     """The settings of a backbone: its own ones are the fields of its subclass."""
 
     kind: str = dataclasses.field(default="qwen2_5_vl", kw_only=True)

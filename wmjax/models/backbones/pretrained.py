@@ -32,9 +32,14 @@ def backbone_folder(name: str, setting: str = "train.backbone_weights") -> Path:
 
 
 def backbone_hash(folder: Path) -> str:
-    """The first 16 hex digits of the SHA-256 over a backbone's safetensors: which base a policy was trained on."""
+    """The first 16 hex digits of the SHA-256 over a backbone's weight files: which base a policy was trained on.
+
+    Raises:
+        UserError: there are none.
+
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weights.weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)

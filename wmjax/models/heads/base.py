@@ -6,7 +6,7 @@ of :data:`HEADS` or as ``package.module:Class``; ``docs/extending.md`` shows how
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
+from wmjax.core.settings import Depth, Range, Settings, Weight, Width
 from wmjax.models.nn.transformer import Mlp, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Settings, section="head"):
     """The settings of a head: a head's own ones are the fields of its subclass."""
 
     kind: str = "flow"
@@ -44,20 +45,21 @@ class GripperConfig(HeadConfig):
     """
 
     gripper: Literal["binary", "regress"] = "binary"
-    gripper_weight: float = 0.5
+    gripper_weight: Weight = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadSizes:
+class HeadSizes(Settings, section="head_sizes"):
     """Sizes, which a scale sets whatever the head: ``hidden`` is that of MLPs, the others are of a transformer."""
 
-    hidden: int = 256
-    width: int = 192
-    layers: int = 3
-    heads: int = 6
-    mlp_ratio: float = 3.0
+    hidden: Width = 256
+    width: Width = 192
+    layers: Depth = 3
+    heads: Depth = 6
+    mlp_ratio: Annotated[float, Range(0.1, 100)] = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width % self.heads:
             raise UserError(
                 f"head_sizes.width is {self.width}, not a multiple of head_sizes.heads {self.heads}; change one"

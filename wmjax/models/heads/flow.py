@@ -8,7 +8,7 @@ from the action to the noise): that is ``head.time_beta`` [1.0, 1.5] here.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Depth, Range
 from wmjax.models.heads.base import (
     ActionHead,
     GripperConfig,
@@ -46,19 +47,18 @@ class FlowConfig(GripperConfig):
     """
 
     kind: str = "flow"
-    draws: int = 4
-    time_beta: tuple[float, ...] = (1.5, 1.0)
-    steps: int = 10
+    draws: Depth = 4
+    time_beta: tuple[Annotated[float, Range(0.01, 100)], ...] = (1.5, 1.0)
+    steps: Depth = 10
     solver: Literal["euler", "heun"] = "euler"
-    noise_scale: float = 1.0
+    noise_scale: Annotated[float, Range(0, 100)] = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.time_beta) != 2 or 1.0 not in self.time_beta or min(self.time_beta) <= 0:
+        super().__post_init__()
+        if len(self.time_beta) != 2 or 1.0 not in self.time_beta:
             raise UserError(
                 f"head.time_beta is {self.time_beta}; use two positive numbers of which one is 1.0, as in [1.5, 1.0]"
             )
-        if self.draws < 1 or self.steps < 1:
-            raise UserError(f"head.draws is {self.draws} and head.steps {self.steps}; both must be at least 1")
 
     @property
     def stochastic(self) -> bool:

@@ -6,14 +6,15 @@ LoRA (Hu et al. 2021, arXiv:2106.09685): ``y = x W + b + s (dropout(x) A) B`` wi
 
 import dataclasses
 import zlib
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.errors import unknown_name
+from wmjax.core.settings import Range, Rate, Settings
 from wmjax.models.nn.stack import annotate
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -29,25 +30,22 @@ ADAPTER = (nnx.LoRAParam, AddedParam)
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Settings, section="lora"):
     """The projections that get an adapter; rank 0 means none.
 
     ``layers`` restricts the text decoder's adapters to some of its layers; empty means all.
     """
 
-    rank: int = 0
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Annotated[int, Range(0, 100_000)] = 0
+    alpha: Annotated[float, Range(0, 1_000_000, above=True)] = 16.0
+    dropout: Rate = 0.0
     rank_stabilised: bool = False
     targets: tuple[str, ...] = TEXT_PROJECTIONS
     vision_targets: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
+    layers: tuple[Annotated[int, Range(0, 1_000)], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise UserError(f"lora.rank is {self.rank}; use 0 for no adapters, or a positive rank")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"lora.dropout is {self.dropout}; use a value in [0, 1)")
+        super().__post_init__()
         for field, known in (("targets", TEXT_PROJECTIONS), ("vision_targets", VISION_PROJECTIONS)):
             for name in getattr(self, field):
                 if name not in known:

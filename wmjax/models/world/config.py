@@ -8,13 +8,14 @@ from typing import Literal, get_args
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import Rate, Settings, Weight
 from wmjax.models.world.prophet import ProphetConfig
 
 Input = Literal["none", "latents", "constant", "copy", "hidden"]
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldMemoryConfig:
+class WorldMemoryConfig(Settings, section="memory"):
     """What distinguishes the variants of the experiment.
 
     Attributes:
@@ -29,23 +30,22 @@ class WorldMemoryConfig:
     """
 
     input: Input = "latents"
-    world_loss: float = 0.5
+    world_loss: Weight = 0.5
     inject: bool = True
     action_gradient: bool = True
-    dropout: float = 0.1
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.input not in get_args(Input):
             raise unknown_name("memory.input", self.input, get_args(Input))
-        if self.world_loss < 0.0 or (self.world_loss > 0.0 and self.input not in ("latents", "hidden")):
+        if self.world_loss and self.input not in ("latents", "hidden"):
             raise UserError(
                 f"memory.world_loss is {self.world_loss} with memory.input {self.input!r}; only inputs latents and "
                 f"hidden can be trained to predict, set it to 0"
             )
         if self.inject and self.input in ("none", "hidden"):
             raise UserError(f"memory.inject is true with memory.input {self.input!r}; set memory.inject to false")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"memory.dropout is {self.dropout}; use a value in [0, 1)")
 
     @property
     def has_prophet(self) -> bool:

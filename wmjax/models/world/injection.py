@@ -5,7 +5,7 @@ at zero, so training starts at the policy without memory; the output path does n
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Depth, Range, Settings, Width
 from wmjax.models.nn.transformer import Attention, layer_norm, table
 
 
@@ -21,19 +22,20 @@ class Gate(nnx.Param):
 
 
 @dataclasses.dataclass(frozen=True)
-class InjectionConfig:
+class InjectionConfig(Settings, section="injection"):
     """Shape of the gated cross-attention. ``gate_per_channel`` gives every hidden channel its own gate.
 
     ``layers`` are the text decoder's layers after which the memory is injected, each with parameters of its own;
     empty injects once, after the last layer and its norm.
     """
 
-    width: int = 192
-    heads: int = 6
+    width: Width = 192
+    heads: Depth = 6
     gate_per_channel: bool = False
-    layers: tuple[int, ...] = ()
+    layers: tuple[Annotated[int, Range(0, 1_000)], ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width % self.heads:
             raise UserError(
                 f"injection.width is {self.width}, not a multiple of injection.heads {self.heads}; change one"

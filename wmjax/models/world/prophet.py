@@ -5,19 +5,20 @@ Learned queries for ``future`` frames x ``tokens`` positions attend to themselve
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import Depth, Range, Settings, Weight, Width
 from wmjax.models.nn.transformer import Attention, Mlp, layer_norm, linear, table
 from wmjax.models.world.conditioning import Condition, Conditioner, Context, ContextSizes
 
 
 @dataclasses.dataclass(frozen=True)
-class ProphetConfig:
+class ProphetConfig(Settings, section="prophet"):
     """Shape of the Prophet.
 
     ``history`` and ``future`` count frames, ``tokens`` positions per frame (1 pools), ``latent_dim`` channels.
@@ -25,29 +26,27 @@ class ProphetConfig:
     which makes it a forward model (for ``memory.inject = false`` only).
     """
 
-    width: int = 192
-    layers: int = 2
-    heads: int = 6
-    mlp_ratio: float = 2.0
-    history: int = 3
-    future: int = 4
-    tokens: int = 16
-    latent_dim: int = 192
+    width: Width = 192
+    layers: Depth = 2
+    heads: Depth = 6
+    mlp_ratio: Annotated[float, Range(0.1, 100)] = 2.0
+    history: Depth = 3
+    future: Depth = 4
+    tokens: Annotated[int, Range(1, 100_000)] = 16
+    latent_dim: Width = 192
     condition: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.condition:
             if name not in get_args(Condition):
                 raise unknown_name("prophet.condition", name, get_args(Condition))
-        for field in ("width", "layers", "heads", "history", "future", "tokens", "latent_dim"):
-            if getattr(self, field) < 1:
-                raise UserError(f"prophet.{field} is {getattr(self, field)}; use a positive number")
         if self.width % self.heads:
             raise UserError(f"prophet.width is {self.width}, not a multiple of prophet.heads {self.heads}; change one")
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldLossConfig:
+class WorldLossConfig(Settings, section="world"):
     """The target of the Prophet and the loss of its predictions.
 
     ``target`` says whether the network's output is added to z(t) (``delta``) or stands alone. ``layer_norm`` puts
@@ -57,13 +56,12 @@ class WorldLossConfig:
 
     target: Literal["delta", "absolute"] = "delta"
     layer_norm: bool = False
-    cosine: float = 0.0
-    smooth_l1: float = 0.0
-    normalised_mse: float = 1.0
+    cosine: Weight = 0.0
+    smooth_l1: Weight = 0.0
+    normalised_mse: Weight = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.cosine, self.smooth_l1, self.normalised_mse) < 0:
-            raise UserError("world.cosine, smooth_l1 and normalised_mse must not be negative; use 0 to leave one out")
+        super().__post_init__()
         if not self.cosine + self.smooth_l1 + self.normalised_mse:
             raise UserError(
                 "world.cosine, smooth_l1 and normalised_mse are all 0; to switch the loss off set "

@@ -1,5 +1,6 @@
 """Videos of episodes: all cameras side by side, a caption and strips below, at the rate of the frames."""
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from wmjax.rollout.decisions import Decided, Imagined
 
 CAPTION = 48
 """Height of the caption strip, pixels: three lines."""
+NAME = re.compile(r"(?P<task>.+-\d+)__(?P<episode>.+?)__(?P<outcome>success|failure)(__\d+)?")
+"""A video's name without its ending; ``episode`` distinguishes it within its task."""
 MINIMUM_HEIGHT = 224
 """Smaller frames are enlarged by a whole factor to at least this height, so that captions fit."""
 
@@ -46,8 +49,8 @@ class Videos:
         self._rate = rate
         self._counts: Counter[tuple[str, str]] = Counter()
         for path in self._folder.glob("*.mp4"):
-            task, _, outcome = path.stem.split("__")[:3]
-            self._counts[task, outcome] += 1
+            if match := NAME.fullmatch(path.stem):  # other files are nobody's business
+                self._counts[match["task"], match["outcome"]] += 1
 
     def forget(self, episodes: Iterable[tuple[str, int, str]]) -> None:
         """Removes the videos of episodes (suite, task, name within the task) that are going to be run.

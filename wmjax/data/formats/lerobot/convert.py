@@ -5,7 +5,6 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,9 +13,18 @@ from wmjax.core.files import hash_json
 from wmjax.core.location import local
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
-from wmjax.data.formats.importer import Progress, convert_episodes, refuse_finished, require_positive
+from wmjax.data.formats.importer import (
+    Gripper,
+    Progress,
+    convert_episodes,
+    identify,
+    prepare_action,
+    refuse_finished,
+    require_positive,
+)
 from wmjax.data.formats.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.formats.lerobot.layout import load_layout
+from wmjax.data.formats.lerobot.metadata import Feature
 from wmjax.data.observation import resize_image
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
@@ -35,6 +43,8 @@ def convert(
     max_episodes: int | None = None,
     revision: str | None = None,
     grippers: tuple[int, ...] | None = None,
+    gripper: Gripper = "open-negative",
+    skip_bad: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> TrainingStore:
     """Converts a dataset, episode by episode; interrupted, it resumes where it stopped.
@@ -51,6 +61,8 @@ def convert(
         max_episodes: only the first so many.
         revision: of the hub dataset.
         grippers: action dimensions that are gripper commands, see :func:`action_spec`.
+        gripper: what opens the gripper in the dataset.
+        skip_bad: leave out episodes that cannot be used, and list them in the store's manifest.
         progress: called with episodes done and their total.
 
     Raises:
@@ -65,11 +77,14 @@ def convert(
     spec = observation_spec(dataset, image_size, frame_stride)
     action = action_spec(dataset, grippers)
     episodes = {
-        f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source)
+        f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    content = hash_json([dataset.info, [(entry.index, entry.length) for entry in dataset.episodes]])
-    return convert_episodes(out, spec, action, {"source": source, "content": content}, episodes, progress)
+    files = (path for name in ("meta", "data", "videos") for path in (folder / name).rglob("*") if path.is_file())
+    listed = [(entry.index, entry.length) for entry in dataset.episodes]
+    content = hash_json([dataclasses.asdict(dataset.info), listed, identify(folder, files), gripper])
+    plan = {"source": source, "content": content}
+    return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
 
 
 def resolve(source: str, revision: str | None) -> Path:
@@ -165,9 +180,9 @@ def _gripper_range(dataset: LeRobotDataset, grippers: tuple[int, ...]) -> tuple[
     return tuple(moments.min.tolist()), tuple(moments.max.tolist())
 
 
-def feature_names(feature: Mapping[str, Any], dim: int) -> tuple[str, ...]:
+def feature_names(feature: Feature, dim: int) -> tuple[str, ...]:
     """Names of a column's values as its metadata gives them (a list, or lists by group), else their numbers."""
-    names = feature.get("names")
+    names = feature.names
     if isinstance(names, Mapping):
         names = [name for group in names.values() if isinstance(group, list) for name in group]
     if isinstance(names, list) and len(names) == dim:
@@ -175,7 +190,9 @@ def feature_names(feature: Mapping[str, Any], dim: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(dim))
 
 
-def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str) -> EpisodeData:
+def read_episode(
+    dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str, gripper: Gripper = "open-negative"
+) -> EpisodeData:
     """One episode of a dataset in the store's form; the executed actions are the labels.
 
     Raises:
@@ -183,6 +200,9 @@ def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: Observation
 
     """
     columns = dataset.columns(entry)
+    action = columns.action
+    if dataset.layout.environment:
+        action = prepare_action(action, columns.state, gripper, f"{entry.data}: episode {entry.index}")
     steps = np.arange(0, entry.length, spec.frame_stride, dtype=np.int32)
     full = dataset.images(entry, steps)
     images = np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])
@@ -191,8 +211,8 @@ def read_episode(dataset: LeRobotDataset, entry: EpisodeEntry, spec: Observation
         images=images,
         frame_step=steps,
         state=columns.state,
-        action=columns.action,
-        executed=columns.action,
+        action=action,
+        executed=action,
         settled_state=np.zeros(0),
         meta={
             "suite": name,

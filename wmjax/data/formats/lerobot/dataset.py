@@ -4,32 +4,38 @@ The format was taken from datasets that the real library wrote (see ``tests/data
 """
 
 import dataclasses
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from wmjax.core.errors import UserError
+from wmjax.core.reading import read_parquet, reading
 from wmjax.data.formats.lerobot.images import decode_image, decode_video, stack_images
 from wmjax.data.formats.lerobot.layout import Layout, choose_layout, require_columns
+from wmjax.data.formats.lerobot.metadata import (
+    FIX,
+    DataFiles,
+    EpisodeEntry,
+    Feature,
+    clock_faults,
+    height_and_width,
+    read_episodes,
+    read_info,
+    read_tasks,
+)
 
-VERSIONS = ("v2.0", "v2.1", "v3.0")
-INFO_KEYS = ("features", "fps", "data_path", "video_path", "chunks_size")
+__all__ = ["EpisodeColumns", "EpisodeEntry", "LeRobotDataset"]
 
-
-@dataclasses.dataclass(frozen=True)
-class EpisodeEntry:
-    """The place of an episode: its rows' parquet file and, per video column, the MP4 and the start in it (s)."""
-
-    index: int
-    length: int
-    data: Path
-    videos: dict[str, tuple[Path, float]]
+SKIP = "repair it, or leave such episodes out with --skip-bad"
+SAME_RATE = 0.01
+"""Relative difference up to which two rates are one."""
+STEADY = 0.25
+"""How far two control steps may lie from the usual interval, as a share of it, before a row is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,68 +56,78 @@ class LeRobotDataset:
         layout: which column is which; chosen by the columns and how images are stored when None.
 
     Raises:
-        UserError: no dataset there, unknown version, missing columns or damaged metadata.
+        UserError: no dataset there, unknown version, missing columns, an unknown rate or damaged metadata.
 
     """
 
     def __init__(self, folder: Path, layout: Layout | None = None) -> None:
         self.folder = Path(folder)
-        self.info = self._json("meta/info.json")
-        self.version = self.info.get("codebase_version")
-        if self.version not in VERSIONS:
-            raise UserError(
-                f"{self.folder}: codebase_version is {self.version!r}, wmjax reads {', '.join(VERSIONS)}; convert it"
-            )
-        for key in INFO_KEYS:
-            if key not in self.info:
-                raise UserError(f"{self.folder}/meta/info.json: {key!r} is missing; download the dataset again")
-        self.features: dict[str, Any] = self.info["features"]
+        self.info = read_info(self.folder)
+        self.version = self.info.codebase_version
+        self.features = self.info.features
         if layout is None:
-            layout = choose_layout(self.features, str(self.folder))
+            layout = choose_layout(_as_mappings(self.features), str(self.folder))
         else:
             require_columns(layout, self.features, str(self.folder))
         self.layout = layout
-        self.fps = float(self.info["fps"])
-        self.tasks = self._tasks_v3() if self.version == "v3.0" else self._tasks_v2()
-        self.episodes = self._episodes_v3() if self.version == "v3.0" else self._episodes_v2()
+        self.fps = self.info.fps
+        self._require_rate(self.fps, "fps of meta/info.json")
+        self.tasks = read_tasks(self.folder, self.version)
+        self.episodes = read_episodes(self.folder, self.info, self._video_keys())
+        self.data_files = DataFiles(self.folder) if self.version == "v3.0" else None
+        self._clock_faults = clock_faults(self.episodes) if self.version == "v3.0" else {}
+        self._check_totals()
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width that the metadata promises for every camera, whatever the order of its axes."""
-        sizes = {_height_and_width(self.features[key]) for key in self.layout.cameras.values()}
+        """Height and width that the metadata promises for every camera, whatever the order of its axes.
+
+        Raises:
+            UserError: cameras of different sizes, not square, or not of colour images.
+
+        """
+        where = f"{self.folder}/meta/info.json"
+        sizes = {height_and_width(self.info, key, where) for key in self.layout.cameras.values()}
         if len(sizes) > 1:
             raise UserError(f"{self.folder}: cameras have different sizes {sorted(sizes)}; resize them to one size")
-        return sizes.pop()
+        height, width = sizes.pop()
+        if height != width and self.layout.environment:
+            raise UserError(
+                f"{self.folder}: images are {height}x{width}, the policy's are square; crop or pad them to a square"
+            )
+        return height, width
+
+    def _dim(self, column: str) -> int:
+        shape = self.features[column].shape
+        if shape is None or len(shape) != 1 or shape[0] < 1:
+            raise UserError(f"{self.folder}/meta/info.json: features[{column!r}].shape is {shape}; give one length")
+        return shape[0]
 
     @property
     def state_dim(self) -> int:
         """Values of a state, as the metadata promises."""
-        return int(self.features[self.layout.state]["shape"][0])
+        return self._dim(self.layout.state)
 
     @property
     def action_dim(self) -> int:
         """Values of an action, as the metadata promises."""
-        return int(self.features[self.layout.action]["shape"][0])
+        return self._dim(self.layout.action)
 
     def columns(self, entry: EpisodeEntry) -> EpisodeColumns:
         """State, action and instruction of an episode.
 
         Raises:
-            UserError: truncated file, rows that do not fit the metadata, no or several instructions.
+            UserError: truncated file, rows that do not fit the metadata or are not evenly spaced in time, no or
+                several instructions.
 
         """
         names = [self.layout.state, self.layout.action, "frame_index", "task_index"]
         table = self._rows(entry, names)
         where = f"{entry.data}: episode {entry.index}"
         if table["frame_index"].to_pylist() != list(range(entry.length)):
-            raise UserError(f"{where}: frame_index does not count from 0 to {entry.length - 1}; repair the dataset")
-        tasks = set(table["task_index"].to_pylist())
-        if len(tasks) != 1 or not tasks <= set(self.tasks):
-            raise UserError(
-                f"{where}: task_index is {sorted(tasks, key=str)}, expected one of {sorted(self.tasks)} for the whole "
-                f"episode; every episode needs an instruction"
-            )
-        task = tasks.pop()
+            raise UserError(f"{where}: frame_index does not count from 0 to {entry.length - 1}; {SKIP}")
+        self._times(entry)
+        task = self._task(table, where)
         state, action = (self._matrix(table, name, where) for name in names[:2])
         return EpisodeColumns(state, action, task, self.tasks[task])
 
@@ -119,152 +135,144 @@ class LeRobotDataset:
         """Images of an episode at some control steps (increasing), cameras in the layout's order.
 
         Raises:
-            UserError: missing, damaged or truncated images, or of another size than the metadata's.
+            UserError: missing, damaged or truncated images, of another size than the metadata's, or a video whose
+                frames are not those of the rows.
 
         """
+        if entry.index in self._clock_faults:
+            raise UserError(f"{self._clock_faults[entry.index]}, or leave such episodes out with --skip-bad")
         return np.stack([self._camera(entry, key, rows) for key in self.layout.cameras.values()], axis=1)
 
     def _camera(self, entry: EpisodeEntry, key: str, rows: np.ndarray) -> np.ndarray:
         if key in entry.videos:
-            path, start = entry.videos[key]
-            return stack_images(decode_video(path, start + rows / self.fps, self.fps), self.image_size, str(path))
+            place = entry.videos[key]
+            times = self._times(entry)
+            if abs(times[0]) * self.info.fps > STEADY:
+                raise UserError(f"{entry.data}: episode {entry.index} begins at {times[0]:.3f} s, expected 0; {SKIP}")
+            step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / self.info.fps
+            return stack_images(
+                decode_video(place.path, place.start, times, rows, step), self.image_size, str(place.path)
+            )
         where = f"{entry.data}: episode {entry.index} {key}"
-        cells = self._rows(entry, [key])[key].take(pa.array(rows)).to_pylist()
-        images = [decode_image((cell or {}).get("bytes"), where) for cell in cells]
+        with reading(entry.data, FIX):
+            cells = self._rows(entry, [key])[key].take(pa.array(rows)).to_pylist()
+        images = [decode_image(cell.get("bytes") if isinstance(cell, dict) else None, where) for cell in cells]
         return stack_images(images, self.image_size, where)
 
     def _rows(self, entry: EpisodeEntry, names: list[str]) -> pa.Table:
-        """Some columns of one episode's rows, in the order of the file."""
-        table = read_parquet(entry.data, names, entry.index)
+        """Some columns of one episode's rows, from whichever files have them, in their order."""
+        if entry.length < 1:
+            raise UserError(f"{entry.data}: episode {entry.index} has 0 rows; {SKIP}")
+        files = [entry.data] if self.data_files is None else self.data_files.files(entry)
+        tables = [read_parquet(file, names, FIX, rows_of=entry.index) for file in files]
+        with reading(entry.data, FIX):
+            table = pa.concat_tables(tables)
         if table.num_rows != entry.length:
             raise UserError(
                 f"{entry.data}: episode {entry.index} has {table.num_rows} rows, meta says {entry.length}; "
-                f"download the dataset again"
+                f"download the dataset again, {SKIP}"
             )
         return table
 
+    def _times(self, entry: EpisodeEntry) -> Float64[np.ndarray, "n"]:
+        """When each row was taken, in seconds from the episode's start: the column ``timestamp``, if there is one."""
+        if "timestamp" not in self.features:
+            return np.arange(entry.length) / self.info.fps
+        where = f"{entry.data}: episode {entry.index}"
+        column = self._rows(entry, ["timestamp"])["timestamp"]
+        if not pa.types.is_floating(column.type) or column.null_count:
+            raise UserError(f"{where}: timestamp is {column.type} with {column.null_count} nulls, not seconds; {SKIP}")
+        times = column.to_numpy().astype(np.float64)
+        if len(times) < 2 and np.isfinite(times).all():
+            return times
+        steps = np.diff(times)
+        usual = float(np.median(steps))
+        uneven = np.flatnonzero(~(np.abs(steps - usual) <= STEADY * abs(usual)))
+        if not usual > 0 or len(uneven):
+            row = int(uneven[0]) if len(uneven) else 0
+            raise UserError(
+                f"{where}: timestamp goes from {times[row]:.4g} to {times[row + 1]:.4g} s at row {row + 1}, usual are "
+                f"{usual:.4g} s; rows are missing or their clock is wrong, {SKIP}"
+            )
+        self._require_rate(1 / usual, f"rate of the timestamps of episode {entry.index}")
+        return times
+
+    def _require_rate(self, rate: float, what: str) -> None:
+        """Refuses rows of another rate than the layout's; says if it is not that of the metadata."""
+        layout = self.layout
+        known = [value for value in (layout.fps_label, layout.control_hz) if value]
+        if known and all(abs(rate / value - 1) > SAME_RATE for value in known):
+            raise UserError(
+                f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {layout.control_hz} Hz, "
+                f"labelled {layout.fps_label}; resample the dataset to {layout.control_hz} Hz"
+            )
+        if abs(rate / self.info.fps - 1) > SAME_RATE and not getattr(self, "_rate_told", False):
+            self._rate_told = True
+            text = "%s: meta/info.json says %g fps, the timestamps are those of %.4g; the timestamps are used"
+            logging.getLogger("wmjax").warning(text, self.folder, self.info.fps, rate)
+
+    def _task(self, table: pa.Table, where: str) -> int:
+        """The one task of an episode's rows."""
+        tasks = sorted(set(table["task_index"].to_pylist()), key=str)
+        if len(tasks) > 1:
+            raise UserError(
+                f"{where}: task_index changes within the episode, {tasks}; every episode needs an instruction for all "
+                f"its rows: split it, or leave such episodes out with --skip-bad"
+            )
+        if tasks[0] not in self.tasks:
+            raise UserError(f"{where}: task_index is {tasks[0]}, which meta/tasks does not have; {SKIP}")
+        return int(tasks[0])
+
     def _matrix(self, table: pa.Table, name: str, where: str) -> np.ndarray:
         """A list column as float32 [n, dim]."""
-        column = table[name].combine_chunks()
-        dim = self.features[name]["shape"][0]
-        flat = column.flatten() if not column.null_count else None
-        if flat is None or flat.null_count or len(flat) != table.num_rows * dim:
-            raise UserError(f"{where}: {name} is not {dim} numbers in every row; repair or drop the episode")
-        return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, dim)
+        column, shape = table[name], self.features[name].shape
+        dim = shape[0] if shape is not None and len(shape) == 1 else 0
+        lists = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        numbers = lists and (
+            pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
+        )
+        if numbers and not column.null_count and pc.all(pc.equal(pc.list_value_length(column), dim)).as_py():
+            flat = pc.list_flatten(column)
+            if not flat.null_count:
+                with np.errstate(over="ignore"):
+                    return flat.to_numpy().astype(np.float32).reshape(-1, dim)
+        raise UserError(f"{where}: {name} is not {dim or 'a known number of'} numbers in every row; {SKIP}")
 
-    def _tasks_v3(self) -> dict[int, str]:
-        table = read_parquet(self.folder / "meta/tasks.parquet")
-        texts = [name for name in table.column_names if name != "task_index"]
-        if "task_index" not in table.column_names or not texts:
-            raise UserError(f"{self.folder}/meta/tasks.parquet: needs columns task_index and the task; repair it")
-        return dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+    def _check_totals(self) -> None:
+        """Says with both numbers if another number of episodes or frames is announced than is listed.
 
-    def _tasks_v2(self) -> dict[int, str]:
-        return {line["task_index"]: line["task"] for line in self._jsonl("meta/tasks.jsonl", ("task_index", "task"))}
+        Episodes of images that the metadata announces, that it does not list, and whose rows are there, are added.
+        """
+        announced = self.info.total_episodes
+        if self.data_files is not None and announced is not None and announced > len(self.episodes):
+            self._add_unlisted(announced)
+        frames = sum(entry.length for entry in self.episodes)
+        pairs = (
+            ("episodes", announced, len(self.episodes)),
+            ("frames", self.info.total_frames, frames),
+        )
+        for what, said, found in pairs:
+            if said is not None and said != found:
+                text = "%s: meta/info.json announces %d %s, %d are there; a part may be missing"
+                logging.getLogger("wmjax").warning(text, self.folder, said, what, found)
 
-    def _episodes_v3(self) -> list[EpisodeEntry]:
-        files = sorted((self.folder / "meta/episodes").glob("*/*.parquet"))
-        if not files:
-            raise UserError(f"{self.folder}/meta/episodes: no parquet files; download the dataset again")
-        entries = []
-        for file in files:
-            names = [name for name in pq.ParquetFile(file).schema_arrow.names if not name.startswith("stats/")]
-            entries += [self._entry_v3(row, file) for row in read_parquet(file, names).to_pylist()]
-        return sorted(entries, key=lambda entry: entry.index)
-
-    def _entry_v3(self, row: dict[str, Any], file: Path) -> EpisodeEntry:
-        try:
-            data = self.info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-            videos = {}
-            for key in self._video_keys():
-                place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-                path = self.folder / self.info["video_path"].format(video_key=key, **place)
-                videos[key] = (path, float(row[f"videos/{key}/from_timestamp"]))
-            return EpisodeEntry(row["episode_index"], row["length"], self.folder / data, videos)
-        except KeyError as error:
-            raise UserError(f"{file}: column {error} is missing; download the dataset again") from error
-
-    def _episodes_v2(self) -> list[EpisodeEntry]:
-        entries = []
-        for line in self._jsonl("meta/episodes.jsonl", ("episode_index", "length")):
-            index = line["episode_index"]
-            place = {"episode_chunk": index // self.info["chunks_size"], "episode_index": index}
-            videos = {
-                key: (self.folder / self.info["video_path"].format(video_key=key, **place), 0.0)
-                for key in self._video_keys()
-            }
-            data = self.folder / self.info["data_path"].format(**place)
-            entries.append(EpisodeEntry(index, line["length"], data, videos))
-        return entries
+    def _add_unlisted(self, announced: int) -> None:
+        assert self.data_files is not None
+        listed = {entry.index for entry in self.episodes}
+        found = [index for index in sorted(self.data_files.rows) if index not in listed]
+        if not found or self._video_keys():  # where an episode begins in a video only the list says
+            return
+        text = "%s: meta/episodes lists %d of %d episodes; %d more are in the data files and are taken from there"
+        logging.getLogger("wmjax").warning(text, self.folder, len(listed), announced, len(found))
+        for index in found:
+            path = next(iter(self.data_files.rows[index]))
+            self.episodes.append(EpisodeEntry(index, self.data_files.length(index), path, {}))
+        self.episodes.sort(key=lambda entry: entry.index)
 
     def _video_keys(self) -> list[str]:
-        return [key for key in self.layout.cameras.values() if self.features[key]["dtype"] == "video"]
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads((self.folder / name).read_text())
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder}: no LeRobot dataset there ({name} is missing); check the path") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.folder / name}: not valid JSON ({error}); download the dataset again") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{self.folder / name}: not a JSON object; download the dataset again")
-        return content
-
-    def _jsonl(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-        path = self.folder / name
-        try:
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: missing; download the dataset again") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid JSON lines ({error}); download the dataset again") from error
-        for number, line in enumerate(lines):
-            if missing := [key for key in keys if key not in line]:
-                raise UserError(f"{path}: line {number + 1} has no {', '.join(missing)}; repair the dataset")
-        return lines
+        return [key for key in self.layout.cameras.values() if self.features[key].dtype == "video"]
 
 
-def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
-    """Of an image feature, by the names of its axes; without names, three channels come last unless they come first."""
-    shape, names = feature["shape"], feature.get("names")
-    if isinstance(names, list) and {"height", "width"} <= set(names):
-        return int(shape[names.index("height")]), int(shape[names.index("width")])
-    first = 1 if shape[0] == 3 != shape[-1] else 0
-    return int(shape[first]), int(shape[first + 1])
-
-
-def read_parquet(path: Path, names: list[str] | None = None, episode: int | None = None) -> pa.Table:
-    """Columns of a parquet file, of one episode when asked for (row groups without it are not read).
-
-    Raises:
-        UserError: missing, truncated or damaged file, or a column that is not in it.
-
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            wanted = list(names) if names is not None else file.schema_arrow.names
-            if episode is not None:
-                wanted = [*wanted, "episode_index"]
-            if missing := sorted(set(wanted) - set(file.schema_arrow.names)):
-                raise UserError(f"{path}: columns {', '.join(missing)} are missing; repair the dataset")
-            if episode is None:
-                return file.read(wanted)
-            table = file.read_row_groups(_groups(file, episode), wanted)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; download the dataset again") from error
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: truncated or damaged ({error}); download the dataset again") from error
-    return table.filter(pc.equal(table["episode_index"], episode))
-
-
-def _groups(file: pq.ParquetFile, episode: int) -> list[int]:
-    """The row groups that may hold an episode, by their statistics."""
-    leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
-    column = leaves.index("episode_index")
-    groups = []
-    for number in range(file.metadata.num_row_groups):
-        statistics = file.metadata.row_group(number).column(column).statistics
-        if statistics is None or not statistics.has_min_max or statistics.min <= episode <= statistics.max:
-            groups.append(number)
-    return groups
+def _as_mappings(features: dict[str, Feature]) -> dict[str, dict[str, Any]]:
+    """The columns as the layouts look at them; what the metadata leaves out is left out."""
+    return {name: {k: v for k, v in vars(f).items() if v is not None} for name, f in features.items()}

@@ -3,18 +3,25 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
 from wmjax.core.errors import UserError
+from wmjax.core.reading import reading
+
+COLOUR_MODES = ("RGB", "RGBA", "L", "P")
+"""PIL's modes of 8 bits per channel; 16-bit ones would be clipped."""
+NEAR = 0.25
+"""How far a video's frame may lie from its row, as a share of the time between two rows."""
 
 
 def decode_image(content: bytes | None, where: str) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes one PNG or JPEG to RGB.
 
     Raises:
-        UserError: no bytes, or damaged ones.
+        UserError: no bytes, damaged ones, or an image of other than 8-bit colours, such as depth.
 
     """
     from PIL import Image
@@ -23,8 +30,15 @@ def decode_image(content: bytes | None, where: str) -> UInt8[np.ndarray, "height
         raise UserError(f"{where}: image bytes are missing; download the dataset again (external files are not read)")
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode not in COLOUR_MODES:
+                raise UserError(
+                    f"{where}: image has mode {image.mode}, 8-bit colours are read; if the column is a depth "
+                    "camera, choose a layout without it"
+                )
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # every decoder of PIL has its own kinds
         raise UserError(f"{where}: image cannot be decoded ({error}); download the dataset again") from error
 
 
@@ -37,32 +51,73 @@ def encode_png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_video(path: Path, times: Float64[np.ndarray, "n"], fps: float) -> UInt8[np.ndarray, "n height width 3"]:
-    """The frames of an MP4 at given times (s, increasing), matched to within half a frame.
+def decode_video(
+    path: Path, start: float, times: Float64[np.ndarray, "rows"], rows: np.ndarray, step: float
+) -> UInt8[np.ndarray, "n height width 3"]:
+    """The frames of some rows of an episode from an MP4.
+
+    A row's frame is the one at its time, and as many frames after the first one as it is rows after the first row:
+    a video of another rate, or with frames left out, is found out. A video whose clock begins later than at 0, as
+    some encoders' do, counts from its first frame.
+
+    Args:
+        path: of the MP4.
+        start: of the episode in it (s).
+        times: of all rows, from the episode's start (s).
+        rows: which rows are asked for, increasing.
+        step: time between two rows (s).
 
     Raises:
-        UserError: missing, truncated or damaged file, or no frame at one of the times.
+        UserError: missing or damaged file, fewer frames than rows, or frames that are not those of the rows.
 
     """
     import av
 
+    with reading(path, "download the dataset again"), av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        _require_frames(path, stream, start, len(times), step)
+        return np.stack(_matching(path, container, stream, start + times[rows], rows, step))
+
+
+def _require_frames(path: Path, stream: Any, start: float, rows: int, step: float) -> None:
+    """Refuses a video of depth, or one with fewer frames than rows."""
+    if ((stream.format and stream.format.name) or "").startswith("gray1"):
+        raise UserError(f"{path}: frames are {stream.format.name}, a depth camera's; choose a layout without it")
+    needed = round(start / step) + rows
+    if 0 < stream.frames < needed:
+        raise UserError(
+            f"{path}: {stream.frames} frames for rows {needed - rows} to {needed - 1}; the video is truncated, "
+            "or is not of these rows: download it again"
+        )
+
+
+def _matching(
+    path: Path, container: Any, stream: Any, times: Float64[np.ndarray, "n"], rows: np.ndarray, step: float
+) -> list[np.ndarray]:
+    """The frames at some times, after checking how many frames lie between them."""
+    base = float(stream.time_base or 1)
+    first = float(stream.start_time or 0) * base
+    container.seek(round((times[0] + first - NEAR * step) / base), stream=stream)
     found: list[np.ndarray] = []
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            container.seek(round(times[0] / float(stream.time_base or 1)), stream=stream)
-            for frame in container.decode(stream):
-                if len(found) == len(times):
-                    break
-                if abs((frame.time or 0.0) - times[len(found)]) < 0.5 / fps:
-                    found.append(frame.to_ndarray(format="rgb24"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; download the dataset again") from error
-    except (av.error.FFmpegError, IndexError) as error:
-        raise UserError(f"{path}: video is truncated or damaged ({error}); download the dataset again") from error
-    if len(found) < len(times):
-        raise UserError(f"{path}: no frame at {times[len(found)]:.3f} s, the video is truncated; download it again")
-    return np.stack(found)
+    number = 0
+    for frame in container.decode(stream):
+        time = (frame.time or 0.0) - first
+        due = times[len(found)]
+        if found:
+            number += 1
+        if time > due + NEAR * step:
+            break
+        if abs(time - due) <= NEAR * step:
+            if number != rows[len(found)] - rows[0]:
+                break
+            found.append(frame.to_ndarray(format="rgb24"))
+            if len(found) == len(times):
+                return found
+    row = int(rows[len(found)])
+    raise UserError(
+        f"{path}: no frame for row {row} at {times[len(found)]:.3f} s, a row every {step:.4g} s; the video has another "
+        f"rate ({float(stream.average_rate or 0):.4g} fps) or clock than the rows, or lacks frames: encode it again"
+    )
 
 
 def stack_images(images: Iterable[np.ndarray], size: tuple[int, int], where: str) -> np.ndarray:

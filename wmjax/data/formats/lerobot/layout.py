@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.reading import read_toml
 from wmjax.core.settings import build
 from wmjax.sim.environment import ENVIRONMENTS
 
@@ -62,7 +63,7 @@ def layouts() -> dict[str, Layout]:
     """The known layouts by name."""
     folder = resources.files("wmjax.data.formats.lerobot") / "layouts"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    found = [Layout(**tomllib.loads(file.read_text())) for file in files]
+    found = [Layout(**tomllib.loads(file.read_text(encoding="utf-8"))) for file in files]
     return {layout.name: layout for layout in found}
 
 
@@ -82,10 +83,7 @@ def load_layout(name: str) -> Layout:
 
 
 def _read_layout(path: Path) -> Layout:
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"layout {path}: {error}; give a readable TOML file") from error
+    values = read_toml(path, dict[str, Any], "give a readable TOML file")
     for field in dataclasses.fields(Layout)[1:4]:
         if not values.get(field.name):
             raise UserError(f"layout {path}: {field.name} is missing; name its column, of [cameras] at least one")

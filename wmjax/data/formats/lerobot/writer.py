@@ -138,8 +138,8 @@ class _Writer:
         pq.write_table(_tasks_table(list(self.tasks)), meta / "tasks.parquet")
         stats: Stats = {name: column_stats(np.concatenate(values)) for name, values in self.columns.items()}
         stats |= {key: image_stats(levels, self.frames) for key, levels in self.levels.items()}
-        (meta / "stats.json").write_text(json.dumps(stats, indent=4))
-        (meta / "info.json").write_text(json.dumps(self._info(robot_type), indent=4))
+        (meta / "stats.json").write_text(json.dumps(stats, indent=4), encoding="utf-8")
+        (meta / "info.json").write_text(json.dumps(self._info(robot_type), indent=4), encoding="utf-8")
 
     def _check(self, episode: EpisodeData, number: int) -> None:
         """Refuses what a row-per-control-step dataset cannot hold."""

@@ -19,12 +19,14 @@ from jaxtyping import Array, Float
 from safetensors.numpy import load_file, save_file
 
 from wmjax.core.errors import UserError
+from wmjax.core.reading import read_json, typed
 from wmjax.models.backbones.qwen2_5_vl import names
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.weights import misfits, open_tensors, summarise
 from wmjax.models.nn.lora import TEXT_PROJECTIONS, VISION_PROJECTIONS, LoRAConfig
 
+FIX = "save the adapters again"
 WEIGHTS, CONFIG, ADDED = "adapter_model.safetensors", "adapter_config.json", "added_tokens.safetensors"
 
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -60,7 +62,7 @@ def save(model: Qwen2_5_VL, folder: Path | str, *, base: str | None = None) -> N
     leaves = names.adapter_leaves(model)
     tensors = {names.peft_name(e.name): names.to_checkpoint(leaves[e.path].get_value(), e) for e in entries}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(to_peft_config(model.config, base), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(to_peft_config(model.config, base), indent=2) + "\n", encoding="utf-8")
     if model.added is not None:
         save_file({"added": np.asarray(jax.device_get(model.added.get_value()))}, folder / ADDED)
 
@@ -93,6 +95,16 @@ def to_peft_config(config: Qwen2_5_VLConfig, base: str | None = None) -> dict[st
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The fields of PEFT's config that are used."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+
+
 def configure(config: Qwen2_5_VLConfig, folder: Path | str) -> Qwen2_5_VLConfig:
     """A base model's config with the adapters of a folder, written by :func:`save` or by PEFT.
 
@@ -112,18 +124,16 @@ def configure(config: Qwen2_5_VLConfig, folder: Path | str) -> Qwen2_5_VLConfig:
             if stack in targets:
                 targets[stack].add(module.rsplit(".", 1)[-1])
                 layers |= {layer} if stack == TEXT_STACK else set()
-    try:
-        lora = LoRAConfig(
-            rank=int(values["r"]),
-            alpha=float(values["lora_alpha"]),
-            dropout=float(values.get("lora_dropout", 0.0)),
-            rank_stabilised=bool(values.get("use_rslora", False)),
-            targets=tuple(n for n in TEXT_PROJECTIONS if n in targets[TEXT_STACK]),
-            vision_targets=tuple(n for n in VISION_PROJECTIONS if n in targets[VISION_STACK]),
-            layers=() if len(layers) == config.text.depth else tuple(sorted(layers)),
-        )
-    except KeyError as error:
-        raise UserError(f"{folder / CONFIG} lacks the field {error.args[0]!r}; save the adapters again") from error
+    file = typed(values, _File, str(folder / CONFIG), FIX)
+    lora = LoRAConfig(
+        rank=file.r,
+        alpha=file.lora_alpha,
+        dropout=file.lora_dropout,
+        rank_stabilised=file.use_rslora,
+        targets=tuple(n for n in TEXT_PROJECTIONS if n in targets[TEXT_STACK]),
+        vision_targets=tuple(n for n in VISION_PROJECTIONS if n in targets[VISION_STACK]),
+        layers=() if len(layers) == config.text.depth else tuple(sorted(layers)),
+    )
     return dataclasses.replace(config, lora=lora)
 
 
@@ -136,10 +146,7 @@ def _split(name: str) -> tuple[str, int, str]:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a folder of adapters saved by PEFT or wmjax")
-    try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); save the adapters again") from error
+    values = read_json(path, dict[str, Any], FIX)
     if values.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {values.get('peft_type')!r}; only 'LORA' is supported")
     start, bias = values.get("init_lora_weights", True), values.get("bias", "none")

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import write_json
+from wmjax.core.reading import read_json
 from wmjax.models.backbones.base import (
     Backbone,
     BackboneConfig,
@@ -25,6 +27,13 @@ from wmjax.models.backbones.qwen2_5_vl import adapters, weights
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import COMPANIONS, MINI_TOKENIZER, TOKENIZER, Prompt, PromptBuilder
+
+CONFIG = "config.json"
+OTHER_FIELDS = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "video_token_id", "vision_token_id", "max_position_embeddings",
+    "max_window_layers", "initializer_range", "attention_dropout", "sliding_window", "use_cache",
+)  # fmt: skip
+"""Fields of a base's config that no computation here depends on and other libraries read."""
 
 
 class State(NamedTuple):
@@ -117,11 +126,25 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
             adapters.save(self, folder, base=base)
             return "adapters in PEFT's format"
         weights.save(adapters.merge(self) if merge else self, folder)
+        if base is not None:
+            _keep_other_fields(backbone_folder(base), folder)
         source = tokenizer_folder(prompt.tokenizer)
         for name in COMPANIONS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         return "the backbone as a Hugging Face checkpoint"
+
+
+def _keep_other_fields(base: Path, folder: Path) -> None:
+    """Adds to the exported ``config.json`` what the base's says beyond the architecture, such as its special tokens."""
+    path, fix = folder / CONFIG, "export again"
+    ours = read_json(path, dict[str, Any], fix)
+    theirs = read_json(base / CONFIG, dict[str, Any], "download it again")
+    text = theirs.get("text_config") or {}
+    vision = {**(theirs.get("vision_config") or {}), **ours["vision_config"]}
+    known = {name: text[name] for name in OTHER_FIELDS if name in text}
+    known |= {name: theirs[name] for name in OTHER_FIELDS if name in theirs}
+    write_json(path, {**known, **ours, "vision_config": vision})
 
 
 def tokenizer_folder(name: str) -> Path:

@@ -1,6 +1,5 @@
 """The chat template of a checkpoint, as ``transformers`` renders it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from wmjax.core.errors import UserError
+from wmjax.core.reading import read_json, read_text
 
+FIX = "download it again"
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """The files that may hold the template; the first one found is used. The JSON files have the key ``chat_template``."""
 
@@ -58,12 +59,9 @@ def _read(folder: Path) -> tuple[str, Path]:
         if not path.is_file():
             continue
         if path.suffix == ".jinja":
-            return path.read_text(), path
-        try:
-            content: Any = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
-        if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
+            return read_text(path, FIX), path
+        content = read_json(path, dict[str, Any], FIX)
+        if isinstance(content.get("chat_template"), str):
             return content["chat_template"], path
     raise UserError(f"{folder}: no chat template in {', '.join(FILES)}; download the checkpoint's own files")
 

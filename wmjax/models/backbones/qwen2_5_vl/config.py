@@ -1,40 +1,40 @@
 """Sizes and choices of a Qwen2.5-VL model: presets, and any Hugging Face ``config.json``."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import merge
+from wmjax.core.reading import read_json, typed
+from wmjax.core.settings import Depth, Range, Settings, Width, merge, shown
 from wmjax.models.backbones.base import BackboneConfig
 from wmjax.models.nn.attention import Implementation
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.nn.stack import Remat
 
+FIX = "download it again"
 DType = Literal["float32", "bfloat16"]
+Token = Annotated[int, Range(0, 10_000_000)]
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Settings, section="vision"):
     """The vision tower. Sizes of images and windows are in pixels; ``out`` is the text decoder's width."""
 
-    depth: int = 32
-    hidden: int = 1280
-    heads: int = 16
-    mlp: int = 3420
-    out: int = 2048
-    channels: int = 3
-    patch: int = 14
-    temporal_patch: int = 2
-    merge: int = 2
-    window: int = 112
+    depth: Depth = 32
+    hidden: Width = 1280
+    heads: Depth = 16
+    mlp: Width = 3420
+    out: Width = 2048
+    channels: Depth = 3
+    patch: Depth = 14
+    temporal_patch: Depth = 2
+    merge: Depth = 2
+    window: Width = 112
     full_attention: tuple[int, ...] = (7, 15, 23, 31)
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "depth", "hidden", "heads", "mlp", "out", "channels", "patch", "temporal_patch", "merge"
-        )
+        super().__post_init__()
         _require_multiple("vision.hidden", self.hidden, 4 * self.heads, "4 * vision.heads (2-D RoPE)")
         _require_multiple("vision.window", self.window, self.factor, "vision.patch * vision.merge")
         outside = [i for i in self.full_attention if not 0 <= i < self.depth]
@@ -58,21 +58,21 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Settings, section="text"):
     """The text decoder. ``rope_sections`` are the frequencies given to time, height and width."""
 
-    vocabulary: int = 151936
-    hidden: int = 2048
-    depth: int = 36
-    heads: int = 16
-    kv_heads: int = 2
-    mlp: int = 11008
-    rope_theta: float = 1e6
-    rope_sections: tuple[int, ...] = (16, 24, 24)
-    norm_epsilon: float = 1e-6
+    vocabulary: Annotated[int, Range(1, 10_000_000)] = 151936
+    hidden: Width = 2048
+    depth: Depth = 36
+    heads: Depth = 16
+    kv_heads: Depth = 2
+    mlp: Width = 11008
+    rope_theta: Annotated[float, Range(1, 1e12)] = 1e6
+    rope_sections: tuple[Annotated[int, Range(0, 1_000_000)], ...] = (16, 24, 24)
+    norm_epsilon: Annotated[float, Range(0, 1, above=True)] = 1e-6
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocabulary", "hidden", "depth", "heads", "kv_heads", "mlp")
+        super().__post_init__()
         _require_multiple("text.hidden", self.hidden, 2 * self.heads, "2 * text.heads")
         _require_multiple("text.heads", self.heads, self.kv_heads, "text.kv_heads")
         if len(self.rope_sections) != 3 or sum(self.rope_sections) * 2 != self.head_dim:
@@ -100,19 +100,20 @@ class Qwen2_5_VLConfig(BackboneConfig):
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     tied: bool = True
-    image_token: int = 151655
-    vision_start_token: int = 151652
-    vision_end_token: int = 151653
-    added_tokens: int = 0
+    image_token: Token = 151655
+    vision_start_token: Token = 151652
+    vision_end_token: Token = 151653
+    added_tokens: Token = 0
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
     dtype: DType = "float32"
     param_dtype: DType = "float32"
     remat: Remat = "none"
-    scan_unroll: int = 1
+    scan_unroll: Depth = 1
     attention: Implementation = "xla"
-    embedding_std: float = 0.02
+    embedding_std: Annotated[float, Range(0, 100, above=True)] = 0.02
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vision.out != self.text.hidden:
             raise UserError(f"vision.out is {self.vision.out} but text.hidden is {self.text.hidden}; make them equal")
         if not 0 <= self.image_token < self.text.vocabulary:
@@ -125,7 +126,7 @@ class Qwen2_5_VLConfig(BackboneConfig):
     def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
         """``preset`` (default: mini) as the fields it stands for, with what was said beside it laid on top."""
         values = dict(values)
-        return merge(dataclasses.asdict(preset(values.pop("preset", "mini"))), values)
+        return merge(dataclasses.asdict(preset(str(values.pop("preset", "mini")))), values)
 
     @property
     def width(self) -> int:
@@ -170,11 +171,12 @@ def _7b() -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(vision=VisionConfig(out=3584), text=text, tied=False)
 
 
-def from_hf_config(values: dict[str, Any], **changes: Any) -> Qwen2_5_VLConfig:
+def from_hf_config(values: dict[str, Any], where: str = "config.json", **changes: Any) -> Qwen2_5_VLConfig:
     """Reads a Hugging Face ``config.json``, flat as published or with a nested ``text_config``.
 
     Args:
         values: the parsed file.
+        where: the file, for errors.
         changes: fields of :class:`Qwen2_5_VLConfig` to replace, such as ``lora``.
 
     Raises:
@@ -182,53 +184,114 @@ def from_hf_config(values: dict[str, Any], **changes: Any) -> Qwen2_5_VLConfig:
 
     """
     if values.get("model_type") != "qwen2_5_vl":
-        raise UserError(f"config.json: model_type is {values.get('model_type')!r}; only 'qwen2_5_vl' is supported")
-    text, vision = values.get("text_config") or values, values.get("vision_config") or {}
-    _require_supported(text, vision)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    try:
-        return Qwen2_5_VLConfig(
-            vision=_vision_from(vision),
-            text=TextConfig(
-                vocabulary=text["vocab_size"],
-                hidden=text["hidden_size"],
-                depth=text["num_hidden_layers"],
-                heads=text["num_attention_heads"],
-                kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-                mlp=text["intermediate_size"],
-                rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))),
-                rope_sections=tuple(rope.get("mrope_section", (16, 24, 24))),
-                norm_epsilon=float(text["rms_norm_eps"]),
-            ),
-            tied=bool(values.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-            image_token=values["image_token_id"],
-            vision_start_token=values["vision_start_token_id"],
-            vision_end_token=values["vision_end_token_id"],
-            **changes,
-        )
-    except KeyError as error:
-        raise UserError(f"config.json lacks the field {error.args[0]!r}; download it again") from error
-
-
-def _vision_from(vision: dict[str, Any]) -> VisionConfig:
-    return VisionConfig(
-        depth=vision["depth"],
-        hidden=vision["hidden_size"],
-        heads=vision["num_heads"],
-        mlp=vision["intermediate_size"],
-        out=vision["out_hidden_size"],
-        channels=vision.get("in_chans", vision.get("in_channels", 3)),
-        patch=vision["patch_size"],
-        temporal_patch=vision["temporal_patch_size"],
-        merge=vision["spatial_merge_size"],
-        window=vision["window_size"],
-        full_attention=tuple(vision["fullatt_block_indexes"]),
+        raise UserError(f"{where}: model_type is {values.get('model_type')!r}; only 'qwen2_5_vl' is supported")
+    text, vision = (values.get(key) or {} for key in ("text_config", "vision_config"))
+    if not (isinstance(text, dict) and isinstance(vision, dict)):
+        raise UserError(f"{where}: text_config or vision_config is no object; {FIX}")
+    text = text or values
+    _require_supported(text, vision, where)
+    file = typed({"text": text, "vision": vision, "whole": values}, _File, where, FIX)
+    rope = file.text.rope_parameters or file.text.rope_scaling or _Rope()
+    return Qwen2_5_VLConfig(
+        vision=_vision_from(file.vision),
+        text=TextConfig(
+            vocabulary=file.text.vocab_size,
+            hidden=file.text.hidden_size,
+            depth=file.text.num_hidden_layers,
+            heads=file.text.num_attention_heads,
+            kv_heads=file.text.num_key_value_heads or file.text.num_attention_heads,
+            mlp=file.text.intermediate_size,
+            rope_theta=rope.rope_theta or file.text.rope_theta or 1e6,
+            rope_sections=rope.mrope_section or (16, 24, 24),
+            norm_epsilon=file.text.rms_norm_eps,
+        ),
+        tied=_tied(values, text),
+        image_token=file.whole.image_token_id,
+        vision_start_token=file.whole.vision_start_token_id,
+        vision_end_token=file.whole.vision_end_token_id,
+        **changes,
     )
 
 
-def _require_supported(text: dict[str, Any], vision: dict[str, Any]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Rope:
+    rope_theta: float | None = None
+    mrope_section: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    rms_norm_eps: float
+    num_key_value_heads: int | None = None
+    rope_theta: float | None = None
+    rope_parameters: _Rope | None = None
+    rope_scaling: _Rope | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vision:
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    out_hidden_size: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    window_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    in_chans: int | None = None
+    in_channels: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    image_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The fields of a ``config.json`` that are used, with their types."""
+
+    text: _Text
+    vision: _Vision
+    whole: _Whole
+
+
+def _tied(values: dict[str, Any], text: dict[str, Any]) -> bool:
+    """Whether the output shares the embeddings: transformers ties the model that has a text_config by that one."""
+    places = (text, values) if values.get("text_config") else (values,)
+    return any(bool(place.get("tie_word_embeddings", False)) for place in places)
+
+
+def _vision_from(vision: _Vision) -> VisionConfig:
+    return VisionConfig(
+        depth=vision.depth,
+        hidden=vision.hidden_size,
+        heads=vision.num_heads,
+        mlp=vision.intermediate_size,
+        out=vision.out_hidden_size,
+        channels=vision.in_chans or vision.in_channels or 3,
+        patch=vision.patch_size,
+        temporal_patch=vision.temporal_patch_size,
+        merge=vision.spatial_merge_size,
+        window=vision.window_size,
+        full_attention=vision.fullatt_block_indexes,
+    )
+
+
+def _require_supported(text: dict[str, Any], vision: dict[str, Any], where: str) -> None:
     """Refuses features that would silently change the result."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: rope_parameters is {shown(rope)}, expected an object; {FIX}")
     found = {
         "hidden_act": (text.get("hidden_act", "silu"), ("silu",)),
         "vision_config.hidden_act": (vision.get("hidden_act", "silu"), ("silu",)),
@@ -237,7 +300,7 @@ def _require_supported(text: dict[str, Any], vision: dict[str, Any]) -> None:
     }
     for field, (value, supported) in found.items():
         if value not in supported:
-            raise UserError(f"config.json: {field} is {value!r}; supported: {', '.join(map(repr, supported))}")
+            raise UserError(f"{where}: {field} is {value!r}; supported: {', '.join(map(repr, supported))}")
 
 
 def load_hf_config(folder: Path | str, **changes: Any) -> Qwen2_5_VLConfig:
@@ -245,17 +308,7 @@ def load_hf_config(folder: Path | str, **changes: Any) -> Qwen2_5_VLConfig:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder of a downloaded Qwen2.5-VL checkpoint")
-    try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
-    return from_hf_config(values, **changes)
-
-
-def _require_positive(config: VisionConfig | TextConfig, *fields: str) -> None:
-    for field in fields:
-        if getattr(config, field) <= 0:
-            raise UserError(f"{type(config).__name__}.{field} is {getattr(config, field)}; use a positive number")
+    return from_hf_config(read_json(path, dict[str, Any], FIX), str(path), **changes)
 
 
 def _require_multiple(field: str, value: int, divisor: int, of: str) -> None:

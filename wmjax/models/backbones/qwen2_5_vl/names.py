@@ -54,6 +54,8 @@ TEXT_LAYER: dict[str, Path] = {
 ADAPTER_SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 SUFFIXES = {"bias": "bias"} | ADAPTER_SUFFIXES
 """Names of a module's tensors in a checkpoint, other than ``weight``; those of adapters are PEFT's."""
+IGNORED = re.compile(r"(.*\.)?rotary_(pos_)?emb\.(inv_freq|original_inv_freq)")
+"""Tensors that follow from the config, which old versions of transformers stored."""
 PEFT_PREFIX = "base_model.model."
 """The prefix that PEFT puts before the names that modules have in transformers."""
 
@@ -76,6 +78,7 @@ class Entry(NamedTuple):
 def published_name(name: str) -> str:
     """The name as published, also for tensors named by newer versions of transformers."""
     name = re.sub(r"^model\.visual\.", "visual.", name)
+    name = re.sub(r"^language_model\.(model\.)?(?=layers\.|embed_tokens\.|norm\.)", "model.", name)
     return re.sub(r"^model\.language_model\.", "model.", name)
 
 

@@ -154,6 +154,10 @@ def _load(path: Path) -> tuple[Tokenizer, bytes]:
         raise UserError(f"{path} does not exist; give 'mini' or the folder of a downloaded checkpoint")
     content = path.read_bytes()
     try:
-        return Tokenizer.from_str(content.decode()), content
+        tokenizer = Tokenizer.from_str(content.decode())
+        # As transformers does before it encodes a text: a call with padding leaves its setting in the file.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer, content
     except Exception as error:  # tokenizers raises a bare Exception
         raise UserError(f"{path} is not a tokenizer ({error}); download it again") from error

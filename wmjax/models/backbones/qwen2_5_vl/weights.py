@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wmjax.core.errors import UserError
+from wmjax.core.reading import read_json, what_is_wrong
 from wmjax.models.backbones.base import Put
 from wmjax.models.backbones.qwen2_5_vl import names
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config
@@ -75,20 +76,12 @@ class _Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.where: dict[str, tuple[Path, str]] = {}
-        for path in self._files():
+        for path in weight_files(folder):
             with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118, not a dict
-                    self.where[names.published_name(name)] = (path, name)
+                    if not names.IGNORED.fullmatch(name):
+                        self.where[names.published_name(name)] = (path, name)
         self._current: tuple[Path, Any] | None = None
-
-    def _files(self) -> list[Path]:
-        index = self.folder / INDEX
-        if not index.is_file():
-            return [self.folder / SINGLE_FILE]
-        try:
-            return sorted({self.folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise UserError(f"{index} is damaged ({error!r}); download it again") from error
 
     def check(self, expected: list[names.Entry], tied: bool) -> None:
         """Raises one error that lists every missing, surplus, misshapen or mistyped tensor."""
@@ -100,6 +93,8 @@ class _Shards:
             if name in self.where:
                 path, stored = self.where[name]
                 problems += misfits(name, self._file(path).get_slice(stored), wanted[name])
+        if problems and surplus:
+            problems.insert(0, f"the files have {', '.join(surplus[:3])}{', ...' if len(surplus) > 3 else ''}")
         if problems:
             raise UserError(f"{self.folder} does not fit the config: {summarise(problems)}; take both from one model")
 
@@ -114,6 +109,29 @@ class _Shards:
         return self._current[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights, those that transformers loads: one file, else the shards of its index.
+
+    An index or shards that an earlier save left beside a single file count for nothing.
+
+    Raises:
+        UserError: no such files, or a damaged index.
+
+    """
+    single, index = folder / SINGLE_FILE, folder / INDEX
+    if single.is_file() or not index.is_file():
+        return [single]
+    shards = set(read_json(index, _Index, "download it again").weight_map.values())
+    if bad := sorted(name for name in shards if Path(name).name != name or not name):
+        raise UserError(f"{index}: weight_map names {bad[0]!r}, which is no file beside it; download it again")
+    return sorted(folder / name for name in shards)
+
+
 def open_tensors(path: Path) -> Any:
     """A safetensors file, opened for reading numpy arrays.
 
@@ -125,8 +143,8 @@ def open_tensors(path: Path) -> Any:
         raise UserError(f"{path} does not exist; download the checkpoint again")
     try:
         return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); download it again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is {what_is_wrong(path, error)}; download it again") from error
 
 
 def misfits(name: str, part: Any, shape: tuple[int, ...]) -> list[str]:
@@ -160,10 +178,12 @@ def save(model: Qwen2_5_VL, folder: Path | str, *, shard_bytes: int = 4 * 2**30)
         tensors = {entry.name: names.to_checkpoint(leaves[entry.path].get_value(), entry) for entry in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
-    (folder / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(to_hf_config(model.config), indent=2) + "\n", encoding="utf-8")
     total = sum(leaf.get_value().nbytes for leaf in leaves.values())
     if len(shards) > 1:
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}), encoding="utf-8"
+        )
 
 
 def _plan(

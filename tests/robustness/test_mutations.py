@@ -1,0 +1,362 @@
+"""Damaged files of others and of our own: one line or a whole result, never a traceback."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.data.synthetic import make_latents, make_store
+from tests.robustness.sources import SIZE, write_v21, write_v30
+from wmjax.core.errors import UserError
+from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lines, read_toml
+from wmjax.data.episode import load_episode, save_episode
+from wmjax.data.formats import libero_hdf5
+from wmjax.data.formats.lerobot.convert import convert, read_episode
+from wmjax.data.latents import LatentStore
+from wmjax.data.store import TrainingStore
+from wmjax.models.backbones.qwen2_5_vl.config import from_hf_config, preset
+from wmjax.models.backbones.qwen2_5_vl.weights import to_hf_config, weight_files
+from wmjax.rollout.results import EpisodeRecord, read_header, read_records
+
+EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+"""JSON values that are not what was there."""
+
+
+def one_line(call) -> Any:
+    """The call's result; None if it refused in one line."""
+    try:
+        return call()
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1500, str(error)
+        return None
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in nested JSON, the whole included."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in paths_of(item, (*path, key)))]
+
+
+@st.composite
+def mutated(draw, value: Any) -> Any:
+    """JSON with one thing in it replaced or taken away."""
+    value = json.loads(json.dumps(value))
+    path = draw(st.sampled_from(paths_of(value)))
+    if not path:
+        return draw(ODD)
+    *before, last = path
+    place = value
+    for key in before:
+        place = place[key]
+    if draw(st.booleans()):
+        place[last] = draw(ODD)
+    elif isinstance(place, dict):
+        del place[last]
+    else:
+        place.pop(last)
+    return value
+
+
+@st.composite
+def damaged(draw, content: bytes) -> bytes:
+    """Bytes that were cut off, overwritten, or emptied."""
+    kind = draw(st.sampled_from(["cut", "bits", "text", "start"]))
+    if kind == "cut":
+        return content[: draw(st.integers(0, max(len(content) - 1, 0)))]
+    if kind == "text":
+        return draw(st.sampled_from([b"", b"[]", b"{}", b"null", b"\xff\xfe\x00", b"<html>", b'{"a":', b"\x00" * 64]))
+    if kind == "start":
+        return draw(st.binary(max_size=16)) + content[draw(st.integers(0, 64)) :]
+    out = bytearray(content)
+    for _ in range(draw(st.integers(1, 8))):
+        out[draw(st.integers(0, len(out) - 1))] = draw(st.integers(0, 255))
+    return bytes(out)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sources")
+    return {
+        "v21": write_v21(root / "v21", (9, 7)),
+        "v30": write_v30(root / "v30", (9, 7)),
+        "v21_video": write_v21(root / "v21_video", (9,), video=True),
+    }
+
+
+def imports(folder: Path, out: Path) -> Any:
+    return one_line(lambda: convert(str(folder), out, image_size=SIZE))
+
+
+FILES = {
+    "v21": ("meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl", "data/chunk-000/episode_000000.parquet"),
+    "v30": (
+        "meta/info.json",
+        "meta/tasks.parquet",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "data/chunk-000/file-000.parquet",
+    ),
+    "v21_video": ("videos/chunk-000/observation.images.image/episode_000000.mp4",),
+}
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in FILES.items() for file in files])
+def test_damaged_lerobot_files(tmp_path, datasets, name, file):
+    content = (datasets[name] / file).read_bytes()
+    copy = shutil.copytree(datasets[name], tmp_path / "in")
+
+    @given(damaged(content))
+    @settings(EXAMPLES, max_examples=25)
+    def check(changed):
+        (copy / file).write_bytes(changed)
+        out = tmp_path / "out"
+        store = imports(copy, out)
+        if store is not None:
+            assert np.isfinite(store.action).all() and np.abs(store.action).max() <= 1
+        shutil.rmtree(out, ignore_errors=True)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["v21", "v30"])
+def test_info_json_with_other_values(tmp_path, datasets, name):
+    copy = shutil.copytree(datasets[name], tmp_path / "in")
+    path = copy / "meta/info.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+
+    @given(mutated(info))
+    @settings(EXAMPLES, max_examples=80)
+    def check(value):
+        path.write_text(json.dumps(value), encoding="utf-8")
+        imports(copy, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    check()
+
+
+def write_hdf5(path: Path, length: int = 8) -> Path:
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "lift it"})
+        data.attrs["macros_image_convention"] = "opengl"
+        data.attrs["bddl_file_name"] = "a/libero_spatial/x.bddl"
+        data.attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 20}})
+        for demo in ("demo_0", "demo_1"):
+            group = data.create_group(demo)
+            group["actions"] = np.tile([0.0, 0, 0, 0, 0, 0, -1], (length, 1))
+            for name, size in libero_hdf5.STATE.items():
+                group[f"obs/{name}"] = np.zeros((length, size))
+            for name in libero_hdf5.CAMERAS.values():
+                group[f"obs/{name}"] = np.zeros((length, 16, 16, 3), np.uint8)
+    return path
+
+
+def imports_hdf5(path: Path, out: Path, **options: Any) -> Any:
+    return one_line(lambda: libero_hdf5.convert(path, out, image_size=16, **options))
+
+
+def test_damaged_hdf5(tmp_path):
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    content = path.read_bytes()
+
+    @given(damaged(content))
+    @settings(EXAMPLES, max_examples=80)
+    def check(changed):
+        path.write_bytes(changed)
+        imports_hdf5(path, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    check()
+
+
+VALUES: dict[str, Any] = {
+    "empty": np.zeros((0,)),
+    "scalar": 3.0,
+    "text": "x",
+    "null": h5py.Empty("f8"),
+    "integers": np.zeros((8, 7), np.int64),
+    "wide": np.zeros((8, 9)),
+    "short": np.zeros((3, 7)),
+    "nan": np.full((8, 7), np.nan),
+    "jpeg": np.frombuffer(b"\xff\xd8" * 20, np.uint8),
+    "group": None,
+}
+
+
+@pytest.mark.parametrize("place", ["actions", "obs/ee_pos", "obs/agentview_rgb", "obs/eye_in_hand_rgb", "obs", "."])
+@pytest.mark.parametrize("kind", VALUES)
+def test_hdf5_with_other_things_in_it(tmp_path, place, kind):
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        where = f"data/demo_1/{place}".removesuffix("/.")
+        del file[where]
+        if VALUES[kind] is None:
+            file.create_group(where)
+        else:
+            file[where] = VALUES[kind]
+    assert imports_hdf5(path, tmp_path / "out") is None
+    store = imports_hdf5(path, tmp_path / "skipped", skip_bad=True)
+    assert [entry["source_episode"] for entry in store.episodes] == ["demo_0"]
+    assert [entry["episode"] for entry in store.manifest["skipped"]] == ["task-000-demo_1"]
+
+
+@pytest.mark.parametrize("name", ["problem_info", "env_args", "macros_image_convention", "bddl_file_name"])
+@pytest.mark.parametrize("value", ["", "[]", "{}", "null", 3, b"\xff", np.zeros(3)])
+def test_hdf5_attributes_that_are_something_else(tmp_path, name, value):
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs[name] = value
+    store = imports_hdf5(path, tmp_path / "out")
+    assert store is None or name == "bddl_file_name"
+
+
+def test_copies_without_attributes_say_how_their_rows_lie(tmp_path):
+    path = write_hdf5(tmp_path / "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        for name in list(file["data"].attrs):
+            del file["data"].attrs[name]
+        file["data/demo_0/obs/ee_pos"][:, 0] = np.arange(8)
+        file["data/demo_0/actions"][:, 0] = np.arange(8) / 10
+    with pytest.raises(UserError, match=r"lacks LIBERO's attributes .* give --rows before"):
+        libero_hdf5.convert(path, tmp_path / "out", image_size=16)
+    store = libero_hdf5.convert(path, tmp_path / "out", image_size=16, rows="before")
+    assert store.tasks[0].instruction == "turn on the stove"
+    first = store.episode(0)
+    assert first.length == 8 and np.allclose(first.action[:, 0], first.state[:, 0] / 10)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    store = make_store(root / "store", image_size=28, lengths=(9, 13))
+    return store, make_latents(root / "latents", store, grid=2, dim=6)
+
+
+@pytest.mark.parametrize("which", ["store", "latents"])
+def test_manifests_of_stores_with_other_values(tmp_path, stores, which):
+    original = stores[which == "latents"].folder
+    copy = shutil.copytree(original, tmp_path / "copy")
+    manifest = json.loads((original / "manifest.json").read_text(encoding="utf-8"))
+    read = TrainingStore if which == "store" else LatentStore
+
+    @given(mutated(manifest))
+    @settings(EXAMPLES, max_examples=150)
+    def check(value):
+        (copy / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+        opened = one_line(lambda: read(copy))
+        if opened is not None and which == "store":
+            one_line(opened.verify)
+            one_line(lambda: opened.episode(0))
+
+    check()
+
+
+@pytest.mark.parametrize("file", ["state.npy", "frame_step.npy", "frames.npy", "settled.npz", "manifest.json"])
+def test_damaged_files_of_stores(tmp_path, stores, file):
+    copy = shutil.copytree(stores[0].folder, tmp_path / "copy")
+    content = (copy / file).read_bytes()
+
+    @given(damaged(content))
+    @settings(EXAMPLES, max_examples=40)
+    def check(changed):
+        (copy / file).write_bytes(changed)
+        opened = one_line(lambda: TrainingStore(copy))
+        if opened is not None:
+            one_line(opened.verify)
+            one_line(lambda: opened.settled_state(0))
+
+    check()
+
+
+def test_damaged_parts(tmp_path, stores):
+    path = tmp_path / "part.npz"
+    save_episode(path, stores[0].episode(0))
+    content = path.read_bytes()
+
+    @given(damaged(content))
+    @EXAMPLES
+    def check(changed):
+        path.write_bytes(changed)
+        one_line(lambda: load_episode(path))
+
+    check()
+
+
+RECORD = {
+    "key": "libero_spatial/0/random/1", "suite": "libero_spatial", "task_id": 0, "instruction": "lift",
+    "init": "random", "index": 1, "seed": 1, "settled_hash": "a", "success": True, "steps": 5, "outcome": "success",
+    "attempts": 1, "faults": ["crash"], "seconds": 1.5, "decisions": 2, "info": {"gate": 0.1}, "recipe_hash": "",
+    "open_loop_horizon": 8, "execution_delay": 0,
+}  # fmt: skip
+
+
+@given(mutated(RECORD))
+@EXAMPLES
+def test_records_with_other_values(tmp_path_factory, value):
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "episodes.jsonl").write_text(json.dumps(value) + "\n", encoding="utf-8")
+    records = one_line(lambda: read_records(folder))
+    assert records is None or isinstance(records[0], EpisodeRecord)
+    (folder / "header.json").write_text(json.dumps(value), encoding="utf-8")
+    assert one_line(lambda: read_header(folder)) is None
+
+
+@given(mutated(to_hf_config(preset("mini"))))
+@settings(EXAMPLES, max_examples=150)
+def test_backbone_configs_with_other_values(value):
+    assume(isinstance(value, dict))
+    one_line(lambda: from_hf_config(value))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"null", b'{"weight_map": []}', b'{"weight_map": {"a": 3}}', b"\xff",
+                                     b'{"weight_map": {"a": "../../etc/passwd"}}', b""])  # fmt: skip
+def test_an_index_of_shards_that_is_none(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: "):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", LFS_POINTER + b"v1\n", b"[" * 10**5])
+@pytest.mark.parametrize("read", [read_json, read_json_lines, read_toml])
+def test_text_that_is_none(tmp_path, read, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    found = one_line(lambda: read(path, dict[str, Any], "copy it again"))
+    assert found in (None, [], {})  # no lines, and no TOML, are valid
+
+
+@pytest.mark.parametrize("read", [read_json, read_json_lines, read_toml])
+def test_places_that_are_no_files(tmp_path, read):
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(UserError, match="; copy it again"):
+            read(path, dict[str, Any], "copy it again")
+
+
+@given(st.text(max_size=30) | st.binary(max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_json_or_one_line(text):
+    one_line(lambda: parse_json(text, dict[str, int], "it", "copy it again"))
+
+
+def test_reading_an_episode_reports_every_fault_of_its_files(tmp_path, datasets):
+    """The reader that a conversion calls, without the checks around it."""
+    from wmjax.data.formats.lerobot.convert import observation_spec
+    from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+
+    copy = shutil.copytree(datasets["v21"], tmp_path / "in")
+    dataset = LeRobotDataset(copy)
+    path = copy / "data/chunk-000/episode_000000.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    spec = observation_spec(dataset, SIZE, 4)
+    assert one_line(lambda: read_episode(dataset, dataset.episodes[0], spec, str(copy))) is None
+    assert one_line(lambda: read_episode(dataset, dataset.episodes[1], spec, str(copy))) is not None

@@ -1,0 +1,25 @@
+"""The accelerators that jax finds."""
+
+import os
+
+from wmjax.core.errors import UserError
+
+
+def require_devices() -> None:
+    """Lets jax start its backend, which it otherwise does at the first computation.
+
+    Raises:
+        UserError: the platform that was asked for is not there, or its driver does not start.
+
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # backends raise RuntimeError, plugins AssertionError and worse
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise UserError(
+            f"jax finds no device (JAX_PLATFORMS is {asked!r}: {reason}); unset JAX_PLATFORMS, set it to cpu, or "
+            "install the driver and the plugin of that platform"
+        ) from error

@@ -1,0 +1,205 @@
+"""What comes from outside, read as what it must be: JSON, JSON lines, TOML, parquet and HDF5.
+
+Each reader says in one line which file, what is wrong with it and what to do. Types and ranges are those of
+:mod:`wmjax.core.settings`. Text is UTF-8 whatever the locale.
+"""
+
+import contextlib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wmjax.core.errors import UserError
+from wmjax.core.location import Location, Remote
+from wmjax.core.settings import convert
+
+if TYPE_CHECKING:
+    import h5py
+    import pyarrow as pa
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS has not downloaded."""
+
+
+def what_is_wrong(path: Path, error: BaseException | str) -> str:
+    """Why a file cannot be read: what stands in its place, or else what its reader said."""
+    try:
+        if path.is_dir():
+            return "a folder, expected a file"
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except FileNotFoundError:
+        return "missing"
+    except PermissionError:
+        return "no permission to read it"
+    except (OSError, ValueError) as cause:  # ValueError: a name that no file can have
+        return f"cannot be read ({cause})"
+    if not start:
+        return "empty"
+    if start == LFS_POINTER:
+        return "a Git LFS pointer instead of the file; run `git lfs pull` where it was cloned"
+    reason = " ".join(str(error).split())[:300]
+    return f"truncated or damaged ({reason})"
+
+
+@contextlib.contextmanager
+def reading(path: Location, fix: str) -> Iterator[None]:
+    """Turns whatever a file's reader raises in the block into one line: the file, what is wrong with it, the fix."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the parsers of damaged files raise a dozen kinds
+        if isinstance(path, Remote):
+            raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:300]}); {fix}") from error
+        raise UserError(f"{path}: {what_is_wrong(Path(path), error)}; {fix}") from error
+
+
+def read_text(path: Location, fix: str) -> str:
+    """A file's text.
+
+    Raises:
+        UserError: missing, a folder, not readable, not UTF-8.
+
+    """
+    if isinstance(path, Remote):
+        with reading(path, fix):
+            return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {fix}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {what_is_wrong(path, error)}; {fix}") from error
+
+
+def parse_json(text: str | bytes, hint: Any, where: str, fix: str) -> Any:
+    """A value from JSON text, as an annotated type; keys that a dataclass does not have are passed over.
+
+    Args:
+        text: of the file, the attribute or the line.
+        hint: a dataclass, ``dict[str, int]``, ``list[Any]``, ...
+        where: what is named in errors.
+        fix: what the user should do then.
+
+    Raises:
+        UserError: not JSON, a missing key, a value of another type or outside its range.
+
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        pointer = text.startswith(LFS_POINTER.decode() if isinstance(text, str) else LFS_POINTER)  # type: ignore[arg-type]
+        reason = "a Git LFS pointer, run `git lfs pull`" if pointer else f"not valid JSON ({error})"
+        raise UserError(f"{where}: {reason}; {fix}") from error
+    return typed(value, hint, where, fix)
+
+
+def typed(value: Any, hint: Any, where: str, fix: str) -> Any:
+    """A plain value as an annotated type; keys that a dataclass does not have are passed over.
+
+    Raises:
+        UserError: a missing key, a value of another type or outside its range.
+
+    """
+    try:
+        return convert(value, hint, "", surplus=True)
+    except UserError as error:
+        raise UserError(f"{where}: {error}; {fix}") from error
+
+
+def read_json(path: Location, hint: Any, fix: str) -> Any:
+    """A JSON file as an annotated type, see :func:`parse_json`.
+
+    Raises:
+        UserError: missing, unreadable, not JSON, or of another type.
+
+    """
+    return parse_json(read_text(path, fix), hint, str(path), fix)
+
+
+def read_json_lines(path: Location, hint: Any, fix: str) -> list[Any]:
+    """A file of one JSON value per line, each as an annotated type; empty lines are passed over.
+
+    Raises:
+        UserError: see :func:`read_json`; names the line.
+
+    """
+    # Not str.splitlines, which cuts at U+2028 and U+0085 too, as JSON strings may hold.
+    lines = enumerate(read_text(path, fix).split("\n"), 1)
+    return [parse_json(line, hint, f"{path}:{number}", fix) for number, line in lines if line.strip()]
+
+
+def read_toml(path: Path, hint: Any, fix: str) -> Any:
+    """A TOML file as an annotated type.
+
+    Raises:
+        UserError: missing, unreadable, not valid TOML, or of another type.
+
+    """
+    try:
+        return typed(tomllib.loads(read_text(path, fix)), hint, str(path), fix)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid TOML ({error}); {fix}") from error
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path, fix: str) -> "Iterator[h5py.File]":
+    """An HDF5 file for reading; what h5py raises in the block is one line too."""
+    import h5py
+
+    with reading(path, fix), h5py.File(path, "r") as file:
+        yield file
+
+
+def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int | None = None) -> "pa.Table":
+    """Columns of a parquet file, of one episode's rows when asked for (row groups without it are not read).
+
+    Args:
+        path: of the file.
+        columns: names.
+        fix: what the user should do if it cannot be read.
+        rows_of: value of the column ``episode_index``.
+
+    Raises:
+        UserError: missing, truncated or damaged file, or a column that is not in it.
+
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with reading(path, fix), pq.ParquetFile(path) as file:
+        wanted = list(dict.fromkeys([*columns, *(["episode_index"] if rows_of is not None else [])]))
+        if missing := sorted(set(wanted) - set(file.schema_arrow.names)):
+            raise UserError(f"{path}: columns {', '.join(missing)} are missing; {fix}")
+        if rows_of is None:
+            return file.read(wanted)
+        table = file.read_row_groups(_groups(file, rows_of), wanted)
+        return table.filter(pc.equal(table["episode_index"], rows_of))
+
+
+def parquet_columns(path: Path, fix: str) -> list[str]:
+    """The names of a parquet file's columns.
+
+    Raises:
+        UserError: missing, truncated or damaged file.
+
+    """
+    import pyarrow.parquet as pq
+
+    with reading(path, fix), pq.ParquetFile(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def _groups(file: Any, episode: int) -> list[int]:
+    """The row groups that may hold an episode, by their statistics."""
+    leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
+    column = leaves.index("episode_index")
+    groups = []
+    for number in range(file.metadata.num_row_groups):
+        statistics = file.metadata.row_group(number).column(column).statistics
+        if statistics is None or not statistics.has_min_max or statistics.min <= episode <= statistics.max:
+            groups.append(number)
+    return groups
