@@ -35,12 +35,11 @@ class OpenPI(Dialect):
 
     def greeting(self) -> Frame:
         """The metadata: which policy this is, what it was trained on, and what to send."""
-        action = to_dict(self.service.action)
         return pack(
             {
                 **self.service.card,
                 "observation": to_dict(self.service.observation),
-                "action": {name: action[name] for name in ("definition", "dim", "gripper", "chunk")},
+                "action": to_dict(self.service.action),
                 "keys": {"images": {camera: list(names) for camera, names in self._cameras.items()}, "others": {
                     "state": STATE, "prompt": PROMPT, "session": SESSION, "episode": EPISODE, "step": STEP,
                 }},
