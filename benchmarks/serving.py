@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         table[f"batch {batch}"] = row = {"in process": here, "served": there, "added": there - here}
         print(f"batch {batch}:", "  ".join(f"{name} {value:.2f} ms" for name, value in row.items()), flush=True)
     if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
+        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

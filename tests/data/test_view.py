@@ -381,5 +381,5 @@ def test_a_store_of_scenes_is_shown(tmp_path):
     episode.meta |= {"perturbation": "random_motion", "init": "random/17", "seed": None}
     write_part(tmp_path / "scenes", "a", episode, SPEC)
     out = tmp_path / "view.html"
-    write_page(out, finalize(tmp_path / "scenes", SPEC), [0], None)
+    write_page(out, finalize(tmp_path / "scenes", SPEC, ACTION_SPEC), [0], None)
     assert "random motion" in out.read_text(encoding="utf-8") and "random/17" in out.read_text(encoding="utf-8")

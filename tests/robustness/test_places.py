@@ -29,6 +29,7 @@ from wmjax.models.backbones.qwen2_5_vl.weights import INDEX, weight_files
 from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.benchmark_log import count_records, keep_record
 from wmjax.sim import preparation
+from wmjax.sim.libero import ACTION_SPEC
 from wmjax.sim.preparation import egl_devices, prepare, require_shared_memory, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,7 @@ def test_options_are_whole_numbers_in_a_range(text):
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "None"])
 def test_a_launchers_variables_are_numbers(value):
     with pytest.raises(UserError, match="SLURM_PROCID is"):
-        own_shard({"SLURM_PROCID": value, "SLURM_NTASKS": "2"})
+        own_shard({"SLURM_PROCID": value, "SLURM_STEP_NUM_TASKS": "2"})
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
@@ -193,7 +194,7 @@ def test_foreign_videos_are_passed_over(tmp_path):
     for name in ("montage", "a__b", "libero_spatial-2__random-1__success", "libero_spatial-2__random-2__success__2",
                  "libero_spatial-2__random-3__timeout", "libero_spatial-2__x__success (1)", "__"):  # fmt: skip
         (tmp_path / f"{name}.mp4").write_bytes(b"")
-    videos = Videos(tmp_path, 2, 5.0)
+    videos = Videos(tmp_path, 2, 5.0, ACTION_SPEC)
     assert not videos.wanted("libero_spatial", 2, "success") and videos.wanted("libero_spatial", 2, "failure")
 
 

@@ -40,8 +40,7 @@ def test_the_greeting_says_what_is_served_and_what_to_send(served: Running) -> N
     assert card["recipe"] == "fake" and card["open_loop_horizon"] == 8 and card["frames_per_decision"] == 2
     assert card["keys"]["images"]["agentview"] == ["observation/agentview", "observation/image"]
     assert card["observation"]["image_size"] == 4 and card["observation"]["rotation"] == 180
-    assert card["action"]["names"][-1] == "gripper" and card["action"]["gripper_open"] == [-1.0]
-    assert card["action"]["chunk"] == 8
+    assert card["action"]["grippers"] == list(FakePolicy.action_spec.grippers) and card["action"]["chunk"] == 8
 
 
 def test_a_web_page_may_not_connect(served: Running) -> None:

@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -61,12 +62,12 @@ def run_command(body: Callable[[], int]) -> int:
 
 def _reader_has_gone() -> bool:
     """Whether nobody reads the output any more; if so, the rest of it goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poller.poll(0))
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
 
 
 def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str], int]:

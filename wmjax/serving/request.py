@@ -109,7 +109,7 @@ def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, "
     size = service.observation.state_dim
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape != (size,):
         found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{name} is {found}; send an array of {size} numbers ({service.observation.state})")
+        raise UserError(f"{name} is {found}; send an array of {size} numbers ({', '.join(service.observation.state)})")
     with np.errstate(over="ignore"):
         state = value.astype(np.float32)
     if not np.isfinite(state).all():

@@ -39,7 +39,9 @@ def backbone_hash(folder: Path) -> str:
 
     """
     digest = hashlib.sha256()
-    for path in weights.weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
+    from wmjax.models.backbones.qwen2_5_vl.weights import weight_files
+
+    for path in weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)

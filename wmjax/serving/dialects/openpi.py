@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.specs import RAW_ACTION, to_dict
+from wmjax.core.specs import to_dict
 from wmjax.serving.dialect import Dialect, Frame
 from wmjax.serving.packed import pack, unpack
 from wmjax.serving.request import Request, Service, read_frames, read_state, read_step, read_text
@@ -35,12 +35,11 @@ class OpenPI(Dialect):
 
     def greeting(self) -> Frame:
         """The metadata: which policy this is, what it was trained on, and what to send."""
-        action = to_dict(self.service.action)
         return pack(
             {
                 **self.service.card,
                 "observation": to_dict(self.service.observation),
-                "action": {name: action[name] for name in (*RAW_ACTION, "chunk")},
+                "action": to_dict(self.service.action),
                 "keys": {"images": {camera: list(names) for camera, names in self._cameras.items()}, "others": {
                     "state": STATE, "prompt": PROMPT, "session": SESSION, "episode": EPISODE, "step": STEP,
                 }},
