@@ -8,10 +8,10 @@ CHUNK = 256
 
 
 def nearest(
-    queries: Float32[np.ndarray, "n *shape"],
-    keys: Float32[np.ndarray, "m *shape"],
+    queries: Float32[np.ndarray, " n *shape"],
+    keys: Float32[np.ndarray, " m *shape"],
     count: int = 1,
-    apart: tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]] | None = None,
+    apart: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]] | None = None,
 ) -> Int[np.ndarray, "n count"]:
     """Rows of ``keys`` by Euclidean distance, the nearest first.
 

@@ -4,12 +4,12 @@ import numpy as np
 from jaxtyping import Float
 
 
-def spectrum(centred: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "dim"]:
+def spectrum(centred: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, " dim"]:
     """Eigenvalues of the covariance of rows whose mean is zero."""
     return np.maximum(np.linalg.eigvalsh(centred.T @ centred / len(centred)), 0.0)
 
 
-def effective_rank(eigenvalues: Float[np.ndarray, "dim"]) -> float:
+def effective_rank(eigenvalues: Float[np.ndarray, " dim"]) -> float:
     """Exp of the entropy of the normalised eigenvalues (Roy and Vetterli 2007); 0 if nothing varies."""
     total = eigenvalues.sum()
     if total < 1e-12:

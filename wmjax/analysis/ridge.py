@@ -14,7 +14,7 @@ STILL = 0.01
 """A feature that varies less than this share of the features' RMS deviation is not blown up to unit variance."""
 
 
-def _scale(x: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "features"]:
+def _scale(x: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, " features"]:
     """The divisor of features: their standard deviation, with a floor.
 
     A pixel that is constant in the rows of the fit and changes once later would otherwise decide the prediction.
@@ -70,7 +70,7 @@ def predict_once(
     return (seen @ x.T if dual else seen) @ solved + centre
 
 
-def held_out(groups: Int[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
+def held_out(groups: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
     """The rows on which a strength is chosen: every fourth group (episode), so that no group is on both sides."""
     return np.isin(groups, np.unique(groups)[::4])
 
@@ -78,8 +78,8 @@ def held_out(groups: Int[np.ndarray, "rows"]) -> Bool[np.ndarray, "rows"]:
 def ridge_r2(
     x: Float[np.ndarray, "rows features"],
     targets: dict[str, np.ndarray],
-    train: Bool[np.ndarray, "rows"],
-    groups: Int[np.ndarray, "rows"],
+    train: Bool[np.ndarray, " rows"],
+    groups: Int[np.ndarray, " rows"],
 ) -> dict[str, float]:
     """R^2 on the rows outside ``train`` of standardised ridge regressions, one per target.
 

@@ -103,7 +103,7 @@ def _by_seed(folders: Sequence[Path]) -> dict[int, Path]:
     return found
 
 
-def student_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+def student_interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     """Student's 95 % interval of the mean; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
@@ -111,7 +111,7 @@ def student_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def sign_flip(values: Float[np.ndarray, "n"]) -> float:
+def sign_flip(values: Float[np.ndarray, " n"]) -> float:
     """Exact two-sided permutation test that the values are symmetric about zero (Fisher 1935).
 
     Raises:

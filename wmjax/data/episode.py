@@ -32,14 +32,14 @@ class EpisodeData:
     """
 
     images: UInt8[np.ndarray, "f cameras height width 3"]
-    frame_step: Int32[np.ndarray, "f"]
+    frame_step: Int32[np.ndarray, " f"]
     state: Float32[np.ndarray, "n state"]
     action: Float32[np.ndarray, "n action"]
     executed: Float32[np.ndarray, "n action"]
-    settled_state: Float64[np.ndarray, "s"]
+    settled_state: Float64[np.ndarray, " s"]
     meta: dict[str, Any]
     action_chunk: Float32[np.ndarray, "f label_steps action"] | None = None
-    injected: Bool[np.ndarray, "n"] | None = None
+    injected: Bool[np.ndarray, " n"] | None = None
 
     @property
     def length(self) -> int:

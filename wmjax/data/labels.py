@@ -36,7 +36,7 @@ def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
 
 
 def chunk_labels(
-    store: TrainingStore, frames: Int[np.ndarray, "n"], chunk: int, delay: int
+    store: TrainingStore, frames: Int[np.ndarray, " n"], chunk: int, delay: int
 ) -> tuple[Float32[np.ndarray, "n chunk action"], Bool[np.ndarray, "n chunk"]]:
     """The actions to learn of some frames, raw, and which of them exist.
 
@@ -65,7 +65,7 @@ def chunk_labels(
 
 
 def undisturbed_future(
-    store: TrainingStore, frames: Int[np.ndarray, "n"], ahead: Int[np.ndarray, "n future"]
+    store: TrainingStore, frames: Int[np.ndarray, " n"], ahead: Int[np.ndarray, "n future"]
 ) -> Bool[np.ndarray, "n future"]:
     """Which future frames are reached without an injected control step between them and the present.
 
@@ -81,5 +81,5 @@ def undisturbed_future(
     return before[store.frame_row[ahead]] == before[store.frame_row[frames]][:, None]
 
 
-def _ends(store: TrainingStore, start: str, count: str) -> Int[np.ndarray, "episodes"]:
+def _ends(store: TrainingStore, start: str, count: str) -> Int[np.ndarray, " episodes"]:
     return np.array([episode[start] + episode[count] for episode in store.episodes])

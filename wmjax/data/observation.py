@@ -27,7 +27,7 @@ class Observation(NamedTuple):
     images: UInt8[Array, "batch n cameras height width 3"]
     state: Float32[Array, "batch state"]
     prompt: Prompt
-    first: Bool[Array, "batch"]
+    first: Bool[Array, " batch"]
 
 
 def orient_image(raw: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -61,6 +61,6 @@ def axis_angle(quaternion: Float32[np.ndarray, "4"]) -> Float32[np.ndarray, "3"]
 
 def build_state(
     position: Float32[np.ndarray, "3"], quaternion: Float32[np.ndarray, "4"], fingers: Float32[np.ndarray, "2"]
-) -> Float32[np.ndarray, "state"]:
+) -> Float32[np.ndarray, " state"]:
     """Proprioception: end-effector xyz (m), axis-angle (rad), the two finger positions (m)."""
     return np.concatenate([position, axis_angle(quaternion), fingers]).astype(np.float32)

@@ -15,7 +15,7 @@ SPLIT_SEED = 0
 
 def split_episodes(
     episodes: Sequence[Mapping[str, Any]], validation: float, seed: int
-) -> tuple[Int32[np.ndarray, "train"], Int32[np.ndarray, "validation"]]:
+) -> tuple[Int32[np.ndarray, " train"], Int32[np.ndarray, " validation"]]:
     """Splits a store's episodes so that no episode is on both sides and every task is on the training side.
 
     Each task is shuffled by a stream of its own (seed and task name), so adding a task leaves the others'

@@ -49,7 +49,7 @@ class RunningMoments:
         self.max = np.maximum(self.max, rows.max(axis=0))
 
     @property
-    def std(self) -> Float64[np.ndarray, "dim"]:
+    def std(self) -> Float64[np.ndarray, " dim"]:
         """Population standard deviation."""
         return np.sqrt(self._squares / max(self.count, 1))
 

@@ -296,9 +296,9 @@ class TrainingStore:
         self.action: Float32[np.ndarray, "n action"] = self._read("action.npy")
         self.executed: Float32[np.ndarray, "n action"] = self._read("executed.npy")
         self.frames: Rows = open_array(self.folder, self.manifest, "frames.npy")
-        self.frame_step: Int32[np.ndarray, "f"] = self._read("frame_step.npy")
+        self.frame_step: Int32[np.ndarray, " f"] = self._read("frame_step.npy")
         self.action_chunk: Float32[np.ndarray, "f label_steps action"] | None = self._read_optional("action_chunk.npy")
-        self.injected: Bool[np.ndarray, "n"] | None = self._read_optional("injected.npy")
+        self.injected: Bool[np.ndarray, " n"] | None = self._read_optional("injected.npy")
         self._require_shapes(content.episodes, where)
 
     def _require_shapes(self, episodes: "list[_Episode]", where: str) -> None:
@@ -334,13 +334,13 @@ class TrainingStore:
         return hash_json(self.manifest)
 
     @functools.cached_property
-    def frame_episode(self) -> Int32[np.ndarray, "f"]:
+    def frame_episode(self) -> Int32[np.ndarray, " f"]:
         """The episode of each frame."""
         counts = [episode["num_frames"] for episode in self.episodes]
         return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
     @functools.cached_property
-    def frame_row(self) -> Int32[np.ndarray, "f"]:
+    def frame_row(self) -> Int32[np.ndarray, " f"]:
         """The row of ``state`` and ``action`` at which each frame was taken."""
         starts = np.array([episode["step_start"] for episode in self.episodes], np.int32)
         return starts[self.frame_episode] + self.frame_step
@@ -363,7 +363,7 @@ class TrainingStore:
             injected=None if self.injected is None else self.injected[rows],
         )
 
-    def settled_state(self, index: int) -> Float64[np.ndarray, "s"]:
+    def settled_state(self, index: int) -> Float64[np.ndarray, " s"]:
         """The full simulator state an episode started from."""
         return self._settled[str(index)]
 

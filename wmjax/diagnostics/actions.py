@@ -38,8 +38,8 @@ class ActionSection:
     """
 
     r2: Float[np.ndarray, "chunk dim"]
-    r2_all: Float[np.ndarray, "dim"]
-    r2_task: dict[str, Float[np.ndarray, "dim"]]
+    r2_all: Float[np.ndarray, " dim"]
+    r2_task: dict[str, Float[np.ndarray, " dim"]]
     r2_arm: dict[str, float]
     mse: dict[str, tuple[float, float, float]]
     gripper: dict[str, tuple[float, float]]
@@ -67,7 +67,7 @@ class ActionSection:
 def pooled_r2(
     predicted: Float[np.ndarray, "steps dim"],
     actual: Float[np.ndarray, "steps dim"],
-    deviation: Float[np.ndarray, "dim"],
+    deviation: Float[np.ndarray, " dim"],
 ) -> float:
     """R² of all dimensions together, each divided by ``deviation``; dimensions that never vary are left out."""
     moves = deviation**2 > NO_VARIANCE

@@ -34,7 +34,7 @@ class Effect:
 
     change: float
     flips: float
-    r2: Float[np.ndarray, "dim"]
+    r2: Float[np.ndarray, " dim"]
     r2_arm: float
     gripper: float
     loss: float

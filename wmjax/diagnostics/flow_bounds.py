@@ -72,7 +72,7 @@ def flow_section(
     loss: float,
     test: Float[np.ndarray, "n values"],
     train: Float[np.ndarray, "m values"],
-    episode: Int[np.ndarray, "m"],
+    episode: Int[np.ndarray, " m"],
     beta: tuple[float, ...],
 ) -> FlowSection:
     """Puts a head's loss beside the references.
@@ -149,7 +149,7 @@ def posterior_mean(
     noisy: Float[np.ndarray, "draws values"],
     time: Float[np.ndarray, "draws 1"],
     centres: Float[np.ndarray, "m values"],
-    prior: Float[np.ndarray, "values"],
+    prior: Float[np.ndarray, " values"],
 ) -> Float[np.ndarray, "draws values"]:
     """``E[a | x_t]`` for a mixture of ``N(c_i, diag(prior))`` seen through ``x_t = (1 - t) n + t a``."""
     variance = (1 - time) ** 2 + time**2 * prior
@@ -160,6 +160,6 @@ def posterior_mean(
     return centre + time * prior / variance * (noisy - time * centre)
 
 
-def beta_quantiles(uniform: Float[np.ndarray, "n"], beta: tuple[float, ...]) -> Float[np.ndarray, "n"]:
+def beta_quantiles(uniform: Float[np.ndarray, " n"], beta: tuple[float, ...]) -> Float[np.ndarray, " n"]:
     """The flow times of uniform numbers, as :func:`wmjax.models.heads.flow.sample_time` draws them."""
     return 1.0 - (1.0 - uniform ** (1.0 / beta[0])) ** (1.0 / beta[1])

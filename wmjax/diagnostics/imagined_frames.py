@@ -26,11 +26,11 @@ PREDICTED, COPY, TRUE, RANDOM = "ẑ(t+k)", "z(t), a copy", "z(t+k), the truth",
 class Bank:
     """The training frames that may be retrieved: their indices in the store, latents, positions (m) and origins."""
 
-    frames: Int[np.ndarray, "n"]
+    frames: Int[np.ndarray, " n"]
     latents: Float32[np.ndarray, "n tokens dim"]
     position: Float32[np.ndarray, "n xyz"]
-    episode: Int[np.ndarray, "n"]
-    task: Int[np.ndarray, "n"]
+    episode: Int[np.ndarray, " n"]
+    task: Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class ImaginationSection:
 
     """
 
-    distance: dict[str, Float[np.ndarray, "future"]]
-    same_task: dict[str, Float[np.ndarray, "future"]]
+    distance: dict[str, Float[np.ndarray, " future"]]
+    same_task: dict[str, Float[np.ndarray, " future"]]
     samples: tuple[int, ...]
 
     def table(self) -> str:
@@ -82,7 +82,7 @@ class Imagined:
 def imagination_section(
     prediction: Float32[np.ndarray, "n future tokens dim"],
     test: LatentWindows,
-    task: Int[np.ndarray, "n"],
+    task: Int[np.ndarray, " n"],
     bank: Bank,
     seed: int = 0,
 ) -> ImaginationSection:
@@ -115,7 +115,7 @@ def imagination_section(
     )
 
 
-def _off(rows: Int[np.ndarray, "n"], test: LatentWindows, k: int, bank: Bank) -> float:
+def _off(rows: Int[np.ndarray, " n"], test: LatentWindows, k: int, bank: Bank) -> float:
     """Median distance (cm) between the retrieved and the true future position; NaN if the state has none."""
     if not bank.position.shape[-1]:
         return float("nan")
@@ -131,7 +131,7 @@ def _mean(hits: np.ndarray, test: LatentWindows, k: int) -> float:
 def imagine(
     prediction: Float32[np.ndarray, "n future tokens dim"],
     test: LatentWindows,
-    frames: Int[np.ndarray, "n"],
+    frames: Int[np.ndarray, " n"],
     bank: Bank,
     count: int = SHOWN,
 ) -> Imagined | None:

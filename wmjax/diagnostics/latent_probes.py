@@ -32,7 +32,7 @@ class ProbeSection:
     """
 
     quantity: Quantity
-    r2: dict[str, Float[np.ndarray, "future"]]
+    r2: dict[str, Float[np.ndarray, " future"]]
     samples: tuple[int, ...]
 
     def table(self) -> str:

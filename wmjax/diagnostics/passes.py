@@ -52,7 +52,7 @@ class Acted(NamedTuple):
 
     chunk: Float32[Array, "batch chunk dim"]
     prediction: Float32[Array, "batch future tokens dim"] | None
-    memory: dict[str, Float32[Array, "batch"]]
+    memory: dict[str, Float32[Array, " batch"]]
     head: dict[str, Float32[Array, ""]]
 
 
@@ -64,10 +64,10 @@ class Outcome:
     those of the plain pass.
     """
 
-    frames: Int[np.ndarray, "n"]
+    frames: Int[np.ndarray, " n"]
     chunks: dict[str, Float32[np.ndarray, "n chunk dim"]]
     prediction: Float32[np.ndarray, "n future tokens dim"] | None
-    memory: dict[str, Float32[np.ndarray, "n"]]
+    memory: dict[str, Float32[np.ndarray, " n"]]
     head: dict[str, dict[str, float]]
     complete: int
 

@@ -140,8 +140,8 @@ def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, n
 def object_scores(
     x: Float[np.ndarray, "rows features"],
     objects: dict[str, tuple[np.ndarray, np.ndarray]],
-    train: Bool[np.ndarray, "rows"],
-    groups: Int[np.ndarray, "rows"],
+    train: Bool[np.ndarray, " rows"],
+    groups: Int[np.ndarray, " rows"],
 ) -> dict[str, float]:
     """R^2 of every object's position on the rows outside ``train``, then over all of them together and their median.
 
@@ -166,7 +166,7 @@ def object_scores(
     return scores | {"objects xy": overall, "objects xy (median)": float(np.median(values))}
 
 
-def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, "frames"], Bool[np.ndarray, "frames"]]:
+def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, " frames"], Bool[np.ndarray, " frames"]]:
     """Episode of every frame (unique over the stores), and whether it is used for fitting.
 
     Raises:

@@ -45,12 +45,12 @@ class WorldSection:
 
     """
 
-    skill: dict[str, Float[np.ndarray, "future"]]
-    prophet_over_ridge: Float[np.ndarray, "future"]
-    variance: dict[str, Float[np.ndarray, "future"]]
-    rank: dict[str, Float[np.ndarray, "future"]]
+    skill: dict[str, Float[np.ndarray, " future"]]
+    prophet_over_ridge: Float[np.ndarray, " future"]
+    variance: dict[str, Float[np.ndarray, " future"]]
+    rank: dict[str, Float[np.ndarray, " future"]]
     channels: int
-    ridge_strength: Float[np.ndarray, "future"]
+    ridge_strength: Float[np.ndarray, " future"]
     samples: tuple[int, ...]
     alarms: tuple[str, ...]
     note: str
@@ -108,7 +108,7 @@ def world_section(prediction: Latents, test: LatentWindows, train: LatentWindows
 
 def skill(
     guess: Latents, truth: Latents, reference: Latents, mask: Bool[np.ndarray, "n future"]
-) -> Float[np.ndarray, "future"]:
+) -> Float[np.ndarray, " future"]:
     """``1 - |guess - truth|² / |reference - truth|²`` per future frame, over those that exist."""
     error, base = (
         (np.square(values - truth, dtype=np.float64).sum((2, 3)) * mask).sum(0) for values in (guess, reference)
@@ -125,7 +125,7 @@ def mean_change(train: LatentWindows) -> Float32[np.ndarray, "future tokens dim"
 
 def ridge_futures(
     train: LatentWindows, history: Float32[np.ndarray, "n history tokens dim"]
-) -> tuple[Latents, Float[np.ndarray, "future"]]:
+) -> tuple[Latents, Float[np.ndarray, " future"]]:
     """Linear predictions of every token's changes from z(t-2..t), and the chosen strengths.
 
     Every token position has its own regression on its own history and that of the mean over positions, flattened;
@@ -149,7 +149,7 @@ def ridge_futures(
     return out + history[:, -1:], strengths
 
 
-def _choose_strengths(train: LatentWindows) -> Float[np.ndarray, "future"]:
+def _choose_strengths(train: LatentWindows) -> Float[np.ndarray, " future"]:
     """The strength with the least error on held-out training episodes, per future frame."""
     held = held_out(train.episode)
     error = np.zeros((len(RIDGES), train.future.shape[1]))
@@ -190,7 +190,7 @@ def spread_of(predicted: Float32[np.ndarray, "n tokens dim"], truth: Float32[np.
     return Spread(float(ratio), rank, effective_rank(actual))
 
 
-def _eigenvalues(x: Float32[np.ndarray, "n tokens dim"]) -> Float[np.ndarray, "dim"]:
+def _eigenvalues(x: Float32[np.ndarray, "n tokens dim"]) -> Float[np.ndarray, " dim"]:
     """Of the channels' covariance over samples, all token positions pooled after centring each."""
     return spectrum((x - x.mean(0, dtype=np.float64)).reshape(-1, x.shape[-1]))
 

@@ -25,14 +25,14 @@ Fit = Callable[[np.ndarray], np.ndarray]
 class Place(NamedTuple):
     """The places of frames: their rows of the columns, and the bounds of their episodes in frames and in rows."""
 
-    row: Int[np.ndarray, "n"]
-    first_frame: Int[np.ndarray, "n"]
-    end_frame: Int[np.ndarray, "n"]
-    first_row: Int[np.ndarray, "n"]
-    end_row: Int[np.ndarray, "n"]
+    row: Int[np.ndarray, " n"]
+    first_frame: Int[np.ndarray, " n"]
+    end_frame: Int[np.ndarray, " n"]
+    first_row: Int[np.ndarray, " n"]
+    end_row: Int[np.ndarray, " n"]
 
 
-def place(store: TrainingStore, frames: Int[np.ndarray, "n"]) -> Place:
+def place(store: TrainingStore, frames: Int[np.ndarray, " n"]) -> Place:
     """Looks frames up in the table of episodes."""
     column = {
         name: np.array([episode[name] for episode in store.episodes])[store.frame_episode[frames]]
@@ -48,7 +48,7 @@ def place(store: TrainingStore, frames: Int[np.ndarray, "n"]) -> Place:
     )
 
 
-def choose_frames(store: TrainingStore, episodes: np.ndarray, count: int, seed: int = 0) -> Int[np.ndarray, "n"]:
+def choose_frames(store: TrainingStore, episodes: np.ndarray, count: int, seed: int = 0) -> Int[np.ndarray, " n"]:
     """At most ``count`` frames of some episodes, drawn without replacement, in the store's order."""
     frames = np.flatnonzero(np.isin(store.frame_episode, episodes))
     if len(frames) <= count:
@@ -70,7 +70,7 @@ class LatentWindows:
     mask: Bool[np.ndarray, "n future"]
     position: Float32[np.ndarray, "n 1+future xyz"]
     rotation: Float32[np.ndarray, "n 1+future columns"]
-    episode: Int[np.ndarray, "n"]
+    episode: Int[np.ndarray, " n"]
 
     @property
     def now(self) -> Float32[np.ndarray, "n tokens dim"]:
@@ -101,7 +101,7 @@ def rotation_columns(vector: Float32[np.ndarray, "*shape xyz"]) -> Float32[np.nd
 
 
 def latent_windows(
-    store: TrainingStore, latents: LatentStore, frames: Int[np.ndarray, "n"], history: int, future: int, fit: Fit
+    store: TrainingStore, latents: LatentStore, frames: Int[np.ndarray, " n"], history: int, future: int, fit: Fit
 ) -> LatentWindows:
     """Gathers the windows of frames.
 
@@ -141,10 +141,10 @@ class ActionWindows:
     near_change: Bool[np.ndarray, "n chunk grippers"]
     held: Bool[np.ndarray, "n grippers"]
     spec: ActionSpec
-    task: Int[np.ndarray, "n"]
+    task: Int[np.ndarray, " n"]
 
 
-def action_windows(inputs: Inputs, frames: Int[np.ndarray, "n"], within: int = 2) -> ActionWindows:
+def action_windows(inputs: Inputs, frames: Int[np.ndarray, " n"], within: int = 2) -> ActionWindows:
     """Gathers the chunks of frames; a step is near a change if at most ``within`` control steps from it."""
     store, where = inputs.store, place(inputs.store, frames)
     rows, inside = chunk_indices(where.row + inputs.loader.delay, where.end_row, inputs.loader.chunk)

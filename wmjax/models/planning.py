@@ -54,7 +54,7 @@ def rank_chunks(
         raise UserError(f"frame is {frame}; prophet.future {config.prophet.future} frames are predicted")
     wanted = model.world.prophet_latents(goal[:, None])
 
-    def distance(chunk: Float32[Array, "batch chunk action"]) -> Float32[Array, "batch"]:
+    def distance(chunk: Float32[Array, "batch chunk action"]) -> Float32[Array, " batch"]:
         reached = model.world.recall(inputs.latents, chunk.shape[0], model.prophet_context(inputs, chunk))
         return jnp.mean(jnp.square(reached[:, frame] - wanted[:, 0]), axis=(1, 2))
 

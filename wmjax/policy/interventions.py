@@ -85,7 +85,7 @@ class Donors:
             )
         return int(rng.choice(others))
 
-    def at(self, episodes: Int[np.ndarray, "batch"], steps: Int[np.ndarray, "batch"]) -> Donor:
+    def at(self, episodes: Int[np.ndarray, " batch"], steps: Int[np.ndarray, " batch"]) -> Donor:
         """The inputs of episodes at control steps; an episode that has ended by then stays at its last frame."""
         entries = [self.store.episodes[index] for index in episodes]
         first = np.array([entry["frame_start"] for entry in entries])
@@ -106,21 +106,21 @@ class Errors(NamedTuple):
     Their ratio means nothing for a single decision in which nothing moves; take it of their means.
     """
 
-    prediction: Float32[Array, "batch"]
-    copy: Float32[Array, "batch"]
+    prediction: Float32[Array, " batch"]
+    copy: Float32[Array, " batch"]
 
     @classmethod
     def of(
         cls,
-        prediction: Float32[Array, "batch *rest"],
-        present: Float32[Array, "batch *rest"],
-        came: Float32[Array, "batch *rest"],
+        prediction: Float32[Array, " batch *rest"],
+        present: Float32[Array, " batch *rest"],
+        came: Float32[Array, " batch *rest"],
     ) -> "Errors":
         """The errors against what came."""
         axes = tuple(range(1, came.ndim))
         return cls(*(jnp.mean(jnp.square(guess - came), axis=axes) for guess in (prediction, present)))
 
-    def named(self, prefix: str) -> dict[str, Float32[Array, "batch"]]:
+    def named(self, prefix: str) -> dict[str, Float32[Array, " batch"]]:
         """As numbers of a decision."""
         return {f"{prefix}/error": self.prediction, f"{prefix}/copy_error": self.copy}
 

@@ -118,7 +118,7 @@ class PolicyActor:
         self._table = _gather(fresh, rows)
         self.act([self._blank(slots)])
 
-    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
         """The episode's own."""
         return None
 
@@ -204,10 +204,10 @@ def _require_finite(actions: Float32[np.ndarray, "chunk action"], decision: Deci
 
 
 @jax.jit
-def _gather(table: Carry, rows: Int32[np.ndarray, "rows"]) -> Carry:
+def _gather(table: Carry, rows: Int32[np.ndarray, " rows"]) -> Carry:
     return jax.tree.map(lambda leaf: leaf[rows], table)
 
 
 @jax.jit
-def _scatter(table: Carry, rows: Int32[np.ndarray, "rows"], values: Carry) -> Carry:
+def _scatter(table: Carry, rows: Int32[np.ndarray, " rows"], values: Carry) -> Carry:
     return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), table, values)

@@ -136,13 +136,13 @@ class Scene:
         full = f"{name}_main"
         return self._bodies[full if full in self._bodies else name]
 
-    def subtree(self, name: str) -> Int[np.ndarray, "bodies"]:
+    def subtree(self, name: str) -> Int[np.ndarray, " bodies"]:
         """Ids of an object's bodies."""
         if name not in self._subtrees:
             self._subtrees[name] = self._find_subtree(name)
         return self._subtrees[name]
 
-    def _find_subtree(self, name: str) -> Int[np.ndarray, "bodies"]:
+    def _find_subtree(self, name: str) -> Int[np.ndarray, " bodies"]:
         members = {self.body(name)}
         for body in range(min(members) + 1, self.model.nbody):
             if int(self.model.body_parentid[body]) in members:

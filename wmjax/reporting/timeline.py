@@ -36,7 +36,7 @@ class Line:
     """One curve; ``held`` values last until the next control step (commands), others are joined (measurements)."""
 
     style: str
-    values: Float32[np.ndarray, "n"]
+    values: Float32[np.ndarray, " n"]
     held: bool = False
 
 

@@ -49,7 +49,7 @@ class Decision:
     number: int
     step: int
     frames: UInt8[np.ndarray, "frames cameras height width 3"]
-    state: Float32[np.ndarray, "state"]
+    state: Float32[np.ndarray, " state"]
     instruction: str
     future: UInt8[np.ndarray, "future cameras height width 3"] = dataclasses.field(default_factory=no_frames)
     forget: bool = False
@@ -101,7 +101,7 @@ class Actor(Protocol):
 
         """
 
-    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
         """A full simulator state to start the episode from, or None for the episode's own."""
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
@@ -129,7 +129,7 @@ class Scripted:
         """Holding still."""
         return np.tile(np.array(self.action_spec.hold, np.float32), (steps, 1))
 
-    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
         """The episode's own."""
         return None
 
@@ -235,7 +235,7 @@ class Replay(Scripted):
         """The recorded identity of the episode's start."""
         return self._store.episodes[self._index[episode]]["settled_hash"]
 
-    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, "sim"] | None:
+    def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
         """The recorded start, so that the replay is bit-exact."""
         if episode not in self._index:
             raise UserError(f"episode {episode.key} is not in the store {self._store.folder}; choose recorded episodes")

@@ -75,7 +75,7 @@ class Execution:
 
 def ensemble_actions(
     actions: Float32[np.ndarray, "predictions action"],
-    ages: Int[np.ndarray, "predictions"],
+    ages: Int[np.ndarray, " predictions"],
     decay: float,
     spec: ActionSpec,
 ) -> Action:
@@ -92,7 +92,7 @@ def ensemble_actions(
         spec: of the actions.
 
     """
-    exponents: Float64[np.ndarray, "predictions"] = -decay * ages.astype(np.float64)
+    exponents: Float64[np.ndarray, " predictions"] = -decay * ages.astype(np.float64)
     weights = np.exp(exponents - exponents.max())
     average = weights @ actions.astype(np.float64) / weights.sum()
     for index, opened, closed in zip(spec.grippers, spec.gripper_open, spec.gripper_closed, strict=True):
@@ -135,7 +135,9 @@ class Schedule:
         self._queues[episode.suite, episode.task_id].append(episode)
 
 
-def dropped_cameras(episode: EpisodeId, decision: int, cameras: int, probability: float) -> Bool[np.ndarray, "cameras"]:
+def dropped_cameras(
+    episode: EpisodeId, decision: int, cameras: int, probability: float
+) -> Bool[np.ndarray, " cameras"]:
     """The cameras that are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
 
     Each camera is drawn on its own, but one (that with the largest draw) always shows: a policy that sees nothing
@@ -155,7 +157,7 @@ def dropped_cameras(episode: EpisodeId, decision: int, cameras: int, probability
 
 
 def blank(
-    frames: UInt8[np.ndarray, "frames cameras height width 3"], dropped: Bool[np.ndarray, "cameras"]
+    frames: UInt8[np.ndarray, "frames cameras height width 3"], dropped: Bool[np.ndarray, " cameras"]
 ) -> UInt8[np.ndarray, "frames cameras height width 3"]:
     """The frames with the dropped cameras black; the given array stays as it is."""
     return np.where(dropped[:, None, None, None], np.uint8(0), frames)

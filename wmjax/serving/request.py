@@ -55,7 +55,7 @@ class Request:
     """
 
     frames: UInt8[np.ndarray, "frames cameras height width 3"]
-    state: Float32[np.ndarray, "state"]
+    state: Float32[np.ndarray, " state"]
     instruction: str
     episode: str | None = None
     session: str | None = None
@@ -99,7 +99,7 @@ def _camera_frames(name: str, value: Any, service: Service) -> UInt8[np.ndarray,
     return np.stack([resize_image(image, size) for image in view])
 
 
-def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, "state"]:
+def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, " state"]:
     """Proprioception.
 
     Raises:

@@ -146,7 +146,7 @@ class LiberoEnv:
         if episode.init == "benchmark" and episode.index >= self.num_initial_states:
             raise UserError(f"episode {episode.key}: the task has {self.num_initial_states} initial states")
 
-    def step(self, action: Float[np.ndarray, "action"]) -> bool:
+    def step(self, action: Float[np.ndarray, " action"]) -> bool:
         """One control step. Returns whether the task's goal holds afterwards, as LIBERO judges it."""
         if self._drift is not None:
             self._drift.push()
@@ -184,11 +184,11 @@ class LiberoEnv:
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
         return build_state(data.site_xpos[robot.eef_site_id], quaternion, fingers)
 
-    def sim_state(self) -> Float64[np.ndarray, "values"]:
+    def sim_state(self) -> Float64[np.ndarray, " values"]:
         """Everything the future depends on: physics, fixture poses, gripper command, controller goal."""
         return read_state(self._env)
 
-    def restore(self, state: Float64[np.ndarray, "values"]) -> None:
+    def restore(self, state: Float64[np.ndarray, " values"]) -> None:
         """Goes back to a state from :meth:`sim_state` of the same task; the future repeats bit for bit.
 
         Raises:
@@ -231,7 +231,7 @@ def _build(bddl_file: str, control_hz: float) -> Any:
     return env
 
 
-def read_state(env: Any) -> Float64[np.ndarray, "values"]:
+def read_state(env: Any) -> Float64[np.ndarray, " values"]:
     """The full state of a LIBERO environment (robosuite's, not the wrapper's), see :meth:`LiberoEnv.sim_state`."""
     import mujoco
 
@@ -244,7 +244,7 @@ def read_state(env: Any) -> Float64[np.ndarray, "values"]:
     return np.concatenate([physics, *(np.ravel(part) for part in (model.body_pos, model.body_quat, *hidden))])
 
 
-def write_state(env: Any, state: Float64[np.ndarray, "values"]) -> None:
+def write_state(env: Any, state: Float64[np.ndarray, " values"]) -> None:
     """Puts a LIBERO environment (robosuite's) into a state of :func:`read_state`.
 
     Raises:

@@ -46,7 +46,7 @@ class Environment(Protocol):
     expert: ClassVar[str]
     spec: ObservationSpec
     instruction: str
-    settled_state: Float64[np.ndarray, "values"]
+    settled_state: Float64[np.ndarray, " values"]
     settled_hash: str
 
     def __init__(self, suite: str, task_id: int, spec: ObservationSpec) -> None:
@@ -77,7 +77,7 @@ class Environment(Protocol):
 
         """
 
-    def step(self, action: Float[np.ndarray, "action"]) -> bool:
+    def step(self, action: Float[np.ndarray, " action"]) -> bool:
         """Executes one control step; returns whether the task's goal holds afterwards."""
 
     def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
@@ -86,10 +86,10 @@ class Environment(Protocol):
     def state(self) -> Float32[np.ndarray, "state"]:
         """Proprioception, now, as the spec describes it."""
 
-    def sim_state(self) -> Float64[np.ndarray, "values"]:
+    def sim_state(self) -> Float64[np.ndarray, " values"]:
         """Everything that the future depends on."""
 
-    def restore(self, state: Float64[np.ndarray, "values"]) -> None:
+    def restore(self, state: Float64[np.ndarray, " values"]) -> None:
         """Goes back to a state of :meth:`sim_state`."""
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ ROBOT_PREFIXES = ("robot0", "gripper0", "mount0")
 
 def simplify_mesh(
     vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], cell: float
-) -> tuple[Int[np.ndarray, "g 3"], Int[np.ndarray, "g"]]:
+) -> tuple[Int[np.ndarray, "g 3"], Int[np.ndarray, " g"]]:
     """Vertex clustering on a grid.
 
     Args:

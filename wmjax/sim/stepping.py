@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 
-def control_step(env: Any, action: Float64[np.ndarray, "action"]) -> bool:
+def control_step(env: Any, action: Float64[np.ndarray, " action"]) -> bool:
     """One control step of a LIBERO environment (robosuite's, not the wrapper's).
 
     Returns:

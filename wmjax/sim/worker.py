@@ -53,7 +53,7 @@ class Reset:
 
     episode: EpisodeId
     render: bool = True
-    settled: Float64[np.ndarray, "sim"] | None = None
+    settled: Float64[np.ndarray, " sim"] | None = None
     disturbance: Disturbance | None = None
 
 
@@ -108,7 +108,7 @@ class Reply:
     """
 
     frame_steps: tuple[int, ...]
-    state: Float32[np.ndarray, "state"]
+    state: Float32[np.ndarray, " state"]
     success: bool
     steps: int
     seconds: float
@@ -239,7 +239,7 @@ class Host:
         self._buffer[len(self._frame_steps)] = image
         self._frame_steps.append(self._step)
 
-    def _state(self) -> Float32[np.ndarray, "state"]:
+    def _state(self) -> Float32[np.ndarray, " state"]:
         state = np.asarray(self._env.state(), np.float32)
         if state.shape != (self._settings.spec.state_dim,) or not np.isfinite(state).all():
             raise ValueError(f"the state is {state}, expected {self._settings.spec.state_dim} finite values")

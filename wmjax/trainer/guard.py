@@ -40,8 +40,8 @@ class GuardState(NamedTuple):
 
     skipped: Int32[Array, ""]
     in_a_row: Int32[Array, ""]
-    steps: Int32[Array, "recent"]
-    losses: Float32[Array, "recent"]
+    steps: Int32[Array, " recent"]
+    losses: Float32[Array, " recent"]
     accepted: Int32[Array, ""]
     usual: Float32[Array, ""]
 

@@ -20,7 +20,7 @@ def r2_over_steps(
     predicted: Float[np.ndarray, "samples chunk dim"],
     actual: Float[np.ndarray, "samples chunk dim"],
     mask: Bool[np.ndarray, "samples chunk"],
-) -> Float[np.ndarray, "dim"]:
+) -> Float[np.ndarray, " dim"]:
     """R² per action dimension over the unmasked steps; NaN where nothing varies.
 
     0 is what their mean scores, 1 is perfect; one MSE over all dimensions hides that an arm does not move.
@@ -31,7 +31,7 @@ def r2_over_steps(
     return np.where(total > NO_VARIANCE * len(truth), 1.0 - residual / np.maximum(total, 1e-30), np.nan)
 
 
-def mean_r2(r2: Float[np.ndarray, "dim"]) -> float:
+def mean_r2(r2: Float[np.ndarray, " dim"]) -> float:
     """Mean over the dimensions that vary."""
     known = r2[np.isfinite(r2)]
     return float(known.mean()) if len(known) else float("nan")

@@ -52,7 +52,7 @@ def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_
 
 
 def augment(
-    batch: Batch, key: Array, max_shift: int, state_noise: Float32[Array, "state"], cameras: tuple[int, ...] = (0,)
+    batch: Batch, key: Array, max_shift: int, state_noise: Float32[Array, " state"], cameras: tuple[int, ...] = (0,)
 ) -> Batch:
     """Shifts the latents' cameras as their view was shifted, the others at random, and jitters the state.
 

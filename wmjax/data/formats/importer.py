@@ -155,7 +155,7 @@ def prepare_action(
     return np.concatenate([action[:, :-1], signed[:, None]], axis=1).astype(np.float32)
 
 
-def _require_obeyed(command: Float32[np.ndarray, "n"], state: Float32[np.ndarray, "n 8"], where: str) -> None:
+def _require_obeyed(command: Float32[np.ndarray, " n"], state: Float32[np.ndarray, "n 8"], where: str) -> None:
     """Refuses an episode in which the fingers part when told to close, and close when told to open."""
     fingers = state[:, -2:]
     if state.ndim != 2 or state.shape[1] != 8 or not np.abs(fingers).max() <= FINGERS_METRES:

@@ -151,7 +151,7 @@ class Backbone(nnx.Module):
         *,
         layers: tuple[int, ...] = (),
         inject: Inject | None = None,
-    ) -> tuple[Hidden, Float32[Array, "batch"] | None]:
+    ) -> tuple[Hidden, Float32[Array, " batch"] | None]:
         """The hidden states after the final norm.
 
         Args:

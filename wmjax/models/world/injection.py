@@ -49,7 +49,7 @@ class Injection(NamedTuple):
 
     tokens: Float32[Array, "batch chunk hidden"]
     gate: Float32[Array, ""]
-    ratio: Float32[Array, "batch"]
+    ratio: Float32[Array, " batch"]
 
 
 class GatedCrossAttention(nnx.Module):
@@ -81,7 +81,7 @@ class GatedCrossAttention(nnx.Module):
         self,
         hidden: Float32[Array, "batch chunk hidden"],
         memory: Float32[Array, "batch frames tokens dim"],
-        memory_mask: Bool[Array, "batch"] | None = None,
+        memory_mask: Bool[Array, " batch"] | None = None,
     ) -> Injection:
         """Injects the memory; where ``memory_mask`` is False the sample's memory is empty (nothing is added)."""
         context = self.read(hidden, memory)
@@ -102,6 +102,6 @@ class GatedCrossAttention(nnx.Module):
         return self.attention(self.hidden_norm(hidden), keys_values).astype(jnp.float32)
 
 
-def _mean_norm(x: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch"]:
+def _mean_norm(x: Float32[Array, "batch chunk hidden"]) -> Float32[Array, " batch"]:
     """Mean length of each sample's tokens; for metrics only, hence without a gradient."""
     return jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(x), axis=-1), axis=-1)

@@ -30,7 +30,7 @@ class WorldOutput(NamedTuple):
 
     tokens: Float32[Array, "batch chunk hidden"]
     prediction: Float32[Array, "batch future tokens dim"] | None
-    metrics: dict[str, Float32[Array, "batch"]]
+    metrics: dict[str, Float32[Array, " batch"]]
 
 
 class WorldMemory(nnx.Module):
@@ -148,7 +148,7 @@ class WorldMemory(nnx.Module):
         hidden: Float[Array, "batch length hidden"],
         chunk: int,
         prediction: Float32[Array, "batch future tokens dim"] | None,
-        ratio: Float32[Array, "batch"],
+        ratio: Float32[Array, " batch"],
     ) -> WorldOutput:
         """The output of a decoder between whose layers was injected; ``ratio`` is the mean over the injections."""
         return WorldOutput(hidden[:, -chunk:].astype(jnp.float32), prediction, self._metrics(ratio))
@@ -161,7 +161,7 @@ class WorldMemory(nnx.Module):
         corruption: Corruption,
         key: jax.Array | None,
         train: bool,
-    ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, "batch"] | None]:
+    ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, " batch"] | None]:
         """The memory that the action tokens attend to, and the mask of the samples that have one."""
         if memory is None:
             if corruption in SHUFFLED:
@@ -170,7 +170,7 @@ class WorldMemory(nnx.Module):
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
         return corrupt(memory, corruption, key), self._memory_mask(memory.shape[0], key, train, corruption)
 
-    def _metrics(self, ratio: Float32[Array, "batch"]) -> dict[str, Float32[Array, "batch"]]:
+    def _metrics(self, ratio: Float32[Array, " batch"]) -> dict[str, Float32[Array, " batch"]]:
         assert self.injection is not None
         gate = jnp.mean(jnp.abs(jnp.tanh(self.injection.gate[...])))
         return {"memory/gate": jnp.broadcast_to(gate, ratio.shape), "memory/ratio": ratio}
@@ -260,7 +260,7 @@ class WorldMemory(nnx.Module):
 
     def _memory_mask(
         self, batch: int, key: jax.Array | None, train: bool, corruption: Corruption
-    ) -> Bool[Array, "batch"] | None:
+    ) -> Bool[Array, " batch"] | None:
         """True for samples that have a memory, False for dropped ones; None if all have one."""
         if corruption == "closed":
             return jnp.zeros((batch,), bool)

@@ -191,7 +191,7 @@ def _squared_errors(
     future: Float32[Array, "batch future tokens dim"],
     current: Float32[Array, "batch tokens dim"],
     mask: Bool[Array, "batch future"],
-) -> tuple[Float32[Array, "future"], Float32[Array, "future"]]:
+) -> tuple[Float32[Array, " future"], Float32[Array, " future"]]:
     """Summed squared error of the prediction and of copying z(t), per horizon frame, over unmasked samples."""
     guesses = (prediction, jnp.broadcast_to(current[:, None], future.shape))
     error, copy = (jnp.sum(jnp.sum(jnp.square(guess - future), axis=(2, 3)) * mask, axis=0) for guess in guesses)

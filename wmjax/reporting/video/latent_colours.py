@@ -32,7 +32,7 @@ class LatentColours:
 
     """
 
-    mean: Float32[np.ndarray, "dim"]
+    mean: Float32[np.ndarray, " dim"]
     basis: Float32[np.ndarray, "dim 3"]
     low: Float32[np.ndarray, "3"]
     high: Float32[np.ndarray, "3"]

@@ -24,7 +24,7 @@ class Album:
     def __init__(
         self,
         store: TrainingStore,
-        frames: Int[np.ndarray, "n"],
+        frames: Int[np.ndarray, " n"],
         camera: int,
         latents: Float32[np.ndarray, "n tokens dim"],
     ) -> None:
@@ -36,7 +36,7 @@ class Album:
         return np.stack([np.asarray(self._store.frames[self._frames[row], self._camera]) for row in found])
 
 
-def spread(count: int, values: int) -> Int[np.ndarray, "n"]:
+def spread(count: int, values: int) -> Int[np.ndarray, " n"]:
     """Evenly spaced frames of ``count``, as many as an album of latents of so many values may hold."""
     most = max(1, min(count, FRAMES, BYTES // (4 * values)))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))

@@ -174,7 +174,7 @@ class LeRobotDataset:
             )
         return table
 
-    def _times(self, entry: EpisodeEntry) -> Float64[np.ndarray, "n"]:
+    def _times(self, entry: EpisodeEntry) -> Float64[np.ndarray, " n"]:
         """When each row was taken, in seconds from the episode's start: the column ``timestamp``, if there is one."""
         if "timestamp" not in self.features:
             return np.arange(entry.length) / self.info.fps

@@ -52,7 +52,7 @@ def encode_png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
 
 
 def decode_video(
-    path: Path, start: float, times: Float64[np.ndarray, "rows"], rows: np.ndarray, step: float
+    path: Path, start: float, times: Float64[np.ndarray, " rows"], rows: np.ndarray, step: float
 ) -> UInt8[np.ndarray, "n height width 3"]:
     """The frames of some rows of an episode from an MP4.
 
@@ -92,7 +92,7 @@ def _require_frames(path: Path, stream: Any, start: float, rows: int, step: floa
 
 
 def _matching(
-    path: Path, container: Any, stream: Any, times: Float64[np.ndarray, "n"], rows: np.ndarray, step: float
+    path: Path, container: Any, stream: Any, times: Float64[np.ndarray, " n"], rows: np.ndarray, step: float
 ) -> list[np.ndarray]:
     """The frames at some times, after checking how many frames lie between them."""
     base = float(stream.time_base or 1)

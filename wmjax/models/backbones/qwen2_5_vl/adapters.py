@@ -233,7 +233,7 @@ def _add(
     kernel: Float[Array, "layers inputs outputs"],
     a: Float[Array, "layers inputs rank"],
     b: Float[Array, "layers rank outputs"],
-    scale: Float[Array, "layers"],
+    scale: Float[Array, " layers"],
 ) -> Float[Array, "layers inputs outputs"]:
     """Layer by layer, so that only one float32 kernel exists at a time."""
 

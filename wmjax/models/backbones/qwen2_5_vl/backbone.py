@@ -78,7 +78,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
 
     def decode(
         self, state: State, key: jax.Array | None = None, *, layers: tuple[int, ...] = (), inject: Inject | None = None
-    ) -> tuple[Hidden, Float32[Array, "batch"] | None]:
+    ) -> tuple[Hidden, Float32[Array, " batch"] | None]:
         """One scan over the layers, with a condition at those that are named."""
         if inject is None:
             return Hidden(self.forward(*state, key), state.mask), None

@@ -131,7 +131,7 @@ class Qwen2_5_VL(nnx.Module):
         key: Key[Array, ""] | None,
         layers: tuple[int, ...],
         inject: Callable[[Array, Array], tuple[Array, Array]],
-    ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, "batch"]]:
+    ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, " batch"]]:
         """As :meth:`forward`, with something done to the hidden states after some layers.
 
         One scan over all layers, in which a condition skips the others: splitting the stack would copy the weights.

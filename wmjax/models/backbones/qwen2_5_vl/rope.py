@@ -34,7 +34,7 @@ def text_angles(positions: Int[Array, "batch 3 tokens"], theta: float, sections:
 
 
 def patch_angles(
-    rows: Int[np.ndarray, "tokens"], columns: Int[np.ndarray, "tokens"], head_dim: int
+    rows: Int[np.ndarray, " tokens"], columns: Int[np.ndarray, " tokens"], head_dim: int
 ) -> tuple[Float[np.ndarray, "tokens half"], Float[np.ndarray, "tokens half"]]:
     """Angles of the vision tower: the first half of the frequencies by row, the second by column."""
     frequencies = _frequencies(10000.0, head_dim // 4)
@@ -44,7 +44,7 @@ def patch_angles(
     return np.cos(angles), np.sin(angles)
 
 
-def _frequencies(theta: float, half: int) -> Float[np.ndarray, "half"]:
+def _frequencies(theta: float, half: int) -> Float[np.ndarray, " half"]:
     exponents = np.arange(half, dtype=np.float32) / np.float32(half)
     return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
 
@@ -81,7 +81,7 @@ def positions_of(
 
 
 def _row_positions(
-    is_image: Bool[np.ndarray, "tokens"], grids: Iterator[tuple[int, int]]
+    is_image: Bool[np.ndarray, " tokens"], grids: Iterator[tuple[int, int]]
 ) -> Int[np.ndarray, "3 tokens"]:
     """Positions of one prompt without padding."""
     edges = np.flatnonzero(np.diff(is_image)) + 1
