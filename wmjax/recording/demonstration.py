@@ -115,7 +115,7 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
     success_step = _act(env, expert, noise, failures, config, track)
     if success_step is None:
         return None
-    usual = None if grasp.style is None else dataclasses.asdict(grasp.style)
+    usual = dataclasses.asdict(grasp.style)
     meta = _meta(env, episode, noise.amplitude, success_step)
     return EpisodeData(
         images=np.stack(track.images),

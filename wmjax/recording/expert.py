@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from wmjax.core.errors import UserError
 from wmjax.recording.canonical import CLEARANCE, is_rim, usual_grasp
-from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp, reach_height
+from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, grasp_now, plan_grasp, reach_height
 from wmjax.recording.privileged_scene import UP, Scene, Seen, Vector, rotation_vector
 from wmjax.sim.env import LiberoEnv
 
@@ -101,14 +101,16 @@ class Expert:
     def plan(self) -> Grasp | None:
         """How the object would be grasped where it is now; None if nothing could grasp it, as when it has fallen.
 
-        The choice is kept for every cell of positions, so that it does not depend on when it is asked for.
+        Which way is kept for every cell of positions, so that it does not depend on when it is asked for; the pose
+        follows from where the object is now.
         """
-        position = self._scene.position(self._item)
-        cell = tuple(np.floor(position / MOVED).astype(int).tolist())
+        cell = tuple(np.floor(self._scene.position(self._item) / MOVED).astype(int).tolist())
         if cell not in self._plans:
             self._plans[cell] = self._planned()
         grasp = self._plans[cell]
-        return None if grasp is None else grasp.at(position)
+        if grasp is None:
+            return None
+        return grasp_now(self._scene, self._item, grasp, rim=is_rim(self._item)) or self._planned()
 
     def _planned(self) -> Grasp | None:
         item = self._item

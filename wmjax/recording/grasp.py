@@ -77,6 +77,7 @@ class Grasp:
         travel_height: height (m) at which the hand travels to above the object.
         cost: of the choice; from ``HOPELESS`` on several poses are out of reach or in the way.
         style: which way of grasping it is.
+        shifted: whether it is shifted along the object from where the style usually grasps it.
 
     """
 
@@ -86,13 +87,8 @@ class Grasp:
     offset: Vector
     travel_height: float
     cost: float
-    style: GraspStyle | None = None
-
-    def at(self, origin: Vector) -> "Grasp":
-        """The same grasp of the object at ``origin`` (m, world)."""
-        position = origin + self.offset
-        height = self.travel_height + position[2] - self.position[2]
-        return dataclasses.replace(self, position=position, travel_height=float(height))
+    style: GraspStyle
+    shifted: bool = False
 
 
 def reach_height(scene: Scene, position: Vector, rotation: Matrix, margin: float = 0.012) -> float:
@@ -140,12 +136,30 @@ def plan_grasp(
     return _chosen(scene, item, best, best_cost)
 
 
+def grasp_now(scene: Scene, item: str, grasp: Grasp, *, rim: bool) -> Grasp | None:
+    """The same way to grasp an object where it is now; None if it does not fit there.
+
+    Args:
+        scene: the scene now.
+        item: object to grasp.
+        grasp: planned when the object was about there.
+        rim: grasp the rim (bowls) instead of the whole width.
+
+    """
+    for candidate in grasp_candidates(scene, item, rim, grasp.style):
+        if candidate.shifted == grasp.shifted:
+            return _chosen(scene, item, candidate, grasp.cost)
+    return None
+
+
 def _chosen(scene: Scene, item: str, best: Candidate, cost: float) -> Grasp:
     """A candidate with its travel height."""
     origin, position = scene.position(item), best.position
     reach = max(reach_height(scene, position, best.rotation), position[2] + 0.04)
     height = min(max(position[2] + 0.08, origin[2] + 0.12), reach)
-    return Grasp(best.angle, position, best.rotation, position - origin, float(height), float(cost), best.style)
+    return Grasp(
+        best.angle, position, best.rotation, position - origin, float(height), float(cost), best.style, best.shifted
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,12 +206,18 @@ def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
             yield _Side(float(angle), np.r_[centre, height], 4 * max(0.0, width - 0.05), (np.zeros(3),))
 
 
-def grasp_candidates(scene: Scene, item: str, rim: bool) -> Iterator[Candidate]:
-    """Hand poses for each side of an object: both headings, four tilts towards the robot, the side's shifts."""
+def grasp_candidates(scene: Scene, item: str, rim: bool, only: GraspStyle | None = None) -> Iterator[Candidate]:
+    """Hand poses for each side of an object: both headings, four tilts towards the robot, the side's shifts.
+
+    With ``only`` they are those of that style.
+    """
     sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
     radial = (scene.position(item) - scene.shoulder_position) * [1, 1, 0]
     tilt_axis = np.cross(UP, radial / np.linalg.norm(radial))
     for side in sides:
+        angle = round(np.rad2deg(side.angle))
+        if only is not None and angle != only.angle:
+            continue
         for sign in (1, -1):
             upright = _facing_down(side.angle, sign)
             turn = float(np.linalg.norm(rotation_vector(upright @ scene.home_rotation.T)))
@@ -205,7 +225,9 @@ def grasp_candidates(scene: Scene, item: str, rim: bool) -> Iterator[Candidate]:
                 continue
             for tilt in TILTS:
                 rotation = rotation_about(tilt_axis, -tilt) @ upright
-                style = GraspStyle(round(np.rad2deg(side.angle)), sign, tilt)
+                style = GraspStyle(angle, sign, tilt)
+                if only is not None and style != only:
+                    continue
                 for number, shift in enumerate(side.shifts):
                     preference = turn + tilt + side.penalty + 30 * float(np.linalg.norm(shift))
                     yield Candidate(preference, side.angle, side.position + shift, rotation, style, number > 0)
