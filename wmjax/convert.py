@@ -5,15 +5,13 @@ python -m wmjax.convert DATA --out STORE
 
 import argparse
 import sys
-from pathlib import Path
 from typing import get_args
 
 from wmjax.core.command import run_command
-from wmjax.core.errors import UserError
 from wmjax.core.location import local
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.importer import Gripper
-from wmjax.data.formats.lerobot.convert import convert
+from wmjax.pipeline.convert import convert_dataset, describe_store
 from wmjax.rollout.protocol import task_list
 
 
@@ -56,40 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="HDF5: whether row j of the observations was taken after action j (LIBERO's own files, the default) or "
         "before it (files that were replayed and filtered, without LIBERO's attributes)",
     )
-    return run_command(lambda: _convert(parser.parse_args(arguments)))
 
+    def body() -> int:
+        options = parser.parse_args(arguments)
+        print(describe_store(convert_dataset(**vars(options), progress=_show)))
+        return 0
 
-def _convert(options: argparse.Namespace) -> int:
-
-    settings = {
-        "image_size": options.image_size,
-        "frame_stride": options.frame_stride,
-        "max_episodes": options.max_episodes,
-        "gripper": options.gripper,
-        "skip_bad": options.skip_bad,
-        "progress": _show,
-    }
-    if libero_hdf5.find_files(Path(options.data)):
-        for name in ("layout", "revision", "grippers"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name} is for LeRobot datasets, {options.data} holds HDF5 files; leave it out")
-        store = libero_hdf5.convert(Path(options.data), options.out, rows=options.rows or "after", **settings)
-    elif options.rows is not None:
-        raise UserError(f"--rows is for LIBERO's HDF5 files, {options.data} holds none; leave it out")
-    else:
-        for name in ("layout", "revision", "grippers"):
-            settings[name] = getattr(options, name)
-        store = convert(options.data, options.out, **settings)
-    spec, action = store.spec, store.action_spec
-    print(f"{store.folder}: {len(store.episodes)} episodes, {len(store.tasks)} tasks, {len(store.frame_step)} frames")
-    grippers = ", ".join(action.names[index] for index in action.grippers) or "none"
-    print(
-        f"cameras {', '.join(spec.cameras)}; {spec.state_dim} states, {action.dim} actions (grippers: {grippers}), "
-        f"{spec.control_hz:g} per second"
-    )
-    if skipped := store.manifest.get("skipped"):
-        print(f'left out {len(skipped)} episodes, see "skipped" in {store.folder / "manifest.json"}')
-    return 0
+    return run_command(body)
 
 
 def _indices(text: str) -> tuple[int, ...]:
