@@ -8,10 +8,10 @@ from wmjax.recording.failures import FailureConfig, Failures
 from wmjax.sim.episode import EpisodeId
 
 BAD = {
-    ("fraction", 1.5): r"failures\.fraction is 1\.5; give a share",
-    ("start", -0.1): r"failures\.start is -0\.1; give a share",
-    ("most", 0): r"failures\.most is 0; give 1 or more",
-    ("drop", -1.0): r"failures\.drop is -1\.0; give a frequency",
+    ("fraction", 1.5): r"failures\.fraction is 1\.5; it must be at least 0 and at most 1",
+    ("start", -0.1): r"failures\.start is -0\.1; it must be at least 0",
+    ("most", 0): r"failures\.most is 0; it must be at least 1",
+    ("drop", -1.0): r"failures\.drop is -1\.0; it must be at least 0",
 }
 
 
@@ -33,7 +33,7 @@ def test_failures_of_no_kind_are_refused():
 
 
 def test_a_negative_label_length_is_refused():
-    with pytest.raises(UserError, match=r"label_steps is -1; give 0 or more"):
+    with pytest.raises(UserError, match=r"label_steps is -1; it must be at least 0"):
         DemonstrationConfig(label_steps=-1)
 
 

@@ -80,8 +80,8 @@ def load_episode(path: Path) -> EpisodeData:
     missing = sorted({*ARRAYS, "meta"} - set(arrays))
     if missing:
         raise UserError(f"{path}: arrays {', '.join(missing)} are missing; delete the file and record it again")
-    surplus = sorted(set(arrays) - {*ARRAYS, "meta"})
-    wrong = [name for name in ARRAYS if arrays[name].dtype != DTYPES[name]]
+    surplus = sorted(set(arrays) - {*ARRAYS, *OPTIONAL_ARRAYS, "meta"})
+    wrong = [name for name in DTYPES if name in arrays and arrays[name].dtype != DTYPES[name]]
     if surplus or wrong:
         raise UserError(f"{path}: arrays {', '.join(surplus + wrong)} are not an episode's; delete the file")
     meta = parse_json(arrays.pop("meta").tobytes(), dict[str, Any], f"{path}: meta", "delete the file, record it again")
