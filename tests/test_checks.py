@@ -18,6 +18,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
+from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
@@ -50,7 +51,7 @@ REFUSED = [
     (("--evaluation.protocol", "spatial_horizon16"), r"horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
     (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* not overlap"),
     (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
-    (("--data.tasks", "[0, 10]"), "tasks contains 10; libero_spatial has tasks 0..9"),
+    (("--data.tasks", "[0, 10]"), "data\.tasks is \[0, 10\]; name tasks of libero_spatial, 0\.\.9"),
     (("--evaluation.episodes_per_task", "0"), "episodes_per_task is 0; it must be at least 1"),
 ]  # fmt: skip
 
@@ -111,7 +112,7 @@ def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
     require_fit(experiment(*delay, recipe="e0_flow"))
     require_fit(experiment("--train.delay", "8"))
     with pytest.raises(UserError, match=r"train\.delay is 0, .* \(model\.chunk 24\) end 24 control steps"):
-        require_fit(experiment("--model.chunk", "24"))
+        require_fit(experiment("--model.chunk", "24", "--prompt.length", "96"))
 
 
 def test_something_must_train_the_prophet() -> None:
@@ -132,7 +133,8 @@ def test_what_trains_is_float32() -> None:
 @pytest.mark.parametrize("scale", ["mini", "3b", "7b"])
 def test_whatever_ships_trains_in_float32(scale: str) -> None:
     found = experiment(scale=scale)
-    shapes = nnx.eval_shape(lambda: VLA(found.model, rngs=nnx.Rngs(0)))
+    model = of_store(found.model, None)
+    shapes = nnx.eval_shape(lambda: VLA(model, rngs=nnx.Rngs(0)))
     _, trained, frozen = split_model(shapes, trainable_filter(found.train.trainable))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen)} == (set() if scale == "mini" else {"bfloat16"})

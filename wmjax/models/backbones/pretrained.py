@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from wmjax.core.errors import UserError
 from wmjax.models.backbones.base import BACKBONES, BackboneConfig
+from wmjax.models.backbones.weight_files import weight_files
 
 BACKBONE = "backbone"
 """The attribute of :class:`wmjax.models.vla.VLA` that holds the vision-language model."""
@@ -39,8 +40,6 @@ def backbone_hash(folder: Path) -> str:
 
     """
     digest = hashlib.sha256()
-    from wmjax.models.backbones.qwen2_5_vl.weights import weight_files
-
     for path in weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
         with path.open("rb") as file:
             while block := file.read(1 << 24):

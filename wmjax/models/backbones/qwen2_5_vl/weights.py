@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wmjax.core.errors import UserError
-from wmjax.core.reading import read_json, what_is_wrong
+from wmjax.core.reading import what_is_wrong
 from wmjax.models.backbones.base import Put
 from wmjax.models.backbones.qwen2_5_vl import names
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.models.backbones.weight_files import INDEX, SINGLE_FILE, weight_files
 from wmjax.models.nn.lora import ADAPTER
 
-INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = ("F32", "BF16", "F16")
 
 
@@ -107,29 +107,6 @@ class _Shards:
         if self._current is None or self._current[0] != path:
             self._current = (path, open_tensors(path))
         return self._current[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    weight_map: dict[str, str]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's weights, those that transformers loads: one file, else the shards of its index.
-
-    An index or shards that an earlier save left beside a single file count for nothing.
-
-    Raises:
-        UserError: no such files, or a damaged index.
-
-    """
-    single, index = folder / SINGLE_FILE, folder / INDEX
-    if single.is_file() or not index.is_file():
-        return [single]
-    shards = set(read_json(index, _Index, "download it again").weight_map.values())
-    if bad := sorted(name for name in shards if Path(name).name != name or not name):
-        raise UserError(f"{index}: weight_map names {bad[0]!r}, which is no file beside it; download it again")
-    return sorted(folder / name for name in shards)
 
 
 def open_tensors(path: Path) -> Any:
