@@ -30,6 +30,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset
 from wmjax.data.formats.lerobot.images import decode_image
+from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore
@@ -91,7 +92,8 @@ def as_lerobot(store: TrainingStore, folder: Path, episodes: int) -> None:
                 episode.meta,
             )
 
-    write_lerobot_v30(folder, parts(), store.spec, store.action_spec)
+    layout = load_layout("HuggingFaceVLA/libero")
+    write_lerobot_v30(folder, parts(), store.spec, store.action_spec, layout=layout)
 
 
 def ours(store: TrainingStore, epochs: int | None = None) -> Iterator[dict[str, np.ndarray]]:

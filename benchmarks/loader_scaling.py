@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wmjax.data.loader import LoaderConfig, make_loader
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 LENGTH, STRIDE, SIZE, ROUNDS = 100, 4, 112, 5
 VIEWS, LATENT = 2, (16, 192)
@@ -51,6 +52,10 @@ def stand_in(frames: int) -> Any:
         frames=np.broadcast_to(picture, (frames, *picture.shape)),
         state=np.zeros((episodes * LENGTH, 8), np.float32),
         action=np.zeros((episodes * LENGTH, 7), np.float32),
+        action_chunk=None,
+        injected=None,
+        spec=OBSERVATION_SPEC,
+        action_spec=ACTION_SPEC,
     )
 
 

@@ -300,8 +300,8 @@ def test_latents_of_remote_frames_are_those_of_local_ones(stores, bucket, tmp_pa
     def run(*line):
         parser = argparse.ArgumentParser()
         export_latents.add_arguments(parser)
-        options = parser.parse_args([*line, "--views", "2", "--max-shift", "3"])
-        return export_latents.run(options, lambda *_: FakeEncoder())
+        options, settings = parser.parse_known_args([*line, "--views", "2", "--max-shift", "3"])
+        return export_latents.run(options, settings, lambda _: FakeEncoder(), backend="jax")
 
     run("--data", bucket[0], "--out", str(tmp_path / "z"))
     assert f"--data.path {bucket[0]} --encoder.path {tmp_path / 'z'}" in capsys.readouterr().out
@@ -354,6 +354,8 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
     there = config.to_dict(experiment)
     here = {**there, "data": {**there["data"], "path": str(stores[0].folder)}}
     none = {**there, "encoder": {**there["encoder"], "path": ""}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("")  # something was trained there
     for values in (here, there, here):
         save_settings(tmp_path / "run", values)
     with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):

@@ -79,7 +79,7 @@ BROKEN = {
     "state[3, 1] is nan": set_value("state", (3, 1), np.nan),
     "action[2, 0] is inf": set_value("action", (2, 0), np.inf),
     "action[4, 6] is 1.5, outside [-1, 1]": set_value("action", (4, 6), 1.5),
-    "executed[0, 2] is -1.01": set_value("executed", (0, 2), -1.01),
+    "executed[0, 2] is -1.00999999": set_value("executed", (0, 2), -1.01),
     "action has shape (16, 7), expected (17, 7)": set_field("action", lambda a: a[:-1]),
     "images have shape (2, 20, 28, 3), expected (2, 28, 28, 3)": set_field("images", lambda a: a[:, :, :20]),
     "for 4 images": set_field("images", lambda a: a[:-1]),

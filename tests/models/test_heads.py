@@ -27,7 +27,7 @@ sample = jax.jit(lambda head, tokens, key: head.sample(tokens, key))
 
 def make(kind: str, **settings: object) -> RegressionHead | FlowHead:
     config = build(HeadConfig, {"kind": kind, **settings})
-    return HEADS.resolve(kind)(config, SIZES, hidden_dim=8, action_dim=3, chunk=4, rngs=nnx.Rngs(0))
+    return HEADS.resolve(kind)(config, SIZES, hidden_dim=8, action_dim=3, grippers=1, chunk=4, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("kind", ["regression", "flow"])

@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """What another library said, as one short line for a message of ours."""
+    return " ".join(str(error).split())[:limit]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names that do."""
     names = sorted(known)

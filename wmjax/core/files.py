@@ -25,7 +25,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, one_line
 from wmjax.core.location import Location, Remote, RemoteArray, Rows, local
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, reading, typed
@@ -173,7 +173,8 @@ def read_npz(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; rerun the command that writes it") from error
     except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds for a damaged file
-        raise UserError(f"{path}: damaged ({error}); delete it and rerun the command that wrote it") from error
+        reason = one_line(error)
+        raise UserError(f"{path}: damaged ({reason}); delete it and rerun the command that wrote it") from error
 
 
 def sync(path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, one_line
 from wmjax.core.location import Location, Remote
 from wmjax.core.settings import convert
 
@@ -40,8 +40,7 @@ def what_is_wrong(path: Path, error: BaseException | str) -> str:
         return "empty"
     if start == LFS_POINTER:
         return "a Git LFS pointer instead of the file; run `git lfs pull` where it was cloned"
-    reason = " ".join(str(error).split())[:300]
-    return f"truncated or damaged ({reason})"
+    return f"truncated or damaged ({one_line(error)})"
 
 
 @contextlib.contextmanager
@@ -53,7 +52,7 @@ def reading(path: Location, fix: str) -> Iterator[None]:
         raise
     except Exception as error:  # the parsers of damaged files raise a dozen kinds
         if isinstance(path, Remote):
-            raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:300]}); {fix}") from error
+            raise UserError(f"{path}: damaged ({one_line(error)}); {fix}") from error
         raise UserError(f"{path}: {what_is_wrong(Path(path), error)}; {fix}") from error
 
 

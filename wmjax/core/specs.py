@@ -40,7 +40,7 @@ class ObservationSpec(Settings, section="ObservationSpec"):
     control_hz: Annotated[float, Range(0, 10_000, above=True)]
     image_size: Annotated[int, Range(1, 10_000)] = 112
     frame_stride: Depth = 4
-    rotation: int = 0
+    rotation: Annotated[int, Range(0, 359)] = 0
     resize_filter: Literal["none", "bilinear"] = "none"
     drawn_size: Annotated[int, Range(0, 10_000)] = 0
     position: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class ObservationSpec(Settings, section="ObservationSpec"):
     reflection: bool = False
     mesh_detail_mm: Annotated[float, Range(0, 1_000)] = 0.0
     simulator: str = ""
-    format_version: int = FORMAT_VERSION
+    format_version: Annotated[int, Range(0, 1_000)] = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Refuses a description that contradicts itself.
@@ -90,7 +90,7 @@ class EncoderSpec(Settings, section="EncoderSpec"):
     dim: Width = 192
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    format_version: int = FORMAT_VERSION
+    format_version: Annotated[int, Range(0, 1_000)] = FORMAT_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ActionSpec(Settings, section="ActionSpec"):
     scale: tuple[float, ...] = ()
     state_offset: tuple[float, ...] = ()
     state_scale: tuple[float, ...] = ()
-    format_version: int = FORMAT_VERSION
+    format_version: Annotated[int, Range(0, 1_000)] = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Refuses a description that contradicts itself.

@@ -36,7 +36,11 @@ def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
 
 
 def chunk_labels(
-    store: TrainingStore, frames: Int[np.ndarray, " n"], chunk: int, delay: int
+    store: TrainingStore,
+    frames: Int[np.ndarray, " n"],
+    chunk: int,
+    delay: int,
+    ends: Int[np.ndarray, " episodes"] | None = None,
 ) -> tuple[Float32[np.ndarray, "n chunk action"], Bool[np.ndarray, "n chunk"]]:
     """The actions to learn of some frames, raw, and which of them exist.
 
@@ -48,17 +52,17 @@ def chunk_labels(
         frames: indices of its frames.
         chunk: control steps of the target.
         delay: control steps between a frame and the target's first action.
+        ends: from :func:`label_ends`, for callers that ask often.
 
     Returns:
         The actions, "stay" where there is none, and the mask.
 
     """
-    episode = store.frame_episode[frames]
+    end = (label_ends(store) if ends is None else ends)[store.frame_episode[frames]]
     if store.action_chunk is None:
-        end = _ends(store, "step_start", "length")[episode]
         rows, mask = chunk_indices(store.frame_row[frames] + delay, end, chunk)
         return pad_actions(store.action[rows], mask, store.action_spec), mask
-    ahead, end = delay // store.spec.frame_stride, _ends(store, "frame_start", "num_frames")[episode]
+    ahead = delay // store.spec.frame_stride
     later, exists = future_indices(frames + ahead - 1, end, 1)
     mask = np.repeat(exists, chunk, axis=1)
     return pad_actions(store.action_chunk[later[:, 0], :chunk], mask, store.action_spec), mask
@@ -81,5 +85,7 @@ def undisturbed_future(
     return before[store.frame_row[ahead]] == before[store.frame_row[frames]][:, None]
 
 
-def _ends(store: TrainingStore, start: str, count: str) -> Int[np.ndarray, " episodes"]:
+def label_ends(store: TrainingStore) -> Int[np.ndarray, " episodes"]:
+    """Where each episode's labels end: its last frame's index plus one, or, without chunk labels, its last step's."""
+    start, count = ("step_start", "length") if store.action_chunk is None else ("frame_start", "num_frames")
     return np.array([episode[start] + episode[count] for episode in store.episodes])

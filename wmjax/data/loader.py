@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.data.labels import check_labels, chunk_labels, undisturbed_future
+from wmjax.data.labels import check_labels, chunk_labels, label_ends, undisturbed_future
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import MAX_SHIFT
 from wmjax.data.store import TrainingStore
@@ -102,6 +102,7 @@ class BatchSource:
                 f"{len(self.samples) * (config.num_epochs or 0)} samples; lower it or set drop_remainder to false"
             )
         entry = {name: np.array([e[name] for e in store.episodes]) for name in _EPISODE_COLUMNS}
+        self._label_ends = label_ends(store)
         self._frame_start, self._task = entry["frame_start"], entry["task"].astype(np.int32)
         self._frame_end = entry["frame_start"] + entry["num_frames"]
         # Bound to the instance: a cache on the method would keep every source alive.
@@ -117,7 +118,7 @@ class BatchSource:
         frames, views, shifts, mask = self._draw(int(index))
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
-        action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay)
+        action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay, self._label_ends)
         batch = {
             "images": np.asarray(self.store.frames[frames]),
             "state": self.store.state[row],

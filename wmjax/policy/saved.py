@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from safetensors.flax import load_file, save
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, one_line
 from wmjax.core.files import atomic_path, hash_json, write_json
 from wmjax.core.paths import cache_root
 from wmjax.experiment.config import Experiment, from_dict
@@ -130,7 +130,7 @@ def _read_folder(folder: Path) -> SavedPolicy:
         values = json.loads(path.read_text(encoding="utf-8"))
         step, digest, meta = values["step"], values["sha256"], values["meta"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); export the policy again") from error
+        raise UserError(f"{path}: damaged ({one_line(repr(error))}); export the policy again") from error
     if values.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; export the policy again with this version")
     results = cache_root() / "evaluations" / f"{folder.resolve().name}-{digest[:8]}"

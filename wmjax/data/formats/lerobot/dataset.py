@@ -28,6 +28,7 @@ from wmjax.data.formats.lerobot.metadata import (
     read_info,
     read_tasks,
 )
+from wmjax.sim.environment import ENVIRONMENTS
 
 __all__ = ["EpisodeColumns", "EpisodeEntry", "LeRobotDataset"]
 
@@ -199,12 +200,14 @@ class LeRobotDataset:
 
     def _require_rate(self, rate: float, what: str) -> None:
         """Refuses rows of another rate than the layout's; says if it is not that of the metadata."""
-        layout = self.layout
-        known = [value for value in (layout.fps_label, layout.control_hz) if value]
+        layout, own = self.layout, self.layout.control_hz
+        if own is None and layout.environment:
+            own = ENVIRONMENTS.resolve(layout.environment).observation_spec.control_hz
+        known = [value for value in (layout.fps_label, own) if value]
         if known and all(abs(rate / value - 1) > SAME_RATE for value in known):
             raise UserError(
-                f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {layout.control_hz} Hz, "
-                f"labelled {layout.fps_label}; resample the dataset to {layout.control_hz} Hz"
+                f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {own:g} Hz, "
+                f"labelled {layout.fps_label}; resample the dataset to {own:g} Hz"
             )
         if abs(rate / self.info.fps - 1) > SAME_RATE and not getattr(self, "_rate_told", False):
             self._rate_told = True

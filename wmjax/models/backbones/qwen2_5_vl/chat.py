@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, one_line
 from wmjax.core.reading import read_json, read_text
 
 FIX = "download it again"
@@ -37,7 +37,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(self.source)
         except TemplateError as error:
-            raise UserError(f"{path}: the chat template is damaged ({error}); download it again") from error
+            raise UserError(f"{path}: the chat template is damaged ({one_line(error)}); download it again") from error
 
     def __call__(self, instruction: str, images: int) -> str:
         """The text, with one image placeholder per image.
