@@ -150,7 +150,7 @@ def test_a_forward_model_finds_the_chunk_that_leads_to_the_goal() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(UserError, match=r"with memory.inject true: the memory would show the true actions"):
+    with pytest.raises(UserError, match=r"with memory.inject true: the memory would leak the true actions"):
         conditioned("actions")
     with pytest.raises(UserError, match=r"'actions' with memory.input 'constant'"):
         conditioned("actions", memory=WorldMemoryConfig(input="constant", world_loss=0.0, inject=False))

@@ -78,7 +78,7 @@ def test_a_regressed_gripper_is_reported_apart_from_the_arm(kind: str) -> None:
 
 def test_the_gripper_loss_is_weighted_cross_entropy() -> None:
     head, without = make("regression", gripper_weight=0.25), make("regression", gripper_weight=0.0)
-    logits = np.asarray(head.gripper.logits(TOKENS), np.float64)
+    logits = np.asarray(head.gripper.logits(TOKENS), np.float64)[..., 0]
     entropy = np.log1p(np.exp(-logits * np.asarray(ACTION[..., -1])))[np.asarray(MASK)].mean()
     out = head.loss(TOKENS, ACTION, MASK, KEY)
     assert out.metrics["action/gripper"] == pytest.approx(entropy, rel=1e-5)

@@ -83,5 +83,5 @@ def test_templates_that_do_not_work_are_refused(name: str, text: str, message: s
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not valid JSON"):
         ChatTemplate(tmp_path)
