@@ -134,8 +134,8 @@ MAINS = {"torch": torch_main, "jax": jax_main}
         ("--views", "0", "views is 0; set it to at least 1"),
         ("--max-shift", "-1", "max-shift is -1; set it to at least 0"),
         ("--batch", "0", "batch is 0; set it to at least 1"),
-        ("--clip", "0", "encoder.clip_length is 0; set it to at least 1"),
-        ("--clip", "-2", "encoder.clip_length is -2; set it to at least 1"),
+        ("--clip", "0", "encoder.clip_length is 0; it must be at least 1"),
+        ("--clip", "-2", "encoder.clip_length is -2; it must be at least 1"),
         ("--verify", "0", "verify is 0; set it to at least 1"),
         ("--verify", "3", "no wmjax latent store there"),
     ],
@@ -156,8 +156,8 @@ def cut(path: Path) -> None:
     ("file", "damage", "message"),
     [
         ("config.json", lambda path: path.write_text("{"), "config.json: not valid JSON"),
-        ("config.json", lambda path: path.write_bytes(b"\xff\xfe"), "config.json: not valid JSON"),
-        ("config.json", lambda path: path.write_text("[1]"), "config.json: not a JSON object"),
+        ("config.json", lambda path: path.write_bytes(b"\xff\xfe"), "config.json: not UTF-8 text"),
+        ("config.json", lambda path: path.write_text("[1]"), "config.json: the file is [1]; expected dict"),
         (
             "config.json",
             lambda path: path.write_text('{"hidden_size": "a"}'),

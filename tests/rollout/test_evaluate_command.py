@@ -73,7 +73,7 @@ def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for words, message in (
         ("--init fixed", "protocol.init is 'fixed'; choose one of 'benchmark', 'random'"),
-        ("--camera-dropout 2", "camera_dropout is 2.0; choose a value from 0 (off) to 1.0"),
+        ("--camera-dropout 2", "protocol.camera_dropout is 2.0; it must be at least 0 and at most 1"),
         ("--ensemble nan", "ensemble is nan"),
         ("--first-index 49 --protocol libero_goal", "has 50 initial states"),
     ):

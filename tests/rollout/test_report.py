@@ -288,7 +288,8 @@ def limits(tmp_path, finished=True, runs=0, **changes) -> str:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     evaluation(folder, header=header, finished=finished)
     for number in range(runs):
-        write_json(folder / "results" / f"dev-{number:03d}.json", {"header": header})
+        content = {"header": header, "finished_at": f"2026-11-29T00:00:{number:02d}+00:00"}
+        write_json(folder / "results" / f"dev-{number:03d}.json", content)
     text = read(folder).text
     return text[: text.index("Tasks")]
 
@@ -326,7 +327,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     with pytest.raises(UserError, match="name an HTML file"):
         write_report(folder, tmp_path)
     (folder / "summary.json").write_text("{")
-    with pytest.raises(UserError, match=r"summary.json: damaged"):
+    with pytest.raises(UserError, match=r"summary.json: not valid JSON"):
         write_report(folder)
 
 

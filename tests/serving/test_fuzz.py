@@ -96,14 +96,15 @@ def expected(frame: bytes, connection: int) -> np.ndarray | None:
         sent = unpack(frame, Limits(size=MESSAGE))
     except UserError:
         return None
+    for key in {"prompt", "wmjax/episode", "session_id"} & set(sent):
+        if isinstance(sent[key], np.ndarray):
+            sent[key] = sent[key].item()
     name = sent.get("wmjax/episode", sent.get("session_id", f"connection-{connection}-1"))
     known = {"observation/agentview": "observation/image"}
     sent = {known.get(key, key): value for key, value in sent.items()}
     if "wmjax/episode" not in sent and "session_id" not in sent:
         for key in ("observation/image", "observation/wrist_image"):
             sent[key] = sent[key][-1:] if sent[key].ndim == 4 else sent[key]
-    if isinstance(sent["prompt"], np.ndarray):
-        sent["prompt"] = sent["prompt"].item()
     return InProcess(str(name), policy=POLICY).act(sent, 0) if sent["observation/image"].shape[-2] == 4 else None
 
 

@@ -16,7 +16,8 @@ from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision, Plan
 from wmjax.rollout.results import read_records
 
-SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_steps=24, seed=1)
+SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1, 2, 3), episodes_per_task=1, max_steps=24, seed=1)
+"""Each episode in a simulator of its own: the fake one's state shows what ran before, which depends on time."""
 Actions = dict[tuple[str, int], bytes]
 
 

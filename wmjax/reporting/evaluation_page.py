@@ -69,11 +69,10 @@ def write_report(evaluation: Path, out: Path | None = None, compare_with: Sequen
     evaluation = Path(evaluation)
     out = Path(out) if out is not None else evaluation / REPORT
     content = page(load_evaluation(evaluation), [Path(other) for other in compare_with])
-    try:
-        with atomic_path(out) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); name an HTML file") from error
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name an HTML file")
+    with atomic_path(out) as temporary:
+        temporary.write_text(content, encoding="utf-8")
     return out
 
 

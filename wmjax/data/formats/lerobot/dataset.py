@@ -199,11 +199,15 @@ class LeRobotDataset:
         return times
 
     def _require_rate(self, rate: float, what: str) -> None:
-        """Refuses rows of another rate than the layout's; says if it is not that of the metadata."""
+        """Refuses rows of another rate than the layout's; says if it is not that of the metadata.
+
+        A layout's own rate without a label corrects whatever the metadata claims.
+        """
         layout, own = self.layout, self.layout.control_hz
         if own is None and layout.environment:
             own = ENVIRONMENTS.resolve(layout.environment).observation_spec.control_hz
-        known = [value for value in (layout.fps_label, own) if value]
+        corrects = not layout.fps_label and not layout.environment
+        known = [] if corrects else [value for value in (layout.fps_label, own) if value]
         if known and all(abs(rate / value - 1) > SAME_RATE for value in known):
             raise UserError(
                 f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {own:g} Hz, "
