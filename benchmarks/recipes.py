@@ -32,6 +32,7 @@ from benchmarks.flops import flops
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
+from wmjax.experiment.dimensions import of_store
 from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
@@ -110,7 +111,8 @@ class System:
 
 
 def build(experiment: Experiment) -> System:
-    """As ``wmjax.trainer.loop.train`` builds it."""
+    """As ``wmjax.trainer.loop.train`` builds it, for LIBERO's states and actions."""
+    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, None))
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
     trains = trainable_filter(experiment.train.trainable)
 
@@ -126,7 +128,12 @@ def build(experiment: Experiment) -> System:
     step = make_train_step(
         graph,
         optimizer,
-        dataclasses.replace(ACTION_SPEC, chunk=experiment.model.chunk),
+        dataclasses.replace(
+            ACTION_SPEC,
+            chunk=experiment.model.chunk,
+            state_offset=(0.0,) * experiment.model.state_dim,
+            state_scale=(1.0,) * experiment.model.state_dim,
+        ),
         spec if experiment.model.memory.reads_latents else None,
         seed=0,
         ema_decay=experiment.train.ema_decay,

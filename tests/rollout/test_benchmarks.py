@@ -21,7 +21,7 @@ def test_latency_is_measured_for_every_batch_and_for_the_flow(variant, head, tmp
 
 
 @pytest.mark.sim
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_rung_runs(tmp_path):
     out = tmp_path / "ladder.json"
     run = save_run(tmp_path / "e2", "e2", "flow")
@@ -32,7 +32,7 @@ def test_every_rung_runs(tmp_path):
 
 
 @pytest.mark.sim
-@pytest.mark.slow
+@pytest.mark.long
 def test_recorded_episodes_succeed_at_the_same_step_on_every_rung(recorded, monkeypatch, tmp_path, capsys):
     small = OBSERVATION_SPEC  # pictures of another size change no physics, and cost a quarter
     rungs = [closed_loop.dataclasses.replace(rung, spec=small, due_only=True) for rung in closed_loop.RUNGS]

@@ -9,7 +9,7 @@ from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
 from wmjax.sim.libero import ACTION_SPEC
 
-pytestmark = [pytest.mark.sim, pytest.mark.slow]
+pytestmark = [pytest.mark.sim, pytest.mark.long]
 
 
 def test_killed_hanging_raising_and_nan_workers_change_no_success(recorded, faults, tmp_path):

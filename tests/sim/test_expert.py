@@ -136,7 +136,7 @@ def test_a_style_that_does_not_fit_is_left_for_the_best_grasp(env, demonstration
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [0, 1, 2, 4, 6])
+@pytest.mark.parametrize("task", [2, *(pytest.param(task, marks=pytest.mark.long) for task in (0, 1, 4, 6))])
 def test_taking_over_every_four_steps_succeeds(task):
     env = LiberoEnv(SUITE, task, OBSERVATION_SPEC)
     try:

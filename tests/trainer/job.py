@@ -21,6 +21,7 @@ import wmjax.experiment.config
 import wmjax.experiment.plan as planning
 import wmjax.pipeline.latents
 import wmjax.pipeline.train as pipeline
+import wmjax.sim.env
 import wmjax.train as command
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
@@ -106,7 +107,7 @@ def main(job: dict[str, Any]) -> int:
     pipeline.load = lambda *_: experiment(job)
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
     planning.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
-    pipeline.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
+    wmjax.sim.env.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
     pipeline.judge, pipeline.judge_early = judge, judge_early
     pipeline.verdict = lambda plan, summary: summary
     return command.main(["--run", job["run"]])

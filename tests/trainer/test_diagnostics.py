@@ -27,6 +27,7 @@ from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
 from wmjax.pipeline.demonstrations import find_store
+from wmjax.pipeline.diagnose import write_picture
 from wmjax.pipeline.latents import find_latents
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
@@ -73,10 +74,10 @@ def test_windows_come_from_the_stores(inputs: Inputs) -> None:
     actions = action_windows(inputs, frames)
     row = store.frame_row[frames[1]]
     np.testing.assert_array_equal(actions.action[1], store.action[row : row + 8])
-    assert actions.held.tolist() == [-1.0, *np.sign(store.action[store.frame_row[frames[1:]] - 1, -1])]
+    assert actions.held[:, 0].tolist() == [False, *(store.action[store.frame_row[frames[1:]] - 1, -1] > 0)]
     first = store.episodes[3]["step_start"]
     closed = store.action[first : first + store.episodes[3]["length"], -1] > 0
-    np.testing.assert_array_equal(actions.near_change[1], near_change(closed)[20:28])
+    np.testing.assert_array_equal(actions.near_change[1], near_change(closed[:, None])[20:28])
 
 
 def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
@@ -103,7 +104,7 @@ def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
     found = diagnose(model, inputs, "val", 2, 0)
     sections = found.sections
     assert found.imagined is not None
-    with Image.open(command.write_picture(tmp_path / "imagined.png", found.imagined, inputs)) as picture:
+    with Image.open(write_picture(tmp_path / "imagined.png", found.imagined, inputs)) as picture:
         assert picture.width > 5 * 96 and picture.height > 5 * 96 * len(found.imagined.frames)
     content = json.loads(json.dumps(plain(sections), allow_nan=False))
     assert not any(isinstance(section, Skipped) for section in sections.values())
@@ -193,7 +194,7 @@ def test_missing_demonstrations_are_never_recorded(
 def test_another_encoder_is_refused_before_anything_is_encoded(inputs: Inputs) -> None:
     experiment = load_experiment("e2_flow")
     assert find_latents(experiment, inputs.store, None) is None
-    with pytest.raises(UserError, match=r"EncoderSpec\.\w+ differs: .* in encoder 'mini', .* in the checkpoint"):
+    with pytest.raises(UserError, match=r"EncoderSpec\.\w+ differs: .* in the settings encoder\.\*, .*"):
         find_latents(experiment, inputs.store, inputs.specs()["encoder"])
 
 
