@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.rollout.runs import save_run
 from wmjax import export
 from wmjax.core.errors import UserError
+from wmjax.data.observation import Observation
 from wmjax.pipeline.evaluate_checkpoint import identity
 from wmjax.policy import saved
 from wmjax.policy.policy import load_policy
@@ -97,3 +99,15 @@ def test_parameters_of_another_network_are_named(folder: Path, tmp_path: Path) -
 def test_a_folder_that_holds_files_is_not_overwritten(run: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="is not an empty folder"):
         save_policy(run, folder)
+
+
+def test_the_policy_that_ships_acts() -> None:
+    assert "mini" in saved.shipped_policies()
+    policy = load_policy("mini", batch_size=1)
+    spec = policy.observation_spec
+    frames = np.full((1, policy.frames_per_decision, 2, spec.image_size, spec.image_size, 3), 128, np.uint8)
+    prompt = policy.prompt("pick up the black bowl next to the ramekin and place it on the plate")
+    observation = Observation(frames, np.zeros((1, spec.state_dim), np.float32), prompt, np.ones(1, bool))
+    _, actions, info = policy(policy.initial_carry(), observation, jax.random.split(jax.random.key(0), 1))
+    assert actions.shape == (1, 8, 7) and np.isfinite(actions).all() and np.abs(actions).max() <= 1.0
+    assert 0.1 < float(info["memory/gate"][0]) < 1.0
