@@ -140,7 +140,7 @@ def test_bad_input_is_one_line(
 def test_images_and_cameras_that_do_not_fit_are_refused(store: TrainingStore) -> None:
     given = experiment("random")
     one = dataclasses.replace(given, model=dataclasses.replace(given.model, cameras=1))
-    with pytest.raises(UserError, match=r"'robot0_eye_in_hand' is not seen .* model\.cameras is 1; .*agentview"):
+    with pytest.raises(UserError, match=r"'robot0_eye_in_hand' is not used .* model\.cameras is 1; .*agentview"):
         probe.BackboneFeatures(one, store.spec, 1)
     prompt = dataclasses.replace(given.prompt, length=208)
     wide = dataclasses.replace(store.spec, image_size=168)

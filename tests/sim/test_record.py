@@ -42,7 +42,7 @@ BAD_OPTIONS = {
     ("--episodes", "0"): "episodes is 0",
     ("--episodes", "1000000"): "at most 100000",
     ("--workers", "-1"): "workers is -1",
-    ("--perturbed", "2"): "perturbed is 2",
+    ("--perturbed", "2"): "perturbed_fraction is 2.0",
     ("--seed", "-3"): "seed is -3",
 }
 
