@@ -1,6 +1,7 @@
 """What all tests share: two simulated devices, kept compilations, and two real demonstrations."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 from wmjax.sim.libero import OBSERVATION_SPEC
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Jobs in the background of a shell, or under nohup, ignore these, and so would the commands that tests start and stop.
+for _name, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_name) is signal.SIG_IGN:
+        signal.signal(_name, _handler)
 # So that every jitted test runs on a real mesh.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 # Many tests compile the same small models.

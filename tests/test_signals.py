@@ -36,9 +36,17 @@ sys.exit(run_command(body))
 """
 
 
+def heed_signals() -> None:
+    """Signals do what they do in a terminal: a shell ignores SIGINT for what it starts in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(body: str) -> subprocess.Popen:
     line = [sys.executable, "-c", CODE.format(body=body)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed_signals
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 
