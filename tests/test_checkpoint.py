@@ -104,10 +104,16 @@ def test_every_damage_of_a_checkpoint_is_detected_by_name_or_harmless(tmp_path: 
     assert result["faults"] == [] and result["ours"]["detected"] > 30
 
 
-def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_business(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What is logged, once, whether a command has set up the logger or not: pytest looks at it before the test."""
     monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
+    return caplog
+
+
+def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_business(
+    tmp_path: Path, heard: pytest.LogCaptureFixture
+) -> None:
     root = tmp_path / "checkpoints"
     for step in (250, 500, 750):
         checkpoint.save(root, step, items(step), {}, keep=3)
@@ -117,10 +123,10 @@ def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_bu
     (root / "00000750" / "manifest.json").write_text("")  # power failure
     shutil.rmtree(root / "00000500" / "state")
     assert checkpoint.latest(root).name == "00000250"
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "00000750: manifest.json is not what" in caplog.text and "00000500: state/" in caplog.text
+    assert [record.levelname for record in heard.records] == ["WARNING", "WARNING"]
+    assert "00000750: manifest.json is not what" in heard.text and "00000500: state/" in heard.text
     assert checkpoint.find(tmp_path).name == "00000500", "a policy needs the averaged parameters only"
-    assert checkpoint.latest(root).name == "00000250" and len(caplog.records) == 2, "each is named once"
+    assert checkpoint.latest(root).name == "00000250" and len(heard.records) == 2, "each is named once"
     checkpoint.save(root, 1000, items(3), {}, keep=1)
     assert (root / "00000500.bak" / "manifest.json").is_file() and (root / "00000900").is_file()
 
