@@ -81,12 +81,14 @@ def test_a_signal_ends_a_command_in_one_line(name: str, way: str) -> None:
 def test_where_work_would_be_lost_a_signal_waits() -> None:
     body = """
     with signals.postponed():
+        print("postponed", flush=True)
         while not signals.requested():
             time.sleep(0.01)
         time.sleep(signals.GRACE + 1)
         print("saved", flush=True)
         signals.stop_if_requested("step 3 is saved")"""
     process = start(body)
+    assert process.stdout is not None and process.stdout.readline() == "postponed\n"
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 143 and out == "saved\n"
@@ -96,12 +98,14 @@ def test_where_work_would_be_lost_a_signal_waits() -> None:
 def test_who_presses_ctrl_c_twice_does_not_wait() -> None:
     process = start("""
     with signals.postponed():
+        print("postponed", flush=True)
         while not signals.requested():
             time.sleep(0.01)
         print("asked", flush=True)
         time.sleep(600)""")
+    assert process.stdout is not None and process.stdout.readline() == "postponed\n"
     process.send_signal(signal.SIGINT)
-    assert process.stdout is not None and process.stdout.readline() == "asked\n"
+    assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "earlier checkpoints are whole" in error
