@@ -68,5 +68,7 @@ def _shapes(arguments: tuple[Any, ...]) -> dict[str, str]:
 
 
 def _layout(leaf: Any) -> str:
-    spec = getattr(getattr(leaf, "sharding", None), "spec", None)
-    return f" {spec}" if spec else ""
+    """How an array is sharded; what lies whole on every device is alike, whatever axes of one device its spec names."""
+    sharding = getattr(leaf, "sharding", None)
+    spec = getattr(sharding, "spec", None)
+    return f" {spec}" if spec and not sharding.is_fully_replicated else ""
