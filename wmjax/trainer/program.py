@@ -71,4 +71,4 @@ def _layout(leaf: Any) -> str:
     """How an array is sharded; what lies whole on every device is alike, whatever axes of one device its spec names."""
     sharding = getattr(leaf, "sharding", None)
     spec = getattr(sharding, "spec", None)
-    return f" {spec}" if spec and not sharding.is_fully_replicated else ""
+    return f" {spec}" if sharding is not None and spec and not sharding.is_fully_replicated else ""
