@@ -7,6 +7,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tests.data.synthetic import make_latents, make_store
 from tests.robustness.sources import SIZE, write_v21, write_v30
 from wmjax.core.errors import UserError
-from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lines, read_toml
+from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lines, read_parquet, read_toml
 from wmjax.data.episode import load_episode, save_episode
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert, read_episode
@@ -108,6 +110,14 @@ FILES = {
     ),
     "v21_video": ("videos/chunk-000/observation.images.image/episode_000000.mp4",),
 }
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path):
+    """Damage inside a text column, which parquet readers pass on and which fails where its cells are decoded."""
+    text = pa.array([b"pick up the bowl", b"\x80pen the drawer"]).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"task_index": [0, 1], "task": text}), tmp_path / "tasks.parquet")
+    with pytest.raises(UserError, match=r"tasks.parquet: truncated or damaged .*UTF.?8.*; copy it again"):
+        read_parquet(tmp_path / "tasks.parquet", ["task_index", "task"], "copy it again")
 
 
 @pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in FILES.items() for file in files])
@@ -327,7 +337,7 @@ def test_an_index_of_shards_that_is_none(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", LFS_POINTER + b"v1\n", b"[" * 10**5])
-@pytest.mark.parametrize("read", [read_json, read_json_lines, read_toml])
+@pytest.mark.parametrize("read", [read_json, read_json_lines, read_parquet, read_toml])
 def test_text_that_is_none(tmp_path, read, content):
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -335,7 +345,7 @@ def test_text_that_is_none(tmp_path, read, content):
     assert found in (None, [], {})  # no lines, and no TOML, are valid
 
 
-@pytest.mark.parametrize("read", [read_json, read_json_lines, read_toml])
+@pytest.mark.parametrize("read", [read_json, read_json_lines, read_parquet, read_toml])
 def test_places_that_are_no_files(tmp_path, read):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / ("x" * 300), tmp_path / "a\0b"):
         with pytest.raises(UserError, match="; copy it again"):

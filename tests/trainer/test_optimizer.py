@@ -14,7 +14,7 @@ from wmjax.models.world.injection import GatedCrossAttention, InjectionConfig
 from wmjax.trainer.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer
 
 CONFIG = OptimizerConfig(
-    learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, clip_norm=1e9, gate_multiplier=7.0, prophet_multiplier=5.0
+    learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, clip_norm=1e6, gate_multiplier=7.0, prophet_multiplier=5.0
 )
 
 

@@ -173,10 +173,10 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int |
         wanted = list(dict.fromkeys([*columns, *(["episode_index"] if rows_of is not None else [])]))
         if missing := sorted(set(wanted) - set(file.schema_arrow.names)):
             raise UserError(f"{path}: columns {', '.join(missing)} are missing; {fix}")
-        if rows_of is None:
-            return file.read(wanted)
-        table = file.read_row_groups(_groups(file, rows_of), wanted)
-        return table.filter(pc.equal(table["episode_index"], rows_of))
+        table = file.read(wanted) if rows_of is None else file.read_row_groups(_groups(file, rows_of), wanted)
+        # A damaged text column is read without complaint and fails where its cells are decoded.
+        table.validate(full=True)
+        return table if rows_of is None else table.filter(pc.equal(table["episode_index"], rows_of))
 
 
 def parquet_columns(path: Path, fix: str) -> list[str]:
