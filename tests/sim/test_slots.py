@@ -2,11 +2,16 @@
 
 import functools
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.rollout.fakes import ENV, FAULTS, SPEC, fault_name
+from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
 from wmjax.recording.slots import TASKS_PER_PROCESS, Slot, record_slots
 from wmjax.sim.episode import EpisodeId
@@ -65,3 +70,41 @@ def test_a_fault_costs_one_slot_or_none(
 def test_bad_input_of_a_job_ends_the_recording(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the fake has no task 9"):
         record(tmp_path, [Slot(SUITE, 9, 0)], workers=2)
+
+
+def hang(env, slot: Slot, folder: Path) -> None:
+    """Says which process hangs."""
+    (folder / f"{os.getpid()}.pid").touch()
+    time.sleep(1000)
+
+
+def record_forever(folder: str) -> int:
+    """A command whose two workers hang."""
+
+    def body() -> int:
+        work = functools.partial(hang, folder=Path(folder))
+        slots = [Slot(SUITE, task, 0) for task in (0, 1)]
+        record_slots(work, SPEC, slots, 2, 1000.0, lambda slot, done: None, lambda slot, fault: True, ENV)
+        return 0
+
+    return run_command(body)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_recording_and_its_workers(tmp_path: Path, number: signal.Signals) -> None:
+    line = f"import sys; from tests.sim.test_slots import record_forever; sys.exit(record_forever({str(tmp_path)!r}))"
+    command = subprocess.Popen([sys.executable, "-c", line], stderr=subprocess.PIPE, text=True, process_group=0)
+    deadline = time.monotonic() + 300
+    while len(workers := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
+        assert time.monotonic() < deadline and command.poll() is None
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(command.pid, number)  # a terminal sends Ctrl-C to the workers too
+    else:
+        command.send_signal(number)
+    _, error = command.communicate(timeout=60)
+    assert command.returncode == 128 + number
+    assert error.strip() == f"stopped by {number.name}; run the same command again to resume"
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
