@@ -126,7 +126,7 @@ class CommandParser(argparse.ArgumentParser):
     def _refusal(self, word: str) -> UserError:
         if not word.startswith("-"):
             return UserError(f"unexpected argument {word!r}; {self.prog} --help lists the options")
-        return unknown_name("option", word.partition("=")[0], [name for name in self._option_string_actions])
+        return unknown_name("option", word.partition("=")[0], self._option_string_actions)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
