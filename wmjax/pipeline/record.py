@@ -49,7 +49,7 @@ class RecordSettings(Settings, section="record"):
 
 
 SHORTS = {
-    "suite": Short("suite", "such as libero_spatial"),
+    "suite": Short("suite", "such as libero_spatial", str),
     "tasks": Short("tasks", "task ids, such as 0,1,2", number_list),
     "episodes": Short(
         "episodes_per_task",
@@ -70,7 +70,7 @@ SHORTS = {
     "frame-stride": Short("frame_stride", "control steps between images"),
     "every-step": Short("every_step", "write a LeRobot v3.0 dataset, an image at every step", flag=True),
     "random-motion": Short("random_motion", "record random motion instead of demonstrations", flag=True),
-    "suites": Short("suites", "of --random-motion", words=True),
+    "suites": Short("suites", "of --random-motion", str, words=True),
     "tasks-per-suite": Short("tasks_per_suite", "of --random-motion"),
     "first-episode": Short("first_episode", "of --random-motion: number of each task's first one"),
 }
