@@ -33,8 +33,8 @@ def parser() -> CommandParser:
         help="i/n: run the i-th of n parts of the episodes, into one --out that all n see; under srun or "
         "jax.distributed each process takes its own",
     )
-    parser.add_settings("evaluation", SHORTS, EvaluateSettings())
     parser.add_settings("protocol", CHANGES)
+    parser.add_settings("evaluation", SHORTS, EvaluateSettings())
     return parser
 
 

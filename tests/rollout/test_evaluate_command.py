@@ -154,6 +154,9 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
         (["--train.steps", "3"], "unknown option --train; settings of this command are written --protocol.NAME VALUE"),
         (["--protocol.max_steps", "many"], "protocol.max_steps is 'many'; expected int"),
         (["--workers=1", "stray"], "unexpected argument 'stray'"),
+        (["--workers", "0"], "evaluation.workers is 0; it must be at least 1"),
+        (["--evaluation.videos", "-1"], "evaluation.videos is -1; it must be at least 0"),
+        (["--episodes", "many"], "protocol.episodes_per_task is 'many'; expected int"),
     ],
 )
 def test_a_setting_that_is_none_is_one_line(words, message, capsys, tmp_path, monkeypatch):
