@@ -53,7 +53,10 @@ BAD_OPTIONS = {
     ("--frame-stride", "0"): "record.frame_stride is 0",
     ("--label-steps", "-1"): "record.demonstrations.label_steps is -1",
     ("--record.demonstrations.failures.most", "0"): "record.demonstrations.failures.most is 0",
-    ("--record.episodes", "3"): "unknown setting 'record.episodes'; did you mean record.first_episode or record.episodes_per_task",
+    (
+        "--record.episodes",
+        "3",
+    ): "unknown setting 'record.episodes'; did you mean record.first_episode or record.episodes_per_task",
     ("--data.tasks", "0"): "unknown option --data; settings of this command are written --record.NAME VALUE",
     ("--episode", "3"): "unknown option '--episode'; did you mean --episodes",
 }
