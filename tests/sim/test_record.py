@@ -56,7 +56,7 @@ BAD_OPTIONS = {
     (
         "--record.episodes",
         "3",
-    ): "unknown setting 'record.episodes'; did you mean record.first_episode or record.episodes_per_task",
+    ): "unknown setting 'record.episodes'; did you mean record.first_episode",
     ("--data.tasks", "0"): "unknown option --data; settings of this command are written --record.NAME VALUE",
     ("--episode", "3"): "unknown option '--episode'; did you mean --episodes",
 }
