@@ -67,7 +67,7 @@ class FailureConfig(Settings, section="failures"):
 
 
 def disturbance(episode: EpisodeId) -> float:
-    """A number in [0, 1) of the episode; every kind of disturbance happens in the episodes where it is below a share."""
+    """A number in [0, 1): every kind of disturbance happens in the episodes for which it is below the kind's share."""
     return float(np.random.default_rng(episode.stream("disturbance")).random())
 
 
