@@ -134,7 +134,7 @@ class Expert:
         if seen.aside < self._done and seen.height < (self._drop or 0.03):
             return _leave(seen)
         grasp = self.plan()
-        return _leave(seen) if grasp is None else _reach(seen, grasp)
+        return _leave(seen) if grasp is None else reach_and_close(seen, grasp)
 
     def _may_let_go(self, seen: Seen) -> bool:
         """Whether a held object is where it should be."""
@@ -183,8 +183,8 @@ def _firm(seen: Seen) -> bool:
     return seen.command < 0.001 and abs(seen.closing) < 0.015
 
 
-def _reach(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
-    """Towards the grasp, from above; at the grasp the fingers close."""
+def reach_and_close(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
+    """The phase and the action of a hand that holds nothing: towards the grasp, from above; there the fingers close."""
     away = seen.hand - grasp.position
     sideways, high = float(np.linalg.norm(away[:2])), float(away[2])
     turn = rotation_vector(grasp.rotation @ seen.rotation.T)
