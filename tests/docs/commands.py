@@ -218,7 +218,8 @@ def check_inline(text: str) -> None:
         name = words[0].partition("=")[0]
         if "." in name:
             known = settings().union(*map(section_settings, SECTIONS))
-            assert name[2:] in known or name == "--protocol.NAME", f"there is no setting {name}"
+            forms = {f"--{section}.NAME" for sections in SECTIONS.values() for section, _ in sections}
+            assert name[2:] in known or name in forms, f"there is no setting {name}"
         else:
             assert name in every_option(), f"no command has the option {name}"
         check_value(name, words[1] if len(words) > 1 else "RUN")
