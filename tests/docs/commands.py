@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import wmjax
+from wmjax.analysis.sequential import StoppingRule
 from wmjax.core import console
 from wmjax.core.options import setting_names
 from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
@@ -33,6 +34,7 @@ SECTIONS: dict[str, tuple[tuple[str, type], ...]] = {
     "wmjax.convert": (("convert", ConvertSettings),),
     "wmjax.serve": (("serve", ServeSettings),),
     "wmjax.evaluate": (("protocol", Protocol), ("evaluation", EvaluateSettings)),
+    "wmjax.compare": (("protocol", Protocol), ("rule", StoppingRule)),
 }
 """Commands that take settings of their own, by section."""
 HEADS = ("e2_flow", "e2_mse")

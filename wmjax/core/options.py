@@ -150,6 +150,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _describe(section: str, shorts: Mapping[str, Short], defaults: Any) -> str:
     """What the options of a section are, and which settings have none."""
+    if not shorts:
+        return "None of these settings has a short option."
     known = {short.setting for short in shorts.values()}
     others = [] if defaults is None else [name for name in setting_names(defaults) if name not in known]
     more = f" Others are {', '.join(f'--{section}.{name}' for name in others)}." if others else ""
