@@ -1,6 +1,7 @@
 """Evaluates a policy in closed loop in the simulator and reports its success rate.
 
 python -m wmjax.evaluate --run RUN --protocol spatial_dev
+python -m wmjax.evaluate --policy ws://HOST:PORT     a policy of others, served by their own server (docs/serving.md)
 
 Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
 shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
@@ -17,6 +18,7 @@ from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.evaluate_scripted import SCRIPTED, evaluate_scripted, replay_status
+from wmjax.pipeline.evaluate_served import add_served_options, check_served, evaluate_served, is_served, policy_name
 from wmjax.policy.saved import find_policy
 from wmjax.rollout.protocol import CHANGES, load_protocol, protocol_folder, protocol_names
 
@@ -36,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=local, help="folder of a trained run or policy, or mini, which ships with wmjax")
-    who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
+    who.add_argument("--policy", type=policy_name, help=f"{', '.join(SCRIPTED)}, or the URL of a server")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     changes = parser.add_argument_group("what to change in the protocol, and to record in header.json")
     for name, change in CHANGES.items():
@@ -54,17 +56,29 @@ def _parser() -> argparse.ArgumentParser:
         "--videos", type=whole_number("videos", 0), default=2, help="successes and failures per task to keep as videos"
     )
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument("--data", type=location, help="training store to replay, or of the run, for a shuffled memory")
+    parser.add_argument(
+        "--data", type=location, help="training store to replay, to check with, or of the run, for a shuffled memory"
+    )
+    add_served_options(parser)
     return parser
 
 
 def _run(options: argparse.Namespace, settings: list[str]) -> int:
     changes = {change.field: getattr(options, name.replace("-", "_")) for name, change in CHANGES.items()}
-    changes |= section(parse_overrides(settings), "protocol")
+    overrides = parse_overrides(settings)
+    foreign = section({"foreign": overrides.pop("foreign", {})}, "foreign")
+    changes |= section(overrides, "protocol")
     protocol, unchanged = load_protocol(options.protocol, **changes), load_protocol(options.protocol)
     shared = {"workers": options.workers, "videos": options.videos, "data": options.data}
     shared["shard"] = parse_shard(options.shard)
-    if options.run is None:
+    if options.check is not None:
+        print(check_served(options.policy, options.dialect, foreign, options.data, options.check))
+        return 0
+    if is_served(options.policy):
+        shared.pop("data")
+        place = {"out": options.out, **shared}
+        summary, out = evaluate_served(options.policy, options.dialect, foreign, protocol, unchanged, **place)
+    elif options.run is None:
         out = options.out or protocol_folder(Path("runs") / options.policy, protocol, unchanged)
         summary = evaluate_scripted(options.policy, protocol, out, **shared)
     else:
