@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -14,6 +15,7 @@ import wmjax
 from wmjax.core import console
 from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
 from wmjax.rollout.protocol import protocol_names
+from wmjax.serving.clients.conventions import Conventions
 
 ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -164,11 +166,21 @@ def check_arguments(module: str, words: list[str]) -> None:
 def check_setting(module: str, option: str) -> None:
     """Checks ``--section.name`` of a command."""
     section, _, name = option[2:].partition(".")
+    if module == "wmjax.evaluate" and section == "foreign":
+        assert is_foreign(option), option
+        return
     if module == "wmjax.evaluate":
         assert section == "protocol" and f"    {name}:" in module_file("wmjax.rollout.protocol").read_text(), option
         return
     taken = module in TAKES_SETTINGS and option[2:].startswith(TAKES_SETTINGS[module])
     assert taken and option[2:] in settings(), f"{module} has no setting {option}"
+
+
+def is_foreign(option: str) -> bool:
+    """Whether an option is a convention of a served policy, or stands for any of them."""
+    section, _, name = option[2:].partition(".")
+    fields = {field.name for field in dataclasses.fields(Conventions)} | {"preset"}
+    return section == "foreign" and (name in fields or bool(PLACEHOLDER.fullmatch(name)))
 
 
 def check_value(option: str, value: str) -> None:
@@ -200,7 +212,8 @@ def check_inline(text: str) -> None:
     if text.startswith("--") and len(words[0]) > 2:
         name = words[0].partition("=")[0]
         if "." in name:
-            assert name[2:] in settings() or name.startswith("--protocol."), f"there is no setting {name}"
+            known = name[2:] in settings() or name.startswith("--protocol.") or is_foreign(name)
+            assert known, f"there is no setting {name}"
         else:
             assert name in every_option(), f"no command has the option {name}"
         check_value(name, words[1] if len(words) > 1 else "RUN")
