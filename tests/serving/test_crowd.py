@@ -19,7 +19,7 @@ CLIENTS, VANISHING, DECISIONS = 100, 30, 6
 def drive(served: Running, index: int, found: dict[int, list[np.ndarray]]) -> None:
     """One client's episode; every third one or so is cut off after some decisions."""
     vanishes = index * VANISHING // CLIENTS != (index + 1) * VANISHING // CLIENTS
-    client = connect(served.url, compression=None, max_size=None, open_timeout=120)
+    client = connect(served.url, compression=None, max_size=None, open_timeout=120, legacy=True)
     client.recv(timeout=120)
     for number in range(DECISIONS):
         sent = observation(index, number, frames=2, **{"wmjax/episode": f"e{index}"})

@@ -18,7 +18,7 @@ def served():
 
 def opened(served: Running) -> tuple[ClientConnection, dict[str, Any]]:
     """A connection and the server's metadata, as starVLA's client waits for it."""
-    client = connect(served.url, compression=None, max_size=None)
+    client = connect(served.url, compression=None, max_size=None, legacy=True)
     return client, msgpack_numpy.unpackb(client.recv(timeout=60))
 
 

@@ -61,7 +61,6 @@ def test_their_client_gets_the_actions_of_the_policy_in_process(served: Running,
     async def drive() -> dict[str, list]:
         found: dict[str, list] = {}
         async with Connection(served.url) as connection:
-            await connection.connect(benchmark="libero")
             assert connection.server_info["protocol_version"] == 1
             for index in (3, 4, 3):  # the third episode is the first one again
                 task = {"name": "a", "suite": "libero_spatial", "task_id": 2, "episode_idx": index}
@@ -82,7 +81,6 @@ def test_their_client_gets_the_actions_of_the_policy_in_process(served: Running,
 def test_the_handshake_agrees_with_their_specs(served: Running) -> None:
     async def greet() -> dict[str, Any]:
         async with Connection(served.url) as connection:
-            await connection.connect()
             return connection.server_info
 
     info = asyncio.run(greet())

@@ -1,6 +1,7 @@
 """One connection to a policy that another program serves: the base of all dialects, and what it is asked."""
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -67,12 +68,14 @@ class Client(abc.ABC):
 
     def __init__(self, url: str, key: str = "", timeout_s: float = Conventions.timeout_s) -> None:
         self.url, self.timeout_s = url, timeout_s
+        self._stack = contextlib.ExitStack()
         headers = {"Authorization": f"Api-Key {key}"} if key else None
         try:
-            self._socket: ClientConnection = connect(
+            opened = connect(
                 url, compression=None, max_size=LIMITS.size, additional_headers=headers, open_timeout=30,
                 ping_interval=None,
             )  # fmt: skip
+            self._socket: ClientConnection = self._stack.enter_context(opened)
         except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
             raise UserError(f"cannot connect to {url} ({error}); start the server, or correct --policy") from None
         self.card: dict[str, Any] = {}
@@ -110,7 +113,7 @@ class Client(abc.ABC):
 
     def close(self) -> None:
         """Ends the connection."""
-        self._socket.close()
+        self._stack.close()
 
     def _send(self, frame: bytes) -> None:
         try:
