@@ -18,7 +18,14 @@ from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.evaluate_scripted import SCRIPTED, evaluate_scripted, replay_status
-from wmjax.pipeline.evaluate_served import add_served_options, check_served, evaluate_served, is_served, policy_name
+from wmjax.pipeline.evaluate_served import (
+    add_served_options,
+    check_served,
+    evaluate_served,
+    is_served,
+    policy_name,
+    pop_foreign,
+)
 from wmjax.policy.saved import find_policy
 from wmjax.rollout.protocol import CHANGES, load_protocol, protocol_folder, protocol_names
 
@@ -66,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, settings: list[str]) -> int:
     changes = {change.field: getattr(options, name.replace("-", "_")) for name, change in CHANGES.items()}
     overrides = parse_overrides(settings)
-    foreign = section({"foreign": overrides.pop("foreign", {})}, "foreign")
+    foreign = pop_foreign(overrides, options.policy)
     changes |= section(overrides, "protocol")
     protocol, unchanged = load_protocol(options.protocol, **changes), load_protocol(options.protocol)
     shared = {"workers": options.workers, "videos": options.videos, "data": options.data}

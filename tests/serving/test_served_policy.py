@@ -237,6 +237,7 @@ def test_bad_input_is_one_line(silent, capsys, tmp_path, monkeypatch) -> None:
         (["--policy", silent, "--foreign.wait_steps", "3"], "wait_steps is 3; give a multiple of the 5"),
         (["--policy", silent, "--foreign.image_keys", '["a"]'], "foreign.image_keys has 1 names for 2"),
         (["--policy", silent, "--check"], "--data is missing"),
+        (["--policy", "noop", "--foreign.image_size", "9"], "foreign.image_size is set, but no served policy"),
         (["--policy", "noop", "--check"], "--check is given, but --policy is noop"),
         (["--policy", silent], "actions has numbers that are not finite"),
     ):

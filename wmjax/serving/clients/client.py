@@ -55,6 +55,7 @@ class Client(abc.ABC):
 
     Attributes:
         dialect: the name of its protocol, and the preset of conventions that its own clients follow.
+        raw_gripper: whether a server of wmjax answers the environment's own gripper values in it.
         every_step: whether the protocol asks at every control step, whatever the policy's chunks are.
         card: what the server says about itself.
 
@@ -64,6 +65,7 @@ class Client(abc.ABC):
     """
 
     dialect: ClassVar[str]
+    raw_gripper: ClassVar[bool] = True
     every_step: ClassVar[bool] = False
 
     def __init__(self, url: str, key: str = "", timeout_s: float = Conventions.timeout_s) -> None:

@@ -69,7 +69,9 @@ def resolved(client: Client, preset: str, changes: Mapping[str, Any]) -> Convent
     }  # fmt: skip
     if client.every_step:
         told["horizon"] = 1
-    return conventions(client.dialect, told, dict(changes))
+    if client.raw_gripper:
+        told |= {"gripper_open": None, "gripper_closed": None}
+    return conventions(client.dialect if client.dialect in PRESETS else "openpi", told, dict(changes))
 
 
 def own_spec(client: Client) -> ObservationSpec:

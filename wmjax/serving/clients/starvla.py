@@ -19,6 +19,7 @@ class StarVLAClient(Client):
     """The server greets with a map; a request has a list of examples, here of one."""
 
     dialect = "starvla"
+    raw_gripper = False
 
     def greet(self) -> None:
         """Reads the server's metadata.
