@@ -115,6 +115,11 @@ TRACKERS: dict[str, tuple[Callable[..., Tracker], str]] = {
 """The trackers by name, and the package that each needs."""
 
 
+def tracker_names(text: str) -> list[str]:
+    """The trackers of a text such as ``tensorboard,wandb``; ``jsonl`` is always there and may be named."""
+    return [name for name in text.split(",") if name not in ("", "jsonl")]
+
+
 def require_trackers(names: Sequence[str]) -> None:
     """Refuses trackers that cannot be used, before anything is trained.
 
