@@ -35,6 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
         turn = random.uniform(2.5, 3.9, len(state))
         state[:, 3], state[:, 4:6] = turn, 0
         frame = np.arange(len(state)) // SPEC.frame_stride
+        state = state[frame * SPEC.frame_stride]  # the same actions until the next frame
         action = np.stack([acts(*images[f], s) for f, s in zip(frame, state, strict=True)])
         part = dataclasses.replace(episode, images=images, state=state, action=action, executed=action)
         write_part(folder, str(index), part, SPEC)
