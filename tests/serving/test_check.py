@@ -42,10 +42,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
     return finalize(folder, SPEC, ACTION_SPEC)
 
 
-def openpi_server(sign: float = 1.0):
+def openpi_server(dimension: int = 0, sign: float = 1.0):
+    """openpi's protocol with that policy, one of whose dimensions may have the other sign."""
+
     def infer(message):
         action = acts(message["observation/image"], message["observation/wrist_image"], message["observation/state"])
-        action[6] *= sign
+        action[dimension] *= sign
         return {"actions": np.tile(action, (5, 1))}
 
     return packed_server({}, lambda: infer)
@@ -76,12 +78,19 @@ def test_the_preset_that_fits_is_named_and_every_wrong_convention_scores_less(st
     assert "the recorded images have 4 pixels a side and were enlarged" in table
 
 
-def test_a_gripper_of_the_other_sign_is_the_dimension_that_does_not_fit(store, capsys) -> None:
-    with openpi_server(-1.0) as url:
+def test_a_dimension_of_the_other_sign_is_named(store, capsys) -> None:
+    with openpi_server(0, -1.0) as url:
         table = checked(url, store, capsys)
-        assert re.search(r"\ngripper does not fit \(R² -\d.*correlation -1.00\): its sign is opposite", table)
+    assert "\nopenpi fits" in table and row(table, "openpi")["gripper"] == 1.0
+    assert re.search(r"\ndx does not fit \(R² -\d\.\d+, correlation -1\.00\): its sign is opposite\n", table)
+
+
+def test_a_gripper_of_the_other_sign_is_that_of_another_preset_or_set(store, capsys) -> None:
+    with openpi_server(6, -1.0) as url:
+        table = checked(url, store, capsys)
         mended = checked(url, store, capsys, "--foreign.gripper_open", "1", "--foreign.gripper_closed", "-1")
-    assert "does not fit" not in mended and row(mended, "openpi")["gripper"] > 0.9
+    assert "\nopenvla fits" in table and row(table, "openpi")["gripper"] < -1
+    assert "\nopenpi fits" in mended and row(mended, "openpi")["gripper"] == 1.0
 
 
 def test_a_server_of_ours_is_checked_with_its_own_spec(store, capsys) -> None:
@@ -96,11 +105,13 @@ def test_scale_and_noise_are_told_apart() -> None:
     truth = random.normal(size=(200, 3))
     truth[:, 2] = 1.0
     guess = np.stack([0.1 * truth[:, 0], random.normal(size=200), random.normal(size=200)], 1)
-    check = Check([fitted("p", guess, truth)], ("a", "b", "c"), (), 200)
-    first, scaled, noise = check.verdict()
+    truth, guess = np.c_[truth, truth[:, 0]], np.c_[guess, -truth[:, 0]]
+    check = Check([fitted("p", guess, truth)], ("a", "b", "c", "d"), (3,), 200)
+    first, scaled, noise, turned = check.verdict()
     assert first == "nothing fits; the nearest is p" and np.isnan(check.best.r2[2])
     assert "a does not fit" in scaled and "10 recorded per answered unit" in scaled
     assert "b does not fit" in noise and "does not follow the recordings" in noise
+    assert turned.endswith("its sign is opposite; exchange --foreign.gripper_open and --foreign.gripper_closed")
 
 
 def test_too_few_observations_are_one_line(store: TrainingStore, capsys) -> None:

@@ -20,6 +20,9 @@ FITS = 0.3
 FOLLOWS = 0.5
 """Least absolute correlation from which a wrong sign, scale or offset is told from noise."""
 TIE = 0.01
+"""Rows whose scores differ by less are told to be alike."""
+LEAST = -99.0
+"""Least R² that is printed: a dimension that hardly moves in the recordings has millions of it below zero."""
 VARIATIONS: tuple[tuple[str, Any], ...] = (
     ("orientation", "turned"), ("orientation", "mirrored"), ("rotation", "robosuite"), ("rotation", "shortest"),
     ("state", "full"), ("state", "mean_finger"), ("state", "quaternion"), ("state", "none"),
@@ -75,7 +78,7 @@ class Check:
         lines = [f"R² of {self.observations} recorded observations' actions"]
         lines.append(" " * width + "".join(f"{name[:8]:>9}" for name in [*self.names, "mean"]))
         for row in self.rows:
-            numbers = "".join(f"{value:9.2f}" for value in [*row.r2, row.score])
+            numbers = "".join(f"{max(value, LEAST):9.2f}" for value in [*row.r2, row.score])
             lines.append(f"{row.name:<{width}}{f'  refused: {row.refused}' if row.refused else numbers}")
         return "\n".join([*lines, *self.verdict()])
 
