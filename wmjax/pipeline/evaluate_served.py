@@ -112,7 +112,7 @@ def evaluate_served(
     actor = ServedPolicy(client, chosen, spec, name)
     about = {key: client.card[key] for key in ("recipe", "step", "hash") if client.own and key in client.card}
     used = {key: value for key, value in dataclasses.asdict(chosen).items() if key not in ("timeout_s", "name")}
-    header = {"served": {"dialect": dialect, **about}, "foreign": used}
+    header: dict[str, Any] = {"served": {"dialect": dialect, **about}, "foreign": used}
     out = out or protocol_folder(Path("runs") / re.sub(r"[^\w.-]", "-", name), protocol, unchanged)
     try:
         return evaluate(actor, protocol, out, workers, videos, header, shard=shard), out
@@ -186,7 +186,7 @@ def check_served(url: str | None, dialect: str, foreign: Mapping[str, Any], data
         UserError: no data, or see :func:`open_client`.
 
     """
-    if not is_served(url):
+    if url is None or not is_served(url):
         raise UserError(f"--check is given, but --policy is {url}; name a server, such as ws://127.0.0.1:8000")
     if data is None:
         raise UserError("--data is missing; --check needs the training store whose observations it shows")

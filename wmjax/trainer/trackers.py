@@ -1,5 +1,6 @@
 """Where metrics go beside ``metrics.jsonl``. A tracker that fails is left out from then on; the training goes on."""
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -149,14 +150,14 @@ class Trackers:
     def __init__(self, names: Sequence[str], run: Path, step: int, lines: Sequence[Line] | None) -> None:
         self._used: dict[str, Tracker] = {}
         for name in names:
-            made = self._try(name, lambda name=name: TRACKERS[name][0](run, step, lines))
+            made = self._try(name, functools.partial(TRACKERS[name][0], run, step, lines))
             if made is not None:
                 self._used[name] = made
 
     def add(self, line: Line) -> None:
         """Gives every tracker a line."""
         for name, tracker in list(self._used.items()):
-            self._try(name, lambda tracker=tracker: tracker.add(line))
+            self._try(name, functools.partial(tracker.add, line))
 
     def close(self) -> None:
         """Closes them all."""

@@ -91,7 +91,7 @@ class Check:
         also = f" (and {', '.join(others)}, which these observations do not tell apart)" if others else ""
         fits = best.score >= FITS
         lines = [f"{best.name} fits{also}" if fits else f"nothing fits; the nearest is {best.name}{also}"]
-        lines += [self._misfit(index) for index in np.flatnonzero(best.r2 < FITS)]
+        lines += [self._misfit(int(index)) for index in np.flatnonzero(best.r2 < FITS)]
         return [*lines, self.note] if self.note else lines
 
     def _misfit(self, index: int) -> str:
