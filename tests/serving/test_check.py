@@ -82,7 +82,7 @@ def test_a_dimension_of_the_other_sign_is_named(store, capsys) -> None:
     with openpi_server(0, -1.0) as url:
         table = checked(url, store, capsys)
     assert "\nopenpi fits" in table and row(table, "openpi")["gripper"] == 1.0
-    assert re.search(r"\ndx does not fit \(R² -\d\.\d+, correlation -1\.00\): its sign is opposite\n", table)
+    assert re.search(r"\ndx does not fit \(R² -\d+\.\d+, correlation -1\.00\): its sign is opposite\n", table)
 
 
 def test_a_gripper_of_the_other_sign_is_that_of_another_preset_or_set(store, capsys) -> None:
