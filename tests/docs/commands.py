@@ -169,7 +169,7 @@ def check_setting(module: str, option: str) -> None:
     if module == "wmjax.evaluate" and section == "foreign":
         assert is_foreign(option), option
         return
-    if module == "wmjax.evaluate":
+    if module in ("wmjax.evaluate", "wmjax.compare"):
         assert section == "protocol" and f"    {name}:" in module_file("wmjax.rollout.protocol").read_text(), option
         return
     taken = module in TAKES_SETTINGS and option[2:].startswith(TAKES_SETTINGS[module])
