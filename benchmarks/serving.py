@@ -92,7 +92,7 @@ class Asking:
 
     def __init__(self, url: str, dialect: str, batch: int) -> None:
         self.clients: list[Client] = [connected(CLIENTS.resolve(dialect), url) for _ in range(batch)]
-        self.chosen: Conventions = resolved(self.clients[0], "", {})
+        self.chosen: Conventions = resolved(self.clients[0], {})
         self._together, self._threads = Barrier(batch), ThreadPoolExecutor(batch)
 
     def ask(self, asked: Sequence[Decision], horizon: int) -> tuple[float, float]:

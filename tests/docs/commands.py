@@ -179,7 +179,7 @@ def check_setting(module: str, option: str) -> None:
 def is_foreign(option: str) -> bool:
     """Whether an option is a convention of a served policy, or stands for any of them."""
     section, _, name = option[2:].partition(".")
-    fields = {field.name for field in dataclasses.fields(Conventions)} | {"preset"}
+    fields = {field.name for field in dataclasses.fields(Conventions)}
     return section == "foreign" and (name in fields or bool(PLACEHOLDER.fullmatch(name)))
 
 

@@ -89,7 +89,7 @@ def evaluate_served(
     Args:
         url: such as ``ws://127.0.0.1:8000``.
         dialect: of :data:`wmjax.serving.clients.client.CLIENTS`.
-        foreign: settings of :class:`wmjax.serving.clients.conventions.Conventions`, and ``preset``.
+        foreign: settings of :class:`wmjax.serving.clients.conventions.Conventions`.
         protocol: what is run; its open-loop horizon only if it differs from that of ``unchanged``.
         unchanged: the protocol as its file has it.
         out: the results' folder; ``runs/NAME/PROTOCOL`` when None.
@@ -134,12 +134,10 @@ def open_client(url: str, dialect: str, foreign: Mapping[str, Any]) -> "tuple[Cl
         if error.name not in ("websockets", "msgpack"):
             raise
         raise UserError(f"{error.name} is not installed; run pip install 'wmjax[serve]'") from None
-    changes = dict(foreign)
-    preset = str(changes.pop("preset", ""))
-    kind, timeout_s = CLIENTS.resolve(dialect), changes.get("timeout_s", 600.0)
+    kind, timeout_s = CLIENTS.resolve(dialect), foreign.get("timeout_s", 600.0)
     client = connected(kind, url, float(timeout_s) if isinstance(timeout_s, int | float) else 600.0)
     try:
-        return client, resolved(client, preset, changes)
+        return client, resolved(client, foreign)
     except UserError:
         client.close()
         raise

@@ -28,7 +28,7 @@ VARIATIONS: tuple[tuple[str, Any], ...] = (
     ("state", "full"), ("state", "mean_finger"), ("state", "quaternion"), ("state", "none"),
 )  # fmt: skip
 """Single conventions in which the best preset is varied; none has an effect on how actions are read."""
-READING = ("gripper_open", "gripper_closed", "gripper_binary", "horizon", "wait_steps", "name", "timeout_s")
+READING = ("preset", "gripper_open", "gripper_closed", "gripper_binary", "horizon", "wait_steps", "name", "timeout_s")
 """Conventions that change nothing of what a policy is shown."""
 
 
@@ -131,7 +131,9 @@ def check_conventions(
         require_same_robot(client.card, store.action_spec, client.url)
     frames = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
     asked = _Asked(client, store, frames)
-    rows = {"wmjax": chosen} if client.own else {name: resolved(client, name, changes) for name in PRESETS}
+    rows = (
+        {"wmjax": chosen} if client.own else {name: resolved(client, {**changes, "preset": name}) for name in PRESETS}
+    )
     found = [asked.row(name, conventions) for name, conventions in rows.items()]
     best = max(found, key=lambda row: row.score)
     if best.r2.size:

@@ -32,6 +32,7 @@ class Conventions(Settings, section="foreign"):
     """How one policy sees the environment, and how its actions are read.
 
     Attributes:
+        preset: where the other settings begin, one of :data:`PRESETS`; empty for that of the dialect.
         cameras: those that are sent, in this order.
         drawn_size: pixels a side at which they are drawn.
         image_size: pixels a side of the images that are sent.
@@ -56,6 +57,7 @@ class Conventions(Settings, section="foreign"):
 
     """
 
+    preset: str = ""
     cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand")
     drawn_size: Side = 256
     image_size: Side = 224
@@ -118,11 +120,11 @@ def conventions(preset: str, *changes: dict[str, Any]) -> Conventions:
 
     """
     if preset not in PRESETS:
-        raise unknown_name("foreign.preset", preset, PRESETS)
+        raise unknown_name("foreign.preset", str(preset), PRESETS)
     values = dict(PRESETS[preset])
     for change in changes:
         values |= change
-    return build(Conventions, values, "foreign.")
+    return build(Conventions, {**values, "preset": preset}, "foreign.")
 
 
 def drawn_spec(chosen: Conventions, environment: ObservationSpec, horizon: int) -> ObservationSpec:

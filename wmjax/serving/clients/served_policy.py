@@ -42,21 +42,20 @@ def connected(kind: type[Client], url: str, timeout_s: float = Conventions.timeo
     return client
 
 
-def resolved(client: Client, preset: str, changes: Mapping[str, Any]) -> Conventions:
+def resolved(client: Client, changes: Mapping[str, Any]) -> Conventions:
     """A policy's conventions: a preset, what the server says about itself, and what was set.
 
     Args:
         client: a connection that has been greeted.
-        preset: one of :data:`PRESETS`; empty for that of the dialect.
-        changes: settings by name.
+        changes: settings of :class:`Conventions` by name.
 
     Raises:
         UserError: unknown settings, impossible values, or settings of a server of wmjax, which says what it needs.
 
     """
-    preset = preset or (client.dialect if client.dialect in PRESETS else "openpi")
+    usual = client.dialect if client.dialect in PRESETS else "openpi"
     if not client.own:
-        return conventions(preset, client.implied(), dict(changes))
+        return conventions(changes.get("preset") or usual, client.implied(), dict(changes))
     if surplus := [name for name in changes if name not in ("timeout_s", "name")]:
         raise UserError(
             f"foreign.{surplus[0]} is set, but {client.url} is a server of wmjax, which says itself what its policy "
@@ -71,7 +70,7 @@ def resolved(client: Client, preset: str, changes: Mapping[str, Any]) -> Convent
         told["horizon"] = 1
     if client.raw_gripper:
         told |= {"gripper_open": None, "gripper_closed": None}
-    return conventions(client.dialect if client.dialect in PRESETS else "openpi", told, dict(changes))
+    return conventions(usual, told, dict(changes))
 
 
 def own_spec(client: Client) -> ObservationSpec:
