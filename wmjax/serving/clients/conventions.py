@@ -119,7 +119,7 @@ def conventions(preset: str, *changes: dict[str, Any]) -> Conventions:
         UserError: an unknown preset or setting, or an impossible value.
 
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown_name("foreign.preset", str(preset), PRESETS)
     values = dict(PRESETS[preset])
     for change in changes:
