@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from wmjax.analysis.summary import Summary
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.settings import section
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
@@ -59,17 +58,15 @@ def add_served_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def pop_foreign(overrides: dict[str, Any], policy: str | None) -> dict[str, Any]:
-    """Takes the settings of a served policy out of the command's.
+def require_served(foreign: Mapping[str, Any], policy: str | None) -> None:
+    """Refuses conventions without a served policy.
 
     Raises:
-        UserError: there are some, but no served policy.
+        UserError: names one of them.
 
     """
-    foreign = section({"foreign": overrides.pop("foreign", {})}, "foreign")
     if foreign and not is_served(policy):
         raise UserError(f"foreign.{next(iter(foreign))} is set, but no served policy; give --policy ws://HOST:PORT")
-    return foreign
 
 
 def evaluate_served(
