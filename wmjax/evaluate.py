@@ -1,6 +1,7 @@
 """Evaluates a policy in closed loop in the simulator and reports its success rate.
 
 python -m wmjax.evaluate --run RUN --protocol spatial_dev
+python -m wmjax.evaluate --policy ws://HOST:PORT     a policy of others, served by their own server (docs/serving.md)
 
 Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
 shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
@@ -16,6 +17,7 @@ from wmjax.core.options import CommandParser
 from wmjax.core.settings import build
 from wmjax.pipeline.evaluate_command import SHORTS, EvaluateSettings, run_evaluation
 from wmjax.pipeline.evaluate_scripted import SCRIPTED
+from wmjax.pipeline.evaluate_served import add_served_options, policy_name
 from wmjax.rollout.protocol import CHANGES, protocol_names
 
 
@@ -24,17 +26,21 @@ def parser() -> CommandParser:
     parser = CommandParser("evaluate", __doc__)
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=local, help="folder of a trained run or policy, or mini, which ships with wmjax")
-    who.add_argument("--policy", choices=SCRIPTED, help="a scripted actor instead of a trained policy")
+    who.add_argument("--policy", type=policy_name, help=f"{', '.join(SCRIPTED)}, or the URL of a server")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument("--data", type=location, help="training store to replay, or of the run, for a shuffled memory")
+    parser.add_argument(
+        "--data", type=location, help="training store to replay, to check with, or of the run, for a shuffled memory"
+    )
     parser.add_argument(
         "--shard",
         help="i/n: run the i-th of n parts of the episodes, into one --out that all n see; under srun or "
         "jax.distributed each process takes its own",
     )
+    add_served_options(parser)
     parser.add_settings("protocol", CHANGES)
     parser.add_settings("evaluation", SHORTS, EvaluateSettings())
+    parser.add_settings("foreign", {})
     return parser
 
 
@@ -44,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         options, settings = parser().read(arguments)
         chosen = build(EvaluateSettings, settings["evaluation"], "evaluation.")
-        return run_evaluation(chosen, settings["protocol"], **vars(options))
+        return run_evaluation(chosen, settings["protocol"], settings["foreign"], **vars(options))
 
     logs.set_up()
     return run_command(body)

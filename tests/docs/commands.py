@@ -19,6 +19,7 @@ from wmjax.pipeline.convert import ConvertSettings
 from wmjax.pipeline.evaluate_command import EvaluateSettings
 from wmjax.pipeline.record import RecordSettings
 from wmjax.rollout.protocol import Protocol, protocol_names
+from wmjax.serving.clients.conventions import Conventions
 from wmjax.serving.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ SECTIONS: dict[str, tuple[tuple[str, type], ...]] = {
     "wmjax.record": (("record", RecordSettings),),
     "wmjax.convert": (("convert", ConvertSettings),),
     "wmjax.serve": (("serve", ServeSettings),),
-    "wmjax.evaluate": (("protocol", Protocol), ("evaluation", EvaluateSettings)),
+    "wmjax.evaluate": (("protocol", Protocol), ("evaluation", EvaluateSettings), ("foreign", Conventions)),
     "wmjax.compare": (("protocol", Protocol), ("rule", StoppingRule)),
 }
 """Commands that take settings of their own, by section."""

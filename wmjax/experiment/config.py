@@ -126,6 +126,7 @@ RESUMABLE = (
     "train.max_to_keep",
     "train.keep_period",
     "train.max_skipped",
+    "train.trackers",
     "evaluation.workers",
     "evaluation.videos",
     "data.workers",

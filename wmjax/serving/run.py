@@ -29,7 +29,7 @@ def serve_run(run: str | Path, settings: ServeSettings) -> None:
     keep_compiled_programs()
     found = find_policy(run)
     policy = load_policy(found.folder, batch_size=settings.max_batch, open_loop_horizon=settings.horizon)
-    card = {"server": "wmjax", "recipe": found.experiment.recipe, "step": found.step, "hash": found.hash}
+    card = {"recipe": found.experiment.recipe, "step": found.step, "hash": found.hash}
     asyncio.run(_serve(policy, settings, card))
 
 

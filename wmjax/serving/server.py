@@ -54,7 +54,7 @@ class PolicyServer:
             horizon,
             policy.frames_per_decision,
             Limits(size=settings.max_message),
-            dict(card or {}),
+            {"server": "wmjax", "seed": settings.seed, **(card or {})},
         )
         self._actor = PolicyActor(policy, settings.seed)
         self._stack = contextlib.AsyncExitStack()
@@ -109,8 +109,8 @@ class PolicyServer:
 
     def _admit(self, dialect: type[Dialect], connection: ServerConnection, request: HttpRequest) -> Response | None:
         """The answer to a plain HTTP request or to a client that may not enter; None for one that may."""
-        if request.path == dialect.health:
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if (page := dialect.page(request.path)) is not None:
+            return connection.respond(http.HTTPStatus.OK, page)
         if key := self._settings.api_key:
             shown = "\0".join(request.headers.get_all("Authorization"))
             if not hmac.compare_digest(shown.encode("utf-8", "replace"), f"Api-Key {key}".encode()):
