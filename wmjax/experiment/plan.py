@@ -16,7 +16,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
 from wmjax.experiment.dimensions import of_store
-from wmjax.experiment.latent_settings import latent_spec
+from wmjax.experiment.latent_settings import latent_spec, require_camera
 from wmjax.models.backbones.base import BACKBONES
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
@@ -41,7 +41,8 @@ class RunPlan:
         experiment: all settings.
         folder: the run's folder.
         store: the demonstrations that ``data.path`` names; None if they are recorded by the run.
-        latent_spec: of the latents that the run trains on; their statistics come with the store of latents.
+        latent_spec: of the latents that the run trains on, whose statistics come with their store; None if the model
+            reads none: then no encoder is needed.
         weights: of the backbone.
         protocol: of the closed-loop evaluation, on the tasks that are trained on; None without an evaluation.
 
@@ -50,7 +51,7 @@ class RunPlan:
     experiment: Experiment
     folder: Path
     store: TrainingStore | None
-    latent_spec: EncoderSpec
+    latent_spec: EncoderSpec | None
     weights: StartingWeights
     protocol: Protocol | None
 
@@ -92,10 +93,19 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
         experiment=experiment,
         folder=folder or default_folder(experiment),
         store=store,
-        latent_spec=distributed.first(lambda: latent_spec(experiment.encoder, experiment.data)),
+        latent_spec=distributed.first(lambda: _latent_spec(experiment)),
         weights=distributed.first(lambda: starting_weights(experiment)),
         protocol=final_protocol(experiment, store) if evaluates else None,
     )
+
+
+def _latent_spec(experiment: Experiment) -> EncoderSpec | None:
+    """The spec of the latents, None if the model reads none; their cameras must exist either way, for the shifts."""
+    if experiment.model.memory.reads_latents:
+        return latent_spec(experiment.encoder, experiment.data)
+    if not experiment.data.path:
+        require_camera(experiment.encoder, experiment.data.observation.cameras)
+    return None
 
 
 def default_folder(experiment: Experiment) -> Path:

@@ -9,6 +9,7 @@ from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.core.provenance import provenance
+from wmjax.data.latents import LatentStore
 from wmjax.diagnostics.diagnosis import TITLES, diagnose
 from wmjax.diagnostics.imagined_frames import Imagined
 from wmjax.diagnostics.picture import draw
@@ -66,7 +67,7 @@ def diagnose_checkpoint(
 
 def write_picture(path: Path, imagined: Imagined, inputs: Inputs) -> Path:
     """Writes what the Prophet imagines, as the first camera of the latents sees it; returns the path."""
-    assert inputs.latents is not None
+    assert isinstance(inputs.latents, LatentStore)
     with atomic_path(path) as temporary:
         draw(imagined, inputs.store, inputs.cameras[0]).save(temporary, format="PNG")
     return path

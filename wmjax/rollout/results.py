@@ -32,7 +32,8 @@ class EpisodeRecord:
         suite, task_id, init, index: its parts.
         instruction: the task's sentence; empty if no attempt ever reset the environment.
         seed: the environment's seed, derived from the identity.
-        settled_hash: hash of the full simulator state after settling; equal hashes mean equal starts.
+        settled_hash: hash of the full simulator state after settling. It differs between processors, whose matrix
+            products differ in the last bits.
         success: whether the task's predicate held within the step limit.
         steps: control steps executed in the last attempt.
         outcome: ``success``; ``failure`` (the step limit, a policy's failure); ``timeout`` (a worker hung) or
@@ -44,6 +45,7 @@ class EpisodeRecord:
         info: mean over the decisions of what the policy reports (gate, latent error, ...).
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
+        settled_state: the full simulator state after settling; empty in evaluations before December 2026.
 
     """
 
@@ -66,6 +68,7 @@ class EpisodeRecord:
     recipe_hash: str
     open_loop_horizon: int
     execution_delay: int
+    settled_state: tuple[float, ...] = ()
 
 
 class Results:

@@ -15,6 +15,8 @@ robosuite's own default; LIBERO's wrapper switches it off, so that a plain reset
 """
 DEMONSTRATION_INDEX = 1_000_000
 """Random episodes from this index on are demonstrations; evaluation on random resets stays below it."""
+SCENE_INDEX = 10**15
+"""Random episodes from this index on are recordings of random motion; demonstrations of every seed stay below it."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

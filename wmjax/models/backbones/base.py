@@ -114,6 +114,8 @@ class Backbone(nnx.Module):
 
     Config: ClassVar[type[BackboneConfig]] = BackboneConfig
     """The class of its settings."""
+    EMBEDDINGS: ClassVar[str] = ""
+    """The parameter of its token embeddings, [vocabulary, hidden]; "" if it has none."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
         raise NotImplementedError

@@ -48,6 +48,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     """The policy's own tokens replace the placeholders at the end of a prompt."""
 
     Config: ClassVar[type[BackboneConfig]] = Qwen2_5_VLConfig
+    EMBEDDINGS: ClassVar[str] = "embedding"
 
     @classmethod
     def prepare(
