@@ -6,6 +6,7 @@ python -m wmjax.diagnose --run RUN --split train        its training split: what
 The averaged parameters are scored on the run's own split by episode and task. The command records no demonstrations:
 name their store with --data if the cache does not have it. A PNG beside the JSON file shows the Prophet's predictions:
 the colours of predicted and true latents, and the training frames that are nearest to the predicted ones.
+On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from pathlib import Path
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local, location
+from wmjax.core.settings import parse_overrides
 from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
+from wmjax.policy.places import only_places
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,10 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
     def body() -> int:
-        options = parser.parse_args(arguments)
+        options, settings = parser.parse_known_args(arguments)
         logs.set_up()
         diagnose_checkpoint(
-            options.run, split=options.split, batches=options.batches, data=options.data, out=options.out
+            options.run,
+            split=options.split,
+            batches=options.batches,
+            data=options.data,
+            out=options.out,
+            places=only_places(parse_overrides(settings)),
         )
         return 0
 

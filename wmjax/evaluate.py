@@ -4,6 +4,7 @@ python -m wmjax.evaluate --run RUN --protocol spatial_dev
 
 Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
 shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
+On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.evaluate_scripted import SCRIPTED, evaluate_scripted, replay_status
+from wmjax.policy.places import take_places
 from wmjax.policy.saved import find_policy
 from wmjax.rollout.protocol import CHANGES, load_protocol, protocol_folder, protocol_names
 
@@ -60,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, settings: list[str]) -> int:
     changes = {change.field: getattr(options, name.replace("-", "_")) for name, change in CHANGES.items()}
-    changes |= section(parse_overrides(settings), "protocol")
+    places, rest = take_places(parse_overrides(settings))
+    changes |= section(rest, "protocol")
     protocol, unchanged = load_protocol(options.protocol, **changes), load_protocol(options.protocol)
     shared = {"workers": options.workers, "videos": options.videos, "data": options.data}
     shared["shard"] = parse_shard(options.shard)
@@ -70,7 +73,7 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     else:
         found = find_policy(options.run)  # once: a run that is still training saves others meanwhile
         out = options.out or protocol_folder(found.evaluations, protocol, unchanged)
-        summary = evaluate_checkpoint(found.folder, protocol, out, batch_size=options.batch, **shared)
+        summary = evaluate_checkpoint(found.folder, protocol, out, batch_size=options.batch, places=places, **shared)
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if options.policy == "replay" else 0

@@ -1,6 +1,9 @@
 """Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +39,22 @@ def cache_root() -> Path:
         return Path.home() / ".cache" / "wmjax"
     except RuntimeError as error:
         raise UserError(f"no home folder for the cache ({error}); set WMJAX_CACHE to a folder") from error
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out``, empty or not there before, when all is in it: half written it has another name."""
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if out.is_dir():  # and empty
+        out.rmdir()
+    part.rename(out)
 
 
 def keep_compiled_programs() -> None:

@@ -135,10 +135,6 @@ YOUNGER = {"train.accumulate": 1, "train.spike_factor": 0.0}
 """Settings that recipes before December 2026 do not have, and what they did: with that value they are no part of a
 recipe's hash, so that it stays what it was."""
 
-PLACES = ("data.path", "encoder.path")
-"""Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
-checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
-
 FOLDERS = (
     ("train", "backbone_weights"),
     ("data", "path"),
@@ -146,7 +142,9 @@ FOLDERS = (
     ("encoder", "model"),
     ("prompt", "tokenizer"),
 )
-"""Settings that may name a folder, by their group."""
+"""Settings that may name a folder, by their group. Another place may be named when a run resumes or is evaluated, such
+as a copy on another machine: a checkpoint knows the hashes of demonstrations, encoder, tokenizer and published weights,
+and the latents' spec with their statistics, and refuses other ones."""
 
 KINDS: dict[str, Any] = {
     "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
@@ -221,9 +219,7 @@ def load(
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
-    return _anchor(
-        _with_dimensions(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
-    )
+    return anchor(_with_dimensions(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})))
 
 
 def _with_dimensions(experiment: Experiment) -> Experiment:
@@ -247,7 +243,7 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {key: values.pop(key)} if key in values else {}
 
 
-def _anchor(experiment: Experiment) -> Experiment:
+def anchor(experiment: Experiment) -> Experiment:
     """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere."""
     replaced: dict[str, Any] = {}
     for group, name in FOLDERS:

@@ -14,7 +14,7 @@ from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
+from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, dotted, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec, require_camera
 from wmjax.models.backbones.base import BACKBONES
@@ -142,7 +142,8 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
         defaults = dotted(to_dict(Experiment("", "", ""))).items()
         old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
         # One place for another; a store in place of what is made here, or the reverse, is another experiment.
-        free = {*RESUMABLE, *(k for k in PLACES if old.get(k) and new.get(k))}
+        places = [f"{group}.{name}" for group, name in FOLDERS]
+        free = {*RESUMABLE, *(k for k in places if old.get(k) and new.get(k))}
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
         if changed:
             key = changed[0]

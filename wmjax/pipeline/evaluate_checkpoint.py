@@ -23,6 +23,7 @@ from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.latents import find_latents, made_before
 from wmjax.policy.interventions import Donors
+from wmjax.policy.places import Places
 from wmjax.policy.policy import Policy, load_policy
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.policy.saved import find_policy
@@ -43,10 +44,12 @@ def evaluate_checkpoint(
     batch_size: int = 1,
     shard: Shard = WHOLE,
     data: Location | None = None,
+    places: Places | None = None,
 ) -> Summary:
     """Evaluates a run's newest checkpoint, or one checkpoint's folder.
 
-    ``data`` is the run's training store for a shuffled memory, if it is not in the cache.
+    ``data`` is the run's training store for a shuffled memory, if it is not in the cache. ``places`` is what to use in
+    place of folders that the run's settings name, as on another machine.
 
     Raises:
         UserError: no complete checkpoint there, for a shuffled memory no training store or none of the protocol's
@@ -62,6 +65,7 @@ def evaluate_checkpoint(
         open_loop_horizon=protocol.open_loop_horizon,
         oracle=protocol.oracle,
         corruption=protocol.corruption,
+        places=places,
     )
     header |= timing(policy, protocol)
     donors = _donors(policy, data) if protocol.corruption in SHUFFLED else None

@@ -30,6 +30,7 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
+from wmjax.policy.places import keep_assets
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
 
@@ -75,6 +76,7 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
+    distributed.alone(lambda: keep_assets(plan.folder, experiment))
     # 2. Demonstrations.
     store = plan.store or distributed.first(lambda: demonstrations(experiment))
     if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training

@@ -72,7 +72,7 @@ def resolve_folder(name: str) -> Path:
     except Exception as error:
         raise UserError(
             f"encoder {name!r} is neither 'mini' nor a folder, and the Hugging Face hub did not deliver it "
-            f"({type(error).__name__}); download it by hand and pass the folder"
+            f"({type(error).__name__}); download it by hand and pass the folder as --encoder.model"
         ) from error
 
 

@@ -136,6 +136,11 @@ class Backbone(nnx.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
+        """The files of a folder that the settings name and prompts depend on; none of what ships or is on a hub."""
+        return []
+
     def encode(
         self,
         prompt: Prompt,
