@@ -13,11 +13,11 @@ from flax import nnx
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
-from wmjax.core.settings import parse_overrides
+from wmjax.core.settings import dotted, parse_overrides
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import _parser
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
+from wmjax.experiment.config import Experiment, load, recipe_names, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import wmjax
 from wmjax.core import console
-from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
+from wmjax.core.settings import dotted
+from wmjax.experiment.config import axis_names, load, recipe_names, to_dict
 from wmjax.rollout.protocol import protocol_names
 
 ROOT = Path(__file__).parents[2]

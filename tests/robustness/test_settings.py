@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shutil
 from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import resource_folder
 from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.rollout.protocol import Protocol, load_protocol
@@ -85,6 +87,29 @@ def test_no_number_takes_what_is_none(name):
         assert message is not None, f"{name} takes {text}"
         assert "\n" not in message and len(message) < 400
         assert name.rsplit(".", 1)[-1] in message, message
+
+
+FILES = {
+    "scales/smoke.toml": ("[optimizer]\nlearning_rate = -1\n", r"optimizer.learning_rate is -1"),
+    "data/smoke.toml": ("[data]\nworkers = 0\n", r"data.workers is 0"),
+    "variants/e2.toml": ("[model.memory]\ndropout = 1.5\n", r"memory.dropout is 1.5"),
+    "heads/flow.toml": ('[model.head]\nkind = "flow"\ndraws = "x"\n', r"head.draws is 'x'"),
+}
+"""Files of each axis with a value that cannot work."""
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_value_that_a_file_says_is_corrected_there(file, tmp_path, monkeypatch):
+    folder = shutil.copytree(resource_folder("train"), tmp_path / "train")
+    content, message = FILES[file]
+    (folder / file).write_text(content, encoding="utf-8")
+    monkeypatch.setattr("wmjax.experiment.config.resource_folder", lambda _: folder)
+    place = f"train/{file}" if file.startswith(("scales", "data")) else r"the file of e2_flow in train/variants"
+    with pytest.raises(UserError, match=rf"{message}; .*; correct {place}"):
+        load("e2_flow", "smoke")
+    # The command line is stronger, and no file is to blame for what it says.
+    with pytest.raises(UserError, match=r"train.batch_size is -1; it must be at least 1 and at most 1e\+06$"):
+        load("e2_l1", "mini", "spatial", parse_overrides(["--train.batch_size", "-1"]))
 
 
 @given(name=st.sampled_from(sorted(ALL)), value=st.recursive(

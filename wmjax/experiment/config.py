@@ -20,7 +20,7 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import URL
 from wmjax.core.paths import expand, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
+from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, dotted, merge
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
@@ -213,8 +213,14 @@ def load(
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
     recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
     values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
-    for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
-        values = merge(values, layer)
+    layers = [
+        Layer(scale_values, f"correct train/scales/{scale}.toml"),
+        Layer(data_values, f"correct train/data/{dataset}.toml"),
+        Layer(_read_recipe(recipe), f"correct the file of {recipe} in train/variants or train/heads"),
+        Layer(overrides or {}, ""),
+    ]
+    for layer in layers:
+        values = merge(values, dict(layer.values))
     values = _expand_preset(values)
     for key in ("recipe", "scale", "dataset"):
         if key in values:
@@ -304,14 +310,6 @@ def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
             raise UserError(
                 f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
             )
-
-
-def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one level of dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out.update(dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return out
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

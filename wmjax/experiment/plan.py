@@ -11,10 +11,11 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
+from wmjax.core.settings import dotted
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, dotted, to_dict
+from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec, require_camera
 from wmjax.models.backbones.base import BACKBONES

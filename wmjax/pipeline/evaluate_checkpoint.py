@@ -13,11 +13,12 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs, records_folder
+from wmjax.core.settings import dotted
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, YOUNGER, Experiment, changed_settings, dotted, from_dict
+from wmjax.experiment.config import RESUMABLE, YOUNGER, Experiment, changed_settings, from_dict
 from wmjax.models.prompts import join_prompts
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate

@@ -11,9 +11,9 @@ from typing import Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import whole_folder
-from wmjax.core.settings import merge, shown
+from wmjax.core.settings import dotted, merge, shown
 from wmjax.encoders.base import ENCODERS
-from wmjax.experiment.config import FOLDERS, Experiment, anchor, dotted, from_dict
+from wmjax.experiment.config import FOLDERS, Experiment, anchor, from_dict
 from wmjax.models.backbones.base import BACKBONES
 
 ASSETS = "assets"
