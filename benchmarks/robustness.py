@@ -318,9 +318,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("wmjax").setLevel(logging.ERROR)
     tally = SWEEPS[options.command](options)
     tally.write(options.out)
-    print(
-        f"{sum(sum(c.values()) for c in tally.counts.values())} tried, {len(tally.faults)} faults; next {tally.following}"
-    )
+    tried = sum(sum(counts.values()) for counts in tally.counts.values())
+    print(f"{tried} tried, {len(tally.faults)} faults; next {tally.following}")
     return 1 if tally.faults else 0
 
 

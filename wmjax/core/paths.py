@@ -26,6 +26,18 @@ def expand(path: str | Path) -> Path:
         raise UserError(f"{path}: no home folder ({error}); write the whole path") from error
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What lies below a folder and fits a pattern, in order, without anything hidden.
+
+    macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders.
+    """
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def cache_root() -> Path:
     """The cache folder (not created).
 

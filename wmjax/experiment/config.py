@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import URL
-from wmjax.core.paths import expand, resource_folder
+from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, dotted, merge
+from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, dotted, merge, with_origin
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
@@ -166,7 +166,7 @@ def owner(setting: str) -> str:
 
 def axis_names(axis: str) -> list[str]:
     """The files of ``train/<axis>``, without their ending."""
-    return sorted(path.stem for path in (resource_folder("train") / axis).glob("*.toml"))
+    return [path.stem for path in listed(resource_folder("train") / axis, "*.toml")]
 
 
 def recipe_names() -> list[str]:
@@ -225,7 +225,11 @@ def load(
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
-    return anchor(_with_dimensions(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})))
+    try:
+        built = build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})
+        return anchor(_with_dimensions(built))
+    except UserError as error:
+        raise with_origin(error, layers) from error
 
 
 def _with_dimensions(experiment: Experiment) -> Experiment:

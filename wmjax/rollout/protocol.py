@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.paths import resource_folder
+from wmjax.core.paths import listed, resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Settings, build, with_origin
 from wmjax.sim.disturbance import Disturbance
@@ -126,7 +126,7 @@ class Protocol(Settings, section="protocol"):
 
 def protocol_names() -> list[str]:
     """Names of the protocols that ship with wmjax."""
-    return sorted(path.stem for path in (resource_folder("eval") / "protocols").glob("*.toml"))
+    return [path.stem for path in listed(resource_folder("eval") / "protocols", "*.toml")]
 
 
 def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **changes: Any) -> Protocol:

@@ -11,6 +11,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
+from wmjax.core.paths import listed
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import (
@@ -80,9 +81,9 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    files = (path for name in ("meta", "data", "videos") for path in (folder / name).rglob("*") if path.is_file())
-    listed = [(entry.index, entry.length) for entry in dataset.episodes]
-    content = hash_json([dataclasses.asdict(dataset.info), listed, identify(folder, files), gripper])
+    files = (path for name in ("meta", "data", "videos") for path in listed(folder / name, "**/*") if path.is_file())
+    lengths = [(entry.index, entry.length) for entry in dataset.episodes]
+    content = hash_json([dataclasses.asdict(dataset.info), lengths, identify(folder, files), gripper])
     plan = {"source": source, "content": content}
     return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
 
