@@ -79,7 +79,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     store = types.SimpleNamespace(spec=dataclasses.replace(OBSERVATION_SPEC, simulator="other==1"))
     monkeypatch.setattr("wmjax.pipeline.train.demonstrations", lambda experiment: store)
-    monkeypatch.setattr("wmjax.pipeline.train.encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("wmjax.pipeline.train.latents_or_views", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 

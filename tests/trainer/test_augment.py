@@ -58,7 +58,7 @@ def test_what_reads_no_latents_gets_the_shifts_and_no_encoder(
     def refuse(*_: object) -> None:
         raise AssertionError("an encoder was asked for")
 
-    store = make_store(tmp_path / "store", lengths=(9, 13, 5))
+    store = make_store(tmp_path / "store", lengths=(9, 13, 10))
     given = {"data": {"path": str(store.folder)}, "encoder": {"views": 3, "max_shift": 4, "model": "nobody/nothing"}}
     encoded = encode_store(store, tmp_path / "latents", FakeEncoder(), views=3, max_shift=4)
     assert encoded is not None
