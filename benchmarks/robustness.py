@@ -70,8 +70,8 @@ class Tally:
 
     def write(self, path: Path | None) -> None:
         """Writes the sweep as JSON."""
-        if path is not None:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        if path is not None:  # not asdict, which counts a counter's items
+            path.write_text(json.dumps(vars(self), indent=1) + "\n", encoding="utf-8")
 
 
 class HungError(Exception):

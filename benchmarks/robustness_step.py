@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
             "vision": {"depth": 1, "hidden": 16, "heads": 1, "mlp": 16, "out": 24, "full_attention": [0]},
             "text": {"depth": 1, "hidden": 24, "heads": 1, "kv_heads": 1, "mlp": 16, "rope_sections": [4, 4, 4]},
         },
-        "prophet": {"width": 16, "heads": 1, "layers": 1, "latent_dim": 8, "tokens": 16},
+        "prophet": {"width": 16, "heads": 1, "layers": 1, "latent_dim": 192, "tokens": 16},
         "injection": {"width": 16, "heads": 1},
         "head_sizes": {"hidden": 16, "width": 16, "layers": 1, "heads": 1},
     },
@@ -43,7 +43,7 @@ class Stepper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._store: TrainingStore = make_store(folder / "store", image_size=56)
-        self._latents = make_latents(folder / "latents", self._store, grid=4, dim=8)
+        self._latents = make_latents(folder / "latents", self._store, grid=4, dim=192)
 
     def try_step(self, name: str, given: dict[str, Any]) -> bool:
         """Trains one step with some settings; False if the setting ``name`` does not concern training.

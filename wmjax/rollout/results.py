@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, disk_errors, write_json
-from wmjax.core.reading import parse_json, read_json, read_text
+from wmjax.core.reading import parse_json, read_json, read_text, typed
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
@@ -116,6 +116,30 @@ class Results:
         return {record.key for record in self.records}
 
 
+@dataclasses.dataclass(frozen=True)
+class _NamedProtocol:
+    """The fields of a protocol that tell evaluations apart."""
+
+    name: str = ""
+    suite: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """The fields of a header that are read again, with their types; others may stand beside them."""
+
+    format_version: int
+    actor: str = ""
+    recipe_hash: str = ""
+    protocol: _NamedProtocol | None = None
+    experiment: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
+    observation: dict[str, Any] | None = None
+    action: dict[str, Any] | None = None
+
+
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of an evaluation.
 
@@ -126,9 +150,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "header.json"
     if not path.exists():
         raise UserError(f"{folder}: no evaluation there (header.json is missing); name an evaluation's folder")
-    header = read_json(path, dict[str, Any], "delete the folder and evaluate again")
+    fix = "delete the folder and evaluate again"
+    header = read_json(path, dict[str, Any], fix)
     if header.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; evaluate again into another folder")
+    typed(header, _Header, str(path), fix)
     return header
 
 
