@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import random
 import shutil
 from typing import Annotated, Any, get_args, get_origin
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.robustness_step import TRAINS, Stepper
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
@@ -134,6 +136,37 @@ def test_any_value_of_any_setting_is_refused_in_one_line_or_builds(name, value):
     for key, hint in leaves(Experiment).items():
         item = functools.reduce(getattr, key.split("."), built)
         assert not is_number(hint) or item is None or math.isfinite(item)
+
+
+def ranges(built: Any, path: str = "") -> dict[str, tuple[float, float]]:
+    """The least and the largest value of every setting of a training step that is one fraction, weight or size."""
+    found: dict[str, tuple[float, float]] = {}
+    for field in dataclasses.fields(built):
+        value, hint = getattr(built, field.name), type_hints(type(built))[field.name]
+        if dataclasses.is_dataclass(value):
+            found |= ranges(value, f"{path}{field.name}.")
+        elif get_origin(hint) is Annotated and get_args(hint)[0] is float:
+            range_ = next(extra for extra in hint.__metadata__ if isinstance(extra, Range))
+            low = math.nextafter(range_.min, math.inf) if range_.above else range_.min
+            found[f"{path}{field.name}"] = low, math.nextafter(range_.max, 0) if range_.below else range_.max
+    return {name: ends for name, ends in found.items() if name.startswith(TRAINS)}
+
+
+def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
+    """The ends of the ranges among them; what does not fit together is refused in one line."""
+    known, stepper, trained = ranges(load("e2_flow", "smoke")), Stepper(tmp_path), 0
+    assert len(known) > 20
+    for seed in range(5):
+        draw = random.Random(seed)
+        words = []
+        for name in draw.sample(sorted(known), 5):
+            low, high = known[name]
+            words += [f"--{name}", repr(draw.choice([low, high, draw.uniform(low, high), low + draw.random() * 1e-3]))]
+        try:
+            trained += stepper.try_step("train.", parse_overrides(words))
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert trained >= 2
 
 
 @given(st.lists(st.text(max_size=12), max_size=5))
