@@ -54,7 +54,7 @@ def test_an_import_that_was_refused_at_its_first_episode_is_corrected(settings: 
             return set_column("action", action.tolist())(table)
 
         edit_table(path, zero_or_one)
-    with pytest.raises(UserError, match=r"gripper commands lie outside"):
+    with pytest.raises(UserError, match=r"gripper commands lie in \[0, 1\]"):
         convert(str(source), tmp_path / "out", image_size=SIZE)
     corrected = {"image_size": SIZE, "gripper": "open-zero", **settings}
     assert len(convert(str(source), tmp_path / "out", **corrected).episodes) == 2
