@@ -177,7 +177,8 @@ def _make_policy(folder: Path) -> None:
 
 
 def _policy(folder: Path, scratch: Path, lenient: bool) -> object:
-    return {name: np.asarray(value).tolist() for name, value in find_policy(folder).parameters().items()}
+    found = find_policy(folder)
+    return found.meta, {name: np.asarray(value).tolist() for name, value in found.parameters().items()}
 
 
 def _make_run(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wmjax.core import logs
 from wmjax.core.command import run_command, whole_number
+from wmjax.core.errors import UserError
 from wmjax.core.location import local, location
 from wmjax.core.settings import parse_overrides, section
 from wmjax.core.shards import parse_shard
@@ -67,6 +68,8 @@ def _run(options: argparse.Namespace, settings: list[str]) -> int:
     protocol, unchanged = load_protocol(options.protocol, **changes), load_protocol(options.protocol)
     shared = {"workers": options.workers, "videos": options.videos, "data": options.data}
     shared["shard"] = parse_shard(options.shard)
+    if options.run is None and places:
+        raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
     if options.run is None:
         out = options.out or protocol_folder(Path("runs") / options.policy, protocol, unchanged)
         summary = evaluate_scripted(options.policy, protocol, out, **shared)

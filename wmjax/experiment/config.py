@@ -20,7 +20,7 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import URL
 from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, dotted, merge, with_origin
+from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, convert, dotted, merge, with_origin
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
@@ -347,7 +347,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
     """
     try:
-        return build(Experiment, values)
+        return convert(values, Experiment, "")
     except UserError as error:
         raise UserError(
             f"saved settings: {error}; if another version of wmjax saved them, train again with this one"

@@ -72,10 +72,11 @@ def experiment_at(values: dict[str, Any], home: Path, places: Places) -> Experim
         UserError: settings that this version does not have, or a place that the experiment does not have.
 
     """
+    saved = from_dict(values)
     kept: dict[str, dict[str, str]] = {}
     for group, name in FOLDERS:
-        copy = home / ASSETS / f"{group}.{name}" / Path(values.get(group, {}).get(name) or ".").name
-        if copy.name and copy.is_dir():
+        value = getattr(getattr(saved, group), name, "")
+        if value and (copy := home / ASSETS / f"{group}.{name}" / Path(value).name).is_dir():
             kept.setdefault(group, {})[name] = str(copy.resolve())
     for group, names in places.items():
         for name in names:

@@ -1,8 +1,8 @@
 """Where policies come from: a run's checkpoints, or a small folder that holds a policy and nothing else.
 
 A policy's folder has two files: ``policy.safetensors``, the averaged parameters, and ``policy.json`` with the settings,
-the specs and the SHA-256 of the parameters. :func:`save_policy` writes it from a run. One such folder ships with wmjax
-under the name ``mini``.
+the specs, the SHA-256 of the parameters and a hash of its own content. :func:`save_policy` writes it from a run. One
+such folder ships with wmjax under the name ``mini``.
 """
 
 import dataclasses
@@ -12,16 +12,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from safetensors.flax import load_file, save
 
-from wmjax.core.errors import UserError, one_line
+from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, hash_json, write_json
 from wmjax.core.paths import cache_root
+from wmjax.core.reading import read_json, typed
+from wmjax.core.settings import Range
 from wmjax.experiment.config import Experiment
 from wmjax.models.vla import VLA
 from wmjax.policy.places import ASSETS, Places, experiment_at
@@ -143,21 +145,32 @@ def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16
     if (found.home / ASSETS).is_dir():
         shutil.copytree(found.home / ASSETS, out / ASSETS)
     values = {"format_version": FORMAT_VERSION, "step": found.step, "sha256": _sha256(content), "meta": found.meta}
-    write_json(out / SETTINGS, values)
+    write_json(out / SETTINGS, {**values, "seal": hash_json(json.loads(json.dumps(values)))})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A policy's ``policy.json``; ``seal`` is the hash of all else in it."""
+
+    step: Annotated[int, Range(0)]
+    sha256: str
+    meta: dict[str, Any]
+    seal: str
 
 
 def _read_folder(folder: Path, places: Places) -> SavedPolicy:
-    path = folder / SETTINGS
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        step, digest, meta = values["step"], values["sha256"], values["meta"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({one_line(repr(error))}); export the policy again") from error
+    path, fix = folder / SETTINGS, "export the policy again"
+    values = read_json(path, dict[str, Any], fix)
     if values.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; export the policy again with this version")
+        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; {fix} with this version")
+    content: _Content = typed(values, _Content, str(path), fix)
+    # One flipped bit in it would be another action, of a policy that loads.
+    if content.seal != hash_json({name: value for name, value in values.items() if name != "seal"}):
+        raise UserError(f"{path}: its content is not that which was written (seal {content.seal}); {fix}")
+    digest = content.sha256
     results = cache_root() / "evaluations" / f"{folder.resolve().name}-{digest[:8]}"
     read = functools.partial(_read_parameters, folder, digest)
-    return SavedPolicy(folder, results, step, digest[:16], meta, read, folder, places)
+    return SavedPolicy(folder, results, content.step, digest[:16], content.meta, read, folder, places)
 
 
 def _read_parameters(folder: Path, digest: str, like: Parameters) -> Parameters:
