@@ -81,7 +81,9 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    files = (path for name in ("meta", "data", "videos") for path in listed(folder / name, "**/*") if path.is_file())
+    kinds = {".json", ".jsonl", ".parquet", Path(dataset.info.video_path or "").suffix}
+    found = [path for name in ("meta", "data", "videos") for path in listed(folder / name, "**/*")]
+    files = [path for path in found if path.suffix in kinds and path.is_file()]
     lengths = [(entry.index, entry.length) for entry in dataset.episodes]
     content = hash_json([dataclasses.asdict(dataset.info), lengths, identify(folder, files), gripper])
     plan = {"source": source, "content": content}
