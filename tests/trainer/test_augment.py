@@ -60,7 +60,9 @@ def test_what_reads_no_latents_gets_the_shifts_and_no_encoder(
 
     store = make_store(tmp_path / "store", lengths=(9, 13, 10))
     given = {"data": {"path": str(store.folder)}, "encoder": {"views": 3, "max_shift": 4, "model": "nobody/nothing"}}
-    encoded = encode_store(store, tmp_path / "latents", FakeEncoder(), views=3, max_shift=4)
+    encoder = FakeEncoder()
+    monkeypatch.setattr(encoder, "encode", lambda clips: np.zeros((len(clips), 4, 3), np.float32))
+    encoded = encode_store(store, tmp_path / "latents", encoder, views=3, max_shift=4)
     assert encoded is not None
     for module in ("experiment.plan.latent_spec", "pipeline.latents.make_encoder", "pipeline.latents.encode"):
         monkeypatch.setattr(f"wmjax.{module}", refuse)
