@@ -156,7 +156,7 @@ def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
     """The ends of the ranges among them; what does not fit together is refused in one line."""
     known, stepper, trained = ranges(load("e2_flow", "smoke")), Stepper(tmp_path), 0
     assert len(known) > 20
-    for seed in range(3):
+    for seed in range(2):
         draw = random.Random(seed)
         words = []
         for name in draw.sample(sorted(known), 5):
