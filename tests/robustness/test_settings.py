@@ -156,7 +156,9 @@ def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
     """The ends of the ranges among them; what does not fit together is refused in one line."""
     known, stepper, trained = ranges(load("e2_flow", "smoke")), Stepper(tmp_path), 0
     assert len(known) > 20
-    for seed in range(2):
+    for seed in range(30):
+        if trained == 2:
+            break
         draw = random.Random(seed)
         words = []
         for name in draw.sample(sorted(known), 5):
@@ -166,7 +168,7 @@ def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
             trained += stepper.try_step("train.", parse_overrides(words))
         except UserError as error:
             assert "\n" not in str(error)
-    assert trained
+    assert trained == 2
 
 
 @given(st.lists(st.text(max_size=12), max_size=5))
