@@ -9,26 +9,29 @@ the colours of predicted and true latents, and the training frames that are near
 On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from wmjax.core import logs
-from wmjax.core.command import run_command
+from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
-from wmjax.core.settings import parse_overrides
+from wmjax.core.options import CommandParser
 from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
-from wmjax.policy.places import only_places
+from wmjax.policy.places import GROUPS, read_places
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("diagnose", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
-    parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
+    parser.add_argument(
+        "--batches",
+        type=whole_number("batches", 1),
+        default=BATCHES,
+        help=f"of 32 samples, at most (default: {BATCHES})",
+    )
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
         "--out",
@@ -36,8 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it",
     )
 
+    for group in GROUPS:
+        parser.add_settings(group, {})
+
     def body() -> int:
-        options, settings = parser.parse_known_args(arguments)
+        options, settings = parser.read(arguments)
         logs.set_up()
         diagnose_checkpoint(
             options.run,
@@ -45,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             batches=options.batches,
             data=options.data,
             out=options.out,
-            places=only_places(parse_overrides(settings)),
+            places=read_places(settings),
         )
         return 0
 

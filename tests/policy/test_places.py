@@ -18,7 +18,7 @@ from wmjax.experiment.plan import save_settings
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER
 from wmjax.models.prompts import make_prepare
 from wmjax.policy import places
-from wmjax.policy.places import ASSETS, keep_assets, only_places, take_places
+from wmjax.policy.places import ASSETS, keep_assets, read_places
 from wmjax.policy.policy import load_policy
 from wmjax.policy.saved import find_policy, save_policy
 from wmjax.sim.libero import OBSERVATION_SPEC
@@ -106,17 +106,15 @@ def test_what_is_large_stays_where_it_is_and_its_place_can_be_named(
 
 def test_places_are_taken_from_a_command_line_and_nothing_else_is() -> None:
     words = [word for group, name in FOLDERS for word in (f"--{group}.{name}", f"somewhere/{name}")]
-    found, rest = take_places(parse_overrides([*words, "--protocol.seed", "3", "--train.steps", "4"]))
+    found = read_places(parse_overrides([*words, "--protocol.seed", "3"]))
     assert {(group, name) for group, names in found.items() for name in names} == set(FOLDERS)
     assert found["encoder"] == {"path": "somewhere/path", "model": "somewhere/model"}
-    assert rest == {"protocol": {"seed": 3}, "train": {"steps": 4}}
-    assert only_places(parse_overrides(words)) == found
-    for wrong in (["--train.steps", "4"], ["--encoder.views", "2"], ["--steps", "4"], ["--encoder", "mini"]):
-        with pytest.raises(UserError, match=r"unknown option --.* the settings of this command are --train.backbone_w"):
-            only_places(parse_overrides(wrong))
-    for value in ("3", "true", "[1]", "{a = 1}", "1.5"):
+    for wrong in (["--train.steps", "4"], ["--encoder.views", "2"], ["--data.tasks", "[0]"], ["--encoder", "mini"]):
+        with pytest.raises(UserError, match=r"unknown option --.* the command takes --train.backbone_weights, "):
+            read_places(parse_overrides(wrong))
+    for value in ("3", "true", "[1]", "1.5"):
         with pytest.raises(UserError, match=r"--prompt.tokenizer is .*; give a folder, a URL or the id of a hub"):
-            take_places(parse_overrides(["--prompt.tokenizer", value]))
+            read_places(parse_overrides(["--prompt.tokenizer", value]))
 
 
 def test_a_place_that_the_run_does_not_have_is_named(tmp_path: Path) -> None:

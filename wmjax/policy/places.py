@@ -20,43 +20,28 @@ ASSETS = "assets"
 """The folder of a run or policy with one folder per setting, such as ``assets/encoder.model/NAME``."""
 MAX_BYTES = 64 * 2**20
 """Larger encoders and tokenizers are not copied."""
+GROUPS = tuple(dict.fromkeys(group for group, _ in FOLDERS))
+"""The sections of settings that may name a folder."""
 Places = Mapping[str, Mapping[str, str]]
 """Values of the settings in :data:`wmjax.experiment.config.FOLDERS`, by group and name."""
 
 
-def take_places(overrides: dict[str, Any]) -> tuple[Places, dict[str, Any]]:
-    """Splits the settings of a command line into places and all others.
+def read_places(settings: Mapping[str, Any]) -> Places:
+    """The places among a command's settings, which come by section; of :data:`GROUPS` it takes no others.
 
     Raises:
-        UserError: a place that is no text.
+        UserError: another setting of these sections, or a place that is no text.
 
     """
-    rest = {group: dict(values) if isinstance(values, dict) else values for group, values in overrides.items()}
     places: dict[str, dict[str, str]] = {}
-    for group, name in FOLDERS:
-        values = rest.get(group)
-        if not isinstance(values, dict) or name not in values:
-            continue
-        value = values.pop(name)
+    for name, value in dotted({group: settings[group] for group in GROUPS if group in settings}).items():
+        group, _, setting = name.partition(".")
+        if (group, setting) not in FOLDERS:
+            known = ", ".join(f"--{'.'.join(place)}" for place in FOLDERS)
+            raise UserError(f"unknown option --{name}; of these sections the command takes {known}")
         if not isinstance(value, str):
-            raise UserError(f"--{group}.{name} is {shown(value)}; give a folder, a URL or the id of a hub")
-        places.setdefault(group, {})[name] = value
-        if not values:
-            del rest[group]
-    return places, rest
-
-
-def only_places(overrides: dict[str, Any]) -> Places:
-    """The settings of a command that takes places and no others.
-
-    Raises:
-        UserError: another setting, or a place that is no text.
-
-    """
-    places, rest = take_places(overrides)
-    for name in dotted(rest):
-        known = ", ".join(f"--{group}.{setting}" for group, setting in FOLDERS)
-        raise UserError(f"unknown option --{name}; the settings of this command are {known}")
+            raise UserError(f"--{name} is {shown(value)}; give a folder, a URL or the id of a hub")
+        places.setdefault(group, {})[setting] = value
     return places
 
 
