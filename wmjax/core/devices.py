@@ -14,8 +14,9 @@ def require_devices() -> None:
 
     """
     import jax
+    import jax.numpy as jnp
 
-    if jax.config.jax_enable_x64:
+    if jnp.result_type(float) != jnp.float32:
         raise UserError("jax_enable_x64 is on (JAX_ENABLE_X64), networks and random streams are of 32 bits; unset it")
     try:
         jax.devices()
