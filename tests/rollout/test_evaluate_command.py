@@ -152,7 +152,10 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--protocol.delay", "3"], "protocol.delay"),
-        (["--train.steps", "3"], "unknown option --train; settings of this command are written --protocol.NAME VALUE"),
+        (
+            ["--train.steps", "3"],
+            "unknown option --train.steps; of these sections the command takes --train.backbone_weights",
+        ),
         (["--protocol.max_steps", "many"], "protocol.max_steps is 'many'; expected int"),
         (["--workers=1", "stray"], "unexpected argument 'stray'"),
         (["--workers", "0"], "evaluation.workers is 0; it must be at least 1"),
