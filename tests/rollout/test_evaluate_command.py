@@ -154,7 +154,7 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
         (["--protocol.delay", "3"], "protocol.delay"),
         (
             ["--train.steps", "3"],
-            "unknown option --train.steps; of these sections the command takes --train.backbone_weights",
+            "unknown option --train.steps; of these sections the command takes",
         ),
         (["--protocol.max_steps", "many"], "protocol.max_steps is 'many'; expected int"),
         (["--workers=1", "stray"], "unexpected argument 'stray'"),
