@@ -6,6 +6,7 @@ python -m wmjax.diagnose --run RUN --split train        its training split: what
 The averaged parameters are scored on the run's own split by episode and task. The command records no demonstrations:
 name their store with --data if the cache does not have it. A PNG beside the JSON file shows the Prophet's predictions:
 the colours of predicted and true latents, and the training frames that are nearest to the predicted ones.
+On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 
 import sys
@@ -17,6 +18,7 @@ from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
 from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
+from wmjax.policy.places import GROUPS, read_places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,11 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it",
     )
 
+    for group in GROUPS:
+        parser.add_settings(group, {})
+
     def body() -> int:
-        options, _ = parser.read(arguments)
+        options, settings = parser.read(arguments)
         logs.set_up()
         diagnose_checkpoint(
-            options.run, split=options.split, batches=options.batches, data=options.data, out=options.out
+            options.run,
+            split=options.split,
+            batches=options.batches,
+            data=options.data,
+            out=options.out,
+            places=read_places(settings),
         )
         return 0
 
