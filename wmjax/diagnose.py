@@ -26,19 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("diagnose", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
-    parser.add_argument(
-        "--batches",
-        type=whole_number("batches", 1),
-        default=BATCHES,
-        help=f"of 32 samples, at most (default: {BATCHES})",
-    )
+    count = whole_number("batches", 1)
+    parser.add_argument("--batches", type=count, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
         "--out",
         type=local,
         help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it",
     )
-
     for group in GROUPS:
         parser.add_settings(group, {})
 
