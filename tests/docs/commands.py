@@ -21,7 +21,13 @@ PLACEHOLDER = re.compile(r"[A-Z]{2,}\d*")
 """What a reader replaces, such as RUN and STORE."""
 PATTERNS = ("--section.name VALUE",)
 """Code spans that show a form and name nothing."""
-TAKES_SETTINGS = {"wmjax.train": "", "wmjax.pretrain": "", "wmjax.probe": "", "wmjax.encode": "encoder."}
+TAKES_SETTINGS = {
+    "wmjax.train": "",
+    "wmjax.estimate": "",
+    "wmjax.pretrain": "",
+    "wmjax.probe": "",
+    "wmjax.encode": "encoder.",
+}
 """Commands that take settings, and what the names of these begin with."""
 HEADS = ("e2_flow", "e2_mse")
 """Recipes whose settings together are all settings."""
