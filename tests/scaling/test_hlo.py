@@ -69,6 +69,28 @@ def test_traffic_is_that_of_a_ring() -> None:
     assert (one.group, one.traffic) == (4, 2 * 64 * 3 / 4)
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", 4),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0':(1)2}", 2),
+    ],
+)
+def test_replica_groups_are_read_in_every_form(groups: str, size: int) -> None:
+    text = LOOP.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", f"replica_groups={groups}")
+    assert next(c for c in Program(text).collectives() if c.kind == "all-reduce").group == size
+
+
+def test_a_sum_that_the_cpu_widens_is_one_of_bfloat16() -> None:
+    text = LOOP.replace("ROOT %ar = f32[16]{0} all-reduce(%end), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum",
+                        "ROOT %ar = f32[16]{0} all-reduce(%end), replica_groups={{0,1,2,3},{4,5,6,7}}, "
+                        "to_apply=%add.clone_promoted")  # fmt: skip
+    assert summarise(Program(text).collectives())["all-reduce"]["mb_by_dtype"] == {"bf16": 16 * 2 / 1e6}
+
+
 def test_products_and_slices_are_counted_by_what_they_touch() -> None:
     program = Program(LOOP)
     body = {line.name: line for line in program.computations["body"]}

@@ -1,4 +1,4 @@
-"""Every mesh shape of 1, 2 and 4 simulated devices trains, validates and saves, and ends at the same numbers."""
+"""Every mesh shape of 1, 2, 4 and 8 simulated devices trains, validates and saves, and ends at the same numbers."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.kill_chain import metrics
+from benchmarks.kill_chain import metrics, trees
 from tests.data.synthetic import make_store
 
 BOUND = 2e-5
@@ -19,7 +19,7 @@ that one mesh sees and another does not, or an update with another scale, makes 
 ROOT = Path(__file__).parents[2]
 SHAPES = [
     (devices, fsdp, tensor)
-    for devices, fsdp, tensor in itertools.product((1, 2, 4), repeat=3)
+    for devices, fsdp, tensor in itertools.product((1, 2, 4, 8), repeat=3)
     if devices % (fsdp * tensor) == 0
 ]
 CODE = """
@@ -49,7 +49,7 @@ def train(devices: int, store: str, out: Path, code: str = CODE) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("meshes")
     store = str(make_store(out / "store").folder)
-    for devices in (1, 2, 4):
+    for devices in (1, 2, 4, 8):
         train(devices, store, out)
     return out
 
@@ -65,3 +65,16 @@ def test_a_mesh_trains_as_one_device_does(runs: Path, devices: int, fsdp: int, t
         for name, value in reference.items():
             if name not in ("step", "split"):
                 np.testing.assert_allclose(line[name], value, rtol=BOUND, atol=BOUND, err_msg=f"{line['step']} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "fsdp", "tensor"), SHAPES)
+def test_a_mesh_ends_at_the_parameters_of_one_device(runs: Path, devices: int, fsdp: int, tensor: int) -> None:
+    found, expected = (
+        trees(runs / place / "checkpoints" / "00000006") for place in (f"{devices}/{fsdp}-{tensor}", "1/1-1")
+    )
+    assert found.keys() == expected.keys() and any(name.startswith("ema") for name in found)
+    for name, value in expected.items():
+        if "guard" not in name and len(value) > 8:  # counters are compared as metrics
+            a, b = (np.frombuffer(x, np.float32) for x in (found[name], value))
+            np.testing.assert_allclose(a, b, rtol=BOUND, atol=BOUND, err_msg=name)

@@ -23,6 +23,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
+PROMOTED = re.compile(r"to_apply=%?[\w.\-]*promoted")
+"""How XLA names a sum of bfloat16 that it does in float32 because the device, a CPU, cannot do otherwise."""
+
 Array = tuple[str, tuple[int, ...]]
 """Element type and sides."""
 
@@ -151,6 +154,8 @@ def _collective(kind: str, instruction: Instruction, times: int) -> Collective:
     # Asynchronous ones return (inputs, results, ...), of equal number; an all-reduce only the results.
     if instruction.op.endswith("-start") and kind in ("all-gather", "collective-permute") and len(given) > 1:
         given = given[len(given) // 2 :] if kind == "all-gather" else given[1:2]
+    if PROMOTED.search(instruction.rest):
+        given = [("bf16" if dtype == "f32" else dtype, sides) for dtype, sides in given]
     group = _group(instruction.rest)
     size = size_of(given) * (group if kind == "reduce-scatter" else 1)
     dtype = max(given, key=lambda array: math.prod(array[1]))[0]
@@ -158,7 +163,11 @@ def _collective(kind: str, instruction: Instruction, times: int) -> Collective:
 
 
 def _group(rest: str) -> int:
-    """Devices of one replica group, written as a list or as ``[groups,devices]<=[...]``."""
+    """Devices of one replica group: a list, ``[groups,devices]<=[...]``, or axes, ``mesh['a'=4,'b'=2] {'a'}``."""
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+        sides = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # of an axis or of a part of it
+        return math.prod(int(part or sides[name]) for name, part in parts)
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):

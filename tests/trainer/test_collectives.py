@@ -1,0 +1,80 @@
+"""What the devices of a mesh exchange in one training step: which kinds of collectives, of what, and how much.
+
+Equal losses on all meshes cannot tell that a mesh moves ten times too much. The network is tiny and the batch large, so
+that a single exchange of activations would be more than all parameters together.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BATCH = 1024
+JOBS: dict[str, dict[str, Any]] = {
+    "fsdp": {"lora": False, "half": False, "fsdp": 8, "tensor": 1},
+    "fsdp, layout left to XLA": {"lora": False, "half": False, "fsdp": 8, "tensor": 1, "guess": True},
+    "fsdp, LoRA": {"lora": True, "half": False, "fsdp": 8, "tensor": 1},
+    "data, half, LoRA": {"lora": True, "half": True, "fsdp": 1, "tensor": 1},
+    "data, half": {"lora": False, "half": True, "fsdp": 1, "tensor": 1},
+    "data, fsdp, tensor": {"lora": False, "half": False, "fsdp": 2, "tensor": 2},
+    "data, tensor, LoRA": {"lora": True, "half": False, "fsdp": 1, "tensor": 2},
+}
+SCALARS = 0.01
+"""Megabytes: losses, metrics and norms."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("collectives") / "jobs.json"
+    path.write_text(json.dumps([{"devices": 8, "batch": BATCH, **job} for job in JOBS.values()]))
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    line = [sys.executable, "-m", "tests.trainer.network", "collectives", str(path)]
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(JOBS, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def megabytes(one: dict[str, Any], *kinds: str) -> float:
+    """Of all collectives, or of some kinds."""
+    return sum(row["mb"] for kind, row in one["collectives"].items() if not kinds or kind in kinds)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["data, half, LoRA", "data, half"])
+def test_data_parallel_devices_sum_the_gradients_once_and_in_float32(found: dict[str, Any], name: str) -> None:
+    one = found[name]
+    assert set(one["collectives"]) == {"all-reduce"}, one["largest"]
+    row = one["collectives"]["all-reduce"]
+    assert set(row["mb_by_dtype"]) <= {"f32", "s32"}, one["largest"]
+    assert row["mb"] == pytest.approx(one["trained_mb"], abs=SCALARS), one["largest"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["fsdp", "fsdp, LoRA"])
+def test_fsdp_moves_parameters_and_gradients_and_no_activations(found: dict[str, Any], name: str) -> None:
+    """A kernel is gathered for the forward pass, again where that is repeated, and for the gradient of its input."""
+    one = found[name]
+    parameters = one["trained_mb"] + one["frozen_mb"]
+    assert one["tokens_mb"] > 5 * parameters
+    assert megabytes(one, "all-gather") <= 3 * parameters + SCALARS, one["largest"]
+    assert megabytes(one, "all-reduce", "reduce-scatter") <= 1.5 * one["trained_mb"] + SCALARS, one["largest"]
+    assert megabytes(one) < one["tokens_mb"], one["largest"]
+
+
+@pytest.mark.long
+def test_the_measure_sees_what_xla_does_if_nothing_is_said(found: dict[str, Any]) -> None:
+    assert megabytes(found["fsdp, layout left to XLA"]) > 5 * megabytes(found["fsdp"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["data, fsdp, tensor", "data, tensor, LoRA"])
+def test_tensor_parallel_devices_exchange_their_own_activations(found: dict[str, Any], name: str) -> None:
+    """After attention and MLP of each layer, forward, repeated and backward: of the device's part of the batch."""
+    one = found[name]
+    parts = 8 // 2
+    assert 0 < megabytes(one, "all-reduce") < 40 * one["tokens_mb"] / parts, one["largest"]
