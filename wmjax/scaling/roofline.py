@@ -128,7 +128,7 @@ def _fused_traffic(fusion: Instruction, inside: list[Instruction], shapes: dict[
         if line.op != "parameter":
             continue
         users = [user for user in inside if line.name in user.operands]
-        if users and all(user.op in ("dynamic-slice", "gather") for user in users):
+        if users and all(_slices(user, line.name) for user in users):
             read += sum(sizes[user.name] for user in users)
         elif not (users and all(_updates(user, line.name) for user in users)):
             read += sizes[line.name]
@@ -136,6 +136,11 @@ def _fused_traffic(fusion: Instruction, inside: list[Instruction], shapes: dict[
     if updates and any(line.is_root for line in updates):
         return read + sum(sizes.get(line.operands[1], 0) for line in updates)
     return read + size_of(fusion.arrays)
+
+
+def _slices(user: Instruction, name: str) -> bool:
+    """Whether an instruction reads only a part of the array, which is not its index."""
+    return user.op in ("dynamic-slice", "gather") and user.operands[:1] == [name]
 
 
 def _updates(user: Instruction, name: str) -> bool:
