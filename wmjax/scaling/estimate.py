@@ -40,7 +40,7 @@ def estimate(request: Request) -> dict[str, Any]:
     mesh = make_mesh(experiment.mesh, devices(topology))
     require_divisible(experiment.train.batch_size, mesh)
     built = _build(experiment, mesh)
-    backbone = experiment.model.backbone
+    backbone, counted = experiment.model.backbone, _flops(experiment, built, mesh)
     found = {
         "recipe": experiment.recipe,
         "scale": experiment.scale,
@@ -53,10 +53,10 @@ def estimate(request: Request) -> dict[str, Any]:
         "jax": jax.__version__,
         "parameters": count(built.shapes.state.params) + count(built.shapes.frozen),
         "trainable": count(built.shapes.state.params),
-        "flops": _flops(experiment, built, mesh),
+        "flops": counted,
         "storage": _storage(experiment, built, request.frames),
     }
-    return found | _compiled(topology, experiment, built, mesh, request, found["flops"])
+    return found | _compiled(topology, experiment, built, mesh, request, counted)
 
 
 def _build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Built:

@@ -112,7 +112,7 @@ class Program:
                 self.entry = name if head[1] else self.entry
             elif name and (found := _LINE.match(line)):
                 root = line.lstrip().startswith("ROOT ")
-                self.computations[name].append(Instruction(*found.groups(), is_root=root))
+                self.computations[name].append(Instruction(found[1], found[2], found[3], found[4], root))
 
     def trips(self, loop: Instruction) -> int:
         """How often a while loop runs; 1 where the text does not say."""
