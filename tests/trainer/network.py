@@ -31,7 +31,7 @@ from wmjax.trainer.sharding import BATCH, MeshConfig, make_mesh, shard_batch
 LENGTH, TOKENS, STATE, HIDDEN, DEPTH = 56, 16, 8, 48, 2
 Job = dict[str, Any]
 """``devices``, ``fsdp``, ``tensor``, ``batch``; ``lora`` (on a frozen backbone) and ``half`` (bfloat16). ``guess``
-leaves the layout of activations to XLA."""
+leaves the layout of activations to XLA, ``cast`` casts parameters, and so their gradients, to half precision."""
 
 
 def built_for(job: Job) -> tuple[Built, Mesh]:
@@ -87,7 +87,12 @@ def collectives(job: Job) -> dict[str, Any]:
 
     batch = {name: jax.ShapeDtypeStruct((job["batch"], *x.shape[1:]), x.dtype) for name, x in batch_of(1).items()}
     arguments = *built.shapes, place(batch, BATCH), place(prompts(), PartitionSpec())
-    with mock.patch("wmjax.trainer.build.activations_on", nothing) if job.get("guess") else nothing():
+    with contextlib.ExitStack() as patches:
+        if job.get("guess"):
+            patches.enter_context(mock.patch("wmjax.trainer.build.activations_on", nothing))
+        if job.get("cast"):
+            for module in ("lora", "transformer"):
+                patches.enter_context(mock.patch(f"wmjax.models.nn.{module}.matmul", cast_matmul))
         lowered = built.train_step.lower(*arguments)
     found = Program(lowered.compile().as_text()).collectives()
     largest = sorted(found, key=lambda one: -one.times * one.size)[:10]
@@ -98,6 +103,10 @@ def collectives(job: Job) -> dict[str, Any]:
         "frozen_mb": megabytes(built.shapes.frozen),
         "tokens_mb": job["batch"] * LENGTH * HIDDEN * 4 / 1e6,
     }
+
+
+def cast_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel.astype(x.dtype)
 
 
 def nothing(mesh: Mesh | None = None) -> contextlib.AbstractContextManager[None]:
