@@ -59,7 +59,7 @@ def test_data_parallel_devices_sum_the_gradients_once_and_in_float32(found: dict
 
 @pytest.mark.long
 def test_the_measure_sees_gradients_that_are_summed_in_bfloat16(found: dict[str, Any]) -> None:
-    assert found["data, half, LoRA, cast"]["collectives"]["all-reduce"]["mb_by_dtype"]["bf16"] > 0.01
+    assert found["data, half, LoRA, cast"]["collectives"]["all-reduce"]["mb_by_dtype"].get("bf16", 0) > 0.001
 
 
 @pytest.mark.long
