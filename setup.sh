@@ -60,6 +60,6 @@ if [ "$mode" = estimate ]; then # CUDA's plugin compiles without its libraries o
   "${pip[@]}" install --no-deps "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax" nvidia-cuda-nvcc-cu12 \
     nvidia-cuda-runtime-cu12 nvidia-cuda-cupti-cu12 nvidia-nvjitlink-cu12
 fi
-# openpi's client asks for numpy < 2, which its part that the tests drive the server with does not need.
-case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 ;; esac
+# The peers' clients, without what they ask for beside: openpi's wants numpy < 2, vla-eval's a command line.
+case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 vla-eval==0.8.0 ;; esac
 echo "ready: $venv/bin/python (mode $mode)"
