@@ -29,7 +29,13 @@ PLACEHOLDER = re.compile(r"[A-Z]{2,}\d*")
 """What a reader replaces, such as RUN and STORE."""
 PATTERNS = ("--section.name VALUE",)
 """Code spans that show a form and name nothing."""
-TAKES_SETTINGS = {"wmjax.train": "", "wmjax.pretrain": "", "wmjax.probe": "", "wmjax.encode": "encoder."}
+TAKES_SETTINGS = {
+    "wmjax.train": "",
+    "wmjax.estimate": "",
+    "wmjax.pretrain": "",
+    "wmjax.probe": "",
+    "wmjax.encode": "encoder.",
+}
 """Commands that take settings of an experiment, and what the names of these begin with."""
 SECTIONS: dict[str, tuple[tuple[str, type], ...]] = {
     "wmjax.record": (("record", RecordSettings),),

@@ -9,10 +9,26 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from wmjax.models.nn.attention import attention
+from wmjax.models.nn.layout import split_batch
+from wmjax.models.nn.precision import matmul, spread
 from wmjax.models.nn.stack import annotate
 
 Axes = tuple[str | None, ...]
 KeyValue = tuple[Float[Array, "batch source heads head"], Float[Array, "batch source heads head"]]
+
+
+class Dense(nnx.Linear):
+    """A dense layer on the last axis; in half precision the gradients of its parameters are float32 all the same."""
+
+    def __call__(self, inputs: Float[Array, "batch *shape inputs"], out_sharding: None = None) -> Float[Array, "..."]:
+        """Applies the layer in its dtype."""
+        kernel, bias = self.kernel[...], self.bias
+        dtype = jnp.dtype(self.dtype or jnp.promote_types(inputs.dtype, kernel.dtype))
+        if dtype == kernel.dtype or bias is None:
+            return split_batch(super().__call__(inputs, out_sharding))
+        y = matmul(inputs.astype(dtype).reshape(-1, inputs.shape[-1]), kernel)
+        y = (y + spread(bias[...], y)).reshape(*inputs.shape[:-1], -1)
+        return split_batch(y)
 
 
 def linear(
@@ -23,10 +39,10 @@ def linear(
     std: float | None = None,
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Dense:
     """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation."""
     init = nnx.initializers.lecun_normal() if std is None else nnx.initializers.normal(std)
-    return nnx.Linear(
+    return Dense(
         inputs,
         outputs,
         kernel_init=annotate(init, *axes),

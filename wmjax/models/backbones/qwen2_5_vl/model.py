@@ -15,6 +15,7 @@ from wmjax.models.backbones.qwen2_5_vl.layers import RMSNorm, linear_factory
 from wmjax.models.backbones.qwen2_5_vl.rope import text_angles
 from wmjax.models.backbones.qwen2_5_vl.text import DecoderLayer
 from wmjax.models.backbones.qwen2_5_vl.vision import VisionTower
+from wmjax.models.nn.layout import split_batch
 from wmjax.models.nn.lora import AdapterInputs, AddedParam
 from wmjax.models.nn.stack import annotate, run_layers, stack_layers
 
@@ -75,9 +76,9 @@ class Qwen2_5_VL(nnx.Module):
         size = self.config.text.vocabulary
         x = jnp.take(self.embedding[...], jnp.minimum(tokens, size - 1), axis=0).astype(self.config.dtype)
         if self.added is None:
-            return x
+            return split_batch(x)
         rows = jnp.take(self.added[...], jnp.maximum(tokens - size, 0), axis=0).astype(self.config.dtype)
-        return jnp.where((tokens >= size)[..., None], rows, x)
+        return split_batch(jnp.where((tokens >= size)[..., None], rows, x))
 
     def forward(
         self,
