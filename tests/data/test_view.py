@@ -326,7 +326,7 @@ def test_latents_of_another_store_are_refused_and_nothing_is_written(tmp_path, l
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path, store):
-    with pytest.raises(UserError, match="a folder; name a file"):
+    with pytest.raises(UserError, match="a folder; name an HTML file"):
         write_page(tmp_path, store, [0])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):

@@ -22,9 +22,9 @@ from wmjax.sim.pool import Fault, Pool
 from wmjax.sim.worker import Command, Execute, Foresee, Reply, Reset, RunExpert
 
 MAX_ATTEMPTS = 3
-"""An episode whose workers failed this often is recorded as a crash or timeout."""
+"""An episode whose workers failed this many times is recorded as a crash or timeout."""
 HOPELESS_FAULTS = 3
-"""So many faults before the first answer of any worker mean that the simulator does not run at all."""
+"""If this many faults precede the first answer of any worker, the simulator does not run at all."""
 
 log = logging.getLogger("wmjax.rollout")
 
@@ -55,7 +55,7 @@ class Runner:
 
     Args:
         pool: the simulator processes.
-        actor: who acts.
+        actor: chooses the actions.
         protocol: step limit, horizon, delay.
         results: takes the finished episodes.
         videos: takes frames of some of them.
@@ -122,7 +122,7 @@ class Runner:
         self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode), protocol.disturbance))
 
     def _receive(self, slot: int, reply: Reply) -> bool:
-        """Takes in what a worker did; returns whether its episode waits for a decision."""
+        """Processes the answer of a worker; returns whether its episode waits for a decision."""
         run = self._running[slot]
         if run.foreseeing:
             run.foreseeing, run.future = False, self._pool.frames(slot, self._actor.future_frames)
@@ -170,8 +170,8 @@ class Runner:
         for name, value in plan.info.items():
             run.info[name].append(value)
         newest = sum(map(len, run.frames)) - 1
-        if run.video and plan.seen is not None and plan.imagined is not None:
-            run.imagined.append(Imagined(newest, plan.seen, plan.imagined))
+        if run.video and plan.observed is not None and plan.imagined is not None:
+            run.imagined.append(Imagined(newest, plan.observed, plan.imagined))
         if run.video and len(plan.actions):
             run.decided.append(Decided(newest, plan.actions, dict(plan.info)))
         steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)
@@ -204,7 +204,8 @@ class Runner:
     def _finish(self, slot: int, outcome: Outcome) -> None:
         """Records the episode and starts the slot's next one.
 
-        Its video comes first: killed in between, the episode is run again, and no recorded one lacks its video.
+        The video is written first. If the process is killed in between, the episode is run again, so that no recorded
+        episode lacks its video.
         """
         run = self._running.pop(slot)
         try:
@@ -265,7 +266,7 @@ class Runner:
 
 
 def video_name(episode: EpisodeId) -> str:
-    """What tells an episode's video from those of its task's other episodes."""
+    """The part of a video's name that distinguishes the episodes of one task."""
     return f"{episode.init}-{episode.index}"
 
 
@@ -276,7 +277,7 @@ def _require(reply: Reply | None) -> Reply:
 
 
 def _require_fit(actor: Actor, protocol: Protocol) -> None:
-    """Refuses protocols that would mean nothing for the actor.
+    """Refuses protocols whose settings do not apply to the actor.
 
     Raises:
         UserError: names the field.

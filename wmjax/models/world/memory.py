@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from wmjax.core.corruption import SHUFFLED, Corruption
@@ -45,7 +46,7 @@ class WorldMemory(nnx.Module):
         *,
         hidden_dim: int,
         sizes: ContextSizes | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.config, self.objective, self.shape = config, objective, prophet

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -39,7 +38,7 @@ class LatentColours:
     explained: tuple[float, ...]
 
     @classmethod
-    def fit(cls, latents: Float[np.ndarray, "*batch dim"]) -> Self:
+    def fit(cls, latents: Float[np.ndarray, "*batch dim"]) -> "LatentColours":
         """The components of all tokens together, whatever their frame and place. Fewer than 3 channels leave 0."""
         tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float32)
         mean = tokens.mean(0)

@@ -1,4 +1,4 @@
-"""Training frames that are found by their latents, for the strips of the Prophet's predictions."""
+"""Finds training frames by their latents, for the strips that show the Prophet's predictions."""
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
@@ -7,7 +7,7 @@ from wmjax.analysis.neighbours import nearest
 from wmjax.data.store import TrainingStore
 
 FRAMES, BYTES = 2000, 64_000_000
-"""Most frames of an album and most bytes of their latents: at ``mini`` 2,000 frames are 25 MB."""
+"""Limits of an album: the number of frames and the bytes of their latents. At ``mini`` 2,000 frames are 25 MB."""
 
 
 class Album:
@@ -37,6 +37,6 @@ class Album:
 
 
 def spread(count: int, values: int) -> Int[np.ndarray, " n"]:
-    """Evenly spaced frames of ``count``, as many as an album of latents of so many values may hold."""
+    """Indices of evenly spaced frames among ``count``, as many as an album of latents of ``values`` numbers may hold."""
     most = max(1, min(count, FRAMES, BYTES // (4 * values)))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
