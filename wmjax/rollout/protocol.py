@@ -204,7 +204,7 @@ CHANGES: dict[str, Change] = {
 
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
-    """A folder named after the protocol and the fields that differ from its file, so that no two protocols share one."""
+    """A folder named after the protocol and the fields that differ from its file; no two protocols share one."""
     parts = [protocol.name]
     for name, change in CHANGES.items():
         value = getattr(protocol, change.field)

@@ -37,6 +37,6 @@ class Album:
 
 
 def spread(count: int, values: int) -> Int[np.ndarray, " n"]:
-    """Indices of evenly spaced frames among ``count``, as many as an album of latents of ``values`` numbers may hold."""
+    """Indices of evenly spaced frames among ``count``, as many as an album of latents of so many values may hold."""
     most = max(1, min(count, FRAMES, BYTES // (4 * values)))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
