@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.rng import named_key
 from wmjax.data.loader import Batch, make_loader
 from wmjax.data.statistics import normalise_action
 from wmjax.data.store import TrainingStore
+from wmjax.models.backbones.base import Hidden, State
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Donors
@@ -117,7 +118,7 @@ class Network:
 
         def act(
             state: nnx.State,
-            hidden: Array,
+            hidden: Hidden | State,
             batch: dict[str, Array],
             index: Array,
             draw: Array,
@@ -128,11 +129,11 @@ class Network:
 
         self._acted = jax.jit(act, static_argnums=6)
 
-    def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
+    def hidden(self, batch: Batch) -> Hidden | State:
         """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.encode_prompt`)."""
         return self._hidden(self._state, batch)
 
-    def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
+    def act(self, hidden: Hidden | State, batch: Batch, index: int, condition: Condition) -> Acted:
         """The rest of the network; noise depends on the batch's ``index`` and the draw's number only."""
         donor = self._donor(batch, condition.corruption) if condition.corruption in SHUFFLED else None
 
@@ -169,7 +170,7 @@ class Network:
     def _act(
         self,
         model: VLA,
-        hidden: Array,
+        hidden: Hidden | State,
         batch: dict[str, Array],
         index: Array,
         draw: Array,
@@ -215,7 +216,7 @@ def observe(network: Network, stream: Iterator[Batch], conditions: list[Conditio
     """Runs every condition on every batch; the VLM once for each change of its inputs."""
     rng, rows = np.random.default_rng(0), []
     for index, batch in enumerate(stream):
-        seen: dict[Change | None, tuple[Batch, Array]] = {None: (batch, network.hidden(batch))}
+        seen: dict[Change | None, tuple[Batch, Hidden | State]] = {None: (batch, network.hidden(batch))}
         acted = {}
         for condition in [Condition(PLAIN), *conditions]:
             if condition.change is not None and condition.change not in seen:

@@ -179,7 +179,7 @@ class Policy:
         carry: Carry,
         observation: Observation,
         keys: Array,
-        future: UInt8[Array, "batch future cameras height width 3"] | None = None,
+        future: UInt8[Array | np.ndarray, "batch future cameras height width 3"] | None = None,
         donor: Donor | None = None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         """One decision for every row.

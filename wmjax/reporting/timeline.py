@@ -174,19 +174,19 @@ def _frames(episode: EpisodeData, spec: ObservationSpec, step: float, frame_widt
 
 
 def _latents(colours: Colours, episode: EpisodeData, step: float, frame_width: float, name: str) -> Block:
-    """Every frame's grid of latents as a square at its control step, with a gap to the next."""
-    grid = colours.shape[1]
-    every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * grid) / frame_width))
+    """Every frame's grid of latents at its control step, with a gap to the next; cameras lie below one another."""
+    rows, columns = colours.shape[1:3]
+    every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * columns) / frame_width))
     side, shown = frame_width * every, colours[::every]
-    cell = max(1, 32 // grid)
-    gap = max(1, round(grid * cell * 0.06))
-    tiles = np.zeros((len(shown), grid * cell + gap, grid * cell + gap, 4), np.uint8)
+    cell = max(1, 32 // columns)
+    gap = max(1, round(columns * cell * 0.06))
+    tiles = np.zeros((len(shown), rows * cell + gap, columns * cell + gap, 4), np.uint8)
     tiles[:, :-gap, :-gap, :3] = shown.repeat(cell, 1).repeat(cell, 2)
     tiles[:, :-gap, :-gap, 3] = 255
     strip = Image.fromarray(rearrange(tiles, "f h w c -> h (f w) c"))
-    x, width = episode.frame_step[0] * step, side * len(shown)
-    picture = image(encode_image(strip, "PNG"), x, width, side, name)
-    return side, join([_name(name, side, _every(every)), picture])
+    x, width, height = episode.frame_step[0] * step, side * len(shown), side * tiles.shape[1] / tiles.shape[2]
+    picture = image(encode_image(strip, "PNG"), x, width, height, name)
+    return height, join([_name(name, height, _every(every)), picture])
 
 
 def _curves(row: Row, scale: Scale) -> Block:

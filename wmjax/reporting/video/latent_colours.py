@@ -16,7 +16,7 @@ LATENTS, CHANGES = "latents z", "z - place mean"
 PERCENTILES = (2.0, 98.0)
 """The percentiles drawn as 0 and as 255; values beyond them are clipped."""
 
-Colours = UInt8[np.ndarray, "frames grid grid 3"]
+Colours = UInt8[np.ndarray, "frames rows columns 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LatentColours:
         return np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8)
 
 
-def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch grid grid dim"]:
+def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch rows columns dim"]:
     """Tokens at their place in the image; a pooled one is a grid of 1, two cameras' grids stand one below the other."""
     tokens = latents.shape[-2]
     columns = max(n for n in range(1, math.isqrt(tokens) + 1) if tokens % n == 0)
@@ -72,7 +72,7 @@ class Painted:
     """The latents of the episodes shown, as colours.
 
     Attributes:
-        colours: by name, one array ``[frames, grid, grid, 3]`` per episode number.
+        colours: by name, one array ``[frames, rows, columns, 3]`` per episode number.
         explained: by name, the share of the variance in red, green and blue.
 
     """
@@ -106,7 +106,7 @@ def paint(latents: LatentStore, store: TrainingStore, indices: Sequence[int]) ->
 
 
 def _tokens(latents: LatentStore, store: TrainingStore, index: int) -> np.ndarray:
-    """An episode's latents, unshifted view, normalised as in training: ``[frames, grid, grid, dim]``."""
+    """An episode's latents, unshifted view, normalised as in training: ``[frames, rows, columns, dim]``."""
     entry = store.episodes[index]
     span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
     return on_grid(normalise_latents(np.asarray(latents.latents[0, span]), latents.spec))

@@ -1,0 +1,24 @@
+"""Annotated shapes hold while the tests run: a call or a result with another shape is an error."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from wmjax.data.shift import draw_views
+from wmjax.models.nn.attention import attention
+
+
+def test_an_array_of_another_shape_or_dtype_is_refused() -> None:
+    query, key = jnp.ones((2, 5, 4, 8)), jnp.ones((2, 3, 2, 8))
+    assert attention(query, key, key).shape == query.shape
+    with pytest.raises(TypeCheckError, match="key"):
+        attention(query, key[1:], key)
+    with pytest.raises(TypeCheckError, match="query"):
+        attention(query.astype(jnp.int32), key, key)
+
+
+def test_an_int_may_stand_for_a_float_and_nothing_else_may() -> None:
+    assert draw_views(3, 2, 0).dtype == np.int32
+    with pytest.raises(TypeCheckError, match="views"):
+        draw_views(3, 2.0, 0)  # type: ignore[arg-type]
