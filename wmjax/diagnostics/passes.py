@@ -98,13 +98,13 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
     """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
-    fit = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
+    applicable = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
     episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
     nobody_else = {"shuffled": len(store.episodes) < 2, "shuffled_in_task": min(episodes.values()) < 2}
-    fit = [kind for kind in fit if not nobody_else.get(kind)]
-    conditions = [Condition(kind, corruption=kind) for kind in fit]
+    applicable = [kind for kind in applicable if not nobody_else.get(kind)]
+    conditions = [Condition(kind, corruption=kind) for kind in applicable]
     # The memory is made from the same images: only this says what the actions lose without any.
-    return [*conditions, Condition("closed, images black", _black_images, "closed")] if fit else []
+    return [*conditions, Condition("closed, images black", _black_images, "closed")] if applicable else []
 
 
 class Network:

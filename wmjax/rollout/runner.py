@@ -72,7 +72,7 @@ class Runner:
         videos: EpisodeVideos,
         recipe_hash: str = "",
     ) -> None:
-        _require_fit(actor, protocol)
+        _require_applicable(actor, protocol)
         self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
@@ -276,7 +276,7 @@ def _require(reply: Reply | None) -> Reply:
     return reply
 
 
-def _require_fit(actor: Actor, protocol: Protocol) -> None:
+def _require_applicable(actor: Actor, protocol: Protocol) -> None:
     """Refuses protocols whose settings do not apply to the actor.
 
     Raises:
