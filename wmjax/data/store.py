@@ -65,7 +65,7 @@ class Task:
 
 
 def write_part(
-    folder: Path,
+    folder: str | Path,
     name: str,
     episode: EpisodeData,
     spec: ObservationSpec | None = None,
@@ -98,7 +98,7 @@ def part_names(folder: Path) -> list[str]:
 
 
 def finalize(
-    folder: Path,
+    folder: str | Path,
     spec: ObservationSpec,
     action: ActionSpec,
     tasks: Sequence[Task] | None = None,
