@@ -24,7 +24,7 @@ MINIMUM_HEIGHT = 224
 """Smaller frames are enlarged by an integer factor to at least this height (pixels), so that captions fit."""
 
 Frames = UInt8[np.ndarray, "frames cameras height width 3"]
-Strips = UInt8[np.ndarray, "frames height width 3"]
+Strips = UInt8[np.ndarray, "frames _ _ 3"]
 
 
 class Videos:
@@ -126,7 +126,7 @@ def _below(strips: Sequence[Strips], frames: int) -> Strips:
 
 
 def _compose(
-    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "height width 3"]
+    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "below across 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Cameras side by side above the caption above the strip, with even sides (which yuv420p needs)."""
     factor = max(1, -(-MINIMUM_HEIGHT // frame.shape[1]))

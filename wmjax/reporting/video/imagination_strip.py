@@ -50,7 +50,7 @@ def draw_strips(
     return hold(drawn, [moment.frame for moment in imagined], frames)
 
 
-def _draw(rows: dict[str, list[UInt8[np.ndarray, "side side 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
+def _draw(rows: dict[str, list[UInt8[np.ndarray, "_ _ 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
     """The rows with their names; colours are enlarged, pictures made smaller."""
     columns = len(rows["predicted"])
     size = (LEFT + columns * (CELL + GAP), LINE + len(rows) * (CELL + GAP))
