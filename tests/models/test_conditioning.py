@@ -22,6 +22,7 @@ from tests.models.vla_helpers import (
 )
 from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
+from wmjax.core.settings import build
 from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.planning import rank_chunks
 from wmjax.models.world.config import WorldMemoryConfig
@@ -157,8 +158,8 @@ def test_what_does_not_fit_is_named() -> None:
         conditioned("actions", memory=WorldMemoryConfig(input="constant", world_loss=0.0, inject=False))
     with pytest.raises(UserError, match=r"prophet.condition is \['state'\] with memory.input 'copy'"):
         conditioned("state", memory=VARIANTS["e1copy"])
-    with pytest.raises(UserError, match=r"did you mean instruction"):
-        ProphetConfig(condition=("instructions",))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"choose one of 'state', 'instruction', 'actions'"):
+        build(ProphetConfig, {"condition": ["instructions"]})
     chunks, goal = jnp.zeros((3, 2, CHUNK, 7)), jnp.zeros((3, TOKENS, DIM))
     with pytest.raises(UserError, match=r"prophet.condition is \['state'\]; ranking chunks needs 'actions'"):
         rank_chunks(conditioned("state"), INPUTS, chunks, goal)

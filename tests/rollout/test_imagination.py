@@ -1,13 +1,9 @@
 """The strip under a video: what was predicted above what came, at the right frames."""
 
-from types import SimpleNamespace
-from typing import cast
-
 import av
 import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
-from wmjax.data.store import TrainingStore
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video import decision_strip as decided
 from wmjax.reporting.video.clips import MINIMUM_HEIGHT
@@ -77,8 +73,7 @@ def test_the_third_row_holds_the_training_frames_nearest_to_what_was_predicted()
     truth = np.concatenate([moment.observed[-1:] for moment in imagined])
     pictures = rng.integers(0, 256, (9, 2, CELL, CELL, 3), np.uint8)
     frames = np.array([8, 2, 5, 0, 1])  # of the store, those that the episode passed through
-    store = cast("TrainingStore", SimpleNamespace(frames=pictures))
-    album = Album(store, frames, 1, truth + rng.normal(size=truth.shape).astype(np.float32) * 0.1)
+    album = Album(pictures, frames, 1, truth + rng.normal(size=truth.shape).astype(np.float32) * 0.1)
     plain, strips = draw_strips(imagined, 5), draw_strips(imagined, 5, album)
     np.testing.assert_array_equal(strips[:, : plain.shape[1]], plain)
     for frame, strip in enumerate(strips):

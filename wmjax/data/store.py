@@ -345,7 +345,7 @@ class TrainingStore:
         starts = np.array([episode["step_start"] for episode in self.episodes], np.int32)
         return starts[self.frame_episode] + self.frame_step
 
-    def episode(self, index: int) -> EpisodeData:
+    def episode(self, index: int | np.integer) -> EpisodeData:
         """One episode as it was recorded (frames stay memory-mapped; of a remote store they are read)."""
         entry = self.episodes[index]
         rows = slice(entry["step_start"], entry["step_start"] + entry["length"])
@@ -363,7 +363,7 @@ class TrainingStore:
             injected=None if self.injected is None else self.injected[rows],
         )
 
-    def settled_state(self, index: int) -> Float64[np.ndarray, " s"]:
+    def settled_state(self, index: int | np.integer) -> Float64[np.ndarray, " s"]:
         """The full simulator state an episode started from."""
         return self._settled[str(index)]
 

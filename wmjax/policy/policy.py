@@ -133,7 +133,7 @@ class Policy:
     def prophet_latents(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n pooled dim"]:
         """Raw latents in the units and the shape that the Prophet predicts."""
         assert self.encoder_spec is not None
-        found = self._model.world.prophet_latents(normalise_latents(latents[:, None], self.encoder_spec))
+        found = self._model.world.prophet_latents(jnp.asarray(normalise_latents(latents[:, None], self.encoder_spec)))
         return np.asarray(found)[:, 0]
 
     def initial_carry(self) -> Carry:

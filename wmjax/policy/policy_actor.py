@@ -205,10 +205,10 @@ def _require_finite(actions: Float32[np.ndarray, "chunk action"], decision: Deci
 
 
 @jax.jit
-def _gather(table: Carry, rows: Int32[np.ndarray, " rows"]) -> Carry:
+def _gather(table: Carry, rows: Int32[jax.Array | np.ndarray, " rows"]) -> Carry:
     return jax.tree.map(lambda leaf: leaf[rows], table)
 
 
 @jax.jit
-def _scatter(table: Carry, rows: Int32[np.ndarray, " rows"], values: Carry) -> Carry:
+def _scatter(table: Carry, rows: Int32[jax.Array | np.ndarray, " rows"], values: Carry) -> Carry:
     return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), table, values)

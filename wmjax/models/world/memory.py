@@ -271,7 +271,7 @@ class WorldMemory(nnx.Module):
 
 
 def corrupt(
-    memory: Float32[Array, "batch future tokens dim"], corruption: Corruption, key: jax.Array | None
+    memory: Float32[Array, "batch future tokens dim"], corruption: str, key: jax.Array | None
 ) -> Float32[Array, "batch future tokens dim"]:
     """The memory that replaces the predicted one in an evaluation.
 
