@@ -45,16 +45,16 @@ sample = jax.jit(lambda model, inputs: model.sample(inputs, jax.random.key(2)))
 
 def test_state_and_instruction_change_the_prediction_only_if_it_is_told_them() -> None:
     prompt = INPUTS.prompt
-    words, padding = prompt.tokens.copy(), prompt.tokens.copy()
+    words, padding = np.array(prompt.tokens), np.array(prompt.tokens)
     words[1, 5], padding[1, 0] = (words[1, 5] + 1) % 39, (padding[1, 0] + 1) % 39
-    swapped = prompt.tokens.copy()
+    swapped = np.array(prompt.tokens)
     swapped[1, [5, 6]] = swapped[1, [6, 5]]
     assert swapped[1, 5] != swapped[1, 6]
     other = {
         "state": INPUTS._replace(state=INPUTS.state + 1.0),
-        "word": INPUTS._replace(prompt=prompt._replace(tokens=words)),
-        "order": INPUTS._replace(prompt=prompt._replace(tokens=swapped)),
-        "padding": INPUTS._replace(prompt=prompt._replace(tokens=padding)),
+        "word": INPUTS._replace(prompt=prompt._replace(tokens=jnp.asarray(words))),
+        "order": INPUTS._replace(prompt=prompt._replace(tokens=jnp.asarray(swapped))),
+        "padding": INPUTS._replace(prompt=prompt._replace(tokens=jnp.asarray(padding))),
     }
     heard = {(): (), ("state",): ("state",), ("instruction",): ("word", "order")}
     for condition, listens in heard.items():

@@ -74,7 +74,7 @@ def test_corruptions_change_the_memory_as_they_say() -> None:
     assert info["prediction"].shape == INPUTS.future.shape
     zero = sample(model, INPUTS, "zero")[0]
     np.testing.assert_allclose(zero, sample(model, INPUTS, memory=jnp.zeros_like(info["prediction"]))[0], atol=1e-5)
-    others = jax.jit(lambda m, i: m.recall(i))(model, INPUTS._replace(latents=INPUTS.latents[[1, 2, 0]]))
+    others = jax.jit(lambda m, i: m.recall(i))(model, INPUTS._replace(latents=INPUTS.latents[jnp.array([1, 2, 0])]))
     np.testing.assert_allclose(others, jnp.roll(info["prediction"], -1, axis=0), atol=1e-5)
     shuffled = sample(model, INPUTS, "shuffled", memory=others)[0]
     np.testing.assert_allclose(shuffled, sample(model, INPUTS, memory=others)[0], atol=1e-5)
