@@ -1,12 +1,12 @@
 """Annotated shapes hold while the tests run: a call or a result with another shape is an error."""
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from wmjax.data.shift import draw_views
 from wmjax.models.nn.attention import attention
+from wmjax.reporting.charts import round_ticks
+from wmjax.reporting.html import percent
 
 
 def test_an_array_of_another_shape_or_dtype_is_refused() -> None:
@@ -18,7 +18,8 @@ def test_an_array_of_another_shape_or_dtype_is_refused() -> None:
         attention(query.astype(jnp.int32), key, key)
 
 
-def test_an_int_may_stand_for_a_float_and_nothing_else_may() -> None:
-    assert draw_views(3, 2, 0).dtype == np.int32
-    with pytest.raises(TypeCheckError, match="views"):
-        draw_views(3, 2.0, 0)  # type: ignore[arg-type]
+def test_an_int_may_stand_for_a_float_and_not_the_other_way_round() -> None:
+    assert percent(1) == "100.0 %"
+    assert round_ticks(0, 1, 4)[0] == 0
+    with pytest.raises(TypeCheckError, match="count"):
+        round_ticks(0.0, 1.0, 4.0)  # type: ignore[arg-type]
