@@ -132,10 +132,6 @@ RESUMABLE = (
 )
 """Settings that may change when a run resumes, because no number depends on them."""
 
-YOUNGER = {"train.accumulate": 1, "train.spike_factor": 0.0}
-"""Settings that recipes before December 2026 do not have, and what they did: with that value they are no part of a
-recipe's hash, so that it stays what it was."""
-
 PLACES = ("data.path", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
 checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
