@@ -10,15 +10,15 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 CHECKED = ("analysis", "models", "reporting")
-"""Packages of wmjax whose annotations, shapes among them, are checked at every call while the tests run.
+"""Packages of wmjax whose annotations, shapes among them, are checked at every call with WMJAX_CHECK_SHAPES=1.
 
-The others await their turn. ``core``, ``experiment`` and ``data.episode`` must stay out: their functions refuse wrong
-types and shapes in words, which their tests try.
+``core``, ``experiment`` and ``data.episode`` must stay out: their functions refuse wrong types and shapes in words,
+which their tests try.
 """
-# An int may stand for a float, as PEP 484 says.
-install_import_hook(
-    [f"wmjax.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)
+if os.environ.get("WMJAX_CHECK_SHAPES"):  # an int may stand for a float, as PEP 484 says
+    install_import_hook(
+        [f"wmjax.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
 
 from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
 
