@@ -22,7 +22,7 @@ from wmjax.analysis.rank import token_rank  # noqa: E402
 from wmjax.analysis.ridge import ridge_r2  # noqa: E402
 from wmjax.core.errors import UserError  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
-from wmjax.diagnostics.probe import object_scores, objects_of, probe, show  # noqa: E402
+from wmjax.diagnostics.probe import format_table, object_scores, objects_of, probe  # noqa: E402
 from wmjax.encoders.vjepa2.config import VJEPA2Config  # noqa: E402
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec  # noqa: E402
 from wmjax.recording.random_motion import SUITES, TASKS_PER_SUITE, choose_tasks  # noqa: E402
@@ -167,7 +167,7 @@ def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
     table = probe([store], 0, [])
     assert table["pixels 8x8"]["eef xyz"] > 0.5
     assert table["pixels 8x8"]["gripper"] < 0.3  # noise in this store
-    assert "pixels 8x8" in show(table) and "xy cup_1" in show(table)
+    assert "pixels 8x8" in format_table(table) and "xy cup_1" in format_table(table)
     rows, _ = objects_of([store])["cup_1"]
     assert set(store.frame_episode[rows]) == set(range(1, len(store.episodes)))  # not where it has fallen
     rng = np.random.default_rng(0)

@@ -72,7 +72,7 @@ class LatentWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         spec: EncoderSpec,
         store: TrainingStore,
         views: np.ndarray,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.rng import named_key
@@ -22,6 +22,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.loader import Batch, make_loader
 from wmjax.data.statistics import normalise_action
 from wmjax.data.store import TrainingStore
+from wmjax.models.backbones.base import Hidden, State
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Donors
@@ -99,13 +100,13 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
     """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
-    fit = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
+    applicable = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
     episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
     nobody_else = {"shuffled": len(store.episodes) < 2, "shuffled_in_task": min(episodes.values()) < 2}
-    fit = [kind for kind in fit if not nobody_else.get(kind)]
-    conditions = [Condition(kind, corruption=kind) for kind in fit]
+    applicable = [kind for kind in applicable if not nobody_else.get(kind)]
+    conditions = [Condition(kind, corruption=kind) for kind in applicable]
     # The memory is made from the same images: only this says what the actions lose without any.
-    return [*conditions, Condition("closed, images black", _black_images, "closed")] if fit else []
+    return [*conditions, Condition("closed, images black", _black_images, "closed")] if applicable else []
 
 
 class Network:
@@ -119,7 +120,7 @@ class Network:
 
         def act(
             state: nnx.State,
-            hidden: Array,
+            hidden: Hidden | State,
             batch: dict[str, Array],
             index: Array,
             draw: Array,
@@ -130,11 +131,11 @@ class Network:
 
         self._acted = jax.jit(act, static_argnums=6)
 
-    def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
+    def hidden(self, batch: Batch) -> Hidden | State:
         """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.encode_prompt`)."""
         return self._hidden(self._state, batch)
 
-    def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
+    def act(self, hidden: Hidden | State, batch: Batch, index: int, condition: Condition) -> Acted:
         """The rest of the network; noise depends on the batch's ``index`` and the draw's number only."""
         donor = self._donor(batch, condition.corruption) if condition.corruption in SHUFFLED else None
 
@@ -171,7 +172,7 @@ class Network:
     def _act(
         self,
         model: VLA,
-        hidden: Array,
+        hidden: Hidden | State,
         batch: dict[str, Array],
         index: Array,
         draw: Array,
@@ -219,7 +220,7 @@ def observe(network: Network, stream: Iterator[Batch], conditions: list[Conditio
     """Runs every condition on every batch; the VLM once for each change of its inputs."""
     rng, rows = np.random.default_rng(0), []
     for index, batch in enumerate(stream):
-        seen: dict[Change | None, tuple[Batch, Array]] = {None: (batch, network.hidden(batch))}
+        seen: dict[Change | None, tuple[Batch, Hidden | State]] = {None: (batch, network.hidden(batch))}
         acted = {}
         for condition in [Condition(PLAIN), *conditions]:
             if condition.change is not None and condition.change not in seen:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -68,6 +68,7 @@ class EncoderConfig(Settings, section="encoder"):
         return dataclasses.replace(self, clip_length=spec.clip_length, cameras=spec.cameras, **recorded)
 
 
+@runtime_checkable
 class Exporter(Protocol):
     """What computes the latents of a store, in any framework."""
 

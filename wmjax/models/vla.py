@@ -20,7 +20,7 @@ from wmjax.core.settings import Depth, Range, Settings
 from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
 from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, default_head
 from wmjax.models.inputs import ModelInput
-from wmjax.models.nn.transformer import Mlp, table
+from wmjax.models.nn.transformer import Mlp, embedding_table
 from wmjax.models.world.conditioning import Context, ContextSizes
 from wmjax.models.world.config import WorldMemoryConfig, require_condition
 from wmjax.models.world.injection import InjectionConfig
@@ -128,9 +128,9 @@ class VLA(nnx.Module):
         self.state_in = (
             Mlp(config.state_dim, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs)
             if config.use_state
-            else table(rngs.params(), (1, hidden_dim), config.query_std)
+            else embedding_table(rngs.params(), (1, hidden_dim), config.query_std)
         )
-        self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
+        self.queries = embedding_table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
         self.world = WorldMemory(

@@ -113,7 +113,8 @@ def _album(policy: Policy) -> Album | None:
         return None
     frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
     camera = store.spec.cameras.index(latents.spec.cameras[0])
-    return Album(store, frames, camera, policy.prophet_latents(np.asarray(latents.latents[0, frames], np.float32)))
+    found = policy.prophet_latents(np.asarray(latents.latents[0, frames], np.float32))
+    return Album(store.frames, frames, camera, found)
 
 
 def _require_same(policy: Policy, store: TrainingStore, latents: LatentStore) -> None:

@@ -87,7 +87,7 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     # 3. Latents.
     latents = distributed.first(lambda: latents_or_views(experiment, store, plan.latent_spec))
     # 4. Training.
-    checkpoint = fit(plan, store, latents, start)
+    checkpoint = train_policy(plan, store, latents, start)
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
@@ -110,7 +110,9 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     distributed.alone(lambda: print(text))
 
 
-def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None = None) -> Path:
+def train_policy(
+    plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None = None
+) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
 
     Raises:

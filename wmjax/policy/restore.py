@@ -54,7 +54,7 @@ def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array
     return checkpoint.restore(folder, "ema", parameter_shapes(experiment))
 
 
-def parameter_shapes(experiment: Experiment) -> dict[str, Array]:
+def parameter_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and types of the parameters that an experiment trains; nothing is computed."""
     model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
     return to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])

@@ -35,6 +35,7 @@ SETTINGS, PARAMETERS = "policy.json", "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
 """One folder per policy that ships with wmjax."""
 Parameters = dict[str, Array]
+Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SavedPolicy:
     step: int
     hash: str
     meta: dict[str, Any]
-    read: Callable[[Parameters], Parameters]
+    read: Callable[[Shapes], Parameters]
     home: Path
     places: Places = dataclasses.field(default_factory=dict)
 
@@ -173,7 +174,7 @@ def _read_folder(folder: Path, places: Places) -> SavedPolicy:
     return SavedPolicy(folder, results, content.step, digest[:16], content.meta, read, folder, places)
 
 
-def _read_parameters(folder: Path, digest: str, like: Parameters) -> Parameters:
+def _read_parameters(folder: Path, digest: str, like: Shapes) -> Parameters:
     """The parameters in float32, checked against their hash and against the network's names and shapes."""
     path = folder / PARAMETERS
     try:

@@ -1,10 +1,10 @@
-"""One evaluation over several processes or hosts: each runs its part, and the last one to end writes the table.
+"""One evaluation over several processes or hosts: each runs a shard, and the last one to end writes the table.
 
     OUT/shards/0-of-4/     header.json, episodes.jsonl, summary.json of one shard
-    OUT/                   the same files of all episodes, once all shards are done, as one process would write them
+    OUT/                   the same files for all episodes once all shards are done, as one process would write them
 
 All processes must see the folder. Episodes that a shard finished count for all of them, so an evaluation may be
-resumed with another number of shards, or with none. Imports no jax.
+resumed with another number of shards, or with none. This module does not import jax.
 """
 
 import re
@@ -19,7 +19,7 @@ from wmjax.sim.episode import EpisodeId
 
 
 def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
-    """A shard's episodes: neighbours, because a worker that changes the task builds its simulation anew."""
+    """The episodes of a shard: a contiguous range, because a worker that changes its task rebuilds the simulation."""
     index, count = check_shard(shard)
     return list(episodes[len(episodes) * index // count : len(episodes) * (index + 1) // count])
 
@@ -52,9 +52,9 @@ def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
 
 
 def merge(results: Results, records: Mapping[str, EpisodeRecord], order: Sequence[EpisodeId]) -> None:
-    """Makes the whole evaluation's results those of all shards, in the protocol's order.
+    """Writes the episodes of all shards as the results of the whole evaluation, in the protocol's order.
 
-    Two shards that end at the same moment may both do it: they write the same bytes.
+    Two shards that end at the same moment may both do this, because they write the same bytes.
     """
     keys = [episode.key for episode in order]
     surplus = sorted(set(records) - set(keys))

@@ -21,7 +21,7 @@ MAX_VELOCITY = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Protocol(Settings, section="protocol"):
-    """An evaluation's definition; two runs of one protocol ran the same episodes.
+    """The definition of an evaluation. Two evaluations with the same protocol run the same episodes.
 
     Attributes:
         name: of the file.
@@ -41,12 +41,13 @@ class Protocol(Settings, section="protocol"):
         camera_dropout: probability that a camera's frames are black for a policy at a decision, drawn for each
             episode, decision and camera; one camera always shows, see :mod:`wmjax.rollout.execution`.
         oracle: None, or α of the oracle bracket: at every decision the policy's memory is α·ẑ + (1-α)·z₊, where ẑ is
-            its own prediction and z₊ the encoded future in which the scripted expert acts from here on (after what
-            ``execution_delay`` still lets pass). 1 is the policy itself, 0 what a perfect prediction would give.
-        corruption: what the policy's action tokens get for a world memory instead of its own: zeros (``zero``), unit
-            noise drawn for each decision (``noise``), the memory of a demonstration drawn for each episode, at the
-            same control step, of any task (``shuffled``, see :mod:`wmjax.policy.interventions`) or of the episode's own
-            (``shuffled_in_task``), or nothing (``closed``). What the Prophet predicts is still logged and drawn.
+            its own prediction and z₊ the encoded future in which the scripted expert takes over (after the actions
+            that ``execution_delay`` still lets pass). 1 is the policy itself, 0 is a perfect prediction.
+        corruption: what replaces the world memory that the policy's action tokens read: zeros (``zero``), unit noise
+            drawn for each decision (``noise``), or the memory of a demonstration at the same control step. The
+            demonstration is drawn for each episode, from any task (``shuffled``, see
+            :mod:`wmjax.policy.interventions`) or from the episode's task (``shuffled_in_task``). With ``closed`` they
+            read no memory. The Prophet's own predictions are still logged and drawn.
         seed: of the policy's noise; the episodes themselves do not depend on it.
         env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
@@ -178,7 +179,7 @@ CHANGES: dict[str, Short] = {
 
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
-    """A folder whose name tells the protocol and what differs in it from its file, so that two never collide."""
+    """A folder named after the protocol and the fields that differ from its file; no two protocols share one."""
     parts = [protocol.name]
     for name, change in CHANGES.items():
         value = getattr(protocol, change.setting)

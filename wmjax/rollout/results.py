@@ -18,9 +18,9 @@ from wmjax.core.reading import parse_json, read_json, read_text, typed
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
 ADDED = {"protocol.corruption": "none"}
-"""Header fields that earlier evaluations do not have, and what was run then: the same evaluation goes on."""
+"""Header fields that earlier evaluations lack, with the value that they used: such an evaluation can be resumed."""
 DESCRIBED = "training."
-"""Header fields that say in words what ``recipe_hash`` identifies; earlier evaluations do not have them."""
+"""Prefix of the header fields that spell out what ``recipe_hash`` identifies; earlier evaluations lack them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 
 def actor_label(header: Mapping[str, Any]) -> str:
-    """Who acted, in a few words: the recipe of a policy, the name of a scripted actor."""
+    """The name of the actor: the recipe of a policy, or the name of a scripted actor."""
     experiment = header.get("experiment")
     if isinstance(experiment, Mapping):
         return str(experiment.get("recipe", "policy"))
@@ -207,7 +207,7 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Header fields that differ, with both values; what only one of them describes is not known to differ."""
+    """Header fields that differ, with both values. Fields that only one header describes do not count as different."""
     left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
     names = {*left, *right}
     for side in (left, right):
@@ -230,7 +230,7 @@ def _line(record: EpisodeRecord) -> str:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts off what a kill in the middle of a write left behind the last newline."""
+    """Removes an incomplete last line, which a process that was killed while writing leaves behind."""
     if path.exists():
         whole = path.read_bytes().rfind(b"\n") + 1
         os.truncate(path, whole)

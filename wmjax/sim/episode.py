@@ -1,4 +1,4 @@
-"""The identity of an episode. Imports no simulator, so that anything may name episodes."""
+"""The identity of an episode. This module imports no simulator, so that every other module may use it."""
 
 import dataclasses
 import hashlib

@@ -186,7 +186,7 @@ class _Loop:
     def _lacks_validation(self, step: int) -> bool:
         """Whether a process was stopped before the validation of the step that it saved."""
         due = step > 0 and (step % self.config.eval_every == 0 or step == self.config.steps)
-        return due and bool(distributed.told(lambda: not self.writer.has(step, "val")))
+        return due and bool(distributed.broadcast_from_first(lambda: not self.writer.has(step, "val")))
 
     def _update(self, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
         with self._clock.of("data"):
@@ -290,7 +290,7 @@ def _resumable(checkpoints: Path) -> Path | None:
     def newest() -> int:
         return int(checkpoint.latest(checkpoints).name) if checkpoint.complete_steps(checkpoints) else -1
 
-    step = distributed.told(newest)
+    step = distributed.broadcast_from_first(newest)
     return None if step < 0 else checkpoints / f"{step:08d}"
 
 

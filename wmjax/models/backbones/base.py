@@ -17,7 +17,7 @@ the positions that its ``prepare`` put in the prompt.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -93,6 +93,7 @@ class Hidden(NamedTuple):
     mask: Bool[Array, "batch length"]
 
 
+@runtime_checkable
 class Prepare(Protocol):
     """From an instruction to a prompt, on the host."""
 

@@ -6,6 +6,7 @@ The backbones have layers of their own, because those must match published check
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from wmjax.models.nn.attention import attention
@@ -37,7 +38,7 @@ def linear(
     *,
     axes: Axes = ("embed", "mlp"),
     std: float | None = None,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
 ) -> Dense:
     """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation."""
@@ -68,7 +69,7 @@ def layer_norm(width: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.LayerN
     )
 
 
-def table(key: jax.Array, shape: tuple[int, ...], std: float = 0.02) -> nnx.Param:
+def embedding_table(key: jax.Array, shape: tuple[int, ...], std: float = 0.02) -> nnx.Param:
     """A learned embedding table ``[..., width]``."""
     return nnx.Param(std * jax.random.normal(key, shape), out_sharding=(None,) * len(shape), eager_sharding=False)
 
@@ -83,7 +84,7 @@ class Attention(nnx.Module):
         *,
         target: int | None = None,
         source: int | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Builds it; ``target`` and ``source`` are the widths of the two sides where they differ from ``width``."""
@@ -121,7 +122,7 @@ class Mlp(nnx.Module):
         outputs: int,
         *,
         std: float | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.up = linear(inputs, hidden, dtype=dtype, rngs=rngs)

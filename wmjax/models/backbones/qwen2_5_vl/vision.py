@@ -119,7 +119,7 @@ class VisionTower(nnx.Module):
         vision = self.config.vision
         grid = (images.shape[1] // vision.factor, images.shape[2] // vision.factor)
         x = self._embed(image.patchify(images, vision.patch, vision.merge))
-        x = image.to_windows(x, grid, vision.window_groups)
+        x = jnp.asarray(image.to_windows(x, grid, vision.window_groups))
         count, groups, unit, hidden = x.shape
         angles = window_angles(grid, self.config)
         area = tuple((r.windows, r.window_size * unit) for r in image.regions(*grid, vision.window_groups))
