@@ -66,7 +66,7 @@ class Costs:
 
 def image_size(experiment: Experiment) -> int:
     """Pixels of its store's frames."""
-    return CONVERTED_SIZE if experiment.data.path else experiment.data.observation.image_size
+    return CONVERTED_SIZE if experiment.data.places else experiment.data.observation.image_size
 
 
 def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

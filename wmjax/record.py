@@ -11,12 +11,14 @@ encoders.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local
+from wmjax.pipeline.record_policy import record_policy
 from wmjax.recording.demonstration import DemonstrationConfig
 from wmjax.recording.failures import FailureConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
@@ -66,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--image-size", type=int, help=f"default: {spec.image_size}; with --every-step {LEROBOT_IMAGE_SIZE}")
     p.add_argument("--frame-stride", type=int, default=spec.frame_stride, help="control steps between images")
     p.add_argument("--every-step", action="store_true", help="write a LeRobot v3.0 dataset, an image at every step")
+    p.add_argument("--run", help="DAgger: this run's policy (or mini) acts, the expert labels each state it reaches")
     p.add_argument("--random-motion", action="store_true", help="record random motion instead of demonstrations")
     p.add_argument("--suites", nargs="+", default=list(SUITES), help="of --random-motion")
     p.add_argument("--tasks-per-suite", type=int, default=TASKS_PER_SUITE, help="of --random-motion")
@@ -101,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
         failures=FailureConfig(fraction=options.failures),
     )
     episodes = DEMONSTRATIONS_PER_TASK if options.episodes is None else options.episodes
-    write = record_dataset if every else record
+    write = functools.partial(record_policy, run=options.run) if options.run else record_dataset if every else record
     store = write(options.out, options.suite, options.tasks, episodes, spec, workers=options.workers, config=config)
     print(f"{len(store.episodes)} demonstrations, {len(store.state)} control steps in {options.out}")
     return 0

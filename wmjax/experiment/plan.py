@@ -40,7 +40,7 @@ class RunPlan:
     Attributes:
         experiment: all settings.
         folder: the run's folder.
-        store: the demonstrations that ``data.path`` names; None if they are recorded by the run.
+        store: the demonstrations that ``data.path`` or ``data.paths`` name; None if they are recorded by the run.
         latent_spec: of the latents that the run trains on; their statistics come with the store of latents.
         weights: of the backbone.
         protocol: of the closed-loop evaluation, on the tasks that are trained on; None without an evaluation.
@@ -86,7 +86,7 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     distributed.join()
     require_devices()
     require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))
-    if evaluates or not experiment.data.path:  # the simulator is needed: say now that it is missing
+    if evaluates or not experiment.data.places:  # the simulator is needed: say now that it is missing
         simulator_version()
     return RunPlan(
         experiment=experiment,

@@ -9,6 +9,7 @@ from wmjax.core.paths import cache_root
 from wmjax.core.specs import EncoderSpec, from_dict, require_equal, spec_hash
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
+from wmjax.data.union import UnionLatents, UnionStore
 from wmjax.encoders.base import ENCODERS, EncoderConfig, Exporter, describe
 from wmjax.encoders.encode import encode_store
 from wmjax.experiment.config import Experiment
@@ -27,6 +28,8 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
     """
     config = experiment.encoder
     spec = spec or latent_spec(config, experiment.data)
+    if isinstance(store, UnionStore):
+        return UnionLatents([encode(experiment, one, spec) for one in store.stores])
     require_camera(config, store.spec.cameras)
     store.verify_once()
     if config.path:
@@ -52,7 +55,9 @@ def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> 
 def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | None:
     """Demonstrations and latents of an experiment if they lie here already; nothing is made, downloaded or hashed."""
     config = experiment.encoder
-    demos = location(experiment.data.path or recorded_folder(experiment))
+    if len(experiment.data.places) > 1:
+        return None
+    demos = location(*experiment.data.places or (recorded_folder(experiment),))
     if isinstance(demos, Remote) or not (demos / "manifest.json").is_file():
         return None
     store = TrainingStore(demos)

@@ -17,6 +17,7 @@ from wmjax.core.files import owned
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
+from wmjax.data.weights import Mixture
 from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import load, to_dict
 from wmjax.experiment.dimensions import of_store
@@ -113,7 +114,9 @@ def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore, start: Start 
 
     """
     experiment, weights = plan.experiment, plan.weights.folder
-    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
+    data = experiment.data
+    mixture = Mixture(data.weights, data.balance)
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, mixture)
     loads: list[LoadBase] = (
         [] if weights is None else [functools.partial(load_backbone, weights, experiment.model.backbone)]
     )

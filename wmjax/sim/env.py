@@ -96,6 +96,11 @@ class LiberoEnv:
         """Robosuite's ``MjSim``, for privileged readers such as the scripted expert."""
         return self._env.sim
 
+    @property
+    def movable(self) -> tuple[str, ...]:
+        """Names of the objects that are not fixed to the scene."""
+        return tuple(self._env.objects_dict)
+
     def reset(self, episode: EpisodeId) -> None:
         """Starts an episode: seed, reset, initial state or random placement, settling steps.
 

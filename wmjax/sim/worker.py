@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from wmjax.core import signals
 from wmjax.core.errors import UserError
@@ -30,12 +30,14 @@ from wmjax.sim.episode import EpisodeId
 class WorkerSettings:
     """The settings of a worker: the observation's spec, the environment and the room for frames.
 
-    ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``.
+    ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``. ``watcher`` makes a
+    :class:`Watcher` of an environment in which an episode has settled; None for none.
     """
 
     spec: ObservationSpec
     frames: int = 2
     env: str = "libero"
+    watcher: "Callable[[Any], Watcher] | None" = None
 
     @property
     def frames_shape(self) -> tuple[int, ...]:
@@ -104,6 +106,7 @@ class Reply:
         seconds: wall time.
         instruction: of the task.
         settled_hash: identity of the episode's start.
+        watched: what the watcher saw, if there is one: once after a reset, else after each control step.
 
     """
 
@@ -114,6 +117,7 @@ class Reply:
     seconds: float
     instruction: str
     settled_hash: str
+    watched: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +126,24 @@ class Failure:
 
     message: str
     user_error: bool
+
+
+class Watcher(Protocol):
+    """Reads the simulator beside the policy, which never sees what it reads."""
+
+    def look(
+        self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None
+    ) -> Any:
+        """What there is to tell about the current state.
+
+        Args:
+            action: what was executed last; None at the start of an episode.
+            image: the state as it was rendered for the policy, if it was.
+
+        Returns:
+            Anything that a pipe takes: the parent gets it.
+
+        """
 
 
 class Host:
@@ -135,6 +157,8 @@ class Host:
         self._task: tuple[str, int] | None = None
         self._step = 0
         self._frame_steps: list[int] = []
+        self._watcher: Watcher | None = None
+        self._watched: list[Any] = []
 
     def run(self, command: Command) -> Reply:
         """Runs one command.
@@ -144,7 +168,7 @@ class Host:
 
         """
         started = time.monotonic()
-        self._frame_steps = []
+        self._frame_steps, self._watched = [], []
         match command:
             case Reset():
                 self._reset(command)
@@ -160,7 +184,8 @@ class Host:
         seconds = time.monotonic() - started
         env = self._env
         frames = tuple(self._frame_steps)
-        return Reply(frames, self._state(), success, steps, seconds, env.instruction, env.settled_hash)
+        watched = tuple(self._watched)
+        return Reply(frames, self._state(), success, steps, seconds, env.instruction, env.settled_hash, watched)
 
     def close(self) -> None:
         """Closes the environment, if there is one."""
@@ -181,8 +206,17 @@ class Host:
             self._env.disturb(command.disturbance, episode)
         self._found_expert = None
         self._step = 0
+        make = self._settings.watcher
+        self._watcher = None if make is None else make(self._env)
         if command.render:
             self._render()
+        self._watch(None)
+
+    def _watch(self, action: np.ndarray | None) -> None:
+        """Shows the watcher, if there is one, the current state."""
+        if self._watcher is not None:
+            seen = self._frame_steps[-1:] == [self._step]
+            self._watched.append(self._watcher.look(action, self._buffer[len(self._frame_steps) - 1] if seen else None))
 
     def _expert_class(self) -> Any:
         place = self._env.expert
@@ -193,14 +227,14 @@ class Host:
     def _advance(self, act: Callable[[], np.ndarray], limit: int, command: Execute | RunExpert) -> tuple[int, bool]:
         """Steps until success or ``limit``; returns the steps taken and the success."""
         for taken in range(1, limit + 1):
-            success = bool(self._env.step(act()))
+            action = act()
+            success = bool(self._env.step(action))
             self._step += 1
-            if success:
-                if command.final:
-                    self._render()
-                return taken, True
-            if self._due(command.render) or (command.final and taken == limit):
+            if command.final if success else self._due(command.render) or (command.final and taken == limit):
                 self._render()
+            self._watch(action)
+            if success:
+                return taken, True
         return limit, False
 
     @property

@@ -5,13 +5,19 @@ from wmjax.data.loader import LoaderConfig
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
+from wmjax.data.weights import UNIFORM, Mixture
 from wmjax.models.prompts import PromptConfig, join_prompts, make_prepare
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import Inputs, TrainConfig
 
 
 def make_inputs(
-    store: TrainingStore, latents: LatentStore | None, prompt: PromptConfig, model: VLAConfig, config: TrainConfig
+    store: TrainingStore,
+    latents: LatentStore | None,
+    prompt: PromptConfig,
+    model: VLAConfig,
+    config: TrainConfig,
+    mixture: Mixture = UNIFORM,
 ) -> Inputs:
     """Splits by episode, takes statistics of the training split only, tokenises one prompt per task.
 
@@ -37,5 +43,6 @@ def make_inputs(
             history=model.prophet.history,
             future=model.prophet.future,
             include_latents=model.memory.reads_latents,
+            mixture=mixture,
         ),
     )
