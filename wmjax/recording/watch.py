@@ -39,10 +39,10 @@ class Watch:
             UserError: the task's goal is of another kind.
 
         """
-        if len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
+        if env.goals > 1 or len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
             raise UserError(
-                f"{env.suite} task {env.task_id}: failures of {' '.join(env.goal)!r} have no classes, only those of on "
-                "and in; leave the task out"
+                f"{env.suite} task {env.task_id}: failures have classes where one object is put on or in something, this "
+                f"goal is {' '.join(env.goal)!r} and {env.goals - 1} more; leave the task out with --tasks"
             )
         self._scene = Scene(env.sim)
         self._item, self._target = env.goal[1:]
