@@ -146,12 +146,26 @@ def test_an_object_on_its_side_was_knocked_over(episode: Episode) -> None:
     episode.rotation = ON_ITS_SIDE
     failure = classify(episode.go(up(BOWL)).close().open().moments)
     assert failure.kind is Kind.KNOCKED_OVER
-    assert any(event.text == "knocked the object over" for event in failure.events)
+    assert "it fell at step 21 with the hand 4.8 cm away" in failure.detail
+    assert any("the object falls over" in event.text for event in failure.events)
 
 
 def test_an_object_that_is_never_let_go_is_stuck(episode: Episode) -> None:
     failure = classify(grasped(episode).go(up(PLACE)).wait(80).moments)
     assert failure.kind is Kind.STUCK and failure.detail.startswith("it still holds the object")
+
+
+def test_an_object_that_is_carried_to_the_end_is_out_of_time(episode: Episode) -> None:
+    failure = classify(grasped(episode).go([0.25, 0.0, 0.15]).moments)
+    assert failure.kind is Kind.OUT_OF_TIME and failure.detail == "it still holds the object, 5.0 cm from its place"
+
+
+def test_fingers_that_have_begun_to_open_let_go(episode: Episode) -> None:
+    beside = np.add(PLACE, (0.0, 0.045, 0.0))
+    grasped(episode).go(up(beside)).go(beside)
+    episode.held, episode.command = False, 0.012
+    failure = classify(episode.wait(2).open().go(up(beside)).moments)
+    assert failure.kind is Kind.MISPLACEMENT
 
 
 def test_the_last_hold_decides(episode: Episode) -> None:

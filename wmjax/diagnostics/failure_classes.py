@@ -18,6 +18,8 @@ from wmjax.recording.watch import Moment
 
 CLOSED, OPENED = 0.03, 0.05
 """Commanded finger distances (m) below which the gripper counts as told to close, above which to open."""
+RISING = 0.005
+"""A commanded distance (m) that rises by so much opens the fingers: it takes 8 control steps from closed to open."""
 SQUEEZED = 0.002
 """Fingers that one object keeps this far (m) from where they are told to be hold it."""
 LIFTED = 0.015
@@ -54,6 +56,7 @@ class Kind(StrEnum):
     MISPLACEMENT = "misplacement"
     WRONG_OBJECT = "wrong object"
     KNOCKED_OVER = "knocked over"
+    OUT_OF_TIME = "out of time"
 
 
 class Event(NamedTuple):
@@ -134,6 +137,11 @@ class _Track:
         """A step by which an object that is let go at ``step`` has come to rest."""
         return min(step + REST, self.length - 1)
 
+    def slipped(self, hold: _Hold) -> bool:
+        """Whether a hold ended although the fingers were told to stay closed."""
+        told = self.command[hold.end : hold.end + LOST + 2]
+        return bool(told.max() < told[0] + RISING)
+
     def travelled(self) -> float:
         """The farthest (m) that the hand came from its start."""
         return float(np.linalg.norm(self.hand - self.hand[0], axis=1).max())
@@ -160,24 +168,29 @@ def _kind(track: _Track) -> tuple[Kind, str]:
     lifted = [name for name in track.others if _lifted_other(track, name) is not None]
     if lifted and not track.lifts:
         return Kind.WRONG_OBJECT, f"it lifted {lifted[0]}"
-    if not track.lifts and not track.held[-1] and track.lean[-1] < TILTED:
-        return Kind.KNOCKED_OVER, f"the object lies, {_cm(track.aside[-1])} from its place"
+    if not track.held[-1] and track.lean[-1] < TILTED:
+        return Kind.KNOCKED_OVER, f"the object lies, {_cm(track.aside[-1])} from its place, {_fall(track)}"
     if not track.lifts:
         return _without_a_hold(track)
     last = track.lifts[-1]
     if last.end >= track.length - 1 - LOST:
-        return Kind.STUCK, f"it still holds the object, {_cm(track.aside[-1])} from its place"
+        kind = Kind.OUT_OF_TIME if track.still_since() is None else Kind.STUCK
+        return kind, f"it still holds the object, {_cm(track.aside[-1])} from its place"
     return _end_of(track, last)
+
+
+def _fall(track: _Track) -> str:
+    """When an object fell over that lies at the end, and whether the hand was near."""
+    standing = np.flatnonzero(track.lean >= TILTED)
+    step = int(standing[-1]) + 1 if len(standing) else 0
+    return f"it fell at step {step} with the hand {_cm(track.gap[step])} away"
 
 
 def _end_of(track: _Track, hold: _Hold) -> tuple[Kind, str]:
     """How a hold ended that was not the right end."""
     rest = track.after(hold.end)
     fall = float(track.item[hold.end, 2] - track.item[rest, 2])
-    slipped = track.command[min(hold.end + 1, track.length - 1)] < CLOSED
-    where = f"{_cm(track.aside[rest])} from its place"
-    if track.lean[-1] < TILTED:
-        return Kind.KNOCKED_OVER, f"the object lies, {_cm(track.aside[-1])} from its place"
+    slipped, where = track.slipped(hold), f"{_cm(track.aside[rest])} from its place"
     if slipped or (fall > FALLEN and track.aside[hold.end] > AT_PLACE):
         return Kind.DROP, f"{'slipped' if slipped else 'let go'} {_cm(fall)} above where it came to rest, {where}"
     return Kind.MISPLACEMENT, f"put down {where}"
@@ -207,12 +220,12 @@ def _events(track: _Track) -> list[Event]:
         if not any(hold.lifted and hold.start <= step + REST and hold.end >= step for hold in track.holds):
             there = track.carried_nothing(step)
             events += [] if there is None else [Event(there, "at the place with nothing between the fingers")]
-    for hold in track.lifts:
-        events += _lift(track, hold)
+    for hold in track.holds:
+        events += _lift(track, hold) if hold.lifted else _touch(hold)
     events += _pushes(track)
     for name in track.others:
-        if (step := _lifted_other(track, name)) is not None:
-            events.append(Event(step, f"lifted {name}"))
+        if (lifted := _lifted_other(track, name)) is not None:
+            events.append(Event(lifted, f"lifted {name}"))
     if (still := track.still_since()) is not None:
         events.append(Event(still, "the hand stands still from here on"))
     end = track.length - 1
@@ -237,10 +250,15 @@ def _lift(track: _Track, hold: _Hold) -> list[Event]:
         return events
     rest = track.after(hold.end)
     fall = track.item[hold.end, 2] - track.item[rest, 2]
-    slipped = track.command[min(hold.end + 1, track.length - 1)] < CLOSED
-    verb = "slipped" if slipped else "dropped" if fall > FALLEN else "put down"
+    verb = "slipped" if track.slipped(hold) else "dropped" if fall > FALLEN else "put down"
     height = f" from {_cm(fall)} up" if fall > 0.005 else ""
     return [*events, Event(hold.end, f"{verb}{height}, {_cm(track.aside[rest])} from its place")]
+
+
+def _touch(hold: _Hold) -> list[Event]:
+    """A hold that did not lift, unless it was but a touch."""
+    steps = hold.end - hold.start + 1
+    return [Event(hold.start, f"held for {steps} steps, not lifted")] if steps > LOST else []
 
 
 def _pushes(track: _Track) -> list[Event]:
@@ -250,12 +268,15 @@ def _pushes(track: _Track) -> list[Event]:
     for start, end in _stretches(free):
         moved = _moved(track.item[start : end + 1])
         if moved is not None and not any(hold.lifted and 0 <= start - hold.end <= 2 * REST for hold in track.holds):
-            events.append(Event(start + moved[0], f"pushed the object {_cm(moved[1])}"))
+            away = _cm(track.gap[start + moved[0]])
+            events.append(Event(start + moved[0], f"the object moves {_cm(moved[1])}, {away} from the hand"))
         if track.lean[start] >= TILTED and (down := np.flatnonzero(track.lean[start : end + 1] < TILTED)).size:
-            events.append(Event(start + int(down[0]), "knocked the object over"))
+            step = start + int(down[0])
+            events.append(Event(step, f"the object falls over, {_cm(track.gap[step])} from the hand"))
     for name, path in track.others.items():
         if (moved := _moved(path)) is not None:
-            events.append(Event(moved[0], f"moved {name} {_cm(moved[1])}"))
+            away = _cm(float(np.linalg.norm(path[moved[0]] - track.hand[moved[0]])))
+            events.append(Event(moved[0], f"{name} moves {_cm(moved[1])}, {away} from the hand"))
     return events
 
 

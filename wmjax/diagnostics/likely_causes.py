@@ -150,6 +150,7 @@ WHAT = {
     Kind.MISPLACEMENT: "the object is put down beside its place",
     Kind.WRONG_OBJECT: "the policy takes another object",
     Kind.KNOCKED_OVER: "the object is knocked over",
+    Kind.OUT_OF_TIME: "the policy is too slow",
 }
 """The classes of failures in words."""
 

@@ -41,8 +41,8 @@ class Watch:
         """
         if env.goals > 1 or len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
             raise UserError(
-                f"{env.suite} task {env.task_id}: failures have classes where one object is put on or in something, this "
-                f"goal is {' '.join(env.goal)!r} and {env.goals - 1} more; leave the task out with --tasks"
+                f"{env.suite} task {env.task_id}: failures have classes where one object is put on or in something, "
+                f"this goal is {' '.join(env.goal)!r} and {env.goals - 1} more; leave the task out with --tasks"
             )
         self._scene = Scene(env.sim)
         self._item, self._target = env.goal[1:]
