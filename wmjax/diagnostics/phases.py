@@ -77,7 +77,9 @@ def phase_section(
     """Scores raw predicted chunks by the phase of their frame."""
     actual, mask, arm = windows.action, windows.mask, list(windows.spec.arm)
     variance = actual[mask].var(0, dtype=np.float64)
-    r2, r2_arm, share = {}, {}, {}
+    r2: dict[str, np.ndarray] = {}
+    r2_arm: dict[str, float] = {}
+    share: dict[str, float] = {}
     for number, name in enumerate(PHASES):
         of_phase = phases == number
         if of_phase.any():

@@ -51,9 +51,7 @@ def record_policy(
 
     Args:
         out: the store.
-        suite: of LIBERO.
-        tasks: task ids.
-        episodes_per_task: of each task.
+        suite, tasks, episodes_per_task: of LIBERO.
         spec: the observations to be recorded; the policy's have to be these.
         run: a run, one of its checkpoints, or a policy, as :func:`wmjax.policy.saved.find_policy` takes it.
         workers: simulator processes.

@@ -24,7 +24,7 @@ from wmjax.diagnostics.phases import PhaseSection, phase_section, phases_of
 from wmjax.diagnostics.samples import ActionWindows, action_windows
 from wmjax.diagnostics.text_table import Section, Skipped, plain
 from wmjax.experiment.config import Experiment
-from wmjax.models.heads.flow import FlowConfig
+from wmjax.models.heads.flow import FlowHead
 from wmjax.models.vla import VLA
 from wmjax.pipeline.diagnose import load
 from wmjax.pipeline.evaluate import evaluate
@@ -33,6 +33,7 @@ from wmjax.policy.saved import SETTINGS, SavedPolicy, find_policy
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import read_records
+from wmjax.sim.episode import EpisodeId
 from wmjax.trainer.config import Inputs
 
 log = logging.getLogger("wmjax.why")
@@ -68,7 +69,7 @@ def explain(
         run: a run, one of its checkpoints or a policy.
         evaluation: results of that policy, whose failed episodes are run again; its newest when None.
         tasks: only these; all when empty.
-        per_task: failed episodes that are run again of each task, and episodes that are replayed, at most.
+        per_task: failed episodes that are run again of each task, at most.
         data: the run's training store, if it is not in the cache.
         workers: simulator processes.
 
@@ -81,11 +82,7 @@ def explain(
     evaluation = evaluation or newest(found)
     protocol, episodes = failed_episodes(evaluation, tasks)
     records = [r for r in read_records(evaluation) if not tasks or r.task_id in tasks]
-    counts: Counter[int] = Counter()
-    chosen = []
-    for episode in episodes:
-        counts[episode.task_id] += 1
-        chosen += [episode] if counts[episode.task_id] <= per_task else []
+    chosen = _first_of_each_task(episodes, per_task)
     out = found.evaluations.parent.parent / "why" / found.evaluations.name
     watched = watch_policy(found.folder, protocol, chosen, out, workers=workers) if chosen else []
     evidence = Evidence(
@@ -97,6 +94,13 @@ def explain(
     sections = [_closed_loop(evaluation, len(records), len(episodes), watched)]
     evidence, recorded = _recorded(found, evidence, data, protocol, out, workers)
     return _publish(evidence, sections + recorded, out)
+
+
+def _first_of_each_task(episodes: Sequence[EpisodeId], count: int) -> list[EpisodeId]:
+    by_task: dict[int, list[EpisodeId]] = {}
+    for episode in episodes:
+        by_task.setdefault(episode.task_id, []).append(episode)
+    return [episode for mine in by_task.values() for episode in mine[:count]]
 
 
 def newest(found: SavedPolicy) -> Path:
@@ -159,9 +163,9 @@ def open_loop(experiment: Experiment, model: VLA, inputs: Inputs) -> OpenLoop:
     acted = clip_action(chunks[PLAIN], windows.spec)
     section = action_section(acted, windows, {})
     draws = {"one draw": section.r2_arm["all"]}
-    if isinstance(config.head, FlowConfig):
-        quiet: VLA = nnx.merge(*nnx.split(model))
-        quiet.head.config = dataclasses.replace(config.head, noise_scale=0.0)
+    quiet: VLA = nnx.merge(*nnx.split(model))
+    if isinstance(quiet.head, FlowHead):
+        quiet.head.config = dataclasses.replace(quiet.head.config, noise_scale=0.0)
         draws["no noise"] = _arm(_observe(quiet, inputs, "val", seed, []), inputs)
     return OpenLoop(
         phases=phase_section(acted, windows, phases_of(inputs.store, outcome.frames)),
