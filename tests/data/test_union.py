@@ -172,6 +172,15 @@ def test_a_weighted_stream_resumes_at_the_next_sample(union):
         assert all(np.array_equal(batch[key], found[key]) for key in batch)
 
 
+def test_the_weight_of_a_single_store_changes_nothing(stores):
+    plain, weighted = (
+        BatchSource(stores[0], None, np.arange(6), LoaderConfig(batch_size=8, mixture=mixture))
+        for mixture in (Mixture(), Mixture(weights=(5.0,)))
+    )
+    for index in range(20):
+        assert all(np.array_equal(plain[index][key], weighted[index][key]) for key in plain[index])
+
+
 def test_a_wrong_number_of_weights_is_refused(union):
     with pytest.raises(UserError, match=r"data\.weights has 3 numbers for 2 stores"):
         BatchSource(union, None, np.arange(3), LoaderConfig(mixture=Mixture(weights=(1.0, 1.0, 1.0))))

@@ -48,16 +48,16 @@ def expected_draws(
         UserError: another number of weights than of stores.
 
     """
-    if mixture == UNIFORM:
+    count = len(getattr(store, "stores", (store,)))
+    if mixture.weights and len(mixture.weights) != count:
+        raise UserError(f"data.weights has {len(mixture.weights)} numbers for {count} stores; give one for each")
+    weights = mixture.weights if count > 1 else ()
+    if not weights and mixture.balance == "none":
         return None
-    weights = mixture.weights
     episodes = store.frame_episode[samples]
     source = np.array([entry.get("store", 0) for entry in store.episodes])[episodes]
     chance = np.ones(len(samples))
     if weights:
-        count = len(getattr(store, "stores", (store,)))
-        if len(weights) != count:
-            raise UserError(f"data.weights has {len(weights)} numbers for {count} stores; give one for each")
         chance = np.asarray(weights, np.float64)[source] / np.bincount(source, minlength=count)[source]
     if mixture.balance == "task":
         task = np.array([entry["task"] for entry in store.episodes])[episodes]

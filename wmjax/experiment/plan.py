@@ -13,6 +13,7 @@ from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
+from wmjax.data.union import UnionStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
 from wmjax.experiment.dimensions import of_store
@@ -57,7 +58,12 @@ class RunPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """The contents of ``config.json``: the resolved settings, and the identities of data and weights."""
-        identities = {"data_identity": self.experiment.data.identity(), "backbone_hash": self.weights.hash}
+        identities: dict[str, Any] = {
+            "data_identity": self.experiment.data.identity(),
+            "backbone_hash": self.weights.hash,
+        }
+        if isinstance(self.store, UnionStore):
+            identities["stores"] = [store.hash for store in self.store.stores]
         return json.loads(json.dumps({**to_dict(self.experiment), **identities}))
 
     def evaluation_folder(self, checkpoint: Path) -> Path:

@@ -12,6 +12,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json, owned, write_json
 from wmjax.core.paths import cache_root
 from wmjax.core.provenance import provenance
+from wmjax.core.reading import read_json
 from wmjax.experiment.sweep_plan import Cell, finished, read_plan, resolve, results_folder
 from wmjax.pipeline.evaluate_checkpoint import identity
 from wmjax.policy.saved import find_policy
@@ -21,6 +22,8 @@ from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import read_header, read_records
 
 log = logging.getLogger("wmjax.sweep")
+SECONDS = "sweep_seconds.json"
+"""In a run's folder: what its stages have taken."""
 STOPPED = (129, 130, 143)
 """Exit statuses of a command that a signal has stopped."""
 
@@ -73,17 +76,31 @@ def _run_all(cells: Sequence[Cell], folder: Path, plan: str, minutes: float | No
 def run_cell(cell: Cell, folder: Path, plan: str) -> int:
     """Trains and evaluates one cell in processes of their own, and writes its JSON; returns the exit status."""
     run = cache_root() / "sweeps" / plan / cell.name
-    began = time.monotonic()
     train = ["wmjax.train", *cell.arguments, "--run", str(run), "--no-evaluation"]
-    if code := _call(train):
+    if code := _timed(run, "training", train):
         return code
-    trained = time.monotonic()
     for protocol in cell.protocols:
-        if code := _call(_evaluation(cell, protocol, run)):
+        if code := _timed(run, "evaluation", _evaluation(cell, protocol, run)):
             return code
-    seconds = {"training": trained - began, "evaluation": time.monotonic() - trained}
-    write_json(folder / f"{cell.name}.json", _content(cell, run, plan, seconds))
+    write_json(folder / f"{cell.name}.json", _content(cell, run, plan))
     return 0
+
+
+def _timed(run: Path, stage: str, words: Sequence[str]) -> int:
+    """Runs a command and adds its seconds to what the cell has taken, also where it was interrupted before."""
+    began = time.monotonic()
+    try:
+        return _call(words)
+    finally:
+        seconds = _seconds(run)
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / SECONDS, seconds)
+
+
+def _seconds(run: Path) -> dict[str, float]:
+    path = run / SECONDS
+    return read_json(path, dict[str, float], "delete it") if path.is_file() else {}
 
 
 def _evaluation(cell: Cell, protocol: Protocol, run: Path) -> list[str]:
@@ -108,10 +125,10 @@ def _call(words: Sequence[str]) -> int:
         raise
 
 
-def _content(cell: Cell, run: Path, plan: str, seconds: dict[str, float]) -> dict[str, Any]:
+def _content(cell: Cell, run: Path, plan: str) -> dict[str, Any]:
     """Everything about a finished cell that tables, figures and a reader of the numbers need."""
     found = find_policy(run)
-    took = {name: round(value / 60, 2) for name, value in seconds.items()}
+    took = {name: round(value / 60, 2) for name, value in _seconds(run).items()}
     curves = read_metrics(run / "metrics.jsonl").curves
     return {
         **provenance(),
