@@ -45,13 +45,13 @@ def record_policy(
     workers: int,
     config: DemonstrationConfig,
 ) -> TrainingStore:
-    """Records a policy's episodes with the expert's labels, in the policy's own observations; run again to resume.
-
-    The policy acts as in the evaluation after its training, from placements that no demonstration begins with.
+    """Records a policy's episodes with the expert's labels, in its own observations; run again to resume.
 
     Args:
         out: the store.
-        suite, tasks, episodes_per_task: of LIBERO.
+        suite: of LIBERO.
+        tasks: task ids.
+        episodes_per_task: of each task.
         spec: the observations to be recorded; the policy's have to be these.
         run: a run, one of its checkpoints, or a policy, as :func:`wmjax.policy.saved.find_policy` takes it.
         workers: simulator processes.
@@ -67,13 +67,14 @@ def record_policy(
     keep_compiled_programs()
     found = find_policy(run)
     protocol = _protocol(found, suite, tasks)
-    policy = load_policy(found.folder, open_loop_horizon=protocol.open_loop_horizon)
-    require_specs(policy, spec, config.label_steps)
-    identity = {"step": found.step, "hash": found.hash, "horizon": protocol.open_loop_horizon}
-    aggregation = Aggregation(out, policy.observation_spec, identity, config.label_steps, config.seed)
+    horizon, steps = protocol.open_loop_horizon, config.label_steps
+    policy = load_policy(found.folder, open_loop_horizon=horizon)
+    require_specs(policy, spec, steps)
+    identity = {"step": found.step, "hash": found.hash, "horizon": horizon}
+    aggregation = Aggregation(out, policy.observation_spec, identity, steps, config.seed)
     if missing := aggregation.missing(suite, tasks, episodes_per_task):
         log.info("%d episodes to record into %s", len(missing), out)
-        _run(policy, protocol, aggregation, missing, config.label_steps, workers)
+        _run(policy, protocol, aggregation, missing, steps, workers)
     return aggregation.finish()
 
 
