@@ -29,15 +29,15 @@ class Grabber(Scripted):
         return actions
 
 
-def test_failures_have_their_classes_and_a_success_has_none(tmp_path):
+def test_failures_have_their_classes_and_a_success_has_none():
     protocol = load_protocol("spatial_dev", tasks=(2,), episodes_per_task=1, max_steps=80, open_loop_horizon=4)
-    (still,) = watch(Noop(OBSERVATION_SPEC), protocol, protocol.episodes(), tmp_path / "noop", workers=1)
+    (still,) = watch(Noop(OBSERVATION_SPEC), protocol, protocol.episodes(), workers=1)
     assert still.failure is not None and still.failure.kind is Kind.NEVER_STARTED
-    (missed,) = watch(Grabber(OBSERVATION_SPEC), protocol, protocol.episodes(), tmp_path / "grabber", workers=1)
+    (missed,) = watch(Grabber(OBSERVATION_SPEC), protocol, protocol.episodes(), workers=1)
     assert missed.failure is not None and missed.failure.kind is Kind.MISSED_GRASP
     assert "closed 1 time" in missed.failure.detail and "libero_spatial/2/random" in text([missed])
     whole = dataclasses.replace(protocol, max_steps=220)
-    (solved,) = watch(Expert(OBSERVATION_SPEC), whole, whole.episodes(), tmp_path / "expert", workers=1)
+    (solved,) = watch(Expert(OBSERVATION_SPEC), whole, whole.episodes(), workers=1)
     assert solved.failure is None and "succeeded this time" in text([solved])
 
 

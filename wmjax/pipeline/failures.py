@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def _identity(record: EpisodeRecord) -> EpisodeId:
 def watch_policy(
     run: Path, protocol: Protocol, episodes: Sequence[EpisodeId], out: Path, *, workers: int = 2
 ) -> list[Watched]:
-    """Runs episodes with a policy and says why each failed; ``out`` gets the results and ``failures.json``.
+    """Runs episodes with a policy and says why each failed; ``out`` gets ``failures.json``.
 
     Raises:
         UserError: no checkpoint there, the protocol needs more than the policy alone, or a task has no classes.
@@ -71,19 +72,18 @@ def watch_policy(
     if protocol.oracle is not None or protocol.corruption != "none":
         raise UserError("failures are explained for a policy as it is; choose an evaluation without oracle, corruption")
     policy = load_policy(found.folder, open_loop_horizon=protocol.open_loop_horizon)
-    watched = watch(PolicyActor(policy, protocol.seed), protocol, episodes, out, workers=workers)
+    watched = watch(PolicyActor(policy, protocol.seed), protocol, episodes, workers=workers)
     content = {
         "checkpoint": {"step": found.step, "hash": found.hash},
         "protocol": dataclasses.asdict(protocol),
         "episodes": {entry.episode.key: _plain(entry.failure) for entry in watched},
     }
+    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "failures.json", content)
     return watched
 
 
-def watch(
-    actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], out: Path, *, workers: int = 2
-) -> list[Watched]:
+def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, workers: int = 2) -> list[Watched]:
     """Runs episodes with an actor and says why each failed, in the order given."""
     seen: dict[EpisodeId, Failure | None] = {}
 
@@ -93,11 +93,10 @@ def watch(
 
     spec, environment = actor.observation_spec, protocol.environment
     frames = protocol.open_loop_horizon // spec.frame_stride + 2
-    results = Results(out, {"actor": actor.name, "protocol": dataclasses.asdict(protocol), "watched": True})
-    results.replace([])
-    videos = Videos(out / "videos", 0, spec.control_hz / spec.frame_stride, environment.action_spec)
-    with Pool(WorkerSettings(spec, frames, protocol.env, Watch), min(workers, max(1, len(episodes)))) as pool:
-        Runner(pool, actor, protocol, results, videos, watched=note).run(episodes)
+    settings = WorkerSettings(spec, frames, protocol.env, Watch)
+    with tempfile.TemporaryDirectory() as scratch, Pool(settings, min(workers, max(1, len(episodes)))) as pool:
+        videos = Videos(Path(scratch), 0, spec.control_hz, environment.action_spec)
+        Runner(pool, actor, protocol, Results(Path(scratch), {}), videos, watched=note).run(episodes)
     return [Watched(episode, seen[episode]) for episode in episodes if episode in seen]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def explain(
         failures=Counter(entry.failure.kind for entry in watched if entry.failure),
     )
     sections = [_closed_loop(evaluation, len(records), len(episodes), watched)]
-    evidence, recorded = _recorded(found, evidence, data, protocol, out, workers)
+    evidence, recorded = _recorded(found, evidence, data, protocol, workers)
     return _publish(evidence, sections + recorded, out)
 
 
@@ -125,7 +126,7 @@ def _closed_loop(evaluation: Path, episodes: int, failed: int, watched: Sequence
 
 
 def _recorded(
-    found: SavedPolicy, evidence: Evidence, data: Location | None, protocol: Protocol, out: Path, workers: int
+    found: SavedPolicy, evidence: Evidence, data: Location | None, protocol: Protocol, workers: int
 ) -> tuple[Evidence, list[str]]:
     """The evidence that needs the run's demonstrations; without them it stays what it was."""
     if (found.folder / SETTINGS).is_file():
@@ -138,7 +139,7 @@ def _recorded(
     opened = open_loop(experiment, model, inputs)
     evidence = dataclasses.replace(
         evidence,
-        replay=replay(inputs.store, protocol, out / "replay", workers),
+        replay=replay(inputs.store, protocol, workers),
         training=opened.training,
         validation=opened.validation,
         draws=opened.draws,
@@ -188,7 +189,7 @@ def _arm(outcome: Outcome, inputs: Inputs) -> float:
     return action_section(clip_action(chunk, windows.spec), windows, {}).r2_arm["all"]
 
 
-def replay(store: TrainingStore, protocol: Protocol, out: Path, workers: int, per_task: int = 1) -> Replay | None:
+def replay(store: TrainingStore, protocol: Protocol, workers: int, per_task: int = 1) -> Replay | None:
     """Executes recorded episodes again and compares what is seen; None if the store's are no recordings of LIBERO."""
     spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")
     try:
@@ -200,8 +201,10 @@ def replay(store: TrainingStore, protocol: Protocol, out: Path, workers: int, pe
         return None
     longest = dataclasses.replace(protocol, max_steps=actor.longest, execution_delay=0, camera_dropout=0.0)
     plainly = dataclasses.replace(longest, oracle=None, corruption="none", target_velocity=0.0, ensemble=0.0)
-    evaluate(actor, plainly, out, workers, header={"store": store.hash}, episodes=episodes, records=out)
-    records = read_records(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        evaluate(actor, plainly, out, workers, episodes=episodes, records=out)
+        records = read_records(out)
     largest = {name: max(r.info.get(f"replay/{name}", 0.0) for r in records) for name in ("pixels", "state")}
     return Replay(len(records), sum(record.success for record in records), **largest)
 
