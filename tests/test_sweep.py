@@ -67,9 +67,9 @@ def test_a_cell_has_its_own_settings_and_the_plans(plan: Path) -> None:
 
 
 BAD = {
-    "speed = 3": r"unknown setting 'cells\.short\.speed'",
-    "minutes = -1": r"cells\.short\.minutes is -1",
-    'scale = "smal"': "did you mean",
+    "speed = 3": r"unknown setting .cells\['short'\]\.speed",
+    "minutes = -1": r"cells\['short'\]\.minutes is -1",
+    'scale = "smal"': "unknown scale 'smal'",
     "seeds = []": "seeds is",
     "seeds = [3, 3]": "each once",
     'protocols = ["smok"]': "smoke",

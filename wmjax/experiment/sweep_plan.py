@@ -129,6 +129,9 @@ def resolve(plan: Plan) -> list[Cell]:
         UserError: an unknown recipe, setting or protocol, settings that contradict each other.
 
     """
+    for name, cell in plan.cells.items():
+        if len(set(cell.seeds)) != len(cell.seeds) or not cell.seeds:
+            raise UserError(f"cells.{name}: seeds is {list(cell.seeds)}; name at least one, and each once")
     return [_cell(plan, name, cell, seed) for name, cell in plan.cells.items() for seed in cell.seeds]
 
 
@@ -137,8 +140,6 @@ def _cell(plan: Plan, name: str, cell: CellSettings, seed: int) -> Cell:
     try:
         if "seed" in values.get("train", {}):
             raise UserError("settings.train.seed is set; name the seeds in seeds")
-        if len(set(cell.seeds)) != len(cell.seeds) or not cell.seeds:
-            raise UserError(f"seeds is {list(cell.seeds)}; name at least one, and each once")
         experiment = load(cell.config, cell.scale, cell.dataset, merge(values, {"train": {"seed": seed}}))
         protocols = tuple(_protocol(experiment, protocol, cell.episodes) for protocol in cell.protocols)
     except UserError as error:
