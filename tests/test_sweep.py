@@ -7,10 +7,13 @@ import pytest
 
 from tests.e2e.test_smoke import command
 from wmjax.core.errors import UserError
+from wmjax.core.settings import parse_overrides
+from wmjax.experiment.config import load
 from wmjax.experiment.sweep_plan import finished, read_plan, resolve, results_folder
 from wmjax.pipeline import sweep as pipeline
 from wmjax.reporting.sweep_tables import read_results, write_tables
 from wmjax.sweep import main
+from wmjax.train import parser
 
 PLAN = """
 settings.train.steps = 20
@@ -64,6 +67,17 @@ def test_a_cell_has_its_own_settings_and_the_plans(plan: Path) -> None:
     assert [cell.experiment.train.seed for cell in cells] == [0, 1, 0]
     assert [cell.protocols[0].episodes_per_task for cell in cells] == [2, 2, 1]
     assert cells[2].protocols[0].tasks == (2,)
+
+
+def test_the_train_command_reads_back_what_a_cell_says(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        '[cells.a]\nconfig = "e0_l1"\nminutes = 1\nsettings.train.backbone_weights = "10"\n'
+        "settings.data.tasks = [3, 1]\nsettings.model.use_state = false\nsettings.train.ema_decay = 0.9\n"
+    )
+    (cell,) = resolve(read_plan(path))
+    options, rest = parser().parse_known_args(list(cell.arguments))
+    assert load(options.config, options.scale, options.dataset, parse_overrides(rest)) == cell.experiment
 
 
 BAD = {

@@ -147,7 +147,7 @@ def _cell(plan: Plan, name: str, cell: CellSettings, seed: int) -> Cell:
     words = ["--config", cell.config, "--scale", cell.scale, "--train.seed", str(seed)]
     words += [] if cell.dataset is None else ["--dataset", cell.dataset]
     for key, value in dotted(values).items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        words += [f"--{key}", json.dumps(value)]
     return Cell(f"{name}-s{seed}", name, seed, cell.minutes, tuple(words), experiment, protocols)
 
 
