@@ -98,12 +98,14 @@ def _replays(evidence: Evidence) -> Iterator[Cause]:
 
 
 def _inputs(evidence: Evidence) -> Iterator[Cause]:
-    for name in evidence.unused:
-        what = "does not listen to its instruction" if "instruction" in name else "hardly looks at its images"
-        yield Cause(
-            f"The policy {what}: under '{name}' its actions stay the same.",
-            f"python -m wmjax.diagnose --run {evidence.run}",
-        )
+    spoken = [name for name in evidence.unused if "instruction" in name]
+    seen = [name for name in evidence.unused if "instruction" not in name]
+    for what, names in (("hardly looks at its images", seen), ("does not listen to its instruction", spoken)):
+        if names:
+            yield Cause(
+                f"The policy {what}: its actions stay the same under {', '.join(names)}.",
+                f"python -m wmjax.diagnose --run {evidence.run}",
+            )
 
 
 def _open_loop(evidence: Evidence) -> Iterator[Cause]:
