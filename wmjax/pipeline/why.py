@@ -33,7 +33,7 @@ from wmjax.pipeline.failures import Watched, failed_episodes, text, watch_policy
 from wmjax.policy.saved import SETTINGS, SavedPolicy, find_policy
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol
-from wmjax.rollout.results import read_records
+from wmjax.rollout.results import read_header, read_records
 from wmjax.sim.episode import EpisodeId
 from wmjax.trainer.config import Inputs
 
@@ -81,6 +81,8 @@ def explain(
     keep_compiled_programs()
     found = find_policy(run)
     evaluation = evaluation or newest(found)
+    if read_header(evaluation).get("checkpoint", {}).get("hash") != found.hash:
+        log.warning("%s is of another policy; its failed episodes are run with %s", evaluation, run)
     protocol, episodes = failed_episodes(evaluation, tasks)
     records = [r for r in read_records(evaluation) if not tasks or r.task_id in tasks]
     chosen = _first_of_each_task(episodes, per_task)
