@@ -103,6 +103,12 @@ def test_the_baseline_takes_the_same_path(first: str, cache: Path) -> None:
     assert "recording" not in shown and "libero_spatial/2" in shown
 
 
+def test_two_policies_are_compared_until_no_episode_is_left(first: str, cache: Path) -> None:
+    runs = [str(cache / RUN.format(recipe)) for recipe in ("e0_mse", "e2_flow")]
+    shown = command("wmjax.compare", cache, *runs, "--until", "decided", "--protocol", "smoke")
+    assert "2 pairs" in shown and "undecided" in shown and "0 of 2 episodes to run" in shown
+
+
 def test_every_variant_trains_and_acts(first: str, cache: Path) -> None:
     """Both heads of e0 and e2, one of each other variant; ``test_heads.py`` traces the rest."""
     shown = command("tests.e2e.variants", cache, *IN_ONE_PROCESS, XLA_FLAGS="--xla_backend_optimization_level=0")

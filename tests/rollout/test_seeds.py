@@ -38,6 +38,8 @@ def test_seeds_are_paired_whatever_their_order(tmp_path, capsys):
     assert command.main(["--a", *map(str, a), "--b", *map(str, b)]) == 0
     out = capsys.readouterr().out
     assert "over 3 training seeds: +20.0 points (95 % -4.8 to +44.8), exact sign-flip p = 0.25" in out
+    assert "3 seeds can reach p = 0.25 at best; 0.05 needs six or more" in out
+    assert result.hierarchical[0] < 0.1 < 0.3 < result.hierarchical[1], "wider than the range of the seeds' means"
 
 
 def test_a_side_is_one_system_and_what_differs_between_the_sides_is_said(tmp_path, capsys):

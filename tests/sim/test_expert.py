@@ -10,10 +10,10 @@ from wmjax.core.errors import UserError
 from wmjax.data.episode import check_episode
 from wmjax.recording.canonical import usual_grasp
 from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
-from wmjax.recording.expert import Expert, Phase
+from wmjax.recording.expert import CLOSE, OPEN, Expert, Phase, reach_and_close
 from wmjax.recording.failures import FailureConfig
-from wmjax.recording.grasp import GraspStyle, NoGraspError, plan_grasp
-from wmjax.recording.privileged_scene import Scene, rotation_about, rotation_vector
+from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp
+from wmjax.recording.privileged_scene import Scene, Seen, rotation_about, rotation_vector
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.libero import OBSERVATION_SPEC
 
@@ -144,6 +144,33 @@ def test_taking_over_every_four_steps_succeeds(task):
     finally:
         env.close()
     assert None not in lengths
+
+
+@pytest.mark.parametrize("closing", [-0.1, 0.0, 0.1])
+@pytest.mark.parametrize("command", [0.0, 0.04, 0.08])
+@pytest.mark.parametrize(
+    ("opening", "height", "phase", "gripper"),
+    [
+        (0.002, 0.0, Phase.REGRASP, CLOSE),
+        (0.002, 0.025, Phase.REGRASP, CLOSE),
+        (0.010, 0.0, Phase.CLOSE, CLOSE),
+        (0.060, 0.015, Phase.CLOSE, CLOSE),
+        (0.002, 0.04, Phase.DESCEND, OPEN),
+        (0.060, 0.04, Phase.DESCEND, OPEN),
+        (0.078, 0.04, Phase.DESCEND, OPEN),
+        (0.078, 0.0, Phase.CLOSE, CLOSE),
+    ],
+)
+def test_the_opening_decides_and_not_the_fingers_direction(closing, command, opening, height, phase, gripper):
+    """A frame shows how far apart the fingers are, and neither their speed nor what the gripper was told."""
+    grasp = Grasp(0.0, np.zeros(3), np.eye(3), np.zeros(3), 0.2, 0.0, GraspStyle(0, 1, 0.0))
+    hand = np.array([0.0, 0.0, height])
+    item, place = np.array([0.05, 0.0, -0.03]), np.array([0.3, 0.0, 0.0])
+    seen = Seen(hand, np.eye(3), 0.0, opening, closing, command, item, np.eye(3), place, 0, True)
+    happens, action = reach_and_close(seen, grasp)
+    assert (happens, action[6]) == (phase, gripper)
+    if phase is Phase.REGRASP:
+        assert action[2] > 0.2, "it rises"
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 0.3, 3.0])

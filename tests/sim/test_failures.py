@@ -3,7 +3,7 @@
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.demonstration import DemonstrationConfig, _Noise
 from wmjax.recording.failures import FailureConfig, Failures
 from wmjax.sim.episode import EpisodeId
 
@@ -44,6 +44,13 @@ def test_plans_follow_from_the_episode_and_the_shares():
     assert 70 < sum(bool(plan) for plan in plans) < 130
     assert {len(plan) for plan in plans} == {0, 1, 2}
     assert {kind for plan in plans for kind, _ in plan} == {"push", "drop"}
+
+
+def test_an_episode_has_noise_and_failures_or_neither():
+    config = DemonstrationConfig()
+    noise = [_Noise(episode(index), config).amplitude > 0 for index in range(200)]
+    failures = [bool(Failures(episode(index), config.failures)._plan) for index in range(200)]
+    assert noise == failures and 25 < noise.count(False) < 55
 
 
 def test_a_random_start_is_executed_from_the_first_step_on():

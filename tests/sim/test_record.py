@@ -10,6 +10,7 @@ import pytest
 
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore, part_names
+from wmjax.experiment.config import DataConfig
 from wmjax.record import main
 from wmjax.recording import record as recording
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -30,6 +31,16 @@ def test_a_folder_keeps_its_settings(tmp_path):
         _settings(tmp_path, seed=1)
     with pytest.raises(UserError, match=r"demonstrations\.perturbed_fraction is 0\.0"):
         _settings(tmp_path, perturbed_fraction=0.0)
+
+
+def test_recordings_of_an_older_expert_are_not_taken_for_new_ones(tmp_path, monkeypatch):
+    _settings(tmp_path)
+    identity = DataConfig().identity()
+    for module in ("wmjax.recording.record", "wmjax.experiment.config"):
+        monkeypatch.setattr(f"{module}.RECORDING_VERSION", 99)
+    with pytest.raises(UserError, match=r"version is 99, .* was recorded with 2"):
+        _settings(tmp_path)
+    assert DataConfig().identity() != identity
 
 
 def test_damaged_settings_are_named(tmp_path):

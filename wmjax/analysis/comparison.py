@@ -1,7 +1,7 @@
 """Two evaluations of the same episodes: paired difference, its interval, the exact test, and what differed."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from wmjax.analysis.paired_tests import mcnemar_exact, paired_counts, required_pairs
+from wmjax.analysis.paired_tests import boschloo, mcnemar_exact, newcombe, paired_counts, required_pairs
 from wmjax.core.errors import UserError
 from wmjax.rollout.results import EpisodeRecord, differences, read_header, read_records
 
@@ -91,7 +91,9 @@ def compare(a: Path, b: Path) -> Comparison:
     runs = [{record.key: record for record in read_records(folder)} for folder in (a, b)]
     common = [key for key in runs[0] if key in runs[1] and all(finished(run[key]) for run in runs)]
     if not common:
-        raise UserError(f"{a} and {b} have no finished episodes in common; evaluate both with the same protocol")
+        raise UserError(
+            f"{a} and {b} have no finished episodes in common; evaluate both with the same protocol, or give --unpaired"
+        )
     for key in common:
         left, right = runs[0][key].settled_hash, runs[1][key].settled_hash
         if left != right:
@@ -112,6 +114,32 @@ def compare(a: Path, b: Path) -> Comparison:
         interval=stratified_bootstrap(gains),
         p_value=mcnemar_exact(total.only_a, total.only_b),
         changes=changes,
+    )
+
+
+def compare_unpaired(a: Path, b: Path) -> str:
+    """Compares two evaluations of different episodes of the same tasks: rates, their difference and its exact test.
+
+    Raises:
+        UserError: not evaluations, no finished episodes, or other tasks.
+
+    """
+    sides = [[record for record in read_records(folder) if finished(record)] for folder in (a, b)]
+    counts = [Counter(record.key.rsplit("/", 2)[0] for record in side) for side in sides]
+    if not counts[0] or counts[0].keys() != counts[1].keys():
+        raise UserError(f"{a} has episodes of {sorted(counts[0])}, {b} of {sorted(counts[1])}; evaluate the same tasks")
+    (solved_a, total_a), (solved_b, total_b) = ((sum(r.success for r in side), len(side)) for side in sides)
+    changes = differences(read_header(a), read_header(b))
+    low, high = (100 * bound for bound in newcombe(solved_a, total_a, solved_b, total_b))
+    gain = 100 * (solved_b / total_b - solved_a / total_a)
+    p_value = boschloo(solved_a, total_a, solved_b, total_b)
+    return "\n".join(
+        [
+            *(f"{name}: {one!r} in A, {other!r} in B" for name, (one, other) in changes.items()),
+            "",
+            f"A: {solved_a} of {total_a}, B: {solved_b} of {total_b}, as if no episode were the same",
+            f"B - A: {gain:+.1f} points (95 % {low:+.1f} to {high:+.1f}), exact Boschloo p = {p_value:.3g}",
+        ]
     )
 
 

@@ -1,11 +1,13 @@
-"""Exact paired tests between evaluations of the same episodes."""
+"""Exact tests between evaluations, of the same episodes or of different ones."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
-from wmjax.analysis.intervals import Z_95
+from scipy.stats import binomtest, boschloo_exact
+
+from wmjax.analysis.intervals import Z_95, wilson
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -17,8 +19,38 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
     """
     discordant = only_a + only_b
-    tail = sum(math.comb(discordant, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
+
+
+def boschloo(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -> float:
+    """Two-sided p-value of Boschloo's exact unconditional test of two success rates on different episodes (1970).
+
+    Args:
+        successes_a: episodes that the first run solved, of ``trials_a`` (at least 1).
+        trials_a: see ``successes_a``.
+        successes_b: the same for the second run.
+        trials_b: see ``successes_b``.
+
+    """
+    table = [[successes_a, successes_b], [trials_a - successes_a, trials_b - successes_b]]
+    return float(boschloo_exact(table).pvalue)
+
+
+def newcombe(successes_a: int, trials_a: int, successes_b: int, trials_b: int) -> tuple[float, float]:
+    """95 % interval of the rate of B minus that of A on different episodes (Newcombe 1998, method 10).
+
+    Args:
+        successes_a: episodes that the first run solved, of ``trials_a`` (at least 1).
+        trials_a: see ``successes_a``.
+        successes_b: the same for the second run.
+        trials_b: see ``successes_b``.
+
+    """
+    rate_a, rate_b = successes_a / trials_a, successes_b / trials_b
+    (low_a, high_a), (low_b, high_b) = wilson(successes_a, trials_a), wilson(successes_b, trials_b)
+    difference = rate_b - rate_a
+    low = difference - math.hypot(rate_b - low_b, high_a - rate_a)
+    return low, difference + math.hypot(high_b - rate_b, rate_a - low_a)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-from wmjax.analysis.comparison import Comparison, compare
+from wmjax.analysis.comparison import BOOTSTRAP_DRAWS, Comparison, compare
 from wmjax.core.errors import UserError
 from wmjax.rollout.results import differences, read_header
 
 MAX_EXACT = 16
 """Seeds up to which all sign flips are enumerated; nobody trains more."""
+MARGIN = 0.05
+"""A difference in success rates that is too small to matter."""
 VARIES = ("checkpoint.hash", "experiment.seed", "recipe_hash")
 """Header fields that differ between the training seeds of one system."""
 
@@ -30,6 +32,9 @@ class SeedComparison:
         difference: mean over seeds of the difference in success rate, B minus A.
         interval: Student's 95 % interval of that mean; NaN for a single seed.
         p_value: exact sign-flip permutation test of the seeds' differences, two-sided: at best 2 / 2^seeds.
+        hierarchical: 95 % of the mean difference, bootstrapped over seeds and, within them, over episodes by task.
+        equivalence: p-value of the two one-sided t tests that the mean difference is outside ``MARGIN`` (Schuirmann
+            1987): a small one says that it is too small to matter. NaN for a single seed.
 
     """
 
@@ -38,6 +43,8 @@ class SeedComparison:
     difference: float
     interval: tuple[float, float]
     p_value: float
+    hierarchical: tuple[float, float]
+    equivalence: float
 
     def table(self) -> str:
         """A plain-text report."""
@@ -54,7 +61,12 @@ class SeedComparison:
             f"B - A over {len(self.seeds)} training seeds: {100 * self.difference:+.1f} points "
             f"(95 % {low:+.1f} to {high:+.1f}), exact sign-flip p = {self.p_value:.3g}; "
             f"{sum(pair.unpaired for pair in self.pairs)} unpaired episodes left out",
+            f"over seeds and episodes, bootstrapped: 95 % {100 * self.hierarchical[0]:+.1f} to "
+            f"{100 * self.hierarchical[1]:+.1f} points",
+            f"a difference of {100 * MARGIN:g} points or more is refuted with p = {self.equivalence:.3g}",
         ]
+        if (smallest := 2 / 2 ** len(self.seeds)) > 0.05:
+            lines.append(f"{len(self.seeds)} seeds can reach p = {smallest:.3g} at best; 0.05 needs six or more")
         return "\n".join(lines)
 
 
@@ -78,8 +90,15 @@ def compare_seeds(a: Sequence[Path], b: Sequence[Path]) -> SeedComparison:
     seeds = tuple(sorted(left))
     pairs = tuple(compare(left[seed], right[seed]) for seed in seeds)
     differences = np.array([pair.difference for pair in pairs])
-    interval = student_interval(differences)
-    return SeedComparison(seeds, pairs, float(differences.mean()), interval, sign_flip(differences))
+    return SeedComparison(
+        seeds=seeds,
+        pairs=pairs,
+        difference=float(differences.mean()),
+        interval=student_interval(differences),
+        p_value=sign_flip(differences),
+        hierarchical=hierarchical_bootstrap(pairs),
+        equivalence=two_one_sided_tests(differences, MARGIN),
+    )
 
 
 def _by_seed(folders: Sequence[Path]) -> dict[int, Path]:
@@ -123,3 +142,35 @@ def sign_flip(values: Float[np.ndarray, " n"]) -> float:
     signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
     sums = np.abs(signs @ values)
     return float((sums >= abs(values.sum()) - 1e-12).mean())
+
+
+def hierarchical_bootstrap(pairs: Sequence[Comparison], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean difference: seeds are redrawn, and in each the episodes of every task.
+
+    Args:
+        pairs: comparison of each training seed's runs.
+        seed: of the redrawing.
+
+    """
+    random = np.random.default_rng(seed)
+    total = np.zeros(BOOTSTRAP_DRAWS)
+    for _ in pairs:
+        drawn = random.integers(0, len(pairs), BOOTSTRAP_DRAWS)
+        for index, pair in enumerate(pairs):
+            chosen = np.flatnonzero(drawn == index)
+            for row in pair.rows[:-1]:
+                shares = np.array([row.only_b, row.only_a, row.both + row.neither]) / row.pairs
+                counts = random.multinomial(row.pairs, shares, len(chosen))
+                total[chosen] += (counts[:, 0] - counts[:, 1]) / pair.rows[-1].pairs
+    low, high = np.quantile(total / len(pairs), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def two_one_sided_tests(values: Float[np.ndarray, " n"], margin: float) -> float:
+    """P-value that the mean is ``margin`` or more away from zero (two t tests, Schuirmann 1987); NaN for one value."""
+    if len(values) < 2:
+        return math.nan
+    error, mean = float(values.std(ddof=1)) / math.sqrt(len(values)), float(values.mean())
+    if error == 0.0:
+        return float(abs(mean) >= margin)
+    return float(student.sf((margin - abs(mean)) / error, len(values) - 1))

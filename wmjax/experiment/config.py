@@ -33,7 +33,7 @@ from wmjax.models.parameters import RANDOM
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
 from wmjax.recording.demonstration import DemonstrationConfig
-from wmjax.sim.episode import START_NOISE
+from wmjax.sim.episode import RECORDING_VERSION, START_NOISE
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
@@ -79,7 +79,8 @@ class DataConfig(Settings, section="data"):
 
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
-        values = dataclasses.asdict(self) | {"path": "", "workers": 0, "start_noise": START_NOISE}
+        made_by = {"start_noise": START_NOISE, "version": RECORDING_VERSION}
+        values = dataclasses.asdict(self) | {"path": "", "workers": 0} | made_by
         for name in ("paths", "weights", "balance"):  # they say what is done with recorded data
             del values[name]
         values["observation"] = spec_to_dict(self.observation)

@@ -53,6 +53,19 @@ def evaluate_checkpoint(
             tasks in it, or see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     """
+    actor, header, album = load_actor(path, protocol, videos=videos, batch_size=batch_size, data=data)
+    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
+
+
+def load_actor(
+    path: Path, protocol: Protocol, *, videos: int = 0, batch_size: int = 1, data: Location | None = None
+) -> tuple[PolicyActor, dict[str, Any], Album | None]:
+    """A checkpoint as an actor of a protocol, with the evaluation's header and, if there are videos, their album.
+
+    Raises:
+        UserError: see :func:`evaluate_checkpoint`.
+
+    """
     keep_compiled_programs()
     require_devices()
     header = {**identity(path), "batch_size": batch_size}
@@ -69,9 +82,7 @@ def evaluate_checkpoint(
         for task in protocol.tasks:  # says now what is missing, not after the first tasks
             donors.choose(np.random.default_rng(0), protocol.corruption, protocol.suite, task)
         header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
-    actor = PolicyActor(policy, protocol.seed, donors)
-    album = _album(policy) if videos else None
-    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
+    return PolicyActor(policy, protocol.seed, donors), header, _album(policy) if videos else None
 
 
 def _album(policy: Policy) -> Album | None:

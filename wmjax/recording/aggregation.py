@@ -14,7 +14,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, demonstration_id
 from wmjax.recording.labeller import Labelled
-from wmjax.sim.episode import EpisodeId
+from wmjax.sim.episode import RECORDING_VERSION, EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
 
 PLAN = "recording.json"
@@ -42,6 +42,7 @@ class Aggregation:
     ) -> None:
         self.folder, self._spec, self._policy, self._seed = folder, spec, dict(policy), seed
         plan = {"policy": self._policy, "observation": to_dict(spec), "label_steps": label_steps, "seed": seed}
+        plan |= {"version": RECORDING_VERSION}
         if part_names(folder) and not (folder / PLAN).exists():
             raise UserError(f"{folder}: episodes of unknown origin ({PLAN} is missing); choose another folder")
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.settings import Fraction, Range, Settings
 from wmjax.data.episode import EpisodeData
 from wmjax.recording.expert import Expert
-from wmjax.recording.failures import FailureConfig, Failures
+from wmjax.recording.failures import FailureConfig, Failures, disturbance
 from wmjax.recording.grasp import HOPELESS
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
@@ -27,7 +27,8 @@ class DemonstrationConfig(Settings, section="demonstrations"):
 
     Attributes:
         seed: chooses another set of random placements; sets of different seeds share none.
-        perturbed_fraction: share of episodes whose executed actions are perturbed by smoothed noise. The label remains
+        perturbed_fraction: share of episodes whose executed actions are perturbed by smoothed noise. One draw decides
+            on noise and failures, so that the other episodes have neither if the shares are equal. The label remains
             the expert's action in the state that the noise led to, so that the data contain recoveries.
         noise_low, noise_high: range of the noise's amplitude, as a fraction of the largest action.
         max_steps: an episode that has not succeeded by then is a failure.
@@ -67,7 +68,7 @@ class _Noise:
 
     def __init__(self, episode: EpisodeId, config: DemonstrationConfig) -> None:
         self._random = np.random.default_rng(episode.seed)
-        perturbed = self._random.random() < config.perturbed_fraction
+        perturbed = disturbance(episode) < config.perturbed_fraction
         amplitude = self._random.uniform(config.noise_low, config.noise_high)
         self.amplitude = float(amplitude) if perturbed else 0.0
         self._value = np.zeros(7)

@@ -35,6 +35,10 @@ ABOVE = 0.10
 """Height (m) above the place to which an object is carried before it is let down."""
 WIDE = 0.065
 """Fingers this far (m) apart fit around what is to be grasped."""
+EMPTY = 0.004
+"""Fingers this near (m) to each other hold nothing."""
+RISE = 0.03
+"""Height (m) above the grasp up to which the hand rises with closed fingers after a miss."""
 MOVED = 0.015
 """Size (m) of the cells of positions of the object in which the grasp is planned anew."""
 
@@ -130,7 +134,7 @@ class Expert:
         if seen.aside < self._done and seen.height < (self._drop or 0.03):
             return _leave(seen)
         grasp = self.plan()
-        return _leave(seen) if grasp is None else _reach(seen, grasp)
+        return _leave(seen) if grasp is None else reach_and_close(seen, grasp)
 
     def _may_let_go(self, seen: Seen) -> bool:
         """Whether a held object is where it should be."""
@@ -179,24 +183,26 @@ def _firm(seen: Seen) -> bool:
     return seen.command < 0.001 and abs(seen.closing) < 0.015
 
 
-def _reach(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
-    """Towards the grasp, from above; at the grasp the fingers close."""
+def reach_and_close(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
+    """The phase and the action of a hand that holds nothing: towards the grasp, from above; there the fingers close."""
     away = seen.hand - grasp.position
     sideways, high = float(np.linalg.norm(away[:2])), float(away[2])
     turn = rotation_vector(grasp.rotation @ seen.rotation.T)
     wrong = float(np.linalg.norm(turn))
-    if sideways < 0.02 and abs(high) < 0.02 and wrong < 0.3:
-        if seen.closing > 0.005 or (seen.command < seen.opening - 0.002 and seen.command > 0.001):
-            return Phase.CLOSE, _still(CLOSE)
-        if seen.opening < WIDE:
-            return Phase.REGRASP, _towards(seen, grasp.position + 0.04 * UP, turn, OPEN, 1.0)
+    at_grasp = sideways < 0.02 and wrong < 0.3
+    if at_grasp and high < RISE and seen.opening < WIDE:
+        # How far apart the fingers are decides, not which way they move: one camera frame shows only the former.
+        if seen.opening < EMPTY:
+            return Phase.REGRASP, _towards(seen, grasp.position + (RISE + 0.015) * UP, turn, CLOSE, 1.0)
+        return Phase.CLOSE, _still(CLOSE)
+    if at_grasp and abs(high) < 0.02:
         close_enough = sideways < 0.008 and abs(high) < 0.006
         if close_enough or (seen.speed < 0.01 and sideways < 0.015):
             return Phase.CLOSE, _still(CLOSE)
     travel = grasp.travel_height - grasp.position[2]
     above = travel * max(ramp(sideways, 0.01, 0.03), ramp(wrong, 0.08, 0.2))
     if seen.opening < WIDE:
-        above = max(above, 0.03)
+        above = max(above, RISE + 0.015)
     goal = grasp.position + above * UP
     near = sideways < 0.03 and wrong < 0.2
     return (Phase.DESCEND if near else Phase.APPROACH), _towards(seen, goal, turn, OPEN, 0.6 if near else 1.0)

@@ -66,6 +66,11 @@ class FailureConfig(Settings, section="failures"):
         return tuple(getattr(self, name) for name in KINDS)
 
 
+def disturbance(episode: EpisodeId) -> float:
+    """A number in [0, 1): every kind of disturbance happens in the episodes for which it is below the kind's share."""
+    return float(np.random.default_rng(episode.stream("disturbance")).random())
+
+
 @dataclasses.dataclass
 class _Running:
     """A failure that is going on: at each of its ``length`` control steps ``script`` says what is executed."""
@@ -89,8 +94,8 @@ class Failures:
         self._running: _Running | None = None
         self._quiet = 0
         self.done: list[str] = []
-        provoked, begins = self._random.random(2) < (config.fraction, config.start)
-        if provoked:
+        begins = self._random.random() < config.start
+        if disturbance(episode) < config.fraction:
             weights = np.array(config.weights) / sum(config.weights)
             kinds = self._random.choice(KINDS, self._random.integers(1, config.most + 1), p=weights)
             self._plan = [(str(kind), int(self._random.integers(0, LATEST_PUSH))) for kind in kinds]

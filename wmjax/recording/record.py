@@ -30,7 +30,7 @@ from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id, record_demonstration
-from wmjax.sim.episode import START_NOISE
+from wmjax.sim.episode import RECORDING_VERSION, START_NOISE
 from wmjax.sim.libero import ACTION_SPEC, simulator_version
 
 LOG = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ def _check_settings(folder: Path, suite: str, spec: ObservationSpec, config: Dem
         "observation_spec": to_dict(spec),
         "demonstrations": dataclasses.asdict(config),
         "start_noise": START_NOISE,
+        "version": RECORDING_VERSION,
     }
     path = folder / SETTINGS
     if not path.exists():

@@ -25,10 +25,13 @@ from wmjax.sim.libero import (
     require_simulator,
     simulator_version,
 )
+from wmjax.sim.placement import Poses, disturbed_objects, object_poses
 from wmjax.sim.render import Renderer
 from wmjax.sim.stepping import control_step
 
 SETTLE_STEPS = 10
+PLACEMENTS = 100
+"""Random placements that are tried for an episode."""
 SETTLE_ACTION = np.array(ACTION_SPEC.hold)
 
 
@@ -107,25 +110,37 @@ class LiberoEnv:
     def reset(self, episode: EpisodeId) -> None:
         """Starts an episode: seed, reset, initial state or random placement, settling steps.
 
-        The settled state depends on the episode's identity only, never on what this environment did before.
+        A random placement in which objects do not stand is drawn again, see :mod:`wmjax.sim.placement`. The settled
+        state depends on the episode's identity only, never on what this environment did before.
 
         Raises:
-            UserError: the episode is of another task, or an initial state that does not exist.
+            UserError: the episode is of another task, an initial state that does not exist, or no placement of
+                ``PLACEMENTS`` lets the objects stand.
 
         """
         self._check(episode)
         self._end_drift()
-        np.random.seed(episode.seed)
+        for placement in range(PLACEMENTS):
+            placed = self._place(episode, placement)
+            for _ in range(SETTLE_STEPS):
+                self.step(SETTLE_ACTION)
+            if episode.init == "benchmark" or not (disturbed := disturbed_objects(self._env, placed)):
+                break
+        else:
+            raise UserError(f"episode {episode.key}: {', '.join(disturbed)} did not stand in {PLACEMENTS} placements")
+        self.settled_state = self.sim_state()
+        self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
+
+    def _place(self, episode: EpisodeId, placement: int) -> Poses:
+        """Puts everything where the episode begins, and returns the objects' poses there."""
+        np.random.seed(episode.seed if placement == 0 else episode.stream(f"placement {placement}") % 2**32)
         _soft_reset(self._env, self._pristine)
         if episode.init == "benchmark":
             self._env.sim.set_state_from_flattened(self._initial_states[episode.index])
         else:
             self._vary_start(episode)
         self._env.sim.forward()
-        for _ in range(SETTLE_STEPS):
-            self.step(SETTLE_ACTION)
-        self.settled_state = self.sim_state()
-        self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
+        return object_poses(self._env)
 
     def _vary_start(self, episode: EpisodeId) -> None:
         """Perturbs the arm's joints, from a stream of its own, so that placements stay LIBERO's for the same seed."""
