@@ -164,7 +164,7 @@ def check_arguments(module: str, words: list[str]) -> None:
 def check_setting(module: str, option: str) -> None:
     """Checks ``--section.name`` of a command."""
     section, _, name = option[2:].partition(".")
-    if module == "wmjax.evaluate":
+    if module in ("wmjax.evaluate", "wmjax.compare"):
         assert section == "protocol" and f"    {name}:" in module_file("wmjax.rollout.protocol").read_text(), option
         return
     taken = module in TAKES_SETTINGS and option[2:].startswith(TAKES_SETTINGS[module])

@@ -57,7 +57,8 @@ def test_every_suite_has_a_development_protocol_with_its_own_step_limit():
         assert protocol == dataclasses.replace(
             load_protocol("spatial_dev"), name=f"{short}_dev", suite=suite, max_steps=LIMITS[suite]
         )
-        for kind, suffix in (("object", "object"), ("position", "swap")):
+        kinds = {"object": "object", "position": "swap", "language": "lan", "task": "task"}
+        for kind, suffix in kinds.items():
             perturbed, benchmark = load_protocol(f"pro_{short}_{kind}"), load_protocol(suite)
             assert perturbed == dataclasses.replace(benchmark, name=perturbed.name, suite=f"{suite}_{suffix}")
 

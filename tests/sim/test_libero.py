@@ -1,10 +1,11 @@
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.sim.libero import INITIAL_STATES, PERTURBED, _quiet, load_task, simulator_version
+from wmjax.sim.libero import INITIAL_STATES, OWN_SENTENCE, PERTURBED, _quiet, instruction, load_task, simulator_version
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -58,6 +59,23 @@ def test_perturbed_suites_are_complete_and_keep_the_tasks_of_the_original(suite)
     original = suite.rsplit("_", 1)[0]
     for task_id in range(PERTURBED[suite]):
         task, known = load_task(suite, task_id), load_task(original, task_id)
-        assert task.instruction == known.instruction and task.bddl_file != known.bddl_file
+        own = suite.endswith(OWN_SENTENCE)
+        assert (task.instruction.lower() != known.instruction.lower()) is own and task.bddl_file != known.bddl_file
+        assert not own or f"(:language {task.instruction})" in " ".join(Path(task.bddl_file).read_text().split())
         assert len(task.initial_states) == INITIAL_STATES and np.isfinite(task.initial_states).all()
-        assert not np.array_equal(task.initial_states, known.initial_states)
+        if not suite.endswith("lan"):  # other words for the same scene
+            assert not np.array_equal(task.initial_states, known.initial_states)
+
+
+def test_a_suite_whose_sentence_is_undecided_is_refused(tmp_path):
+    file = tmp_path / "open_the_drawer.bddl"
+    file.write_text("(define (problem X)\n  (:language Open the  top\n layer)\n)")
+    assert instruction("libero_goal", 0, "open the drawer", file) == "open the drawer"
+    assert instruction("libero_goal_swap", 0, "open the drawer", file) == "open the drawer"
+    assert instruction("libero_goal_lan", 0, "open the drawer", file) == "Open the top layer"
+    assert instruction("libero_mine", 0, "open the top layer", file) == "Open the top layer"
+    with pytest.raises(UserError, match=r"libero_mine task 0: .* 'open the drawer' and its text 'Open the top layer'"):
+        instruction("libero_mine", 0, "open the drawer", file)
+    file.write_text("(define (problem X))")
+    with pytest.raises(UserError, match=r"libero_goal_task task 3: .*open_the_drawer.bddl has no \(:language"):
+        instruction("libero_goal_task", 3, "open the drawer", file)

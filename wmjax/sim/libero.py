@@ -50,12 +50,16 @@ ACTION_SPEC = ActionSpec(
 )
 """LIBERO's actions. The one that holds still opens the gripper, as in the settle steps."""
 
+OWN_SENTENCE = ("lan", "task")
+"""The kinds of LIBERO-PRO whose sentences differ from those of the suite that they perturb."""
 PERTURBED = {
     f"{suite}_{kind}": 10
     for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-    for kind in ("object", "swap")
+    for kind in ("object", "swap", *OWN_SENTENCE)
 }
-"""LIBERO-PRO's suites with other looking objects (``object``) or with places exchanged (``swap``)."""
+"""LIBERO-PRO's suites: objects of another look (``object``), places exchanged (``swap``), the sentence in other words
+(``lan``), another sentence with another goal (``task``). The fifth kind, ``env``, has no files in the package.
+"""
 SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90, **PERTURBED}
 """Number of tasks of each suite."""
 INITIAL_STATES = 50
@@ -186,7 +190,8 @@ def load_task(suite: str, task_id: int) -> Task:
     """Looks a task up.
 
     Raises:
-        UserError: no such suite (with near matches), no such task, or a task without its files.
+        UserError: no such suite (with near matches), no such task, a task without its files, or a suite of which it is
+            not known which of two sentences counts.
 
     """
     libero = import_libero()
@@ -203,4 +208,34 @@ def load_task(suite: str, task_id: int) -> Task:
         raise UserError(f"{suite} task {task_id}: {file} is missing; reinstall LIBERO with ./setup.sh sim")
     with _quiet():
         states = np.asarray(benchmark.get_task_init_states(task_id), np.float64)
-    return Task(task.language, str(file), states)
+    return Task(instruction(suite, task_id, task.language, file), str(file), states)
+
+
+def instruction(suite: str, task_id: int, named: str, file: Path) -> str:
+    """The sentence that a task gives to a policy.
+
+    LIBERO takes it from the name of the task's file, and so does every published policy. The files of LIBERO-PRO keep
+    the names of the suites that they perturb: where the sentence is what was perturbed it stands in the file only.
+
+    Args:
+        suite: of the task.
+        task_id: of the task.
+        named: the sentence that the file's name spells.
+        file: the task's BDDL file.
+
+    Raises:
+        UserError: the file has no sentence, or, in a suite that is not known, one that differs from the name's.
+
+    """
+    if suite in SUITES and not suite.endswith(OWN_SENTENCE):
+        return named
+    found = re.search(r"\(:language\s+([^)]+)\)", file.read_text(encoding="utf-8"))
+    if found is None:
+        raise UserError(f"{suite} task {task_id}: {file} has no (:language ...); reinstall LIBERO with ./setup.sh sim")
+    written = " ".join(found[1].split())
+    if suite not in SUITES and written.lower() != named.lower():
+        raise UserError(
+            f"{suite} task {task_id}: the file's name says {named!r} and its text {written!r}; it is not decided which "
+            f"one a policy is told, choose one of the suites {', '.join(SUITES)}"
+        )
+    return written
