@@ -12,6 +12,7 @@ from wmjax.recording.watch import Watch
 from wmjax.rollout.actors import Expert, Noop, Scripted
 from wmjax.rollout.protocol import load_protocol
 from wmjax.sim.env import LiberoEnv
+from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import OBSERVATION_SPEC
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
@@ -45,7 +46,7 @@ def test_looking_changes_nothing():
     env = LiberoEnv("libero_spatial", 2, OBSERVATION_SPEC)
     states = []
     for looks in (False, True):
-        env.reset(load_protocol("spatial_dev").episodes()[40])
+        env.reset(EpisodeId("libero_spatial", 2, "random", 100_000))
         watcher = Watch(env)
         for step in range(12):
             env.step(np.array([0.2, 0.1, -0.3, 0, 0, 0, 1.0 if step > 5 else -1.0]))
