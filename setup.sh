@@ -51,6 +51,6 @@ if [ "$mode" = test ]; then # pip before 25.1 knows no dependency groups
   mapfile -t docs < <(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")')
 fi
 "${pip[@]}" install "${constraints[@]}" -e ".[$extras]" "${docs[@]}"
-# openpi's client asks for numpy < 2, which its part that the tests drive the server with does not need.
-case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 ;; esac
+# The peers' clients, without what they ask for beside: openpi's wants numpy < 2, vla-eval's a command line.
+case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 vla-eval==0.8.0 ;; esac
 echo "ready: .venv/bin/python (mode $mode)"

@@ -270,12 +270,12 @@ def pooled(rung: Rung, work: Work) -> Result:
     from wmjax.reporting.video.clips import Videos
     from wmjax.rollout.results import Results
     from wmjax.rollout.runner import Runner
-    from wmjax.sim.pool import Pool
+    from wmjax.sim.rollout_pool import RolloutPool
     from wmjax.sim.worker import WorkerSettings
 
     actor = work.actor()
     rounds = (("warm", work.episodes[: rung.workers], WARM_UP), ("timed", work.episodes, work.max_steps))
-    with tempfile.TemporaryDirectory() as folder, Pool(WorkerSettings(rung.spec, 4), rung.workers) as pool:
+    with tempfile.TemporaryDirectory() as folder, RolloutPool(WorkerSettings(rung.spec, 4), rung.workers) as pool:
         for name, chosen, limit in rounds:
             protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=HORIZON)
             results = Results(Path(folder) / name, {})

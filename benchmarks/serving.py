@@ -1,10 +1,13 @@
-"""Latency per decision through openpi's client beside the same policy in process, at batch 1 and 8.
+"""Latency per decision through each dialect beside the same policy in process, at batch 1 and 8.
 
-    python benchmarks/serving.py RUN [--batches 1,8] [--repeats 50] [--out results.json]
+    python benchmarks/serving.py RUN [--batches 1,8] [--dialects openpi,starvla,vla-eval] [--repeats 50] [--out FILE]
 
-The server is a process of its own (``python -m wmjax.serve``), the clients are threads here, as many as the batch has
-rows, which ask at the same moment. Medians in milliseconds: ``in process`` is one call for a full batch, ``served`` the
-time until each client has its actions, ``added`` the difference.
+The server is a process of its own (``python -m wmjax.serve``) with a port per dialect, the clients are threads here, as
+many as the batch has rows, which ask at the same moment. Every repeat measures one call for a full batch in process and
+then each dialect, so that what else the machine does falls on all of them. Medians in milliseconds: ``served`` is the
+time until a client has its actions, ``added`` the median of the repeats' differences, and of the ``fastest tenth`` the
+difference between the two, which other programs of a busy machine disturb less. For ``vla-eval``, which asks at
+every control step, it is the step at which the policy decides; ``between`` is a step whose action is there already.
 """
 
 import argparse
@@ -13,106 +16,144 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from threading import Barrier
 
 import numpy as np
-from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 from wmjax.core.specs import ObservationSpec
 from wmjax.policy.policy import load_policy
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
+from wmjax.serving.clients.client import CLIENTS, Client, View
+from wmjax.serving.clients.conventions import Conventions
+from wmjax.serving.clients.served_policy import connected, resolved
 from wmjax.serving.sessions import named_episode
 
 STARTUP_S = 900.0
 INSTRUCTION = "pick up the black bowl next to the plate and place it on the plate"
+WARM_UP = 2
+"""Repeats that are not counted."""
 
 
-def decisions(spec: ObservationSpec, frames: int, batch: int, number: int) -> list[Decision]:
+def decisions(spec: ObservationSpec, frames: int, batch: int, number: int, horizon: int) -> list[Decision]:
     """Random observations of so many episodes."""
     rng = np.random.default_rng(number)
     shape = (frames, len(spec.cameras), spec.image_size, spec.image_size, 3)
     return [
         Decision(
-            row, named_episode(f"benchmark-{row}"), number, number, rng.integers(0, 256, shape, np.uint8),
+            row, named_episode(f"benchmark-{row}"), number, number * horizon, rng.integers(0, 256, shape, np.uint8),
             rng.normal(size=spec.state_dim).astype(np.float32), INSTRUCTION,
         )
         for row in range(batch)
     ]  # fmt: skip
 
 
-def message(decision: Decision, spec: ObservationSpec) -> dict[str, Any]:
-    """What a client sends for it."""
-    images = {f"observation/{camera}": decision.frames[:, i] for i, camera in enumerate(spec.cameras)}
-    own = {"prompt": decision.instruction, "wmjax/episode": decision.episode.key}
-    return {**images, "observation/state": decision.state, **own}
-
-
 @contextlib.contextmanager
-def served(run: Path, batch: int) -> Iterator[int]:
-    """A server's port, while it runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = [sys.executable, "-m", "wmjax.serve", "--run", str(run), "--listen", f"openpi:{port}"]
+def served(run: Path, batch: int, dialects: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The URLs of a server's dialects, while it runs."""
+    ports = {}
+    with contextlib.ExitStack() as stack:
+        for dialect in dialects:
+            free = stack.enter_context(socket.socket())
+            free.bind(("127.0.0.1", 0))
+            ports[dialect] = free.getsockname()[1]
+    listen = [word for dialect, port in ports.items() for word in ("--listen", f"{dialect}:{port}")]
+    line = [sys.executable, "-m", "wmjax.serve", "--run", str(run), *listen]
     process = subprocess.Popen([*line, "--max-batch", str(batch), "--max-wait-ms", "20"])
     try:
         deadline = time.monotonic() + STARTUP_S
-        while not _answers(port):
+        while not all(map(_answers, ports.values())):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the server did not start; see its lines above")
             time.sleep(0.2)
-        yield port
+        yield {dialect: f"ws://127.0.0.1:{port}" for dialect, port in ports.items()}
     finally:
         process.terminate()
         process.wait(30)
 
 
 def _answers(port: int) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).read())
-    except OSError:
-        return False
+    """Whether a port is open; each dialect has another page."""
+    for page in ("healthz", "health"):
+        try:
+            return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5).read())
+        except OSError:
+            continue
+    return False
 
 
-def in_process(run: Path, batch: int, repeats: int) -> tuple[float, ObservationSpec, int]:
-    """Median milliseconds of a full batch, and what the policy sees."""
+class Asking:
+    """As many clients of one dialect as the batch has rows."""
+
+    def __init__(self, url: str, dialect: str, batch: int) -> None:
+        self.clients: list[Client] = [connected(CLIENTS.resolve(dialect), url) for _ in range(batch)]
+        self.chosen: Conventions = resolved(self.clients[0], {})
+        self._together, self._threads = Barrier(batch), ThreadPoolExecutor(batch)
+
+    def ask(self, asked: Sequence[Decision], horizon: int) -> tuple[float, float]:
+        """Median milliseconds of one decision, and of a step between decisions (NaN if the dialect has none)."""
+        times = list(self._threads.map(lambda d: self._row(d, horizon), asked))
+        return float(np.median([t[0] for t in times])), float(
+            np.median([t for row in times for t in row[1:] or [np.nan]])
+        )
+
+    def _row(self, decision: Decision, horizon: int) -> list[float]:
+        client, times = self.clients[decision.slot], []
+        every = client.every_step
+        frames = decision.frames[-1:] if every or decision.number == 0 else decision.frames
+        images = [frames[:, camera] for camera in range(frames.shape[1])]
+        state = decision.state.astype(np.float64)
+        for step in range(horizon if every else 1):
+            first = decision.number == 0 and step == 0
+            view = View(images, state, decision.instruction, decision.episode, decision.step + step, first)
+            self._together.wait(STARTUP_S)
+            began = time.perf_counter()
+            client.ask(view, self.chosen)
+            client.answer()
+            times.append(1e3 * (time.perf_counter() - began))
+        return times
+
+    def close(self) -> None:
+        """Ends the connections, so that the next dialect's batches wait for nobody else."""
+        self._threads.shutdown()
+        for client in self.clients:
+            client.close()
+
+
+def measure(run: Path, batch: int, dialects: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
+    """One row per dialect."""
     policy = load_policy(run, batch_size=batch)
     actor, spec, frames = PolicyActor(policy), policy.observation_spec, policy.frames_per_decision
-    actor.prepare(batch, policy.open_loop_horizon, policy.action_spec)
-    times = []
-    for number in range(repeats + 2):
-        asked = decisions(spec, frames, batch, number)
-        began = time.perf_counter()
-        actor.act(asked)
-        times.append(1e3 * (time.perf_counter() - began))
-    return float(np.median(times[2:])), spec, frames
-
-
-def through_clients(port: int, spec: ObservationSpec, frames: int, batch: int, repeats: int) -> float:
-    """Median milliseconds until a client has its actions, when as many ask as the batch has rows."""
-    clients = [WebsocketClientPolicy("127.0.0.1", port) for _ in range(batch)]
-    together, times = threading.Barrier(batch), np.zeros((repeats + 2, batch))
-
-    def ask(row: int) -> None:
-        for number in range(repeats + 2):
-            sent = message(decisions(spec, frames, batch, number)[row], spec)
-            together.wait(STARTUP_S)
-            began = time.perf_counter()
-            clients[row].infer(sent)
-            times[number, row] = 1e3 * (time.perf_counter() - began)
-
-    threads = [threading.Thread(target=ask, args=(row,)) for row in range(batch)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return float(np.median(times[2:]))
+    horizon = policy.open_loop_horizon
+    actor.prepare(batch, horizon, policy.action_spec)
+    table = {}
+    with served(run, batch, dialects) as urls:
+        for dialect, url in urls.items():
+            asking = Asking(url, dialect, batch)
+            here, there, between = np.zeros((3, repeats + WARM_UP))
+            for number in range(repeats + WARM_UP):
+                asked = decisions(spec, frames, batch, number, horizon)
+                began = time.perf_counter()
+                actor.act(asked)
+                here[number] = 1e3 * (time.perf_counter() - began)
+                there[number], between[number] = asking.ask(asked, horizon)
+            asking.close()
+            here, there, between = here[WARM_UP:], there[WARM_UP:], between[WARM_UP:]
+            row = {
+                "in process": np.median(here),
+                "served": np.median(there),
+                "added": np.median(there - here),
+                "added, fastest tenth": np.quantile(there, 0.1) - np.quantile(here, 0.1),
+            }
+            if asking.clients[0].every_step:
+                row["between"] = np.median(between)
+            table[f"{dialect}, batch {batch}"] = {name: float(value) for name, value in row.items()}
+    return table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,18 +161,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--dialects", default="openpi,starvla,vla-eval")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     table: dict[str, dict[str, float]] = {}
     for batch in map(int, options.batches.split(",")):
-        here, spec, frames = in_process(options.run, batch, options.repeats)
-        with served(options.run, batch) as port:
-            there = through_clients(port, spec, frames, batch, options.repeats)
-        table[f"batch {batch}"] = row = {"in process": here, "served": there, "added": there - here}
-        print(f"batch {batch}:", "  ".join(f"{name} {value:.2f} ms" for name, value in row.items()), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        found = measure(options.run, batch, options.dialects.split(","), options.repeats)
+        for name, row in found.items():
+            print(f"{name}:", "  ".join(f"{what} {value:.2f} ms" for what, value in row.items()), flush=True)
+        table |= found
+        if options.out:
+            options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
 from wmjax.analysis.rank import token_rank
-from wmjax.core import signals
+from wmjax.core import logs, signals
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
@@ -258,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    logs.set_up()
     settings = PretrainConfig(
         seed=options.seed,
         minutes=options.minutes,

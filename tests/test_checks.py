@@ -15,7 +15,7 @@ from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
 from wmjax.core.settings import parse_overrides
 from wmjax.data.store import TrainingStore
-from wmjax.evaluate import _parser
+from wmjax.evaluate import parser
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
 from wmjax.experiment.dimensions import of_store
@@ -183,8 +183,9 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
     found = experiment(*given, "--train.normalisation", "quantile", recipe="e2_mse", scale="3b")
     evaluation, train, _ = printed(replace(found, "spatial_dev"), tmp_path / "a run")
     assert evaluation[2] == "wmjax.evaluate"
-    options = _parser().parse_args(evaluation[3:])
-    assert (options.run, options.protocol, options.tasks) == (tmp_path / "a run", "libero_spatial", (0, 1))
+    options, settings = parser().read(evaluation[3:])
+    assert (options.run, options.protocol) == (tmp_path / "a run", "libero_spatial")
+    assert settings["protocol"] == {"tasks": (0, 1)}
     assert train[:3] == ["python", "-m", "wmjax.train"]
     arguments, settings = command.parser().parse_known_args(train[3:])
     again = load(arguments.config, arguments.scale, arguments.dataset, parse_overrides(settings))

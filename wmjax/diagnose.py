@@ -8,24 +8,28 @@ name their store with --data if the cache does not have it. A PNG beside the JSO
 the colours of predicted and true latents, and the training frames that are nearest to the predicted ones.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from wmjax.core import logs
-from wmjax.core.command import run_command
+from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
+from wmjax.core.options import CommandParser
 from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("diagnose", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
-    parser.add_argument("--batches", type=int, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
+    parser.add_argument(
+        "--batches",
+        type=whole_number("batches", 1),
+        default=BATCHES,
+        help=f"of 32 samples, at most (default: {BATCHES})",
+    )
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
         "--out",
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
     def body() -> int:
-        options = parser.parse_args(arguments)
+        options, _ = parser.read(arguments)
         logs.set_up()
         diagnose_checkpoint(
             options.run, split=options.split, batches=options.batches, data=options.data, out=options.out

@@ -13,8 +13,9 @@ import sys
 from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
 from wmjax.core.location import local
-from wmjax.core.settings import parse_overrides
+from wmjax.core.settings import merge, parse_overrides
 from wmjax.pipeline.train import dry_run, run
+from wmjax.trainer.trackers import tracker_names
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would happen; touch neither data nor weights"
     )
+    parser.add_argument(
+        "--tracker", type=tracker_names, help="where metrics go beside metrics.jsonl: tensorboard, wandb, trackio (a,b)"
+    )
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
     return parser
 
@@ -41,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
-        chosen = options.config, options.scale, options.dataset, parse_overrides(settings)
+        overrides = parse_overrides(settings)
+        if options.tracker is not None:
+            overrides = merge(overrides, {"train": {"trackers": options.tracker}})
+        chosen = options.config, options.scale, options.dataset, overrides
         if options.dry_run:
             dry_run(*chosen, evaluates=not options.no_evaluation)
         else:

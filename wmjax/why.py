@@ -15,8 +15,8 @@ from pathlib import Path
 from wmjax.core import logs
 from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
+from wmjax.core.options import number_list
 from wmjax.pipeline.why import explain
-from wmjax.rollout.protocol import task_list
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--run", required=True, help="a trained run, one of its checkpoints, or mini")
     parser.add_argument("--evaluation", type=local, help="results whose failures are explained (default: the newest)")
-    parser.add_argument("--tasks", type=task_list, default=(), help="task ids, such as 0,1 (default: all)")
+    parser.add_argument("--tasks", type=number_list, default=(), help="task ids, such as 0,1 (default: all)")
     parser.add_argument(
         "--episodes", type=whole_number("episodes", 1), default=10, help="failed episodes per task (default: 10)"
     )

@@ -361,8 +361,12 @@ def test_the_command_prints_one_line_for_bad_input(tmp_path, store, capsys):
     assert view.main([str(store.folder), "--episodes", "99", "--out", str(tmp_path / "x.html")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --episodes: there is no episode 99") and error.count("\n") == 1
-    with pytest.raises(SystemExit):
-        view.main([str(store.folder), "--episodes", "1", "--per-task", "1"])
+    assert view.main([str(store.folder), "--episodes", "1", "--per-task", "1"]) == 2
+    assert "argument --per-task: not allowed with argument --episodes" in capsys.readouterr().err
+    for option, value in (("--per-task", "0"), ("--per-task", "-1"), ("--episodes", "-1"), ("--episodes", "x")):
+        assert view.main([str(store.folder), option, value]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {option} is '{value}'; give") and error.count("\n") == 1
 
 
 def test_import_is_light():

@@ -11,9 +11,16 @@ import tomllib
 from pathlib import Path
 
 import wmjax
+from wmjax.analysis.sequential import StoppingRule
 from wmjax.core import console
+from wmjax.core.options import setting_names
 from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
-from wmjax.rollout.protocol import protocol_names
+from wmjax.pipeline.convert import ConvertSettings
+from wmjax.pipeline.evaluate_command import EvaluateSettings
+from wmjax.pipeline.record import RecordSettings
+from wmjax.rollout.protocol import Protocol, protocol_names
+from wmjax.serving.clients.conventions import Conventions
+from wmjax.serving.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -22,7 +29,15 @@ PLACEHOLDER = re.compile(r"[A-Z]{2,}\d*")
 PATTERNS = ("--section.name VALUE",)
 """Code spans that show a form and name nothing."""
 TAKES_SETTINGS = {"wmjax.train": "", "wmjax.pretrain": "", "wmjax.probe": "", "wmjax.encode": "encoder."}
-"""Commands that take settings, and what the names of these begin with."""
+"""Commands that take settings of an experiment, and what the names of these begin with."""
+SECTIONS: dict[str, tuple[tuple[str, type], ...]] = {
+    "wmjax.record": (("record", RecordSettings),),
+    "wmjax.convert": (("convert", ConvertSettings),),
+    "wmjax.serve": (("serve", ServeSettings),),
+    "wmjax.evaluate": (("protocol", Protocol), ("evaluation", EvaluateSettings), ("foreign", Conventions)),
+    "wmjax.compare": (("protocol", Protocol), ("rule", StoppingRule)),
+}
+"""Commands that take settings of their own, by section."""
 HEADS = ("e2_flow", "e2_mse")
 """Recipes whose settings together are all settings."""
 
@@ -31,6 +46,12 @@ HEADS = ("e2_flow", "e2_mse")
 def settings() -> set[str]:
     """Every setting, by dotted name."""
     return {name for recipe in HEADS for name in dotted(to_dict(load(recipe)))}
+
+
+@functools.cache
+def section_settings(module: str) -> set[str]:
+    """The settings of a command that has sections of its own, by dotted name."""
+    return {f"{section}.{name}" for section, kind in SECTIONS[module] for name in setting_names(kind)}
 
 
 @functools.cache
@@ -163,9 +184,8 @@ def check_arguments(module: str, words: list[str]) -> None:
 
 def check_setting(module: str, option: str) -> None:
     """Checks ``--section.name`` of a command."""
-    section, _, name = option[2:].partition(".")
-    if module in ("wmjax.evaluate", "wmjax.compare"):
-        assert section == "protocol" and f"    {name}:" in module_file("wmjax.rollout.protocol").read_text(), option
+    if module in SECTIONS:
+        assert option[2:] in section_settings(module), f"{module} has no setting {option}"
         return
     taken = module in TAKES_SETTINGS and option[2:].startswith(TAKES_SETTINGS[module])
     assert taken and option[2:] in settings(), f"{module} has no setting {option}"
@@ -200,7 +220,9 @@ def check_inline(text: str) -> None:
     if text.startswith("--") and len(words[0]) > 2:
         name = words[0].partition("=")[0]
         if "." in name:
-            assert name[2:] in settings() or name.startswith("--protocol."), f"there is no setting {name}"
+            known = settings().union(*map(section_settings, SECTIONS))
+            forms = {f"--{section}.NAME" for sections in SECTIONS.values() for section, _ in sections}
+            assert name[2:] in known or name in forms, f"there is no setting {name}"
         else:
             assert name in every_option(), f"no command has the option {name}"
         check_value(name, words[1] if len(words) > 1 else "RUN")

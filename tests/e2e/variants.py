@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import wmjax.pipeline.evaluate as evaluation
 import wmjax.train as command
 from wmjax.core.paths import cache_root
-from wmjax.sim.pool import Pool
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
 
 PROTOCOL = """
@@ -45,15 +45,15 @@ def main(recipes: list[str]) -> int:
     protocol.write_text(PROTOCOL)
     settings = [f"--{name}={value}" for name, value in {**SETTINGS, "evaluation.protocol": protocol}.items()]
     with contextlib.ExitStack() as stack:
-        pools: dict[WorkerSettings, Pool] = {}
+        pools: dict[WorkerSettings, RolloutPool] = {}
 
         @contextlib.contextmanager
-        def shared(worker: WorkerSettings, count: int, timeout: float) -> Iterator[Pool]:
+        def shared(worker: WorkerSettings, count: int, timeout: float) -> Iterator[RolloutPool]:
             if worker not in pools:
-                pools[worker] = stack.enter_context(Pool(worker, count, timeout))
+                pools[worker] = stack.enter_context(RolloutPool(worker, count, timeout))
             yield pools[worker]
 
-        evaluation.Pool = shared  # type: ignore[assignment,misc]
+        evaluation.RolloutPool = shared  # type: ignore[assignment,misc]
         for recipe in recipes:
             run = cache_root() / "variants" / recipe
             before = time.process_time()

@@ -286,7 +286,7 @@ def test_gripper_commands_are_stored_in_one_convention(tmp_path, opened, closed,
 def test_commands_in_0_to_1_are_not_believed_in_silence(tmp_path, opened, closed):
     source = write_v21(tmp_path / "d")
     grip(source, opens_then_closes(opened, closed))
-    refused(source, "say what opens it with --gripper open-one or open-zero")
+    refused(source, "say what opens it with --gripper-convention open-one or open-zero")
 
 
 def test_fingers_that_do_the_opposite_are_noticed(tmp_path):

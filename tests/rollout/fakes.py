@@ -21,7 +21,7 @@ FAULTS = "WMJAX_TEST_FAULTS"
 ACTIONS = dataclasses.replace(ACTION_SPEC, chunk=8)
 """What a policy for the fake says: it predicts chunks of 8."""
 SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=4)
-ENV = "tests.rollout.fakes:FakeEnv"
+ENV, FORGETFUL = "tests.rollout.fakes:FakeEnv", "tests.rollout.fakes:ForgetfulEnv"
 GOAL = 6.0
 
 
@@ -98,6 +98,14 @@ class FakeEnv:
 
     def _fail(self) -> None:
         self.broken = fail(self.episode.key, self.step_count) or self.broken
+
+
+class ForgetfulEnv(FakeEnv):
+    """A fake whose state shows nothing of the episodes before, so that it does not matter which worker ran them."""
+
+    def reset(self, episode) -> None:
+        self.renders = self.resets = self.restores = 0
+        super().reset(episode)
 
 
 def fail(key: str, step: int) -> str:

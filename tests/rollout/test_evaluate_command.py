@@ -1,8 +1,10 @@
 """The command line: one clear line for bad input, a table for good input."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,10 @@ from tests.rollout.test_replay import recorded
 from wmjax.data.store import finalize, write_part
 from wmjax.experiment.config import load, to_dict
 from wmjax.pipeline.evaluate_checkpoint import identity
-from wmjax.rollout.protocol import Protocol, from_values, load_protocol
+from wmjax.rollout.protocol import CHANGES, Protocol, from_values, load_protocol, protocol_folder
 from wmjax.rollout.results import read_header
 from wmjax.sim.libero import ACTION_SPEC
+from wmjax.trainer.checkpoint import FORMAT_VERSION, MANIFEST, SEAL
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_pat
 
 def test_every_field_of_a_protocol_has_a_flag_and_the_header_records_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = {change.field: name for name, change in command.CHANGES.items()}
+    flags = {short.setting: name for name, short in CHANGES.items()}
     assert {"name", *flags} == {field.name for field in dataclasses.fields(Protocol)}
     changed = {
         "suite": "libero_object", "tasks": (3,), "episodes_per_task": 1, "init": "benchmark", "first_index": 2,
@@ -83,7 +86,7 @@ def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatc
 
 def test_a_corruption_has_a_folder_of_its_own(tmp_path):
     published = load_protocol("spatial_dev")
-    folder = command.protocol_folder(tmp_path, load_protocol("spatial_dev", corruption="closed"), published)
+    folder = protocol_folder(tmp_path, load_protocol("spatial_dev", corruption="closed"), published)
     assert folder.name == "spatial_dev-corruptionclosed"
 
 
@@ -95,6 +98,13 @@ def test_an_identity_needs_a_checkpoint(tmp_path):
         identity(tmp_path)
 
 
+def write_manifest(folder: Path, meta: dict[str, object]) -> None:
+    """What an evaluation's identity is read from: a checkpoint's manifest and the seal on it."""
+    text = json.dumps({"format_version": FORMAT_VERSION, "step": 1, "sha256": {}, "meta": meta}).encode()
+    (folder / MANIFEST).write_bytes(text)
+    (folder / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n")
+
+
 def test_the_recipes_hash_tells_what_was_trained_and_not_how_it_was_run(tmp_path):
     def recipe(name: str, *, steps: int = 9, workers: int = 2, protocol: str = "a", weights: str = "w") -> str:
         settings = {"recipe": "e0", "scale": "mini", "dataset": "spatial", "data": {"workers": workers}}
@@ -102,7 +112,7 @@ def test_the_recipes_hash_tells_what_was_trained_and_not_how_it_was_run(tmp_path
         meta = {"experiment": settings, "specs": {"encoder": {"weights_hash": weights}}}
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "sha256": {}, "meta": meta}))
+        write_manifest(folder, meta)
         return identity(folder)["recipe_hash"]
 
     same, other = recipe("one"), recipe("two", workers=4, protocol="b")
@@ -114,7 +124,7 @@ def test_an_identity_says_what_the_command_line_changed_and_what_was_trained_on(
     changes = {"optimizer": {"prophet_multiplier": 5.0}, "train": {"seed": 3, "threads": 1}}
     settings = to_dict(load("e2_mse", overrides=changes))
     meta = {"experiment": settings, "specs": {"encoder": None}}
-    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 1, "sha256": {}, "meta": meta}))
+    write_manifest(tmp_path, meta)
     expected = {"changed": {"optimizer.prophet_multiplier": 5.0}, "suite": "libero_spatial", "tasks": [0, 1, 2, 4, 6]}
     assert identity(tmp_path)["training"] == expected
 
@@ -144,6 +154,9 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
         (["--train.steps", "3"], "unknown option --train; settings of this command are written --protocol.NAME VALUE"),
         (["--protocol.max_steps", "many"], "protocol.max_steps is 'many'; expected int"),
         (["--workers=1", "stray"], "unexpected argument 'stray'"),
+        (["--workers", "0"], "evaluation.workers is 0; it must be at least 1"),
+        (["--evaluation.videos", "-1"], "evaluation.videos is -1; it must be at least 0"),
+        (["--episodes", "many"], "protocol.episodes_per_task is 'many'; expected int"),
     ],
 )
 def test_a_setting_that_is_none_is_one_line(words, message, capsys, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Worker processes: results, faults, replacement, clean-up."""
 
+import functools
 import os
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from tests.rollout.fakes import ENV, FAULTS, SPEC, fault_name
 from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault, Pool
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import Execute, Reply, Reset, WorkerSettings
 
 EPISODE = EpisodeId("libero_spatial", 0, "random", 7)
 STILL = np.zeros((8, 7), np.float32)
 
 
-def run(pool: Pool, slot: int, command) -> Reply | Fault:
+def run(pool: Pool, slot: int, command):
     pool.send(slot, command)
     ((done, event),) = pool.wait()
     assert done == slot
@@ -34,7 +37,7 @@ def faults(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(faults):
-    with Pool(WorkerSettings(SPEC, 4, ENV), workers=2, timeout=4.0, startup=120.0) as made:
+    with RolloutPool(WorkerSettings(SPEC, 4, ENV), workers=2, timeout=4.0, startup=120.0) as made:
         yield made
 
 
@@ -59,7 +62,7 @@ def test_a_faulty_worker_is_reported_and_replaced(pool, faults, kind, fault):
     (faults / f"{fault_name(EPISODE.key, 4)}.{kind}").touch()
     before = pool.process_ids
     event = run(pool, 0, Execute(STILL))
-    assert isinstance(event, Fault) and event.kind == fault
+    assert isinstance(event, Fault) and event.kind == fault and event.raised == (kind in ("raise", "nan_image"))
     assert pool.process_ids[0] != before[0] and pool.process_ids[1] == before[1]
     with pytest.raises(ProcessLookupError):
         os.kill(before[0], 0)
@@ -73,9 +76,9 @@ def test_bad_input_in_a_worker_reaches_the_user(pool):
 
 
 def test_closing_leaves_no_process_and_no_memory():
-    pool = Pool(WorkerSettings(SPEC, 4, ENV), workers=1)
+    pool = RolloutPool(WorkerSettings(SPEC, 4, ENV), workers=1)
     run(pool, 0, Reset(EPISODE))
-    (process,), name = pool.process_ids, pool._workers[0].memory.name
+    (process,), name = pool.process_ids, pool._memories[0].name
     pool.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
@@ -83,8 +86,40 @@ def test_closing_leaves_no_process_and_no_memory():
         SharedMemory(name)
 
 
+class Report:
+    """A worker that says where it runs; it is closed when its process ends in order."""
+
+    def __init__(self, closed: Path) -> None:
+        self._closed = closed
+
+    def run(self, command: str) -> tuple[int, str | None]:
+        """This process, and a variable of its environment."""
+        return os.getpid(), os.environ.get(command)
+
+    def close(self) -> None:
+        """Leaves a sign."""
+        self._closed.touch()
+
+
+def test_a_worker_uses_one_thread_and_is_closed_before_another_takes_its_place(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    with Pool([functools.partial(Report, tmp_path / "closed")], timeout=60) as pool:
+        first, threads = run(pool, 0, "OMP_NUM_THREADS")
+        assert (threads, run(pool, 0, "MKL_NUM_THREADS")) == ("1", (first, "3"))
+        assert first == pool.process_ids[0] and not (tmp_path / "closed").exists()
+        pool.restart(0)
+        assert (tmp_path / "closed").exists() and run(pool, 0, "x")[0] == pool.process_ids[0] != first
+        pool.send(0, "x")
+        with pytest.raises(RuntimeError, match="worker 0 is still busy"):
+            pool.restart(0)
+    assert "OMP_NUM_THREADS" not in os.environ and os.environ["MKL_NUM_THREADS"] == "3"
+
+
 def test_misuse_is_refused(pool):
     with pytest.raises(UserError, match="workers is 0"):
-        Pool(WorkerSettings(SPEC), workers=0)
+        Pool([], timeout=1)
+    with pytest.raises(UserError, match="workers is 0"):
+        RolloutPool(WorkerSettings(SPEC), workers=0)
     with pytest.raises(RuntimeError, match="no worker is busy"):
         pool.wait()

@@ -8,7 +8,7 @@ from wmjax.rollout.actors import Random
 from wmjax.rollout.results import Results
 from wmjax.rollout.runner import Runner
 from wmjax.sim.libero import ACTION_SPEC
-from wmjax.sim.pool import Pool
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
 
 
@@ -20,7 +20,7 @@ def test_every_step_of_an_episode_is_told_once(tmp_path, faults):
     settings = WorkerSettings(SPEC, 4, ENV, FakeWatcher)
     results = Results(tmp_path / "out", {})
     videos = Videos(tmp_path / "videos", 0, 5.0, ACTION_SPEC)
-    with Pool(settings, 2, 60.0) as pool:
+    with RolloutPool(settings, 2, 60.0) as pool:
         runner = Runner(
             pool, Random(SPEC), protocol, results, videos, watched=lambda *entry: told.setdefault(entry[0], entry[1:])
         )

@@ -14,10 +14,11 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from tests.rollout.fake_policy import FakePolicy
 from wmjax.policy.policy_actor import Policy, PolicyActor
 from wmjax.rollout.actors import Decision
-from wmjax.serving.server import PolicyServer, Settings
+from wmjax.serving.server import PolicyServer
 from wmjax.serving.sessions import named_episode
+from wmjax.serving.settings import ServeSettings
 
-ANY_PORT = Settings(listen=("openpi:0",), seed=1)
+ANY_PORT = ServeSettings(listen=("openpi:0",), seed=1)
 
 
 @dataclasses.dataclass

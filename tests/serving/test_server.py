@@ -14,7 +14,7 @@ import wmjax.serve as command
 from tests.rollout.fake_policy import FakePolicy
 from tests.serving.servers import InProcess, Running, observation, running
 from wmjax.core.errors import UserError
-from wmjax.serving.server import Settings
+from wmjax.serving.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_there_are_no_more_sessions_than_rows_and_idle_ones_are_dropped() -> Non
 
 def test_a_key_is_asked_for_and_needed_on_other_addresses() -> None:
     with pytest.raises(UserError, match=r"host is '0\.0\.0\.0', which others can reach; set WMJAX_API_KEY"):
-        Settings(host="0.0.0.0")
+        ServeSettings(host="0.0.0.0")
     with running(api_key="secret") as served:
         assert get(served.port, "/healthz") == (200, "OK\n")
         for header in ({}, {"Authorization": "Api-Key wrong"}, {"Authorization": "secret"}):
@@ -219,6 +219,14 @@ def test_a_key_is_asked_for_and_needed_on_other_addresses() -> None:
         (["--listen", "opnpi:8000"], "unknown dialect 'opnpi'; did you mean openpi"),
         (["--listen", "own.module:Dialect:1"], "dialect is 'own.module:Dialect', which cannot be imported"),
         (["--listen", "openpi"], "listen is 'openpi'; write it as DIALECT:PORT"),
+        (["--listen", "openpi:99999"], "listen is 'openpi:99999'; a port is at most 65535"),
+        (["--horizon", "0"], "serve.horizon is 0; it must be at least 1"),
+        (["--seed", "-1"], "serve.seed is -1; it must be at least 0"),
+        (["--max-sessions", "many"], "serve.max_sessions is 'many'; expected int"),
+        (["--max-message-mb", "0"], "serve.max_message is 0"),
+        (["--max-message-mb", "nan"], "--max-message-mb is 'nan'; give a number of megabytes"),
+        (["--serve.idle_s", "0"], "serve.idle_s is 0.0; it must be above 0"),
+        (["--port", "99999"], "unknown option '--port'"),
         (["--listen", "openpi:1", "--listen", "openpi:1"], "give each dialect a port of its own"),
         (["--max-batch", "0"], "max_batch is 0"),
         (["--max-wait-ms", "-1"], "max_wait_ms is -1.0"),
@@ -244,7 +252,7 @@ def _start_on(port: int) -> None:
     from wmjax.serving.server import PolicyServer
 
     async def main() -> None:
-        async with PolicyServer(FakePolicy(1), Settings(listen=(f"openpi:{port}",))):
+        async with PolicyServer(FakePolicy(1), ServeSettings(listen=(f"openpi:{port}",))):
             pass
 
     asyncio.run(main())

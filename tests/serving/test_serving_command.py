@@ -16,9 +16,13 @@ from wmjax.sim.episode import EpisodeId
 def test_latency_is_measured_beside_the_policy_in_process(tmp_path, capsys) -> None:
     run, out = save_run(tmp_path / "e0", "e0", "regression"), tmp_path / "latency.json"
     serving.main([str(run), "--batches", "2", "--repeats", "1", "--out", str(out)])
-    row = json.loads(out.read_text())["batch 2"]
-    assert set(row) == {"in process", "served", "added"} and all(map(math.isfinite, row.values()))
-    assert row["in process"] > 0 and row["served"] > 0 and "batch 2: in process" in capsys.readouterr().out
+    table, printed = json.loads(out.read_text()), capsys.readouterr().out
+    for dialect in ("openpi", "starvla", "vla-eval"):
+        row = table[f"{dialect}, batch 2"]
+        assert set(row) - {"between"} == {"in process", "served", "added", "added, fastest tenth"}
+        assert all(map(math.isfinite, row.values()))
+        assert row["in process"] > 0 and row["served"] > 0 and f"{dialect}, batch 2: in process" in printed
+    assert table["vla-eval, batch 2"]["between"] > 0
 
 
 def test_the_example_drives_episodes_and_is_remembered_unless_plain() -> None:

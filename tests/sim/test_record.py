@@ -50,11 +50,26 @@ def test_damaged_settings_are_named(tmp_path):
 
 
 BAD_OPTIONS = {
-    ("--episodes", "0"): "episodes is 0",
+    ("--episodes", "0"): "record.episodes_per_task is 0; it must be at least 1 and at most 100000",
+    ("--episodes", "-1"): "record.episodes_per_task is -1; it must be at least 1",
     ("--episodes", "1000000"): "at most 100000",
-    ("--workers", "-1"): "workers is -1",
-    ("--perturbed", "2"): "perturbed_fraction is 2.0",
-    ("--seed", "-3"): "seed is -3",
+    ("--episodes", "many"): "record.episodes_per_task is 'many'; expected int",
+    ("--workers", "-1"): "record.workers is -1; it must be at least 1",
+    ("--workers", "0"): "record.workers is 0; it must be at least 1",
+    ("--tasks", "0,x"): "'0,x' is not a list of numbers; write them as 0,1",
+    ("--tasks", "-1"): "record.tasks[0] is -1; it must be at least 0",
+    ("--perturbed", "2"): "record.demonstrations.perturbed_fraction is 2.0; it must be at least 0 and at most 1",
+    ("--seed", "-3"): "record.demonstrations.seed is -3; it must be at least 0",
+    ("--image-size", "0"): "record.image_size is 0",
+    ("--frame-stride", "0"): "record.frame_stride is 0",
+    ("--label-steps", "-1"): "record.demonstrations.label_steps is -1",
+    ("--record.demonstrations.failures.most", "0"): "record.demonstrations.failures.most is 0",
+    (
+        "--record.episodes",
+        "3",
+    ): "unknown setting 'record.episodes'; did you mean record.first_episode",
+    ("--data.tasks", "0"): "unknown option --data; settings of this command are written --record.NAME VALUE",
+    ("--episode", "3"): "unknown option '--episode'; did you mean --episodes",
 }
 
 
@@ -62,7 +77,8 @@ BAD_OPTIONS = {
 def test_bad_options_are_named_and_leave_nothing(tmp_path, capsys, option):
     out = tmp_path / "store"
     assert main(["--out", str(out), *option]) == 2
-    assert BAD_OPTIONS[option] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and BAD_OPTIONS[option] in error
     assert not out.exists()
 
 

@@ -12,6 +12,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import finalize, write_part
 from wmjax.recording import random_motion as scenes
+from wmjax.recording.slots import Slot
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
@@ -28,7 +29,13 @@ def test_an_encoders_default_scenes_are_not_those_of_the_benchmark() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "named"), [("--episodes", "episodes is 0"), ("--first-episode", "first-episode -1")]
+    ("option", "named"),
+    [
+        ("--episodes", "record.episodes_per_task is 0"),
+        ("--first-episode", "record.first_episode is -1"),
+        ("--tasks-per-suite", "record.tasks_per_suite is -1"),
+        ("--suites", "suite '-1' is not one of libero_object"),
+    ],
 )
 def test_bad_numbers_are_named(option: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     value = "0" if option == "--episodes" else "-1"
@@ -48,11 +55,11 @@ def test_a_recording_that_lost_a_task_is_not_taken_for_a_whole_one(
         runs.append(folder)
         for suite, task in tasks[: len(runs)]:
             for index in range(scenes.EPISODES_PER_TASK):
-                write_part(folder, scenes.part_name(suite, task, index), make_episode(index, 9), SPEC)
+                write_part(folder, scenes.part_name(Slot(suite, task, index)), make_episode(index, 9), SPEC)
         finalize(folder, SPEC, ACTION_SPEC)
 
     monkeypatch.setattr(scenes, "record_scenes", record)
-    with pytest.raises(UserError, match="scenes of 1 tasks are missing, see above; run it again"):
+    with pytest.raises(UserError, match=r"6 episodes are missing, see above; run it again"):
         scenes.cached_scenes(["libero_goal"])
     (store,) = scenes.cached_scenes(["libero_goal", "libero_goal"])
     assert len(store.episodes) == 2 * scenes.EPISODES_PER_TASK and len(runs) == 2
@@ -62,11 +69,11 @@ def test_a_recording_that_lost_a_task_is_not_taken_for_a_whole_one(
 @pytest.mark.sim
 def test_episodes_are_their_own_and_objects_are_tracked(env: LiberoEnv, tmp_path: Path) -> None:
     spec, (suite, task) = OBSERVATION_SPEC, (env.suite, env.task_id)
-    assert [job.indices for job in scenes.missing_jobs(tmp_path, [(suite, task)], range(3, 6))] == [(3, 4, 5)]
+    assert [slot.number for slot in scenes.missing_slots(tmp_path, [(suite, task)], range(3, 6))] == [3, 4, 5]
     found = {index: scenes.record_episode(env, index, steps=8) for index in (0, 3, 0)}
     for index, episode in found.items():
-        write_part(tmp_path, scenes.part_name(suite, task, index), episode, env.spec)
-    assert [job.indices for job in scenes.missing_jobs(tmp_path, [(suite, task)], range(3, 6))] == [(4, 5)]
+        write_part(tmp_path, scenes.part_name(Slot(suite, task, index)), episode, env.spec)
+    assert [slot.number for slot in scenes.missing_slots(tmp_path, [(suite, task)], range(3, 6))] == [4, 5]
     store = finalize(tmp_path, spec, ACTION_SPEC)
     assert len(store.episodes) == 2 and len(store.frame_step) == 4 and np.abs(store.action).max() <= 1
     places = [np.array(store.episodes[k]["objects"]["akita_black_bowl_1"]) for k in range(2)]

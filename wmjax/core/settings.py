@@ -8,10 +8,12 @@ A dataclass whose fields depend on its ``kind`` (an action head, an encoder, a b
 that returns the dataclass to build from the given values.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import reprlib
+import tomllib
 import types
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -236,7 +238,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """``--model.head.kind flow --train.steps=10`` as nested dictionaries; values are TOML, else strings.
+    """``--model.head.kind flow --train.steps=10`` as nested dictionaries; values are read by :func:`parse_value`.
 
     Raises:
         UserError: an argument that is no setting, or a setting without a value.
@@ -253,33 +255,20 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             if not pending:
                 raise UserError(f"--{name} has no value; write --{name} VALUE")
             text = pending.pop(0)
-        nested: Any = _parse_value(text)
-        for part in reversed(name.replace("-", "_").split(".")):
-            nested = {part: nested}
-        out = merge(out, nested)
+        out = merge(out, nested(name.replace("-", "_"), parse_value(text)))
     return out
 
 
-def section(overrides: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings of one section, for a command that takes no others.
-
-    Raises:
-        UserError: a setting of another section.
-
-    """
-    for key in overrides:
-        if key != name:
-            raise UserError(f"unknown option --{key}; settings of this command are written --{name}.NAME VALUE")
-    values = overrides.get(name, {})
-    if not isinstance(values, dict):
-        raise UserError(f"--{name} is {values!r} among the settings; write --{name}.NAME VALUE")
-    return values
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """A value under a dotted name, as nested dictionaries."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
 
 
-def _parse_value(text: str) -> Any:
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
+def parse_value(text: str) -> Any:
+    """What a text of the command line means: a TOML value, ``0,1`` for the list ``[0, 1]``, else the text itself."""
+    for form in (text, f"[{text}]") if "," in text else (text,):
+        with contextlib.suppress(ValueError, RecursionError):
+            return tomllib.loads(f"value = {form}")["value"]
+    return text

@@ -154,21 +154,12 @@ RESUMABLE = (
     "train.max_to_keep",
     "train.keep_period",
     "train.max_skipped",
+    "train.trackers",
     "evaluation.workers",
     "evaluation.videos",
     "data.workers",
 )
 """Settings that may change when a run resumes, because no number depends on them."""
-
-YOUNGER: dict[str, Any] = {
-    "train.accumulate": 1,
-    "train.spike_factor": 0.0,
-    "data.paths": [],
-    "data.weights": [],
-    "data.balance": "none",
-}
-"""Settings that recipes before December 2026 do not have, and what they did: with that value they are no part of a
-recipe's hash, so that it stays what it was."""
 
 PLACES = ("data.path", "data.paths", "encoder.path")
 """Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the

@@ -1,28 +1,86 @@
 """The conversion of published demonstrations to a training store, whatever their format."""
 
+import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args
 
 from wmjax.core.errors import UserError
+from wmjax.core.options import Short, number_list
+from wmjax.core.settings import Count, Depth, Range, Settings
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.importer import Gripper
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.data.store import TrainingStore
 
 
+@dataclasses.dataclass(frozen=True)
+class ConvertSettings(Settings, section="convert"):
+    """The settings of a conversion.
+
+    Attributes:
+        image_size: pixels.
+        frame_stride: control steps per frame.
+        max_episodes: convert only the first so many; None converts all.
+        gripper_convention: what opens the gripper in the data.
+        skip_bad: leave out episodes that cannot be used, and list them in the manifest.
+        layout: of LeRobot's columns: a known name or a TOML file; chosen by the columns when None.
+        grippers: LeRobot: action dimensions that are gripper commands; found by their names when None.
+        revision: of the hub dataset.
+        rows: HDF5: whether an observation was taken after or before the action of its row; after when None.
+
+    """
+
+    image_size: Annotated[int, Range(1, 10_000)] = 112
+    frame_stride: Depth = 4
+    max_episodes: Count | None = None
+    gripper_convention: Gripper = "open-negative"
+    skip_bad: bool = False
+    layout: str | None = None
+    grippers: tuple[int, ...] | None = None
+    revision: str | None = None
+    rows: libero_hdf5.Rows | None = None
+
+
+def _renamed(text: str) -> NoReturn:
+    raise UserError(f"--gripper is now called --gripper-convention; write --gripper-convention {text}")
+
+
+SHORTS = {
+    "image-size": Short("image_size", "pixels"),
+    "frame-stride": Short("frame_stride", "control steps per frame"),
+    "max-episodes": Short("max_episodes", "convert only the first so many episodes"),
+    "gripper-convention": Short(
+        "gripper_convention",
+        f"what opens the gripper in the data: {', '.join(get_args(Gripper))}; the first is LIBERO's, -1 opens and +1 "
+        "closes",
+    ),
+    "gripper": Short("gripper_convention", argparse.SUPPRESS, _renamed),
+    "skip-bad": Short("skip_bad", "leave out episodes that cannot be used; the manifest lists them", flag=True),
+    "layout": Short(
+        "layout", "which LeRobot columns to read: a known name, or a TOML file; chosen by the columns if not given", str
+    ),
+    "grippers": Short(
+        "grippers",
+        "action dimensions that are gripper commands, such as 6,13, or none; those with 'gripper' in their name if "
+        "not given",
+        number_list,
+    ),
+    "revision": Short("revision", "revision of the hub dataset", str),
+    "rows": Short(
+        "rows",
+        "HDF5: whether row j of the observations was taken after action j (LIBERO's own files, the default) or before "
+        "it (files that were replayed and filtered, without LIBERO's attributes)",
+    ),
+}
+"""The settings that have a short option, by option."""
+
+
 def convert_dataset(
     data: str,
     out: Path,
-    *,
-    image_size: int = 112,
-    frame_stride: int = 4,
-    max_episodes: int | None = None,
-    gripper: Gripper = "open-negative",
-    skip_bad: bool = False,
-    layout: str | None = None,
-    grippers: tuple[int, ...] | None = None,
-    revision: str | None = None,
-    rows: libero_hdf5.Rows | None = None,
+    settings: ConvertSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingStore:
     """Converts a LeRobot dataset, or a folder of LIBERO's HDF5 files.
@@ -30,52 +88,30 @@ def convert_dataset(
     Args:
         data: a folder, or a hub id of a LeRobot dataset.
         out: the training store to write; an interrupted conversion resumes there.
-        image_size: pixels.
-        frame_stride: control steps per frame.
-        max_episodes: convert only the first so many.
-        gripper: what opens the gripper in the data.
-        skip_bad: leave out episodes that cannot be used, and list them in the manifest.
-        layout: of LeRobot's columns: a known name or a TOML file; chosen by the columns when None.
-        grippers: LeRobot: action dimensions that are gripper commands; found by their names when None.
-        revision: of the hub dataset.
-        rows: HDF5: whether an observation was taken after or before the action of its row.
+        settings: how.
         progress: called with the number of finished episodes, and of all.
 
     Raises:
         UserError: an option of the other format, or data that cannot be converted.
 
     """
-    lerobot = {"layout": layout, "revision": revision, "grippers": grippers}
+    shared: dict[str, Any] = {
+        "image_size": settings.image_size,
+        "frame_stride": settings.frame_stride,
+        "max_episodes": settings.max_episodes,
+        "gripper": settings.gripper_convention,
+        "skip_bad": settings.skip_bad,
+        "progress": progress,
+    }
+    lerobot: dict[str, Any] = {name: getattr(settings, name) for name in ("layout", "revision", "grippers")}
     if not libero_hdf5.find_files(Path(data)):
-        if rows is not None:
+        if settings.rows is not None:
             raise UserError(f"--rows is for LIBERO's HDF5 files, {data} holds none; leave it out")
-        return convert(
-            data,
-            out,
-            layout=layout,
-            revision=revision,
-            grippers=grippers,
-            image_size=image_size,
-            frame_stride=frame_stride,
-            max_episodes=max_episodes,
-            gripper=gripper,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
+        return convert(data, out, **lerobot, **shared)
     for name, value in lerobot.items():
         if value is not None:
             raise UserError(f"--{name} is for LeRobot datasets, {data} holds HDF5 files; leave it out")
-    return libero_hdf5.convert(
-        Path(data),
-        out,
-        rows=rows or "after",
-        image_size=image_size,
-        frame_stride=frame_stride,
-        max_episodes=max_episodes,
-        gripper=gripper,
-        skip_bad=skip_bad,
-        progress=progress,
-    )
+    return libero_hdf5.convert(Path(data), out, rows=settings.rows or "after", **shared)
 
 
 def describe_store(store: TrainingStore) -> str:

@@ -23,7 +23,7 @@ from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records
 from wmjax.rollout.runner import Runner, video_name
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.pool import Pool
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
 
 log = logging.getLogger("wmjax.rollout")
@@ -83,7 +83,7 @@ def evaluate(
         keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
         frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
         settings = WorkerSettings(spec, frames, protocol.env)
-        with Pool(settings, min(workers, len(left)), timeout) as pool:
+        with RolloutPool(settings, min(workers, len(left)), timeout) as pool:
             runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
             runner.run(left)
         seconds = time.monotonic() - started

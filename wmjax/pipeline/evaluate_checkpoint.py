@@ -17,7 +17,7 @@ from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, YOUNGER, Experiment, changed_settings, dotted, from_dict
+from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, dotted, from_dict
 from wmjax.models.prompts import join_prompts
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
@@ -142,8 +142,7 @@ def identity(path: Path) -> dict[str, Any]:
     encoder = found.meta["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     # Only what a parameter depends on.
-    settings = [(k, v) for k, v in dotted(experiment).items() if k not in YOUNGER or v != YOUNGER[k]]
-    trained = {k: v for k, v in settings if k not in RESUMABLE and not k.startswith("evaluation.")}
+    trained = {k: v for k, v in dotted(experiment).items() if k not in RESUMABLE and not k.startswith("evaluation.")}
     return {
         "checkpoint": {"step": found.step, "hash": found.hash},
         "experiment": {**names, "seed": experiment["train"]["seed"]},

@@ -22,7 +22,7 @@ from wmjax.rollout.protocol import Protocol, from_values
 from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records
 from wmjax.rollout.runner import Runner
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.pool import Pool
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
 
 log = logging.getLogger("wmjax.why")
@@ -94,7 +94,7 @@ def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, wo
     spec, environment = actor.observation_spec, protocol.environment
     frames = protocol.open_loop_horizon // spec.frame_stride + 2
     settings = WorkerSettings(spec, frames, protocol.env, Watch)
-    with tempfile.TemporaryDirectory() as scratch, Pool(settings, min(workers, max(1, len(episodes)))) as pool:
+    with tempfile.TemporaryDirectory() as scratch, RolloutPool(settings, min(workers, max(1, len(episodes)))) as pool:
         videos = Videos(Path(scratch), 0, spec.control_hz, environment.action_spec)
         Runner(pool, actor, protocol, Results(Path(scratch), {}), videos, watched=note).run(episodes)
     return [Watched(episode, seen[episode]) for episode in episodes if episode in seen]

@@ -17,7 +17,8 @@ from wmjax.core.files import disk_errors
 from wmjax.core.paths import cache_root
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import OBSERVATION_SPEC, simulator_version
-from wmjax.sim.pool import Fault, Pool
+from wmjax.sim.pool import Fault
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import Reset, WorkerSettings
 
 REFERENCE = Path(__file__).parents[1] / "sim" / "reference_frame.png"
@@ -51,7 +52,7 @@ def render_first_frame(episode: EpisodeId = EPISODE) -> UInt8[np.ndarray, "heigh
         UserError: the simulator or OpenGL does not start.
 
     """
-    with Pool(WorkerSettings(OBSERVATION_SPEC, frames=1), workers=1) as pool:
+    with RolloutPool(WorkerSettings(OBSERVATION_SPEC, frames=1), workers=1) as pool:
         pool.send(0, Reset(episode))
         (_, event) = pool.wait()[0]
         if isinstance(event, Fault):

@@ -24,7 +24,7 @@ from wmjax.rollout.results import Results
 from wmjax.rollout.runner import Runner
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC, require_simulator
-from wmjax.sim.pool import Pool
+from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _run(
     spec = policy.observation_spec
     frames = protocol.open_loop_horizon // spec.frame_stride + 2
     settings = WorkerSettings(spec, frames, protocol.env, functools.partial(Labeller, label_steps=label_steps))
-    with tempfile.TemporaryDirectory() as scratch, Pool(settings, min(workers, len(episodes))) as pool:
+    with tempfile.TemporaryDirectory() as scratch, RolloutPool(settings, min(workers, len(episodes))) as pool:
         videos = Videos(Path(scratch), 0, spec.control_hz, ACTION_SPEC)
         actor, results = PolicyActor(policy, protocol.seed), Results(Path(scratch), {})
         Runner(pool, actor, protocol, results, videos, watched=aggregation.add).run(episodes)

@@ -32,6 +32,7 @@ from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
+from wmjax.trainer.trackers import require_trackers
 
 
 def run(
@@ -60,6 +61,7 @@ def run(
     keep_compiled_programs()
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
+    require_trackers(experiment.train.trackers)
     plan = plan_run(experiment, folder, evaluates=evaluates)
     with contextlib.ExitStack() as held:
         if distributed.is_first():

@@ -7,10 +7,9 @@ training store whose episode metas carry the objects' positions at every frame (
     python -m wmjax.record --random-motion --out FOLDER [--suites libero_object libero_goal libero_10 libero_90]
 """
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
-import time
+import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wmjax.core.command import Progress
 from wmjax.core.errors import UserError
 from wmjax.core.files import MANIFEST
 from wmjax.core.paths import cache_root
-from wmjax.core.processes import without_main_module
 from wmjax.core.specs import ObservationSpec, spec_hash
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
+from wmjax.recording.slots import Slot, record_slots
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC, simulator_version
+from wmjax.sim.pool import Fault
 
+LOG = logging.getLogger(__name__)
 SUITES = {"libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 """Default suites and how many tasks each has; libero_spatial is left out on purpose: it is evaluated on."""
 SCENE_INDEX = 2_000_000
@@ -36,7 +38,10 @@ TASKS_PER_SUITE, EPISODES_PER_TASK = 30, 6
 STEPS = 120
 POSITION_SCALE = 0.05
 GAIN = 0.6
-TASKS_PER_PROCESS = 3
+EPISODE_TIMEOUT = 600.0
+"""Seconds after which an episode's worker counts as hung; an episode takes about 5 on two cores."""
+HOPELESS_FAULTS = 3
+"""So many faults before the first episode mean that the simulator does not run at all."""
 
 
 class Wanderer:
@@ -124,33 +129,14 @@ def record_episode(env: Any, index: int, steps: int = STEPS) -> EpisodeData:
     )
 
 
-def part_name(suite: str, task_id: int, index: int) -> str:
-    """File name of one episode."""
-    return f"{suite}-{task_id:02d}-{index:03d}"
+def part_name(slot: Slot) -> str:
+    """File name of one episode, for example ``libero_goal-03-017``."""
+    return f"{slot.suite}-{slot.task_id:02d}-{slot.number:03d}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """The episodes of one task that are still to be recorded."""
-
-    suite: str
-    task_id: int
-    indices: tuple[int, ...]
-
-
-def record_jobs(folder: Path, jobs: Sequence[Job], spec: ObservationSpec) -> None:
-    """Records jobs into parts, one environment after the other; the body of a worker process."""
-    from wmjax.sim.env import LiberoEnv
-
-    for job in jobs:
-        env = LiberoEnv(job.suite, job.task_id, spec)
-        try:
-            for index in job.indices:
-                write_part(
-                    folder, part_name(job.suite, job.task_id, index), record_episode(env, index), env.spec, ACTION_SPEC
-                )
-        finally:
-            env.close()
+def record_slot(env: Any, slot: Slot, folder: Path) -> None:
+    """Records one episode into a part; the job of a worker process."""
+    write_part(folder, part_name(slot), record_episode(env, slot.number), env.spec, ACTION_SPEC)
 
 
 def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]:
@@ -172,15 +158,11 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
     return [(suite, task_id) for _, suite, task_id in sorted(chosen)]
 
 
-def missing_jobs(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Job]:
+def missing_slots(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Slot]:
     """The episodes of each task that a recording into ``folder`` still lacks."""
     done = set(part_names(folder))
-    jobs = []
-    for suite, task_id in tasks:
-        missing = [i for i in episodes if part_name(suite, task_id, i) not in done]
-        if missing:
-            jobs.append(Job(suite, task_id, tuple(missing)))
-    return jobs
+    slots = [Slot(suite, task_id, index) for suite, task_id in tasks for index in episodes]
+    return [slot for slot in slots if part_name(slot) not in done]
 
 
 def record_scenes(
@@ -188,31 +170,45 @@ def record_scenes(
 ) -> TrainingStore:
     """Records what is missing in ``folder`` with spawned processes, then merges it into a training store.
 
-    A task whose process fails is reported and skipped: scenes are interchangeable. Rerun to try it again.
+    An episode whose process fails is reported and skipped: scenes are interchangeable. Rerun to try it again.
 
     Raises:
         UserError: nothing could be recorded.
 
     """
-    jobs = missing_jobs(folder, tasks, episodes)
-    batches = [jobs[i : i + TASKS_PER_PROCESS] for i in range(0, len(jobs), TASKS_PER_PROCESS)]
-    context, started = multiprocessing.get_context("spawn"), time.monotonic()
-
-    def run(batch: Sequence[Job]) -> tuple[Sequence[Job], int | None]:
-        process = context.Process(target=record_jobs, args=(folder, batch, spec), daemon=True)
-        with without_main_module():
-            process.start()
-        process.join()
-        return batch, process.exitcode
-
-    # Threads that each wait for a short-lived process: the simulator leaks, and a crash must cost one batch only.
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for done, (batch, code) in enumerate(pool.map(run, batches), start=1):
-            left = (time.monotonic() - started) / done * (len(batches) - done)
-            names = ", ".join(f"{job.suite} {job.task_id}" for job in batch)
-            status = "ok" if code == 0 else f"failed with exit status {code}, rerun to try again"
-            print(f"{done}/{len(batches)} batches, {left:.0f} s left: {names} {status}", flush=True)
+    slots = missing_slots(folder, tasks, episodes)
+    if slots:
+        tally = _Tally(len(slots))
+        job = functools.partial(record_slot, folder=folder)
+        record_slots(job, spec, slots, workers, EPISODE_TIMEOUT, tally.count, tally.skip)
     return finalize(folder, dataclasses.replace(spec, simulator=simulator_version()), ACTION_SPEC)
+
+
+class _Tally:
+    """Counts and reports the episodes of this call."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._show = total, Progress("random motion", "episodes")
+        self._recorded = self._faults = 0
+
+    def count(self, slot: Slot, outcome: None) -> None:
+        """Notes a recorded episode."""
+        self._recorded += 1
+        self._show(self._recorded + self._faults, self._total)
+
+    def skip(self, slot: Slot, fault: Fault) -> bool:
+        """Notes an episode whose worker failed; it is not tried again.
+
+        Raises:
+            UserError: no worker has recorded anything.
+
+        """
+        self._faults += 1
+        LOG.warning("%s: %s, run again to record it: %s", part_name(slot), fault.kind, fault.message)
+        if not self._recorded and self._faults >= HOPELESS_FAULTS:
+            last = fault.message.strip().splitlines()[-1]
+            raise UserError(f"the simulator does not run ({last}); check it with `python -m wmjax.doctor`")
+        return False
 
 
 def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
@@ -229,10 +225,10 @@ def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
     for suite in dict.fromkeys(suites):
         tasks, episodes = choose_tasks([suite], TASKS_PER_SUITE), range(EPISODES_PER_TASK)
         folder = cache_root() / "scenes" / f"{suite}-{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-{spec_hash(spec)}"
-        if not (folder / MANIFEST).is_file() or missing_jobs(folder, tasks, episodes):
+        if not (folder / MANIFEST).is_file() or missing_slots(folder, tasks, episodes):
             record_scenes(folder, tasks, episodes, OBSERVATION_SPEC)
-            if missing := missing_jobs(folder, tasks, episodes):
-                raise UserError(f"{folder}: scenes of {len(missing)} tasks are missing, see above; run it again")
+            if missing := missing_slots(folder, tasks, episodes):
+                raise UserError(f"{folder}: {len(missing)} episodes are missing, see above; run it again")
         stores.append(TrainingStore(folder))
     return stores
 

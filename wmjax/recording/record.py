@@ -1,77 +1,59 @@
 """Recording of demonstrations with several simulator processes, resumable after any interruption.
 
-The parent hands out one slot (task, number) at a time and prefers to leave a worker on its task, whose environment is
-already built. The content of a slot depends on its number only, not on which worker records it or when.
+The processes are those of :mod:`wmjax.recording.slots`. A demonstration depends on its slot only, not on which worker
+records it or when.
 """
 
 import contextlib
 import dataclasses
+import functools
 import logging
-import multiprocessing
-import os
 import shutil
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.files import require_space, write_json
 from wmjax.core.logs import bar
-from wmjax.core.processes import without_main_module
 from wmjax.core.reading import read_json
 from wmjax.core.specs import ObservationSpec, to_dict
 from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
 from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id, record_demonstration
+from wmjax.recording.slots import Slot, record_slots
 from wmjax.sim.episode import RECORDING_VERSION, START_NOISE
 from wmjax.sim.libero import ACTION_SPEC, simulator_version
+from wmjax.sim.pool import Fault
+from wmjax.sim.schedule import Task
 
 LOG = logging.getLogger(__name__)
 SETTINGS = "recording.json"
 MAX_ATTEMPTS = 5
 """Random placements tried for a slot before it is dropped."""
 MAX_CRASHES = 3
-"""Worker processes that may die before recording stops."""
+"""Worker processes that may die or hang before recording stops."""
+SECONDS_PER_STEP = 1.0
+"""The time that a simulated control step may take, with its image and its share of everything else, before a worker
+counts as hung. On two cores it takes about 0.02 s."""
 TYPICAL_STEPS = 160
 """Control steps of a demonstration, for the estimate of the disk space."""
-THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "LP_NUM_THREADS")
-
-
-class Slot(NamedTuple):
-    """A demonstration that is to be recorded."""
-
-    task_id: int
-    number: int
 
 
 class Outcome(NamedTuple):
     """The report of a worker; ``length`` is None when every attempt failed."""
 
-    slot: Slot
     length: int | None
     perturbation: float
     failures: int
 
 
-@dataclasses.dataclass
-class Summary:
-    """The counts of a recording per task id, of this call only."""
-
-    recorded: Counter[int] = dataclasses.field(default_factory=Counter)
-    failures: Counter[int] = dataclasses.field(default_factory=Counter)
-    dropped: Counter[int] = dataclasses.field(default_factory=Counter)
-
-
-def part_name(suite: str, slot: Slot) -> str:
+def part_name(slot: Slot) -> str:
     """For example ``libero_spatial-03-00017``."""
-    return f"{suite}-{slot.task_id:02d}-{slot.number:05d}"
+    return f"{slot.suite}-{slot.task_id:02d}-{slot.number:05d}"
 
 
 def record(
@@ -109,11 +91,11 @@ def record(
         _check_settings(folder, suite, spec, config)
         done = set(part_names(folder))
         _check_space(folder, spec, len(tasks) * episodes_per_task, len(done))
-        slots = [Slot(task, number) for task in tasks for number in range(episodes_per_task)]
-        missing = [slot for slot in slots if part_name(suite, slot) not in done]
+        slots = [Slot(suite, task, number) for task in tasks for number in range(episodes_per_task)]
+        missing = [slot for slot in slots if part_name(slot) not in done]
         if missing:
             LOG.info("recording %d of %d demonstrations into %s", len(missing), len(slots), folder)
-            _report(_Recorder(folder, suite, spec, config).run(missing, workers), suite)
+            _record_missing(folder, missing, spec, workers, config)
     return _finalize(folder, suite, tasks, spec)
 
 
@@ -214,154 +196,69 @@ def describe(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"shares": shares, "grasps": {task: dict(found) for task, found in sorted(grasps.items())}}
 
 
-def _report(summary: Summary, suite: str) -> None:
-    for task in sorted({*summary.recorded, *summary.dropped}):
-        recorded, failures, dropped = summary.recorded[task], summary.failures[task], summary.dropped[task]
-        LOG.info("%s task %d: %d recorded, %d failed attempts, %d dropped", suite, task, recorded, failures, dropped)
+def _record_missing(
+    folder: Path, slots: Sequence[Slot], spec: ObservationSpec, workers: int, config: DemonstrationConfig
+) -> None:
+    """Records slots into parts, and reports how that went."""
+    tally = _Tally(len(slots))
+    job = functools.partial(record_slot, folder=folder, config=config)
+    most = MAX_ATTEMPTS * config.max_steps * (1 + config.label_steps / spec.frame_stride)
+    record_slots(job, spec, slots, workers, SECONDS_PER_STEP * most, tally.count, tally.retry)
+    tally.report()
 
 
-class _Recorder:
-    """The parent's side: hands out slots, restarts workers, counts."""
-
-    def __init__(self, folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:
-        self._arguments = (folder, suite, spec, config)
-        self._suite = suite
-        self._context = multiprocessing.get_context("spawn")
-        self._summary = Summary()
-        self._workers: dict[Connection, BaseProcess] = {}
-        self._current: dict[Connection, Slot] = {}
-        self._crashes = 0
-
-    def run(self, slots: Sequence[Slot], workers: int) -> Summary:
-        """Records all slots."""
-        self._pending, self._total, self._started = list(slots), len(slots), time.monotonic()
-        try:
-            for _ in range(min(workers, len(slots))):
-                self._start_worker()
-            while self._current:
-                for connection in wait(list(self._current)):
-                    self._receive(connection)  # type: ignore[arg-type]
-        finally:
-            self._stop()
-        return self._summary
-
-    def _start_worker(self) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
-        with _single_threaded(), without_main_module():
-            process.start()
-        theirs.close()
-        self._workers[ours] = process
-        self._assign(ours, task=None)
-
-    def _assign(self, connection: Connection, task: int | None) -> None:
-        """Sends the next slot: of the worker's task if any is left, else of the task with most left per worker."""
-        if not self._pending:
-            connection.send(None)
-            return
-        left = Counter(slot.task_id for slot in self._pending)
-        if task not in left:
-            busy = Counter(slot.task_id for slot in self._current.values())
-            task = max(left, key=lambda t: left[t] / (1 + busy[t]))
-        slot = next(slot for slot in self._pending if slot.task_id == task)
-        self._pending.remove(slot)
-        self._current[connection] = slot
-        connection.send(slot)
-
-    def _receive(self, connection: Connection) -> None:
-        slot = self._current.pop(connection)
-        try:
-            message = connection.recv()
-        except (EOFError, ConnectionError):
-            self._replace(connection, slot)
-            return
-        if isinstance(message, UserError):
-            raise message
-        if isinstance(message, str):
-            raise RuntimeError(f"recording {part_name(self._suite, slot)} failed:\n{message}")
-        self._count(message)
-        self._assign(connection, slot.task_id)
-
-    def _replace(self, connection: Connection, slot: Slot) -> None:
-        """A worker died: its slot goes back, another worker takes over."""
-        process = self._workers.pop(connection)
-        process.join()
-        self._crashes += 1
-        LOG.warning("a simulator process died (exit code %s); starting another one", process.exitcode)
-        if self._crashes > MAX_CRASHES:
-            raise RuntimeError(f"{self._crashes} simulator processes died; finished episodes are kept, run again")
-        self._pending.insert(0, slot)
-        self._start_worker()
-
-    def _count(self, outcome: Outcome) -> None:
-        task = outcome.slot.task_id
-        self._summary.failures[task] += outcome.failures
-        (self._summary.dropped if outcome.length is None else self._summary.recorded)[task] += 1
-        finished = self._summary.recorded.total() + self._summary.dropped.total()
-        left = (time.monotonic() - self._started) / finished * (self._total - finished)
-        what = "dropped" if outcome.length is None else f"{outcome.length} steps, noise {outcome.perturbation:.2f}"
-        name = part_name(self._suite, outcome.slot)
-        failures = f", {outcome.failures} failed attempts" if outcome.failures else ""
-        progress = f"{bar(finished, self._total)} {finished}/{self._total}"
-        LOG.info("%s %s: %s%s; %.1f min left", progress, name, what, failures, left / 60)
-
-    def _stop(self) -> None:
-        for connection, process in self._workers.items():
-            if connection in self._current:
-                process.terminate()
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
-            connection.close()
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Children started here use one thread each: the processes are the parallelism."""
-    before = {name: os.environ.get(name) for name in THREAD_LIMITS}
-    os.environ.update({name: "1" for name in THREAD_LIMITS if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-
-def _work(connection: Connection, folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:
-    """A worker process: records slots until told to stop or the parent is gone."""
-    signals.leave_to_parent()
-    from wmjax.sim.env import LiberoEnv
-
-    env: LiberoEnv | None = None
-    try:
-        while (slot := connection.recv()) is not None:
-            if env is None or env.task_id != slot.task_id:
-                if env is not None:
-                    env.close()
-                env = LiberoEnv(suite, slot.task_id, spec)
-            connection.send(_record_slot(env, slot, folder, config))
-    except UserError as error:
-        connection.send(error)
-    except (EOFError, ConnectionError):
-        pass
-    except Exception:
-        connection.send(traceback.format_exc())
-    finally:
-        if env is not None:
-            env.close()
-
-
-def _record_slot(env: Any, slot: Slot, folder: Path, config: DemonstrationConfig) -> Outcome:
-    """Tries placements until one succeeds, and writes it."""
+def record_slot(env: Any, slot: Slot, folder: Path, config: DemonstrationConfig) -> Outcome:
+    """Tries placements until one succeeds, and writes it; the job of a worker process."""
     for attempt in range(MAX_ATTEMPTS):
-        episode = demonstration_id(env.suite, slot.task_id, slot.number, attempt, config.seed)
+        episode = demonstration_id(slot.suite, slot.task_id, slot.number, attempt, config.seed)
         data = record_demonstration(env, episode, config)
         if data is not None:
             data.meta["failed_attempts"] = attempt
-            write_part(folder, part_name(env.suite, slot), data, env.spec, ACTION_SPEC)
-            return Outcome(slot, data.length, data.meta["perturbation"], attempt)
-    return Outcome(slot, None, 0.0, MAX_ATTEMPTS)
+            write_part(folder, part_name(slot), data, env.spec, ACTION_SPEC)
+            return Outcome(data.length, data.meta["perturbation"], attempt)
+    return Outcome(None, 0.0, MAX_ATTEMPTS)
+
+
+class _Tally:
+    """Counts what came of the slots of this call, and decides which are tried again."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._started = total, time.monotonic()
+        self._recorded, self._failures, self._dropped = Counter[Task](), Counter[Task](), Counter[Task]()
+        self._faults = 0
+
+    def count(self, slot: Slot, outcome: Outcome) -> None:
+        """Notes a finished slot."""
+        task = (slot.suite, slot.task_id)
+        self._failures[task] += outcome.failures
+        (self._dropped if outcome.length is None else self._recorded)[task] += 1
+        finished = self._recorded.total() + self._dropped.total()
+        left = (time.monotonic() - self._started) / finished * (self._total - finished)
+        what = "dropped" if outcome.length is None else f"{outcome.length} steps, noise {outcome.perturbation:.2f}"
+        failures = f", {outcome.failures} failed attempts" if outcome.failures else ""
+        progress = f"{bar(finished, self._total)} {finished}/{self._total}"
+        LOG.info("%s %s: %s%s; %.1f min left", progress, part_name(slot), what, failures, left / 60)
+
+    def retry(self, slot: Slot, fault: Fault) -> bool:
+        """Lets a slot be tried again whose worker died or hung.
+
+        Raises:
+            RuntimeError: the worker raised, or too many have died.
+
+        """
+        if fault.raised:
+            raise RuntimeError(f"recording {part_name(slot)} failed:\n{fault.message}")
+        self._faults += 1
+        LOG.warning("%s: %s, %s; starting another process", part_name(slot), fault.kind, fault.message)
+        if self._faults > MAX_CRASHES:
+            raise RuntimeError(f"{self._faults} simulator processes died; finished episodes are kept, run again")
+        return True
+
+    def report(self) -> None:
+        """One line per task."""
+        for task in sorted({*self._recorded, *self._dropped}):
+            counts = self._recorded[task], self._failures[task], self._dropped[task]
+            LOG.info("%s task %d: %d recorded, %d failed attempts, %d dropped", *task, *counts)
 
 
 def record_dataset(

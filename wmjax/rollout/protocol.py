@@ -1,13 +1,12 @@
 """Protocols: suite, episodes, step limit and difficulties of an evaluation, one small TOML file each."""
 
-import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.options import Short, number_list
 from wmjax.core.paths import resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Fraction, Range, Seed, Settings, build
@@ -161,43 +160,22 @@ def from_values(values: dict[str, Any], where: str) -> Protocol:
         raise UserError(f"{where}: {error}; correct the file") from error
 
 
-class Change(NamedTuple):
-    """A command-line flag that replaces a field of a protocol: the field, a function that reads it, its help."""
-
-    field: str
-    kind: Callable[[str], Any]
-    help: str
-
-
-def task_list(text: str) -> tuple[int, ...]:
-    """Task ids from a text such as ``0,1``.
-
-    Raises:
-        ArgumentTypeError: the text is no list of numbers.
-
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,1") from None
-
-
-CHANGES: dict[str, Change] = {
-    "suite": Change("suite", str, "suite, such as libero_object"),
-    "tasks": Change("tasks", task_list, "task ids, such as 0,1"),
-    "episodes": Change("episodes_per_task", int, "episodes per task"),
-    "init": Change("init", str, "starts: benchmark or random"),
-    "first-index": Change("first_index", int, "index of the first episode of each task"),
-    "horizon": Change("open_loop_horizon", int, "open-loop horizon, control steps"),
-    "delay": Change("execution_delay", int, "execution delay, control steps"),
-    "ensemble": Change("ensemble", float, "decay per control step of the weights of overlapping chunks, such as 0.01"),
-    "target-velocity": Change("target_velocity", float, "speed at which the goal's target drifts, m/s, such as 0.04"),
-    "camera-dropout": Change("camera_dropout", float, "probability that a camera is black at a decision, such as 0.5"),
-    "oracle": Change("oracle", float, "share of the prediction in the memory, 0..1; the rest is the true future"),
-    "corruption": Change("corruption", str, f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
-    "max-steps": Change("max_steps", int, "step limit, control steps"),
-    "seed": Change("seed", int, "seed of the policy's noise"),
-    "env": Change("env", str, "environment: libero, or package.module:Class"),
+CHANGES: dict[str, Short] = {
+    "suite": Short("suite", "suite, such as libero_object"),
+    "tasks": Short("tasks", "task ids, such as 0,1", number_list),
+    "episodes": Short("episodes_per_task", "episodes per task"),
+    "init": Short("init", "starts: benchmark or random"),
+    "first-index": Short("first_index", "index of the first episode of each task"),
+    "horizon": Short("open_loop_horizon", "open-loop horizon, control steps"),
+    "delay": Short("execution_delay", "execution delay, control steps"),
+    "ensemble": Short("ensemble", "decay per control step of the weights of overlapping chunks, such as 0.01"),
+    "target-velocity": Short("target_velocity", "speed at which the goal's target drifts, m/s, such as 0.04"),
+    "camera-dropout": Short("camera_dropout", "probability that a camera is black at a decision, such as 0.5"),
+    "oracle": Short("oracle", "share of the prediction in the memory, 0..1; the rest is the true future"),
+    "corruption": Short("corruption", f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
+    "max-steps": Short("max_steps", "step limit, control steps"),
+    "seed": Short("seed", "seed of the policy's noise"),
+    "env": Short("env", "environment: libero, or package.module:Class"),
 }
 """The fields of a protocol that have a short option, by option. A test keeps them complete."""
 
@@ -206,8 +184,8 @@ def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path
     """A folder whose name tells the protocol and what differs in it from its file, so that two never collide."""
     parts = [protocol.name]
     for name, change in CHANGES.items():
-        value = getattr(protocol, change.field)
-        if value != getattr(unchanged, change.field):
+        value = getattr(protocol, change.setting)
+        if value != getattr(unchanged, change.setting):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(":", ".")
             parts.append(f"{'n' if name == 'episodes' else name.replace('-', '_')}{text}")
     return root / "-".join(parts)

@@ -14,11 +14,13 @@ from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
 from wmjax.rollout.decisions import Decided, EpisodeVideos, Imagined
-from wmjax.rollout.execution import Execution, Schedule, blank, dropped_cameras
+from wmjax.rollout.execution import Execution, blank, dropped_cameras
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.pool import Fault, Pool
+from wmjax.sim.pool import Fault
+from wmjax.sim.rollout_pool import RolloutPool
+from wmjax.sim.schedule import Schedule
 from wmjax.sim.worker import Command, Execute, Foresee, Reply, Reset, RunExpert
 
 MAX_ATTEMPTS = 3
@@ -71,7 +73,7 @@ class Runner:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: RolloutPool,
         actor: Actor,
         protocol: Protocol,
         results: Results,
@@ -84,7 +86,7 @@ class Runner:
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
         self._watched = watched
-        self._schedule = Schedule([])
+        self._schedule = Schedule[EpisodeId]([])
         self._running: dict[int, _Running] = {}
         self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
         self._answered = False

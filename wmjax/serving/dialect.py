@@ -16,15 +16,20 @@ class Dialect(abc.ABC):
 
     Attributes:
         name: for the log.
-        health: path of the plain HTTP health check.
+        health: path of the plain HTTP health check, and its answer.
 
     """
 
     name: ClassVar[str]
-    health: ClassVar[str] = "/healthz"
+    health: ClassVar[tuple[str, str]] = ("/healthz", "OK\n")
 
     def __init__(self, service: Service) -> None:
         self.service = service
+
+    @classmethod
+    def page(cls, path: str) -> str | None:
+        """The answer to a plain HTTP request; None for the path of the WebSocket."""
+        return cls.health[1] if path == cls.health[0] else None
 
     def greeting(self) -> Frame | None:
         """What the server says first; None if the client begins."""
@@ -44,5 +49,12 @@ class Dialect(abc.ABC):
         return message
 
 
-DIALECTS: Registry[Dialect] = Registry("dialect", {"openpi": "wmjax.serving.dialects.openpi:OpenPI"})
+DIALECTS: Registry[Dialect] = Registry(
+    "dialect",
+    {
+        "openpi": "wmjax.serving.dialects.openpi:OpenPI",
+        "starvla": "wmjax.serving.dialects.starvla:StarVLA",
+        "vla-eval": "wmjax.serving.dialects.vla_eval:VlaEval",
+    },
+)
 """What ``--listen NAME:PORT`` may name, beside any ``package.module:Class``."""

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -55,11 +56,23 @@ def pack(message: dict[str, Any]) -> bytes:
         ValueError: an array of objects, void or complex numbers.
 
     """
-    return bytes(msgpack.packb(message, default=_plain))
+    return bytes(msgpack.packb(message, default=plain))
 
 
-def unpack(frame: bytes, limits: Limits) -> dict[str, Any]:
+def unpack(
+    frame: bytes,
+    limits: Limits,
+    rebuild: Callable[[dict[Any, Any]], Any] | None = None,
+    *,
+    finite: bool = True,
+) -> dict[str, Any]:
     """A stranger's message: a map with text keys, whose arrays are read-only.
+
+    Args:
+        frame: the bytes.
+        limits: of the message.
+        rebuild: makes of every map in it what it stands for; openpi's arrays and scalars when None.
+        finite: whether numbers must be finite.
 
     Raises:
         UserError: over a limit, damaged, not a map with text keys, a key twice, an array that is no array of numbers or
@@ -68,12 +81,13 @@ def unpack(frame: bytes, limits: Limits) -> dict[str, Any]:
     """
     measure(frame, limits)
     try:
-        message = msgpack.unpackb(frame, object_pairs_hook=_rebuild)
+        message = msgpack.unpackb(frame, object_pairs_hook=lambda pairs: (rebuild or _rebuild)(_once(pairs)))
     except ValueError as error:
         raise UserError(f"the message is damaged ({str(error)[:80]}); send one packed map") from None
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise UserError(f"the message is a {type(message).__name__}; send one packed map with text keys")
-    _require_finite(message, "the message")
+    if finite:
+        _require_finite(message, "the message")
     return message
 
 
@@ -134,8 +148,13 @@ def _number(frame: bytes, position: int, width: int) -> int:
     return int.from_bytes(frame[position : position + width], "big")
 
 
-def _plain(value: Any) -> Any:
-    """The map that an array or numpy scalar travels as."""
+def plain(value: Any) -> Any:
+    """The map that an array or numpy scalar travels as.
+
+    Raises:
+        ValueError: it cannot travel.
+
+    """
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "VOc":
         raise ValueError(f"arrays of {value.dtype} cannot be packed")
     if isinstance(value, np.ndarray):
@@ -145,19 +164,30 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"a {type(value).__name__} cannot be packed")
 
 
-def _rebuild(pairs: list[tuple[Any, Any]]) -> Any:
-    """A map, or the array or scalar that it stands for."""
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A map whose keys are all different."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise UserError("the message has a map with the same key twice; send each key once")
+    return found
+
+
+def _rebuild(found: dict[Any, Any]) -> Any:
+    """A map, or the array or scalar that it stands for."""
     if b"__ndarray__" in found:
-        return _array(found)
+        return read_array(found)
     if b"__npgeneric__" in found:
         return _scalar(found)
     return found
 
 
-def _array(found: dict[Any, Any]) -> np.ndarray:
+def read_array(found: dict[Any, Any]) -> np.ndarray:
+    """The array that a map with the keys :data:`ARRAY_KEYS` stands for.
+
+    Raises:
+        UserError: it does not stand for one.
+
+    """
     if set(found) != ARRAY_KEYS or not isinstance(found[b"data"], bytes):
         raise UserError("the message has an array without its keys __ndarray__, data, dtype, shape; pack it as openpi")
     dtype, shape = _dtype(found[b"dtype"]), found[b"shape"]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ActionSpec, ObservationSpec
+from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.data.observation import resize_image
 from wmjax.serving.packed import Limits
 
@@ -38,6 +38,16 @@ class Service:
     frames_per_decision: int
     limits: Limits = dataclasses.field(default_factory=Limits)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """What all dialects tell their clients: which policy it is, what it was trained on, when it decides."""
+        return {
+            **self.card,
+            "observation": to_dict(self.observation),
+            "action": to_dict(self.action),
+            "open_loop_horizon": self.horizon,
+            "frames_per_decision": self.frames_per_decision,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,3 +155,15 @@ def read_step(name: str, value: Any) -> int:
     if type(value) is not int or value < 0:
         raise UserError(f"{name} is {str(value)[:40]!r}; send a whole number of control steps, 0 or more")
     return value
+
+
+def required(message: Mapping[str, Any], key: str) -> Any:
+    """What an observation must have.
+
+    Raises:
+        UserError: it does not.
+
+    """
+    if key not in message:
+        raise UserError(f"the observation has no {key!r}; send it")
+    return message[key]

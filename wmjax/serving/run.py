@@ -9,18 +9,18 @@ from wmjax.core.paths import keep_compiled_programs
 from wmjax.policy.policy import load_policy
 from wmjax.policy.policy_actor import Policy
 from wmjax.policy.saved import find_policy
-from wmjax.serving.server import PolicyServer, Settings
+from wmjax.serving.server import PolicyServer
+from wmjax.serving.settings import ServeSettings
 
 log = logging.getLogger("wmjax.serve")
 
 
-def serve_run(run: str | Path, settings: Settings, horizon: int | None = None) -> None:
+def serve_run(run: str | Path, settings: ServeSettings) -> None:
     """Serves a policy until a signal ends the command.
 
     Args:
         run: a run, one of its checkpoints, or a policy's folder or name, see :func:`wmjax.policy.saved.find_policy`.
         settings: how to serve.
-        horizon: control steps between two decisions of a client; the whole chunk when None.
 
     Raises:
         UserError: no policy there, a horizon that is no multiple of its frame stride, or a port that is taken.
@@ -28,12 +28,12 @@ def serve_run(run: str | Path, settings: Settings, horizon: int | None = None) -
     """
     keep_compiled_programs()
     found = find_policy(run)
-    policy = load_policy(found.folder, batch_size=settings.max_batch, open_loop_horizon=horizon)
-    card = {"server": "wmjax", "recipe": found.experiment.recipe, "step": found.step, "hash": found.hash}
+    policy = load_policy(found.folder, batch_size=settings.max_batch, open_loop_horizon=settings.horizon)
+    card = {"recipe": found.experiment.recipe, "step": found.step, "hash": found.hash}
     asyncio.run(_serve(policy, settings, card))
 
 
-async def _serve(policy: Policy, settings: Settings, card: dict[str, Any]) -> None:
+async def _serve(policy: Policy, settings: ServeSettings, card: dict[str, Any]) -> None:
     async with PolicyServer(policy, settings, card) as server:
         for name, port in server.addresses:
             log.info("serving %s on %s:%d", name, settings.host, port)

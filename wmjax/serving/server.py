@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import hmac
 import http
-import ipaddress
 import itertools
 import logging
 from collections.abc import Mapping
@@ -20,10 +18,11 @@ from websockets.http11 import Response
 from wmjax.core.errors import UserError
 from wmjax.policy.policy_actor import Policy, PolicyActor
 from wmjax.serving.batcher import Batcher
-from wmjax.serving.dialect import DIALECTS, Dialect, Frame
+from wmjax.serving.dialect import Dialect, Frame
 from wmjax.serving.packed import Limits
 from wmjax.serving.request import Service
 from wmjax.serving.sessions import Sessions
+from wmjax.serving.settings import ServeSettings
 
 INTERNAL_ERROR = 1011
 """The close code after an error, as openpi's server has it."""
@@ -31,61 +30,6 @@ MAX_ERROR = 500
 """Longest error that a client is told, in characters."""
 
 log = logging.getLogger("wmjax.serve")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to serve.
-
-    Attributes:
-        host: address to listen on.
-        listen: ``DIALECT:PORT``, each with a port of its own.
-        max_batch: rows of the policy's fixed batch.
-        max_wait_ms: how long a decision waits for others to share a batch.
-        max_sessions: connections at once, over all ports.
-        idle_s: seconds without a message (or without reading an answer) after which a connection is closed.
-        max_message: bytes of a message.
-        seed: of the policy's noise.
-        api_key: what clients must show; needed on any address but loopback.
-
-    """
-
-    host: str = "127.0.0.1"
-    listen: tuple[str, ...] = ("openpi:8000",)
-    max_batch: int = 1
-    max_wait_ms: float = 2.0
-    max_sessions: int = 64
-    idle_s: float = 600.0
-    max_message: int = Limits.size
-    seed: int = 0
-    api_key: str = dataclasses.field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        self.listeners  # noqa: B018  (refuses what it cannot read)
-        for name in ("max_batch", "max_sessions", "max_message", "idle_s"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; give more than 0")
-        if not 0 <= self.max_wait_ms <= 1000:
-            raise UserError(f"max_wait_ms is {self.max_wait_ms}; give 0 to 1000")
-        if not is_loopback(self.host) and not self.api_key:
-            raise UserError(
-                f"host is {self.host!r}, which others can reach; set WMJAX_API_KEY to a key that clients must show, "
-                "or listen on 127.0.0.1"
-            )
-
-    @property
-    def listeners(self) -> list[tuple[type[Dialect], int]]:
-        """Dialects and ports.
-
-        Raises:
-            UserError: an unknown dialect, no port, or a port twice.
-
-        """
-        found = [_listener(text) for text in self.listen]
-        ports = [port for _, port in found if port]
-        if len(set(ports)) != len(ports):
-            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect a port of its own")
-        return found
 
 
 class PolicyServer:
@@ -101,7 +45,7 @@ class PolicyServer:
 
     """
 
-    def __init__(self, policy: Policy, settings: Settings, card: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, policy: Policy, settings: ServeSettings, card: Mapping[str, Any] | None = None) -> None:
         self._settings, self._listeners = settings, settings.listeners
         horizon = policy.frames_per_decision * policy.observation_spec.frame_stride
         self.service = Service(
@@ -110,7 +54,7 @@ class PolicyServer:
             horizon,
             policy.frames_per_decision,
             Limits(size=settings.max_message),
-            dict(card or {}),
+            {"server": "wmjax", "seed": settings.seed, **(card or {})},
         )
         self._actor = PolicyActor(policy, settings.seed)
         self._stack = contextlib.AsyncExitStack()
@@ -165,8 +109,8 @@ class PolicyServer:
 
     def _admit(self, dialect: type[Dialect], connection: ServerConnection, request: HttpRequest) -> Response | None:
         """The answer to a plain HTTP request or to a client that may not enter; None for one that may."""
-        if request.path == dialect.health:
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if (page := dialect.page(request.path)) is not None:
+            return connection.respond(http.HTTPStatus.OK, page)
         if key := self._settings.api_key:
             shown = "\0".join(request.headers.get_all("Authorization"))
             if not hmac.compare_digest(shown.encode("utf-8", "replace"), f"Api-Key {key}".encode()):
@@ -224,20 +168,3 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listener(text: str) -> tuple[type[Dialect], int]:
-    name, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise UserError(f"listen is {text!r}; write it as DIALECT:PORT, such as openpi:8000")
-    return DIALECTS.resolve(name), int(port)

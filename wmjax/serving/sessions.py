@@ -29,13 +29,18 @@ class Reply:
 
 
 class Session:
-    """One connection. It is in one episode at a time, and waits for one decision at a time."""
+    """One connection. It is in one episode at a time, and waits for one decision at a time.
+
+    Attributes:
+        name: of the connection, for episodes that a client does not name.
+
+    """
 
     def __init__(self, batcher: Batcher, service: Service, row: int, number: int) -> None:
         self._batcher, self._service, self._row = batcher, service, row
-        self._number = number
+        self.name = f"connection-{number}"
         self._identity: tuple[str | None, str | None] | None = None
-        self._episode = named_episode(f"connection-{number}")
+        self._episode = named_episode(self.name)
         self._decisions = self._requests = 0
 
     async def decide(self, request: Request) -> Reply:
@@ -73,7 +78,7 @@ class Session:
         identity = (request.session, request.episode)
         if identity == (None, None):
             self._identity, self._decisions = None, 0
-            self._episode = named_episode(f"connection-{self._number}-{self._requests}")
+            self._episode = named_episode(f"{self.name}-{self._requests}")
             return False
         if identity != self._identity or request.step == 0:
             self._identity, self._decisions = identity, 0

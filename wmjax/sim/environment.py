@@ -98,3 +98,37 @@ class Environment(Protocol):
 
 ENVIRONMENTS: Registry[Any] = Registry("env", {"libero": "wmjax.sim.env:LiberoEnv"})
 """The environments that have a name; each is an :class:`Environment`."""
+
+
+class CurrentTask:
+    """The environment of the task that a worker process is at: it is rebuilt only when the task changes.
+
+    Args:
+        spec: what the environment shows.
+        env: a name of :data:`ENVIRONMENTS`, or ``package.module:Class``.
+
+    """
+
+    def __init__(self, spec: ObservationSpec, env: str = "libero") -> None:
+        self._spec, self._name = spec, env
+        self._env: Environment | None = None
+        self._task: tuple[str, int] | None = None
+
+    def enter(self, suite: str, task_id: int) -> Environment:
+        """The task's environment.
+
+        Raises:
+            UserError: the environment or the task does not exist.
+
+        """
+        if self._env is None or self._task != (suite, task_id):
+            self.close()
+            self._env = ENVIRONMENTS.resolve(self._name)(suite, task_id, self._spec)
+            self._task = (suite, task_id)
+        return self._env
+
+    def close(self) -> None:
+        """Closes the environment, if there is one."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None

@@ -1,45 +1,75 @@
-"""A pool of simulator processes: commands over pipes, frames in shared memory, faulty workers replaced.
+"""The pool of worker processes that run simulators: commands and answers over pipes, faulty workers replaced.
 
-A worker that dies, hangs or raises is killed and replaced, and the caller gets a :class:`Fault` for the command
-it was running. What to do about the episode is the caller's decision (:mod:`wmjax.rollout.runner` retries it).
+Rollouts, demonstrations and random motion run in it, each with a :class:`Worker` of its own. A worker that dies, hangs
+or raises is killed and replaced, and the caller gets a :class:`Fault` for the command it was running. What to do about
+that is the caller's decision. This module imports neither jax nor a simulator.
 """
 
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import time
+import traceback
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
-import numpy as np
-from jaxtyping import UInt8
-
+from wmjax.core import signals
 from wmjax.core.errors import UserError
-from wmjax.core.processes import without_main_module
-from wmjax.sim.preparation import require_shared_memory
-from wmjax.sim.worker import Command, Failure, Reply, WorkerSettings, worker_main
+from wmjax.core.processes import single_threaded, without_main_module
+
+STARTUP = 480.0
+"""Seconds that a new worker's first command may take in addition: it imports the simulator, builds the task and, on a
+fresh machine, compiles numba kernels."""
+C = TypeVar("C", contravariant=True)
+A = TypeVar("A", covariant=True)
+Command = TypeVar("Command")
+Answer = TypeVar("Answer")
+
+
+class Worker(Protocol[C, A]):
+    """What a worker process does: one answer for each command."""
+
+    def run(self, command: C) -> A:
+        """Runs one command.
+
+        Raises:
+            UserError: bad input, which no retry will cure; :meth:`Pool.wait` raises it in the parent.
+            Exception: anything else; the parent gets a fault and replaces this process.
+
+        """
+
+    def close(self) -> None:
+        """Frees what the worker holds; the process ends."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A command that never finished: the worker died or raised (``crash``) or did not answer (``timeout``)."""
+    """A command that never finished: the worker died or raised (``crash``) or did not answer (``timeout``).
+
+    ``raised`` tells an exception, whose traceback is the message, from a process that died.
+    """
 
     kind: Literal["crash", "timeout"]
     message: str
+    raised: bool = False
 
 
-Event = tuple[int, Reply | Fault]
-"""A slot, and what its command came to."""
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """An exception inside the worker, as it is sent to the parent."""
+
+    message: str
+    user_error: bool
 
 
 @dataclasses.dataclass
-class _Worker:
+class _Process:
     process: SpawnProcess
     connection: Connection
-    memory: SharedMemory
     fresh: bool = True
     deadline: float | None = None
 
@@ -48,33 +78,29 @@ class _Worker:
         return self.deadline is not None
 
 
-class Pool:
-    """``workers`` spawned simulator processes, addressed by slot 0..workers-1. Use it as a context manager.
+class Pool(Generic[Command, Answer]):
+    """Spawned worker processes, addressed by slot. Use it as a context manager.
 
     Args:
-        settings: what each worker hosts.
-        workers: number of processes.
+        makers: what makes each slot's worker, once in each process, at the first command. They are pickled: a class, a
+            function of a module, or a partial of one.
         timeout: seconds a command may take.
-        startup: seconds that a new worker's first command may take in addition: it imports the simulator, builds
-            the task and, on a fresh machine, compiles numba kernels.
+        startup: see :data:`STARTUP`.
 
     """
 
     def __init__(
-        self, settings: WorkerSettings, workers: int = 2, timeout: float = 120.0, startup: float = 480.0
+        self, makers: Sequence[Callable[[], Worker[Command, Answer]]], timeout: float, startup: float = STARTUP
     ) -> None:
-        if workers < 1:
-            raise UserError(f"workers is {workers}; give at least 1")
-        self._settings = settings
+        if not makers:
+            raise UserError("workers is 0; give at least 1")
+        self._makers = list(makers)
         self._timeout, self._startup = timeout, startup
-        self._context = multiprocessing.get_context("spawn")
-        size = int(np.prod(settings.frames_shape))
-        require_shared_memory(size * workers)
-        self._workers: list[_Worker] = []
+        self._context = multiprocessing.get_context("spawn")  # a fork after creating a GL context deadlocks
+        self._workers: list[_Process] = []
         try:
-            for _ in range(workers):
-                memory = SharedMemory(create=True, size=size)
-                self._workers.append(_Worker(*self._spawn(memory), memory))
+            for slot in range(len(makers)):
+                self._workers.append(self._spawn(slot))
         except BaseException:
             self.close()
             raise
@@ -99,22 +125,20 @@ class Pool:
 
     def send(self, slot: int, command: Command) -> None:
         """Gives an idle worker a command; its end arrives through :meth:`wait`."""
-        worker = self._workers[slot]
-        if worker.busy:
-            raise RuntimeError(f"worker {slot} is still busy")
+        worker = self._idle(slot)
         worker.deadline = time.monotonic() + self._timeout + (self._startup if worker.fresh else 0.0)
         worker.fresh = False
         with contextlib.suppress(OSError):  # a dead worker: its pipe reads as ended, and wait() reports the fault
             worker.connection.send(command)
 
-    def wait(self) -> list[Event]:
+    def wait(self) -> list[tuple[int, Answer | Fault]]:
         """Blocks until at least one busy worker is done, and returns all that are, in slot order.
 
         Raises:
             UserError: a worker reported bad input.
 
         """
-        events: list[Event] = []
+        events: list[tuple[int, Answer | Fault]] = []
         while not events:
             busy = {slot: worker for slot, worker in enumerate(self._workers) if worker.busy}
             if not busy:
@@ -130,23 +154,28 @@ class Pool:
                     events.append((slot, Fault("timeout", f"no answer for {self._timeout:.0f} s or more")))
         return events
 
-    def frames(self, slot: int, count: int) -> UInt8[np.ndarray, "count cameras height width 3"]:
-        """A copy of the first ``count`` frames that the slot's last command rendered."""
-        memory = self._workers[slot].memory
-        return np.ndarray(self._settings.frames_shape, np.uint8, buffer=memory.buf)[:count].copy()
+    def restart(self, slot: int) -> None:
+        """Replaces an idle worker by a new process, which frees what its environments leaked."""
+        worker = self._idle(slot)
+        worker.connection.close()
+        worker.process.join(timeout=5.0)
+        self._replace(slot)
 
     def close(self) -> None:
-        """Ends all workers and frees the shared memory."""
+        """Ends all workers."""
         for worker in self._workers:
             worker.connection.close()  # an idle worker sees the end of its pipe and closes its environment
         for worker in self._workers:
             worker.process.join(timeout=0.0 if worker.busy else 5.0)
             _end(worker.process)
-            worker.memory.close()
-            worker.memory.unlink()
         self._workers = []
 
-    def _receive(self, slot: int) -> Reply | Fault:
+    def _idle(self, slot: int) -> _Process:
+        if self._workers[slot].busy:
+            raise RuntimeError(f"worker {slot} is still busy")
+        return self._workers[slot]
+
+    def _receive(self, slot: int) -> Answer | Fault:
         worker = self._workers[slot]
         worker.deadline = None
         try:
@@ -156,27 +185,26 @@ class Pool:
             code = worker.process.exitcode
             self._replace(slot)
             return Fault("crash", f"the worker died (exit code {code})")
-        if isinstance(answer, Failure):
+        if isinstance(answer, _Failure):
             if answer.user_error:
                 raise UserError(answer.message)
             self._replace(slot)
-            return Fault("crash", answer.message)
+            return Fault("crash", answer.message, raised=True)
         return answer
 
     def _replace(self, slot: int) -> None:
         old = self._workers[slot]
         old.connection.close()
         _end(old.process)
-        self._workers[slot] = _Worker(*self._spawn(old.memory), old.memory)
+        self._workers[slot] = self._spawn(slot)
 
-    def _spawn(self, memory: SharedMemory) -> tuple[SpawnProcess, Connection]:
+    def _spawn(self, slot: int) -> _Process:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, memory.name, self._settings)
-        process = self._context.Process(target=worker_main, args=arguments, daemon=True)
-        with without_main_module():
+        process = self._context.Process(target=_main, args=(theirs, self._makers[slot]), daemon=True)
+        with single_threaded(), without_main_module():
             process.start()
         theirs.close()
-        return process, ours
+        return _Process(process, ours)
 
 
 def _end(process: SpawnProcess) -> None:
@@ -184,3 +212,24 @@ def _end(process: SpawnProcess) -> None:
     if process.is_alive():
         process.kill()
     process.join()
+
+
+def _main(connection: Connection, make: Callable[[], Worker[Any, Any]]) -> None:
+    """The worker process: answers commands until the parent closes the pipe or dies."""
+    signals.leave_to_parent()
+    worker: Worker[Any, Any] | None = None
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            command = connection.recv()
+            try:
+                worker = worker or make()
+                answer = worker.run(command)
+            except UserError as error:
+                answer = _Failure(str(error), user_error=True)
+            except Exception:
+                answer = _Failure(traceback.format_exc(), user_error=False)
+            connection.send(answer)
+    with contextlib.suppress(Exception):
+        if worker is not None:
+            worker.close()
+    os._exit(0)  # skips the simulator's destructors, which print ignored exceptions after GL is gone

@@ -1,28 +1,22 @@
-"""A simulator process: it hosts one environment, executes commands, and renders only the frames that are due.
+"""A rollout's worker: it hosts one environment, executes commands, and renders only the frames that are due.
 
-The parent's side is :mod:`wmjax.sim.pool`. Workers are spawned (a fork after creating a GL context deadlocks), and
-only they import the simulator. This module itself imports neither jax nor the simulator.
+The parent's side is :mod:`wmjax.sim.rollout_pool`. This module imports neither jax nor the simulator.
 """
 
-import contextlib
 import dataclasses
-import os
 import time
-import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
-from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
 from wmjax.core.specs import ObservationSpec
 from wmjax.sim.disturbance import Disturbance
-from wmjax.sim.environment import ENVIRONMENTS
+from wmjax.sim.environment import CurrentTask
 from wmjax.sim.episode import EpisodeId
 
 
@@ -120,14 +114,6 @@ class Reply:
     watched: tuple[Any, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """An exception inside the worker. ``user_error`` marks bad input, which no retry will cure."""
-
-    message: str
-    user_error: bool
-
-
 class Watcher(Protocol):
     """Reads the simulator beside the policy, which never sees what it reads."""
 
@@ -147,14 +133,26 @@ class Watcher(Protocol):
 
 
 class Host:
-    """Runs commands on one environment, which is rebuilt only when the task changes."""
+    """Runs commands on one environment, which is rebuilt only when the task changes.
 
-    def __init__(self, settings: WorkerSettings, buffer: UInt8[np.ndarray, "frames cameras height width 3"]) -> None:
+    Args:
+        settings: what it hosts.
+        buffer: where it renders to.
+        memory: what the buffer lies in, kept open.
+
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        buffer: UInt8[np.ndarray, "frames cameras height width 3"],
+        memory: SharedMemory | None = None,
+    ) -> None:
         self._settings = settings
-        self._buffer = buffer
+        self._buffer, self._memory = buffer, memory
+        self._task = CurrentTask(settings.spec, settings.env)
         self._env: Any = None
         self._found_expert: Any = None
-        self._task: tuple[str, int] | None = None
         self._step = 0
         self._frame_steps: list[int] = []
         self._watcher: Watcher | None = None
@@ -189,16 +187,11 @@ class Host:
 
     def close(self) -> None:
         """Closes the environment, if there is one."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        self._task.close()
 
     def _reset(self, command: Reset) -> None:
         episode = command.episode
-        if self._task != (episode.suite, episode.task_id):
-            self.close()
-            self._env = ENVIRONMENTS.resolve(self._settings.env)(episode.suite, episode.task_id, self._settings.spec)
-            self._task = (episode.suite, episode.task_id)
+        self._env = self._task.enter(episode.suite, episode.task_id)
         self._env.reset(episode)
         if command.settled is not None:
             self._env.restore(command.settled)
@@ -280,24 +273,7 @@ class Host:
         return state
 
 
-def worker_main(connection: Connection, memory_name: str, settings: WorkerSettings) -> None:
-    """The worker process: answers commands until the parent closes the pipe or dies."""
-    signals.leave_to_parent()
+def attached_host(settings: WorkerSettings, memory_name: str) -> Host:
+    """The worker of :class:`wmjax.sim.rollout_pool.RolloutPool`: it renders into the parent's shared memory."""
     memory = SharedMemory(memory_name)
-    buffer: np.ndarray = np.ndarray(settings.frames_shape, np.uint8, buffer=memory.buf)
-    host = Host(settings, buffer)
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            connection.send(_answer(host, connection.recv()))
-    with contextlib.suppress(Exception):
-        host.close()
-    os._exit(0)  # skips the simulator's destructors, which print ignored exceptions after GL is gone
-
-
-def _answer(host: Host, command: Command) -> Reply | Failure:
-    try:
-        return host.run(command)
-    except UserError as error:
-        return Failure(str(error), user_error=True)
-    except Exception:
-        return Failure(traceback.format_exc(), user_error=False)
+    return Host(settings, np.ndarray(settings.frames_shape, np.uint8, buffer=memory.buf), memory)

@@ -31,7 +31,6 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors, hash_file, require_space, sync
 
 FORMAT_VERSION = 2
-"""Version 1, without ``manifest.sha256``, is read too."""
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 STAGING, REMOVED = ".saving-", ".removed-"
 """How the names of folders begin that are not yet, or no longer, checkpoints."""
@@ -329,12 +328,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _ = {**manifest["meta"]}, {**manifest["sha256"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(damaged.format(MANIFEST)) from error
-    if version not in (1, FORMAT_VERSION):
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"checkpoint {folder}: format_version {version}, this wmjax reads 1 and {FORMAT_VERSION}; "
+            f"checkpoint {folder}: format_version {version}, this wmjax reads {FORMAT_VERSION}; "
             "train again, or use the wmjax that wrote it"
         )
-    if seal is None and version > 1:
+    if seal is None:
         raise UserError(damaged.format(SEAL))
     if _is_step(folder.name) and int(folder.name) != step:
         raise UserError(f"checkpoint {folder}: its {MANIFEST} is of step {step}; use an earlier step")

@@ -32,7 +32,8 @@ class TrainConfig(Settings, section="train"):
     Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
     evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
     is above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
-    ``accumulate`` batches make one update; ``steps`` counts batches.
+    ``accumulate`` batches make one update; ``steps`` counts batches. ``trackers`` get the metrics beside
+    ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`.
     """
 
     steps: Count = 3000
@@ -56,6 +57,7 @@ class TrainConfig(Settings, section="train"):
     max_skipped: Count = 50
     accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     init_from: str = ""
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

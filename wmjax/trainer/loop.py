@@ -138,7 +138,9 @@ def train(
     # 6. The loop.
     step = int(state.step)
     with (
-        contextlib.closing(MetricsWriter(run, step, to_disk=distributed.is_first())) as writer,
+        contextlib.closing(
+            MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
+        ) as writer,
         checkpoint.Saver(checkpoints, checkpoint.Keep(config.max_to_keep, config.keep_period)) as saver,
     ):
         steps = Program("the training step", train_step), Program("the validation step", eval_step)

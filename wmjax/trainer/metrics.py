@@ -3,14 +3,15 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from tensorboardX import SummaryWriter
 
 from wmjax.core.files import atomic_path
+from wmjax.trainer.trackers import Trackers
 
 NO_VARIANCE = 1e-8
 """Variance below which R² is undefined: nothing moves."""
@@ -38,7 +39,7 @@ def mean_r2(r2: Float[np.ndarray, " dim"]) -> float:
 
 
 class MetricsWriter:
-    """Appends one JSON object per call to ``metrics.jsonl`` and the same scalars to TensorBoard. Close it at the end.
+    """Appends one JSON object per call to ``metrics.jsonl`` and gives it to trackers. Close it at the end.
 
     Every line has ``step``, ``split`` ("train" or "val"), ``time`` (Unix seconds) and those metrics that are finite.
     With several processes one of them writes to disk; all may call it.
@@ -47,20 +48,17 @@ class MetricsWriter:
         run: the run's folder.
         step: where the run goes on: what is there of later steps was lost with them and is removed, from both.
         to_disk: whether this process writes.
+        trackers: names of :data:`wmjax.trainer.trackers.TRACKERS`.
 
     """
 
-    def __init__(self, run: Path, step: int = 0, *, to_disk: bool = True):
+    def __init__(
+        self, run: Path, step: int = 0, *, to_disk: bool = True, trackers: Sequence[str] = ("tensorboard",)
+    ) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        path, board = run / "metrics.jsonl", run / "tensorboard"
+        path = run / "metrics.jsonl"
         lines = _cut(path, step) if to_disk else []
-        if lines is not None and to_disk:  # the events follow from the lines
-            for old in board.glob("events.out.tfevents.*"):
-                old.unlink()
-        # The purge makes a TensorBoard that is watching forget what it has read already.
-        self._board = SummaryWriter(str(board), write_to_disk=to_disk, purge_step=0 if lines is not None else step + 1)
-        for line in lines or []:
-            self._add(line)
+        self._trackers = Trackers(trackers if to_disk else (), run, step, lines)
         self._written = {(line["step"], line["split"]) for line in lines or []}
         self._file = (path if to_disk else Path(os.devnull)).open("a", encoding="utf-8")
 
@@ -75,19 +73,13 @@ class MetricsWriter:
         line = {"step": step, "split": split, "time": time.time(), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self._add(line)
+        self._trackers.add(line)
         return values
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Flushes and closes the file and the trackers."""
         self._file.close()
-        self._board.close()
-
-    def _add(self, line: dict[str, Any]) -> None:
-        """A line's scalars for TensorBoard."""
-        for name, value in line.items():
-            if name not in ("step", "split", "time"):
-                self._board.add_scalar(f"{line['split']}/{name}", value, line["step"], walltime=line.get("time"))
+        self._trackers.close()
 
 
 def _cut(path: Path, step: int) -> list[dict[str, Any]] | None:

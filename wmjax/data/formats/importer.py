@@ -144,10 +144,12 @@ def prepare_action(
     if gripper == "open-negative" and (command >= 0).all() and (command == 0).any():
         raise UserError(
             f"{where}: gripper commands lie in [0, 1], LIBERO's are -1 to open and +1 to close; say what opens it with "
-            "--gripper open-one or open-zero"
+            "--gripper-convention open-one or open-zero"
         )
     if gripper in ("open-one", "open-zero") and ((command < 0) | (command > 1)).any():
-        raise UserError(f"{where}: gripper commands lie outside [0, 1]; give --gripper open-negative or open-positive")
+        raise UserError(
+            f"{where}: gripper commands lie outside [0, 1]; give --gripper-convention open-negative or open-positive"
+        )
     signed = {
         "open-negative": command, "open-positive": -command, "open-one": 1 - 2 * command, "open-zero": 2 * command - 1,
     }[gripper]  # fmt: skip
@@ -165,7 +167,8 @@ def _require_obeyed(command: Float32[np.ndarray, " n"], state: Float32[np.ndarra
     later = np.minimum(switches + FOLLOWS, len(width) - 1)
     if float((np.sign(command[switches]) * (width[later] - width[switches])).sum()) > MOVED_METRES:
         raise UserError(
-            f"{where}: the fingers part when told to close (+1), and close when told to open; give another --gripper"
+            f"{where}: the fingers part when told to close (+1), and close when told to open; give another "
+            "--gripper-convention"
         )
 
 

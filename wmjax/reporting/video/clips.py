@@ -1,6 +1,7 @@
 """Videos of episodes: all cameras side by side, a caption and strips below, at the rate of the frames."""
 
 import re
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -118,6 +119,14 @@ def write_video(
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
+
+
+def video_bytes(frames: Frames, captions: Sequence[str], rate: float) -> bytes:
+    """The bytes of an H.264 mp4 of at least one frame per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episode.mp4"
+        write_video(path, frames, captions, max(rate, 1.0))
+        return path.read_bytes()
 
 
 def _below(strips: Sequence[Strips], frames: int) -> Strips:

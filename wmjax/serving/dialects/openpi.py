@@ -8,10 +8,9 @@ import time
 from typing import Any
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.specs import to_dict
 from wmjax.serving.dialect import Dialect, Frame
 from wmjax.serving.packed import pack, unpack
-from wmjax.serving.request import Request, Service, read_frames, read_state, read_step, read_text
+from wmjax.serving.request import Request, Service, read_frames, read_state, read_step, read_text, required
 from wmjax.serving.sessions import Session
 
 LIBERO_NAMES = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
@@ -37,14 +36,10 @@ class OpenPI(Dialect):
         """The metadata: which policy this is, what it was trained on, and what to send."""
         return pack(
             {
-                **self.service.card,
-                "observation": to_dict(self.service.observation),
-                "action": to_dict(self.service.action),
+                **self.service.about(),
                 "keys": {"images": {camera: list(names) for camera, names in self._cameras.items()}, "others": {
                     "state": STATE, "prompt": PROMPT, "session": SESSION, "episode": EPISODE, "step": STEP,
                 }},
-                "open_loop_horizon": self.service.horizon,
-                "frames_per_decision": self.service.frames_per_decision,
             }
         )  # fmt: skip
 
@@ -70,8 +65,8 @@ class OpenPI(Dialect):
         images = {camera: self._image(message, camera) for camera in self._cameras}
         return Request(
             frames=read_frames(images, self.service),
-            state=read_state(STATE, _required(message, STATE), self.service),
-            instruction=read_text(PROMPT, _required(message, PROMPT)),
+            state=read_state(STATE, required(message, STATE), self.service),
+            instruction=read_text(PROMPT, required(message, PROMPT)),
             episode=read_text(EPISODE, message[EPISODE]) if EPISODE in message else None,
             session=read_text(SESSION, message[SESSION]) if SESSION in message else None,
             step=read_step(STEP, message[STEP]) if STEP in message else None,
@@ -84,16 +79,10 @@ class OpenPI(Dialect):
         if len(found) > 1:
             raise UserError(f"{' and '.join(found)} are the same camera; send one of them")
         name = found[0] if found else names[-1]
-        return name, _required(message, name)
+        return name, required(message, name)
 
 
 def _names(camera: str) -> tuple[str, ...]:
     """The keys under which a camera's image may come: the policy's own name, and openpi's."""
     own = f"observation/{camera}"
     return (own, f"observation/{LIBERO_NAMES[camera]}") if camera in LIBERO_NAMES else (own,)
-
-
-def _required(message: dict[str, Any], key: str) -> Any:
-    if key not in message:
-        raise UserError(f"the observation has no {key!r}; send it")
-    return message[key]

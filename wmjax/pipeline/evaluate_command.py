@@ -1,0 +1,99 @@
+"""What the evaluate command does: the closed-loop evaluation of a trained policy or of a scripted actor."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from wmjax.core.location import Location
+from wmjax.core.options import Short
+from wmjax.core.settings import Depth, Range, Settings
+from wmjax.core.shards import parse_shard
+from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
+from wmjax.pipeline.evaluate_scripted import evaluate_scripted, replay_status
+from wmjax.pipeline.evaluate_served import check_served, evaluate_served, is_served, require_served
+from wmjax.policy.saved import find_policy
+from wmjax.rollout.protocol import load_protocol, protocol_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings(Settings, section="evaluation"):
+    """What may vary between two runs of one evaluation.
+
+    Attributes:
+        workers: simulator processes.
+        videos: successes and failures per task to keep as videos.
+        batch: rows per call of the policy.
+
+    """
+
+    workers: Depth = 2
+    videos: Annotated[int, Range(0, 1_000_000)] = 2
+    batch: Annotated[int, Range(1, 10_000)] = 1
+
+
+SHORTS = {
+    "workers": Short("workers", "simulator processes"),
+    "batch": Short("batch", "rows per policy call; 1 is fastest on a CPU"),
+    "videos": Short("videos", "successes and failures per task to keep as videos"),
+}
+"""The settings that have a short option, by option."""
+
+
+def run_evaluation(
+    settings: EvaluateSettings,
+    changes: dict[str, Any],
+    foreign: dict[str, Any],
+    *,
+    run: Path | None,
+    policy: str | None,
+    protocol: str,
+    shard: str | None,
+    out: Path | None,
+    data: Location | None,
+    dialect: str,
+    check: int | None,
+) -> int:
+    """Evaluates, and prints the table.
+
+    Args:
+        settings: how it is run.
+        changes: fields of the protocol that differ from its file.
+        foreign: conventions of a served policy.
+        run: a trained run or policy; None for a scripted actor.
+        policy: the scripted actor's name, or a server's URL.
+        protocol: a name, or a path ending in ``.toml``.
+        shard: ``i/n``; None is :func:`wmjax.core.shards.own_shard`.
+        out: folder of the results; None names one by the actor, the protocol and its changes.
+        data: the training store to replay, to check with, or of the run.
+        dialect: of a served policy.
+        check: observations that a served policy is shown instead of being evaluated.
+
+    Returns:
+        The exit status: 1 if too few replays succeeded, else 0.
+
+    Raises:
+        UserError: see :func:`wmjax.pipeline.evaluate_checkpoint.evaluate_checkpoint` and
+            :func:`wmjax.pipeline.evaluate_scripted.evaluate_scripted`; conventions without a served policy.
+
+    """
+    chosen, unchanged = load_protocol(protocol, **changes), load_protocol(protocol)
+    shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "data": data}
+    shared["shard"] = parse_shard(shard)
+    require_served(foreign, policy)
+    if check is not None:
+        print(check_served(policy, dialect, foreign, data, check))
+        return 0
+    if policy is not None and is_served(policy):
+        del shared["data"]
+        summary, out = evaluate_served(policy, dialect, foreign, chosen, unchanged, out=out, **shared)
+    elif run is None:
+        assert policy is not None
+        out = out or protocol_folder(Path("runs") / policy, chosen, unchanged)
+        summary = evaluate_scripted(policy, chosen, out, **shared)
+    else:
+        found = find_policy(run)  # once: a run that is still training saves others meanwhile
+        out = out or protocol_folder(found.evaluations, chosen, unchanged)
+        summary = evaluate_checkpoint(found.folder, chosen, out, batch_size=settings.batch, **shared)
+    print(summary.table())
+    print(f"results: {out}")
+    return replay_status(summary) if policy == "replay" else 0

@@ -1,0 +1,110 @@
+"""How to serve: addresses, limits and batches.
+
+The module imports none of the packages of ``wmjax[serve]``; building the settings does, because a dialect does.
+"""
+
+import dataclasses
+import ipaddress
+from typing import TYPE_CHECKING, Annotated
+
+from wmjax.core.errors import UserError
+from wmjax.core.options import Short
+from wmjax.core.settings import Count, Depth, Range, Seed, Settings
+
+if TYPE_CHECKING:
+    from wmjax.serving.dialect import Dialect
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings(Settings, section="serve"):
+    """How to serve.
+
+    Attributes:
+        host: address to listen on.
+        listen: ``DIALECT:PORT``, each with a port of its own.
+        max_batch: rows of the policy's fixed batch.
+        max_wait_ms: how long a decision waits for others to share a batch.
+        horizon: control steps between two decisions of a client; None is the whole chunk.
+        max_sessions: connections at once, over all ports.
+        idle_s: seconds without a message (or without reading an answer) after which a connection is closed.
+        max_message: bytes of a message.
+        seed: of the policy's noise.
+        api_key: what clients must show; needed on any address but loopback.
+
+    """
+
+    host: str = "127.0.0.1"
+    listen: tuple[str, ...] = ("openpi:8000",)
+    max_batch: Annotated[int, Range(1, 10_000)] = 1
+    max_wait_ms: Annotated[float, Range(0, 1_000)] = 2.0
+    horizon: Depth | None = None
+    max_sessions: Annotated[int, Range(1, 100_000)] = 64
+    idle_s: Annotated[float, Range(0, 1_000_000, above=True)] = 600.0
+    max_message: Count = 16 * 2**20
+    seed: Seed = 0
+    api_key: str = dataclasses.field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.listeners  # noqa: B018  (refuses what it cannot read)
+        if not is_loopback(self.host) and not self.api_key:
+            raise UserError(
+                f"host is {self.host!r}, which others can reach; set WMJAX_API_KEY to a key that clients must show, "
+                "or listen on 127.0.0.1"
+            )
+
+    @property
+    def listeners(self) -> list[tuple[type["Dialect"], int]]:
+        """Dialects and ports.
+
+        Raises:
+            UserError: an unknown dialect, no port, or a port twice.
+
+        """
+        found = [_listener(text) for text in self.listen]
+        ports = [port for _, port in found if port]
+        if len(set(ports)) != len(ports):
+            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect a port of its own")
+        return found
+
+
+def _megabytes(text: str) -> int:
+    try:
+        return int(float(text) * 2**20)
+    except (ValueError, OverflowError):
+        raise UserError(f"--max-message-mb is {text!r}; give a number of megabytes, such as 16") from None
+
+
+SHORTS = {
+    "host": Short("host", "address to listen on", str),
+    "listen": Short("listen", "DIALECT:PORT, may be repeated", str, words=True),
+    "max-batch": Short("max_batch", "decisions per call of the policy; 1 suits a CPU"),
+    "max-wait-ms": Short("max_wait_ms", "how long a decision waits to share a call"),
+    "horizon": Short("horizon", "control steps that clients execute of a chunk; all if not given"),
+    "seed": Short("seed", "seed of the policy's noise"),
+    "max-sessions": Short("max_sessions", "connections at once"),
+    "idle-s": Short("idle_s", "seconds after which a silent client is dropped"),
+    "max-message-mb": Short("max_message", "largest message, in megabytes; the setting counts bytes", _megabytes),
+}
+"""The settings that have a short option, by option."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listener(text: str) -> tuple[type["Dialect"], int]:
+    from wmjax.serving.dialect import DIALECTS
+
+    name, _, port = text.rpartition(":")
+    if not port.isdecimal():
+        raise UserError(f"listen is {text!r}; write it as DIALECT:PORT, such as openpi:8000")
+    if int(port) > 65535:
+        raise UserError(f"listen is {text!r}; a port is at most 65535, such as openpi:8000")
+    return DIALECTS.resolve(name), int(port)
