@@ -8,22 +8,20 @@ demonstrations at hand, some are replayed, and the policy is scored on them by p
 without noise.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from wmjax.core import logs
 from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
-from wmjax.core.options import number_list
+from wmjax.core.options import CommandParser, number_list
 from wmjax.pipeline.why import explain
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.why", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("why", __doc__)
     parser.add_argument("--run", required=True, help="a trained run, one of its checkpoints, or mini")
     parser.add_argument("--evaluation", type=local, help="results whose failures are explained (default: the newest)")
     parser.add_argument("--tasks", type=number_list, default=(), help="task ids, such as 0,1 (default: all)")
@@ -34,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=whole_number("workers", 1), default=2, help="simulator processes")
 
     def body() -> int:
-        options = parser.parse_args(arguments)
+        options, _ = parser.read(arguments)
         logs.set_up()
         explain(
             str(local(options.run)) if Path(options.run).exists() else options.run,
