@@ -14,7 +14,8 @@ import wmjax
 from wmjax.analysis.sequential import StoppingRule
 from wmjax.core import console
 from wmjax.core.options import setting_names
-from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
+from wmjax.core.settings import dotted
+from wmjax.experiment.config import axis_names, load, recipe_names, to_dict
 from wmjax.pipeline.convert import ConvertSettings
 from wmjax.pipeline.evaluate_command import EvaluateSettings
 from wmjax.pipeline.record import RecordSettings

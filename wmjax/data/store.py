@@ -27,6 +27,7 @@ from wmjax.core.files import (
     verify_files,
 )
 from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.paths import listed
 from wmjax.core.reading import typed
 from wmjax.core.settings import Range
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
@@ -94,7 +95,7 @@ def write_part(
 
 def part_names(folder: Path) -> list[str]:
     """Names of the finished parts, sorted; what a resumed recording may skip."""
-    return sorted(path.stem for path in (Path(folder) / PARTS).glob("*.npz") if not path.name.startswith("."))
+    return sorted(path.stem for path in listed(Path(folder) / PARTS, "*.npz"))
 
 
 def finalize(

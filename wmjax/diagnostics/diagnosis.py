@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import input_section, memory_section
@@ -202,7 +203,7 @@ def _prophet_of(config: VLAConfig) -> tuple[str, str]:
 
 
 def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
-    assert inputs.latents is not None
+    assert isinstance(inputs.latents, LatentStore)
     shape = model.config.prophet
     return latent_windows(inputs.store, inputs.latents, frames, shape.history, shape.future, _fit(model.world))
 

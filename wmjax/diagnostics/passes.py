@@ -4,6 +4,7 @@ The VLM runs once per condition that changes its inputs; the corruptions of the 
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.rng import named_key
+from wmjax.data.latents import LatentStore
 from wmjax.data.loader import Batch, make_loader
 from wmjax.data.statistics import normalise_action
 from wmjax.data.store import TrainingStore
@@ -146,7 +148,7 @@ class Network:
     @functools.cached_property
     def _donors(self) -> Donors:
         inputs = self._inputs
-        assert inputs.latents is not None
+        assert isinstance(inputs.latents, LatentStore)
         return Donors(inputs.store, inputs.latents, self.config.prophet.history, inputs.prompts)
 
     def _donor(self, batch: Batch, corruption: Corruption) -> Donor:
@@ -207,8 +209,10 @@ def batches(inputs: Inputs, split: Split, count: int, size: int, seed: int) -> I
         inputs.loader, batch_size=size, seed=seed, views=1, max_shift=0, num_epochs=1, drop_remainder=False
     )
     episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
-    for _, batch in zip(range(count), make_loader(inputs.store, inputs.latents, episodes, loader), strict=False):
-        yield batch
+    # Closed at the end, because it reads ahead in threads.
+    with contextlib.closing(iter(make_loader(inputs.store, inputs.latents, episodes, loader))) as stream:
+        for _, batch in zip(range(count), stream, strict=False):
+            yield batch
 
 
 def observe(network: Network, stream: Iterator[Batch], conditions: list[Condition]) -> Outcome:

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -115,6 +116,11 @@ class Encoder(abc.ABC):
             UserError: no such encoder, or settings that do not fit it.
 
         """
+
+    @classmethod
+    def files(cls, config: Any) -> list[Path]:
+        """The files of a folder that the settings name and the encoder reads; none of what ships or is on a hub."""
+        return []
 
     @classmethod
     def shape(cls, config: Any) -> tuple[int | None, int | None]:

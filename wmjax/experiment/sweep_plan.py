@@ -23,9 +23,9 @@ from typing import Annotated, Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.reading import read_json, read_toml
-from wmjax.core.settings import Count, Range, Seed, Settings, build, merge, shown
+from wmjax.core.settings import Count, Range, Seed, Settings, build, dotted, merge, shown
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, load, to_dict
+from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.rollout.protocol import Protocol
 
@@ -178,7 +178,8 @@ def _require_same(cell: Cell, path: Path) -> None:
     found = read_json(path, dict[str, Any], "delete it, and the cell is run again")
     old, new = dotted({key: found.get(key, {}) for key in cell.identity}), dotted(cell.identity)
     younger = {f"experiment.{key}": value for key, value in dotted(to_dict(Experiment("", "", ""))).items()}
-    free = {f"experiment.{key}" for key in (*RESUMABLE, *PLACES)}
+    places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
+    free = {f"experiment.{key}" for key in (*RESUMABLE, *places)}
     for key, value in new.items():
         before = old.get(key, younger.get(key))
         if key not in free and before != value:

@@ -24,6 +24,7 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
+from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
 
@@ -290,6 +291,7 @@ def load_policy(
     open_loop_horizon: int | None = None,
     oracle: float | None = None,
     corruption: Corruption = "none",
+    places: Places | None = None,
 ) -> Policy:
     """A policy that acts, from a run or from a policy's folder.
 
@@ -301,12 +303,14 @@ def load_policy(
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
+        places: what to use in place of folders that the settings name, such as
+            ``{"encoder": {"model": FOLDER}}`` on another machine.
 
     Raises:
         UserError: no policy there, a damaged file, or specs of another version.
 
     """
-    found = find_policy(path)
+    found = find_policy(path, places)
     meta = found.meta
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
     policy = Policy(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wmjax.analysis.summary import TaskSummary
+from wmjax.core.paths import listed
 from wmjax.reporting.html import Html, element, join
 from wmjax.rollout.results import EpisodeRecord
 
@@ -46,7 +47,7 @@ class Gallery:
 def find_clips(folder: Path) -> tuple[Clip, ...]:
     """The videos of a folder, in order of their names; other files are ignored."""
     clips = []
-    for path in sorted(folder.glob("*.mp4")):
+    for path in listed(folder, "*.mp4"):
         if match := NAME.fullmatch(path.stem):
             task, episode = f"{match['suite']}/{match['task']}", f"{match['init']}/{match['index']}"
             clips.append(Clip(path, task, episode, match["outcome"]))

@@ -69,7 +69,7 @@ def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
 
 def count_records(folder: Path, header: Mapping[str, Any]) -> int:
     """The number of recorded runs, in ``folder``, of the recipe of an evaluation's header on its protocol."""
-    name = header.get("protocol", {}).get("name", "")
+    name = (header.get("protocol") or {}).get("name", "")
     records = _records(folder, name).values()
     return sum(record.header.get("recipe_hash", "") == header.get("recipe_hash", "") for record in records)
 

@@ -7,10 +7,12 @@ All processes must see the folder. Episodes that a shard finished count for all 
 resumed with another number of shards, or with none. Imports no jax.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wmjax.core.paths import listed
 from wmjax.core.shards import WHOLE, Shard, check_shard
 from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, require_same_header
 from wmjax.sim.episode import EpisodeId
@@ -27,6 +29,11 @@ def shard_folder(out: Path, shard: Shard) -> Path:
     return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
 
 
+def shard_folders(out: Path) -> list[Path]:
+    """The folders of all shards that are there."""
+    return [path for path in listed(out / "shards", "*-of-*") if re.fullmatch(r"\d+-of-\d+", path.name)]
+
+
 def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
     """All finished episodes by key: those of ``out`` and of every shard in it, whatever their number.
 
@@ -35,7 +42,7 @@ def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
 
     """
     found: dict[str, EpisodeRecord] = {}
-    for folder in (out, *sorted((out / "shards").glob("*-of-*"))):
+    for folder in (out, *shard_folders(out)):
         records = read_records(folder, torn=True)
         if records:
             require_same_header(read_header(folder), header, folder)

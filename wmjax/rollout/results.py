@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, disk_errors, write_json
-from wmjax.core.reading import parse_json, read_json, read_text
+from wmjax.core.reading import parse_json, read_json, read_text, typed
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
@@ -32,7 +32,8 @@ class EpisodeRecord:
         suite, task_id, init, index: its parts.
         instruction: the task's sentence; empty if no attempt ever reset the environment.
         seed: the environment's seed, derived from the identity.
-        settled_hash: hash of the full simulator state after settling; equal hashes mean equal starts.
+        settled_hash: hash of the full simulator state after settling. It differs between processors, whose matrix
+            products differ in the last bits.
         success: whether the task's predicate held within the step limit.
         steps: control steps executed in the last attempt.
         outcome: ``success``; ``failure`` (the step limit, a policy's failure); ``timeout`` (a worker hung) or
@@ -44,6 +45,7 @@ class EpisodeRecord:
         info: mean over the decisions of what the policy reports (gate, latent error, ...).
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
+        settled_state: the full simulator state after settling; empty in evaluations before December 2026.
 
     """
 
@@ -66,6 +68,7 @@ class EpisodeRecord:
     recipe_hash: str
     open_loop_horizon: int
     execution_delay: int
+    settled_state: tuple[float, ...] = ()
 
 
 class Results:
@@ -113,6 +116,30 @@ class Results:
         return {record.key for record in self.records}
 
 
+@dataclasses.dataclass(frozen=True)
+class _NamedProtocol:
+    """The fields of a protocol that tell evaluations apart."""
+
+    name: str = ""
+    suite: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """The fields of a header that are read again, with their types; others may stand beside them."""
+
+    format_version: int
+    actor: str = ""
+    recipe_hash: str = ""
+    protocol: _NamedProtocol | None = None
+    experiment: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
+    observation: dict[str, Any] | None = None
+    action: dict[str, Any] | None = None
+
+
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of an evaluation.
 
@@ -123,9 +150,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "header.json"
     if not path.exists():
         raise UserError(f"{folder}: no evaluation there (header.json is missing); name an evaluation's folder")
-    header = read_json(path, dict[str, Any], "delete the folder and evaluate again")
+    fix = "delete the folder and evaluate again"
+    header = read_json(path, dict[str, Any], fix)
     if header.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; evaluate again into another folder")
+    typed(header, _Header, str(path), fix)
     return header
 
 

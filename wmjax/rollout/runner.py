@@ -261,6 +261,7 @@ class Runner:
             recipe_hash=self._recipe_hash,
             open_loop_horizon=self._protocol.open_loop_horizon,
             execution_delay=self._protocol.execution_delay,
+            settled_state=tuple(run.reply.settled_state.tolist()) if run.reply else (),
         )
 
     def _save_video(self, run: _Running, outcome: Outcome) -> None:

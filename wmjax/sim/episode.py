@@ -21,6 +21,8 @@ expert rises with closed fingers.
 """
 DEMONSTRATION_INDEX = 1_000_000
 """Random episodes from this index on are demonstrations; evaluation on random resets stays below it."""
+SCENE_INDEX = 10**15
+"""Random episodes from this index on are recordings of random motion; demonstrations of every seed stay below it."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.paths import listed
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.sim.preparation import egl_devices, prepare, why_not
 
@@ -182,7 +183,7 @@ def task_instructions(suite: str) -> list[str]:
     if spec is None or not spec.submodule_search_locations:
         return []
     folders = (Path(place) / "libero" / "bddl_files" / suite for place in spec.submodule_search_locations)
-    names = sorted(path.stem for folder in folders for path in folder.glob("*.bddl"))
+    names = sorted(path.stem for folder in folders for path in listed(folder, "*.bddl"))
     return [re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ") for name in names]
 
 

@@ -100,6 +100,7 @@ class Reply:
         seconds: wall time.
         instruction: of the task.
         settled_hash: identity of the episode's start.
+        settled_state: the full simulator state there.
         watched: what the watcher saw, if there is one: once after a reset, else after each control step.
 
     """
@@ -111,6 +112,7 @@ class Reply:
     seconds: float
     instruction: str
     settled_hash: str
+    settled_state: Float64[np.ndarray, " sim"]
     watched: tuple[Any, ...] = ()
 
 
@@ -180,10 +182,9 @@ class Host:
                 self._foresee(command)
                 steps, success = 0, False
         seconds = time.monotonic() - started
-        env = self._env
-        frames = tuple(self._frame_steps)
-        watched = tuple(self._watched)
-        return Reply(frames, self._state(), success, steps, seconds, env.instruction, env.settled_hash, watched)
+        env, frames = self._env, tuple(self._frame_steps)
+        start = env.instruction, env.settled_hash, env.settled_state
+        return Reply(frames, self._state(), success, steps, seconds, *start, watched=tuple(self._watched))
 
     def close(self) -> None:
         """Closes the environment, if there is one."""

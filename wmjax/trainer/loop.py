@@ -138,6 +138,7 @@ def train(
     # 6. The loop.
     step = int(state.step)
     with (
+        contextlib.closing(stream),  # it reads ahead in threads
         contextlib.closing(
             MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
         ) as writer,
@@ -207,8 +208,8 @@ class _Loop:
         if self._lacks_validation(step - 1):
             self._validate(step - 1, state)
         else:
-            stream = make_loader(self.inputs.store, self.inputs.latents, self.inputs.val_episodes, _plain(self.loader))
-            batch = shard_batch(next(iter(stream)), self.mesh)
+            with _validation(self.inputs, self.loader) as stream:
+                batch = shard_batch(next(stream), self.mesh)
             jax.block_until_ready(self.eval_step(state.ema, self.frozen, batch, self.inputs.prompts, np.int32(0)))
 
     def _lacks_validation(self, step: int) -> bool:
@@ -291,9 +292,10 @@ def _loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderCon
     )
 
 
-def _plain(loader: LoaderConfig) -> LoaderConfig:
-    """For validation: frames as they are."""
-    return dataclasses.replace(loader, views=1, max_shift=0)
+def _validation(inputs: Inputs, loader: LoaderConfig) -> "contextlib.closing[Any]":
+    """The batches of held-out episodes, frames as they are; closed at the end, because it reads ahead in threads."""
+    plain = dataclasses.replace(loader, views=1, max_shift=0)
+    return contextlib.closing(iter(make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)))
 
 
 def _whole(loader: LoaderConfig) -> LoaderConfig:
@@ -349,17 +351,17 @@ def validate(
     None if ``stopping``, which is asked after each batch, is true before the last one.
     """
     predicted, actual, masks, losses = [], [], [], []
-    stream = make_loader(inputs.store, inputs.latents, inputs.val_episodes, _plain(loader))
-    for index, batch in zip(range(batches), stream, strict=False):
-        batch = shard_batch(batch, mesh)
-        chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
-        chunk, action, mask, metrics = fetch((chunk, batch["action"], batch["action_mask"], metrics))
-        predicted.append(chunk)
-        actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
-        masks.append(mask)
-        losses.append(metrics)
-        if stopping() and index + 1 < batches:
-            return None
+    with _validation(inputs, loader) as stream:
+        for index, batch in zip(range(batches), stream, strict=False):
+            batch = shard_batch(batch, mesh)
+            chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
+            chunk, action, mask, metrics = fetch((chunk, batch["action"], batch["action_mask"], metrics))
+            predicted.append(chunk)
+            actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
+            masks.append(mask)
+            losses.append(metrics)
+            if stopping() and index + 1 < batches:
+                return None
     r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
     arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers

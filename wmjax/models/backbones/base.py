@@ -114,6 +114,8 @@ class Backbone(nnx.Module):
 
     Config: ClassVar[type[BackboneConfig]] = BackboneConfig
     """The class of its settings."""
+    EMBEDDINGS: ClassVar[str] = ""
+    """The parameter of its token embeddings, [vocabulary, hidden]; "" if it has none."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
         raise NotImplementedError
@@ -133,6 +135,11 @@ class Backbone(nnx.Module):
 
         """
         raise NotImplementedError
+
+    @classmethod
+    def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
+        """The files of a folder that the settings name and prompts depend on; none of what ships or is on a hub."""
+        return []
 
     def encode(
         self,
