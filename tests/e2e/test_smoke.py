@@ -71,6 +71,18 @@ def test_one_command_goes_from_nothing_to_a_success_rate(first: str, cache: Path
     assert list((run / "tensorboard").iterdir()) and list((cache / "xla").iterdir())
 
 
+def test_why_says_how_it_failed_and_what_to_do(first: str, cache: Path) -> None:
+    run = cache / RUN.format("e2_flow")
+    shown = command("wmjax.why", cache, "--run", str(run), "--episodes", "1")
+    assert shown.index("== Likely causes ==") < shown.index("== Closed loop: 0 of 2 episodes succeed")
+    assert "has not learned its own training data" in shown and "1 of 1 succeed" in shown
+    assert "no noise" in shown and "another sample's images" in shown
+    written = json.loads((run / "why" / "00000030" / "why.json").read_text())
+    assert sum(written["failures"].values()) == 1 and written["replay"]["pixels"] == 0.0
+    page = (run / "why" / "00000030" / "why.txt").read_text(encoding="utf-8")
+    assert written["causes"][0]["command"] in page and page.startswith("== Likely causes ==")
+
+
 def test_the_metrics_are_those_that_cannot_mislead(first: str, cache: Path) -> None:
     lines = [json.loads(x) for x in (cache / RUN.format("e2_flow") / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [10, 20, 30]

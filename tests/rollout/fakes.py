@@ -143,4 +143,15 @@ class FakeExpert:
         return np.array([0.5, 0, 0, 0, 0, 0, -1.0])
 
 
+class FakeWatcher:
+    """Tells the control step, the first value of the last action, and the step that the image shows."""
+
+    def __init__(self, env: FakeEnv) -> None:
+        self.env = env
+
+    def look(self, action, image) -> tuple:
+        shown = None if image is None else int(image[0, 0, 0, 1])
+        return self.env.step_count, None if action is None else float(action[0]), shown
+
+
 PROTOCOL = Protocol("test", "libero_spatial", (0, 1, 2), 4, "random", max_steps=44, env=ENV)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.rollout.fakes import ENV, SPEC, FakeEnv
+from tests.rollout.fakes import ENV, SPEC, FakeEnv, FakeWatcher
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.worker import Execute, Host, Reset, RunExpert, WorkerSettings
 
@@ -81,3 +81,13 @@ def test_broken_observations_raise(host, broken, message):
     host._env.broken = broken
     with pytest.raises(ValueError, match=message):
         host.run(Execute(still(4)))
+
+
+def test_a_watcher_sees_the_start_and_every_step(host):
+    settings = WorkerSettings(SPEC, 4, ENV, FakeWatcher)
+    watched = Host(settings, np.zeros(settings.frames_shape, np.uint8))
+    assert watched.run(Reset(EPISODE)).watched == ((0, None, 0),)
+    assert watched.run(Execute(still(3))).watched == ((1, 0.0, None), (2, 0.0, None), (3, 0.0, None))
+    assert watched.run(RunExpert(2)).watched == ((4, 0.5, 4), (5, 0.5, None))
+    assert watched.run(Execute(still(2), final=True)).watched == ((6, 0.0, None), (7, 0.0, 7))
+    assert host.run(Execute(still(3))).watched == ()

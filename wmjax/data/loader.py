@@ -4,7 +4,8 @@ One sample is one frame of a chosen episode. Grain reads a random-access source 
 gathered by fancy indexing. The cost of Python is therefore per batch and not per sample, and the state of an iterator
 is one number, the next global batch. The global order is a permutation per epoch drawn from (seed, epoch). A host
 takes a contiguous slice of every global batch, so 1, 2 or 4 hosts read the same order. Batches run across epoch
-boundaries, so no sample is dropped. Grain imports jax and is therefore imported on use only.
+boundaries, so no sample is dropped. Where samples have weights, an epoch holds each of them as often as its weight
+says, rounded up or down at random (:mod:`wmjax.data.weights`). Grain imports jax and is therefore imported on use only.
 """
 
 import dataclasses
@@ -18,13 +19,14 @@ from wmjax.data.labels import check_labels, chunk_labels, label_ends, undisturbe
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import MAX_SHIFT, ViewTable
 from wmjax.data.store import TrainingStore
+from wmjax.data.weights import UNIFORM, Mixture, draw_weighted, expected_draws
 from wmjax.data.windows import future_indices, history_indices
 
 if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
-ORDER, VIEW, SHIFT = 0, 1, 2
+ORDER, VIEW, SHIFT, WEIGHT = 0, 1, 2, 3
 """Names of the random streams of an epoch."""
 ENDLESS = 1 << 40
 """Batches of a loader without ``num_epochs``."""
@@ -38,7 +40,8 @@ class LoaderConfig:
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to
     ``max_shift`` pixels. The chunk of actions begins ``delay`` control steps after the frame; what lies beyond the
     episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
-    injected failures are masked out of the future.
+    injected failures are masked out of the future. ``mixture`` says how often a sample is drawn where samples are
+    shuffled.
     """
 
     batch_size: int = 32
@@ -52,6 +55,7 @@ class LoaderConfig:
     num_epochs: int | None = None
     drop_remainder: bool = True
     delay: int = 0
+    mixture: Mixture = UNIFORM
     shard_index: int = 0
     shard_count: int = 1
     threads: int = 1
@@ -103,6 +107,7 @@ class BatchSource:
         self._label_ends = label_ends(store)
         self._frame_start, self._task = entry["frame_start"], entry["task"].astype(np.int32)
         self._frame_end = entry["frame_start"] + entry["num_frames"]
+        self._expected = expected_draws(store, self.samples, config.mixture) if config.shuffle else None
         # Bound to the instance: a cache on the method would keep every source alive.
         self._epoch = functools.lru_cache(maxsize=4)(self._draw_epoch)
 
@@ -145,24 +150,34 @@ class BatchSource:
         epoch, offset = np.divmod(position, count)
         parts = []
         for number in np.unique(epoch):
-            order, views, shifts = self._epoch(int(number))
-            chosen = order[offset[epoch == number]]
-            parts.append((self.samples[chosen], views[chosen], shifts[chosen]))
+            places = offset[epoch == number]
+            parts.append(tuple(column[places] for column in self._epoch(int(number))))
         frames, views, shifts = (np.concatenate(column) for column in zip(*parts, strict=True))
         return frames, views, shifts, mask
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The order of an epoch's samples, and the view and shift of each sample (not of each position)."""
-        count = len(self.samples)
-        order = self._generator(epoch, ORDER).permutation(count) if self.config.shuffle else np.arange(count)
-        views = np.zeros(count, np.int64)
+        """An epoch's frames in order, with the view and the shift of each."""
+        order = self._order(epoch)
+        count, frames = len(order), self.samples[order]
+        # Drawn for each sample; a sample that weights repeat is drawn for each time that it comes.
+        own = order if self._expected is None else np.arange(count)
         if self.latents is None:
             limit = self.config.max_shift
             shifts = self._generator(epoch, SHIFT).integers(-limit, limit + 1, (count, 2), dtype=np.int32)
-            return order, views, shifts
+            return frames, np.zeros(count, np.int64), shifts[own]
         available = self.latents.views.shape[1]
-        views = self._generator(epoch, VIEW).integers(0, min(self.config.views or available, available), count)
-        return order, views, self.latents.views[self.store.frame_episode[self.samples], views]
+        views = self._generator(epoch, VIEW).integers(0, min(self.config.views or available, available), count)[own]
+        return frames, views, self.latents.views[self.store.frame_episode[frames], views]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Which samples an epoch holds, in order."""
+        count = len(self.samples)
+        if not self.config.shuffle:
+            return np.arange(count)
+        order = self._generator(epoch, ORDER).permutation(count)
+        if self._expected is None:
+            return order
+        return draw_weighted(self._expected, self._generator(epoch, WEIGHT))[order]
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, epoch, stream])))

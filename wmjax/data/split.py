@@ -1,4 +1,4 @@
-"""Training and validation episodes: split by episode, stratified by task, fixed by a seed."""
+"""Training and validation episodes: split by episode, stratified by store and task, fixed by a seed."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ def split_episodes(
     """Splits a store's episodes so that no episode is on both sides and every task is on the training side.
 
     Each task is shuffled by a stream of its own (seed and task name), so adding a task leaves the others'
-    split alone. A task gives ``round(validation * n)`` episodes to validation, at least one when it has two.
+    split alone. A task gives ``round(validation * n)`` episodes to validation, at least one when it has two. In a union
+    each store is split as it is alone.
 
     Args:
         episodes: ``TrainingStore.episodes``.
@@ -35,11 +36,12 @@ def split_episodes(
     """
     if not 0.0 <= validation < 1.0:
         raise UserError(f"validation is {validation}; choose a fraction of the episodes from 0 to below 1")
-    groups: dict[tuple[str, int], list[int]] = {}
+    groups: dict[tuple[int, str, int], list[int]] = {}
     for episode in episodes:
-        groups.setdefault((episode["suite"], episode["task_id"]), []).append(episode["index"])
+        group = episode.get("store", 0), episode["suite"], episode["task_id"]
+        groups.setdefault(group, []).append(episode["index"])
     held_out: list[int] = []
-    for (suite, task_id), indices in groups.items():
+    for (_, suite, task_id), indices in groups.items():
         key = np.random.SeedSequence([seed, zlib.crc32(f"{suite}/{task_id}".encode())])
         order = np.random.Generator(np.random.Philox(key)).permutation(np.sort(indices))
         count = max(round(validation * len(order)), 1) if validation > 0 else 0

@@ -1,6 +1,7 @@
 """Statistics of columns, and the normalisation of actions, states and latents made from them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -52,6 +53,20 @@ class RunningMoments:
     def std(self) -> Float64[np.ndarray, " dim"]:
         """Population standard deviation."""
         return np.sqrt(self._squares / max(self.count, 1))
+
+
+def merge_moments(
+    means: Sequence[Sequence[float]], deviations: Sequence[Sequence[float]], counts: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population deviation of rows of which only each part's mean, deviation and number are known.
+
+    The variance of all is the mean variance within the parts plus the variance of their means.
+    """
+    mean, deviation = np.asarray(means, np.float64), np.asarray(deviations, np.float64)
+    share = np.asarray(counts, np.float64)[:, None] / sum(counts)
+    whole = (share * mean).sum(axis=0)
+    variance = (share * (deviation**2 + (mean - whole) ** 2)).sum(axis=0)
+    return _floats(whole), _floats(np.sqrt(variance))
 
 
 @dataclasses.dataclass(frozen=True)

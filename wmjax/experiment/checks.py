@@ -10,6 +10,7 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import location
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
+from wmjax.data.union import join_stores
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.prompts import make_prepare
@@ -23,8 +24,8 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
 
     Args:
         experiment: all settings.
-        store: the demonstrations of ``data.path``; None if they are still to be recorded. With a ``data.path`` but no
-            store (a dry run on another machine) what depends on the data is left out.
+        store: the demonstrations of ``data.path`` or ``data.paths``; None if they are still to be recorded. With one of
+            these but no store (a dry run on another machine) what depends on the data is left out.
         evaluates: whether the closed loop follows; its protocol does not matter otherwise.
 
     Raises:
@@ -37,7 +38,7 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
     if store is not None:
         stride: int | None = store.spec.frame_stride
     else:
-        stride = None if experiment.data.path else experiment.data.observation.frame_stride
+        stride = None if experiment.data.places else experiment.data.observation.frame_stride
     _require_tasks(experiment)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
@@ -51,7 +52,7 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
 
     Args:
         experiment: all settings.
-        store: the demonstrations, if ``data.path`` names them. Published ones number their tasks in their own way:
+        store: the demonstrations, if settings name them. Published ones number their tasks in their own way:
             then all tasks of the protocol are run.
 
     Raises:
@@ -62,7 +63,7 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
     origins = {"tasks": "data.tasks", "episodes_per_task": "evaluation.episodes_per_task"}
     protocol = load_protocol(settings.protocol, origins, episodes_per_task=settings.episodes_per_task)
     tasks: tuple[int, ...] | None = data.tasks
-    if data.path:
+    if data.places:
         # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
         known, recorded = protocol.environment.suites, store.tasks if store else ()
         own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
@@ -71,38 +72,38 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
 
 
 def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:
-    """The demonstrations that ``data.path`` names; None if it names none, or if they are not ``needed`` and not here.
+    """The demonstrations that ``data.path`` or ``data.paths`` name, as one store.
+
+    None if they name none, or if they are not ``needed`` and not here.
 
     Raises:
-        UserError: they are needed and not there, or damaged.
+        UserError: they are needed and not there, or damaged, or do not belong together.
 
     """
-    path = experiment.data.path
-    if not path:
-        return None
-    place = location(path)
+    places = [location(path) for path in experiment.data.places]
     # Who only asks what would happen needs no network for it.
-    return TrainingStore(place) if needed or (isinstance(place, Path) and place.is_dir()) else None
+    here = all(isinstance(place, Path) and place.is_dir() for place in places)
+    return join_stores([TrainingStore(place) for place in places]) if places and (needed or here) else None
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
     """Requires at least one episode to validate on, of a task that has another one to train on."""
     fraction, data = experiment.train.validation_fraction, experiment.data
-    if not data.path and data.episodes_per_task < 2:
+    if not data.places and data.episodes_per_task < 2:
         raise UserError(
             f"data.episodes_per_task is {data.episodes_per_task}; give at least 2: one to train on, one to validate on"
         )
     if store is not None and not len(split_episodes(store.episodes, fraction, SPLIT_SEED)[1]):
         raise UserError(
-            f"data.path is {data.path}, where no task has 2 episodes, one to train on and one to validate on; "
-            "record or convert more"
+            f"data.path is {', '.join(data.places)}, where no task has 2 episodes, one to train on and one to validate "
+            "on; record or convert more"
         )
 
 
 def _require_tasks(experiment: Experiment) -> None:
     """What is recorded exists: the suite, and the tasks in it."""
     data = experiment.data
-    if data.path:
+    if data.places:
         return
     if data.suite not in SUITES:
         raise unknown_name("data.suite", data.suite, SUITES)
@@ -119,7 +120,7 @@ def _require_prompts(experiment: Experiment, store: TrainingStore | None) -> Non
     the hub it is left to the plan, which downloads it.
     """
     name, data = experiment.prompt.tokenizer, experiment.data
-    if (name != "mini" and not Path(name).is_dir()) or (data.path and store is None):
+    if (name != "mini" and not Path(name).is_dir()) or (data.places and store is None):
         return
     builder = make_prepare(experiment.prompt, experiment.model, store.spec if store else data.observation)
     known = [task.instruction for task in store.tasks] if store else task_instructions(data.suite)
@@ -191,7 +192,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
     if horizon > chunk:
         yield f"open_loop_horizon is {horizon}, but model.chunk is {chunk}; set model.chunk to {horizon} or more"
     if stride and horizon % stride:
-        where = "of the demonstrations" if experiment.data.path else "data.observation.frame_stride"
+        where = "of the demonstrations" if experiment.data.places else "data.observation.frame_stride"
         yield f"open_loop_horizon is {horizon}, no multiple of the frame stride ({where}), {stride}; change it"
     if protocol.ensemble and horizon == chunk:
         yield (

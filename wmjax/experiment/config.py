@@ -23,6 +23,7 @@ from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, convert, dotted, merge, with_origin
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
+from wmjax.data.weights import Balance
 from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.encoders.vjepa2.files import PUBLISHED
 from wmjax.experiment.dimensions import with_dimensions
@@ -41,9 +42,16 @@ from wmjax.trainer.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Settings, section="data"):
-    """The training data: demonstrations recorded here, or the training store at ``path``."""
+    """The training data: demonstrations recorded here, the training store at ``path``, or those at ``paths`` together.
+
+    ``weights`` is the share of each store in the samples that are drawn, up to a common factor; without, the shares
+    follow the stores' sizes. With ``balance`` ``task`` every task is drawn equally often.
+    """
 
     path: str = ""
+    paths: tuple[str, ...] = ()
+    weights: tuple[Annotated[float, Range(0, 1_000_000, above=True)], ...] = ()
+    balance: Balance = "none"
     suite: str = "libero_spatial"
     tasks: tuple[Annotated[int, Range(0, 1_000_000)], ...] = (0,)
     episodes_per_task: Annotated[int, Range(1, 100_000)] = 24
@@ -51,10 +59,30 @@ class DataConfig(Settings, section="data"):
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     observation: ObservationSpec = OBSERVATION_SPEC
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path and self.paths:
+            raise UserError(
+                f"data.path is {self.path!r} and data.paths has {len(self.paths)} more; name all in data.paths"
+            )
+        if len(set(self.paths)) != len(self.paths):
+            raise UserError(f"data.paths is {list(self.paths)}; name each store once, and give it a weight")
+        if self.weights and len(self.weights) != len(self.places):
+            raise UserError(
+                f"data.weights has {len(self.weights)} numbers for {len(self.places)} stores; give one for each"
+            )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The given training stores; empty if demonstrations are recorded here."""
+        return self.paths or ((self.path,) if self.path else ())
+
     def identity(self) -> str:
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
         made_by = {"start_noise": START_NOISE, "version": RECORDING_VERSION}
         values = dataclasses.asdict(self) | {"path": "", "workers": 0} | made_by
+        for name in ("paths", "weights", "balance"):  # they say what is done with recorded data
+            del values[name]
         values["observation"] = spec_to_dict(self.observation)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -233,7 +261,7 @@ def load(
 
 def _with_dimensions(experiment: Experiment) -> Experiment:
     """The experiment with the sizes of what it records; those of a given store are known once that is opened."""
-    if experiment.data.path:
+    if experiment.data.places:
         return experiment
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
     return dataclasses.replace(experiment, model=model)
@@ -258,11 +286,18 @@ def anchor(experiment: Experiment) -> Experiment:
     for group, name in FOLDERS:
         settings = replaced.get(group, getattr(experiment, group))
         value = getattr(settings, name, "")
-        if value in ("", "mini", RANDOM, *PUBLISHED) or URL.match(value):
-            continue
-        if (place := expand(value)).is_dir():
-            replaced[group] = dataclasses.replace(settings, **{name: str(place.resolve())})
+        if (found := _absolute(value)) != value:
+            replaced[group] = dataclasses.replace(settings, **{name: found})
+    data = replaced.get("data", experiment.data)
+    replaced["data"] = dataclasses.replace(data, paths=tuple(map(_absolute, data.paths)))
     return dataclasses.replace(experiment, **replaced)
+
+
+def _absolute(value: str) -> str:
+    """A setting as an absolute path if it names a folder here, else as it is."""
+    if value in ("", "mini", RANDOM, *PUBLISHED) or URL.match(value):
+        return value
+    return str(place.resolve()) if (place := expand(value)).is_dir() else value
 
 
 def read_axis(axis: str, name: str) -> dict[str, Any]:

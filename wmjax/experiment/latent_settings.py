@@ -38,8 +38,13 @@ def latent_spec(config: EncoderConfig, data: "DataConfig") -> EncoderSpec:
 
     """
     spec = describe(config)
-    if not data.path:
+    if not data.places:
         require_camera(config, data.observation.cameras)
+    if config.path and len(data.places) > 1:
+        raise UserError(
+            f"encoder.path is {config.path}, one latent store for {len(data.places)} training stores; leave it out, "
+            "each store's latents are encoded and kept in the cache"
+        )
     if config.path:
         open_latents(config, spec)
     return spec

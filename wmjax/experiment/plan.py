@@ -14,6 +14,7 @@ from wmjax.core.reading import read_json
 from wmjax.core.settings import dotted
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
+from wmjax.data.union import UnionStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
 from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, to_dict
 from wmjax.experiment.dimensions import of_store
@@ -41,7 +42,7 @@ class RunPlan:
     Attributes:
         experiment: all settings.
         folder: the run's folder.
-        store: the demonstrations that ``data.path`` names; None if they are recorded by the run.
+        store: the demonstrations that ``data.path`` or ``data.paths`` name; None if they are recorded by the run.
         latent_spec: of the latents that the run trains on, whose statistics come with their store; None if the model
             reads none: then no encoder is needed.
         weights: of the backbone.
@@ -59,7 +60,12 @@ class RunPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """The contents of ``config.json``: the resolved settings, and the identities of data and weights."""
-        identities = {"data_identity": self.experiment.data.identity(), "backbone_hash": self.weights.hash}
+        identities: dict[str, Any] = {
+            "data_identity": self.experiment.data.identity(),
+            "backbone_hash": self.weights.hash,
+        }
+        if isinstance(self.store, UnionStore):
+            identities["stores"] = [store.hash for store in self.store.stores]
         return json.loads(json.dumps({**to_dict(self.experiment), **identities}))
 
     def evaluation_folder(self, checkpoint: Path) -> Path:
@@ -88,7 +94,7 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     distributed.join()
     require_devices()
     require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))
-    if evaluates or not experiment.data.path:  # the simulator is needed: say now that it is missing
+    if evaluates or not experiment.data.places:  # the simulator is needed: say now that it is missing
         simulator_version()
     return RunPlan(
         experiment=experiment,
@@ -143,7 +149,7 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
         defaults = dotted(to_dict(Experiment("", "", ""))).items()
         old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
         # One place for another; a store in place of what is made here, or the reverse, is another experiment.
-        places = [f"{group}.{name}" for group, name in FOLDERS]
+        places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
         free = {*RESUMABLE, *(k for k in places if old.get(k) and new.get(k))}
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
         if changed:

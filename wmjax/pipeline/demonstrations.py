@@ -6,6 +6,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.location import Location
 from wmjax.core.paths import cache_root
 from wmjax.data.store import TrainingStore
+from wmjax.experiment.checks import given_store
 from wmjax.experiment.config import Experiment
 from wmjax.recording.record import record
 
@@ -13,8 +14,8 @@ from wmjax.recording.record import record
 def demonstrations(experiment: Experiment) -> TrainingStore:
     """The training store of the experiment: a given one, or recorded here once per data config."""
     data = experiment.data
-    if data.path:
-        return TrainingStore(data.path)
+    if (given := given_store(experiment)) is not None:
+        return given
     folder = recorded_folder(experiment)
     if (folder / "manifest.json").is_file():
         return TrainingStore(folder)
@@ -36,8 +37,13 @@ def find_store(experiment: Experiment, data: Location | None) -> TrainingStore:
         UserError: they are not there; recording others would take half an hour and be other data.
 
     """
-    if data is not None or experiment.data.path:
-        return TrainingStore(data or experiment.data.path)
+    several = len(experiment.data.places)
+    if data is not None and several > 1:
+        raise UserError(f"--data is {data}, but the run has {several} training stores; leave it out, and put them back")
+    if data is not None:
+        return TrainingStore(data)
+    if (given := given_store(experiment)) is not None:
+        return given
     folder = recorded_folder(experiment)
     if not (folder / "manifest.json").is_file():
         raise UserError(f"demonstrations {folder} are not in the cache; name the run's training store with --data")

@@ -173,4 +173,4 @@ def _training(experiment: Experiment) -> dict[str, Any]:
     own = (*RESUMABLE, "train.seed")
     found = {"changed": {k: v for k, v in changed.items() if k not in own and not k.startswith("evaluation.")}}
     data = experiment.data
-    return found if data.path else found | {"suite": data.suite, "tasks": list(data.tasks)}
+    return found if data.places else found | {"suite": data.suite, "tasks": list(data.tasks)}

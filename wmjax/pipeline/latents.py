@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wmjax.core.command import Progress
 from wmjax.core.location import Remote, location
 from wmjax.core.paths import cache_root
@@ -10,6 +12,7 @@ from wmjax.core.specs import EncoderSpec, from_dict, require_equal, spec_hash
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable, draw_views
 from wmjax.data.store import TrainingStore
+from wmjax.data.union import UnionLatents, UnionStore
 from wmjax.encoders.base import ENCODERS, EncoderConfig, Exporter, describe
 from wmjax.encoders.encode import encode_store
 from wmjax.experiment.config import Experiment
@@ -34,7 +37,10 @@ def latents_or_views(experiment: Experiment, store: TrainingStore, spec: Encoder
         return encode(experiment, store, spec)
     require_camera(config, store.spec.cameras)
     store.verify_once()
-    return ViewTable(draw_views(len(store.episodes), config.views, 0, config.max_shift), config.cameras)
+    # Of each store as of its latents, so that all models train on the same pixels.
+    stores = store.stores if isinstance(store, UnionStore) else (store,)
+    views = [draw_views(len(one.episodes), config.views, 0, config.max_shift) for one in stores]
+    return ViewTable(np.concatenate(views), config.cameras)
 
 
 def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None = None) -> LatentStore:
@@ -46,6 +52,8 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
     """
     config = experiment.encoder
     spec = spec or latent_spec(config, experiment.data)
+    if isinstance(store, UnionStore):
+        return UnionLatents([encode(experiment, one, spec) for one in store.stores])
     require_camera(config, store.spec.cameras)
     store.verify_once()
     if config.path:
@@ -71,7 +79,9 @@ def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> 
 def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | None:
     """Demonstrations and latents of an experiment if they lie here already; nothing is made, downloaded or hashed."""
     config = experiment.encoder
-    demos = location(experiment.data.path or recorded_folder(experiment))
+    if len(experiment.data.places) > 1:
+        return None
+    demos = location(*experiment.data.places or (recorded_folder(experiment),))
     if isinstance(demos, Remote) or not (demos / "manifest.json").is_file():
         return None
     store = TrainingStore(demos)

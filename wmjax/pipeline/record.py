@@ -1,13 +1,15 @@
 """What the record command does: demonstrations as a training store or as a LeRobot dataset, or random motion."""
 
 import dataclasses
+import functools
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from wmjax.core.options import Short, number_list
 from wmjax.core.settings import Count, Depth, Range, Settings
 from wmjax.data.store import TrainingStore
+from wmjax.pipeline.record_policy import record_policy
 from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig
 from wmjax.recording.random_motion import EPISODES_PER_TASK, SUITES, TASKS_PER_SUITE, record_random_motion
 from wmjax.recording.record import record, record_dataset
@@ -28,6 +30,7 @@ class RecordSettings(Settings, section="record"):
         demonstrations: how the expert acts, and what disturbs it.
         image_size: pixels; None is that of LIBERO's spec, 112, and 256 with ``every_step``.
         frame_stride: control steps between images; 1 with ``every_step``.
+        run: a run, or ``mini``, whose policy acts while the expert labels (DAgger); "" for demonstrations.
         every_step: write a LeRobot v3.0 dataset, which has an image at every control step and no chunk labels.
         random_motion: record random motion instead of demonstrations.
         suites, tasks_per_suite, first_episode: of random motion: where, and the number of each task's first episode.
@@ -41,6 +44,7 @@ class RecordSettings(Settings, section="record"):
     demonstrations: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     image_size: Annotated[int, Range(1, 10_000)] | None = None
     frame_stride: Depth = OBSERVATION_SPEC.frame_stride
+    run: str = ""
     every_step: bool = False
     random_motion: bool = False
     suites: tuple[str, ...] = tuple(SUITES)
@@ -68,6 +72,7 @@ SHORTS = {
         "image_size", f"pixels; default {OBSERVATION_SPEC.image_size}, with --every-step {LEROBOT_IMAGE_SIZE}"
     ),
     "frame-stride": Short("frame_stride", "control steps between images"),
+    "run": Short("run", "DAgger: this run's policy (or mini) acts, the expert labels each state it reaches", str),
     "every-step": Short("every_step", "write a LeRobot v3.0 dataset, an image at every step", flag=True),
     "random-motion": Short("random_motion", "record random motion instead of demonstrations", flag=True),
     "suites": Short("suites", "of --random-motion", str, words=True),
@@ -81,7 +86,8 @@ def run_recording(out: Path, settings: RecordSettings) -> TrainingStore:
     """Records what the settings ask for into a folder; run again to resume.
 
     Raises:
-        UserError: see :func:`wmjax.recording.record.record`, :func:`wmjax.recording.record.record_dataset` and
+        UserError: see :func:`wmjax.recording.record.record`, :func:`wmjax.recording.record.record_dataset`,
+            :func:`wmjax.pipeline.record_policy.record_policy` and
             :func:`wmjax.recording.random_motion.record_random_motion`.
 
     """
@@ -100,5 +106,7 @@ def run_recording(out: Path, settings: RecordSettings) -> TrainingStore:
     spec = dataclasses.replace(OBSERVATION_SPEC, image_size=size, frame_stride=stride)
     config = dataclasses.replace(config, label_steps=0) if every else config
     episodes = settings.episodes_per_task or DEMONSTRATIONS_PER_TASK
-    write = record_dataset if every else record
+    write: Any = record_dataset if every else record
+    if settings.run:
+        write = functools.partial(record_policy, run=settings.run)
     return write(out, settings.suite, settings.tasks, episodes, spec, workers=settings.workers, config=config)

@@ -158,6 +158,19 @@ def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **chan
         raise told if told is not error else UserError(f"{path}: {error}; correct the file{also}") from error
 
 
+def from_values(values: dict[str, Any], where: str) -> Protocol:
+    """A protocol from the plain values that an evaluation's header stores.
+
+    Raises:
+        UserError: unknown, missing or mistyped key; ``where`` is named.
+
+    """
+    try:
+        return build(Protocol, values, "protocol.")
+    except UserError as error:
+        raise UserError(f"{where}: {error}; evaluate again") from error
+
+
 CHANGES: dict[str, Short] = {
     "suite": Short("suite", "suite, such as libero_object"),
     "tasks": Short("tasks", "task ids, such as 0,1", number_list),

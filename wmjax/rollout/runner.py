@@ -4,8 +4,8 @@ import dataclasses
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -50,6 +50,11 @@ class _Running:
     info: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     imagined: list[Imagined] = dataclasses.field(default_factory=list)
     decided: list[Decided] = dataclasses.field(default_factory=list)
+    watched: list[Any] = dataclasses.field(default_factory=list)
+
+
+Watched = Callable[[EpisodeId, Outcome, Sequence[Any]], None]
+"""Takes what the workers' watcher saw of a finished episode, once per control step from the settled state on."""
 
 
 class Runner:
@@ -62,6 +67,7 @@ class Runner:
         results: takes the finished episodes.
         videos: takes frames of some of them.
         recipe_hash: noted with every episode.
+        watched: is told of every finished episode, if the pool's workers have a watcher.
 
     """
 
@@ -73,11 +79,13 @@ class Runner:
         results: Results,
         videos: EpisodeVideos,
         recipe_hash: str = "",
+        watched: Watched | None = None,
     ) -> None:
         _require_applicable(actor, protocol)
         self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
+        self._watched = watched
         self._schedule = Schedule[EpisodeId]([])
         self._running: dict[int, _Running] = {}
         self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
@@ -131,6 +139,7 @@ class Runner:
             return True
         run.reply = reply
         run.step += reply.steps
+        run.watched += reply.watched
         self._answered = True
         self.control_steps += reply.steps
         if run.video and reply.frame_steps:
@@ -214,6 +223,8 @@ class Runner:
             self._save_video(run, outcome)
         except (UserError, OSError) as error:
             log.warning("no video of %s: %s", run.episode.key, error)
+        if self._watched is not None:
+            self._watched(run.episode, outcome, run.watched)
         self._results.add(self._record(run, outcome))
         self.outcomes[outcome] += 1
         self._report(run, outcome)

@@ -20,12 +20,12 @@ CONVERTED_TASKS = 40
 
 def image_size(experiment: Experiment) -> int:
     """Pixels of its store's frames."""
-    return CONVERTED_SIZE if experiment.data.path else experiment.data.observation.image_size
+    return CONVERTED_SIZE if experiment.data.places else experiment.data.observation.image_size
 
 
 def tasks(experiment: Experiment) -> int:
     """Number of prompts."""
-    return CONVERTED_TASKS if experiment.data.path else len(experiment.data.tasks)
+    return CONVERTED_TASKS if experiment.data.places else len(experiment.data.tasks)
 
 
 def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -46,7 +46,8 @@ class LiberoEnv:
         task_id: the task's index.
         spec: the observation spec, with ``simulator`` filled in.
         instruction: the task in words.
-        goal: LIBERO's goal predicate, for example ``("on", "akita_black_bowl_1", "plate_1")``.
+        goal: LIBERO's goal predicate, for example ``("on", "akita_black_bowl_1", "plate_1")``; the first of several.
+        goals: how many predicates the goal has.
         settled_state: the full simulator state in which the current episode started, see :meth:`sim_state`.
         settled_hash: the identity of that state, 16 hex digits.
 
@@ -72,7 +73,9 @@ class LiberoEnv:
         self.instruction = task.instruction
         self._initial_states = task.initial_states
         self._env = _build(task.bddl_file, spec.control_hz)
-        self.goal: tuple[str, ...] = tuple(self._env.parsed_problem["goal_state"][0])
+        predicates = self._env.parsed_problem["goal_state"]
+        self.goal: tuple[str, ...] = tuple(predicates[0])
+        self.goals = len(predicates)
         self._pristine = _pristine_model(self._env)
         self._renderer: Renderer | None = None
         self._drift: Drift | None = None
@@ -98,6 +101,11 @@ class LiberoEnv:
     def sim(self) -> Any:
         """Robosuite's ``MjSim``, for privileged readers such as the scripted expert."""
         return self._env.sim
+
+    @property
+    def movable(self) -> tuple[str, ...]:
+        """Names of the objects that are not fixed to the scene."""
+        return tuple(self._env.objects_dict)
 
     def reset(self, episode: EpisodeId) -> None:
         """Starts an episode: seed, reset, initial state or random placement, settling steps.

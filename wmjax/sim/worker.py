@@ -7,10 +7,10 @@ import dataclasses
 import time
 from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
@@ -24,12 +24,14 @@ from wmjax.sim.episode import EpisodeId
 class WorkerSettings:
     """The settings of a worker: the observation's spec, the environment and the room for frames.
 
-    ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``.
+    ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``. ``watcher`` makes a
+    :class:`Watcher` of an environment in which an episode has settled; None for none.
     """
 
     spec: ObservationSpec
     frames: int = 2
     env: str = "libero"
+    watcher: "Callable[[Any], Watcher] | None" = None
 
     @property
     def frames_shape(self) -> tuple[int, ...]:
@@ -99,6 +101,7 @@ class Reply:
         instruction: of the task.
         settled_hash: identity of the episode's start.
         settled_state: the full simulator state there.
+        watched: what the watcher saw, if there is one: once after a reset, else after each control step.
 
     """
 
@@ -110,6 +113,25 @@ class Reply:
     instruction: str
     settled_hash: str
     settled_state: Float64[np.ndarray, " sim"]
+    watched: tuple[Any, ...] = ()
+
+
+class Watcher(Protocol):
+    """Reads the simulator beside the policy, which never sees what it reads."""
+
+    def look(
+        self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None
+    ) -> Any:
+        """What there is to tell about the current state.
+
+        Args:
+            action: what was executed last; None at the start of an episode.
+            image: the state as it was rendered for the policy, if it was.
+
+        Returns:
+            Anything that a pipe takes: the parent gets it.
+
+        """
 
 
 class Host:
@@ -135,6 +157,8 @@ class Host:
         self._found_expert: Any = None
         self._step = 0
         self._frame_steps: list[int] = []
+        self._watcher: Watcher | None = None
+        self._watched: list[Any] = []
 
     def run(self, command: Command) -> Reply:
         """Runs one command.
@@ -144,7 +168,7 @@ class Host:
 
         """
         started = time.monotonic()
-        self._frame_steps = []
+        self._frame_steps, self._watched = [], []
         match command:
             case Reset():
                 self._reset(command)
@@ -160,7 +184,7 @@ class Host:
         seconds = time.monotonic() - started
         env, frames = self._env, tuple(self._frame_steps)
         start = env.instruction, env.settled_hash, env.settled_state
-        return Reply(frames, self._state(), success, steps, seconds, *start)
+        return Reply(frames, self._state(), success, steps, seconds, *start, watched=tuple(self._watched))
 
     def close(self) -> None:
         """Closes the environment, if there is one."""
@@ -176,8 +200,17 @@ class Host:
             self._env.disturb(command.disturbance, episode)
         self._found_expert = None
         self._step = 0
+        make = self._settings.watcher
+        self._watcher = None if make is None else make(self._env)
         if command.render:
             self._render()
+        self._watch(None)
+
+    def _watch(self, action: np.ndarray | None) -> None:
+        """Shows the watcher, if there is one, the current state."""
+        if self._watcher is not None:
+            seen = self._frame_steps[-1:] == [self._step]
+            self._watched.append(self._watcher.look(action, self._buffer[len(self._frame_steps) - 1] if seen else None))
 
     def _expert_class(self) -> Any:
         place = self._env.expert
@@ -188,14 +221,14 @@ class Host:
     def _advance(self, act: Callable[[], np.ndarray], limit: int, command: Execute | RunExpert) -> tuple[int, bool]:
         """Steps until success or ``limit``; returns the steps taken and the success."""
         for taken in range(1, limit + 1):
-            success = bool(self._env.step(act()))
+            action = act()
+            success = bool(self._env.step(action))
             self._step += 1
-            if success:
-                if command.final:
-                    self._render()
-                return taken, True
-            if self._due(command.render) or (command.final and taken == limit):
+            if command.final if success else self._due(command.render) or (command.final and taken == limit):
                 self._render()
+            self._watch(action)
+            if success:
+                return taken, True
         return limit, False
 
     @property

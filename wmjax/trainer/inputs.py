@@ -6,6 +6,7 @@ from wmjax.data.shift import ViewTable
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
+from wmjax.data.weights import UNIFORM, Mixture
 from wmjax.models.prompts import PromptConfig, join_prompts, make_prepare
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import Inputs, TrainConfig
@@ -17,6 +18,7 @@ def make_inputs(
     prompt: PromptConfig,
     model: VLAConfig,
     config: TrainConfig,
+    mixture: Mixture = UNIFORM,
 ) -> Inputs:
     """Splits by episode, takes statistics of the training split only, tokenises one prompt per task.
 
@@ -45,5 +47,6 @@ def make_inputs(
             delay=config.delay,
             history=model.prophet.history,
             future=model.prophet.future,
+            mixture=mixture,
         ),
     )

@@ -1,0 +1,120 @@
+"""The failed episodes of an evaluation, run again under the eyes of a privileged witness, each with its class."""
+
+import dataclasses
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wmjax.core.errors import UserError
+from wmjax.core.files import write_json
+from wmjax.core.paths import keep_compiled_programs
+from wmjax.diagnostics.failure_classes import Failure, classify
+from wmjax.policy.policy import load_policy
+from wmjax.policy.policy_actor import PolicyActor
+from wmjax.policy.saved import find_policy
+from wmjax.recording.watch import Watch
+from wmjax.reporting.video.clips import Videos
+from wmjax.rollout.actors import Actor
+from wmjax.rollout.protocol import Protocol, from_values
+from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records
+from wmjax.rollout.runner import Runner
+from wmjax.sim.episode import EpisodeId
+from wmjax.sim.rollout_pool import RolloutPool
+from wmjax.sim.worker import WorkerSettings
+
+log = logging.getLogger("wmjax.why")
+
+
+class Watched(NamedTuple):
+    """A failed episode that was run again; ``failure`` is None if it succeeded this time."""
+
+    episode: EpisodeId
+    failure: Failure | None
+
+
+def failed_episodes(evaluation: Path, tasks: Sequence[int] = ()) -> tuple[Protocol, list[EpisodeId]]:
+    """The protocol of an evaluation and its failed episodes, by task and index.
+
+    Args:
+        evaluation: the folder of its results.
+        tasks: only these; all when empty.
+
+    Raises:
+        UserError: no evaluation of a policy there.
+
+    """
+    header = read_header(evaluation)
+    if header.get("actor") != "policy":
+        raise UserError(f"{evaluation}: {header.get('actor')} acted there; name an evaluation of a policy")
+    protocol = from_values(header["protocol"], str(evaluation))
+    failed = [r for r in read_records(evaluation) if not r.success and (not tasks or r.task_id in tasks)]
+    return protocol, sorted(_identity(record) for record in failed)
+
+
+def _identity(record: EpisodeRecord) -> EpisodeId:
+    return EpisodeId(record.suite, record.task_id, record.init, record.index)  # type: ignore[arg-type]
+
+
+def watch_policy(
+    run: Path, protocol: Protocol, episodes: Sequence[EpisodeId], out: Path, *, workers: int = 2
+) -> list[Watched]:
+    """Runs episodes with a policy and says why each failed; ``out`` gets ``failures.json``.
+
+    Raises:
+        UserError: no checkpoint there, the protocol needs more than the policy alone, or a task has no classes.
+
+    """
+    keep_compiled_programs()
+    found = find_policy(run)
+    if protocol.oracle is not None or protocol.corruption != "none":
+        raise UserError("failures are explained for a policy as it is; choose an evaluation without oracle, corruption")
+    policy = load_policy(found.folder, open_loop_horizon=protocol.open_loop_horizon)
+    watched = watch(PolicyActor(policy, protocol.seed), protocol, episodes, workers=workers)
+    content = {
+        "checkpoint": {"step": found.step, "hash": found.hash},
+        "protocol": dataclasses.asdict(protocol),
+        "episodes": {entry.episode.key: _plain(entry.failure) for entry in watched},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "failures.json", content)
+    return watched
+
+
+def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, workers: int = 2) -> list[Watched]:
+    """Runs episodes with an actor and says why each failed, in the order given."""
+    seen: dict[EpisodeId, Failure | None] = {}
+
+    def note(episode: EpisodeId, outcome: str, moments: Sequence[Any]) -> None:
+        if outcome in ("success", "failure"):
+            seen[episode] = classify(moments) if outcome == "failure" else None
+
+    spec, environment = actor.observation_spec, protocol.environment
+    frames = protocol.open_loop_horizon // spec.frame_stride + 2
+    settings = WorkerSettings(spec, frames, protocol.env, Watch)
+    with tempfile.TemporaryDirectory() as scratch, RolloutPool(settings, min(workers, max(1, len(episodes)))) as pool:
+        videos = Videos(Path(scratch), 0, spec.control_hz, environment.action_spec)
+        Runner(pool, actor, protocol, Results(Path(scratch), {}), videos, watched=note).run(episodes)
+    return [Watched(episode, seen[episode]) for episode in episodes if episode in seen]
+
+
+def text(watched: Sequence[Watched]) -> str:
+    """The classes with their counts, then each failed episode with its time line."""
+    counts = Counter(str(entry.failure.kind) for entry in watched if entry.failure)
+    lines = [f"{count:3d}  {kind}" for kind, count in counts.most_common()]
+    for episode, failure in watched:
+        if failure is None:
+            lines += ["", f"{episode.key}: succeeded this time"]
+            continue
+        lines += ["", f"{episode.key}: {failure.kind}, {failure.detail}"]
+        lines += [f"  {event.step:4d}  {event.text}" for event in failure.events]
+    return "\n".join(lines)
+
+
+def _plain(failure: Failure | None) -> dict[str, Any] | None:
+    if failure is None:
+        return None
+    events = [[event.step, event.text] for event in failure.events]
+    return {"class": str(failure.kind), "detail": failure.detail, "events": events}

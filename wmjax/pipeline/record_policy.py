@@ -1,0 +1,130 @@
+"""DAgger: a policy acts in the simulator, and the scripted expert labels every state that it reaches.
+
+The command that records demonstrations imports this module, so jax is imported on use only.
+"""
+
+import dataclasses
+import functools
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wmjax.core.errors import UserError
+from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.specs import RAW_ACTION, ObservationSpec, require_equal
+from wmjax.data.store import TrainingStore
+from wmjax.recording.aggregation import Aggregation
+from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.recording.labeller import Labeller
+from wmjax.reporting.video.clips import Videos
+from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.rollout.results import Results
+from wmjax.rollout.runner import Runner
+from wmjax.sim.episode import EpisodeId
+from wmjax.sim.libero import ACTION_SPEC, require_simulator
+from wmjax.sim.rollout_pool import RolloutPool
+from wmjax.sim.worker import WorkerSettings
+
+if TYPE_CHECKING:
+    from wmjax.policy.policy import Policy
+    from wmjax.policy.saved import SavedPolicy
+
+log = logging.getLogger("wmjax.recording")
+
+
+def record_policy(
+    out: Path,
+    suite: str,
+    tasks: Sequence[int],
+    episodes_per_task: int,
+    spec: ObservationSpec,
+    *,
+    run: str,
+    workers: int,
+    config: DemonstrationConfig,
+) -> TrainingStore:
+    """Records a policy's episodes with the expert's labels, in its own observations; run again to resume.
+
+    Args:
+        out: the store.
+        suite: of LIBERO.
+        tasks: task ids.
+        episodes_per_task: of each task.
+        spec: the observations to be recorded; the policy's have to be these.
+        run: a run, one of its checkpoints, or a policy, as :func:`wmjax.policy.saved.find_policy` takes it.
+        workers: simulator processes.
+        config: its ``seed`` chooses the placements, its ``label_steps`` the length of the labels.
+
+    Raises:
+        UserError: no policy there, one of other specs, a task that the expert cannot do, or a folder of other episodes.
+
+    """
+    from wmjax.policy.policy import load_policy
+    from wmjax.policy.saved import find_policy
+
+    keep_compiled_programs()
+    found = find_policy(run)
+    protocol = _protocol(found, suite, tasks)
+    horizon, steps = protocol.open_loop_horizon, config.label_steps
+    policy = load_policy(found.folder, open_loop_horizon=horizon)
+    require_specs(policy, spec, steps)
+    identity = {"step": found.step, "hash": found.hash, "horizon": horizon}
+    aggregation = Aggregation(out, policy.observation_spec, identity, steps, config.seed)
+    if missing := aggregation.missing(suite, tasks, episodes_per_task):
+        log.info("%d episodes to record into %s", len(missing), out)
+        _run(policy, protocol, aggregation, missing, steps, workers)
+    return aggregation.finish()
+
+
+def require_specs(policy: "Policy", spec: ObservationSpec, label_steps: int) -> None:
+    """Refuses a policy whose observations or actions are not those that the expert labels.
+
+    Raises:
+        UserError: names the first field that differs and both values, or the chunk that the labels do not fill.
+
+    """
+    require_simulator(policy.observation_spec)
+    require_equal(policy.observation_spec, spec, "the policy", "what is to be recorded", ignore=("simulator",))
+    for name in RAW_ACTION:
+        mine, theirs = getattr(policy.action_spec, name), getattr(ACTION_SPEC, name)
+        if mine != theirs:
+            raise UserError(
+                f"ActionSpec.{name} is {mine!r} for the policy, {theirs!r} for the expert; choose a policy that was "
+                "trained on the expert's demonstrations"
+            )
+    if policy.action_spec.chunk > label_steps:
+        raise UserError(
+            f"label-steps is {label_steps}, the policy predicts {policy.action_spec.chunk} actions; give that many"
+        )
+
+
+def _protocol(found: "SavedPolicy", suite: str, tasks: Sequence[int]) -> Protocol:
+    """The protocol of the evaluation after a policy's training, on random placements and without disturbances."""
+    name, chunk = found.experiment.evaluation.protocol, found.experiment.model.chunk
+    horizon = min(load_protocol(name).open_loop_horizon, chunk)
+    protocol = load_protocol(name, suite=suite, tasks=tuple(tasks), episodes_per_task=1, open_loop_horizon=horizon)
+    return dataclasses.replace(
+        protocol, init="random", first_index=0, oracle=None, corruption="none", target_velocity=0.0, camera_dropout=0.0
+    )
+
+
+def _run(
+    policy: "Policy",
+    protocol: Protocol,
+    aggregation: Aggregation,
+    episodes: Sequence[EpisodeId],
+    label_steps: int,
+    workers: int,
+) -> None:
+    """Runs the episodes; each is on disk as soon as it ends."""
+    from wmjax.policy.policy_actor import PolicyActor
+
+    spec = policy.observation_spec
+    frames = protocol.open_loop_horizon // spec.frame_stride + 2
+    settings = WorkerSettings(spec, frames, protocol.env, functools.partial(Labeller, label_steps=label_steps))
+    with tempfile.TemporaryDirectory() as scratch, RolloutPool(settings, min(workers, len(episodes))) as pool:
+        videos = Videos(Path(scratch), 0, spec.control_hz, ACTION_SPEC)
+        actor, results = PolicyActor(policy, protocol.seed), Results(Path(scratch), {})
+        Runner(pool, actor, protocol, results, videos, watched=aggregation.add).run(episodes)

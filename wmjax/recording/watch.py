@@ -1,0 +1,56 @@
+"""A privileged witness of an episode: what the simulator's state says after every control step.
+
+Workers build it beside a policy, which never sees what it reads, as a :class:`wmjax.sim.worker.Watcher`. Why an episode
+failed is worked out from it in :mod:`wmjax.diagnostics.failure_classes`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from wmjax.core.errors import UserError
+from wmjax.recording.privileged_scene import Scene, Seen, Vector
+from wmjax.sim.env import LiberoEnv
+
+
+class Moment(NamedTuple):
+    """The state after one control step.
+
+    Attributes:
+        seen: the hand, the goal's object and its place.
+        gap: distance (m) from the point between the fingertips to the object's nearest mesh vertex.
+        others: positions (m) of the scene's other movable objects, by name.
+
+    """
+
+    seen: Seen
+    gap: float
+    others: Mapping[str, Vector]
+
+
+class Watch:
+    """Reads one episode of a task in which an object is put onto or into something."""
+
+    def __init__(self, env: LiberoEnv) -> None:
+        """Reads ``env``, which is never stepped.
+
+        Raises:
+            UserError: the task's goal is of another kind.
+
+        """
+        if env.goals > 1 or len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
+            raise UserError(
+                f"{env.suite} task {env.task_id}: failures have classes where one object is put on or in something, "
+                f"this goal is {' '.join(env.goal)!r} and {env.goals - 1} more; leave the task out with --tasks"
+            )
+        self._scene = Scene(env.sim)
+        self._item, self._target = env.goal[1:]
+        self._others = [name for name in env.movable if name != self._item]
+
+    def look(self, action: np.ndarray | None, image: np.ndarray | None) -> Moment:
+        """The state now, whatever led to it and however it looks."""
+        scene = self._scene
+        seen = scene.look(self._item, self._target)
+        gap = float(np.linalg.norm(scene.vertices(self._item) - seen.hand, axis=1).min())
+        return Moment(seen, gap, {name: scene.position(name) for name in self._others})
