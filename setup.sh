@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# Makes .venv with everything the main job (sim), the PyTorch export (export) or the tests (test) need.
-# Usage: ./setup.sh sim|export|test     Environment: PYTHON=python3.12 to choose the interpreter.
+# Makes .venv with everything the main job (sim), the PyTorch export (export) or the tests (test) need; or
+# .venv-estimate with the compilers of TPUs and GPUs, for wmjax.estimate (estimate, 2.5 GB).
+# Usage: ./setup.sh sim|export|test|estimate     Environment: PYTHON=python3.12 to choose the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")"
 mode=${1:-sim}
+venv=.venv
 fail() { printf 'setup.sh: %s\n' "$1" >&2; exit 2; }
 case $mode in
   sim) extras=sim ;;
   export) extras=sim,export ;;
   test) extras=sim,export,serve,dev ;;
-  *) fail "unknown mode '$mode'; use sim, export or test" ;;
+  estimate) extras=tpu venv=.venv-estimate ;;
+  *) fail "unknown mode '$mode'; use sim, export, test or estimate" ;;
 esac
 
 # Headless rendering needs Mesa's software GL; on a machine with a GPU driver these are harmless.
 packages=(libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0)
+[ "$mode" != estimate ] || packages=() # nothing is rendered
 missing=()
 if command -v dpkg-query >/dev/null; then
   for package in "${packages[@]}"; do
@@ -34,23 +38,28 @@ if ((${#missing[@]})); then
 fi
 
 python=${PYTHON:-python3}
-if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi # it exists: its version decides, not that of $PYTHON
+if [ -x $venv/bin/python ]; then python=$venv/bin/python; fi # it exists: its version decides, not that of $PYTHON
 command -v "$python" >/dev/null || fail "no '$python'; install Python 3.11 or newer, or set PYTHON"
 version=$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
-((version >= 311)) || fail "$python is Python ${version:0:1}.${version:1}; wmjax needs 3.11 or newer: delete .venv if it is there, set PYTHON=python3.11"
-if [ ! -x .venv/bin/python ]; then
-  "$python" -m venv .venv || fail "could not make .venv: on Debian run 'apt-get install python3-venv'"
+((version >= 311)) || fail "$python is Python ${version:0:1}.${version:1}; wmjax needs 3.11 or newer: delete $venv if it is there, set PYTHON=python3.11"
+if [ ! -x $venv/bin/python ]; then
+  "$python" -m venv "$venv" || fail "could not make $venv: on Debian run 'apt-get install python3-venv'"
 fi
-pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check)
+pip=($venv/bin/python -m pip --quiet --disable-pip-version-check)
 constraints=()
 if [ "$version" = 311 ]; then constraints=(-c constraints/py311.txt); fi
 # torch by itself and first: left to the resolver, some indexes answer with a CUDA build of several gigabytes.
 case $extras in *export*) [ "$version" = 311 ] && "${pip[@]}" install torch==2.13.0 ;; esac
 docs=()
 if [ "$mode" = test ]; then # pip before 25.1 knows no dependency groups
-  mapfile -t docs < <(.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")')
+  mapfile -t docs < <($venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")')
 fi
 "${pip[@]}" install "${constraints[@]}" -e ".[$extras]" "${docs[@]}"
+if [ "$mode" = estimate ]; then # CUDA's plugin compiles without its libraries of kernels, which are several gigabytes
+  jax=$("$venv/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("jax"))')
+  "${pip[@]}" install --no-deps "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax" nvidia-cuda-nvcc-cu12 \
+    nvidia-cuda-runtime-cu12 nvidia-cuda-cupti-cu12 nvidia-nvjitlink-cu12
+fi
 # The peers' clients, without what they ask for beside: openpi's wants numpy < 2, vla-eval's a command line.
 case $extras in *serve*) "${pip[@]}" install --no-deps openpi-client==0.1.2 vla-eval==0.8.0 ;; esac
-echo "ready: .venv/bin/python (mode $mode)"
+echo "ready: $venv/bin/python (mode $mode)"

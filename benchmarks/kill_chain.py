@@ -7,7 +7,10 @@ python benchmarks/kill_chain.py --kills 50 --in-save 15 --terms 20 -- \\
 ``{run}`` is where the run's folder goes. The command runs once to its end, then in another folder as often as there are
 signals: SIGKILL in the middle of a step or of a save, SIGTERM in the middle of a step. Every start must get further
 than the one before, and one after SIGTERM must resume at the step that was promised. Prints a JSON summary; exits with
-1 if the two runs differ. The last interval between two checkpoints of ``--seed`` decides where each signal falls.
+1 if the two runs differ. ``--seed`` decides the order of the signals and where each falls.
+
+A long chain is run in parts, one after the other, where a process may not take long: ``--folder F --part 1/5``. The
+undisturbed run is made in the first part; the last one finishes the chain and compares.
 """
 
 import argparse
@@ -122,30 +125,66 @@ class Chain:
         return self._trains() and any((self.run / "checkpoints").glob(".saving-*"))
 
 
-def run_chain(command: Sequence[str], folder: Path, kinds: Sequence[str], seed: int, timeout: float) -> dict[str, Any]:
+def run_chain(
+    command: Sequence[str],
+    folder: Path,
+    kinds: Sequence[str],
+    seed: int,
+    timeout: float,
+    part: tuple[int, int] = (1, 1),
+) -> dict[str, Any]:
     """Runs the command once undisturbed and once through a chain of signals (``kill``, ``save``, ``term``).
 
+    Args:
+        command: with ``{run}`` for the run's folder.
+        folder: where the two runs are; those of the parts before are there.
+        kinds: the signals of the whole chain.
+        seed: of when they fall.
+        timeout: seconds that one process may take.
+        part: number, from 1, and count of the parts that the chain is run in.
+
     Returns:
-        Counts, the steps that were lost to each SIGKILL, and the differences, which should be none.
+        Counts, the step that each start left behind, faults, and after the last part the differences, which should be
+        none.
 
     """
     alone, chain = Chain(command, folder / "alone", timeout), Chain(command, folder / "chain", timeout)
-    alone.finish(alone.start())
-    draw, faults, reached = random.Random(seed), [], []
-    for kind in kinds:
-        before = chain.newest()
-        printed = chain.interrupt(kind, draw.uniform(0.0, 0.05 if kind == "save" else 0.5))
-        resumed = re.search(r"resumed at step (\d+)", printed)
-        if int(resumed[1] if resumed else 0) != before:
-            faults.append(f"{kind}: resumed at {resumed and resumed[1]}, the newest checkpoint was {before}")
-        if kind == "term":
-            saved = re.search(r"step (\d+) of \d+ is saved", printed)
-            if saved is None or int(saved[1]) != chain.newest():
-                faults.append(f"SIGTERM: {printed.splitlines()[-1]!r}, the newest checkpoint is {chain.newest()}")
+    number, count = part
+    if number == 1:
+        alone.finish(alone.start())
+    first, end = (len(kinds) * n // count for n in (number - 1, number))
+    faults, reached = [], []
+    for index in range(first, end):
+        draw = random.Random(f"{seed}-{index}")
+        faults += disturb(chain, kinds[index], draw.uniform(0.0, 0.05 if kinds[index] == "save" else 0.5))
         reached.append(chain.newest())
-    chain.finish(chain.start())
-    return {"signals": len(kinds), "reached": reached, "faults": faults,
-            "differences": differences(alone.run, chain.run)}  # fmt: skip
+    found = {"signals": end - first, "of": len(kinds), "reached": reached, "faults": faults, "differences": []}
+    if number == count:
+        chain.finish(chain.start())
+        found["differences"] = differences(alone.run, chain.run)
+    return found
+
+
+def disturb(chain: Chain, kind: str, wait: float) -> list[str]:
+    """Sends one signal; what went wrong before and after it."""
+    before, faults = chain.newest(), []
+    printed = chain.interrupt(kind, wait)
+    resumed = re.search(r"resumed at step (\d+)", printed)
+    if int(resumed[1] if resumed else 0) != before:
+        faults.append(f"{kind}: resumed at {resumed and resumed[1]}, the newest checkpoint was {before}")
+    if kind == "term":
+        saved = re.search(r"step (\d+) of \d+ is saved", printed)
+        if saved is None or int(saved[1]) != chain.newest():
+            faults.append(f"SIGTERM: {printed.splitlines()[-1]!r}, the newest checkpoint is {chain.newest()}")
+    return faults
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """``2/5`` as (2, 5)."""
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError(text)
+    return number, count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,15 +197,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--terms", type=int, default=20, help="SIGTERMs")
     parser.add_argument("--seed", type=int, default=0, help="of the order of signals and when they fall")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds one process may take")
+    parser.add_argument("--part", type=read_part, default=(1, 1), help="which part of the chain, such as 1/5")
     parser.add_argument("--folder", type=Path, help="where the two runs go (default: a temporary folder)")
     options, command = parser.parse_args(words[:split]), words[split + 1 :]
     if not any("{run}" in word for word in command):
         parser.error("give the command after --, with {run} where the run's folder goes")
+    if options.part[1] > 1 and options.folder is None:
+        parser.error("give --folder with --part: the parts share it")
     kinds = ["save"] * options.in_save + ["kill"] * (options.kills - options.in_save) + ["term"] * options.terms
     random.Random(options.seed).shuffle(kinds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        result = run_chain(command, folder, kinds, options.seed, options.timeout)
+        result = run_chain(command, folder, kinds, options.seed, options.timeout, options.part)
     print(json.dumps(result, indent=1))
     return 1 if result["faults"] or result["differences"] else 0
 

@@ -24,26 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wmjax.sim.libero import ACTION_SPEC
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.flops import flops
-from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.experiment.config import Experiment, load, recipe_names, split_recipe
 from wmjax.experiment.dimensions import of_store
-from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.rollout.protocol import load_protocol
+from wmjax.scaling.flops import flops
+from wmjax.scaling.shapes import batch_shapes, image_size, plain_specs, prompt_shapes
 from wmjax.trainer.optimizer import make_optimizer
 from wmjax.trainer.step import TrainState, initial_state, make_train_step
 
-CONVERTED_SIZE = 224
-"""Pixels of the published demonstrations as train/data/libero.toml converts them."""
 WARM_UP = 2
 INSTRUCTION = "pick up the black bowl next to the plate and place it on the plate"
 
@@ -62,42 +57,6 @@ class Costs:
     decision: int
     rollout: int
     seconds: float | None = None
-
-
-def image_size(experiment: Experiment) -> int:
-    """Pixels of its store's frames."""
-    return CONVERTED_SIZE if experiment.data.path else experiment.data.observation.image_size
-
-
-def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the loader delivers."""
-    model, size = experiment.model, image_size(experiment)
-    shape, tokens = model.prophet, experiment.encoder.pooling_grid**2
-    cameras = len(experiment.data.observation.cameras)
-    columns: dict[str, tuple[tuple[int, ...], Any]] = {
-        "images": ((cameras, size, size, 3), jnp.uint8),
-        "state": ((model.state_dim,), jnp.float32),
-        "action": ((model.chunk, model.action_dim), jnp.float32),
-        "action_mask": ((model.chunk,), jnp.bool_),
-        "task": ((), jnp.int32),
-        "shift": ((2,), jnp.int32),
-        "sample_mask": ((), jnp.bool_),
-    }
-    if model.memory.reads_latents:
-        columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
-        columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
-        columns["future_mask"] = ((shape.future,), jnp.bool_)
-    return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
-
-
-def prompt_shapes(experiment: Experiment, batch: int) -> Prompt:
-    """A batch of tokenised prompts."""
-    length = experiment.prompt.length
-    return Prompt(
-        jax.ShapeDtypeStruct((batch, length), jnp.int32),
-        jax.ShapeDtypeStruct((batch, length), jnp.bool_),
-        jax.ShapeDtypeStruct((batch, 3, length), jnp.int32),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,20 +80,10 @@ def build(experiment: Experiment) -> System:
         return initial_state(params, optimizer), frozen
 
     graph = split_model(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))), trains)[0]
-    dim = experiment.model.prophet.latent_dim
-    spec = EncoderSpec(
-        dim=dim, tokens_per_frame=experiment.encoder.pooling_grid**2, mean=(0.0,) * dim, std=(1.0,) * dim
-    )
     step = make_train_step(
         graph,
         optimizer,
-        dataclasses.replace(
-            ACTION_SPEC,
-            chunk=experiment.model.chunk,
-            state_offset=(0.0,) * experiment.model.state_dim,
-            state_scale=(1.0,) * experiment.model.state_dim,
-        ),
-        spec if experiment.model.memory.reads_latents else None,
+        *plain_specs(experiment),
         seed=0,
         ema_decay=experiment.train.ema_decay,
         max_shift=experiment.encoder.max_shift,

@@ -66,7 +66,7 @@ class Clips:
 
     Attributes:
         stores: the hash of every store, which identifies the frames.
-        suites: where they are from.
+        scenes: where they are from: the tasks of every suite.
 
     """
 
@@ -84,7 +84,8 @@ class Clips:
             offset += len(store.frame_step)
         self.frames, self.starts = np.concatenate(frames), np.concatenate(starts)
         self.stores = [store.hash for store in stores]
-        self.suites = sorted({task.suite for store in stores for task in store.tasks})
+        seen = sorted({(task.suite, task.task_id) for store in stores for task in store.tasks})
+        self.scenes = {suite: [number for other, number in seen if other == suite] for suite, _ in seen}
 
     def draw(self, rng: np.random.Generator, count: int, max_shift: int = CLIP_SHIFT) -> torch.Tensor:
         """uint8 ``[count, time, height, width, 3]``."""
@@ -195,7 +196,7 @@ class Pretrainer:
         with atomic_path(self.out / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         revision = f"pretrained-seed{self.settings.seed}-step{self.step}"
-        seen = {"wmjax_revision": revision, "wmjax_suites": self.clips.suites, "wmjax_stores": self.clips.stores}
+        seen = {"wmjax_revision": revision, "wmjax_scenes": self.clips.scenes, "wmjax_stores": self.clips.stores}
         write_json(self.out / "config.json", {**to_hf_config(self.config), **seen})
 
     def run(self, log_every: int = 25, save_every: int = 50) -> None:
@@ -275,7 +276,7 @@ def _run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
     resumed = trainer.resume()
-    print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.suites)}, bfloat16 {trainer.bfloat16}, "
+    print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.scenes)}, bfloat16 {trainer.bfloat16}, "
           f"{'resumed at' if resumed else 'from'} step {trainer.step}", flush=True)  # fmt: skip
     trainer.run()
     return 0

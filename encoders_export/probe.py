@@ -23,7 +23,7 @@ from wmjax.core.command import run_command
 from wmjax.core.files import write_json
 from wmjax.core.location import local, location
 from wmjax.data.store import TrainingStore
-from wmjax.diagnostics.probe import Frames, find_camera, probe, show
+from wmjax.diagnostics.probe import Frames, find_camera, format_table, probe
 from wmjax.encoders.encode import EpisodeClips, encode_clips
 from wmjax.encoders.vjepa2.config import preset, to_hf_config
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     }
     kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]
     table = probe(stores, camera, kinds)
-    print(show(table))
+    print(format_table(table))
     if options.json:
         write_json(options.json, table)
     return 0

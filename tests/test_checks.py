@@ -13,11 +13,11 @@ from flax import nnx
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
-from wmjax.core.settings import parse_overrides
+from wmjax.core.settings import dotted, parse_overrides
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import parser
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import Experiment, dotted, load, recipe_names, to_dict
+from wmjax.experiment.config import Experiment, load, recipe_names, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.next_steps import next_steps
 from wmjax.models.parameters import split_model, trainable_filter
@@ -79,7 +79,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     store = types.SimpleNamespace(spec=dataclasses.replace(OBSERVATION_SPEC, simulator="other==1"))
     monkeypatch.setattr("wmjax.pipeline.train.demonstrations", lambda experiment: store)
-    monkeypatch.setattr("wmjax.pipeline.train.encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("wmjax.pipeline.train.latents_or_views", lambda *_: pytest.fail("encoded"))
     assert command.main(["--config", "e0_flow", "--scale", "smoke"]) == 2
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models.vla_helpers import initialised
 from tests.rollout.runs import save_run
+from tests.tiny import tiny_config
 from wmjax.experiment.config import from_dict
 from wmjax.export import main
 from wmjax.models.backbones.qwen2_5_vl import adapters, names, weights
+from wmjax.models.backbones.qwen2_5_vl.backbone import Qwen2_5_VLBackbone
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.nn.lora import LoRAConfig
+from wmjax.models.prompts import PromptConfig
 from wmjax.policy.restore import averaged_parameters, restore_model
 from wmjax.trainer import checkpoint
 
@@ -77,3 +81,28 @@ def test_bad_input_is_one_line(plain: Path, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "y" / "file").write_text("mine")
     assert main(["--run", str(plain), "--out", str(tmp_path / "y")]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
+
+
+BEYOND = {
+    "bos_token_id": 151643, "eos_token_id": 151645, "pad_token_id": 151643, "video_token_id": 151656,
+    "vision_token_id": 151654, "max_position_embeddings": 128000, "max_window_layers": 70, "use_cache": True,
+}  # fmt: skip
+"""Fields of a published config.json that nothing here computes with."""
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_exported_config_keeps_what_the_base_said_beyond_the_architecture(nested: bool, tmp_path: Path) -> None:
+    config = tiny_config("e0", "regression").backbone
+    backbone = initialised(lambda rngs: Qwen2_5_VLBackbone(config, rngs=rngs))
+    weights.save(backbone, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["vision_config"]["tokens_per_second"] = 2
+    values |= {"text_config": {**values, **BEYOND}} if nested else BEYOND
+    path.write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    backbone.export(tmp_path / "out", PromptConfig(), str(tmp_path / "base"), merge=False)
+    written = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert {name: written[name] for name in BEYOND} == BEYOND
+    assert written["vision_config"]["tokens_per_second"] == 2
+    assert_same_base(read_back(tmp_path / "out", backbone), backbone)

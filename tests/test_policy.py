@@ -149,8 +149,8 @@ def test_what_is_imagined_is_what_its_errors_are_of(policy: Policy) -> None:
     seen = rollout(policy, (0, 1), 3)
     for (carry, _, before), (_, _, now) in itertools.pairwise(seen):
         np.testing.assert_array_equal(before["imagined"], carry.prediction)
-        came = now["seen"][:, -1]
-        for name, guess in (("error", before["imagined"][:, AHEAD - 1]), ("copy_error", before["seen"][:, -1])):
+        came = now["observed"][:, -1]
+        for name, guess in (("error", before["imagined"][:, AHEAD - 1]), ("copy_error", before["observed"][:, -1])):
             expected = np.square(guess - came).mean(axis=(1, 2))
             np.testing.assert_allclose(now[f"world/{name}"], expected, rtol=1e-4)
 

@@ -6,6 +6,7 @@ python -m wmjax.diagnose --run RUN --split train        its training split: what
 The averaged parameters are scored on the run's own split by episode and task. The command records no demonstrations:
 name their store with --data if the cache does not have it. A PNG beside the JSON file shows the Prophet's predictions:
 the colours of predicted and true latents, and the training frames that are nearest to the predicted ones.
+On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 
 import sys
@@ -17,6 +18,7 @@ from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
 from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
+from wmjax.policy.places import GROUPS, read_places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,24 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("diagnose", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
-    parser.add_argument(
-        "--batches",
-        type=whole_number("batches", 1),
-        default=BATCHES,
-        help=f"of 32 samples, at most (default: {BATCHES})",
-    )
+    count = whole_number("batches", 1)
+    parser.add_argument("--batches", type=count, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument(
         "--out",
         type=local,
         help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it",
     )
+    for group in GROUPS:
+        parser.add_settings(group, {})
 
     def body() -> int:
-        options, _ = parser.read(arguments)
+        options, settings = parser.read(arguments)
         logs.set_up()
         diagnose_checkpoint(
-            options.run, split=options.split, batches=options.batches, data=options.data, out=options.out
+            options.run,
+            split=options.split,
+            batches=options.batches,
+            data=options.data,
+            out=options.out,
+            places=read_places(settings),
         )
         return 0
 

@@ -5,6 +5,7 @@ python -m wmjax.evaluate --policy ws://HOST:PORT     a policy of others, served 
 
 Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
 shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
+On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 
 import sys
@@ -18,6 +19,7 @@ from wmjax.core.settings import build
 from wmjax.pipeline.evaluate_command import SHORTS, EvaluateSettings, run_evaluation
 from wmjax.pipeline.evaluate_scripted import SCRIPTED
 from wmjax.pipeline.evaluate_served import add_served_options, policy_name
+from wmjax.policy.places import GROUPS, read_places
 from wmjax.rollout.protocol import CHANGES, protocol_names
 
 
@@ -29,18 +31,13 @@ def parser() -> CommandParser:
     who.add_argument("--policy", type=policy_name, help=f"{', '.join(SCRIPTED)}, or the URL of a server")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
-    parser.add_argument(
-        "--data", type=location, help="training store to replay, to check with, or of the run, for a shuffled memory"
-    )
-    parser.add_argument(
-        "--shard",
-        help="i/n: run the i-th of n parts of the episodes, into one --out that all n see; under srun or "
-        "jax.distributed each process takes its own",
-    )
+    parser.add_argument("--data", type=location, help="training store to replay, to check with, or of the run")
+    parser.add_argument("--shard", help="i/n: run the i-th of n parts of the episodes, into one --out that all n see")
     add_served_options(parser)
     parser.add_settings("protocol", CHANGES)
     parser.add_settings("evaluation", SHORTS, EvaluateSettings())
-    parser.add_settings("foreign", {})
+    for group in ("foreign", *GROUPS):
+        parser.add_settings(group, {})
     return parser
 
 
@@ -50,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         options, settings = parser().read(arguments)
         chosen = build(EvaluateSettings, settings["evaluation"], "evaluation.")
-        return run_evaluation(chosen, settings["protocol"], settings["foreign"], **vars(options))
+        return run_evaluation(
+            chosen, settings["protocol"], settings["foreign"], places=read_places(settings), **vars(options)
+        )
 
     logs.set_up()
     return run_command(body)

@@ -18,7 +18,7 @@ from wmjax.core.files import write_json
 from wmjax.core.location import local, location
 from wmjax.core.settings import parse_overrides
 from wmjax.data.store import TrainingStore
-from wmjax.diagnostics.probe import show
+from wmjax.diagnostics.probe import format_table
 from wmjax.pipeline.probe import probe_backbones
 
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             camera=options.camera,
             settings=parse_overrides(settings),
         )
-        print(show(table))
+        print(format_table(table))
         if options.json:
             write_json(options.json, table)
         return 0

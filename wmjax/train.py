@@ -30,12 +30,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=local, help="the run's folder (default: <cache>/runs/<name>)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would happen; touch neither data nor weights"
-    )
-    parser.add_argument(
-        "--tracker", type=tracker_names, help="where metrics go beside metrics.jsonl: tensorboard, wandb, trackio (a,b)"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch no data and no weights")
+    parser.add_argument("--tracker", type=tracker_names, help="tensorboard, wandb, trackio beside metrics.jsonl (a,b)")
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
     return parser
 

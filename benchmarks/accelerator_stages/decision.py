@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import qwen_3b, recipes
+from benchmarks import qwen_3b
 from benchmarks.accelerator_stages.arrays import compiled, filled_model, peak_gb
 from benchmarks.accelerator_stages.session import Session, clocked
 from benchmarks.accelerator_stages.train_step import RECIPE
@@ -23,6 +23,7 @@ from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA
 from wmjax.policy.policy import Carry, observe
+from wmjax.scaling.shapes import batch_shapes
 
 FRAMES = 2
 """New frames of a decision."""
@@ -72,7 +73,7 @@ def measure(session: Session, experiment: Any, model: VLA, batch: int, dtype: st
 
 def inputs_of(experiment: Any, batch: int) -> tuple[Carry, np.ndarray, Prompt]:
     """What a policy remembers, and a batch of observations on the host."""
-    shapes = recipes.batch_shapes(experiment, batch)
+    shapes = batch_shapes(experiment, batch)
     cameras, side = shapes["images"].shape[1:3]
     clip = (batch, experiment.encoder.clip_length, 1, side, side, 3)
     carry = Carry(jnp.zeros(clip, jnp.uint8), jnp.zeros(shapes["latents"].shape), jnp.zeros((batch, 0, 0, 0)))

@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator import Results
+from wmjax.scaling.chips import CHIPS
 
 ERROR = 400
 """Characters of an error's message that the results keep."""
 
-DENSE_BFLOAT16 = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "v5 lite": 197e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v6": 918e12,
-}
-"""Dense bfloat16 FLOP/s by the vendors' data sheets (NVIDIA's for the SXM parts), by a part of JAX's device kind."""
+DENSE_BFLOAT16 = {kind: chip.flops for chip in CHIPS.values() for kind in chip.kinds}
+"""Dense bfloat16 FLOP/s by the vendors' data sheets, by a part of JAX's device kind."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """wmjax's own training step of ``e2_flow`` at 3b: its settings first, then prototypes of faster ones.
 
 Samples per second are of a batch that lies on the device, and for the first variant also of one that comes from the
-host with every step. Model FLOPs are counted from the step without recomputation (``benchmarks/flops.py``). What a
+host with every step. Model FLOPs are counted from the step without recomputation (``wmjax/scaling/flops.py``). What a
 variant's patches change is in ``variants.py``.
 """
 
@@ -17,10 +17,11 @@ from benchmarks import qwen_3b, recipes
 from benchmarks.accelerator_stages.arrays import compiled, filled, heaviest, peak_gb, throughput
 from benchmarks.accelerator_stages.session import Session, clocked, timed
 from benchmarks.accelerator_stages.variants import patched
-from benchmarks.flops import flops
 from wmjax.experiment.config import Experiment, load
 from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.parameters import count
+from wmjax.scaling.flops import flops
+from wmjax.scaling.shapes import batch_shapes, image_size
 from wmjax.trainer.step import TrainState
 
 RECIPE = "e2_flow"
@@ -101,7 +102,7 @@ class TrainStep:
     def prompt(self, experiment: Experiment, variant: Variant) -> Prompt:
         """One random prompt; the last tokens' embeddings are those of state and action queries anyway."""
         length = self.session.sizes.tight_tokens if variant.tight else experiment.prompt.length
-        given = qwen_3b.make_inputs(experiment.model.backbone, 1, recipes.image_size(experiment), length)
+        given = qwen_3b.make_inputs(experiment.model.backbone, 1, image_size(experiment), length)
         return Prompt(given["tokens"], given["mask"], given["positions"])
 
     def flops(self, variant: Variant, prompt: Prompt) -> float:
@@ -112,7 +113,7 @@ class TrainStep:
             experiment = self.experiment(plain, remat="none")
             with patched(("cached_vision",) if cached else ()):
                 step = recipes.build(experiment).step
-                batch = recipes.batch_shapes(experiment, plain.batch)
+                batch = batch_shapes(experiment, plain.batch)
                 total = flops(step, *_shapes((self.state, self.frozen)), batch, _shapes(prompt))
             self.counted[variant.tight, cached] = total / plain.batch
         return self.counted[variant.tight, cached]

@@ -9,7 +9,7 @@ from tests.data.synthetic import make_store
 from wmjax.analysis.rank import token_rank
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
-from wmjax.diagnostics.probe import find_camera, probe, show
+from wmjax.diagnostics.probe import find_camera, format_table, probe
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_a_planted_signal_is_found_and_noise_is_not(store: TrainingStore) -> Non
     assert all(table[name]["eef xyz"] < 0.2 for name in ("pixels 8x8", "other"))  # images are noise too
     assert all(row["gripper"] < 0.2 for row in table.values())
     assert 1 < table["true"]["effective rank"] < 8
-    text = show(table).splitlines()
+    text = format_table(table).splitlines()
     assert text[0] == "| features | eef xyz | gripper | effective rank |" and len(text) == 5
 
 

@@ -1,6 +1,5 @@
 import dataclasses
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,15 @@ from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, EncoderSpec, from_dict, to_dict
 from wmjax.data import statistics as stats
 from wmjax.data.split import split_episodes
+from wmjax.data.store import TrainingStore
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+
+
+class Columns(TrainingStore):
+    """A store of states only, in memory."""
+
+    def __init__(self, state: np.ndarray, episodes: list[dict]) -> None:
+        self.state, self.episodes = state, episodes
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.floats(-1e4, 1e4))
@@ -40,7 +47,7 @@ def test_quantiles_are_exact_and_hold_one_dimension_at_a_time():
     length, count = 500, 1000
     column = np.random.default_rng(0).standard_normal((length * count, 8)).astype(np.float32)
     table = [{"step_start": length * i, "length": length} for i in range(count)]
-    store = SimpleNamespace(state=column, episodes=table)
+    store = Columns(column, table)
     tracemalloc.start()
     found = stats.column_statistics(store, "state", np.arange(count))
     peak = tracemalloc.get_traced_memory()[1]

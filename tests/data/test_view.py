@@ -239,6 +239,17 @@ def test_latents_become_a_square_per_frame(tmp_path, store, latents):
     assert "synthetic, agentview, 4 tokens of 6, jax" in shown.text
 
 
+def test_latents_of_two_cameras_lie_below_one_another(tmp_path, store):
+    both = make_latents(tmp_path / "latents", store, views=1, grid=2, dim=6)
+    both.latents = np.concatenate([both.latents, both.latents], axis=2)
+    (strip,) = page(tmp_path, store, [0], both).all("image", **{"aria-label": LATENTS})
+    frames, pixels = store.episodes[0]["num_frames"], picture(strip)
+    tile = pixels.shape[1] // frames
+    cells = pixels[:, : tile - 2, :3][8::16, 8::16]
+    assert cells.shape[:2] == (4, 2) and np.array_equal(cells[:2], cells[2:])
+    assert float(strip["height"]) * frames / float(strip["width"]) == pytest.approx(pixels.shape[0] / tile, rel=0.01)
+
+
 def test_the_strongest_direction_is_red_and_the_range_is_used():
     random = np.random.default_rng(0)
     latents = random.normal(size=(50, 4, 12)) * 0.01
@@ -326,7 +337,7 @@ def test_latents_of_another_store_are_refused_and_nothing_is_written(tmp_path, l
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path, store):
-    with pytest.raises(UserError, match="a folder; name a file"):
+    with pytest.raises(UserError, match="a folder; name an HTML file"):
         write_page(tmp_path, store, [0])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):

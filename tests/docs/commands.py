@@ -14,7 +14,8 @@ import wmjax
 from wmjax.analysis.sequential import StoppingRule
 from wmjax.core import console
 from wmjax.core.options import setting_names
-from wmjax.experiment.config import axis_names, dotted, load, recipe_names, to_dict
+from wmjax.core.settings import dotted
+from wmjax.experiment.config import axis_names, load, recipe_names, to_dict
 from wmjax.pipeline.convert import ConvertSettings
 from wmjax.pipeline.evaluate_command import EvaluateSettings
 from wmjax.pipeline.record import RecordSettings
@@ -28,7 +29,13 @@ PLACEHOLDER = re.compile(r"[A-Z]{2,}\d*")
 """What a reader replaces, such as RUN and STORE."""
 PATTERNS = ("--section.name VALUE",)
 """Code spans that show a form and name nothing."""
-TAKES_SETTINGS = {"wmjax.train": "", "wmjax.pretrain": "", "wmjax.probe": "", "wmjax.encode": "encoder."}
+TAKES_SETTINGS = {
+    "wmjax.train": "",
+    "wmjax.estimate": "",
+    "wmjax.pretrain": "",
+    "wmjax.probe": "",
+    "wmjax.encode": "encoder.",
+}
 """Commands that take settings of an experiment, and what the names of these begin with."""
 SECTIONS: dict[str, tuple[tuple[str, type], ...]] = {
     "wmjax.record": (("record", RecordSettings),),

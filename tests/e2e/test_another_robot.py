@@ -89,7 +89,7 @@ def test_grippers_can_be_named(store: TrainingStore, tmp_path: Path, option: str
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("3,14", r"--grippers is \[3, 14\]; the actions have dimensions 0 to 13"), ("6,3", "in order")],
+    [("3,14", r"--grippers names dimension 14; the actions have 0 to 13, leave it out"), ("6,3", "in order")],
 )
 def test_wrong_grippers_are_refused(
     store: TrainingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
@@ -104,8 +104,8 @@ def test_wrong_grippers_are_refused(
 def test_a_layout_file_says_what_the_metadata_does_not(store: TrainingStore, tmp_path: Path) -> None:
     layout = tmp_path / "mine.toml"
     layout.write_text(
-        'state = "observation.state"\naction = "action"\ncontrol_hz = 25\ngrippers = [6]\ngripper_open = [0.0]\n'
-        'gripper_closed = [1.0]\n[cameras]\nfront = "observation.images.top"\n'
+        'state = "observation.state"\naction = "action"\ncontrol_hz = 25\nfps_label = 50\n'
+        'grippers = [6]\ngripper_open = [0.0]\ngripper_closed = [1.0]\n[cameras]\nfront = "observation.images.top"\n'
     )
     arguments = [str(Path(store.folder).parent / "lerobot"), "--out", str(tmp_path / "store"), "--layout", str(layout)]
     assert convert.main([*arguments, "--max-episodes", "1"]) == 0

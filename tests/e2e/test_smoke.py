@@ -14,11 +14,10 @@ from flax import nnx
 from wmjax.experiment.config import load
 from wmjax.models.backbones.qwen2_5_vl import names, weights
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.policy.restore import load_model
+from wmjax.policy.saved import find_policy
 from wmjax.reporting.video import decision_strip as decided
 from wmjax.reporting.video import imagination_strip as imagination
 from wmjax.reporting.video.clips import CAPTION, MINIMUM_HEIGHT
-from wmjax.trainer import checkpoint
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -148,7 +147,7 @@ def test_a_pretrained_backbone_stays_frozen_and_acts_and_a_random_one_is_the_con
     command("wmjax.train", cache, *FROZEN, "--train.backbone_weights", "random", "--no-evaluation")
     published = arrays(names.base_leaves(weights.load_model(exported)))
     for name in ("pretrained", "random"):
-        acts = load_model(checkpoint.find(cache / f"runs/e0_mse-mini_lora-smoke-s0-{name}-r16")).backbone
+        acts = find_policy(cache / f"runs/e0_mse-mini_lora-smoke-s0-{name}-r16").model().backbone
         assert isinstance(acts, Qwen2_5_VL)
         base, adapters = arrays(names.base_leaves(acts)), arrays(names.adapter_leaves(acts))
         assert {np.array_equal(base[path], value) for path, value in published.items()} == {name == "pretrained"}

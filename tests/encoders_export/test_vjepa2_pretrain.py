@@ -22,9 +22,10 @@ from wmjax.analysis.rank import token_rank  # noqa: E402
 from wmjax.analysis.ridge import ridge_r2  # noqa: E402
 from wmjax.core.errors import UserError  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
-from wmjax.diagnostics.probe import object_scores, objects_of, probe, show  # noqa: E402
+from wmjax.diagnostics.probe import format_table, object_scores, objects_of, probe  # noqa: E402
 from wmjax.encoders.vjepa2.config import VJEPA2Config  # noqa: E402
-from wmjax.recording.random_motion import SUITES  # noqa: E402
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec  # noqa: E402
+from wmjax.recording.random_motion import SUITES, TASKS_PER_SUITE, choose_tasks  # noqa: E402
 
 TINY = VJEPA2Config(
     image_size=112, resize=112, patch_size=14, frames_per_clip=4, hidden_size=64, num_layers=2, num_heads=1
@@ -122,11 +123,19 @@ def test_training_learns_and_a_resumed_run_repeats_it(store: TrainingStore, tmp_
         Pretrainer(other, tmp_path / "part", settings(steps=6), TINY).resume()
     written = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert written["wmjax_stores"] == [store.hash]
-    assert written["wmjax_suites"] == sorted({task.suite for task in store.tasks})
+    assert written["wmjax_scenes"] == {"s": [0]}
 
 
 def test_scenes_leave_libero_spatial_to_those_who_ask_for_it():
     assert "libero_spatial" not in SUITES
+
+
+def test_the_shipped_encoder_says_which_scenes_it_has_seen():
+    """Those that the command records by default, and none of the suite that policies are judged on."""
+    config = json.loads((MINI_FOLDER / "config.json").read_text(encoding="utf-8"))
+    tasks = sorted(task for suite in SUITES for task in choose_tasks([suite], TASKS_PER_SUITE))
+    assert config["wmjax_scenes"] == {suite: [number for other, number in tasks if other == suite] for suite in SUITES}
+    assert encoder_spec("mini").parameters["revision"] == config["wmjax_revision"]
 
 
 def test_the_target_gets_no_gradient_and_follows_the_online_encoder(store: TrainingStore, tmp_path: Path):
@@ -158,7 +167,7 @@ def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
     table = probe([store], 0, [])
     assert table["pixels 8x8"]["eef xyz"] > 0.5
     assert table["pixels 8x8"]["gripper"] < 0.3  # noise in this store
-    assert "pixels 8x8" in show(table) and "xy cup_1" in show(table)
+    assert "pixels 8x8" in format_table(table) and "xy cup_1" in format_table(table)
     rows, _ = objects_of([store])["cup_1"]
     assert set(store.frame_episode[rows]) == set(range(1, len(store.episodes)))  # not where it has fallen
     rng = np.random.default_rng(0)

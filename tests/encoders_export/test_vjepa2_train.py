@@ -73,12 +73,12 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
 def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
-    def fit(plan, store, latents, start):
+    def train_policy(plan, store, latents, start):
         fitted.append(make_inputs(store, latents, settings.prompt, settings.model, settings.train))
         (plan.folder / "metrics.jsonl").touch()  # from now on the run is bound to its settings
 
     monkeypatch.setattr(pipeline, "load", lambda *_: settings)
-    monkeypatch.setattr(pipeline, "fit", fit)
+    monkeypatch.setattr(pipeline, "train_policy", train_policy)
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     line = ["--run", str(tmp_path / "run"), "--no-evaluation"]
     assert main(line) == 0 and main(line) == 0

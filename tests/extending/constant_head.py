@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.models.heads.base import ActionHead, HeadConfig, HeadLoss, HeadSizes, draw_noise, masked_mean
-from wmjax.models.nn.transformer import table
+from wmjax.models.nn.transformer import embedding_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ConstantHead(ActionHead):
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
-        self.chunk = table(rngs.params(), (chunk, action_dim))
+        self.chunk = embedding_table(rngs.params(), (chunk, action_dim))
 
     def loss(
         self,

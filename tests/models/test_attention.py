@@ -58,7 +58,9 @@ def test_gradients_of_the_fused_call_are_those_of_xla(inputs):
     weight = np.random.default_rng(1).normal(size=query.shape).astype(np.float32) * mask[..., None, None]
 
     def gradients(run):
-        return jax.jit(jax.grad(lambda *x: jnp.sum(run(*x, mask, True) * weight), argnums=(0, 1, 2)))(query, key, value)
+        return jax.jit(jax.grad(lambda *x: jnp.sum(run(*x, jnp.asarray(mask), True) * weight), argnums=(0, 1, 2)))(
+            query, key, value
+        )
 
     ours, fused = gradients(module._xla), gradients(functools.partial(module._fused, implementation="xla"))
     for a, b in zip(ours, fused, strict=True):
@@ -93,4 +95,4 @@ def test_cudnn_accepts_the_shapes_of_3b(tokens, heads, kv_heads, dim, masked, mo
 
 def test_an_unknown_implementation_is_named(inputs):
     with pytest.raises(UserError, match=r"unknown attention implementation 'flash'; .*xla"):
-        attention(*inputs[:3], implementation="flash")
+        attention(*map(jnp.asarray, inputs[:3]), implementation="flash")

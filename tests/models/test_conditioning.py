@@ -22,6 +22,7 @@ from tests.models.vla_helpers import (
 )
 from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
+from wmjax.core.settings import build
 from wmjax.models.heads.regression import RegressionConfig
 from wmjax.models.planning import rank_chunks
 from wmjax.models.world.config import WorldMemoryConfig
@@ -44,16 +45,16 @@ sample = jax.jit(lambda model, inputs: model.sample(inputs, jax.random.key(2)))
 
 def test_state_and_instruction_change_the_prediction_only_if_it_is_told_them() -> None:
     prompt = INPUTS.prompt
-    words, padding = prompt.tokens.copy(), prompt.tokens.copy()
+    words, padding = np.array(prompt.tokens), np.array(prompt.tokens)
     words[1, 5], padding[1, 0] = (words[1, 5] + 1) % 39, (padding[1, 0] + 1) % 39
-    swapped = prompt.tokens.copy()
+    swapped = np.array(prompt.tokens)
     swapped[1, [5, 6]] = swapped[1, [6, 5]]
     assert swapped[1, 5] != swapped[1, 6]
     other = {
         "state": INPUTS._replace(state=INPUTS.state + 1.0),
-        "word": INPUTS._replace(prompt=prompt._replace(tokens=words)),
-        "order": INPUTS._replace(prompt=prompt._replace(tokens=swapped)),
-        "padding": INPUTS._replace(prompt=prompt._replace(tokens=padding)),
+        "word": INPUTS._replace(prompt=prompt._replace(tokens=jnp.asarray(words))),
+        "order": INPUTS._replace(prompt=prompt._replace(tokens=jnp.asarray(swapped))),
+        "padding": INPUTS._replace(prompt=prompt._replace(tokens=jnp.asarray(padding))),
     }
     heard = {(): (), ("state",): ("state",), ("instruction",): ("word", "order")}
     for condition, listens in heard.items():
@@ -116,6 +117,7 @@ def move(latent: jax.Array, actions: jax.Array) -> jax.Array:
     return latent[..., None, :, :] + (done @ image)[..., None, :]
 
 
+@pytest.mark.slow
 def test_a_forward_model_finds_the_chunk_that_leads_to_the_goal() -> None:
     model = conditioned("actions", memory=FORWARD)
     graph, params, rest = nnx.split(model, lambda path, _: path[0] == "world", ...)
@@ -156,8 +158,8 @@ def test_what_does_not_fit_is_named() -> None:
         conditioned("actions", memory=WorldMemoryConfig(input="constant", world_loss=0.0, inject=False))
     with pytest.raises(UserError, match=r"prophet.condition is \['state'\] with memory.input 'copy'"):
         conditioned("state", memory=VARIANTS["e1copy"])
-    with pytest.raises(UserError, match=r"did you mean instruction"):
-        ProphetConfig(condition=("instructions",))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"choose one of 'state', 'instruction', 'actions'"):
+        build(ProphetConfig, {"condition": ["instructions"]})
     chunks, goal = jnp.zeros((3, 2, CHUNK, 7)), jnp.zeros((3, TOKENS, DIM))
     with pytest.raises(UserError, match=r"prophet.condition is \['state'\]; ranking chunks needs 'actions'"):
         rank_chunks(conditioned("state"), INPUTS, chunks, goal)

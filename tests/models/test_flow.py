@@ -84,6 +84,7 @@ def train(conditioned: bool) -> np.ndarray:
     return np.asarray(fit(params, loss, 800, 5e-3)[1])
 
 
+@pytest.mark.slow
 def test_it_reaches_the_best_unconditional_loss_within_2000_steps() -> None:
     """Where the predecessor's head stayed at 0.94 and a zero velocity scores var(action) + 1 = 2."""
     losses, best = train(False), best_unconditional_loss()
@@ -91,6 +92,7 @@ def test_it_reaches_the_best_unconditional_loss_within_2000_steps() -> None:
     assert losses[-200:].mean() == pytest.approx(best, rel=0.08)
 
 
+@pytest.mark.slow
 def test_what_the_tokens_say_beats_the_unconditional_optimum() -> None:
     assert train(True)[-200:].mean() < 0.7 * best_unconditional_loss()
 
@@ -152,6 +154,7 @@ def best_on_real_chunks(smoothing: float, rows: np.ndarray | slice = slice(None)
     return unconditional_loss(flat, smoothing, flat[rows], BETA, np.random.default_rng(0), draws=20_000)
 
 
+@pytest.mark.slow
 def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
     """Within 2,000 steps, at the smoothing that `wmjax.diagnose` finds best for chunks left out (0.53; found: 0.44).
 
@@ -167,6 +170,7 @@ def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
     assert best_on_real_chunks(0.0) < losses[-200:].mean() < best_on_real_chunks(smoothing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False])
 def test_on_real_chunks_told_the_state_it_beats_every_head_that_is_not(own: bool) -> None:
     """On every fourth chunk, which it has not learned, even that which looks these very chunks up (h = 0).
@@ -180,6 +184,7 @@ def test_on_real_chunks_told_the_state_it_beats_every_head_that_is_not(own: bool
     assert (loss(rows[unseen]) < best_on_real_chunks(0.0, unseen)) == own
 
 
+@pytest.mark.slow
 def test_it_reproduces_a_mixture_whose_mean_is_nowhere() -> None:
     """Two dimensions, four modes; the token chooses the pair (x = -1 or +1), chance the sign of y, 3 to 1."""
     graph, params = nnx.split(make(chunk=1))

@@ -85,6 +85,7 @@ def test_the_gripper_loss_is_weighted_cross_entropy() -> None:
     assert out.loss - without.loss(TOKENS, ACTION, MASK, KEY).loss == pytest.approx(0.25 * entropy, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_regression_learns_its_tokens() -> None:
     """Actions are a function of the tokens: error far below the constant predictor, gripper right."""
     weights = jax.random.normal(jax.random.key(7), (8, 3)) / 8**0.5

@@ -21,9 +21,9 @@ from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.trainer.sharding import MeshConfig, make_mesh, shardings
 
 LORA = LoRAConfig(rank=2, vision_targets=VISION_PROJECTIONS)
-TOKENS = np.random.default_rng(0).integers(0, 500, (2, 12)).astype(np.int32)
-POSITIONS = np.broadcast_to(np.arange(12, dtype=np.int32), (2, 3, 12))
-MASK = np.ones((2, 12), bool)
+TOKENS = jax.random.randint(jax.random.key(0), (2, 12), 0, 500)
+POSITIONS = jnp.broadcast_to(jnp.arange(12), (2, 3, 12))
+MASK = jnp.ones((2, 12), bool)
 
 
 @pytest.mark.parametrize("rank", [2, 0])

@@ -22,7 +22,7 @@ from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import split_model, trainable_filter
-from wmjax.models.vla import VLA
+from wmjax.models.vla import VLA, match_embeddings
 
 CONFIG = tiny_config("e0", "regression", lora=LoRAConfig(rank=2))
 
@@ -57,6 +57,34 @@ def test_the_base_is_the_checkpoints_and_the_rest_is_untouched(
             np.testing.assert_array_equal(leaf.get_value(), expected, err_msg=str(path))
             seen += path in published
     assert seen == len(published) > 20
+
+
+@pytest.mark.parametrize(
+    ("size", "use_state", "trainable"),
+    [(0.02, True, "all"), (0.02, False, "adapters"), (3.0, True, "adapters"), (0.5, False, "all")],
+)
+def test_the_policys_own_tokens_are_as_large_as_the_published_words(
+    size: float, use_state: bool, trainable: str, tmp_path: Path
+) -> None:
+    plain = dataclasses.replace(CONFIG.backbone, lora=LoRAConfig())
+    published = initialised(lambda rngs: Qwen2_5_VL(plain, rngs=rngs))
+    published.embedding[...] = size * jax.random.normal(jax.random.key(0), published.embedding.shape)
+    weights.save(published, tmp_path)
+    config = dataclasses.replace(CONFIG, use_state=use_state)
+    model = VLA(config, rngs=nnx.Rngs(0))  # with the values that training draws
+    _, params, frozen = split_model(model, trainable_filter(trainable))
+    before = {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(params)}
+    loaded = match_embeddings(config, *load_backbone(tmp_path, CONFIG.backbone, params, frozen))
+    after = {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(loaded[0])}
+    own = [("queries",)] + [("state_in",)] * (not use_state)
+    for path in own:
+        assert 0.6 * config.query_std < np.std(before[path]) < 1.4 * config.query_std
+        assert 0.6 * size < np.std(after[path]) < 1.4 * size
+        np.testing.assert_allclose(after[path], before[path] * size / config.query_std, rtol=0.05)
+    others = [path for path in before if path not in own and path[0] != "backbone"]
+    assert len(others) > 5
+    for path in others:
+        np.testing.assert_array_equal(after[path], before[path])
 
 
 def test_weights_of_another_shape_and_unknown_names_are_refused(folder: Path) -> None:

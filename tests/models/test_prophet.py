@@ -121,6 +121,7 @@ def test_collapse_shows_in_the_variance_ratio() -> None:
     assert wild["world/change_ratio"] == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [WorldLossConfig(), WorldLossConfig(cosine=1.0, normalised_mse=0.0, smooth_l1=1.0), WorldLossConfig("absolute")],

@@ -97,7 +97,7 @@ def test_padding_on_either_side_changes_nothing() -> None:
 def test_added_tokens_train_without_touching_pretrained_rows() -> None:
     model = make(added_tokens=3)
     first = CONFIG.text.vocabulary
-    tokens = np.array([[1, first, first + 2, first - 1, first + 2]], np.int32)
+    tokens = jnp.array([[1, first, first + 2, first - 1, first + 2]])
     graph, state = nnx.split(model)
     gradients = jax.grad(lambda state: jnp.sum(nnx.merge(graph, state).embed(tokens)))(state)
     np.testing.assert_array_equal(gradients["added"].get_value()[:, 0], [1, 0, 2])
@@ -114,7 +114,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
         image.smart_resize(0, 5)
     with pytest.raises(UserError, match="aspect ratio of at most 200"):
         image.smart_resize(1, 201)
-    tokens = np.zeros((2, 8), np.int32)
+    tokens = jnp.zeros((2, 8), jnp.int32)
     with pytest.raises(UserError, match=r"images have shape \(1, 1, 28, 28, 3\); expected \[2, images"):
         make().embed(tokens, jnp.zeros((1, 1, 28, 28, 3), jnp.uint8))
 

@@ -31,6 +31,7 @@ from wmjax.models.heads.regression import RegressionHead
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import WorldMemoryConfig
+from wmjax.models.world.memory import corrupt
 from wmjax.models.world.prophet import WorldLossConfig
 
 KEY = jax.random.key(5)
@@ -73,7 +74,7 @@ def test_corruptions_change_the_memory_as_they_say() -> None:
     assert info["prediction"].shape == INPUTS.future.shape
     zero = sample(model, INPUTS, "zero")[0]
     np.testing.assert_allclose(zero, sample(model, INPUTS, memory=jnp.zeros_like(info["prediction"]))[0], atol=1e-5)
-    others = jax.jit(lambda m, i: m.recall(i))(model, INPUTS._replace(latents=INPUTS.latents[[1, 2, 0]]))
+    others = jax.jit(lambda m, i: m.recall(i))(model, INPUTS._replace(latents=INPUTS.latents[jnp.array([1, 2, 0])]))
     np.testing.assert_allclose(others, jnp.roll(info["prediction"], -1, axis=0), atol=1e-5)
     shuffled = sample(model, INPUTS, "shuffled", memory=others)[0]
     np.testing.assert_allclose(shuffled, sample(model, INPUTS, memory=others)[0], atol=1e-5)
@@ -355,7 +356,7 @@ def test_bad_inputs_are_named() -> None:
     with pytest.raises(UserError, match=r"set prophet.tokens and prophet.latent_dim"):
         model.action_tokens(INPUTS._replace(latents=INPUTS.latents[..., :5]))
     with pytest.raises(UserError, match=r"did you mean noise"):
-        model.sample(INPUTS, NOISE, corruption="noisy", corruption_key=KEY)
+        corrupt(INPUTS.latents, "noisy", KEY)
     with pytest.raises(UserError, match=r"'shuffled' needs a memory"):
         model.sample(INPUTS, NOISE, corruption="shuffled")
     with pytest.raises(UserError, match=r"state has 7"):

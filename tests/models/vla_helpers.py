@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests.variants import VARIANTS
 from wmjax.core.settings import build
-from wmjax.models.backbones.base import Hidden
+from wmjax.models.backbones.base import Backbone, Hidden
 from wmjax.models.backbones.qwen2_5_vl.backbone import State
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
@@ -59,7 +59,7 @@ def head_config(kind: str) -> HeadConfig:
     return FlowConfig(draws=2, steps=3) if kind == "flow" else build(HeadConfig, {"kind": kind})
 
 
-class TinyBackbone(nnx.Module):
+class TinyBackbone(Backbone):
     """A stand-in VLM: tokens, an image feature, one causal average. Compiles in no time."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
@@ -134,7 +134,7 @@ def make_inputs(batch: int = BATCH, seed: int = 0) -> ModelInput:
     mask = np.ones((batch, LENGTH), bool)
     mask[:, :2] = False
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (batch, 3, LENGTH))
-    return ModelInput(
+    inputs = ModelInput(
         images=rng.integers(0, 256, (batch, 2, 28, 28, 3)).astype(np.uint8),
         state=rng.normal(size=(batch, 8)).astype(np.float32),
         prompt=Prompt(tokens, mask, positions),
@@ -142,16 +142,17 @@ def make_inputs(batch: int = BATCH, seed: int = 0) -> ModelInput:
         future=rng.normal(size=(batch, FUTURE, TOKENS, DIM)).astype(np.float32),
         future_mask=np.ones((batch, FUTURE), bool),
     )
+    return jax.tree.map(jnp.asarray, inputs)
 
 
-def make_actions(batch: int = BATCH, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def make_actions(batch: int = BATCH, seed: int = 1) -> tuple[jax.Array, jax.Array]:
     """Random actions with a binary gripper, and a mask that ends the last sample's chunk early."""
     rng = np.random.default_rng(seed)
     action = rng.normal(size=(batch, CHUNK, 7)).astype(np.float32)
     action[..., -1] = np.sign(action[..., -1])
     mask = np.ones((batch, CHUNK), bool)
     mask[-1, -1] = False
-    return action, mask
+    return jnp.asarray(action), jnp.asarray(mask)
 
 
 def fit(

@@ -12,6 +12,7 @@ import pytest
 from tests.rollout.runs import save_run
 from wmjax import export
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_json
 from wmjax.data.observation import Observation
 from wmjax.pipeline.evaluate_checkpoint import identity
 from wmjax.policy import saved
@@ -70,8 +71,14 @@ def test_both_have_an_identity(run: Path, folder: Path) -> None:
     [
         (lambda f: (f / PARAMETERS).write_bytes((f / PARAMETERS).read_bytes()[:-1]), "sha256 is not that in policy"),
         (lambda f: (f / PARAMETERS).unlink(), "No such file or directory; export the policy again"),
-        (lambda f: (f / SETTINGS).write_text("{"), "damaged"),
-        (lambda f: (f / SETTINGS).write_text("[]"), "damaged"),
+        (lambda f: (f / SETTINGS).write_text("{"), "not valid JSON .*; export the policy again"),
+        (lambda f: (f / SETTINGS).write_text("[]"), r"is \[\].*; export the policy again"),
+        (lambda f: (f / SETTINGS).write_text(""), "export the policy again"),
+        (lambda f: change(f, step="3"), "step is '3'.*; export the policy again"),
+        (lambda f: change(f, meta=[]), r"meta is \[\].*; export the policy again"),
+        (lambda f: change(f, seal="0"), r"its content is not that which was written \(seal 0\)"),
+        (lambda f: digit(f, 0.41, 2.41), "its content is not that which was written"),
+        (lambda f: digit(f, "e0_flow", "e0_fLow"), "its content is not that which was written"),
         (lambda f: change(f, format_version=0), "format_version is not 1"),
     ],
 )
@@ -82,8 +89,22 @@ def test_damage_is_one_line(folder: Path, damage, message: str) -> None:
 
 
 def change(folder: Path, **values) -> None:
+    """Another content, sealed as if it had been written."""
     path = folder / SETTINGS
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    content = json.loads(path.read_text()) | values
+    content["seal"] = values.get("seal") or hash_json({k: v for k, v in content.items() if k != "seal"})
+    path.write_text(json.dumps(content))
+
+
+def digit(folder: Path, before: float | str, after: float | str) -> None:
+    """A value that a flipped bit changed, in a file that is valid otherwise."""
+    path = folder / SETTINGS
+    content = json.loads(path.read_text())
+    if isinstance(before, str):
+        content["meta"]["experiment"]["recipe"] = after
+    else:
+        content["meta"]["specs"]["action"]["scale"] = [after] * 7
+    path.write_text(json.dumps(content))
 
 
 def test_parameters_of_another_network_are_named(folder: Path, tmp_path: Path) -> None:

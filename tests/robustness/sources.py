@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from wmjax.data.formats import libero_hdf5
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
 SIZE, FPS = 32, 10
@@ -184,3 +187,21 @@ def edit_rows(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> N
     content = pq.read_table(path).to_pylist()
     change(content)
     pq.write_table(pa.Table.from_pylist(content), path)
+
+
+def write_hdf5(path: Path, length: int = 8) -> Path:
+    """Two demonstrations in LIBERO's format."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "lift it"})
+        data.attrs["macros_image_convention"] = "opengl"
+        data.attrs["bddl_file_name"] = "a/libero_spatial/x.bddl"
+        data.attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 20}})
+        for demo in ("demo_0", "demo_1"):
+            group = data.create_group(demo)
+            group["actions"] = np.tile([0.0, 0, 0, 0, 0, 0, -1], (length, 1))
+            for name, size in libero_hdf5.STATE.items():
+                group[f"obs/{name}"] = np.zeros((length, size))
+            for name in libero_hdf5.CAMERAS.values():
+                group[f"obs/{name}"] = np.zeros((length, 16, 16, 3), np.uint8)
+    return path

@@ -71,6 +71,31 @@ def test_a_rate_that_no_layout_has_is_refused(tmp_path):
     refused(source, "fps of meta/info.json is 30, .* rows of 20 Hz, labelled 10")
 
 
+LAYOUT = 'state = "observation.state"\naction = "action"\n[cameras]\nfront = "observation.images.image"\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "rate"),
+    [("control_hz = 20\nfps_label = 10\n", 20), ("control_hz = 10\n", 10), ("control_hz = 10.05\n", 10.05), ("", 10)],
+)
+def test_a_layout_may_correct_the_rate_if_it_says_which(tmp_path, said, rate):
+    source = write_v21(tmp_path / "d")
+    (tmp_path / "mine.toml").write_text(said + LAYOUT, encoding="utf-8")
+    assert imported(source, layout=str(tmp_path / "mine.toml")).spec.control_hz == rate
+
+
+@pytest.mark.parametrize("said", ["control_hz = 20\n", "control_hz = 0.1\n", "control_hz = 20\nfps_label = 30\n",
+                                  "control_hz = 10.2\n"])  # fmt: skip
+def test_a_layouts_rate_that_nothing_confirms_is_refused(tmp_path, said):
+    source = write_v21(tmp_path / "d")
+    (tmp_path / "mine.toml").write_text(said + LAYOUT, encoding="utf-8")
+    refused(
+        source,
+        r"fps of meta/info.json is 10, layout mine has rows of .* Hz; correct control_hz .* or add fps_label = 10",
+        layout=str(tmp_path / "mine.toml"),
+    )
+
+
 @pytest.mark.parametrize("rate", [5, 15, 20, 30])
 def test_a_video_of_another_rate_is_refused(tmp_path, rate):
     source = write_v21(tmp_path / "d", (16,), video=True)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.data.synthetic import make_latents, make_store
-from tests.robustness.sources import SIZE, write_v21, write_v30
+from tests.robustness.sources import SIZE, write_hdf5, write_v21, write_v30
 from wmjax.core.errors import UserError
 from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lines, read_parquet, read_toml
 from wmjax.data.episode import load_episode, save_episode
@@ -152,23 +152,6 @@ def test_info_json_with_other_values(tmp_path, datasets, name):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
     check()
-
-
-def write_hdf5(path: Path, length: int = 8) -> Path:
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": "lift it"})
-        data.attrs["macros_image_convention"] = "opengl"
-        data.attrs["bddl_file_name"] = "a/libero_spatial/x.bddl"
-        data.attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 20}})
-        for demo in ("demo_0", "demo_1"):
-            group = data.create_group(demo)
-            group["actions"] = np.tile([0.0, 0, 0, 0, 0, 0, -1], (length, 1))
-            for name, size in libero_hdf5.STATE.items():
-                group[f"obs/{name}"] = np.zeros((length, size))
-            for name in libero_hdf5.CAMERAS.values():
-                group[f"obs/{name}"] = np.zeros((length, 16, 16, 3), np.uint8)
-    return path
 
 
 def imports_hdf5(path: Path, out: Path, **options: Any) -> Any:

@@ -5,6 +5,7 @@ import functools
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,7 +25,9 @@ from wmjax.core.location import local
 from wmjax.core.shards import own_shard
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.pretrained import backbone_hash
+from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.backbones.qwen2_5_vl.names import IGNORED, published_name
+from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
 from wmjax.models.backbones.qwen2_5_vl.weights import INDEX, weight_files
 from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.benchmark_log import count_records, keep_record
@@ -187,6 +190,18 @@ def test_no_device_is_one_line(monkeypatch):
         require_devices()
 
 
+@pytest.mark.parametrize("value", ["1", "True", "true", "on"])
+def test_numbers_of_64_bits_are_refused(value):
+    """Whatever the way in which the environment spells it."""
+    code = "from wmjax.core.devices import require_devices as r\nfrom wmjax.core.command import run_command\n"
+    code += "import sys; sys.exit(run_command(lambda: r() or 0))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "JAX_ENABLE_X64": value}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "jax_enable_x64 is on (JAX_ENABLE_X64), " in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # Folders that users also put things into.
 
 
@@ -237,6 +252,32 @@ def test_without_a_single_file_the_index_names_the_shards(tmp_path):
 def test_names_as_training_tools_leave_them(stored, published):
     """Those that transformers would fill with random values stay unknown, and are refused."""
     assert published_name(stored) == published
+
+
+FIXED = {
+    "strategy": {"Fixed": 80}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+    "pad_token": "<|endoftext|>",
+}  # fmt: skip
+CUT = {"direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
+STORED = [
+    {"padding": FIXED},
+    {"padding": FIXED | {"direction": "Left"}},
+    {"padding": FIXED | {"strategy": "BatchLongest", "pad_to_multiple_of": 64}},
+    {"truncation": CUT},
+    {"truncation": CUT | {"direction": "Left"}, "padding": FIXED},
+]
+"""What transformers stores in a tokenizer that was called with ``padding`` or ``truncation``, and does not apply."""
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_padding_and_cuts_that_a_tokenizer_stores_do_not_reach_the_prompt(stored, tmp_path):
+    folder = shutil.copytree(MINI_TOKENIZER, tmp_path / "tokenizer")
+    values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**values, **stored}), encoding="utf-8")
+    plain, found = (PromptBuilder(each, [(112, 112)] * 2, 16, 120, preset("mini")) for each in (MINI_TOKENIZER, folder))
+    for instruction in ("pick up the bowl", "lift", "put the black bowl in the top drawer of the cabinet and close it"):
+        for one, other in zip(plain(instruction), found(instruction), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_tensors_that_follow_from_the_config_are_passed_over():

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+import random
+import shutil
 from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.robustness_step import TRAINS, Stepper
 from wmjax.core.errors import UserError
+from wmjax.core.paths import resource_folder
 from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.rollout.protocol import Protocol, load_protocol
@@ -87,6 +91,29 @@ def test_no_number_takes_what_is_none(name):
         assert name.rsplit(".", 1)[-1] in message, message
 
 
+FILES = {
+    "scales/smoke.toml": ("[optimizer]\nlearning_rate = -1\n", r"optimizer.learning_rate is -1"),
+    "data/smoke.toml": ("[data]\nworkers = 0\n", r"data.workers is 0"),
+    "variants/e2.toml": ("[model.memory]\ndropout = 1.5\n", r"memory.dropout is 1.5"),
+    "heads/flow.toml": ('[model.head]\nkind = "flow"\ndraws = "x"\n', r"head.draws is 'x'"),
+}
+"""Files of each axis with a value that cannot work."""
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_value_that_a_file_says_is_corrected_there(file, tmp_path, monkeypatch):
+    folder = shutil.copytree(resource_folder("train"), tmp_path / "train")
+    content, message = FILES[file]
+    (folder / file).write_text(content, encoding="utf-8")
+    monkeypatch.setattr("wmjax.experiment.config.resource_folder", lambda _: folder)
+    place = f"train/{file}" if file.startswith(("scales", "data")) else r"the file of e2_flow in train/variants"
+    with pytest.raises(UserError, match=rf"{message}.*; correct {place}"):
+        load("e2_flow", "smoke")
+    # The command line is stronger, and no file is to blame for what it says.
+    with pytest.raises(UserError, match=r"train.batch_size is -1; it must be at least 1 and at most 1e\+06$"):
+        load("e0_l1", "mini", "spatial", parse_overrides(["--train.batch_size", "-1"]))
+
+
 @given(name=st.sampled_from(sorted(ALL)), value=st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
@@ -109,6 +136,39 @@ def test_any_value_of_any_setting_is_refused_in_one_line_or_builds(name, value):
     for key, hint in leaves(Experiment).items():
         item = functools.reduce(getattr, key.split("."), built)
         assert not is_number(hint) or item is None or math.isfinite(item)
+
+
+def ranges(built: Any, path: str = "") -> dict[str, tuple[float, float]]:
+    """The least and the largest value of every setting of a training step that is one fraction, weight or size."""
+    found: dict[str, tuple[float, float]] = {}
+    for field in dataclasses.fields(built):
+        value, hint = getattr(built, field.name), type_hints(type(built))[field.name]
+        if dataclasses.is_dataclass(value):
+            found |= ranges(value, f"{path}{field.name}.")
+        elif get_origin(hint) is Annotated and get_args(hint)[0] is float:
+            range_ = next(extra for extra in hint.__metadata__ if isinstance(extra, Range))
+            low = math.nextafter(range_.min, math.inf) if range_.above else range_.min
+            found[f"{path}{field.name}"] = low, math.nextafter(range_.max, 0) if range_.below else range_.max
+    return {name: ends for name, ends in found.items() if name.startswith(TRAINS)}
+
+
+def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
+    """The ends of the ranges among them; what does not fit together is refused in one line."""
+    known, stepper, trained = ranges(load("e2_flow", "smoke")), Stepper(tmp_path), 0
+    assert len(known) > 20
+    for seed in range(30):
+        if trained == 2:
+            break
+        draw = random.Random(seed)
+        words = []
+        for name in draw.sample(sorted(known), 5):
+            low, high = known[name]
+            words += [f"--{name}", repr(draw.choice([low, high, draw.uniform(low, high), low + draw.random() * 1e-3]))]
+        try:
+            trained += stepper.try_step("train.", parse_overrides(words))
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert trained == 2
 
 
 @given(st.lists(st.text(max_size=12), max_size=5))

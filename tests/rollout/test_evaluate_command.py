@@ -11,10 +11,11 @@ import pytest
 import wmjax.evaluate as command
 from tests.rollout.fakes import ENV, SPEC
 from tests.rollout.test_replay import recorded
+from wmjax.core.settings import build
 from wmjax.data.store import finalize, write_part
 from wmjax.experiment.config import load, to_dict
 from wmjax.pipeline.evaluate_checkpoint import identity
-from wmjax.rollout.protocol import CHANGES, Protocol, from_values, load_protocol, protocol_folder
+from wmjax.rollout.protocol import CHANGES, Protocol, load_protocol, protocol_folder
 from wmjax.rollout.results import read_header
 from wmjax.sim.libero import ACTION_SPEC
 from wmjax.trainer.checkpoint import FORMAT_VERSION, MANIFEST, SEAL
@@ -69,7 +70,7 @@ def test_every_field_of_a_protocol_has_a_flag_and_the_header_records_it(tmp_path
     words = [(f"--{flags[f]}", ",".join(map(str, v)) if isinstance(v, tuple) else str(v)) for f, v in changed.items()]
     assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", *itertools.chain(*words)]) == 0
     protocol = read_header(tmp_path / "o")["protocol"]
-    assert from_values(protocol, "header") == dataclasses.replace(load_protocol("spatial_dev"), **changed)
+    assert build(Protocol, protocol) == dataclasses.replace(load_protocol("spatial_dev"), **changed)
 
 
 def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatch):
@@ -143,7 +144,7 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "--protocol.tasks [3] --protocol.episodes_per_task=1 --max-steps 8 --protocol.execution_delay 3"
     assert command.main(["--policy", "noop", "--videos", "0", "--out", "o", "--env", ENV, *words.split()]) == 0
-    protocol = from_values(read_header(tmp_path / "o")["protocol"], "header")
+    protocol = build(Protocol, read_header(tmp_path / "o")["protocol"])
     assert (protocol.tasks, protocol.episodes_per_task, protocol.max_steps, protocol.execution_delay) == ((3,), 1, 8, 3)
 
 
@@ -151,7 +152,10 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--protocol.delay", "3"], "protocol.delay"),
-        (["--train.steps", "3"], "unknown option --train; settings of this command are written --protocol.NAME VALUE"),
+        (
+            ["--train.steps", "3"],
+            "unknown option --train.steps; of these sections the command takes",
+        ),
         (["--protocol.max_steps", "many"], "protocol.max_steps is 'many'; expected int"),
         (["--workers=1", "stray"], "unexpected argument 'stray'"),
         (["--workers", "0"], "evaluation.workers is 0; it must be at least 1"),

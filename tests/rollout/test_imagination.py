@@ -1,13 +1,9 @@
 """The strip under a video: what was predicted above what came, at the right frames."""
 
-from types import SimpleNamespace
-from typing import cast
-
 import av
 import numpy as np
 
 from tests.rollout.fake_policy import FakePolicy
-from wmjax.data.store import TrainingStore
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.reporting.video import decision_strip as decided
 from wmjax.reporting.video.clips import MINIMUM_HEIGHT
@@ -48,7 +44,7 @@ def test_a_true_prediction_looks_like_what_came_and_the_unknown_is_grey() -> Non
 
 def test_a_false_prediction_looks_different() -> None:
     imagined = prophecies(1, 5)
-    wrong = [Imagined(m.frame, m.seen, -m.predicted) for m in imagined]
+    wrong = [Imagined(m.frame, m.observed, -m.predicted) for m in imagined]
     strip = draw_strips(wrong, 5)[0]
     np.testing.assert_array_equal(cell(strip, 0, 0), cell(strip, 1, 0))
     assert (cell(strip, 0, 1) != cell(strip, 1, 1)).mean() > 0.5
@@ -74,11 +70,10 @@ def test_what_came_is_known_of_every_frame_that_a_decision_had_seen() -> None:
 
 def test_the_third_row_holds_the_training_frames_nearest_to_what_was_predicted() -> None:
     imagined, rng = prophecies(1, 5), np.random.default_rng(1)
-    truth = np.concatenate([moment.seen[-1:] for moment in imagined])
+    truth = np.concatenate([moment.observed[-1:] for moment in imagined])
     pictures = rng.integers(0, 256, (9, 2, CELL, CELL, 3), np.uint8)
     frames = np.array([8, 2, 5, 0, 1])  # of the store, those that the episode passed through
-    store = cast("TrainingStore", SimpleNamespace(frames=pictures))
-    album = Album(store, frames, 1, truth + rng.normal(size=truth.shape).astype(np.float32) * 0.1)
+    album = Album(pictures, frames, 1, truth + rng.normal(size=truth.shape).astype(np.float32) * 0.1)
     plain, strips = draw_strips(imagined, 5), draw_strips(imagined, 5, album)
     np.testing.assert_array_equal(strips[:, : plain.shape[1]], plain)
     for frame, strip in enumerate(strips):
@@ -97,7 +92,7 @@ class Prophet(FakePolicy):
     def __call__(self, carry, observation, keys, future=None):
         carry, chunk, info = super().__call__(carry, observation, keys, future)
         seen, predicted = (np.ones((self.batch_size, count, 4, 8), np.float32) for count in (3, FUTURE))
-        return carry, chunk, {**info, "seen": seen, "imagined": predicted}
+        return carry, chunk, {**info, "observed": seen, "imagined": predicted}
 
 
 def test_an_evaluations_videos_have_both_strips_and_their_numbers_do_not_change(run, tmp_path) -> None:

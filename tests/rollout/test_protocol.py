@@ -117,6 +117,37 @@ def test_bad_files_are_refused(tmp_path):
         load_protocol(str(broken))
 
 
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"camera_dropout": 2.0}, r"camera_dropout is 2.0; .*; give another --camera-dropout"),
+        ({"episodes_per_task": 0}, r"episodes_per_task is 0; .*; give another --episodes"),
+        ({"open_loop_horizon": -1, "seed": 3}, r"open_loop_horizon is -1; .*; give another --horizon"),
+        ({"suite": "libero_gaol"}, r"unknown suite 'libero_gaol'; .*; give another --suite"),
+        ({"tasks": (0, 0)}, r"tasks is \[0, 0\]; .*; give another --tasks"),
+        ({"execution_delay": 10**6}, r"execution_delay is 1000000; .*; give another --delay"),
+        ({"name": 3}, r"protocol.name is 3.*; give another --protocol.name"),
+        ({"origins": 3}, r"unknown setting 'protocol.origins'.*; give another --protocol.origins"),
+    ],
+)
+def test_the_fix_is_where_the_value_was_given(changes, fix):
+    with pytest.raises(UserError, match=fix) as found:
+        load_protocol("spatial_dev", **changes)
+    assert "correct the file" not in str(found.value)
+
+
+def test_the_fix_names_the_file_or_the_settings_that_a_value_came_from(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('suite = "libero_goal"\ntasks = [4]\nepisodes_per_task = 1\ninit = "random"\nmax_steps = -9\n')
+    with pytest.raises(UserError, match=r"mine.toml: protocol.max_steps is -9; .*; correct the file$"):
+        load_protocol(str(path))
+    with pytest.raises(UserError, match=r"is -9; .*; correct the file, or what replaces a part of it: --seed$"):
+        load_protocol(str(path), seed=3)
+    origins = {"episodes_per_task": "evaluation.episodes_per_task"}
+    with pytest.raises(UserError, match=r"episodes_per_task is 60 from .*; give another evaluation.episodes_per_task$"):
+        load_protocol("libero_spatial", origins, episodes_per_task=60)
+
+
 def test_a_file_of_ones_own_is_named_after_itself(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('suite = "libero_goal"\ntasks = [4]\nepisodes_per_task = 1\ninit = "random"\nmax_steps = 9\n')

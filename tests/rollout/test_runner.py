@@ -172,6 +172,7 @@ def test_records_name_the_run(run, tmp_path):
         "decisions": 1,
         "info": {},
         "recipe_hash": "r1",
+        "settled_state": ((record.seed % 1000) / 1000,),
         "open_loop_horizon": 8,
         "execution_delay": 0,
     }

@@ -12,8 +12,11 @@ from wmjax.core.errors import UserError
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.store import finalize, write_part
 from wmjax.recording import random_motion as scenes
+from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id
+from wmjax.recording.record import MAX_ATTEMPTS
 from wmjax.recording.slots import Slot
 from wmjax.sim.env import LiberoEnv
+from wmjax.sim.episode import DEMONSTRATION_INDEX, SCENE_INDEX
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 SPEC = dataclasses.replace(OBSERVATION_SPEC, image_size=56, simulator="synthetic")
@@ -26,6 +29,16 @@ def test_an_encoders_default_scenes_are_not_those_of_the_benchmark() -> None:
     assert sorted(scenes.choose_tasks(["libero_spatial"], 5)) == [("libero_spatial", i) for i in (0, 2, 4, 6, 8)]
     with pytest.raises(UserError, match=r"suite 'libero' is not one of libero_object, .*libero_spatial"):
         scenes.choose_tasks(["libero"], 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 1_000_000])
+def test_scenes_begin_where_no_demonstration_or_evaluation_does(seed: int) -> None:
+    """The last demonstration of a seed, and with it all that policies learn from or are judged on, comes before."""
+    config = DemonstrationConfig(seed=seed)
+    last = demonstration_id("libero_goal", 0, SLOTS_PER_ATTEMPT - 1, MAX_ATTEMPTS - 1, config.seed)
+    assert DEMONSTRATION_INDEX <= last.index < SCENE_INDEX
+    with pytest.raises(UserError, match=r"demonstrations\.seed is 1000001"):
+        DemonstrationConfig(seed=1_000_001)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from benchmarks.kill_chain import metrics, trees
 from tests.data.synthetic import make_store
 from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core.errors import UserError
-from wmjax.data.loader import Batch, BatchSource
+from wmjax.data.loader import Batch, BatchSource, make_loader
 from wmjax.data.store import TrainingStore
 from wmjax.trainer import checkpoint
 from wmjax.trainer.guard import GuardState, guarded, initial_guard
@@ -122,3 +123,26 @@ def test_a_second_compilation_names_what_changed(logged: pytest.LogCaptureFixtur
     program({"images": jnp.zeros((5, 3)), "state": jnp.zeros(2)})
     (record,) = [record for record in logged.records if record.name.startswith("wmjax")]
     assert "the step was compiled again: 0/images was float32[4, 3], now it is float32[5, 3]" in record.message
+
+
+def test_every_loader_of_a_training_is_closed(
+    store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads ahead in threads of its own, and every validation opens one."""
+    opened: list[Any] = []
+
+    class Recorded:
+        def __init__(self, *arguments: Any) -> None:
+            self.dataset = make_loader(*arguments)
+
+        def __iter__(self) -> Any:
+            opened.append(iter(self.dataset))
+            return opened[-1]
+
+    monkeypatch.setattr("wmjax.trainer.loop.make_loader", Recorded)
+    config = toy_config(steps=6, eval_every=2)
+    fit_toy(toy_inputs(store, config), tmp_path, config)
+    assert len(opened) == 1 + 1 + 3  # training, the compilation of the validation, three validations
+    for stream in opened:
+        with pytest.raises(ValueError, match="closed"):
+            next(stream)

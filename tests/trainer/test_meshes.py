@@ -1,4 +1,4 @@
-"""Every mesh shape of 1, 2 and 4 simulated devices trains, validates and saves, and ends at the same numbers."""
+"""Every mesh shape of 1, 2, 4 and 8 simulated devices trains, validates and saves, and ends at the same numbers."""
 
 import itertools
 import json
@@ -19,12 +19,14 @@ that one mesh sees and another does not, or an update with another scale, makes 
 ROOT = Path(__file__).parents[2]
 SHAPES = [
     (devices, fsdp, tensor)
-    for devices, fsdp, tensor in itertools.product((1, 2, 4), repeat=3)
+    for devices, fsdp, tensor in itertools.product((1, 2, 4, 8), repeat=3)
     if devices % (fsdp * tensor) == 0
 ]
 CODE = """
-import json, sys, time
+import json, sys
 from pathlib import Path
+import numpy as np
+from benchmarks.kill_chain import trees
 from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.data.store import TrainingStore
 from wmjax.trainer.sharding import MeshConfig
@@ -32,7 +34,9 @@ store, out, shapes = json.loads(sys.argv[1])
 for fsdp, tensor in shapes:
     config = toy_config(steps=6, eval_every=3, checkpoint_every=3, eval_batches=4)
     mesh = MeshConfig(fsdp=fsdp, tensor=tensor)
-    fit_toy(toy_inputs(TrainingStore(Path(store)), config), Path(out) / f"{fsdp}-{tensor}", config, mesh)
+    last = fit_toy(toy_inputs(TrainingStore(Path(store)), config), Path(out) / f"{fsdp}-{tensor}", config, mesh)
+    floats = {name: value for name, value in trees(last).items() if "guard" not in name and len(value) > 8}
+    np.savez(Path(out) / f"{fsdp}-{tensor}.npz", **{n: np.frombuffer(v, np.float32) for n, v in floats.items()})
 """
 
 
@@ -49,7 +53,7 @@ def train(devices: int, store: str, out: Path, code: str = CODE) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("meshes")
     store = str(make_store(out / "store").folder)
-    for devices in (1, 2, 4):
+    for devices in (1, 2, 4, 8):
         train(devices, store, out)
     return out
 
@@ -65,3 +69,12 @@ def test_a_mesh_trains_as_one_device_does(runs: Path, devices: int, fsdp: int, t
         for name, value in reference.items():
             if name not in ("step", "split"):
                 np.testing.assert_allclose(line[name], value, rtol=BOUND, atol=BOUND, err_msg=f"{line['step']} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "fsdp", "tensor"), SHAPES)
+def test_a_mesh_ends_at_the_parameters_of_one_device(runs: Path, devices: int, fsdp: int, tensor: int) -> None:
+    found, expected = (np.load(runs / place) for place in (f"{devices}/{fsdp}-{tensor}.npz", "1/1-1.npz"))
+    assert set(found) == set(expected) and any("ema" in name for name in expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=BOUND, atol=BOUND, err_msg=name)

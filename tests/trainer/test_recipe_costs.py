@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import recipes
-from benchmarks.flops import flops
 from tests.tiny import tiny_config
 from wmjax.experiment.config import Experiment, load
+from wmjax.scaling.flops import flops
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:

@@ -22,6 +22,7 @@ from wmjax.core.command import run_command
 from wmjax.core.files import owned
 from wmjax.data.loader import BatchSource
 from wmjax.data.store import TrainingStore
+from wmjax.models.nn.layout import split_batch
 from wmjax.models.nn.stack import annotate
 from wmjax.models.prompts import PromptConfig
 from wmjax.trainer import checkpoint, loop
@@ -43,8 +44,8 @@ class Toy(nnx.Module):
         self.second = nnx.Param(annotate(normal, "mlp", "embed")(rngs.params(), (WIDTH, chunk * 7)))
 
     def __call__(self, state: jax.Array) -> jax.Array:
-        hidden = jnp.tanh(state @ self.first.get_value())
-        return (hidden @ self.second.get_value()).reshape(len(state), -1, 7)
+        hidden = split_batch(jnp.tanh(split_batch(state) @ self.first.get_value()))
+        return split_batch(hidden @ self.second.get_value()).reshape(len(state), -1, 7)
 
     def loss(self, inputs: Any, action: Any, mask: Any, key: Any, *, train: bool) -> tuple[jax.Array, dict]:
         noise = self.noise * jax.random.normal(key, action.shape) if train else 0.0

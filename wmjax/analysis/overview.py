@@ -79,7 +79,7 @@ def overview(baseline: Path, others: Sequence[Path]) -> Overview:
 
 
 def _name(header: Mapping[str, Any]) -> str:
-    seed = header.get("experiment", {}).get("seed")
+    seed = (header.get("experiment") or {}).get("seed")
     return actor_label(header) if seed is None else f"{actor_label(header)} s{seed}"
 
 

@@ -113,7 +113,7 @@ def _by_seed(folders: Sequence[Path]) -> dict[int, Path]:
                     f"{name} is {one!r} in {folders[0]}, {other!r} in {folder}; the evaluations of one side must "
                     "differ in the training seed only"
                 )
-        seed = header.get("experiment", {}).get("seed")
+        seed = (header.get("experiment") or {}).get("seed")
         if seed is None:
             raise UserError(f"{folder}: not an evaluation of a trained policy (its header has no training seed)")
         if seed in found:

@@ -9,11 +9,15 @@ def require_devices() -> None:
     """Lets jax start its backend, which it otherwise does at the first computation.
 
     Raises:
-        UserError: the platform that was asked for is not there, or its driver does not start.
+        UserError: the platform that was asked for is not there, or its driver does not start; or numbers of 64 bits are
+            switched on, with which neither random streams nor compiled programs are those of any other run.
 
     """
     import jax
+    import jax.numpy as jnp
 
+    if jnp.result_type(float) != jnp.float32:
+        raise UserError("jax_enable_x64 is on (JAX_ENABLE_X64), networks and random streams are of 32 bits; unset it")
     try:
         jax.devices()
     except Exception as error:  # backends raise RuntimeError, plugins AssertionError and worse

@@ -193,7 +193,7 @@ def first(body: Callable[[], T]) -> T:
     return made
 
 
-def told(body: Callable[[], int]) -> int:
+def broadcast_from_first(body: Callable[[], int]) -> int:
     """The number that the first process finds out, on all of them."""
     import jax
     from jax.experimental import multihost_utils

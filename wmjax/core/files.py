@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -244,7 +244,7 @@ class StoreWriter:
         self._held = contextlib.ExitStack()
         self._names: list[str] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StoreWriter":
         with contextlib.ExitStack() as held:
             held.enter_context(disk_errors(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -49,7 +49,7 @@ class Remote:
     def __str__(self) -> str:
         return self.url
 
-    def __truediv__(self, name: str) -> Self:
+    def __truediv__(self, name: str) -> "Remote":
         return dataclasses.replace(self, url=f"{self.url.rstrip('/')}/{name}")
 
     @property
@@ -57,7 +57,7 @@ class Remote:
         """The last part of the URL."""
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
-    def resolve(self) -> Self:
+    def resolve(self) -> "Remote":
         """Itself: a URL is absolute."""
         return self
 

@@ -1,6 +1,9 @@
 """Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +26,18 @@ def expand(path: str | Path) -> Path:
         raise UserError(f"{path}: no home folder ({error}); write the whole path") from error
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What lies below a folder and fits a pattern, in order, without anything hidden.
+
+    macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders.
+    """
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def cache_root() -> Path:
     """The cache folder (not created).
 
@@ -36,6 +51,22 @@ def cache_root() -> Path:
         return Path.home() / ".cache" / "wmjax"
     except RuntimeError as error:
         raise UserError(f"no home folder for the cache ({error}); set WMJAX_CACHE to a folder") from error
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out``, empty or not there before, when all is in it: half written it has another name."""
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if out.is_dir():  # and empty
+        out.rmdir()
+    part.rename(out)
 
 
 def keep_compiled_programs() -> None:

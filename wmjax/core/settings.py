@@ -12,10 +12,12 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 import reprlib
 import tomllib
 import types
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from wmjax.core.errors import UserError, unknown_name
 
@@ -235,6 +237,39 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
         out[key] = merge(out[key], value) if both else value
     return out
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one level of dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out.update(dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return out
+
+
+class Layer(NamedTuple):
+    """Settings that come from one place, and how they are corrected there: "correct train/scales/mini.toml"."""
+
+    values: Mapping[str, Any]
+    fix: str
+
+
+def with_origin(error: UserError, layers: Sequence[Layer]) -> UserError:
+    """The error, with the fix of the place that the setting which it names comes from.
+
+    Args:
+        error: names a setting by the end of its dotted name, as in ``lora.rank is -1``.
+        layers: from weak to strong.
+
+    """
+    for layer in reversed(layers):
+        for name in dotted(layer.values):
+            parts = name.split(".")
+            # A last part alone, such as "layers", is a word that any message may hold.
+            ends = [".".join(parts[start:]) for start in range(max(len(parts) - 1, 1))]
+            if any(re.search(rf"(?<!\w){re.escape(end)}(?!\w)", str(error)) for end in ends):
+                return UserError(f"{error}; {layer.fix}") if layer.fix else error
+    return error
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

@@ -33,24 +33,24 @@ def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
         text = "%s: sizes of all files and hashes of the small ones are right; verify() would hash the large ones too"
         logging.getLogger("wmjax").info(text, folder)
         return
-    looks, known = _looks(folder, manifest), {}
+    states, known = _file_states(folder, manifest), {}
     with contextlib.suppress(OSError, ValueError):
         known = dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
-    names = [name for name, look in looks.items() if known.get(name) != look]
+    names = [name for name, state in states.items() if known.get(name) != state]
     if not names:
         return
     if (size := sum(manifest["files"][name]["bytes"] for name in names)) > 1e9:
         logging.getLogger("wmjax").info("%s: checking the hashes of %.1f GB, once", folder, size / 1e9)
     verify_files(folder, manifest, names)
-    _write(folder, looks)
+    _write(folder, states)
 
 
 def remember(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes down that the files which were just written and hashed are whole."""
-    _write(folder, _looks(folder, manifest))
+    _write(folder, _file_states(folder, manifest))
 
 
-def _looks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _file_states(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The state of a file (a write or a copy changes it), and the hash that it should have."""
     stats = {name: (folder / name).stat() for name in manifest["files"]}
     return {
@@ -59,7 +59,7 @@ def _looks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _write(folder: Path, looks: dict[str, list[Any]]) -> None:
-    """Keeps the looks of whole files, if the folder can be written to."""
+def _write(folder: Path, states: dict[str, list[Any]]) -> None:
+    """Keeps the states of whole files, if the folder can be written to."""
     with contextlib.suppress(OSError, UserError):
-        write_json(folder / VERIFIED, looks)
+        write_json(folder / VERIFIED, states)

@@ -36,6 +36,7 @@ from wmjax.core.reading import reading, typed
 from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
+from wmjax.data.shift import ViewTable
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
 
@@ -71,7 +72,7 @@ class LatentWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         spec: EncoderSpec,
         store: TrainingStore,
         views: np.ndarray,
@@ -238,6 +239,16 @@ class LatentStore:
                 f"{where}: views have shape {self.views.shape} and latents.npy {self.latents.shape}, which do not "
                 f"belong together; {FIX}"
             )
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras whose frames were encoded."""
+        return self.spec.cameras
+
+    @property
+    def table(self) -> ViewTable:
+        """The shifts of the views, without the latents."""
+        return ViewTable(self.views, self.cameras)
 
     @functools.cached_property
     def hash(self) -> str:

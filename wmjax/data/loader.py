@@ -16,7 +16,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.data.labels import check_labels, chunk_labels, label_ends, undisturbed_future
 from wmjax.data.latents import LatentStore
-from wmjax.data.shift import MAX_SHIFT
+from wmjax.data.shift import MAX_SHIFT, ViewTable
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import future_indices, history_indices
 
@@ -36,10 +36,9 @@ class LoaderConfig:
 
     ``batch_size`` is global, over all hosts. ``views`` caps how many views of the latent store are drawn from
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to
-    ``max_shift`` pixels. ``include_latents=False`` keeps a latent store's table of shifts but loads no latents,
-    so that a model without a world model trains on the very same pixels. The chunk of actions begins ``delay``
-    control steps after the frame; what lies beyond the episode's end is masked. A store's chunk labels, where it has
-    them, are the actions that are learned, and its injected failures are masked out of the future.
+    ``max_shift`` pixels. The chunk of actions begins ``delay`` control steps after the frame; what lies beyond the
+    episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
+    injected failures are masked out of the future.
     """
 
     batch_size: int = 32
@@ -52,7 +51,6 @@ class LoaderConfig:
     shuffle: bool = True
     num_epochs: int | None = None
     drop_remainder: bool = True
-    include_latents: bool = True
     delay: int = 0
     shard_index: int = 0
     shard_count: int = 1
@@ -61,7 +59,7 @@ class LoaderConfig:
 
 
 def make_loader(
-    store: TrainingStore, latents: LatentStore | None, episodes: np.ndarray, config: LoaderConfig
+    store: TrainingStore, latents: LatentStore | ViewTable | None, episodes: np.ndarray, config: LoaderConfig
 ) -> "grain.IterDataset[Batch]":
     """The batches of one host, for some episodes.
 
@@ -70,7 +68,7 @@ def make_loader(
     i32 [B, 2] (dy, dx, yet to be applied to the pixels), sample_id i32 [B] (frame index in the store),
     sample_mask bool [B] (False only on the filler of a last batch kept by ``drop_remainder=False``); with
     latents also latents f32 [B, history, tokens, dim] (raw), future f32 [B, future, tokens, dim] and
-    future_mask bool [B, future].
+    future_mask bool [B, future]. A table of views gives the same batches as the store of latents, without the latents.
 
     The iterator's ``get_state()`` and ``set_state()`` resume at the exact next sample, with any host count.
 
@@ -89,7 +87,7 @@ class BatchSource:
     """Random access to the batches of one host: element ``i`` is the host's slice of global batch ``i``."""
 
     def __init__(
-        self, store: TrainingStore, latents: LatentStore | None, episodes: np.ndarray, config: LoaderConfig
+        self, store: TrainingStore, latents: LatentStore | ViewTable | None, episodes: np.ndarray, config: LoaderConfig
     ) -> None:
         _check(store, latents, config)
         self.store, self.latents, self.config = store, latents, config
@@ -171,7 +169,7 @@ class BatchSource:
 
     def _latent_columns(self, frames: np.ndarray, views: np.ndarray, episode: np.ndarray) -> Batch:
         """Latent history and future of the chosen views, raw, float32."""
-        if self.latents is None or not self.config.include_latents:
+        if not isinstance(self.latents, LatentStore):
             return {}
         past = history_indices(frames, self._frame_start[episode], self.config.history)
         ahead, future_mask = future_indices(frames, self._frame_end[episode], self.config.future)
@@ -187,7 +185,7 @@ class BatchSource:
 _EPISODE_COLUMNS = ("frame_start", "num_frames", "task")
 
 
-def _check(store: TrainingStore, latents: LatentStore | None, config: LoaderConfig) -> None:
+def _check(store: TrainingStore, latents: LatentStore | ViewTable | None, config: LoaderConfig) -> None:
     """Refuses settings that cannot be honoured."""
     for name in ("batch_size", "chunk", "history", "future", "shard_count"):
         value: Any = getattr(config, name)
@@ -204,9 +202,9 @@ def _check(store: TrainingStore, latents: LatentStore | None, config: LoaderConf
         raise UserError(f"shard_index is {config.shard_index}; it must be below shard_count {config.shard_count}")
     if config.max_shift < 0 or (config.views is not None and config.views < 1):
         raise UserError(f"max_shift {config.max_shift} must be >= 0 and views {config.views} >= 1; raise them")
-    if latents is not None:
+    if isinstance(latents, LatentStore):
         latents.check(store)
-        if config.views is not None and config.views > latents.views.shape[1]:
-            raise UserError(
-                f"views is {config.views} but {latents.folder} has {latents.views.shape[1]}; lower it or encode more"
-            )
+    if latents is not None and config.views is not None and config.views > latents.views.shape[1]:
+        raise UserError(
+            f"views is {config.views}, but only {latents.views.shape[1]} are drawn per episode; lower it or encode more"
+        )

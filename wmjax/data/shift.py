@@ -4,6 +4,7 @@ The same function works on numpy and jax arrays and uses index arithmetic only, 
 offline in numpy and the pixels that are shifted inside a jitted step agree bit for bit. Imports neither.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,20 @@ VIEWS = 2
 
 Array = Any
 """A numpy or jax array; this module must not import jax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewTable:
+    """The image shifts of a store of latents, without the latents: models that read none train on the same pixels.
+
+    Attributes:
+        views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
+        cameras: names of the cameras that are shifted as the view is.
+
+    """
+
+    views: Int32[np.ndarray, "episodes views 2"]
+    cameras: tuple[str, ...]
 
 
 def shift_images(

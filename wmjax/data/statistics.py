@@ -1,7 +1,7 @@
 """Statistics of columns, and the normalisation of actions, states and latents made from them."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
@@ -114,9 +114,7 @@ def _quantiles(parts: list[np.ndarray]) -> np.ndarray:
     return np.quantile(np.concatenate(parts, dtype=np.float64), (0.01, 0.99), overwrite_input=True)
 
 
-def action_spec(
-    store: TrainingStore, train_episodes: np.ndarray, chunk: int, normalisation: Normalisation
-) -> ActionSpec:
+def action_spec(store: TrainingStore, train_episodes: np.ndarray, chunk: int, normalisation: str) -> ActionSpec:
     """The ActionSpec of a training run: statistics of the training episodes only.
 
     ``quantile`` maps [q01, q99] to [-1, 1], ``mean_std`` to zero mean and unit deviation; a gripper command becomes -1
@@ -128,17 +126,16 @@ def action_spec(
     """
     if normalisation not in get_args(Normalisation):
         raise UserError(f"normalisation is {normalisation!r}; choose one of {', '.join(get_args(Normalisation))}")
-    offset, scale = _affine(label_statistics(store, train_episodes, chunk), normalisation, MIN_ACTION_SCALE)
+    kind = cast(Normalisation, normalisation)
+    offset, scale = _affine(label_statistics(store, train_episodes, chunk), kind, MIN_ACTION_SCALE)
     raw = store.action_spec
     for index, opened, closed in zip(raw.grippers, raw.gripper_open, raw.gripper_closed, strict=True):
         offset[index], scale[index] = (opened + closed) / 2, (closed - opened) / 2
-    state_offset, state_scale = _affine(
-        column_statistics(store, "state", train_episodes), normalisation, MIN_STATE_SCALE
-    )
+    state_offset, state_scale = _affine(column_statistics(store, "state", train_episodes), kind, MIN_STATE_SCALE)
     return dataclasses.replace(
         raw,
         chunk=chunk,
-        normalisation=normalisation,
+        normalisation=kind,
         offset=_floats(offset),
         scale=_floats(scale),
         state_offset=_floats(state_offset),

@@ -27,6 +27,7 @@ from wmjax.core.files import (
     verify_files,
 )
 from wmjax.core.location import Location, Rows, local, location
+from wmjax.core.paths import listed
 from wmjax.core.reading import typed
 from wmjax.core.settings import Range
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
@@ -65,7 +66,7 @@ class Task:
 
 
 def write_part(
-    folder: Path,
+    folder: str | Path,
     name: str,
     episode: EpisodeData,
     spec: ObservationSpec | None = None,
@@ -94,11 +95,11 @@ def write_part(
 
 def part_names(folder: Path) -> list[str]:
     """Names of the finished parts, sorted; what a resumed recording may skip."""
-    return sorted(path.stem for path in (Path(folder) / PARTS).glob("*.npz") if not path.name.startswith("."))
+    return sorted(path.stem for path in listed(Path(folder) / PARTS, "*.npz"))
 
 
 def finalize(
-    folder: Path,
+    folder: str | Path,
     spec: ObservationSpec,
     action: ActionSpec,
     tasks: Sequence[Task] | None = None,
@@ -345,7 +346,7 @@ class TrainingStore:
         starts = np.array([episode["step_start"] for episode in self.episodes], np.int32)
         return starts[self.frame_episode] + self.frame_step
 
-    def episode(self, index: int) -> EpisodeData:
+    def episode(self, index: int | np.integer) -> EpisodeData:
         """One episode as it was recorded (frames stay memory-mapped; of a remote store they are read)."""
         entry = self.episodes[index]
         rows = slice(entry["step_start"], entry["step_start"] + entry["length"])
@@ -363,7 +364,7 @@ class TrainingStore:
             injected=None if self.injected is None else self.injected[rows],
         )
 
-    def settled_state(self, index: int) -> Float64[np.ndarray, " s"]:
+    def settled_state(self, index: int | np.integer) -> Float64[np.ndarray, " s"]:
         """The full simulator state an episode started from."""
         return self._settled[str(index)]
 

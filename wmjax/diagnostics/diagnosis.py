@@ -2,13 +2,13 @@
 
 import dataclasses
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import input_section, memory_section
@@ -27,7 +27,14 @@ from wmjax.diagnostics.passes import (
     observe,
 )
 from wmjax.diagnostics.prophet_skill import world_section
-from wmjax.diagnostics.samples import ActionWindows, LatentWindows, action_windows, choose_frames, latent_windows
+from wmjax.diagnostics.samples import (
+    ActionWindows,
+    LatentTransform,
+    LatentWindows,
+    action_windows,
+    choose_frames,
+    latent_windows,
+)
 from wmjax.diagnostics.text_table import Section, Skipped
 from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.parameters import Trainable, trainable_filter
@@ -202,11 +209,11 @@ def _prophet_of(config: VLAConfig) -> tuple[str, str]:
 
 
 def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
-    assert inputs.latents is not None
+    assert isinstance(inputs.latents, LatentStore)
     shape = model.config.prophet
-    return latent_windows(inputs.store, inputs.latents, frames, shape.history, shape.future, _fit(model.world))
+    return latent_windows(inputs.store, inputs.latents, frames, shape.history, shape.future, _to_prophet(model.world))
 
 
-def _fit(world: WorldMemory) -> Any:
+def _to_prophet(world: WorldMemory) -> LatentTransform:
     """The latents in the shape that the Prophet predicts, frame by frame."""
     return lambda latents: np.asarray(world.prophet_latents(jnp.asarray(latents)))

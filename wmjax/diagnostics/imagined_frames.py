@@ -71,11 +71,11 @@ class Imagined:
 
     """
 
-    frames: Int[np.ndarray, "shown 1+future"]
+    frames: Int[np.ndarray, "shown now_and_future"]
     nearest: Int[np.ndarray, "shown future near"]
     nearest_true: Int[np.ndarray, "shown future"]
-    actual: UInt8[np.ndarray, "shown 1+future grid grid 3"]
-    predicted: UInt8[np.ndarray, "shown 1+future grid grid 3"]
+    actual: UInt8[np.ndarray, "shown now_and_future rows columns 3"]
+    predicted: UInt8[np.ndarray, "shown now_and_future rows columns 3"]
     skill: Float[np.ndarray, "shown future"]
 
 

@@ -4,6 +4,7 @@ The VLM runs once per condition that changes its inputs; the corruptions of the 
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.rng import named_key
+from wmjax.data.latents import LatentStore
 from wmjax.data.loader import Batch, make_loader
 from wmjax.data.statistics import normalise_action
 from wmjax.data.store import TrainingStore
+from wmjax.models.backbones.base import Hidden, State
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Donors
@@ -97,13 +100,13 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
     """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
-    fit = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
+    applicable = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
     episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
     nobody_else = {"shuffled": len(store.episodes) < 2, "shuffled_in_task": min(episodes.values()) < 2}
-    fit = [kind for kind in fit if not nobody_else.get(kind)]
-    conditions = [Condition(kind, corruption=kind) for kind in fit]
+    applicable = [kind for kind in applicable if not nobody_else.get(kind)]
+    conditions = [Condition(kind, corruption=kind) for kind in applicable]
     # The memory is made from the same images: only this says what the actions lose without any.
-    return [*conditions, Condition("closed, images black", _black_images, "closed")] if fit else []
+    return [*conditions, Condition("closed, images black", _black_images, "closed")] if applicable else []
 
 
 class Network:
@@ -117,7 +120,7 @@ class Network:
 
         def act(
             state: nnx.State,
-            hidden: Array,
+            hidden: Hidden | State,
             batch: dict[str, Array],
             index: Array,
             draw: Array,
@@ -128,11 +131,11 @@ class Network:
 
         self._acted = jax.jit(act, static_argnums=6)
 
-    def hidden(self, batch: Batch) -> Float[Array, "batch length hidden"]:
+    def hidden(self, batch: Batch) -> Hidden | State:
         """The output of the VLM without the memory (:meth:`wmjax.models.vla.VLA.encode_prompt`)."""
         return self._hidden(self._state, batch)
 
-    def act(self, hidden: Float[Array, "batch length hidden"], batch: Batch, index: int, condition: Condition) -> Acted:
+    def act(self, hidden: Hidden | State, batch: Batch, index: int, condition: Condition) -> Acted:
         """The rest of the network; noise depends on the batch's ``index`` and the draw's number only."""
         donor = self._donor(batch, condition.corruption) if condition.corruption in SHUFFLED else None
 
@@ -146,7 +149,7 @@ class Network:
     @functools.cached_property
     def _donors(self) -> Donors:
         inputs = self._inputs
-        assert inputs.latents is not None
+        assert isinstance(inputs.latents, LatentStore)
         return Donors(inputs.store, inputs.latents, self.config.prophet.history, inputs.prompts)
 
     def _donor(self, batch: Batch, corruption: Corruption) -> Donor:
@@ -169,7 +172,7 @@ class Network:
     def _act(
         self,
         model: VLA,
-        hidden: Array,
+        hidden: Hidden | State,
         batch: dict[str, Array],
         index: Array,
         draw: Array,
@@ -207,15 +210,17 @@ def batches(inputs: Inputs, split: Split, count: int, size: int, seed: int) -> I
         inputs.loader, batch_size=size, seed=seed, views=1, max_shift=0, num_epochs=1, drop_remainder=False
     )
     episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
-    for _, batch in zip(range(count), make_loader(inputs.store, inputs.latents, episodes, loader), strict=False):
-        yield batch
+    # Closed at the end, because it reads ahead in threads.
+    with contextlib.closing(iter(make_loader(inputs.store, inputs.latents, episodes, loader))) as stream:
+        for _, batch in zip(range(count), stream, strict=False):
+            yield batch
 
 
 def observe(network: Network, stream: Iterator[Batch], conditions: list[Condition]) -> Outcome:
     """Runs every condition on every batch; the VLM once for each change of its inputs."""
     rng, rows = np.random.default_rng(0), []
     for index, batch in enumerate(stream):
-        seen: dict[Change | None, tuple[Batch, Array]] = {None: (batch, network.hidden(batch))}
+        seen: dict[Change | None, tuple[Batch, Hidden | State]] = {None: (batch, network.hidden(batch))}
         acted = {}
         for condition in [Condition(PLAIN), *conditions]:
             if condition.change is not None and condition.change not in seen:

@@ -189,7 +189,7 @@ def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, " frames"],
     return episode, fits
 
 
-def show(table: Table) -> str:
+def format_table(table: Table) -> str:
     """The table as Markdown; single objects only if they are few."""
     columns = list(dict.fromkeys(key for row in table.values() for key in row))
     if sum(key.startswith("xy ") for key in columns) > MANY:

@@ -18,7 +18,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.windows import chunk_indices, future_indices, history_indices
 from wmjax.trainer.config import Inputs
 
-Fit = Callable[[np.ndarray], np.ndarray]
+LatentTransform = Callable[[np.ndarray], np.ndarray]
 """Normalised latents ``[n, frames, tokens, dim]`` in the Prophet's shape: pooled and layer-normed if it does so."""
 
 
@@ -101,7 +101,12 @@ def rotation_columns(vector: Float32[np.ndarray, "*shape xyz"]) -> Float32[np.nd
 
 
 def latent_windows(
-    store: TrainingStore, latents: LatentStore, frames: Int[np.ndarray, " n"], history: int, future: int, fit: Fit
+    store: TrainingStore,
+    latents: LatentStore,
+    frames: Int[np.ndarray, " n"],
+    history: int,
+    future: int,
+    transform: LatentTransform,
 ) -> LatentWindows:
     """Gathers the windows of frames.
 
@@ -111,7 +116,7 @@ def latent_windows(
         frames: indices of the store's frames.
         history: frames up to and including each one.
         future: frames after each one.
-        fit: brings normalised latents into the shape that the Prophet predicts.
+        transform: brings normalised latents into the shape that the Prophet predicts.
 
     """
     where, table = place(store, frames), latents.latents
@@ -119,8 +124,8 @@ def latent_windows(
     ahead, mask = future_indices(frames, where.end_frame, future)
     rows = store.frame_row[np.concatenate([frames[:, None], ahead], axis=1)]
     return LatentWindows(
-        history=fit(normalise_latents(table[0, past], latents.spec)),
-        future=fit(normalise_latents(table[0, ahead], latents.spec)),
+        history=transform(normalise_latents(table[0, past], latents.spec)),
+        future=transform(normalise_latents(table[0, ahead], latents.spec)),
         mask=mask & undisturbed_future(store, frames, ahead),
         position=store.state[rows][..., list(store.spec.position)],
         rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Section(Protocol):
     """One part of a diagnosis: a dataclass of numbers."""
 

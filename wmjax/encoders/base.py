@@ -10,7 +10,8 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -67,6 +68,7 @@ class EncoderConfig(Settings, section="encoder"):
         return dataclasses.replace(self, clip_length=spec.clip_length, cameras=spec.cameras, **recorded)
 
 
+@runtime_checkable
 class Exporter(Protocol):
     """What computes the latents of a store, in any framework."""
 
@@ -115,6 +117,11 @@ class Encoder(abc.ABC):
             UserError: no such encoder, or settings that do not fit it.
 
         """
+
+    @classmethod
+    def files(cls, config: Any) -> list[Path]:
+        """The files of a folder that the settings name and the encoder reads; none of what ships or is on a hub."""
+        return []
 
     @classmethod
     def shape(cls, config: Any) -> tuple[int | None, int | None]:

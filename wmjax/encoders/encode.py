@@ -60,7 +60,7 @@ class EpisodeClips:
 
 def encode_clips(
     encode: Callable[[np.ndarray], np.ndarray], clips: EpisodeClips | UInt8[np.ndarray, "n ..."], batch: int
-) -> Float32[np.ndarray, "n tokens dim"]:
+) -> Float32[np.ndarray, " n *features"]:
     """Encodes any number of clips in batches of at most ``batch`` (padded by repetition, then cut).
 
     A thread gathers the next batch while ``encode`` works.

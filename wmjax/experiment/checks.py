@@ -59,14 +59,15 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
 
     """
     settings, data = experiment.evaluation, experiment.data
-    protocol = load_protocol(settings.protocol, episodes_per_task=settings.episodes_per_task)
+    origins = {"tasks": "data.tasks", "episodes_per_task": "evaluation.episodes_per_task"}
+    protocol = load_protocol(settings.protocol, origins, episodes_per_task=settings.episodes_per_task)
     tasks: tuple[int, ...] | None = data.tasks
     if data.path:
         # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
         known, recorded = protocol.environment.suites, store.tasks if store else ()
         own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
         tasks = tuple(sorted(own)) or None
-    return load_protocol(settings.protocol, tasks=tasks, episodes_per_task=settings.episodes_per_task)
+    return load_protocol(settings.protocol, origins, tasks=tasks, episodes_per_task=settings.episodes_per_task)
 
 
 def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:

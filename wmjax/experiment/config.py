@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import URL
-from wmjax.core.paths import expand, resource_folder
+from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Range, Settings, build, merge
+from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, convert, dotted, merge, with_origin
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import EncoderConfig, default_encoder
@@ -133,9 +133,6 @@ RESUMABLE = (
 )
 """Settings that may change when a run resumes, because no number depends on them."""
 
-PLACES = ("data.path", "encoder.path")
-"""Settings that may name another place when a run resumes, a copy of the store on a disk or in a bucket: the
-checkpoint knows the demonstrations' hash and the latents' spec with their statistics, and refuses other ones."""
 
 FOLDERS = (
     ("train", "backbone_weights"),
@@ -144,7 +141,9 @@ FOLDERS = (
     ("encoder", "model"),
     ("prompt", "tokenizer"),
 )
-"""Settings that may name a folder, by their group."""
+"""Settings that may name a folder, by their group. Another place may be named when a run resumes or is evaluated, such
+as a copy on another machine: a checkpoint knows the hashes of demonstrations, encoder, tokenizer and published weights,
+and the latents' spec with their statistics, and refuses other ones."""
 
 KINDS: dict[str, Any] = {
     "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
@@ -166,7 +165,7 @@ def owner(setting: str) -> str:
 
 def axis_names(axis: str) -> list[str]:
     """The files of ``train/<axis>``, without their ending."""
-    return sorted(path.stem for path in (resource_folder("train") / axis).glob("*.toml"))
+    return [path.stem for path in listed(resource_folder("train") / axis, "*.toml")]
 
 
 def recipe_names() -> list[str]:
@@ -213,15 +212,23 @@ def load(
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
     recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
     values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
-    for layer in (scale_values, data_values, _read_recipe(recipe), overrides or {}):
-        values = merge(values, layer)
+    layers = [
+        Layer(scale_values, f"correct train/scales/{scale}.toml"),
+        Layer(data_values, f"correct train/data/{dataset}.toml"),
+        Layer(_read_recipe(recipe), f"correct the file of {recipe} in train/variants or train/heads"),
+        Layer(overrides or {}, ""),
+    ]
+    for layer in layers:
+        values = merge(values, dict(layer.values))
     values = _expand_preset(values)
     for key in ("recipe", "scale", "dataset"):
         if key in values:
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
-    return _anchor(
-        _with_dimensions(build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset}))
-    )
+    try:
+        built = build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})
+        return anchor(_with_dimensions(built))
+    except UserError as error:
+        raise with_origin(error, layers) from error
 
 
 def _with_dimensions(experiment: Experiment) -> Experiment:
@@ -245,7 +252,7 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {key: values.pop(key)} if key in values else {}
 
 
-def _anchor(experiment: Experiment) -> Experiment:
+def anchor(experiment: Experiment) -> Experiment:
     """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere."""
     replaced: dict[str, Any] = {}
     for group, name in FOLDERS:
@@ -308,14 +315,6 @@ def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
             )
 
 
-def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one level of dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out.update(dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return out
-
-
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The resolved experiment as plain JSON types: what a run saves."""
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
@@ -347,7 +346,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
     """
     try:
-        return build(Experiment, values)
+        return convert(values, Experiment, "")
     except UserError as error:
         raise UserError(
             f"saved settings: {error}; if another version of wmjax saved them, train again with this one"

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from wmjax.experiment.config import Experiment, dotted, to_dict
+from wmjax.core.settings import dotted
+from wmjax.experiment.config import Experiment, to_dict
 from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.vla import VLA
 from wmjax.trainer.sharding import make_mesh, shardings

@@ -11,12 +11,13 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
+from wmjax.core.settings import dotted
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import PLACES, RESUMABLE, Experiment, dotted, to_dict
+from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, to_dict
 from wmjax.experiment.dimensions import of_store
-from wmjax.experiment.latent_settings import latent_spec
+from wmjax.experiment.latent_settings import latent_spec, require_camera
 from wmjax.models.backbones.base import BACKBONES
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
@@ -41,7 +42,8 @@ class RunPlan:
         experiment: all settings.
         folder: the run's folder.
         store: the demonstrations that ``data.path`` names; None if they are recorded by the run.
-        latent_spec: of the latents that the run trains on; their statistics come with the store of latents.
+        latent_spec: of the latents that the run trains on, whose statistics come with their store; None if the model
+            reads none: then no encoder is needed.
         weights: of the backbone.
         protocol: of the closed-loop evaluation, on the tasks that are trained on; None without an evaluation.
 
@@ -50,7 +52,7 @@ class RunPlan:
     experiment: Experiment
     folder: Path
     store: TrainingStore | None
-    latent_spec: EncoderSpec
+    latent_spec: EncoderSpec | None
     weights: StartingWeights
     protocol: Protocol | None
 
@@ -92,10 +94,19 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
         experiment=experiment,
         folder=folder or default_folder(experiment),
         store=store,
-        latent_spec=distributed.first(lambda: latent_spec(experiment.encoder, experiment.data)),
+        latent_spec=distributed.first(lambda: _latent_spec(experiment)),
         weights=distributed.first(lambda: starting_weights(experiment)),
         protocol=final_protocol(experiment, store) if evaluates else None,
     )
+
+
+def _latent_spec(experiment: Experiment) -> EncoderSpec | None:
+    """The spec of the latents, None if the model reads none; their cameras must exist either way, for the shifts."""
+    if experiment.model.memory.reads_latents:
+        return latent_spec(experiment.encoder, experiment.data)
+    if not experiment.data.path:
+        require_camera(experiment.encoder, experiment.data.observation.cameras)
+    return None
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -132,7 +143,8 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
         defaults = dotted(to_dict(Experiment("", "", ""))).items()
         old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
         # One place for another; a store in place of what is made here, or the reverse, is another experiment.
-        free = {*RESUMABLE, *(k for k in PLACES if old.get(k) and new.get(k))}
+        places = [f"{group}.{name}" for group, name in FOLDERS]
+        free = {*RESUMABLE, *(k for k in places if old.get(k) and new.get(k))}
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
         if changed:
             key = changed[0]

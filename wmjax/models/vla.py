@@ -20,7 +20,7 @@ from wmjax.core.settings import Depth, Range, Settings
 from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
 from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, default_head
 from wmjax.models.inputs import ModelInput
-from wmjax.models.nn.transformer import Mlp, table
+from wmjax.models.nn.transformer import Mlp, embedding_table
 from wmjax.models.world.conditioning import Context, ContextSizes
 from wmjax.models.world.config import WorldMemoryConfig, require_condition
 from wmjax.models.world.injection import InjectionConfig
@@ -39,7 +39,8 @@ class VLAConfig(Settings, section="model"):
 
     Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
     number of the observation's cameras that the VLM gets, from the first (None: all). ``query_std`` is the initial size
-    of the action queries. ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
+    of the action queries; with published weights it is that of their token embeddings (:func:`match_embeddings`).
+    ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
     ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
     ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
     """
@@ -88,6 +89,32 @@ def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
     )
 
 
+def match_embeddings(config: VLAConfig, params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """The states of a policy whose own tokens are as large as the words of its backbone.
+
+    The learned tokens are drawn at ``query_std``, which suits a backbone of random values. Published embeddings are of
+    another size: the queries of a 3B model would enter 20 times larger than its words. What is drawn stays, scaled.
+
+    Args:
+        config: of the policy.
+        params: its trainable state, with the backbone's weights in place.
+        frozen: the rest of its parameters, likewise.
+
+    """
+    name = BACKBONES.resolve(config.backbone.kind).EMBEDDINGS
+    if not name:
+        return params, frozen
+    leaves = dict(nnx.to_flat_state(params))
+    words = (leaves | dict(nnx.to_flat_state(frozen)))[("backbone", name)].get_value()
+    scale = jax.jit(lambda x: jnp.std(x.astype(jnp.float32)) / config.query_std)(words)
+    for path in (("queries",), ("state_in",)):  # the state's token is learned only without a state
+        if path in leaves:
+            old = leaves[path].get_value()
+            resized = jax.jit(jnp.multiply, out_shardings=old.sharding)(old, scale)
+            leaves[path] = leaves[path].replace(resized)
+    return nnx.from_flat_state(leaves), frozen
+
+
 class VLA(nnx.Module):
     """Vision-language-action policy with world memory. Actions and state are normalised here."""
 
@@ -101,9 +128,9 @@ class VLA(nnx.Module):
         self.state_in = (
             Mlp(config.state_dim, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs)
             if config.use_state
-            else table(rngs.params(), (1, hidden_dim), config.query_std)
+            else embedding_table(rngs.params(), (1, hidden_dim), config.query_std)
         )
-        self.queries = table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
+        self.queries = embedding_table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
         self.world = WorldMemory(

@@ -9,16 +9,18 @@ from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.core.provenance import provenance
+from wmjax.data.latents import LatentStore
 from wmjax.diagnostics.diagnosis import TITLES, diagnose
 from wmjax.diagnostics.imagined_frames import Imagined
 from wmjax.diagnostics.picture import draw
 from wmjax.diagnostics.text_table import Section, plain
-from wmjax.experiment.config import Experiment, from_dict
+from wmjax.experiment.config import Experiment
 from wmjax.models.vla import VLA
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate_checkpoint import identity
 from wmjax.pipeline.latents import find_latents
-from wmjax.policy.restore import load_model
+from wmjax.policy.places import Places
+from wmjax.policy.saved import find_policy
 from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.inputs import make_inputs
@@ -34,6 +36,7 @@ def diagnose_checkpoint(
     batches: int = BATCHES,
     data: Location | None = None,
     out: Path | None = None,
+    places: Places | None = None,
 ) -> None:
     """Prints the diagnosis of a checkpoint and writes it beside the run.
 
@@ -43,6 +46,7 @@ def diagnose_checkpoint(
         batches: of 32 samples, at most.
         data: the run's training store, if it is not in the cache.
         out: the JSON file; ``RUN/diagnostics/STEP-SPLIT.json`` when None. The picture lies beside it.
+        places: what to use in place of folders that the run's settings name, as on another machine.
 
     Raises:
         UserError: ``batches`` below 1; no complete checkpoint; data that are missing or not the run's.
@@ -52,7 +56,7 @@ def diagnose_checkpoint(
     if batches < 1:
         raise UserError(f"--batches is {batches}; it must be at least 1")
     folder = checkpoint.find(run)
-    experiment, model, inputs = load(folder, data)
+    experiment, model, inputs = load(folder, data, places)
     found = diagnose(model, inputs, split, batches, experiment.train.seed, experiment.train.trainable)
     header = describe(folder, experiment, inputs, split)
     print(render(header, found.sections))
@@ -66,26 +70,26 @@ def diagnose_checkpoint(
 
 def write_picture(path: Path, imagined: Imagined, inputs: Inputs) -> Path:
     """Writes what the Prophet imagines, as the first camera of the latents sees it; returns the path."""
-    assert inputs.latents is not None
+    assert isinstance(inputs.latents, LatentStore)
     with atomic_path(path) as temporary:
         draw(imagined, inputs.store, inputs.cameras[0]).save(temporary, format="PNG")
     return path
 
 
-def load(folder: Path, data: Location | None = None) -> tuple[Experiment, VLA, Inputs]:
+def load(folder: Path, data: Location | None = None, places: Places | None = None) -> tuple[Experiment, VLA, Inputs]:
     """The experiment of a checkpoint, its model with the averaged parameters, and the data that it was trained on.
 
     Raises:
         UserError: a damaged checkpoint, data that are missing or differ from what the specs in it say.
 
     """
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
+    found = find_policy(folder, places)
+    meta, experiment = found.meta, found.experiment
     store = find_store(experiment, data)
     latents = find_latents(experiment, store, meta["specs"]["encoder"])
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
     inputs.require_same(meta)
-    return experiment, load_model(folder), inputs
+    return experiment, found.model(), inputs
 
 
 def describe(folder: Path, experiment: Experiment, inputs: Inputs, split: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from wmjax.reporting.video.clips import Videos
 from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.benchmark_log import keep_record
-from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder
+from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records
 from wmjax.rollout.runner import Runner, video_name
@@ -138,13 +138,13 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 def _speed_of_shards(out: Path) -> dict[str, float]:
     """The numbers of all shards as if they had run side by side; a killed shard has none."""
-    files = [out / "summary.json", *out.glob("shards/*-of-*/summary.json")]
+    files = [out / "summary.json", *(folder / "summary.json" for folder in shard_folders(out))]
     written = [_read_summary(path) for path in files if path.is_file()]
     parts = [part for part in written if "shards" not in part]  # that one is the summary of all
     return {
         "seconds": max((float(part.get("seconds") or 0.0) for part in parts), default=0.0),
         "control_steps_per_second": sum(float(part.get("control_steps_per_second") or 0.0) for part in parts),
-        "shards": len(list(out.glob("shards/*-of-*"))),
+        "shards": len(shard_folders(out)),
     }
 
 

@@ -13,16 +13,18 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs, records_folder
+from wmjax.core.settings import dotted
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, dotted, from_dict
+from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, from_dict
 from wmjax.models.prompts import join_prompts
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.latents import find_latents, made_before
 from wmjax.policy.interventions import Donors
+from wmjax.policy.places import Places
 from wmjax.policy.policy import Policy, load_policy
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.policy.saved import find_policy
@@ -43,22 +45,30 @@ def evaluate_checkpoint(
     batch_size: int = 1,
     shard: Shard = WHOLE,
     data: Location | None = None,
+    places: Places | None = None,
 ) -> Summary:
     """Evaluates a run's newest checkpoint, or one checkpoint's folder.
 
-    ``data`` is the run's training store for a shuffled memory, if it is not in the cache.
+    ``data`` is the run's training store for a shuffled memory, if it is not in the cache. ``places`` is what to use in
+    place of folders that the run's settings name, as on another machine.
 
     Raises:
         UserError: no complete checkpoint there, for a shuffled memory no training store or none of the protocol's
             tasks in it, or see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     """
-    actor, header, album = load_actor(path, protocol, videos=videos, batch_size=batch_size, data=data)
+    actor, header, album = load_actor(path, protocol, videos=videos, batch_size=batch_size, data=data, places=places)
     return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
 
 
 def load_actor(
-    path: Path, protocol: Protocol, *, videos: int = 0, batch_size: int = 1, data: Location | None = None
+    path: Path,
+    protocol: Protocol,
+    *,
+    videos: int = 0,
+    batch_size: int = 1,
+    data: Location | None = None,
+    places: Places | None = None,
 ) -> tuple[PolicyActor, dict[str, Any], Album | None]:
     """A checkpoint as an actor of a protocol, with the evaluation's header and, if there are videos, their album.
 
@@ -75,6 +85,7 @@ def load_actor(
         open_loop_horizon=protocol.open_loop_horizon,
         oracle=protocol.oracle,
         corruption=protocol.corruption,
+        places=places,
     )
     header |= timing(policy, protocol)
     donors = _donors(policy, data) if protocol.corruption in SHUFFLED else None
@@ -102,7 +113,8 @@ def _album(policy: Policy) -> Album | None:
         return None
     frames = spread(len(store.frame_step), latents.spec.tokens_per_frame * latents.spec.dim)
     camera = store.spec.cameras.index(latents.spec.cameras[0])
-    return Album(store, frames, camera, policy.prophet_latents(np.asarray(latents.latents[0, frames], np.float32)))
+    found = policy.prophet_latents(np.asarray(latents.latents[0, frames], np.float32))
+    return Album(store.frames, frames, camera, found)
 
 
 def _require_same(policy: Policy, store: TrainingStore, latents: LatentStore) -> None:

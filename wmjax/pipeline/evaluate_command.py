@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
+from wmjax.core.errors import UserError
 from wmjax.core.location import Location
 from wmjax.core.options import Short
 from wmjax.core.settings import Depth, Range, Settings
@@ -11,6 +12,7 @@ from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.evaluate_scripted import evaluate_scripted, replay_status
 from wmjax.pipeline.evaluate_served import check_served, evaluate_served, is_served, require_served
+from wmjax.policy.places import Places
 from wmjax.policy.saved import find_policy
 from wmjax.rollout.protocol import load_protocol, protocol_folder
 
@@ -52,6 +54,7 @@ def run_evaluation(
     data: Location | None,
     dialect: str,
     check: int | None,
+    places: Places,
 ) -> int:
     """Evaluates, and prints the table.
 
@@ -67,6 +70,7 @@ def run_evaluation(
         data: the training store to replay, to check with, or of the run.
         dialect: of a served policy.
         check: observations that a served policy is shown instead of being evaluated.
+        places: what to use in place of folders that the run's settings name, as on another machine.
 
     Returns:
         The exit status: 1 if too few replays succeeded, else 0.
@@ -79,6 +83,8 @@ def run_evaluation(
     chosen, unchanged = load_protocol(protocol, **changes), load_protocol(protocol)
     shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "data": data}
     shared["shard"] = parse_shard(shard)
+    if run is None and places:
+        raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
     require_served(foreign, policy)
     if check is not None:
         print(check_served(policy, dialect, foreign, data, check))
@@ -93,7 +99,7 @@ def run_evaluation(
     else:
         found = find_policy(run)  # once: a run that is still training saves others meanwhile
         out = out or protocol_folder(found.evaluations, chosen, unchanged)
-        summary = evaluate_checkpoint(found.folder, chosen, out, batch_size=settings.batch, **shared)
+        summary = evaluate_checkpoint(found.folder, chosen, out, batch_size=settings.batch, places=places, **shared)
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if policy == "replay" else 0

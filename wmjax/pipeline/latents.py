@@ -8,6 +8,7 @@ from wmjax.core.location import Remote, location
 from wmjax.core.paths import cache_root
 from wmjax.core.specs import EncoderSpec, from_dict, require_equal, spec_hash
 from wmjax.data.latents import LatentStore
+from wmjax.data.shift import ViewTable, draw_views
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.base import ENCODERS, EncoderConfig, Exporter, describe
 from wmjax.encoders.encode import encode_store
@@ -16,10 +17,28 @@ from wmjax.experiment.latent_settings import latent_spec, open_latents, require_
 from wmjax.pipeline.demonstrations import recorded_folder
 
 
+def latents_or_views(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None) -> LatentStore | ViewTable:
+    """What an experiment trains on beside its demonstrations: latents, or the shifts of their views if it reads none.
+
+    Args:
+        experiment: all settings.
+        store: the demonstrations.
+        spec: of the latents; None if the experiment's model reads none.
+
+    Raises:
+        UserError: see :func:`encode`.
+
+    """
+    config = experiment.encoder
+    if spec is not None:
+        return encode(experiment, store, spec)
+    require_camera(config, store.spec.cameras)
+    store.verify_once()
+    return ViewTable(draw_views(len(store.episodes), config.views, 0, config.max_shift), config.cameras)
+
+
 def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None = None) -> LatentStore:
     """The latent store of a training store and an encoder: a given one, or made here once.
-
-    Variants without world memory use its table of image shifts too, so that all variants train on the same pixels.
 
     Raises:
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.

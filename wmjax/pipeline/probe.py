@@ -72,11 +72,11 @@ class BackboneFeatures:
                 f"image_size is {size}, {side} x {side} tokens that do not pool to {GRID} x {GRID}; "
                 f"give stores of {GRID * (size // side)} pixels or a multiple"
             )
-        self._look = jax.jit(lambda *inputs: pool(tokens(*inputs), grid))
+        self._read_features = jax.jit(lambda *inputs: pool(tokens(*inputs), grid))
 
     def __call__(self, frames: Frames, instruction: str) -> dict[str, Float32[np.ndarray, "frames tokens dim"]]:
         """Features of every frame of an episode, row by row of the table."""
-        look = functools.partial(self._look, self._state, self._prepare(instruction))
+        look = functools.partial(self._read_features, self._state, self._prepare(instruction))
         seen = encode_clips(look, frames[:, : self._cameras], BATCH)
         return {f"{self.name}: {row}": seen[:, i] for i, row in enumerate(ROWS)}
 

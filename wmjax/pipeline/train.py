@@ -16,6 +16,7 @@ from wmjax.core.devices import require_devices
 from wmjax.core.files import owned
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
+from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import load, to_dict
@@ -23,12 +24,13 @@ from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.dry_run import describe
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
-from wmjax.models.vla import VLA
+from wmjax.models.vla import VLA, match_embeddings
 from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
-from wmjax.pipeline.latents import encode
+from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
+from wmjax.policy.places import keep_assets
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
 from wmjax.trainer.trackers import require_trackers
@@ -76,15 +78,16 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
+    distributed.alone(lambda: keep_assets(plan.folder, experiment))
     # 2. Demonstrations.
     store = plan.store or distributed.first(lambda: demonstrations(experiment))
     if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
         environment = plan.protocol.environment
         distributed.alone(lambda: environment.simulator(store.spec))
     # 3. Latents.
-    latents = distributed.first(lambda: encode(experiment, store, plan.latent_spec))
+    latents = distributed.first(lambda: latents_or_views(experiment, store, plan.latent_spec))
     # 4. Training.
-    checkpoint = fit(plan, store, latents, start)
+    checkpoint = train_policy(plan, store, latents, start)
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
@@ -107,7 +110,9 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     distributed.alone(lambda: print(text))
 
 
-def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore, start: Start | None = None) -> Path:
+def train_policy(
+    plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None = None
+) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
 
     Raises:
@@ -116,9 +121,10 @@ def fit(plan: RunPlan, store: TrainingStore, latents: LatentStore, start: Start 
     """
     experiment, weights = plan.experiment, plan.weights.folder
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
-    loads: list[LoadBase] = (
-        [] if weights is None else [functools.partial(load_backbone, weights, experiment.model.backbone)]
-    )
+    loads: list[LoadBase] = []
+    if weights is not None:
+        loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))
+        loads.append(functools.partial(match_embeddings, experiment.model))
     if start is not None:
         inputs = start.fit_inputs(inputs)
         loads.append(start.load)

@@ -128,10 +128,10 @@ class Errors(NamedTuple):
 def mix(
     model: VLA,
     history: Float32[Array, "batch history tokens dim"],
-    truth: Float32[Array, "batch future tokens dim"],
+    truth: Float32[Array, "batch future pooled dim"],
     oracle: float,
     prophet_context: Context | None = None,
-) -> tuple[Float32[Array, "batch future tokens dim"], Errors]:
+) -> tuple[Float32[Array, "batch future pooled dim"], Errors]:
     """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the errors of ẑ."""
     seen = model.world.prepare(history)
     copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)

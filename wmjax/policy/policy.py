@@ -24,6 +24,7 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
+from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
 
@@ -45,18 +46,25 @@ def observe(carry: Carry, frames: UInt8[Array, "batch n cameras height width 3"]
     At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
     windows of the training data do (``data.windows``: indices clamped at the episode's first frame).
     """
-    clip, new = watch(jnp.where(first[:, None, None, None, None, None], frames[:, :1], carry.clip), frames, encode)
+    clip = jnp.where(first[:, None, None, None, None, None], frames[:, :1], carry.clip)
+    clip, new = encode_new_frames(clip, frames, encode)
     history = jnp.where(first[:, None, None, None], new[:, :1], carry.latents)
     latents = jnp.concatenate([history, new], 1)[:, -history.shape[1] :]
     return carry._replace(clip=clip, latents=latents)
 
 
-def watch(
+def encode_new_frames(
     clip: UInt8[Array, "batch clip cameras height width 3"],
     frames: UInt8[Array, "batch n cameras height width 3"],
     encode: Any,
 ) -> tuple[UInt8[Array, "batch clip cameras height width 3"], Float32[Array, "batch n tokens dim"]]:
-    """The clip after some more frames, and the latent of each of these: the cameras' tokens one after the other."""
+    """Pushes new frames through the clip buffer and encodes each of them.
+
+    Returns:
+        The clip that ends with the last new frame, and the latent of each new frame, in which the cameras' tokens
+        follow one another.
+
+    """
     length, n = clip.shape[1], frames.shape[1]
     every = jnp.concatenate([clip, frames], 1)
     clips = every[:, clip_indices(np.arange(length, length + n), 0, length)]  # the windows of the training data
@@ -126,7 +134,7 @@ class Policy:
     def prophet_latents(self, latents: Float32[np.ndarray, "n tokens dim"]) -> Float32[np.ndarray, "n pooled dim"]:
         """Raw latents in the units and the shape that the Prophet predicts."""
         assert self.encoder_spec is not None
-        found = self._model.world.prophet_latents(normalise_latents(latents[:, None], self.encoder_spec))
+        found = self._model.world.prophet_latents(jnp.asarray(normalise_latents(latents[:, None], self.encoder_spec)))
         return np.asarray(found)[:, 0]
 
     def initial_carry(self) -> Carry:
@@ -172,7 +180,7 @@ class Policy:
         carry: Carry,
         observation: Observation,
         keys: Array,
-        future: UInt8[Array, "batch future cameras height width 3"] | None = None,
+        future: UInt8[Array | np.ndarray, "batch future cameras height width 3"] | None = None,
         donor: Donor | None = None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         """One decision for every row.
@@ -189,7 +197,7 @@ class Policy:
             ``memory/ratio``, and ``world/error`` and ``world/copy_error``, how far the last decision's prediction of
             the newest frame was off and how far a copy would have been (NaN at an episode's first decision). Under
             an oracle also ``oracle/error`` and ``oracle/copy_error``, the same for this decision's prediction of all
-            of the true future. With a Prophet that looks at something also ``seen`` [batch, history, tokens, dim],
+            of the true future. With a Prophet that looks at something also ``observed`` [batch, history, tokens, dim],
             up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
 
         Raises:
@@ -238,7 +246,7 @@ class Policy:
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
             info |= self._errors(model, before, history, observation.first)
-            info |= {"seen": model.world.prepare(history), "imagined": prediction}
+            info |= {"observed": model.world.prepare(history), "imagined": prediction}
             carry = carry._replace(prediction=prediction)
         return carry, clip_action(denormalise_action(action, self.action_spec), self.action_spec), info
 
@@ -270,7 +278,7 @@ class Policy:
     ) -> Float32[Array, "batch future tokens dim"]:
         """z₊: the latents of the frames that follow the carry's, as the world loss would compare them."""
         assert self.encoder_spec is not None
-        _, latents = watch(carry.clip, frames, encode)
+        _, latents = encode_new_frames(carry.clip, frames, encode)
         return model.world.prophet_latents(normalise_latents(latents, self.encoder_spec))
 
     def _encode(self, params: Any) -> Any:
@@ -290,6 +298,7 @@ def load_policy(
     open_loop_horizon: int | None = None,
     oracle: float | None = None,
     corruption: Corruption = "none",
+    places: Places | None = None,
 ) -> Policy:
     """A policy that acts, from a run or from a policy's folder.
 
@@ -301,12 +310,14 @@ def load_policy(
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
+        places: what to use in place of folders that the settings name, such as
+            ``{"encoder": {"model": FOLDER}}`` on another machine.
 
     Raises:
         UserError: no policy there, a damaged file, or specs of another version.
 
     """
-    found = find_policy(path)
+    found = find_policy(path, places)
     meta = found.meta
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
     policy = Policy(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ PROMPTS = 256
 """Tokenised instructions that are kept."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """The seam to :mod:`wmjax.policy.policy`."""
 
@@ -48,7 +49,7 @@ class Policy(Protocol):
     ) -> tuple[Carry, Any, dict[str, Any]]:
         """Carry, raw actions f32 ``[batch, chunk, action]`` and per-row numbers of one decision.
 
-        Among the numbers may be ``seen`` f32 ``[batch, seen, tokens, dim]`` and ``imagined`` (see :class:`Plan`).
+        The numbers may include ``observed`` f32 ``[batch, history, tokens, dim]`` and ``imagined``, see :class:`Plan`.
         ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
         policy needs any, ``donor`` what others saw under a corruption of ``SHUFFLED``.
         """
@@ -152,7 +153,7 @@ class PolicyActor:
         carry, chunk, info = self._policy(carry, self._observation(padded), keys, future, **others)
         self._table = _scatter(self._table, rows, carry)
         actions = np.asarray(chunk, np.float32)
-        latents = {name: np.asarray(info[name], np.float32) for name in ("seen", "imagined") if name in info}
+        latents = {name: np.asarray(info[name], np.float32) for name in ("observed", "imagined") if name in info}
         numbers = {name: np.asarray(values, np.float64) for name, values in info.items() if name not in latents}
         return [
             Plan(
@@ -204,10 +205,10 @@ def _require_finite(actions: Float32[np.ndarray, "chunk action"], decision: Deci
 
 
 @jax.jit
-def _gather(table: Carry, rows: Int32[np.ndarray, " rows"]) -> Carry:
+def _gather(table: Carry, rows: Int32[jax.Array | np.ndarray, " rows"]) -> Carry:
     return jax.tree.map(lambda leaf: leaf[rows], table)
 
 
 @jax.jit
-def _scatter(table: Carry, rows: Int32[np.ndarray, " rows"], values: Carry) -> Carry:
+def _scatter(table: Carry, rows: Int32[jax.Array | np.ndarray, " rows"], values: Carry) -> Carry:
     return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), table, values)

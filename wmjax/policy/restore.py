@@ -10,23 +10,11 @@ from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.specs import EncoderSpec, require_equal
 from wmjax.encoders.base import ENCODERS, Encoder, EncoderConfig
-from wmjax.experiment.config import Experiment, from_dict
+from wmjax.experiment.config import Experiment
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
 from wmjax.models.vla import VLA
 from wmjax.trainer import checkpoint
-
-
-def load_model(folder: Path) -> VLA:
-    """The network of a checkpoint's folder, with the averaged parameters.
-
-    Raises:
-        UserError: a damaged checkpoint, or the backbone's published weights are not those it was trained on.
-
-    """
-    meta = checkpoint.read_meta(folder)
-    experiment = from_dict(meta["experiment"])
-    return restore_model(experiment, averaged_parameters(folder, experiment), meta.get("backbone_hash"))
 
 
 def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
@@ -66,7 +54,7 @@ def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array
     return checkpoint.restore(folder, "ema", parameter_shapes(experiment))
 
 
-def parameter_shapes(experiment: Experiment) -> dict[str, Array]:
+def parameter_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and types of the parameters that an experiment trains; nothing is computed."""
     model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
     return to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])

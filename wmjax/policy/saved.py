@@ -1,27 +1,33 @@
 """Where policies come from: a run's checkpoints, or a small folder that holds a policy and nothing else.
 
 A policy's folder has two files: ``policy.safetensors``, the averaged parameters, and ``policy.json`` with the settings,
-the specs and the SHA-256 of the parameters. :func:`save_policy` writes it from a run. One such folder ships with wmjax
-under the name ``mini``.
+the specs, the SHA-256 of the parameters and a hash of its own content. :func:`save_policy` writes it from a run. One
+such folder ships with wmjax under the name ``mini``.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from safetensors.flax import load_file, save
 
-from wmjax.core.errors import UserError, one_line
+from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, hash_json, write_json
 from wmjax.core.paths import cache_root
-from wmjax.experiment.config import Experiment, from_dict
-from wmjax.policy.restore import parameter_shapes
+from wmjax.core.reading import read_json, typed
+from wmjax.core.settings import Range
+from wmjax.experiment.config import Experiment
+from wmjax.models.vla import VLA
+from wmjax.policy.places import ASSETS, Places, experiment_at
+from wmjax.policy.restore import parameter_shapes, restore_model
 from wmjax.trainer import checkpoint
 
 FORMAT_VERSION = 1
@@ -29,6 +35,7 @@ SETTINGS, PARAMETERS = "policy.json", "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
 """One folder per policy that ships with wmjax."""
 Parameters = dict[str, Array]
+Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,8 @@ class SavedPolicy:
         hash: of the parameters.
         meta: the settings (``experiment``), the specs, and the hashes of prompt and backbone.
         read: the averaged parameters by name, in float32, like the given shapes.
+        home: of the run or of the policy, which may hold copies of what the settings name.
+        places: what to use in place of folders that the settings name.
 
     """
 
@@ -50,12 +59,14 @@ class SavedPolicy:
     step: int
     hash: str
     meta: dict[str, Any]
-    read: Callable[[Parameters], Parameters]
+    read: Callable[[Shapes], Parameters]
+    home: Path
+    places: Places = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def experiment(self) -> Experiment:
-        """The settings of the training."""
-        return from_dict(self.meta["experiment"])
+        """The settings of the training, with the places that hold here."""
+        return experiment_at(self.meta["experiment"], self.home, self.places)
 
     def parameters(self) -> Parameters:
         """The averaged trained parameters, by name.
@@ -66,13 +77,23 @@ class SavedPolicy:
         """
         return self.read(parameter_shapes(self.experiment))
 
+    def model(self) -> VLA:
+        """The network, with the averaged parameters.
 
-def find_policy(path: str | Path) -> SavedPolicy:
+        Raises:
+            UserError: a damaged file, or the backbone's published weights are not those it was trained on.
+
+        """
+        return restore_model(self.experiment, self.parameters(), self.meta.get("backbone_hash"))
+
+
+def find_policy(path: str | Path, places: Places | None = None) -> SavedPolicy:
     """A policy by its place.
 
     Args:
         path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, or the name
             of a policy that ships with wmjax (``mini``), unless a folder of that name is here.
+        places: what to use in place of folders that its settings name, as on another machine.
 
     Raises:
         UserError: there is none, or its files are damaged or of another version.
@@ -82,7 +103,7 @@ def find_policy(path: str | Path) -> SavedPolicy:
     if not folder.exists() and (SHIPPED / str(path) / SETTINGS).is_file():
         folder = SHIPPED / str(path)
     if (folder / SETTINGS).is_file():
-        return _read_folder(folder)
+        return _read_folder(folder, places or {})
     folder = checkpoint.find(folder)
     manifest = checkpoint.read_manifest(folder)
     return SavedPolicy(
@@ -92,6 +113,8 @@ def find_policy(path: str | Path) -> SavedPolicy:
         hash_json(manifest["sha256"]),
         manifest["meta"],
         lambda like: checkpoint.restore(folder, "ema", like),
+        folder.parent.parent,
+        places or {},
     )
 
 
@@ -101,7 +124,7 @@ def shipped_policies() -> list[str]:
 
 
 def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> None:
-    """Writes a policy as a folder of two files.
+    """Writes a policy as a folder of two files, and of the copies that its run keeps of encoder and tokenizer.
 
     Args:
         path: what :func:`find_policy` takes.
@@ -120,24 +143,38 @@ def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / PARAMETERS) as temporary:
         temporary.write_bytes(content)
+    if (found.home / ASSETS).is_dir():
+        shutil.copytree(found.home / ASSETS, out / ASSETS)
     values = {"format_version": FORMAT_VERSION, "step": found.step, "sha256": _sha256(content), "meta": found.meta}
-    write_json(out / SETTINGS, values)
+    write_json(out / SETTINGS, {**values, "seal": hash_json(json.loads(json.dumps(values)))})
 
 
-def _read_folder(folder: Path) -> SavedPolicy:
-    path = folder / SETTINGS
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        step, digest, meta = values["step"], values["sha256"], values["meta"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({one_line(repr(error))}); export the policy again") from error
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """A policy's ``policy.json``; ``seal`` is the hash of all else in it."""
+
+    step: Annotated[int, Range(0)]
+    sha256: str
+    meta: dict[str, Any]
+    seal: str
+
+
+def _read_folder(folder: Path, places: Places) -> SavedPolicy:
+    path, fix = folder / SETTINGS, "export the policy again"
+    values = read_json(path, dict[str, Any], fix)
     if values.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; export the policy again with this version")
+        raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; {fix} with this version")
+    content: _Content = typed(values, _Content, str(path), fix)
+    # One flipped bit in it would be another action, of a policy that loads.
+    if content.seal != hash_json({name: value for name, value in values.items() if name != "seal"}):
+        raise UserError(f"{path}: its content is not that which was written (seal {content.seal}); {fix}")
+    digest = content.sha256
     results = cache_root() / "evaluations" / f"{folder.resolve().name}-{digest[:8]}"
-    return SavedPolicy(folder, results, step, digest[:16], meta, lambda like: _read_parameters(folder, digest, like))
+    read = functools.partial(_read_parameters, folder, digest)
+    return SavedPolicy(folder, results, content.step, digest[:16], content.meta, read, folder, places)
 
 
-def _read_parameters(folder: Path, digest: str, like: Parameters) -> Parameters:
+def _read_parameters(folder: Path, digest: str, like: Shapes) -> Parameters:
     """The parameters in float32, checked against their hash and against the network's names and shapes."""
     path = folder / PARAMETERS
     try:

@@ -20,7 +20,7 @@ RIM_RADIUS = 0.046
 RIM_HEIGHT = 0.034
 """The rim of a LIBERO bowl relative to its origin (m)."""
 MAX_OPENING = 0.078
-"""Widest thing (m) that fits between the fingers."""
+"""Largest width (m) that fits between the fingers."""
 MAX_TURN = np.deg2rad(100)
 TILTS = (0.0, 0.12, 0.24, 0.36)
 APPROACH_HEIGHTS = (0.10, 0.05, 0.02, 0.0)
@@ -35,7 +35,7 @@ ARM_LENGTH = 0.7194
 
 @dataclasses.dataclass(frozen=True)
 class GraspStyle:
-    """Which of the many ways to grasp an object: what all demonstrations of a task have in common.
+    """A way to grasp an object, which all demonstrations of a task have in common.
 
     Attributes:
         angle: where around the object (degrees, world), a multiple of 15.
@@ -55,7 +55,7 @@ class NoGraspError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A hand pose to grasp with, and how much it is liked before anything is checked (less is better)."""
+    """A hand pose to grasp with, and its prior cost before any check (lower is better)."""
 
     preference: float
     angle: float
@@ -241,7 +241,7 @@ def _facing_down(angle: float, sign: int) -> Matrix:
 
 
 def obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:
-    """The objections to a candidate: poses out of reach, obstacles, an elbow that straightens.
+    """The cost of a candidate: it counts poses out of reach, obstacles, and an elbow that straightens.
 
     The cost only grows while poses are checked; checking stops when it has reached ``limit``.
     """
@@ -265,5 +265,5 @@ def obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, cl
 
 
 def _total(bad: float, elbow: float) -> float:
-    """Cost of what is wrong and of an elbow angle (rad) that comes near straight, where the arm is weak."""
+    """Sum of a candidate's penalties and the cost of an elbow angle (rad) near straight, where the arm is weak."""
     return 2.0 * max(0.0, elbow + 1.2) + 5 * (bad + max(0.0, elbow + 0.9))

@@ -1,6 +1,6 @@
 """The scripted expert's privileged view of a scene: poses, meshes, inverse kinematics, clearances.
 
-Everything that depends on the compiled model only is looked up once; planning then touches arrays.
+Whatever depends on the compiled model only is looked up once; planning then works on arrays.
 """
 
 import functools
@@ -49,7 +49,7 @@ def rotation_vector(rotation: Matrix) -> Vector:
 
 
 AHEAD = tuple(rotation_z(np.deg2rad(angle)) for angle in (-45, 0, 45))
-"""Directions in which a carried object may hit something, seen from its way."""
+"""Directions, relative to its path, in which a carried object may hit something."""
 
 
 class Solution(NamedTuple):
@@ -66,7 +66,7 @@ class Solution(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the expert acts on: a function of the simulator's state, whatever has led to it.
+    """The expert's observation: a function of the simulator's state alone, however that state was reached.
 
     Attributes:
         hand: position (m) of the point between the fingertips.
@@ -74,11 +74,11 @@ class Seen(NamedTuple):
         speed: of the hand (m/s).
         opening: distance (m) between the fingers.
         closing: how fast (m/s) the fingers approach each other.
-        command: the distance (m) between the fingers that the gripper has been told so far.
+        command: the distance (m) between the fingers that the gripper is commanded to reach.
         item, item_rotation: position (m) and rotation of the object to be moved.
         place: where it should end up (m).
         touching: how many fingers touch the object, 0 to 2.
-        supported: whether something else than the robot touches the object.
+        supported: whether anything other than the robot touches the object.
 
     """
 
@@ -220,7 +220,7 @@ class Scene:
         )
 
     def _contacts(self, name: str) -> tuple[int, bool]:
-        """How many fingers touch an object, and whether anything else than the robot does."""
+        """The number of fingers that touch an object, and whether anything other than the robot touches it."""
         import mujoco
 
         model, scratch = self.model, self._scratch
@@ -235,14 +235,14 @@ class Scene:
         return touching, bool((item[:, ::-1] & ~item & ~self._robot_geom[geoms]).any())
 
     def room_below(self, name: str, offset: Vector | None = None) -> float:
-        """Distance (m) from an object's origin down to what is there, the object itself and the robot left out.
+        """Distance (m) from an object's origin down to the next surface; the object itself and the robot are ignored.
 
         Args:
             name: the object.
             offset: of the point (m, from the origin) from which to look down; 1 cm above the origin when None.
 
         Returns:
-            Negative if what is there is higher than the origin, 1 m if there is nothing.
+            The distance. It is negative if the surface is above the origin, and 1 m if there is none.
 
         """
         import mujoco

@@ -24,15 +24,13 @@ from wmjax.core.paths import cache_root
 from wmjax.core.specs import ObservationSpec, spec_hash
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
 from wmjax.recording.slots import Slot, record_slots
-from wmjax.sim.episode import EpisodeId
+from wmjax.sim.episode import SCENE_INDEX, EpisodeId
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC, simulator_version
 from wmjax.sim.pool import Fault
 
 LOG = logging.getLogger(__name__)
 SUITES = {"libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 """Default suites and how many tasks each has; libero_spatial is left out on purpose: it is evaluated on."""
-SCENE_INDEX = 2_000_000
-"""Random placements from this index on belong to scene recordings."""
 TASKS_PER_SUITE, EPISODES_PER_TASK = 30, 6
 """Of the shipped encoder: 360 episodes of 30 frames in the default suites."""
 STEPS = 120
@@ -212,7 +210,7 @@ class _Tally:
 
 
 def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
-    """The frames of these suites' scenes that the shipped encoder was pre-trained on, one store per suite.
+    """Frames of these suites' scenes, as many as the shipped encoder was pre-trained on, one store per suite.
 
     They are recorded once into the cache.
 
@@ -224,7 +222,8 @@ def cached_scenes(suites: Sequence[str]) -> list[TrainingStore]:
     spec = dataclasses.replace(OBSERVATION_SPEC, simulator=simulator_version())
     for suite in dict.fromkeys(suites):
         tasks, episodes = choose_tasks([suite], TASKS_PER_SUITE), range(EPISODES_PER_TASK)
-        folder = cache_root() / "scenes" / f"{suite}-{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-{spec_hash(spec)}"
+        numbers = f"{TASKS_PER_SUITE}x{EPISODES_PER_TASK}-from{SCENE_INDEX:.0e}"
+        folder = cache_root() / "scenes" / f"{suite}-{numbers}-{spec_hash(spec)}"
         if not (folder / MANIFEST).is_file() or missing_slots(folder, tasks, episodes):
             record_scenes(folder, tasks, episodes, OBSERVATION_SPEC)
             if missing := missing_slots(folder, tasks, episodes):

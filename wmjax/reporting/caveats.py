@@ -76,7 +76,7 @@ def _about_episodes(
 
 
 def _benchmark(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Tasks of the suite and initial states of each task; 0 if the environment is not at hand."""
+    """Tasks of the suite and initial states of each task; 0 if the environment is not installed."""
     try:
         environment = ENVIRONMENTS.resolve(str(settings.get("env", "libero")))
     except UserError:
@@ -90,7 +90,7 @@ def _published_limit(suite: str) -> int | None:
 
 
 def _about_tasks(training: Any, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Tasks that a policy never saw, as far as is known: not those of published demonstrations."""
+    """A caveat about tasks that the policy was not trained on, as far as is known."""
     if not isinstance(training, Mapping) or "suite" not in training or not settings.get("tasks"):
         return
     # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
@@ -131,7 +131,7 @@ def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:
-    """The mismatches of a policy's timing in an evaluation's header, control steps after an observation.
+    """The timing of a policy for an evaluation's header, in control steps after an observation.
 
     ``trained_delay`` is where the policy learned to begin its chunks, ``actions_end`` where the chunks of this protocol
     end, and ``memory_ends`` the last frame that its memory predicts (None without a predicted memory).

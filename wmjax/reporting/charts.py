@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from wmjax.reporting.html import Html, element, join
+from wmjax.reporting.html import Html, element, join, legend
 
 Points = Sequence[tuple[float, float]]
 
@@ -109,9 +109,9 @@ def line_chart(series: Sequence[Series], label: str, floor: float = -math.inf, m
     return element("svg", *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
 
 
-def legend(series: Sequence[Series]) -> Html:
+def line_legend(series: Sequence[Series]) -> Html:
     """Names, line samples and last values, for below a chart."""
-    return element("ul", *(_legend_entry(line) for line in series if line.points), class_="legend")
+    return legend(_legend_entry(line) for line in series if line.points)
 
 
 def round_ticks(low: float, high: float, count: int) -> list[float]:
@@ -132,10 +132,10 @@ def short_number(value: float) -> str:
     return "0" if abs(value) < 1e-12 else f"{value:.3g}"
 
 
-def _legend_entry(line: Series) -> Html:
+def _legend_entry(line: Series) -> tuple[Html, tuple[object, ...]]:
     sample = element("line", class_=f"line {line.css}", x1=0, x2=18, y1=5, y2=5)
     swatch = element("svg", sample, class_="swatch", viewBox="0 0 18 10", aria_hidden="true")
-    return element("li", swatch, f" {line.name} ", element("b", short_number(line.points[-1][1])))
+    return swatch, (f" {line.name} ", element("b", short_number(line.points[-1][1])))
 
 
 def _line(line: Series, points: Points) -> Html:

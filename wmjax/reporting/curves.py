@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.reporting.charts import Series, legend, line_chart
+from wmjax.reporting.charts import Series, line_chart, line_legend
 from wmjax.reporting.html import Html, element
 
 MAX_POINTS = 400
-"""Longer curves are thinned out to about so many points."""
+"""Longer curves are thinned out to about this many points."""
 R2_FLOOR = -1.0
-"""R² below this is drawn at it: an untrained policy can be arbitrarily bad."""
+"""Smaller values of R² are drawn at this value, because an untrained policy can be arbitrarily bad."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """Reads ``metrics.jsonl``; a missing file is an empty one.
 
-    A killed run leaves a torn line and, once resumed, some steps twice: torn lines are counted, the last of equal
-    steps counts. Values that are not finite are left out.
+    A killed run leaves an incomplete line and, once resumed, some steps twice. Incomplete lines are counted, and of
+    equal steps the last one is used. Values that are not finite are left out.
     """
     latest: dict[tuple[str, str], dict[float, float]] = {}
     damaged = 0
@@ -93,7 +93,7 @@ def _figure(panel: _Panel, series: Sequence[Series], marker: float | None) -> Ht
     note = panel.note + (f" Values below {panel.floor:g} are drawn at {panel.floor:g}." if cut else "")
     chart = line_chart(series, f"{panel.title} over training steps", panel.floor, marker)
     caption = element("figcaption", note)
-    return element("figure", element("h3", panel.title), chart, legend(series), caption, class_="card")
+    return element("figure", element("h3", panel.title), chart, line_legend(series), caption, class_="card")
 
 
 def _loss(metrics: Metrics) -> list[Series]:

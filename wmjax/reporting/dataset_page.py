@@ -1,9 +1,7 @@
 """Episodes of a training store as one self-contained HTML page: no script, no other file, no network."""
 
-import html
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,35 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import atomic_path
 from wmjax.core.location import local
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import closing
 from wmjax.data.store import TrainingStore
-from wmjax.reporting.timeline import data_uri, is_perturbed, shared_scale, timeline
+from wmjax.reporting.html import (
+    DOT,
+    Html,
+    definitions,
+    element,
+    join,
+    key,
+    labelled,
+    legend,
+    muted,
+    require_writable,
+    section,
+    table,
+    video,
+    write_document,
+)
+from wmjax.reporting.timeline import is_perturbed, shared_scale, timeline
 from wmjax.reporting.video.latent_colours import Painted, paint
 
 Frames = UInt8[np.ndarray, "frames cameras height width 3"]
 VideoEncoder = Callable[[Frames, Sequence[str], float], bytes]
 """Frames, one caption each and frames per second to the bytes of an mp4."""
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-"""Content security policy: the browser itself refuses scripts and anything from elsewhere."""
+COLUMNS = ("Episode", "Task", "Instruction", "Steps", "Success at", "Perturbation")
 
 
 def parse_episodes(text: str) -> list[int]:
@@ -94,129 +106,129 @@ def write_page(
 
     """
     path = local(path)
-    if path.is_dir():
-        raise UserError(f"--out {path}: a folder; name a file such as {path / 'view.html'}")
-    if blocked := next((parent for parent in path.absolute().parents if parent.is_file()), None):
-        raise UserError(f"--out {path}: {blocked} is a file, not a folder; choose another place")
+    require_writable(path)
     if latents is not None:
         latents.check(store)
     episodes = {index: store.episode(index) for index in indices}
     scale = shared_scale(list(episodes.values()), store.spec, store.action_spec)
     painted = paint(latents, store, indices) if latents is not None else None
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(_top(store, indices, latents, painted))
+
+    def body() -> Iterator[Html]:
+        yield _introduction(store, indices, latents, painted)
         for done, (index, episode) in enumerate(episodes.items(), 1):
-            figure = timeline(
-                episode, scale, store.spec, store.action_spec, painted.of(index) if painted is not None else {}
-            )
-            file.write(_article(store, index, episode, figure, encode_video))
+            colours = painted.of(index) if painted is not None else {}
+            figure = timeline(episode, scale, store.spec, store.action_spec, colours)
+            yield _episode(store, index, episode, figure, encode_video)
             progress(done, len(episodes))
-        file.write("</body></html>\n")
+
+    write_document(path, f"{store.folder.resolve().name}: episodes", "dataset_page.css", body())
 
 
-def _top(store: TrainingStore, indices: Sequence[int], latents: LatentStore | None, painted: Painted | None) -> str:
-    """Everything before the first episode."""
-    name, spec = html.escape(store.folder.resolve().name), store.spec
-    css = (resources.files("wmjax.reporting") / "dataset_page.css").read_text(encoding="utf-8")
-    facts: dict[str, Any] = {
-        "store": f"{store.folder.resolve()}, hash {store.hash}",
-        "content": f"{len(store.episodes)} episodes, {len(store.tasks)} tasks, {len(store.state)} control steps, "
+def _introduction(
+    store: TrainingStore, indices: Sequence[int], latents: LatentStore | None, painted: Painted | None
+) -> Html:
+    """Everything before the first episode: the store's name, facts on it, and the list of episodes."""
+    spec = store.spec
+    facts: dict[str, object] = {
+        "Store": f"{store.folder.resolve()}, hash {store.hash}",
+        "Content": f"{len(store.episodes)} episodes, {len(store.tasks)} tasks, {len(store.state)} control steps, "
         f"{len(store.frame_step)} frames",
-        "cameras": f"{', '.join(spec.cameras)}, {spec.image_size}x{spec.image_size} pixels",
-        "timing": f"{spec.control_hz:g} control steps per second, a frame every {spec.frame_stride}",
-        "simulator": spec.simulator or "not recorded",
+        "Cameras": f"{', '.join(spec.cameras)}, {spec.image_size}x{spec.image_size} pixels",
+        "Timing": f"{spec.control_hz:g} control steps per second, a frame every {spec.frame_stride}",
+        "Simulator": spec.simulator or "not recorded",
     }
     if latents is not None and painted is not None:
-        encoder = latents.spec
-        facts["latents"] = (
-            f"{latents.folder.resolve()}: {encoder.kind} {encoder.name}, {' and '.join(encoder.cameras)}, "
-            f"{encoder.tokens_per_frame} tokens of {encoder.dim}, {latents.backend}"
-        )
-        shares = (
-            f"{name}: {', '.join(f'{100 * share:.0f}' for share in explained)} %"
-            for name, explained in painted.explained.items()
-        )
-        facts["colours"] = (
-            f"first three principal components over the episodes shown, as red, green and blue; their shares of the "
-            f"variance: {'; '.join(shares)}. The place mean is over all frames at the same place of the grid."
-        )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: episodes</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>\n{css}</style></head><body>'
-        f'<h1>{name}</h1><p class="lead">{len(indices)} of {len(store.episodes)} episodes</p>'
-        f"{_facts(facts)}{_contents(store, indices)}\n"
+        facts |= _latent_facts(latents, painted)
+    heading = element(
+        "header",
+        element("p", "wmjax", DOT, "episodes of a training store", class_="kicker"),
+        element("h1", store.folder.resolve().name),
+        element("p", f"{len(indices)} of {len(store.episodes)} episodes", class_="muted"),
     )
+    return join([heading, definitions(facts), _contents(store, indices)])
 
 
-def _contents(store: TrainingStore, indices: Sequence[int]) -> str:
+def _latent_facts(latents: LatentStore, painted: Painted) -> dict[str, str]:
+    """The latents' origin, and what their colours mean."""
+    encoder = latents.spec
+    shares = (
+        f"{name}: {', '.join(f'{100 * share:.0f}' for share in explained)} %"
+        for name, explained in painted.explained.items()
+    )
+    return {
+        "Latents": f"{latents.folder.resolve()}: {encoder.kind} {encoder.name}, {' and '.join(encoder.cameras)}, "
+        f"{encoder.tokens_per_frame} tokens of {encoder.dim}, {latents.backend}",
+        "Colours": "first three principal components over the episodes shown, as red, green and blue; their shares of "
+        f"the variance: {'; '.join(shares)}. The place mean is over all frames at the same place of the grid.",
+    }
+
+
+def _contents(store: TrainingStore, indices: Sequence[int]) -> Html:
     """A table of the episodes shown, each linked to its place on the page."""
-    names = ("episode", "task", "instruction", "steps", "success at", "perturbation")
-    styles = ("number", "", "", "number", "number", "number")
-    head = "".join(f'<th class="{style}">{name}</th>' for style, name in zip(styles, names, strict=True))
-    body = []
+    rows = []
     for index in indices:
         entry = store.episodes[index]
-        texts = (
+        values = (
             _task(entry),
             entry["instruction"],
-            str(entry["length"]),
+            entry["length"],
             _known(entry["success_step"]),
             _amplitude(entry["perturbation"]),
         )
-        link = f'<td class="number"><a href="#episode-{index}">{index}</a></td>'
-        cells = (f'<td class="{s}">{html.escape(text)}</td>' for s, text in zip(styles[1:], texts, strict=True))
-        body.append(f"<tr>{link}{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        link = element("a", index, href=f"#episode-{index}")
+        cells = (labelled(name, value) for name, value in zip(COLUMNS[1:], values, strict=True))
+        rows.append([element("th", link, scope="row"), *cells])
+    return section("contents", "Episodes", table(COLUMNS, rows, "cards"))
 
 
-def _article(
+def _episode(
     store: TrainingStore,
     index: int,
     episode: EpisodeData,
-    figure: str,
+    figure: Html,
     encode_video: VideoEncoder | None,
-) -> str:
-    """One episode."""
+) -> Html:
+    """One episode: its video, facts, and figure."""
     entry, spec = store.episodes[index], store.spec
-    video = _video(store, index, episode, encode_video) if encode_video is not None else ""
     facts = {
-        "task": _task(entry),
-        "seed": _known(entry["seed"]),
-        "initial state": _known(entry.get("episode") or entry["init"]),
-        "settled hash": entry["settled_hash"] or "not recorded",
-        "perturbation": _perturbation(entry["perturbation"], episode, store.action_spec),
-        "first success": _known(entry["success_step"], f"after control step {entry['success_step']}"),
-        "length": f"{episode.length} control steps ({episode.length / spec.control_hz:.1f} s), "
+        "Task": _task(entry),
+        "Seed": _known(entry["seed"]),
+        "Initial state": _known(entry.get("episode") or entry["init"]),
+        "Settled hash": entry["settled_hash"] or "not recorded",
+        "Perturbation": _perturbation(entry["perturbation"], episode, store.action_spec),
+        "First success": _known(entry["success_step"], f"after control step {entry['success_step']}"),
+        "Length": f"{episode.length} control steps ({episode.length / spec.control_hz:.1f} s), "
         f"{len(episode.images)} frames",
-        "part": entry["part"],
+        "Part": entry["part"],
     }
-    return (
-        f'<article id="episode-{index}"><h2>{index}: {html.escape(entry["instruction"])}</h2>'
-        f'<div class="head">{video}{_facts(facts)}</div><figure><div class="scroll">'
-        f"{figure}</div>{_caption(episode, spec, store.action_spec)}</figure></article>\n"
+    shown = _video(store, index, episode, encode_video) if encode_video is not None else None
+    return element(
+        "article",
+        element("h2", f"{index}: {entry['instruction']}"),
+        element("div", shown, definitions(facts), class_="head"),
+        element("figure", element("div", figure, class_="scroll"), *_caption(episode, spec, store.action_spec)),
+        id=f"episode-{index}",
     )
 
 
-def _caption(episode: EpisodeData, spec: ObservationSpec, action: ActionSpec) -> str:
-    """The key to the figure's colours."""
-    keys = [("label", "label: the action to learn")]
+def _caption(episode: EpisodeData, spec: ObservationSpec, action: ActionSpec) -> tuple[Html, Html]:
+    """The meaning of the figure's colours, and the units of its curves."""
+    keys = {"label": "label: the action to learn"}
     if is_perturbed(episode):
-        keys.append(("executed", "executed: what the robot did"))
+        keys["executed"] = "executed: what the robot did"
     else:
-        keys[0] = ("label", "label = executed")
+        keys["label"] = "label = executed"
     if action.grippers:
-        keys.append(("closed", "gripper commanded to close"))
+        keys["closed"] = "gripper commanded to close"
     if episode.meta.get("success_step") is not None:
-        keys.append(("success", "first success"))
-    spans = "".join(f'<span class="key {style}">{html.escape(text)}</span>' for style, text in keys)
+        keys["success"] = "first success"
     known = [unit for unit in dict.fromkeys(spec.state_units) if unit]
     state = f"state: {' and '.join(known)}; " if known else ""
-    units = f"<span>actions: {html.escape(action.definition)}; {html.escape(state)}ranges: all episodes shown</span>"
-    return f"<figcaption>{spans}{units}</figcaption>"
+    units = muted(f"actions: {action.definition}; {state}ranges: all episodes shown")
+    return legend((key(kind), (text,)) for kind, text in keys.items()), units
 
 
-def _video(store: TrainingStore, index: int, episode: EpisodeData, encode: VideoEncoder) -> str:
+def _video(store: TrainingStore, index: int, episode: EpisodeData, encode: VideoEncoder) -> Html:
     """A video of all frames, all cameras side by side, at the speed of simulated time."""
     spec, closes = store.spec, closing(episode.executed, store.action_spec)
     captions = [
@@ -227,17 +239,7 @@ def _video(store: TrainingStore, index: int, episode: EpisodeData, encode: Video
         for step in episode.frame_step.tolist()
     ]
     content = encode(np.asarray(episode.images), captions, spec.control_hz / spec.frame_stride)
-    label = f"episode {index}, {', '.join(spec.cameras)}"
-    return (
-        f'<video controls loop muted playsinline aria-label="{html.escape(label)}" '
-        f'src="{data_uri(content, "video/mp4")}"></video>'
-    )
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    """Names and values as a definition list."""
-    pairs = [f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items()]
-    return f"<dl>{''.join(pairs)}</dl>"
+    return video(content, f"episode {index}, {', '.join(spec.cameras)}", loop=True)
 
 
 def _task(entry: Mapping[str, Any]) -> str:

@@ -2,21 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from wmjax.analysis.comparison import Comparison, compare
 from wmjax.analysis.summary import Summary, summarize
 from wmjax.core.errors import UserError
-from wmjax.core.files import atomic_path
 from wmjax.core.paths import records_folder
 from wmjax.core.reading import read_json
 from wmjax.reporting import sections
 from wmjax.reporting.controls import controls
 from wmjax.reporting.curves import Metrics, read_metrics
 from wmjax.reporting.gallery import choose, find_clips
-from wmjax.reporting.html import Html, element, join
+from wmjax.reporting.html import Html, write_document
 from wmjax.reporting.provenance_section import provenance, reproduce
 from wmjax.rollout.benchmark_log import count_records
 from wmjax.rollout.results import EpisodeRecord, actor_label, read_header, read_records
@@ -25,8 +23,6 @@ REPORT = "report.html"
 """The last file that a complete evaluation writes."""
 VIDEO_LIMIT = 20_000_000
 """Bytes of video, as embedded, that a report may hold."""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
-"""Content security policy: a browser loads nothing from outside and runs no script, whatever the results hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +64,10 @@ def write_report(evaluation: Path, out: Path | None = None, compare_with: Sequen
     """
     evaluation = Path(evaluation)
     out = Path(out) if out is not None else evaluation / REPORT
-    content = page(load_evaluation(evaluation), [Path(other) for other in compare_with])
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name an HTML file")
-    with atomic_path(out) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    loaded = load_evaluation(evaluation)
+    title = f"{actor_label(loaded.header)}: {sections.headline(loaded.summary)}"
+    body = report_sections(loaded, [Path(other) for other in compare_with])
+    write_document(out, title, "evaluation_page.css", body)
     return out
 
 
@@ -100,14 +95,19 @@ def find_run(folder: Path) -> Path | None:
     return parents[2] if inside and (parents[2] / "config.json").is_file() else None
 
 
-def page(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -> str:
-    """The whole HTML document."""
+def report_sections(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -> list[Html | None]:
+    """The report's sections in order; None stands for one that this evaluation has nothing to fill with.
+
+    Raises:
+        UserError: an evaluation of ``compare_with`` cannot be compared with this one.
+
+    """
     header, records = evaluation.header, evaluation.records
     config = _read_json(evaluation.run / "config.json") if evaluation.run else {}
     gallery = choose(find_clips(evaluation.folder / "videos"), VIDEO_LIMIT)
     by_key = {record.key: record for record in records}
     comparisons = [_compare(other, evaluation.folder) for other in compare_with]
-    body = (
+    return [
         sections.title(header, bool(evaluation.finished)),
         sections.verdict(header, evaluation.summary, evaluation.finished, evaluation.recorded_runs),
         sections.tasks(evaluation.summary),
@@ -117,17 +117,7 @@ def page(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -> str:
         controls(comparisons, evaluation.folder),
         reproduce(evaluation.finished),
         provenance(header, config, records, evaluation.folder),
-    )
-    head = (
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{actor_label(header)}: {sections.headline(evaluation.summary)}"),
-        element("style", Html(files("wmjax.reporting").joinpath("evaluation_page.css").read_text(encoding="utf-8"))),
-    )
-    document = element("html", element("head", *head), element("body", element("main", *body)), lang="en")
-    return join((Html("<!DOCTYPE html>\n"), document, Html("\n")))
+    ]
 
 
 def _compare(other: Path, folder: Path) -> tuple[Path, dict[str, Any], Comparison]:

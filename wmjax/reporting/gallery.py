@@ -1,18 +1,15 @@
 """An evaluation's videos inside a page: failures beside successes for each task, up to a total size."""
 
-import base64
 import dataclasses
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wmjax.analysis.summary import TaskSummary
-from wmjax.reporting.html import Html, element, join
+from wmjax.core.paths import listed
+from wmjax.reporting.html import Html, element, join, video
+from wmjax.reporting.video import VIDEO_NAME
 from wmjax.rollout.results import EpisodeRecord
-
-NAME = re.compile(r"(?P<suite>.+)-(?P<task>\d+)__(?P<init>.+)-(?P<index>\d+)__(?P<outcome>[a-z]+)(__\d+)?")
-"""The file names of :class:`wmjax.reporting.video.clips.Videos`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +43,15 @@ class Gallery:
 def find_clips(folder: Path) -> tuple[Clip, ...]:
     """The videos of a folder, in order of their names; other files are ignored."""
     clips = []
-    for path in sorted(folder.glob("*.mp4")):
-        if match := NAME.fullmatch(path.stem):
+    for path in listed(folder, "*.mp4"):
+        if match := VIDEO_NAME.fullmatch(path.stem):
             task, episode = f"{match['suite']}/{match['task']}", f"{match['init']}/{match['index']}"
             clips.append(Clip(path, task, episode, match["outcome"]))
     return tuple(clips)
 
 
 def choose(clips: Sequence[Clip], limit: int) -> Gallery:
-    """Embeds as many clips as ``limit`` bytes hold: the first of every task and outcome before any second one."""
+    """Chooses clips up to ``limit`` bytes: the first clip of every task and outcome precedes any second one."""
     turns: dict[tuple[str, str], int] = defaultdict(int)
     order: list[tuple[int, Clip]] = []
     for clip in clips:
@@ -108,9 +105,5 @@ def _figure(clip: Clip, embedded: bool, records: Mapping[str, EpisodeRecord]) ->
     if not embedded:
         note = f"Not embedded (size limit): videos/{clip.path.name}"
         return element("figure", element("p", note, class_="muted empty"), caption)
-    data = base64.b64encode(clip.path.read_bytes()).decode("ascii")
-    video = element(
-        "video", controls=True, muted=True, playsinline=True, preload="metadata",
-        aria_label=f"{clip.task}/{clip.episode}: {clip.outcome}", src=f"data:video/mp4;base64,{data}",
-    )  # fmt: skip
-    return element("figure", video, caption)
+    label = f"{clip.task}/{clip.episode}: {clip.outcome}"
+    return element("figure", video(clip.path.read_bytes(), label, preload="metadata"), caption)

@@ -1,13 +1,21 @@
-"""HTML and inline SVG that is escaped by construction, and the headings, tables and small texts of the pages.
+"""HTML and inline SVG that is escaped by construction: documents, headings, tables, definition lists, small texts.
 
 Every text that is not :class:`Html` already is escaped.
 """
 
+import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from wmjax.core.errors import UserError
+from wmjax.core.files import atomic_path
+
+CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+"""With this, a browser loads nothing from outside and runs no script, whatever a page's texts hold."""
 VOID = frozenset({"br", "hr", "meta"})
 """Elements without a closing tag."""
 
@@ -45,6 +53,54 @@ def _attribute(name: str, value: object) -> str:
     return f" {name}" if value is True else f' {name}="{html.escape(str(value))}"'
 
 
+def write_document(path: Path, title: str, stylesheet: str, body: Iterable[object]) -> None:
+    """Writes one page that needs no other file, atomically and piece by piece.
+
+    Args:
+        path: the HTML file.
+        title: of the browser's window.
+        stylesheet: a file of this folder, which ``page.css`` precedes.
+        body: the page's content; each part is written before the next one is made, so that videos need not fit into
+            memory together.
+
+    Raises:
+        UserError: the path is a folder, lies below a file, or cannot be written.
+
+    """
+    require_writable(path)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(f'<!DOCTYPE html>\n<html lang="en">{_head(title, stylesheet)}<body><main>')
+        for part in body:
+            file.write(join([part]) + "\n")
+        file.write("</main></body></html>\n")
+
+
+def require_writable(path: Path) -> None:
+    """Checks that a page can lie there, so that a command can refuse before it reads much.
+
+    Raises:
+        UserError: the path is a folder or lies below a file.
+
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path}: a folder; name an HTML file such as {path / 'page.html'}")
+    if blocked := next((parent for parent in path.absolute().parents if parent.is_file()), None):
+        raise UserError(f"--out {path}: {blocked} is a file, not a folder; choose another place")
+
+
+def _head(title: str, stylesheet: str) -> Html:
+    css = (files("wmjax.reporting").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", stylesheet))
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=CONTENT_SECURITY_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Html("\n".join(css))),
+    )
+
+
 DOT = " \N{MIDDLE DOT} "
 DASH = "\N{EM DASH}"
 
@@ -55,12 +111,12 @@ def section(name: str, heading: str, *content: object) -> Html:
 
 
 def muted(text: str) -> Html:
-    """A paragraph of lesser weight."""
+    """A paragraph in the secondary text colour."""
     return element("p", text, class_="muted")
 
 
 def table(columns: Sequence[str], rows: Iterable[Iterable[Html]], css: str = "plain") -> Html:
-    """A table that scrolls sideways where it does not fit; with the class ``cards`` it becomes a list there."""
+    """A table that scrolls sideways on narrow screens; with the class ``cards`` it becomes a list there."""
     head = element("thead", element("tr", *(element("th", name, scope="col") for name in columns)))
     body = element("tbody", *(element("tr", *row) for row in rows))
     return element("div", element("table", head, body, class_=css), class_="scroll")
@@ -72,8 +128,37 @@ def row(name: object, *values: object) -> list[Html]:
 
 
 def labelled(label: str, value: object, css: str = "number") -> Html:
-    """A cell that carries its column's name, which narrow screens show beside it."""
+    """A cell with its column's name, which narrow screens show beside the value."""
     return element("td", value, class_=css, data_label=label)
+
+
+def definitions(values: Mapping[str, object]) -> Html:
+    """Names and their values as a list in two columns."""
+    pairs = (part for name, value in values.items() for part in (element("dt", name), element("dd", value)))
+    return element("dl", *pairs, class_="facts")
+
+
+def legend(entries: Iterable[tuple[Html, Iterable[object]]]) -> Html:
+    """What the marks of a figure mean: each mark with the content that explains it."""
+    return element("ul", *(element("li", mark, *content) for mark, content in entries), class_="legend")
+
+
+def key(kind: str) -> Html:
+    """The mark of a legend in the colour that the style sheet gives to ``kind``."""
+    return element("span", class_=f"key {kind}")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A file's content as a ``data:`` address; ``kind`` is its media type, such as ``video/mp4``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def video(content: bytes, label: str, **attributes: object) -> Html:
+    """An embedded mp4 with controls and without sound; ``label`` is what assistive technology reads."""
+    return element(
+        "video", controls=True, muted=True, playsinline=True, **attributes,
+        aria_label=label, src=data_uri(content, "video/mp4"),
+    )  # fmt: skip
 
 
 def fold(summary: str, *content: object) -> Html:

@@ -14,9 +14,12 @@ from wmjax.reporting.html import (
     DASH,
     DOT,
     Html,
+    definitions,
     element,
     join,
+    key,
     labelled,
+    legend,
     muted,
     percent,
     plain,
@@ -185,11 +188,9 @@ def _outcomes(overall: TaskSummary) -> Html:
     counts = {"success": overall.successes, "failure": overall.failures}
     faults = {"timeout": overall.timeouts, "crash": overall.crashes}
     names = {"success": "successes", "failure": "policy failures", "timeout": "time-outs", "crash": "crashes"}
-    items = (
-        element("li", element("span", class_=f"key {kind}"), element("b", count), f" {names[kind]}")
-        for kind, count in (counts | faults).items()
-    )
-    return join((stacked_bar(counts | faults), element("ul", *items, class_="legend")))
+    every = counts | faults
+    entries = ((key(kind), (element("b", count), f" {names[kind]}")) for kind, count in every.items())
+    return join((stacked_bar(every), legend(entries)))
 
 
 def _facts(header: Mapping[str, Any], summary: Summary) -> Html:
@@ -207,11 +208,7 @@ def _facts(header: Mapping[str, Any], summary: Summary) -> Html:
         if name not in NOT_SHOWN and not off and not isinstance(value, Mapping):
             label, unit = LABELS.get(name, (name.replace("_", " ").capitalize(), ""))
             facts[label] = f"{plain(value)}{unit}"
-    return element("dl", *(part for name, value in facts.items() for part in _fact(name, value)), class_="facts")
-
-
-def _fact(name: str, value: str) -> tuple[Html, Html]:
-    return element("dt", name), element("dd", value)
+    return definitions(facts)
 
 
 def _who(header: Mapping[str, Any]) -> str:

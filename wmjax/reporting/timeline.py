@@ -1,8 +1,6 @@
 """One episode as one SVG over one time axis: frames, latents as colours, action and state per dimension."""
 
-import base64
 import dataclasses
-import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +13,11 @@ from PIL import Image
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import closing
+from wmjax.reporting.html import Html, data_uri, element, join
 from wmjax.reporting.video.latent_colours import Colours
 
 LEFT, PLOT, RIGHT = 124, 1024, 96
-"""Widths of the row names, of the longest episode, and of what sticks out: the last frame, the rows' ranges."""
+"""Widths of the row names, of the longest episode, and of the margin for the last frame and the rows' ranges."""
 CURVE_HEIGHT, GAP, AXIS_HEIGHT = 34, 8, 18
 SMALLEST_LATENT = 36
 """Side of a frame's latents, pixels, below which only every n-th frame's are shown."""
@@ -27,7 +26,7 @@ FRAME_PIXELS = 160
 TICK_SECONDS = 1.0
 
 Range = tuple[float, float]
-Block = tuple[float, str]
+Block = tuple[float, Html]
 """Height and SVG of a part of the figure, which is drawn from y = 0 downwards and from time 0 to the right."""
 
 
@@ -85,7 +84,7 @@ def rows(episode: EpisodeData, spec: ObservationSpec, action: ActionSpec) -> lis
 
 
 def is_perturbed(episode: EpisodeData) -> bool:
-    """Whether an executed action differs from its label."""
+    """Whether any executed action differs from its label."""
     return not np.array_equal(episode.action, episode.executed)
 
 
@@ -112,7 +111,7 @@ def timeline(
     spec: ObservationSpec,
     action: ActionSpec,
     colours: Mapping[str, Colours],
-) -> str:
+) -> Html:
     """The figure.
 
     Args:
@@ -131,27 +130,30 @@ def timeline(
     height = sum(height + GAP for height, _ in blocks)
     back = _gripper_closed(episode, action, scale.step, top, height - GAP)
     front = _success(episode, scale.step, height - GAP)
-    label = html.escape(f"Frames, actions and state of {episode.length} control steps")
-    return (
-        f'<svg viewBox="0 0 {LEFT + PLOT + RIGHT} {height:g}" role="img" aria-label="{label}">'
-        f'<g transform="translate({LEFT} 0)">{back}{_stack(blocks)}{front}</g></svg>'
+    return element(
+        "svg",
+        element("g", back, _stack(blocks), front, transform=f"translate({LEFT} 0)"),
+        class_="timeline",
+        viewBox=f"0 0 {LEFT + PLOT + RIGHT} {height:g}",
+        role="img",
+        aria_label=f"Frames, actions and state of {episode.length} control steps",
     )
 
 
-def _stack(blocks: Iterable[Block]) -> str:
+def _stack(blocks: Iterable[Block]) -> Html:
     """Blocks below one another."""
     parts, y = [], 0.0
     for height, body in blocks:
-        parts.append(f'<g transform="translate(0 {y:g})">{body}</g>')
+        parts.append(element("g", body, transform=f"translate(0 {y:g})"))
         y += height + GAP
-    return "".join(parts)
+    return join(parts)
 
 
 def _axis(length: int, step: float, control_hz: float) -> Block:
     """Control steps, one tick per second."""
     every = max(1, round(TICK_SECONDS * control_hz))
-    ticks = [f'<text class="tick" x="{i * step:.1f}" y="13">{i}</text>' for i in range(0, length + 1, every)]
-    return AXIS_HEIGHT, _name("control step", AXIS_HEIGHT) + "".join(ticks)
+    ticks = (element("text", i, class_="tick", x=f"{i * step:.1f}", y=13) for i in range(0, length + 1, every))
+    return AXIS_HEIGHT, join([_name("control step", AXIS_HEIGHT), *ticks])
 
 
 def _frames(episode: EpisodeData, spec: ObservationSpec, step: float, frame_width: float) -> list[Block]:
@@ -167,23 +169,24 @@ def _frames(episode: EpisodeData, spec: ObservationSpec, step: float, frame_widt
             strip = strip.resize((pixels * len(shown), pixels), Image.Resampling.LANCZOS)
         x, width = episode.frame_step[0] * step, side * len(shown)
         picture = image(encode_image(strip, "JPEG"), x, width, side, f"frames of {name}")
-        blocks.append((side, _name(name, side, _every(every)) + picture))
+        blocks.append((side, join([_name(name, side, _every(every)), picture])))
     return blocks
 
 
 def _latents(colours: Colours, episode: EpisodeData, step: float, frame_width: float, name: str) -> Block:
-    """Every frame's grid of latents as a square at its control step, with a gap to the next."""
-    grid = colours.shape[1]
-    every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * grid) / frame_width))
+    """Every frame's grid of latents at its control step, with a gap to the next; cameras lie below one another."""
+    rows, columns = colours.shape[1:3]
+    every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * columns) / frame_width))
     side, shown = frame_width * every, colours[::every]
-    cell = max(1, 32 // grid)
-    gap = max(1, round(grid * cell * 0.06))
-    tiles = np.zeros((len(shown), grid * cell + gap, grid * cell + gap, 4), np.uint8)
+    cell = max(1, 32 // columns)
+    gap = max(1, round(columns * cell * 0.06))
+    tiles = np.zeros((len(shown), rows * cell + gap, columns * cell + gap, 4), np.uint8)
     tiles[:, :-gap, :-gap, :3] = shown.repeat(cell, 1).repeat(cell, 2)
     tiles[:, :-gap, :-gap, 3] = 255
     strip = Image.fromarray(rearrange(tiles, "f h w c -> h (f w) c"))
-    x, width = episode.frame_step[0] * step, side * len(shown)
-    return side, _name(name, side, _every(every)) + image(encode_image(strip, "PNG"), x, width, side, name)
+    x, width, height = episode.frame_step[0] * step, side * len(shown), side * tiles.shape[1] / tiles.shape[2]
+    picture = image(encode_image(strip, "PNG"), x, width, height, name)
+    return height, join([_name(name, height, _every(every)), picture])
 
 
 def _curves(row: Row, scale: Scale) -> Block:
@@ -191,14 +194,14 @@ def _curves(row: Row, scale: Scale) -> Block:
     low, high = scale.ranges[row.name]
     width = max(len(line.values) for line in row.lines) * scale.step
     centre = _height(0.0, low, high)
-    zero = f'<path class="zero" d="M0 {centre:.1f}H{width:.1f}"/>' if low < 0 < high else ""
-    paths = [f'<path class="{line.style}" d="{_path(line, low, high, scale.step)}"/>' for line in row.lines]
-    texts = [
-        f'<text class="range" x="{width + 6:.1f}" y="{y}">{value:.3g}</text>'
+    box = element("rect", class_="box", width=f"{width:.1f}", height=CURVE_HEIGHT)
+    zero = element("path", class_="zero", d=f"M0 {centre:.1f}H{width:.1f}") if low < 0 < high else None
+    paths = (element("path", class_=line.style, d=_path(line, low, high, scale.step)) for line in row.lines)
+    texts = (
+        element("text", f"{value:.3g}", class_="range", x=f"{width + 6:.1f}", y=y)
         for value, y in ((high, 9), (low, CURVE_HEIGHT - 1))
-    ]
-    box = f'<rect class="box" width="{width:.1f}" height="{CURVE_HEIGHT}"/>'
-    return CURVE_HEIGHT, _name(row.name, CURVE_HEIGHT) + box + zero + "".join(paths) + "".join(texts)
+    )
+    return CURVE_HEIGHT, join([_name(row.name, CURVE_HEIGHT), box, zero, *paths, *texts])
 
 
 def _height(value: float, low: float, high: float) -> float:
@@ -214,42 +217,40 @@ def _path(line: Line, low: float, high: float, step: float) -> str:
     return "M" + "L".join(f"{i * step:.1f} {y:.1f}" for i, y in enumerate(heights))
 
 
-def _gripper_closed(episode: EpisodeData, action: ActionSpec, step: float, top: float, bottom: float) -> str:
+def _gripper_closed(episode: EpisodeData, action: ActionSpec, step: float, top: float, bottom: float) -> Html:
     """Shades the time in which the executed command of any gripper is "close"."""
     closed = np.concatenate([[False], closing(episode.executed, action).any(-1), [False]])
     edges = np.flatnonzero(np.diff(closed.astype(np.int8))).reshape(-1, 2)
-    return "".join(
-        f'<rect class="closed" x="{a * step:.1f}" y="{top:g}" width="{(b - a) * step:.1f}" height="{bottom - top:g}"/>'
+    vertical = {"y": f"{top:g}", "height": f"{bottom - top:g}"}
+    return join(
+        element("rect", class_="closed", x=f"{a * step:.1f}", width=f"{(b - a) * step:.1f}", **vertical)
         for a, b in edges.tolist()
     )
 
 
-def _success(episode: EpisodeData, step: float, bottom: float) -> str:
+def _success(episode: EpisodeData, step: float, bottom: float) -> Html | None:
     """A line at the control step after which the task was done for the first time."""
     success = episode.meta.get("success_step")
     if success is None:
-        return ""
-    x = f"{success * step:.1f}"
-    return f'<path class="success" d="M{x} {AXIS_HEIGHT}V{bottom:g}"/>'
+        return None
+    return element("path", class_="success", d=f"M{success * step:.1f} {AXIS_HEIGHT}V{bottom:g}")
 
 
-def _name(name: str, height: float, note: str = "") -> str:
+def _name(name: str, height: float, note: str = "") -> Html:
     """A row's name at its left, and a note below."""
     y = height / 2 + 4 - (7 if note else 0)
-    below = f'<text class="note" x="-8" y="{y + 14:g}">{html.escape(note)}</text>' if note else ""
-    return f'<text class="name" x="-8" y="{y:g}">{html.escape(name)}</text>{below}'
+    below = element("text", note, class_="note", x=-8, y=f"{y + 14:g}") if note else None
+    return join([element("text", name, class_="name", x=-8, y=f"{y:g}"), below])
 
 
 def _every(every: int) -> str:
     return "every frame" if every == 1 else f"1 of {every} frames"
 
 
-def image(data: str, x: float, width: float, height: float, label: str) -> str:
+def image(data: str, x: float, width: float, height: float, label: str) -> Html:
     """An SVG image, stretched to its box."""
-    return (
-        f'<image href="{data}" x="{x:.1f}" width="{width:.1f}" height="{height:.1f}" '
-        f'preserveAspectRatio="none" aria-label="{html.escape(label)}"/>'
-    )
+    box = {"x": f"{x:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}"}
+    return element("image", href=data, **box, preserveAspectRatio="none", aria_label=label)
 
 
 def encode_image(picture: Image.Image, kind: str) -> str:
@@ -257,8 +258,3 @@ def encode_image(picture: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=85, optimize=True)
     return data_uri(buffer.getvalue(), f"image/{kind.lower()}")
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as a ``data:`` address."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""Actors of a rollout: scripted ones that check the simulator, and recordings that check the whole path.
+"""Actors of a rollout: scripted actors check the simulator, and replayed recordings check the path of observations.
 
 The runner asks an actor for action chunks, for several episodes at once. The actor of a trained policy is
 :mod:`wmjax.policy.policy_actor`, because it needs jax.
@@ -6,7 +6,7 @@ The runner asks an actor for action chunks, for several episodes at once. The ac
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
@@ -31,16 +31,16 @@ class Decision:
     """One episode waiting for actions.
 
     Attributes:
-        slot: the worker it runs in; free to use as a place to keep things, never to influence the actions.
+        slot: the worker that runs it. An actor may store data per slot, but actions must not depend on it.
         episode: its identity.
         number: 0 at the episode's first decision, then 1, 2, ...
         step: control steps since the settled state.
-        frames: the frames that fell due since the last decision, oldest first; at the first decision the one
-            frame repeated. Empty for actors that need none.
+        frames: the frames rendered since the last decision, oldest first; at the first decision the only frame,
+            repeated. Empty for actors that need none.
         state: proprioception now.
         instruction: the task's sentence.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
-        forget: whether history begins anew with these frames, as at a first decision, because some before are missing.
+        forget: whether the history restarts with these frames, as at a first decision, because earlier ones are lost.
 
     """
 
@@ -62,25 +62,26 @@ class Plan:
     Attributes:
         actions: raw, within their bounds, at least one open-loop horizon of them.
         info: numbers to log.
-        seen: latents of the newest frames, oldest first, from policies that predict.
-        imagined: those predicted of the next ones.
+        observed: latents of the newest frames, oldest first, from policies that predict.
+        imagined: the predicted latents of the next frames.
 
     """
 
     actions: Chunk
     info: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    seen: Float32[np.ndarray, "seen tokens dim"] | None = None
+    observed: Float32[np.ndarray, "history tokens dim"] | None = None
     imagined: Float32[np.ndarray, "future tokens dim"] | None = None
 
 
+@runtime_checkable
 class Actor(Protocol):
-    """The runner's seam.
+    """The interface between the runner and what acts.
 
     Attributes:
         name: for headers and file names.
         observation_spec: how the simulator must look.
         needs_frames: whether decisions carry frames.
-        inside: the scripted expert, which acts inside the workers and is never asked.
+        inside: whether it acts inside the workers and is never asked, as the scripted expert does.
         future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
         corruption: what is done to its world memory; ``none`` without one.
 
@@ -94,7 +95,12 @@ class Actor(Protocol):
     corruption: Corruption
 
     def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
-        """Called once before the first decision: the number of slots, the open-loop horizon, the environment's actions.
+        """Is called once, before the first decision.
+
+        Args:
+            slots: number of slots.
+            horizon: open-loop horizon, control steps.
+            action_spec: the environment's actions.
 
         Raises:
             UserError: the actor cannot serve that horizon, or has other actions.
@@ -150,7 +156,7 @@ class Expert(Scripted):
 
 
 class Noop(Scripted):
-    """Holds still: what succeeds here is already solved at the start."""
+    """Holds still. It solves only tasks whose goal holds at the start."""
 
     name = "noop"
 
@@ -191,7 +197,7 @@ class Replay(Scripted):
     Args:
         store: the recording; the episodes to run are :attr:`episodes`.
         action_spec: its normalisation is applied and undone and the actions are clipped, as a policy's are.
-        watch: also look at what a policy would see and log how far it is from what was recorded.
+        watch: whether to request frames and log how far the observations are from the recorded ones.
 
     """
 

@@ -1,4 +1,4 @@
-"""The record of benchmark runs: an append-only log, so that every run is reported and not only the best one."""
+"""The append-only log of benchmark runs, with which every run is reported and not only the best one."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ log = logging.getLogger("wmjax.rollout")
 
 
 def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
-    """Adds a benchmark run to the log: one numbered file each, none is ever overwritten.
+    """Adds a benchmark run to the log as a numbered file; no file is ever overwritten.
 
-    The records are shared, so folders in the cache are written as ``$WMJAX_CACHE/...``. A run that was killed between
-    its record and its report finds its own record and leaves no second one. A recipe that has a record already is run
-    again at one's own risk of selecting on the benchmark: that is logged.
+    The records are shared, so folders in the cache are written as ``$WMJAX_CACHE/...``. A run that was killed after
+    its record was written finds that record and does not write a second one. If the recipe already has a record, a
+    warning is logged, because running a recipe several times makes it possible to select on the benchmark.
 
-    Where the folder cannot be written to, as in somebody else's checkout, the record goes to the cache.
+    If the folder cannot be written to, as in somebody else's checkout, the record goes to the cache.
 
     Args:
         folder: of the records.
@@ -69,7 +69,7 @@ def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
 
 def count_records(folder: Path, header: Mapping[str, Any]) -> int:
     """The number of recorded runs, in ``folder``, of the recipe of an evaluation's header on its protocol."""
-    name = header.get("protocol", {}).get("name", "")
+    name = (header.get("protocol") or {}).get("name", "")
     records = _records(folder, name).values()
     return sum(record.header.get("recipe_hash", "") == header.get("recipe_hash", "") for record in records)
 

@@ -1,8 +1,8 @@
-"""What a policy decided and imagined during an episode, and what makes videos of it."""
+"""The decisions and predictions of a policy during an episode, and the interface of what turns them into videos."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -13,7 +13,7 @@ class Decided:
     """One decision.
 
     Attributes:
-        frame: index of the newest frame that it saw.
+        frame: index of the newest frame that the decision knew.
         actions: the chunk, raw.
         numbers: what the policy reported, such as ``memory/gate`` and ``world/error``.
 
@@ -29,27 +29,28 @@ class Imagined:
     """One decision's latents, in the space in which the Prophet predicts.
 
     Attributes:
-        frame: index of the newest frame that the decision saw.
-        seen: the newest frames' latents, oldest first, up to z(t).
+        frame: index of the newest frame that the decision knew.
+        observed: the newest frames' latents, oldest first, up to z(t).
         predicted: ẑ(t+1), ẑ(t+2), ..., one per frame.
 
     """
 
     frame: int
-    seen: Float32[np.ndarray, "seen tokens dim"]
+    observed: Float32[np.ndarray, "history tokens dim"]
     predicted: Float32[np.ndarray, "future tokens dim"]
 
     @property
     def latents(self) -> Float32[np.ndarray, "1+future tokens dim"]:
         """z(t), then ẑ(t+1), ẑ(t+2), ..."""
-        return np.concatenate([self.seen[-1:], self.predicted])
+        return np.concatenate([self.observed[-1:], self.predicted])
 
 
+@runtime_checkable
 class EpisodeVideos(Protocol):
-    """What the runner asks of a maker of videos."""
+    """The interface through which the runner hands over finished episodes to be kept as videos."""
 
     def wanted(self, suite: str, task_id: int, outcome: str | None = None) -> bool:
-        """Whether a video of that task (and outcome, if known already) would be kept."""
+        """Whether a video of that task would be kept; ``outcome`` is None while it is unknown."""
         ...
 
     def add(

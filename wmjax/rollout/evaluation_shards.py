@@ -1,23 +1,25 @@
-"""One evaluation over several processes or hosts: each runs its part, and the last one to end writes the table.
+"""One evaluation over several processes or hosts: each runs a shard, and the last one to end writes the table.
 
     OUT/shards/0-of-4/     header.json, episodes.jsonl, summary.json of one shard
-    OUT/                   the same files of all episodes, once all shards are done, as one process would write them
+    OUT/                   the same files for all episodes once all shards are done, as one process would write them
 
 All processes must see the folder. Episodes that a shard finished count for all of them, so an evaluation may be
-resumed with another number of shards, or with none. Imports no jax.
+resumed with another number of shards, or with none. This module does not import jax.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wmjax.core.paths import listed
 from wmjax.core.shards import WHOLE, Shard, check_shard
 from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, require_same_header
 from wmjax.sim.episode import EpisodeId
 
 
 def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
-    """A shard's episodes: neighbours, because a worker that changes the task builds its simulation anew."""
+    """The episodes of a shard: a contiguous range, because a worker that changes its task rebuilds the simulation."""
     index, count = check_shard(shard)
     return list(episodes[len(episodes) * index // count : len(episodes) * (index + 1) // count])
 
@@ -25,6 +27,11 @@ def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
 def shard_folder(out: Path, shard: Shard) -> Path:
     """The results folder of a shard; ``out`` itself if there is only one."""
     return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
+
+
+def shard_folders(out: Path) -> list[Path]:
+    """The folders of all shards that are there."""
+    return [path for path in listed(out / "shards", "*-of-*") if re.fullmatch(r"\d+-of-\d+", path.name)]
 
 
 def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
@@ -35,7 +42,7 @@ def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
 
     """
     found: dict[str, EpisodeRecord] = {}
-    for folder in (out, *sorted((out / "shards").glob("*-of-*"))):
+    for folder in (out, *shard_folders(out)):
         records = read_records(folder, torn=True)
         if records:
             require_same_header(read_header(folder), header, folder)
@@ -45,9 +52,9 @@ def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
 
 
 def merge(results: Results, records: Mapping[str, EpisodeRecord], order: Sequence[EpisodeId]) -> None:
-    """Makes the whole evaluation's results those of all shards, in the protocol's order.
+    """Writes the episodes of all shards as the results of the whole evaluation, in the protocol's order.
 
-    Two shards that end at the same moment may both do it: they write the same bytes.
+    Two shards that end at the same moment may both do this, because they write the same bytes.
     """
     keys = [episode.key for episode in order]
     surplus = sorted(set(records) - set(keys))

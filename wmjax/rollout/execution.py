@@ -15,10 +15,10 @@ class Execution:
     """The actions that one episode executes. Row j of a chunk decided at control step t is for step t + delay + j.
 
     Each step takes its action from the newest chunk that is meant for it, or, with ensembling, from all of them:
-    see :func:`ensemble_actions`. Before the first chunk's time has come the robot holds still.
+    see :func:`ensemble_actions`. The robot holds still until the first action of the first chunk is due.
 
     Args:
-        horizon: control steps between two decisions; of a chunk alone, so many actions are executed.
+        horizon: control steps between two decisions; without ensembling this many actions of a chunk are executed.
         delay: control steps between an observation and the execution of the actions chosen on it.
         ensemble: the weights' decay per control step of age; 0 is off.
         spec: the environment's actions.
@@ -79,8 +79,9 @@ def ensemble_actions(
     """Temporal ensembling: predictions of one control step's action, averaged with weights ``exp(-decay * age)``.
 
     ACT (Zhao et al. 2023, section IV-B) has weights ``exp(-m * i)`` with i = 0 for the *oldest* prediction, which is
-    ``decay = -m`` here up to normalisation; a positive decay trusts new observations more. A gripper opens or closes:
-    it does what its average is nearer to, or what its newest prediction is nearer to when the average is half open.
+    ``decay = -m`` here up to normalisation; a positive decay trusts new observations more. A gripper can only open or
+    close: it takes the command that the average is nearer to, or, if the average lies in the middle, the command that
+    the newest prediction is nearer to.
 
     Args:
         actions: raw actions, oldest prediction first.
@@ -104,8 +105,8 @@ def dropped_cameras(
 ) -> Bool[np.ndarray, " cameras"]:
     """The cameras that are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
 
-    Each camera is drawn on its own, but one (that with the largest draw) always shows: a policy that sees nothing
-    can only be lucky. So two cameras are black for a share p - p²/2 of the decisions each.
+    Each camera is drawn independently, except that the camera with the largest draw is never black, because a policy
+    without any image could succeed by luck only. With two cameras, each is black at a share p - p²/2 of the decisions.
 
     Args:
         episode: its identity.
@@ -123,5 +124,5 @@ def dropped_cameras(
 def blank(
     frames: UInt8[np.ndarray, "frames cameras height width 3"], dropped: Bool[np.ndarray, " cameras"]
 ) -> UInt8[np.ndarray, "frames cameras height width 3"]:
-    """The frames with the dropped cameras black; the given array stays as it is."""
+    """Returns a copy of the frames in which the dropped cameras are black."""
     return np.where(dropped[:, None, None, None], np.uint8(0), frames)

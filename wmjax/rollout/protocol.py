@@ -1,15 +1,16 @@
 """Protocols: suite, episodes, step limit and difficulties of an evaluation, one small TOML file each."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.options import Short, number_list
-from wmjax.core.paths import resource_folder
+from wmjax.core.paths import listed, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Fraction, Range, Seed, Settings, build
+from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Settings, build, with_origin
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
@@ -20,7 +21,7 @@ MAX_VELOCITY = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Protocol(Settings, section="protocol"):
-    """An evaluation's definition; two runs of one protocol ran the same episodes.
+    """The definition of an evaluation. Two evaluations with the same protocol run the same episodes.
 
     Attributes:
         name: of the file.
@@ -40,12 +41,13 @@ class Protocol(Settings, section="protocol"):
         camera_dropout: probability that a camera's frames are black for a policy at a decision, drawn for each
             episode, decision and camera; one camera always shows, see :mod:`wmjax.rollout.execution`.
         oracle: None, or α of the oracle bracket: at every decision the policy's memory is α·ẑ + (1-α)·z₊, where ẑ is
-            its own prediction and z₊ the encoded future in which the scripted expert acts from here on (after what
-            ``execution_delay`` still lets pass). 1 is the policy itself, 0 what a perfect prediction would give.
-        corruption: what the policy's action tokens get for a world memory instead of its own: zeros (``zero``), unit
-            noise drawn for each decision (``noise``), the memory of a demonstration drawn for each episode, at the
-            same control step, of any task (``shuffled``, see :mod:`wmjax.policy.interventions`) or of the episode's own
-            (``shuffled_in_task``), or nothing (``closed``). What the Prophet predicts is still logged and drawn.
+            its own prediction and z₊ the encoded future in which the scripted expert takes over (after the actions
+            that ``execution_delay`` still lets pass). 1 is the policy itself, 0 is a perfect prediction.
+        corruption: what replaces the world memory that the policy's action tokens read: zeros (``zero``), unit noise
+            drawn for each decision (``noise``), or the memory of a demonstration at the same control step. The
+            demonstration is drawn for each episode, from any task (``shuffled``, see
+            :mod:`wmjax.policy.interventions`) or from the episode's task (``shuffled_in_task``). With ``closed`` they
+            read no memory. The Prophet's own predictions are still logged and drawn.
         seed: of the policy's noise; the episodes themselves do not depend on it.
         env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
@@ -125,14 +127,15 @@ class Protocol(Settings, section="protocol"):
 
 def protocol_names() -> list[str]:
     """Names of the protocols that ship with wmjax."""
-    return sorted(path.stem for path in (resource_folder("eval") / "protocols").glob("*.toml"))
+    return [path.stem for path in listed(resource_folder("eval") / "protocols", "*.toml")]
 
 
-def load_protocol(name: str, **changes: Any) -> Protocol:
+def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **changes: Any) -> Protocol:
     """Reads a protocol by name, or from a path ending in ``.toml``.
 
     Args:
         name: such as ``spatial_dev``.
+        origins: what a change is called where it was given, if not as on the command line.
         changes: fields to replace; None leaves a field as it is.
 
     Raises:
@@ -143,21 +146,16 @@ def load_protocol(name: str, **changes: Any) -> Protocol:
     if not path.is_file():
         raise unknown_name("protocol", name, protocol_names())
     values = read_toml(path, dict[str, Any], "correct the file")
-    values |= {key: value for key, value in changes.items() if value is not None}
-    return from_values({"name": path.stem, **values}, str(path))
-
-
-def from_values(values: dict[str, Any], where: str) -> Protocol:
-    """A protocol from plain values, as :func:`load_protocol` reads and headers store them.
-
-    Raises:
-        UserError: unknown, missing or mistyped key; ``where`` is named.
-
-    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    called = {short.setting: f"--{name}" for name, short in CHANGES.items()} | dict(origins or {})
+    called = {key: called.get(key, f"--protocol.{key}") for key in given}
+    also = f", or what replaces a part of it: {', '.join(called.values())}" if given else ""
     try:
-        return build(Protocol, values, "protocol.")
+        return build(Protocol, {"name": path.stem, **values, **given}, "protocol.")
     except UserError as error:
-        raise UserError(f"{where}: {error}; correct the file") from error
+        layers = [Layer({key: value}, f"give another {called[key]}") for key, value in given.items()]
+        told = with_origin(error, layers)
+        raise told if told is not error else UserError(f"{path}: {error}; correct the file{also}") from error
 
 
 CHANGES: dict[str, Short] = {
@@ -181,7 +179,7 @@ CHANGES: dict[str, Short] = {
 
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
-    """A folder whose name tells the protocol and what differs in it from its file, so that two never collide."""
+    """A folder named after the protocol and the fields that differ from its file; no two protocols share one."""
     parts = [protocol.name]
     for name, change in CHANGES.items():
         value = getattr(protocol, change.setting)

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, disk_errors, write_json
-from wmjax.core.reading import parse_json, read_json, read_text
+from wmjax.core.reading import parse_json, read_json, read_text, typed
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
 ADDED = {"protocol.corruption": "none"}
-"""Header fields that earlier evaluations do not have, and what was run then: the same evaluation goes on."""
+"""Header fields that earlier evaluations lack, with the value that they used: such an evaluation can be resumed."""
 DESCRIBED = "training."
-"""Header fields that say in words what ``recipe_hash`` identifies; earlier evaluations do not have them."""
+"""Prefix of the header fields that spell out what ``recipe_hash`` identifies; earlier evaluations lack them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class EpisodeRecord:
         suite, task_id, init, index: its parts.
         instruction: the task's sentence; empty if no attempt ever reset the environment.
         seed: the environment's seed, derived from the identity.
-        settled_hash: hash of the full simulator state after settling; equal hashes mean equal starts.
+        settled_hash: hash of the full simulator state after settling. It differs between processors, whose matrix
+            products differ in the last bits.
         success: whether the task's predicate held within the step limit.
         steps: control steps executed in the last attempt.
         outcome: ``success``; ``failure`` (the step limit, a policy's failure); ``timeout`` (a worker hung) or
@@ -44,6 +45,7 @@ class EpisodeRecord:
         info: mean over the decisions of what the policy reports (gate, latent error, ...).
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
+        settled_state: the full simulator state after settling; empty in evaluations before December 2026.
 
     """
 
@@ -66,6 +68,7 @@ class EpisodeRecord:
     recipe_hash: str
     open_loop_horizon: int
     execution_delay: int
+    settled_state: tuple[float, ...] = ()
 
 
 class Results:
@@ -113,6 +116,30 @@ class Results:
         return {record.key for record in self.records}
 
 
+@dataclasses.dataclass(frozen=True)
+class _NamedProtocol:
+    """The fields of a protocol that tell evaluations apart."""
+
+    name: str = ""
+    suite: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """The fields of a header that are read again, with their types; others may stand beside them."""
+
+    format_version: int
+    actor: str = ""
+    recipe_hash: str = ""
+    protocol: _NamedProtocol | None = None
+    experiment: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
+    observation: dict[str, Any] | None = None
+    action: dict[str, Any] | None = None
+
+
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of an evaluation.
 
@@ -123,14 +150,16 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "header.json"
     if not path.exists():
         raise UserError(f"{folder}: no evaluation there (header.json is missing); name an evaluation's folder")
-    header = read_json(path, dict[str, Any], "delete the folder and evaluate again")
+    fix = "delete the folder and evaluate again"
+    header = read_json(path, dict[str, Any], fix)
     if header.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is not {FORMAT_VERSION}; evaluate again into another folder")
+    typed(header, _Header, str(path), fix)
     return header
 
 
 def actor_label(header: Mapping[str, Any]) -> str:
-    """Who acted, in a few words: the recipe of a policy, the name of a scripted actor."""
+    """The name of the actor: the recipe of a policy, or the name of a scripted actor."""
     experiment = header.get("experiment")
     if isinstance(experiment, Mapping):
         return str(experiment.get("recipe", "policy"))
@@ -178,7 +207,7 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Header fields that differ, with both values; what only one of them describes is not known to differ."""
+    """Header fields that differ, with both values. Fields that only one header describes do not count as different."""
     left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
     names = {*left, *right}
     for side in (left, right):
@@ -201,7 +230,7 @@ def _line(record: EpisodeRecord) -> str:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts off what a kill in the middle of a write left behind the last newline."""
+    """Removes an incomplete last line, which a process that was killed while writing leaves behind."""
     if path.exists():
         whole = path.read_bytes().rfind(b"\n") + 1
         os.truncate(path, whole)

@@ -24,9 +24,9 @@ from wmjax.sim.schedule import Schedule
 from wmjax.sim.worker import Command, Execute, Foresee, Reply, Reset, RunExpert
 
 MAX_ATTEMPTS = 3
-"""An episode whose workers failed this often is recorded as a crash or timeout."""
+"""An episode whose workers failed this many times is recorded as a crash or timeout."""
 HOPELESS_FAULTS = 3
-"""So many faults before the first answer of any worker mean that the simulator does not run at all."""
+"""If this many faults precede the first answer of any worker, the simulator does not run at all."""
 
 log = logging.getLogger("wmjax.rollout")
 
@@ -57,7 +57,7 @@ class Runner:
 
     Args:
         pool: the simulator processes.
-        actor: who acts.
+        actor: chooses the actions.
         protocol: step limit, horizon, delay.
         results: takes the finished episodes.
         videos: takes frames of some of them.
@@ -74,7 +74,7 @@ class Runner:
         videos: EpisodeVideos,
         recipe_hash: str = "",
     ) -> None:
-        _require_fit(actor, protocol)
+        _require_applicable(actor, protocol)
         self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
@@ -124,7 +124,7 @@ class Runner:
         self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode), protocol.disturbance))
 
     def _receive(self, slot: int, reply: Reply) -> bool:
-        """Takes in what a worker did; returns whether its episode waits for a decision."""
+        """Processes the answer of a worker; returns whether its episode waits for a decision."""
         run = self._running[slot]
         if run.foreseeing:
             run.foreseeing, run.future = False, self._pool.frames(slot, self._actor.future_frames)
@@ -172,8 +172,8 @@ class Runner:
         for name, value in plan.info.items():
             run.info[name].append(value)
         newest = sum(map(len, run.frames)) - 1
-        if run.video and plan.seen is not None and plan.imagined is not None:
-            run.imagined.append(Imagined(newest, plan.seen, plan.imagined))
+        if run.video and plan.observed is not None and plan.imagined is not None:
+            run.imagined.append(Imagined(newest, plan.observed, plan.imagined))
         if run.video and len(plan.actions):
             run.decided.append(Decided(newest, plan.actions, dict(plan.info)))
         steps = min(self._protocol.open_loop_horizon, self._protocol.max_steps - run.step)
@@ -206,7 +206,8 @@ class Runner:
     def _finish(self, slot: int, outcome: Outcome) -> None:
         """Records the episode and starts the slot's next one.
 
-        Its video comes first: killed in between, the episode is run again, and no recorded one lacks its video.
+        The video is written first. If the process is killed in between, the episode is run again, so that no recorded
+        episode lacks its video.
         """
         run = self._running.pop(slot)
         try:
@@ -250,6 +251,7 @@ class Runner:
             recipe_hash=self._recipe_hash,
             open_loop_horizon=self._protocol.open_loop_horizon,
             execution_delay=self._protocol.execution_delay,
+            settled_state=tuple(run.reply.settled_state.tolist()) if run.reply else (),
         )
 
     def _save_video(self, run: _Running, outcome: Outcome) -> None:
@@ -267,7 +269,7 @@ class Runner:
 
 
 def video_name(episode: EpisodeId) -> str:
-    """What tells an episode's video from those of its task's other episodes."""
+    """The part of a video's name that distinguishes the episodes of one task."""
     return f"{episode.init}-{episode.index}"
 
 
@@ -277,8 +279,8 @@ def _require(reply: Reply | None) -> Reply:
     return reply
 
 
-def _require_fit(actor: Actor, protocol: Protocol) -> None:
-    """Refuses protocols that would mean nothing for the actor.
+def _require_applicable(actor: Actor, protocol: Protocol) -> None:
+    """Refuses protocols whose settings do not apply to the actor.
 
     Raises:
         UserError: names the field.

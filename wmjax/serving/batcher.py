@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec
@@ -15,6 +15,7 @@ from wmjax.rollout.actors import Decision, Plan
 log = logging.getLogger("wmjax.serve")
 
 
+@runtime_checkable
 class Proposer(Protocol):
     """The seam to :class:`wmjax.policy.policy_actor.PolicyActor`."""
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -61,7 +61,7 @@ class PolicyServer:
         self._numbers = itertools.count(1)
         self.addresses: list[tuple[str, int]] = []
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "PolicyServer":
         """Compiles the policy, then opens the ports.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Disturbances of an episode after its start: the goal's target drifts over the table.
+"""A disturbance of an episode after its start: the goal's target drifts over the table.
 
 Only :class:`Drift` touches the simulator; :class:`Disturbance` travels in the commands to workers.
 """
@@ -13,9 +13,9 @@ from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 
 INERTIA = 100.0
-"""Effective mass (kg) of the drift: friction, bowl and hand hardly slow it, an obstacle stops it."""
+"""Effective mass (kg) of the drifting body: friction, bowl and hand hardly slow it, but an obstacle stops it."""
 REACH = 0.15
-"""Largest distance (m) of the target from its start; there it turns back."""
+"""Largest distance (m) of the target from its start, at which it turns back."""
 ROOM = 0.12
 """Free distance (m) ahead of the target; the first drawn direction with that much room is taken."""
 CLEARANCE = 0.01
@@ -40,10 +40,10 @@ class Disturbance:
 class Drift:
     """Moves a free body at constant speed, to and fro along a line in the horizontal plane, for a whole episode.
 
-    The body gets a large inertia in the plane and its velocity at every control step, nothing is ever teleported:
-    contacts see a moving body, so what is put on it is carried along and what touches it is pushed with a bounded
-    force. The line is drawn from the episode's identity among those that have room. Where the body is and how fast
-    it moves is all that :meth:`push` depends on, so a restored state has the same future.
+    The body gets a large inertia in the plane, and its velocity is set at every control step. It is never teleported,
+    so contacts see a moving body: an object on it is carried along, and an object that touches it is pushed with a
+    bounded force. The line is drawn from the episode's identity among the lines that have room. :meth:`push` depends
+    on the body's position and velocity only, so a restored state has the same future.
 
     Args:
         model, data: MuJoCo's, in the episode's settled state.
@@ -115,7 +115,7 @@ def start_drift(env: Any, goal: tuple[str, ...], disturbance: Disturbance, episo
 
 
 def _choose_line(model: Any, data: Any, body: int, random: np.random.Generator) -> tuple[Plane, float, float]:
-    """Direction (unit) of the drift, and the room (m) ahead and behind; the roomiest if none has enough."""
+    """Direction (unit vector) of the drift, the room (m) ahead and behind; the roomiest if no direction has enough."""
     lines = []
     for _ in range(DIRECTIONS):
         angle = random.uniform(0, 2 * np.pi)

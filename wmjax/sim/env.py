@@ -39,7 +39,7 @@ class LiberoEnv:
     """One task of LIBERO in this process: an :class:`wmjax.sim.environment.Environment`.
 
     The observation is a function of the physical state: :meth:`state` and :meth:`render` read the simulation at the
-    end of the control step, so restoring a state restores what is seen.
+    end of the control step, so restoring a state restores the observation.
 
     Attributes:
         suite: the suite's name.
@@ -135,13 +135,13 @@ class LiberoEnv:
         return object_poses(self._env)
 
     def _vary_start(self, episode: EpisodeId) -> None:
-        """Perturbs the arm's joints, from a stream of its own, so that placements stay LIBERO's for the same seed."""
+        """Perturbs the arm's joints, with a random stream of its own: placements stay LIBERO's for the same seed."""
         joints = self._env.robots[0]._ref_joint_pos_indexes
         noise = np.random.default_rng(episode.stream("start")).normal(size=len(joints))
         self._env.sim.data.qpos[joints] += START_NOISE * noise
 
     def disturb(self, disturbance: Disturbance, episode: EpisodeId) -> None:
-        """Disturbs what follows of the episode that has just been reset, until the next reset.
+        """Applies a disturbance to the episode that has just been reset, until the next reset.
 
         Raises:
             UserError: the disturbance does not fit the task.
@@ -170,7 +170,7 @@ class LiberoEnv:
         return success
 
     def _synchronise(self) -> None:
-        """Brings positions up to the state that integration ended in; the physics does not depend on it."""
+        """Updates derived positions to the state in which integration ended; the physics does not depend on them."""
         import mujoco
 
         model, data = self._env.sim.model._model, self._env.sim.data._data
@@ -179,7 +179,7 @@ class LiberoEnv:
         mujoco.mj_camlight(model, data)
 
     def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
-        """The cameras of the spec, now.
+        """Images of the spec's cameras in the current state.
 
         Raises:
             UserError: OpenGL does not start, or the spec names an unknown camera.
@@ -200,7 +200,7 @@ class LiberoEnv:
         return build_state(data.site_xpos[robot.eef_site_id], quaternion, fingers)
 
     def sim_state(self) -> Float64[np.ndarray, " values"]:
-        """Everything the future depends on: physics, fixture poses, gripper command, controller goal."""
+        """The full state on which the future depends: physics, fixture poses, gripper command, controller goal."""
         return read_state(self._env)
 
     def restore(self, state: Float64[np.ndarray, " values"]) -> None:
@@ -287,7 +287,7 @@ def write_state(env: Any, state: Float64[np.ndarray, " values"]) -> None:
 
 
 MOVED = ("body_pos", "body_quat", "site_rgba")
-"""Arrays of the model that LIBERO changes: the fixtures' poses, and the glow of what can be switched on."""
+"""Arrays of the model that LIBERO changes: the poses of fixtures, and the glow of devices that are switched on."""
 
 
 def _pristine_model(env: Any) -> dict[str, np.ndarray]:
@@ -299,7 +299,7 @@ def _pristine_model(env: Any) -> dict[str, np.ndarray]:
 
 
 def _soft_reset(env: Any, pristine: Mapping[str, np.ndarray]) -> None:
-    """Robosuite's reset without recompiling, plus what it forgets to undo."""
+    """Robosuite's reset without recompiling the model; it also undoes the changes that robosuite's reset leaves."""
     from robosuite.utils.errors import RandomizationError
 
     while True:  # a failed placement is drawn again, as LIBERO does

@@ -1,4 +1,4 @@
-"""The environment seam: what the closed loop asks of a simulator, and the environments that a protocol may name.
+"""The interface between the closed loop and a simulator, and the environments that a protocol may name.
 
 ``env = "libero"`` in a protocol names an environment of :data:`ENVIRONMENTS`, ``env = "package.module:Class"`` a class
 of any installed package. Worker processes import that class and build one environment for each task. The parent
@@ -7,7 +7,7 @@ imports it too, for its class attributes: a module of an environment imports its
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
@@ -18,21 +18,22 @@ from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.episode import EpisodeId
 
 
+@runtime_checkable
 class Environment(Protocol):
     """One task in this process.
 
-    What is seen must follow from the physical state: after :meth:`restore` the observation is that of the restored
-    state. An episode's start must follow from its :class:`EpisodeId` and from nothing that ran before.
+    The observation must be a function of the physical state: after :meth:`restore` it is that of the restored state.
+    The start of an episode must be a function of its :class:`EpisodeId`, whatever ran before.
 
     Attributes:
-        observation_spec: what it shows unless a policy or a setting wants something else, such as another image size.
-        action_spec: what its actions are. ``hold`` must be given: the robot executes it while a delay lets nothing
-            else pass.
+        observation_spec: its observations, unless a policy or a setting asks for others, such as another image size.
+        action_spec: its actions. ``hold`` must be given: the robot executes it while, under a delay, no other action
+            is due.
         suites: how many tasks each of its suites has.
         initial_states: how many fixed starts, the episodes of ``init = "benchmark"``, a task has; 0 for none.
         expert: ``"package.module:Class"`` of a scripted expert, built with the environment as
             :class:`wmjax.recording.expert.Expert` is; "" for none.
-        spec: what this one shows, with ``simulator`` filled in.
+        spec: the observations of this instance, with ``simulator`` filled in.
         instruction: the task in words.
         settled_state: the full simulator state in which the current episode started, see :meth:`sim_state`.
         settled_hash: the identity of that state, for example 16 hex digits of its hash.
@@ -59,7 +60,7 @@ class Environment(Protocol):
 
     @classmethod
     def simulator(cls, spec: ObservationSpec | None = None) -> str:
-        """Names and versions of what decides how an episode looks, found without building anything.
+        """Names and versions of the packages that determine the images, found without building anything.
 
         Raises:
             UserError: it is not installed, or images of ``spec`` were drawn by another one.
@@ -81,16 +82,16 @@ class Environment(Protocol):
         """Executes one control step; returns whether the task's goal holds afterwards."""
 
     def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:
-        """The cameras of the spec, now."""
+        """Images of the spec's cameras in the current state."""
 
     def state(self) -> Float32[np.ndarray, "state"]:
-        """Proprioception, now, as the spec describes it."""
+        """Proprioception in the current state, as the spec describes it."""
 
     def sim_state(self) -> Float64[np.ndarray, " values"]:
-        """Everything that the future depends on."""
+        """The full state on which the future depends."""
 
     def restore(self, state: Float64[np.ndarray, " values"]) -> None:
-        """Goes back to a state of :meth:`sim_state`."""
+        """Returns to a state of :meth:`sim_state`."""
 
     def close(self) -> None:
         """Frees what the task holds."""

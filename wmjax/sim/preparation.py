@@ -1,4 +1,4 @@
-"""What the simulator needs of its process, prepared before it is imported, and why it does not start if it does not.
+"""Prepares a process for the simulator before it is imported, and explains why it does not start.
 
 robosuite logs to one file for all users of a machine, numba keeps compiled code beside its sources or at home,
 LIBERO looks into the home folder, and robosuite takes ``CUDA_VISIBLE_DEVICES`` for the number of an EGL device. Nothing
@@ -20,12 +20,12 @@ from wmjax.core.paths import cache_root
 
 GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"
 GL_SIGNS = ("egl", "osmesa", "opengl", "libgl", "glx", "'nonetype' object has no attribute", "display")
-"""Words by which an error is one of OpenGL's; PyOpenGL says of a missing library that None has no attribute."""
+"""Words that mark an error as OpenGL's; for a missing library PyOpenGL reports that None has no attribute."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def prepare() -> None:
-    """Sets what the simulator reads while it is imported; what the user has set and works stays as it is."""
+    """Sets the variables that the simulator reads while it is imported; the user's settings stay if they work."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     _prepare_home()
     macros = _robosuite_macros()
@@ -35,7 +35,7 @@ def prepare() -> None:
 
 
 def _prepare_home() -> None:
-    """A home folder for packages that look into one, where there is none or it is another's."""
+    """Sets a home folder for packages that read one, if there is none or it belongs to another user."""
     try:
         home: Path | None = Path.home()
     except RuntimeError:
@@ -104,9 +104,9 @@ def _own_folder(name: str) -> Path | None:
 
 @contextlib.contextmanager
 def egl_devices() -> Iterator[None]:
-    """Keeps ``CUDA_VISIBLE_DEVICES`` from robosuite, which takes it for the number of an EGL device.
+    """Hides ``CUDA_VISIBLE_DEVICES`` from robosuite, which would read it as the number of an EGL device.
 
-    Its first number still chooses the device if EGL lists as many; a UUID, a MIG slice or a larger number does not.
+    Its first number still selects the device if EGL lists that many; a UUID, a MIG slice or a larger number does not.
     """
     hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     first = (hidden or "").split(",")[0].strip()
@@ -123,7 +123,7 @@ def egl_devices() -> Iterator[None]:
 
 
 def _count_egl_devices() -> int:
-    """How many devices EGL lists; 0 if it is not there or not used."""
+    """Number of devices that EGL lists; 0 if EGL is not installed or not used."""
     if os.environ.get("MUJOCO_GL", "egl").lower() != "egl":
         return 0
     try:
@@ -136,7 +136,7 @@ def _count_egl_devices() -> int:
 
 
 def require_shared_memory(needed: int) -> None:
-    """Refuses to start workers whose frames do not fit: writing there would kill them without a word.
+    """Refuses to start workers whose frames do not fit, because writing them would kill the workers without a message.
 
     Raises:
         UserError: fewer bytes are free.
@@ -150,7 +150,7 @@ def require_shared_memory(needed: int) -> None:
 
 
 def why_not(cause: BaseException) -> UserError:
-    """The one error for a simulator that cannot be imported or does not draw: what is in its way, and what helps."""
+    """The error for a simulator that cannot be imported or cannot render; it names the cause and the fix."""
     text = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:300]
     low, gl = text.lower(), os.environ.get("MUJOCO_GL")
     platform = os.environ.get("PYOPENGL_PLATFORM")

@@ -18,7 +18,7 @@ from wmjax.sim.preparation import egl_devices, why_not
 MIN_FACES = 2000
 """Meshes with no more faces than this are left alone."""
 ROBOT_CELL_FACTOR = 2.0
-"""The arm's smooth shells stand twice the cell size without a visible difference."""
+"""The smooth shells of the arm tolerate twice the cell size without a visible difference."""
 ROBOT_PREFIXES = ("robot0", "gripper0", "mount0")
 
 
@@ -83,7 +83,7 @@ def simplify_model(model: Any, detail: float) -> int:
 
 
 def _simplify_in_place(model: Any, mesh: int, cell: float) -> int:
-    """Replaces one mesh's faces by fewer; returns how many went."""
+    """Replaces one mesh's faces by fewer; returns the number of removed faces."""
     vertex, vertices = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
     face, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     old = slice(face, face + faces)
@@ -100,7 +100,7 @@ def _simplify_in_place(model: Any, mesh: int, cell: float) -> int:
 class Renderer:
     """Draws the cameras of an :class:`ObservationSpec` from a robosuite simulation.
 
-    Creating it starts OpenGL; do so only in the process that renders, never before a fork.
+    Creating it starts OpenGL, so create it only in the process that renders and never before a fork.
     """
 
     def __init__(self, sim: Any, spec: ObservationSpec) -> None:
@@ -117,7 +117,7 @@ class Renderer:
         self._context = _open_context(sim, spec)
 
     def make_current(self) -> None:
-        """Points OpenGL at this renderer: drawing and freeing act on the context that is current in the process."""
+        """Makes this renderer's OpenGL context current: drawing and freeing act on the process's current context."""
         self._context.gl_ctx.make_current()
 
     def render(self) -> UInt8[np.ndarray, "cameras size size 3"]:

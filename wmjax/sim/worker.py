@@ -98,6 +98,7 @@ class Reply:
         seconds: wall time.
         instruction: of the task.
         settled_hash: identity of the episode's start.
+        settled_state: the full simulator state there.
 
     """
 
@@ -108,6 +109,7 @@ class Reply:
     seconds: float
     instruction: str
     settled_hash: str
+    settled_state: Float64[np.ndarray, " sim"]
 
 
 class Host:
@@ -156,9 +158,9 @@ class Host:
                 self._foresee(command)
                 steps, success = 0, False
         seconds = time.monotonic() - started
-        env = self._env
-        frames = tuple(self._frame_steps)
-        return Reply(frames, self._state(), success, steps, seconds, env.instruction, env.settled_hash)
+        env, frames = self._env, tuple(self._frame_steps)
+        start = env.instruction, env.settled_hash, env.settled_state
+        return Reply(frames, self._state(), success, steps, seconds, *start)
 
     def close(self) -> None:
         """Closes the environment, if there is one."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ class Saver:
         self._clean()
         distributed.wait()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Saver":
         return self
 
     def __exit__(
@@ -356,16 +356,16 @@ def verify(folder: Path, items: Sequence[str] | None = None) -> None:
     for item in sorted({name.partition("/")[0] for name in expected}) if items is None else items:
         wanted = {name: digest for name, digest in expected.items() if name.startswith(f"{item}/")}
         try:
-            looks = {name: _look(folder / name) for name in _files(folder, item, wanted)}
-            if _verified.get((folder.resolve(), item)) == looks:
+            states = {name: _file_state(folder / name) for name in _files(folder, item, wanted)}
+            if _verified.get((folder.resolve(), item)) == states:
                 continue
-            surplus = wanted.keys() ^ looks.keys()
+            surplus = wanted.keys() ^ states.keys()
             damaged = sorted(surplus) or [name for name in sorted(wanted) if hash_file(folder / name) != wanted[name]]
         except OSError as error:
             raise UserError(f"checkpoint {folder}: unreadable ({error.strerror}); use an earlier step") from error
         if damaged or not wanted:
             raise UserError(f"checkpoint {folder}: {(damaged or [item])[0]} is damaged or missing; use an earlier step")
-        _verified[folder.resolve(), item] = looks
+        _verified[folder.resolve(), item] = states
 
 
 def _files(folder: Path, item: str, wanted: dict[str, str]) -> list[str]:
@@ -374,7 +374,7 @@ def _files(folder: Path, item: str, wanted: dict[str, str]) -> list[str]:
     return [name for name in found if name in wanted or not Path(name).name.startswith(".")]
 
 
-def _look(path: Path) -> tuple[int, int, int]:
+def _file_state(path: Path) -> tuple[int, int, int]:
     """What tells a file from one that was written in its place since."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -12,6 +12,7 @@ from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import LoaderConfig
 from wmjax.data.observation import Prompt
+from wmjax.data.shift import ViewTable
 from wmjax.data.split import split_episodes
 from wmjax.data.statistics import Normalisation
 from wmjax.data.store import TrainingStore
@@ -78,10 +79,13 @@ class TrainConfig(Settings, section="train"):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The inputs of a training: the opened stores, the split, the specs and one prompt per task."""
+    """The inputs of a training: the opened stores, the split, the specs and one prompt per task.
+
+    A model that reads no latents has the table of their views instead, so that all train on the same pixels.
+    """
 
     store: TrainingStore
-    latents: LatentStore | None
+    latents: LatentStore | ViewTable | None
     train_episodes: np.ndarray
     val_episodes: np.ndarray
     action_spec: ActionSpec
@@ -92,12 +96,12 @@ class Inputs:
     @property
     def encoder_spec(self) -> EncoderSpec | None:
         """The latents' spec, if the model reads any."""
-        return self.latents.spec if self.latents is not None and self.loader.include_latents else None
+        return self.latents.spec if isinstance(self.latents, LatentStore) else None
 
     @property
     def cameras(self) -> tuple[int, ...]:
-        """Indices of the latents' cameras; variants that read none share their shifts."""
-        names = self.store.spec.cameras[:1] if self.latents is None else self.latents.spec.cameras
+        """Indices of the cameras that are shifted as the latents' views are."""
+        names = self.store.spec.cameras[:1] if self.latents is None else self.latents.cameras
         return tuple(self.store.spec.cameras.index(name) for name in names)
 
     @property

@@ -2,6 +2,7 @@
 
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import LoaderConfig
+from wmjax.data.shift import ViewTable
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
@@ -11,16 +12,24 @@ from wmjax.trainer.config import Inputs, TrainConfig
 
 
 def make_inputs(
-    store: TrainingStore, latents: LatentStore | None, prompt: PromptConfig, model: VLAConfig, config: TrainConfig
+    store: TrainingStore,
+    latents: LatentStore | ViewTable | None,
+    prompt: PromptConfig,
+    model: VLAConfig,
+    config: TrainConfig,
 ) -> Inputs:
     """Splits by episode, takes statistics of the training split only, tokenises one prompt per task.
+
+    Of the latents, a model that reads none gets the table of views only.
 
     Raises:
         UserError: latents of another store, an instruction that does not fit the prompt, too few episodes.
 
     """
-    if latents is not None:
+    if isinstance(latents, LatentStore):
         latents.check(store)
+        if not model.memory.reads_latents:
+            latents = latents.table
     train_episodes, val_episodes = split_episodes(store.episodes, config.validation_fraction, SPLIT_SEED)
     prepare = make_prepare(prompt, model, store.spec)
     return Inputs(
@@ -36,6 +45,5 @@ def make_inputs(
             delay=config.delay,
             history=model.prophet.history,
             future=model.prophet.future,
-            include_latents=model.memory.reads_latents,
         ),
     )

@@ -16,19 +16,19 @@ from jax.sharding import Mesh
 
 from wmjax.core import distributed, signals
 from wmjax.core.logs import bar
-from wmjax.core.rng import named_key
 from wmjax.data.loader import BatchSource, LoaderConfig, make_loader
 from wmjax.data.statistics import normalise_action
-from wmjax.models.parameters import count, from_named, split_model, to_named, trainable_filter
+from wmjax.models.parameters import count, from_named, to_named
 from wmjax.trainer import checkpoint
+from wmjax.trainer.build import BuildModel, DataSpecs, build
 from wmjax.trainer.clock import Clock
 from wmjax.trainer.config import Inputs, TrainConfig
-from wmjax.trainer.guard import GuardState, guarded, initial_guard, require_progress, skipped_since
+from wmjax.trainer.guard import GuardState, require_progress, skipped_since
 from wmjax.trainer.metrics import MetricsWriter, mean_r2, r2_over_steps
-from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
+from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.program import Program
-from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch, shardings
-from wmjax.trainer.step import Metrics, TrainState, initial_state, make_eval_step, make_train_step
+from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch
+from wmjax.trainer.step import Metrics, TrainState
 
 log = logging.getLogger("wmjax.train")
 
@@ -38,7 +38,7 @@ LoadBase = Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
 
 def train(
-    build_model: Callable[[nnx.Rngs], nnx.Module],
+    build_model: BuildModel,
     inputs: Inputs,
     run: Path,
     config: TrainConfig,
@@ -76,19 +76,9 @@ def train(
     require_divisible(config.batch_size, mesh)
     distributed.connect(mesh)
 
-    # 2. The model and the optimizer, first as shapes only: shardings are known before memory is spent.
-    optimizer = make_optimizer(optimizer_config, config.steps, config.accumulate)
-    trainable = trainable_filter(config.trainable)
-
-    def initialise() -> tuple[TrainState, GuardState, nnx.State]:
-        model = build_model(nnx.Rngs(named_key(config.seed, "parameters")))
-        _, params, frozen = split_model(model, trainable)
-        return initial_state(params, optimizer), initial_guard(), frozen
-
-    graph = split_model(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), trainable)[0]
-    state_shape, guard_shape, frozen_shape = jax.eval_shape(initialise)
-    state_sharding, guard_sharding = shardings(state_shape, mesh), shardings(guard_shape, mesh)
-    frozen_sharding = shardings(frozen_shape, mesh, replicate=not mesh_config.shard_frozen)
+    # 2. The programs and the layout of their arrays, which is known before memory is spent.
+    specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
+    built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
 
     # 3. The data: every process reads its slice of the same global order.
     loader = _loader_config(config, inputs, mesh)
@@ -98,8 +88,7 @@ def train(
     #    from the seed; then the data stream's position, which belongs to the same step. Random keys need nothing:
     #    they follow from the step.
     checkpoints = run / "checkpoints"
-    layout = (state_sharding, guard_sharding, frozen_sharding)
-    state, guard, frozen = jax.block_until_ready(jax.jit(initialise, out_shardings=layout)())
+    state, guard, frozen = jax.block_until_ready(built.initialise())
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
@@ -113,37 +102,20 @@ def train(
         if on_checkpoint is not None:
             distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
 
-    # 5. The two steps. Donating the state halves its memory; out_shardings keep the layout from drifting.
-    update = make_train_step(
-        graph,
-        optimizer,
-        inputs.action_spec,
-        inputs.encoder_spec,
-        seed=config.seed,
-        ema_decay=config.ema_decay,
-        max_shift=max_shift,
-        state_noise=config.state_noise,
-        cameras=inputs.cameras,
-    )
-    train_step = jax.jit(
-        guarded(update, config.spike_factor),
-        donate_argnums=(0, 1),
-        out_shardings=(state_sharding, guard_sharding, None),
-    )
-    eval_step = jax.jit(make_eval_step(graph, inputs.action_spec, inputs.encoder_spec, seed=config.seed))
     trained, frozen_count = count(state.params), count(frozen)
     log.info("%s parameters, %s trainable; mesh %s", f"{trained + frozen_count:,}", f"{trained:,}", dict(mesh.shape))
     log.info("%s", distributed.host_devices())
 
-    # 6. The loop.
+    # 5. The loop.
     step = int(state.step)
     with (
+        contextlib.closing(stream),  # it reads ahead in threads
         contextlib.closing(
             MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
         ) as writer,
         checkpoint.Saver(checkpoints, checkpoint.Keep(config.max_to_keep, config.keep_period)) as saver,
     ):
-        steps = Program("the training step", train_step), Program("the validation step", eval_step)
+        steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
         loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
         last = loop.run(state, guard) or folder
         assert last is not None
@@ -207,14 +179,14 @@ class _Loop:
         if self._lacks_validation(step - 1):
             self._validate(step - 1, state)
         else:
-            stream = make_loader(self.inputs.store, self.inputs.latents, self.inputs.val_episodes, _plain(self.loader))
-            batch = shard_batch(next(iter(stream)), self.mesh)
+            with _validation(self.inputs, self.loader) as stream:
+                batch = shard_batch(next(stream), self.mesh)
             jax.block_until_ready(self.eval_step(state.ema, self.frozen, batch, self.inputs.prompts, np.int32(0)))
 
     def _lacks_validation(self, step: int) -> bool:
         """Whether a process was stopped before the validation of the step that it saved."""
         due = step > 0 and (step % self.config.eval_every == 0 or step == self.config.steps)
-        return due and bool(distributed.told(lambda: not self.writer.has(step, "val")))
+        return due and bool(distributed.broadcast_from_first(lambda: not self.writer.has(step, "val")))
 
     def _update(self, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
         with self._clock.of("data"):
@@ -291,9 +263,10 @@ def _loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderCon
     )
 
 
-def _plain(loader: LoaderConfig) -> LoaderConfig:
-    """For validation: frames as they are."""
-    return dataclasses.replace(loader, views=1, max_shift=0)
+def _validation(inputs: Inputs, loader: LoaderConfig) -> "contextlib.closing[Any]":
+    """The batches of held-out episodes, frames as they are; closed at the end, because it reads ahead in threads."""
+    plain = dataclasses.replace(loader, views=1, max_shift=0)
+    return contextlib.closing(iter(make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)))
 
 
 def _whole(loader: LoaderConfig) -> LoaderConfig:
@@ -317,7 +290,7 @@ def _resumable(checkpoints: Path) -> Path | None:
     def newest() -> int:
         return int(checkpoint.latest(checkpoints).name) if checkpoint.complete_steps(checkpoints) else -1
 
-    step = distributed.told(newest)
+    step = distributed.broadcast_from_first(newest)
     return None if step < 0 else checkpoints / f"{step:08d}"
 
 
@@ -349,17 +322,17 @@ def validate(
     None if ``stopping``, which is asked after each batch, is true before the last one.
     """
     predicted, actual, masks, losses = [], [], [], []
-    stream = make_loader(inputs.store, inputs.latents, inputs.val_episodes, _plain(loader))
-    for index, batch in zip(range(batches), stream, strict=False):
-        batch = shard_batch(batch, mesh)
-        chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
-        chunk, action, mask, metrics = fetch((chunk, batch["action"], batch["action_mask"], metrics))
-        predicted.append(chunk)
-        actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
-        masks.append(mask)
-        losses.append(metrics)
-        if stopping() and index + 1 < batches:
-            return None
+    with _validation(inputs, loader) as stream:
+        for index, batch in zip(range(batches), stream, strict=False):
+            batch = shard_batch(batch, mesh)
+            chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
+            chunk, action, mask, metrics = fetch((chunk, batch["action"], batch["action_mask"], metrics))
+            predicted.append(chunk)
+            actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
+            masks.append(mask)
+            losses.append(metrics)
+            if stopping() and index + 1 < batches:
+                return None
     r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
     arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers

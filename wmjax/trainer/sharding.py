@@ -6,7 +6,7 @@ not divide stays whole.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -20,9 +20,10 @@ from jaxtyping import Int
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Range, Settings, Width
 from wmjax.core.shards import Shard
+from wmjax.models.nn.layout import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+BATCH = P(BATCH_AXES)
 """The batch dimension is split over the data and the fsdp axis."""
 
 RULES: Mapping[str, str | None] = {
@@ -55,23 +56,24 @@ class MeshConfig(Settings, section="mesh"):
             raise UserError("mesh.data is 0; give a number of devices, or -1 for all that the other axes leave")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices of all processes.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over ``devices``, by default all that all processes have.
 
     Raises:
         UserError: the axes do not multiply to the number of devices.
 
     """
-    devices = jax.device_count()
+    chosen = jax.devices() if devices is None else list(devices)
+    count = len(chosen)
     fixed = config.fsdp * config.tensor
-    data = devices // fixed if config.data == -1 else config.data
-    if data * fixed != devices:
+    data = count // fixed if config.data == -1 else config.data
+    if data * fixed != count:
         raise UserError(
-            f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} but there are {devices} devices; "
+            f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} but there are {count} devices; "
             "make the product equal to that, or set mesh.data to -1"
         )
     # make_mesh defaults to Explicit axes, under which every op of a model would need a sharding in its type.
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=chosen)
 
 
 def partition_spec(shape: tuple[int, ...], logical: tuple[str | None, ...] | None, mesh: Mesh) -> P:

@@ -23,6 +23,7 @@ from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
+from wmjax.core.paths import listed
 from wmjax.core.reading import open_hdf5, parse_json
 from wmjax.core.specs import PUBLISHED, ObservationSpec
 from wmjax.data.episode import EpisodeData
@@ -73,7 +74,7 @@ def find_files(source: Path) -> list[Path]:
     """The HDF5 files of a folder and of those below it, sorted, or the given one; empty if there are none."""
     if source.is_file():
         return [source] if source.suffix == ".hdf5" else []
-    return sorted(source.rglob("*.hdf5")) if source.is_dir() else []
+    return listed(source, "**/*.hdf5") if source.is_dir() else []
 
 
 def convert(

@@ -10,7 +10,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.base import Array, Encoder, EncoderConfig, Exporter
-from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec, read_config, resolve_folder
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec, read_config, resolve_folder, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,12 @@ class VJEPA2(Encoder):
     def describe(cls, config: VJEPA2Settings) -> EncoderSpec:
         """Identity from the weight files, preprocessing and shape from ``config.json``."""
         return encoder_spec(config.model, config.pooling_grid, config.clip_length, config.cameras)
+
+    @classmethod
+    def files(cls, config: VJEPA2Settings) -> list[Path]:
+        """Config and weights of a checkpoint folder."""
+        folder = Path(config.model)
+        return [folder / "config.json", *weight_files(folder)] if config.model != "mini" and folder.is_dir() else []
 
     @classmethod
     def shape(cls, config: VJEPA2Settings) -> tuple[int | None, int | None]:

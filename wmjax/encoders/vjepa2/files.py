@@ -1,10 +1,12 @@
 """The files of a V-JEPA 2 checkpoint and its identity. Imports neither jax nor torch."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import listed
 from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.config import VJEPA2Config, from_hf_config
@@ -15,10 +17,14 @@ MINI_FOLDER = Path(__file__).parent / "mini"
 """The pre-trained mini encoder that ships with wmjax (float16 on disk, float32 in use)."""
 
 
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, one or sharded: those that transformers loads, and no others."""
     whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    shards = [path for path in listed(folder, "model-*-of-*.safetensors") if SHARD.fullmatch(path.name)]
+    files = [whole] if whole.is_file() else shards
     if not (folder / "config.json").is_file() or not files:
         raise UserError(
             f"encoder folder {str(folder)!r} needs config.json and model.safetensors; pass 'mini', a downloaded "
@@ -72,7 +78,7 @@ def resolve_folder(name: str) -> Path:
     except Exception as error:
         raise UserError(
             f"encoder {name!r} is neither 'mini' nor a folder, and the Hugging Face hub did not deliver it "
-            f"({type(error).__name__}); download it by hand and pass the folder"
+            f"({type(error).__name__}); download it by hand and pass the folder as --encoder.model"
         ) from error
 
 

@@ -17,7 +17,7 @@ the positions that its ``prepare`` put in the prompt.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -93,6 +93,7 @@ class Hidden(NamedTuple):
     mask: Bool[Array, "batch length"]
 
 
+@runtime_checkable
 class Prepare(Protocol):
     """From an instruction to a prompt, on the host."""
 
@@ -114,6 +115,8 @@ class Backbone(nnx.Module):
 
     Config: ClassVar[type[BackboneConfig]] = BackboneConfig
     """The class of its settings."""
+    EMBEDDINGS: ClassVar[str] = ""
+    """The parameter of its token embeddings, [vocabulary, hidden]; "" if it has none."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
         raise NotImplementedError
@@ -133,6 +136,11 @@ class Backbone(nnx.Module):
 
         """
         raise NotImplementedError
+
+    @classmethod
+    def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
+        """The files of a folder that the settings name and prompts depend on; none of what ships or is on a hub."""
+        return []
 
     def encode(
         self,

@@ -28,7 +28,10 @@ def backbone_folder(name: str, setting: str = "train.backbone_weights") -> Path:
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise UserError(f"{setting} {name!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-VL-3B-Instruct")
+        raise UserError(
+            f"{setting} {name!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-VL-3B-Instruct; give its place "
+            f"as --{setting}"
+        )
     return download(name)
 
 

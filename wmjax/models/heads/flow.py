@@ -29,7 +29,7 @@ from wmjax.models.heads.base import (
     draw_noise,
     masked_mean,
 )
-from wmjax.models.nn.transformer import Attention, KeyValue, Mlp, layer_norm, linear, table
+from wmjax.models.nn.transformer import Attention, KeyValue, Mlp, embedding_table, layer_norm, linear
 
 TIME_FEATURES = 64
 """Width of the sinusoidal embedding of the flow time."""
@@ -148,7 +148,7 @@ class FlowHead(ActionHead):
         self.token_norm = layer_norm(hidden_dim, rngs=rngs)
         self.token_in = linear(hidden_dim, width, dtype=jnp.float32, rngs=rngs)
         self.action_in = linear(self.regressed_dim, width, axes=(None, "embed"), dtype=jnp.float32, rngs=rngs)
-        self.steps = table(rngs.params(), (chunk, width))
+        self.steps = embedding_table(rngs.params(), (chunk, width))
         self.time = Mlp(TIME_FEATURES, width, width, dtype=jnp.float32, rngs=rngs)
         self.layers = nnx.List([FlowLayer(sizes, hidden_dim, rngs=rngs) for _ in range(sizes.layers)])
         self.norm = layer_norm(width, rngs=rngs)

@@ -25,7 +25,7 @@ def attention(
     *,
     mask: Bool[Array, "batch source"] | None = None,
     causal: bool = False,
-    implementation: Implementation = "xla",
+    implementation: str = "xla",
 ) -> Float[Array, "batch target heads dim"]:
     """Scaled dot-product attention, ``softmax(q k^T / sqrt(dim)) v``, softmax in float32.
 
@@ -37,7 +37,7 @@ def attention(
         value: values.
         mask: True where a key may be attended to. The output of a query without any valid key is arbitrary.
         causal: whether target ``t`` sees only sources ``<= t``.
-        implementation: which kernel computes it.
+        implementation: the kernel that computes it, an :data:`Implementation`.
 
     Raises:
         UserError: unknown implementation.

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Key
 
 from wmjax.core.errors import unknown_name
 from wmjax.core.settings import Range, Rate, Settings
+from wmjax.models.nn.layout import split_batch
+from wmjax.models.nn.precision import matmul, spread
 from wmjax.models.nn.stack import annotate
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -116,17 +118,17 @@ class Linear(nnx.Module):
         self.lora_b = nnx.LoRAParam(b(rngs.params(), (rank, outputs), jnp.float32)) if rank else None
 
     def __call__(self, x: Float[Array, "... inputs"], adapter: AdapterInputs | None = None) -> Float[Array, "... out"]:
-        """Applies the layer in ``dtype``.
+        """Applies the layer in ``dtype``; the gradients of float32 parameters are summed in float32.
 
         Leading axes are flattened: contracting several axes for the kernel's gradient makes XLA on CPU transpose.
         """
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = flat @ self.kernel[...].astype(self.dtype)
+        y = matmul(flat, self.kernel[...])
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+            y = y + spread(self.bias[...], y)
         if self.lora_a is not None:
             y = y + self._low_rank(flat, adapter or AdapterInputs())
-        return y.reshape(*x.shape[:-1], -1)
+        return split_batch(y.reshape(*x.shape[:-1], -1))
 
     def _low_rank(self, x: Float[Array, "... inputs"], adapter: AdapterInputs) -> Float[Array, "... out"]:
         assert self.lora_a is not None and self.lora_b is not None
@@ -134,6 +136,6 @@ class Linear(nnx.Module):
             key = jax.random.fold_in(adapter.key, zlib.crc32(self.name.encode()))
             keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
-        low = (x @ self.lora_a[...].astype(self.dtype)) @ self.lora_b[...].astype(self.dtype)
+        low = matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
         scale = self.scale if adapter.active is None else self.scale * adapter.active.astype(self.dtype)
         return low * scale

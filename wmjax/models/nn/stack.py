@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.models.nn.layout import split_batch
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
 """The activations that the backward pass recomputes: none, all, or all but matrix products."""
@@ -63,7 +64,7 @@ def run_layers(
         layers: the result of :func:`stack_layers`.
         call: ``call(layer, carry, extra, kind) -> carry``; ``extra`` is this layer's slice of ``per_layer`` and
             ``kind`` the static ``index % period``, so that layers may differ periodically.
-        carry: what flows through the layers; its shapes and dtypes must not change.
+        carry: what flows through the layers; its shapes and dtypes must not change. The first axis is the batch's.
         per_layer: a pytree of arrays with a leading layer axis, such as random keys.
         period: layers per scan step; must divide the depth.
         remat: the rematerialisation policy, applied to each layer.
@@ -82,7 +83,8 @@ def run_layers(
     steps = depth // period
 
     def one(arrays: Any, carry: Carry, extra: Any, kind: int) -> Carry:
-        return call(nnx.merge(graph, arrays), carry, extra, kind)
+        carry = jax.tree.map(split_batch, carry)
+        return jax.tree.map(split_batch, call(nnx.merge(graph, arrays), carry, extra, kind))
 
     checked = _rematerialise(one, remat)
 

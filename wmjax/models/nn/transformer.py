@@ -6,13 +6,30 @@ The backbones have layers of their own, because those must match published check
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from wmjax.models.nn.attention import attention
+from wmjax.models.nn.layout import split_batch
+from wmjax.models.nn.precision import matmul, spread
 from wmjax.models.nn.stack import annotate
 
 Axes = tuple[str | None, ...]
 KeyValue = tuple[Float[Array, "batch source heads head"], Float[Array, "batch source heads head"]]
+
+
+class Dense(nnx.Linear):
+    """A dense layer on the last axis; in half precision the gradients of its parameters are float32 all the same."""
+
+    def __call__(self, inputs: Float[Array, "batch *shape inputs"], out_sharding: None = None) -> Float[Array, "..."]:
+        """Applies the layer in its dtype."""
+        kernel, bias = self.kernel[...], self.bias
+        dtype = jnp.dtype(self.dtype or jnp.promote_types(inputs.dtype, kernel.dtype))
+        if dtype == kernel.dtype or bias is None:
+            return split_batch(super().__call__(inputs, out_sharding))
+        y = matmul(inputs.astype(dtype).reshape(-1, inputs.shape[-1]), kernel)
+        y = (y + spread(bias[...], y)).reshape(*inputs.shape[:-1], -1)
+        return split_batch(y)
 
 
 def linear(
@@ -21,12 +38,12 @@ def linear(
     *,
     axes: Axes = ("embed", "mlp"),
     std: float | None = None,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Dense:
     """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation."""
     init = nnx.initializers.lecun_normal() if std is None else nnx.initializers.normal(std)
-    return nnx.Linear(
+    return Dense(
         inputs,
         outputs,
         kernel_init=annotate(init, *axes),
@@ -52,7 +69,7 @@ def layer_norm(width: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.LayerN
     )
 
 
-def table(key: jax.Array, shape: tuple[int, ...], std: float = 0.02) -> nnx.Param:
+def embedding_table(key: jax.Array, shape: tuple[int, ...], std: float = 0.02) -> nnx.Param:
     """A learned embedding table ``[..., width]``."""
     return nnx.Param(std * jax.random.normal(key, shape), out_sharding=(None,) * len(shape), eager_sharding=False)
 
@@ -67,7 +84,7 @@ class Attention(nnx.Module):
         *,
         target: int | None = None,
         source: int | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Builds it; ``target`` and ``source`` are the widths of the two sides where they differ from ``width``."""
@@ -105,7 +122,7 @@ class Mlp(nnx.Module):
         outputs: int,
         *,
         std: float | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.up = linear(inputs, hidden, dtype=dtype, rngs=rngs)

@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
 
 from wmjax.core.errors import UserError
-from wmjax.models.nn.transformer import linear, table
+from wmjax.models.nn.transformer import embedding_table, linear
 
 Condition = Literal["state", "instruction", "actions"]
 
@@ -48,7 +49,7 @@ class Conditioner(nnx.Module):
         width: int,
         sizes: ContextSizes,
         *,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.condition, self.width = condition, width
@@ -60,7 +61,7 @@ class Conditioner(nnx.Module):
             if name in condition
         }
         self.state, self.words, self.actions = made.get("state"), made.get("instruction"), made.get("actions")
-        self.steps = table(rngs.params(), (sizes.chunk, width)) if self.actions is not None else None
+        self.steps = embedding_table(rngs.params(), (sizes.chunk, width)) if self.actions is not None else None
 
     def __call__(self, context: Context) -> tuple[Float[Array, "batch extra width"], Bool[Array, "batch extra"]]:
         """The tokens, and which of them exist.

@@ -10,11 +10,12 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Depth, Range, Settings, Width
-from wmjax.models.nn.transformer import Attention, layer_norm, table
+from wmjax.models.nn.transformer import Attention, embedding_table, layer_norm
 
 
 class Gate(nnx.Param):
@@ -63,13 +64,13 @@ class GatedCrossAttention(nnx.Module):
         latent_dim: int,
         frames: int,
         tokens: int,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.hidden_norm = layer_norm(hidden_dim, rngs=rngs)
         self.memory_norm = layer_norm(latent_dim, rngs=rngs)
-        self.time = table(rngs.params(), (frames, latent_dim))
-        self.space = table(rngs.params(), (tokens, latent_dim))
+        self.time = embedding_table(rngs.params(), (frames, latent_dim))
+        self.space = embedding_table(rngs.params(), (tokens, latent_dim))
         self.attention = Attention(
             config.width, config.heads, target=hidden_dim, source=latent_dim, dtype=dtype, rngs=rngs
         )

@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from wmjax.core.corruption import SHUFFLED, Corruption
@@ -29,7 +30,7 @@ class WorldOutput(NamedTuple):
     """
 
     tokens: Float32[Array, "batch chunk hidden"]
-    prediction: Float32[Array, "batch future tokens dim"] | None
+    prediction: Float32[Array, "batch future pooled dim"] | None
     metrics: dict[str, Float32[Array, " batch"]]
 
 
@@ -45,7 +46,7 @@ class WorldMemory(nnx.Module):
         *,
         hidden_dim: int,
         sizes: ContextSizes | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         self.config, self.objective, self.shape = config, objective, prophet
@@ -83,7 +84,7 @@ class WorldMemory(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
         corruption: Corruption = "none",
-        memory: Float32[Array, "batch future tokens dim"] | None = None,
+        memory: Float32[Array, "batch future pooled dim"] | None = None,
         prophet_context: Context | None = None,
     ) -> WorldOutput:
         """Predicts and injects after the VLM's last layer.
@@ -122,9 +123,9 @@ class WorldMemory(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
         corruption: Corruption = "none",
-        memory: Float32[Array, "batch future tokens dim"] | None = None,
+        memory: Float32[Array, "batch future pooled dim"] | None = None,
         prophet_context: Context | None = None,
-    ) -> tuple[Inject, Float32[Array, "batch future tokens dim"] | None]:
+    ) -> tuple[Inject, Float32[Array, "batch future pooled dim"] | None]:
         """As :meth:`__call__` for ``injection.layers``: a function to call after the named layers, and the prediction.
 
         The function takes hidden states and the number of the injection; it returns the hidden states with the
@@ -147,7 +148,7 @@ class WorldMemory(nnx.Module):
         self,
         hidden: Float[Array, "batch length hidden"],
         chunk: int,
-        prediction: Float32[Array, "batch future tokens dim"] | None,
+        prediction: Float32[Array, "batch future pooled dim"] | None,
         ratio: Float32[Array, " batch"],
     ) -> WorldOutput:
         """The output of a decoder between whose layers was injected; ``ratio`` is the mean over the injections."""
@@ -155,13 +156,13 @@ class WorldMemory(nnx.Module):
 
     def _injected_memory(
         self,
-        prediction: Float32[Array, "batch future tokens dim"] | None,
+        prediction: Float32[Array, "batch future pooled dim"] | None,
         latents: Float32[Array, "batch history tokens dim"] | None,
-        memory: Float32[Array, "batch future tokens dim"] | None,
+        memory: Float32[Array, "batch future pooled dim"] | None,
         corruption: Corruption,
         key: jax.Array | None,
         train: bool,
-    ) -> tuple[Float32[Array, "batch future tokens dim"], Bool[Array, " batch"] | None]:
+    ) -> tuple[Float32[Array, "batch future pooled dim"], Bool[Array, " batch"] | None]:
         """The memory that the action tokens attend to, and the mask of the samples that have one."""
         if memory is None:
             if corruption in SHUFFLED:
@@ -177,10 +178,10 @@ class WorldMemory(nnx.Module):
 
     def loss(
         self,
-        prediction: Float32[Array, "batch future tokens dim"],
+        prediction: Float32[Array, "batch predicted pooled dim"],
         latents: Float32[Array, "batch history tokens dim"] | None,
         future: Float32[Array, "batch future tokens dim"],
-        mask: Bool[Array, "batch future"],
+        mask: Bool[Array, "batch masked"],
     ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
         """The unweighted world loss and its metrics."""
         current = self.prepare(latents)[:, -1]
@@ -195,7 +196,7 @@ class WorldMemory(nnx.Module):
 
     def prepare(
         self, latents: Float32[Array, "batch frames tokens dim"] | None
-    ) -> Float32[Array, "batch history tokens dim"]:
+    ) -> Float32[Array, "batch history pooled dim"]:
         """The newest ``history`` frames in the Prophet's shape: pooled to one token if it has one."""
         if latents is None:
             raise UserError(f"latents are missing; memory.input {self.config.input!r} needs them, give a latent store")
@@ -228,7 +229,7 @@ class WorldMemory(nnx.Module):
         mask: Bool[Array, "batch length"],
         latents: Float32[Array, "batch history tokens dim"] | None,
         prophet_context: Context | None,
-    ) -> Float32[Array, "batch future tokens dim"] | None:
+    ) -> Float32[Array, "batch future pooled dim"] | None:
         if self.prophet is None or self.is_forward_model:
             return None
         if self.config.input != "hidden":
@@ -243,7 +244,7 @@ class WorldMemory(nnx.Module):
         latents: Float32[Array, "batch history tokens dim"] | None,
         batch: int,
         prophet_context: Context | None = None,
-    ) -> Float32[Array, "batch future tokens dim"]:
+    ) -> Float32[Array, "batch future pooled dim"]:
         """The memory of variants that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
         if self.prophet is None:
             return self._copy(latents)
@@ -254,7 +255,7 @@ class WorldMemory(nnx.Module):
 
     def _copy(
         self, latents: Float32[Array, "batch history tokens dim"] | None
-    ) -> Float32[Array, "batch future tokens dim"]:
+    ) -> Float32[Array, "batch future pooled dim"]:
         """z(t) repeated for every future frame."""
         return jnp.repeat(self.prepare(latents)[:, -1:], self.shape.future, axis=1)
 
@@ -270,7 +271,7 @@ class WorldMemory(nnx.Module):
 
 
 def corrupt(
-    memory: Float32[Array, "batch future tokens dim"], corruption: Corruption, key: jax.Array | None
+    memory: Float32[Array, "batch future tokens dim"], corruption: str, key: jax.Array | None
 ) -> Float32[Array, "batch future tokens dim"]:
     """The memory that replaces the predicted one in an evaluation.
 

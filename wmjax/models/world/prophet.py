@@ -9,11 +9,12 @@ from typing import Annotated, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.settings import Depth, Range, Settings, Weight, Width
-from wmjax.models.nn.transformer import Attention, Mlp, layer_norm, linear, table
+from wmjax.models.nn.transformer import Attention, Mlp, embedding_table, layer_norm, linear
 from wmjax.models.world.conditioning import Condition, Conditioner, Context, ContextSizes
 
 
@@ -72,7 +73,7 @@ class WorldLossConfig(Settings, section="world"):
 class ProphetLayer(nnx.Module):
     """Pre-norm attention from the queries to [queries, context], then an MLP."""
 
-    def __init__(self, config: ProphetConfig, *, dtype: jnp.dtype | None = None, rngs: nnx.Rngs):
+    def __init__(self, config: ProphetConfig, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
         width = config.width
         self.attention_norm = layer_norm(width, rngs=rngs)
         self.attention = Attention(width, config.heads, dtype=dtype, rngs=rngs)
@@ -102,7 +103,7 @@ class Prophet(nnx.Module):
         target: Literal["delta", "absolute"] = "delta",
         hidden_dim: int | None = None,
         sizes: ContextSizes | None = None,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Builds it.
@@ -119,10 +120,10 @@ class Prophet(nnx.Module):
         self.config, self.target, self.from_hidden = config, target, hidden_dim is not None
         width = config.width
         self.project = linear(hidden_dim or config.latent_dim, width, dtype=dtype, rngs=rngs)
-        self.space = table(rngs.params(), (config.tokens, width))
-        self.future_time = table(rngs.params(), (config.future, width))
+        self.space = embedding_table(rngs.params(), (config.tokens, width))
+        self.future_time = embedding_table(rngs.params(), (config.future, width))
         if not self.from_hidden:
-            self.history_time = table(rngs.params(), (config.history, width))
+            self.history_time = embedding_table(rngs.params(), (config.history, width))
         self.context_norm = layer_norm(width, rngs=rngs)
         self.layers = nnx.List([ProphetLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
         self.norm = layer_norm(width, rngs=rngs)

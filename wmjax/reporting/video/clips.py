@@ -1,6 +1,5 @@
 """Videos of episodes: all cameras side by side, a caption and strips below, at the rate of the frames."""
 
-import re
 import tempfile
 import textwrap
 from collections import Counter
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wmjax.core.files import atomic_path
 from wmjax.core.specs import ActionSpec
+from wmjax.reporting.video import VIDEO_NAME
 from wmjax.reporting.video.decision_strip import draw_decisions
 from wmjax.reporting.video.imagination_strip import draw_strips
 from wmjax.reporting.video.nearest_frames import Album
@@ -21,13 +21,11 @@ from wmjax.rollout.decisions import Decided, Imagined
 
 CAPTION = 48
 """Height of the caption strip, pixels: three lines."""
-NAME = re.compile(r"(?P<task>.+-\d+)__(?P<episode>.+?)__(?P<outcome>success|failure)(__\d+)?")
-"""A video's name without its ending; ``episode`` distinguishes it within its task."""
 MINIMUM_HEIGHT = 224
-"""Smaller frames are enlarged by a whole factor to at least this height, so that captions fit."""
+"""Smaller frames are enlarged by an integer factor to at least this height (pixels), so that captions fit."""
 
 Frames = UInt8[np.ndarray, "frames cameras height width 3"]
-Strips = UInt8[np.ndarray, "frames height width 3"]
+Strips = UInt8[np.ndarray, "frames _ _ 3"]
 
 
 class Videos:
@@ -38,7 +36,7 @@ class Videos:
         per_task: 0 keeps none.
         rate: frames per second of simulated time.
         action: what the actions are.
-        album: shows what was imagined in training frames.
+        album: finds the training frames that are nearest to the predicted latents.
 
     """
 
@@ -50,13 +48,13 @@ class Videos:
         self._rate = rate
         self._counts: Counter[tuple[str, str]] = Counter()
         for path in self._folder.glob("*.mp4"):
-            if match := NAME.fullmatch(path.stem):  # other files are nobody's business
-                self._counts[match["task"], match["outcome"]] += 1
+            if match := VIDEO_NAME.fullmatch(path.stem):  # other files do not count
+                self._counts[f"{match['suite']}-{match['task']}", match["outcome"]] += 1
 
     def forget(self, episodes: Iterable[tuple[str, int, str]]) -> None:
-        """Removes the videos of episodes (suite, task, name within the task) that are going to be run.
+        """Removes the videos of episodes (suite, task, name within the task) that are about to be run again.
 
-        They were run before, and the process was killed between their video and their record.
+        Such an episode has a video but no record, because the process was killed between the two.
         """
         names = {f"{suite}-{task_id}__{episode}" for suite, task_id, episode in episodes}
         for path in self._folder.glob("*__*__*.mp4"):
@@ -137,7 +135,7 @@ def _below(strips: Sequence[Strips], frames: int) -> Strips:
 
 
 def _compose(
-    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "height width 3"]
+    frame: UInt8[np.ndarray, "cameras height width 3"], caption: str, strip: UInt8[np.ndarray, "below across 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Cameras side by side above the caption above the strip, with even sides (which yuv420p needs)."""
     factor = max(1, -(-MINIMUM_HEIGHT // frame.shape[1]))

@@ -4,31 +4,33 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from wmjax.core.specs import ActionSpec
+from wmjax.reporting.video.strip import LINE, hold, strip_font
 from wmjax.rollout.decisions import Decided
 
-CELL, LEFT, LINE = 12, 40, 16
-"""Side of a cell of the chunk, width of the row names, height of the column names; pixels."""
+CELL, LEFT = 12, 40
+"""Side of a cell of the chunk, and width of the row names; pixels."""
 PLOT, GAP, LABEL = 160, 12, 120
 """Width of a time line, space before it, width of its name; pixels."""
 INK = {"blue": (88, 134, 255), "red": (255, 96, 84), "line": (190, 190, 190), "cursor": (255, 214, 10)}
 
 
 def measured_by(name: str) -> str:
-    """The prediction's error that a copy's error is the measure of; nothing for other numbers."""
+    """Name of the prediction error that a copy's error is compared with; empty for other numbers."""
     return name.removesuffix("/copy_error") + "/error" if name.endswith("/copy_error") else ""
 
 
 def draw_decisions(
     decided: Sequence[Decided], frames: int, spec: ActionSpec
 ) -> UInt8[np.ndarray, "frames height width 3"]:
-    """One strip per frame of the video, of the newest decision that had seen it.
+    """Draws one strip per frame of the video, which shows the newest decision up to that frame.
 
-    Left the chunk, a column per step: blue is a dimension's lower bound, black its middle, red its upper bound. Right a
-    time line per number over all decisions of the episode, from its lowest to its highest value, with a cursor at this
-    decision and its value there. An error of a prediction shares the line and the scale of a copy's, which is blue.
+    The left part shows the chunk with a column per step: blue is a dimension's lower bound, black its middle, red its
+    upper bound. The right part has a time line for each number over all decisions of the episode, from its lowest to
+    its highest value, with a cursor at this decision and the value there. The error of a prediction shares the line and
+    the scale of the error of a copy, which is blue.
 
     Args:
         decided: the episode's decisions in order, at least one.
@@ -42,8 +44,7 @@ def draw_decisions(
     low, high = (np.array(spec.low), np.array(spec.high)) if spec.low else (every.min(0), every.max(0))
     shades = [(moment.actions - (low + high) / 2) / np.maximum((high - low) / 2, 1e-6) for moment in decided]
     drawn = [_draw(shade, spec.names, series, number) for number, shade in enumerate(shades)]
-    newest = np.searchsorted([moment.frame for moment in decided], np.arange(frames), side="right") - 1
-    return np.stack([drawn[max(0, index)] for index in newest])
+    return hold(drawn, [moment.frame for moment in decided], frames)
 
 
 def _draw(
@@ -56,7 +57,7 @@ def _draw(
     lines = min(len(rows), len(names))
     width = chunk_width + (GAP + LABEL + PLOT if lines else 0)
     canvas = Image.new("RGB", (width, LINE + len(names) * CELL), "black")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=10)
+    draw, font = ImageDraw.Draw(canvas), strip_font()
     draw.text((LEFT, 2), f"actions of {steps} steps", fill="white", font=font)
     for row, name in enumerate(names):
         draw.text((4, LINE + row * CELL), name, fill="white", font=font)

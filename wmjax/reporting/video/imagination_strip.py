@@ -4,27 +4,28 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from wmjax.reporting.video.latent_colours import LatentColours, on_grid
 from wmjax.reporting.video.nearest_frames import Album
+from wmjax.reporting.video.strip import LINE, hold, strip_font
 from wmjax.rollout.decisions import Imagined
 
-CELL, GAP, LEFT, LINE = 48, 4, 66, 16
-"""Side of a cell, space between cells, width of the row names, height of the column names; pixels."""
+CELL, GAP, LEFT = 48, 4, 66
+"""Side of a cell, space between cells, and width of the row names; pixels."""
 UNKNOWN = 40
-"""Grey of a frame that no decision has seen: after the last one, or between the ``seen`` of two."""
+"""Grey level of a cell whose true latent no decision reported: the frame came after the last one, or between two."""
 
 
 def draw_strips(
     imagined: Sequence[Imagined], frames: int, album: Album | None = None
 ) -> UInt8[np.ndarray, "frames height width 3"]:
-    """One strip per frame of the video, of the newest decision that had seen it.
+    """Draws one strip per frame of the video, which shows the newest decision up to that frame.
 
-    Columns are t, t+1, ... counted from the decision's frame. The first row holds what was predicted then, the second
-    what came, known from later decisions, the third the training frames nearest to the first. Colours are principal
-    components of the episode's own latents less their mean at the same place of the grid, so that what stays the same
-    all the time is grey.
+    Columns are the frames t, t+1, ... counted from the decision's frame. The first row shows the predicted latents, the
+    second the true ones, which later decisions report, and the third the training frames whose latents are nearest to
+    the predicted ones. Colours are principal components of the episode's latents minus their mean at the same place of
+    the grid, so that whatever never changes is grey.
 
     Args:
         imagined: the episode's decisions in order, at least one.
@@ -32,30 +33,29 @@ def draw_strips(
         album: where the nearest training frames are found; without it that row is left out.
 
     """
-    # Before the first frame the windows repeat it: those have no place in the video.
-    seen = {m.frame - back: z for m in imagined for back, z in enumerate(m.seen[::-1]) if m.frame >= back}
-    truth = np.stack(list(seen.values()))
+    # At the start of an episode the history repeats the first frame; these copies have no place in the video.
+    true = {m.frame - back: z for m in imagined for back, z in enumerate(m.observed[::-1]) if m.frame >= back}
+    truth = np.stack(list(true.values()))
     place = truth.mean(0)
     colour = LatentColours.fit(truth - place)
     drawn = []
     for moment in imagined:
         latents = moment.latents
-        came = [seen.get(moment.frame + ahead) for ahead in range(len(latents))]
+        came = [true.get(moment.frame + ahead) for ahead in range(len(latents))]
         rows = {"predicted": list(latents), "came": came}
         cells = {name: [None if z is None else colour(on_grid(z - place)) for z in row] for name, row in rows.items()}
         if album is not None:
             cells["nearest"] = list(album.look_up(latents))
         drawn.append(_draw(cells))
-    newest = np.searchsorted([moment.frame for moment in imagined], np.arange(frames), side="right") - 1
-    return np.stack([drawn[max(0, index)] for index in newest])
+    return hold(drawn, [moment.frame for moment in imagined], frames)
 
 
-def _draw(rows: dict[str, list[UInt8[np.ndarray, "side side 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
+def _draw(rows: dict[str, list[UInt8[np.ndarray, "_ _ 3"] | None]]) -> UInt8[np.ndarray, "height width 3"]:
     """The rows with their names; colours are enlarged, pictures made smaller."""
     columns = len(rows["predicted"])
     size = (LEFT + columns * (CELL + GAP), LINE + len(rows) * (CELL + GAP))
     canvas = Image.new("RGB", size, "black")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    draw, font = ImageDraw.Draw(canvas), strip_font(11)
     for column in range(columns):
         draw.text((LEFT + column * (CELL + GAP), 1), f"t+{column}" if column else "t", fill="white", font=font)
     for number, (name, row) in enumerate(rows.items()):

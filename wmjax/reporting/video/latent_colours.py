@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -17,7 +16,7 @@ LATENTS, CHANGES = "latents z", "z - place mean"
 PERCENTILES = (2.0, 98.0)
 """The percentiles drawn as 0 and as 255; values beyond them are clipped."""
 
-Colours = UInt8[np.ndarray, "frames grid grid 3"]
+Colours = UInt8[np.ndarray, "frames rows columns 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class LatentColours:
     explained: tuple[float, ...]
 
     @classmethod
-    def fit(cls, latents: Float[np.ndarray, "*batch dim"]) -> Self:
+    def fit(cls, latents: Float[np.ndarray, "*batch dim"]) -> "LatentColours":
         """The components of all tokens together, whatever their frame and place. Fewer than 3 channels leave 0."""
         tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float32)
         mean = tokens.mean(0)
@@ -61,7 +60,7 @@ class LatentColours:
         return np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8)
 
 
-def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch grid grid dim"]:
+def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch rows columns dim"]:
     """Tokens at their place in the image; a pooled one is a grid of 1, two cameras' grids stand one below the other."""
     tokens = latents.shape[-2]
     columns = max(n for n in range(1, math.isqrt(tokens) + 1) if tokens % n == 0)
@@ -73,7 +72,7 @@ class Painted:
     """The latents of the episodes shown, as colours.
 
     Attributes:
-        colours: by name, one array ``[frames, grid, grid, 3]`` per episode number.
+        colours: by name, one array ``[frames, rows, columns, 3]`` per episode number.
         explained: by name, the share of the variance in red, green and blue.
 
     """
@@ -107,7 +106,7 @@ def paint(latents: LatentStore, store: TrainingStore, indices: Sequence[int]) ->
 
 
 def _tokens(latents: LatentStore, store: TrainingStore, index: int) -> np.ndarray:
-    """An episode's latents, unshifted view, normalised as in training: ``[frames, grid, grid, dim]``."""
+    """An episode's latents, unshifted view, normalised as in training: ``[frames, rows, columns, dim]``."""
     entry = store.episodes[index]
     span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
     return on_grid(normalise_latents(np.asarray(latents.latents[0, span]), latents.spec))

@@ -1,21 +1,21 @@
-"""Training frames that are found by their latents, for the strips of the Prophet's predictions."""
+"""Finds training frames by their latents, for the strips that show the Prophet's predictions."""
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from wmjax.analysis.neighbours import nearest
-from wmjax.data.store import TrainingStore
+from wmjax.core.location import Rows
 
 FRAMES, BYTES = 2000, 64_000_000
-"""Most frames of an album and most bytes of their latents: at ``mini`` 2,000 frames are 25 MB."""
+"""Limits of an album: the number of frames and the bytes of their latents. At ``mini`` 2,000 frames are 25 MB."""
 
 
 class Album:
     """Some frames of a training store with their latents in the space in which the Prophet predicts.
 
     Args:
-        store: whose frames they are.
-        frames: their indices in the store.
+        pictures: the frames of the store, u8 ``[store, cameras, height, width, 3]``.
+        frames: indices of the album's frames among them.
         camera: index of the camera that the latents are of.
         latents: of these frames.
 
@@ -23,20 +23,20 @@ class Album:
 
     def __init__(
         self,
-        store: TrainingStore,
+        pictures: Rows,
         frames: Int[np.ndarray, " n"],
         camera: int,
         latents: Float32[np.ndarray, "n tokens dim"],
     ) -> None:
-        self._store, self._frames, self._camera, self._latents = store, frames, camera, latents
+        self._pictures, self._frames, self._camera, self._latents = pictures, frames, camera, latents
 
     def look_up(self, latents: Float32[np.ndarray, "k tokens dim"]) -> UInt8[np.ndarray, "k height width 3"]:
         """The picture whose latent is nearest to each of these."""
         found = nearest(latents, self._latents)[:, 0]
-        return np.stack([np.asarray(self._store.frames[self._frames[row], self._camera]) for row in found])
+        return np.stack([np.asarray(self._pictures[self._frames[row], self._camera]) for row in found])
 
 
 def spread(count: int, values: int) -> Int[np.ndarray, " n"]:
-    """Evenly spaced frames of ``count``, as many as an album of latents of so many values may hold."""
+    """Indices of evenly spaced frames among ``count``, as many as an album of latents of so many values may hold."""
     most = max(1, min(count, FRAMES, BYTES // (4 * values)))
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))

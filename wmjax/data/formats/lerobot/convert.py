@@ -11,6 +11,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
+from wmjax.core.paths import listed
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import (
@@ -80,9 +81,11 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    files = (path for name in ("meta", "data", "videos") for path in (folder / name).rglob("*") if path.is_file())
-    listed = [(entry.index, entry.length) for entry in dataset.episodes]
-    content = hash_json([dataclasses.asdict(dataset.info), listed, identify(folder, files), gripper])
+    kinds = {".json", ".jsonl", ".parquet", Path(dataset.info.video_path or "").suffix}
+    found = [path for name in ("meta", "data", "videos") for path in listed(folder / name, "**/*")]
+    files = [path for path in found if path.suffix in kinds and path.is_file()]
+    lengths = [(entry.index, entry.length) for entry in dataset.episodes]
+    content = hash_json([dataclasses.asdict(dataset.info), lengths, identify(folder, files), gripper])
     plan = {"source": source, "content": content}
     return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
 
@@ -152,31 +155,39 @@ def action_spec(dataset: LeRobotDataset, grippers: tuple[int, ...] | None = None
             raise UserError(f"--grippers is given, but layout {layout.name} knows its own; leave it out")
         return ENVIRONMENTS.resolve(layout.environment).action_spec
     names = feature_names(dataset.features[layout.action], dataset.action_dim)
-    if grippers is None:
-        grippers = layout.grippers
+    said, fix = "--grippers names", "leave it out"
+    if grippers is None and layout.grippers is not None:
+        grippers, said, fix = layout.grippers, f"grippers of layout {layout.name} names", "correct the layout's file"
     if grippers is None:
         grippers = tuple(index for index, name in enumerate(names) if "gripper" in name.lower())
+        said, fix = f"{dataset.folder}/meta/info.json calls a gripper", "say which are with --grippers, or none"
     opened, closed = layout.gripper_open, layout.gripper_closed
     plain = ActionSpec(names, ("",) * len(names), f"actions of {layout.name} as recorded")
     if len(opened) != len(grippers) or len(closed) != len(grippers):
-        closed, opened = _gripper_range(dataset, grippers)
+        closed, opened = _gripper_range(dataset, grippers, said, fix)
     return dataclasses.replace(plain, grippers=grippers, gripper_open=opened, gripper_closed=closed)
 
 
-def _gripper_range(dataset: LeRobotDataset, grippers: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Smallest and largest command of each gripper: closed and open, as LeRobot's own robots count."""
+def _gripper_range(
+    dataset: LeRobotDataset, grippers: tuple[int, ...], said: str, fix: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Smallest and largest command of each gripper: closed and open, as LeRobot's own robots count.
+
+    Raises:
+        UserError: no such dimension, or one that never moves; begins with ``said`` and ends with ``fix``.
+
+    """
     if not grippers:
         return (), ()
-    if max(grippers) >= dataset.action_dim or min(grippers) < 0:
-        raise UserError(f"--grippers is {list(grippers)}; the actions have dimensions 0 to {dataset.action_dim - 1}")
+    for index in grippers:
+        if not 0 <= index < dataset.action_dim:
+            raise UserError(f"{said} dimension {index}; the actions have 0 to {dataset.action_dim - 1}, {fix}")
     moments = RunningMoments(len(grippers))
     for entry in dataset.episodes:
         moments.update(dataset.columns(entry).action[:, list(grippers)])
     for index, low, high in zip(grippers, moments.min, moments.max, strict=True):
         if not low < high:
-            raise UserError(
-                f"--grippers names dimension {index}, which is {low:g} in all of {dataset.folder}; leave it out"
-            )
+            raise UserError(f"{said} dimension {index}, which is {low:g} in all of {dataset.folder}; {fix}")
     return tuple(moments.min.tolist()), tuple(moments.max.tolist())
 
 

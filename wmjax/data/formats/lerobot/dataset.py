@@ -201,17 +201,19 @@ class LeRobotDataset:
     def _require_rate(self, rate: float, what: str) -> None:
         """Refuses rows of another rate than the layout's; says if it is not that of the metadata.
 
-        A layout's own rate without a label corrects whatever the metadata claims.
+        A layout file may correct the rate of a dataset, and then says as ``fps_label`` which rate it corrects.
         """
         layout, own = self.layout, self.layout.control_hz
         if own is None and layout.environment:
             own = ENVIRONMENTS.resolve(layout.environment).observation_spec.control_hz
-        corrects = not layout.fps_label and not layout.environment
-        known = [] if corrects else [value for value in (layout.fps_label, own) if value]
+        known = [value for value in (layout.fps_label, own) if value]
         if known and all(abs(rate / value - 1) > SAME_RATE for value in known):
+            told = f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {own or rate:g} Hz"
+            if layout.environment:
+                raise UserError(f"{told}, labelled {layout.fps_label}; resample the dataset to {own:g} Hz")
             raise UserError(
-                f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {own:g} Hz, "
-                f"labelled {layout.fps_label}; resample the dataset to {own:g} Hz"
+                f"{told}; correct control_hz in the layout's file, or add fps_label = {rate:.4g} to it if the dataset "
+                "is wrong"
             )
         if abs(rate / self.info.fps - 1) > SAME_RATE and not getattr(self, "_rate_told", False):
             self._rate_told = True

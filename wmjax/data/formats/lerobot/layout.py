@@ -30,7 +30,7 @@ class Layout:
             ``package.module:Class``; "" for a robot of which only the dataset knows.
         rotation: degrees by which the images were rotated already; of an environment, its own.
         control_hz: true rate of the rows; of an environment, its own; else the metadata's fps.
-        fps_label: what the metadata claims, for writing.
+        fps_label: what the metadata claims, where that is another rate.
         grippers: action dimensions that are gripper commands; those with "gripper" in their name when None.
         gripper_open, gripper_closed: the raw values of each gripper; its largest and smallest in the data when empty.
         position, orientation, fingers: see :class:`wmjax.core.specs.ObservationSpec`.

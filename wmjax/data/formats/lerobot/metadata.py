@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import listed
 from wmjax.core.reading import parquet_columns, read_json, read_json_lines, read_parquet, reading, typed
 from wmjax.core.settings import Range
 
@@ -178,7 +179,7 @@ def _episodes_v2(folder: Path, info: Info, video_keys: list[str]) -> list[Episod
 
 
 def _episodes_v3(folder: Path, info: Info, video_keys: list[str]) -> list[EpisodeEntry]:
-    files = sorted((folder / "meta/episodes").glob("*/*.parquet"))
+    files = listed(folder / "meta/episodes", "*/*.parquet")
     if not files:
         raise UserError(f"{folder}/meta/episodes: no parquet files; {FIX}")
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
@@ -231,9 +232,9 @@ def clock_faults(entries: list[EpisodeEntry]) -> dict[int, str]:
     for entry in entries:
         for place in entry.videos.values():
             places.setdefault(place.path, []).append((place.start, entry, place))
-    for path, listed in places.items():
+    for path, shown in places.items():
         end, before = 0.0, -1
-        for start, entry, place in sorted(listed, key=lambda item: item[:1]):
+        for start, entry, place in sorted(shown, key=lambda item: item[:1]):
             rate = entry.length / place.seconds if place.seconds > 0 else 0.0
             gap = (start - end) * rate
             due = before >= 0 and entry.index == before + 1
@@ -256,7 +257,7 @@ class DataFiles:
     def __init__(self, folder: Path) -> None:
         self.rows: dict[int, dict[Path, int]] = {}
         self.fault: UserError | None = None
-        for path in sorted((folder / "data").rglob("*.parquet")):
+        for path in listed(folder / "data", "**/*.parquet"):
             try:
                 self._add(path)
             except UserError as error:

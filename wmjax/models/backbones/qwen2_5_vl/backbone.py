@@ -48,6 +48,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     """The policy's own tokens replace the placeholders at the end of a prompt."""
 
     Config: ClassVar[type[BackboneConfig]] = Qwen2_5_VLConfig
+    EMBEDDINGS: ClassVar[str] = "embedding"
 
     @classmethod
     def prepare(
@@ -55,6 +56,14 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     ) -> Prepare:
         """The chat template with image placeholders, then placeholders of the policy's own tokens."""
         return PromptBuilder(tokenizer_folder(prompt.tokenizer), image_sizes, own - 1, prompt.length, config)
+
+    @classmethod
+    def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
+        """Tokenizer, chat template and config of a checkpoint folder."""
+        folder = Path(prompt.tokenizer)
+        if prompt.tokenizer == "mini" or not folder.is_dir():
+            return []
+        return [folder / name for name in (*COMPANIONS, CONFIG) if (folder / name).is_file()]
 
     def encode(
         self,

@@ -122,7 +122,9 @@ def regions(rows: int, columns: int, window: int) -> list[Region]:
     ]
 
 
-def to_windows(x: Shaped[Array, "images groups *rest"], grid: tuple[int, int], window: int) -> Shaped[Array, "..."]:
+def to_windows(
+    x: Shaped[Array | np.ndarray, "images groups *rest"], grid: tuple[int, int], window: int
+) -> Shaped[Array | np.ndarray, "images groups *rest"]:
     """Reorders groups from raster order to window after window. Works on numpy and jax arrays."""
     rest = x.shape[2:]
     plane = x.reshape(x.shape[0], *grid, -1)

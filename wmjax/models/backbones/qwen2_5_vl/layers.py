@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.nn.lora import AdapterInputs, Linear
+from wmjax.models.nn.precision import spread
 from wmjax.models.nn.stack import annotate
 
 
@@ -25,7 +26,7 @@ class RMSNorm(nnx.Module):
         """Normalises the last axis."""
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return self.scale[...].astype(x.dtype) * (wide * inverse).astype(x.dtype)
+        return spread(self.scale[...], x) * (wide * inverse).astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):

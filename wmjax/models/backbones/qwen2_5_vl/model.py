@@ -15,10 +15,11 @@ from wmjax.models.backbones.qwen2_5_vl.layers import RMSNorm, linear_factory
 from wmjax.models.backbones.qwen2_5_vl.rope import text_angles
 from wmjax.models.backbones.qwen2_5_vl.text import DecoderLayer
 from wmjax.models.backbones.qwen2_5_vl.vision import VisionTower
+from wmjax.models.nn.layout import split_batch
 from wmjax.models.nn.lora import AdapterInputs, AddedParam
 from wmjax.models.nn.stack import annotate, run_layers, stack_layers
 
-Images = UInt8[Array, "batch images height width channels"] | Sequence[UInt8[Array, "images height width channels"]]
+Images = UInt8[Array, "prompts images height width channels"] | Sequence[UInt8[Array, "images height width channels"]]
 """Images of one size per prompt, or for any mix of sizes a list of stacks, in order of their appearance."""
 
 
@@ -75,9 +76,9 @@ class Qwen2_5_VL(nnx.Module):
         size = self.config.text.vocabulary
         x = jnp.take(self.embedding[...], jnp.minimum(tokens, size - 1), axis=0).astype(self.config.dtype)
         if self.added is None:
-            return x
+            return split_batch(x)
         rows = jnp.take(self.added[...], jnp.maximum(tokens - size, 0), axis=0).astype(self.config.dtype)
-        return jnp.where((tokens >= size)[..., None], rows, x)
+        return split_batch(jnp.where((tokens >= size)[..., None], rows, x))
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wmjax.core.errors import UserError
 
-Angles = tuple[Float[Array | np.ndarray, "*batch tokens half"], Float[Array | np.ndarray, "*batch tokens half"]]
+Angles = tuple[Float[Array | np.ndarray, "*#batch tokens half"], Float[Array | np.ndarray, "*#batch tokens half"]]
 """Cosine and sine of half a head's rotations."""
 
 

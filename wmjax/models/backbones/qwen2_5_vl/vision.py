@@ -13,7 +13,9 @@ from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.backbones.qwen2_5_vl.layers import RMSNorm, SwiGLU, linear_factory
 from wmjax.models.backbones.qwen2_5_vl.rope import Angles, patch_angles, rotate
 from wmjax.models.nn.attention import attention
+from wmjax.models.nn.layout import split_batch
 from wmjax.models.nn.lora import AdapterInputs, Linear
+from wmjax.models.nn.precision import matmul
 from wmjax.models.nn.stack import find_period, run_layers, stack_layers
 
 EPSILON = 1e-6
@@ -117,7 +119,7 @@ class VisionTower(nnx.Module):
         vision = self.config.vision
         grid = (images.shape[1] // vision.factor, images.shape[2] // vision.factor)
         x = self._embed(image.patchify(images, vision.patch, vision.merge))
-        x = image.to_windows(x, grid, vision.window_groups)
+        x = jnp.asarray(image.to_windows(x, grid, vision.window_groups))
         count, groups, unit, hidden = x.shape
         angles = window_angles(grid, self.config)
         area = tuple((r.windows, r.window_size * unit) for r in image.regions(*grid, vision.window_groups))
@@ -149,10 +151,11 @@ class VisionTower(nnx.Module):
         self, patches: Float[Array, "images groups patches pixels"]
     ) -> Float[Array, "images groups patches hidden"]:
         """The patch embedding. A still image repeats in time, so the kernel's time steps can be added first."""
-        vision = self.config.vision
-        kernel = self.patch_embed.kernel[...].astype(self.config.dtype)
+        vision, kernel = self.config.vision, self.patch_embed.kernel[...]
         kernel = kernel.reshape(vision.channels, vision.temporal_patch, vision.patch**2, vision.hidden).sum(1)
-        return patches.astype(self.config.dtype) @ kernel.reshape(-1, vision.hidden)
+        flat = patches.astype(self.config.dtype).reshape(-1, patches.shape[-1])
+        embedded = matmul(flat, kernel.reshape(-1, vision.hidden))
+        return split_batch(embedded.reshape(*patches.shape[:-1], vision.hidden))
 
 
 def window_angles(grid: tuple[int, int], config: Qwen2_5_VLConfig) -> Angles:

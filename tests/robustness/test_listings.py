@@ -1,0 +1,142 @@
+"""Foreign files in folders that are listed: copies, notes, and what systems and editors leave beside other files."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from tests.data.synthetic import make_episode, make_store
+from tests.robustness.sources import SIZE, write_hdf5, write_v21, write_v30
+from tests.rollout.test_results import record
+from wmjax.core.paths import listed
+from wmjax.data.formats import libero_hdf5
+from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.store import finalize, part_names, write_part
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, weight_files
+from wmjax.experiment import config
+from wmjax.reporting.gallery import find_clips
+from wmjax.rollout import protocol
+from wmjax.rollout.evaluation_shards import gather, shard_folders
+from wmjax.rollout.results import Results
+from wmjax.sim.libero import ACTION_SPEC
+from wmjax.trainer import checkpoint
+
+LEFT = ("._{}", ".{}", ".ipynb_checkpoints/{}", ".cache/huggingface/{}", "{}.bak", "{}~", "notes.txt", "Thumbs.db")
+"""What may lie beside a file of any name."""
+
+
+def litter(folder: Path, names: list[str]) -> None:
+    """Leaves damaged files of foreign names beside files of these names."""
+    for name in names:
+        for pattern in LEFT:
+            path = folder / pattern.format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"\x00\x05\x16\x07 nothing that can be read")
+
+
+def parts(folder: Path) -> Any:
+    store = make_store(folder / "made", image_size=28, lengths=(9, 13))
+    for index in range(2):
+        write_part(folder, f"{index}", make_episode(index, 9, 28), store.spec)
+    litter(folder / "parts", ["0.npz", "1.npz"])
+    assert part_names(folder) == ["0", "1"]
+    return len(finalize(folder, store.spec, ACTION_SPEC).episodes) == 2
+
+
+def lerobot(write: Callable[..., Path]) -> Callable[[Path], bool]:
+    def check(folder: Path) -> bool:
+        source = write(folder / "data", (9, 7))
+        litter(source / "data/chunk-000", ["episode_000000.parquet", "file-000.parquet"])
+        litter(source / "meta", ["info.json", "tasks.parquet"])
+        (source / "meta/episodes").mkdir(exist_ok=True)
+        litter(source / "meta/episodes/chunk-000", ["file-000.parquet"])
+        return len(convert(str(source), folder / "out", image_size=SIZE).episodes) == 2
+
+    return check
+
+
+def hdf5(folder: Path) -> bool:
+    (folder / "data").mkdir()
+    write_hdf5(folder / "data" / "a_demo.hdf5")
+    litter(folder / "data", ["a_demo.hdf5"])
+    return len(libero_hdf5.convert(folder / "data", folder / "out", image_size=16).episodes) == 2
+
+
+def encoder(folder: Path) -> bool:
+    copy = shutil.copytree(MINI_FOLDER, folder / "mini")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name in names:
+        shutil.copyfile(copy / "model.safetensors", copy / name)
+    (copy / "model.safetensors").unlink()
+    litter(copy, names)
+    (copy / "model-00001-of-00002 (1).safetensors").touch()
+    return [path.name for path in weight_files(copy)] == names
+
+
+def checkpoints(folder: Path) -> bool:
+    checkpoint.save(folder, 3, {"ema": {"weight": jnp.zeros(3)}}, {})
+    shutil.copytree(folder / "00000003", folder / "00000003.bak")
+    shutil.copytree(folder / "00000003", folder / "00000009 copy")
+    litter(folder, ["00000005"])
+    return checkpoint.complete_steps(folder) == [3]
+
+
+def clips(folder: Path) -> bool:
+    name = "libero_spatial-0__random-0__success.mp4"
+    (folder / name).touch()
+    litter(folder, [name, "montage.mp4"])
+    (folder / "montage.mp4").touch()
+    return [clip.path.name for clip in find_clips(folder)] == [name]
+
+
+def shards(folder: Path) -> bool:
+    header = {"actor": "noop"}
+    Results(folder / "shards" / "0-of-2", header).add(record(0, 0, "success"))
+    for name in ("0-of-2.bak", "0-of-2 copy", ".0-of-2", "0-of-2~"):
+        Results(folder / "shards" / name, {"actor": "another"}).add(record(0, 1, "success"))
+    litter(folder / "shards", ["1-of-2"])
+    return len(gather(folder, Results(folder, header).header)) == len(shard_folders(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    "check", [parts, lerobot(write_v21), lerobot(write_v30), hdf5, encoder, checkpoints, clips, shards]
+)
+def test_foreign_files_are_passed_over(check: Callable[[Path], bool], tmp_path: Path) -> None:
+    assert check(tmp_path)
+
+
+def test_files_of_settings_and_protocols_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for axis in (*config.AXES, "protocols"):
+        (tmp_path / axis).mkdir()
+        (tmp_path / axis / "mine.toml").touch()
+        litter(tmp_path / axis, ["mine.toml"])
+    for module in (config, protocol):
+        monkeypatch.setattr(module, "resource_folder", lambda _: tmp_path)
+    assert all(config.axis_names(axis) == ["mine"] for axis in config.AXES)
+    assert protocol.protocol_names() == ["mine"]
+
+
+def test_a_changed_note_is_no_changed_source(tmp_path: Path) -> None:
+    """An import that was stopped goes on although a file manager was there meanwhile."""
+    source = write_v21(tmp_path / "data", (9, 7))
+    undisturbed = convert(str(source), tmp_path / "whole", image_size=SIZE)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(source), tmp_path / "out", image_size=SIZE, progress=stop)
+    litter(source / "meta", ["info.json"])
+    assert convert(str(source), tmp_path / "out", image_size=SIZE).hash == undisturbed.hash
+
+
+def test_what_is_listed_is_in_order_and_not_hidden(tmp_path: Path) -> None:
+    for name in ("b.x", "a.x", "sub/c.x", "sub/.d.x", ".sub/e.x", "._a.x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in listed(tmp_path, "*.x")] == ["a.x", "b.x"]
+    assert [path.name for path in listed(tmp_path, "**/*.x")] == ["a.x", "b.x", "c.x"]
+    assert listed(tmp_path / "nothing", "*") == []

@@ -1,0 +1,84 @@
+"""The command: on simulated CPU devices, and in one line where it cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wmjax import estimate
+from wmjax.scaling import compilers
+from wmjax.scaling.chips import CHIPS, parse_topology
+from wmjax.scaling.devices import environment, target_config
+
+TINY = [
+    *("--config", "e2_mse", "--scale", "mini_lora", "--train.backbone_weights", "random"),
+    *("--model.backbone.text.depth", "2", "--model.backbone.text.mlp", "96", "--model.backbone.scan_unroll", "1"),
+    *("--model.backbone.vision.depth", "2", "--model.backbone.vision.full_attention", "[1]"),
+    *("--model.backbone.remat", "full"),
+]
+"""``mini_lora`` with fewer layers, which compiles in seconds."""
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TINY, "--topology", "cpu:4", "--batch", "8", "--mesh.fsdp", "2", "--frames", "1000"]
+    assert estimate.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
+    assert found["fits"] is None and found["time"] is None and found["memory"]["available_gb"] is None
+    assert 0 < found["trainable"] < found["parameters"]
+    # Gradients of every trained parameter are summed over the devices, in float32.
+    assert found["collectives"]["all-reduce"]["mb"] >= 4 * found["trainable"] / 2 / 1e6
+    # What is computed again is a forward pass of the backbone's layers.
+    work = found["flops"]
+    assert 1.05 < work["executed_tflop_per_sample"] / work["model_tflop_per_sample"] < 1.5
+    # Parameters, their average and two moments, float32.
+    assert found["storage"]["checkpoint_gb"] == pytest.approx(4 * 4 * found["trainable"] / 1e9, rel=1e-3)
+    assert found["storage"]["latents_gb"] == 1000 * 2 * 16 * 192 * 2 / 1e9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--topology", "v6:8"], "unknown chip of --topology 'v6'"),
+        (["--topology", "cpu:4", "--batch", "0"], "--batch is '0'; give a whole number"),
+        (["--topology", "cpu:4", "--efficiency", "200"], "--efficiency is '200'"),
+        (
+            ["--topology", "cpu:4", "--batch", "6"],
+            "train.batch_size is 6, the mesh splits it in 4",
+        ),
+        (["--topology", "cpu:4", "--mesh.fsdp", "3"], "there are 4 devices"),
+        (["--topology", "cpu:2", "--config", "e9_mse"], "did you mean"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert estimate.main([*TINY, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and words in printed.err and not printed.out
+
+
+@pytest.mark.parametrize("topology", ["v5e:4x4", "h100:8"])
+def test_a_missing_compiler_is_one_line(
+    topology: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compilers, "COMPILERS", tmp_path / ".venv-estimate")
+    assert estimate.main(["--topology", topology]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "run ./setup.sh estimate" in line
+
+
+def test_no_accelerator_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "nvidia" / "cuda_nvcc").mkdir(parents=True)
+    given = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_cpu_foo=1", "PATH": "/bin"}
+    gpu = environment(parse_topology("h100:8"), tmp_path, given)
+    assert gpu["JAX_PLATFORMS"] == "cpu" and gpu["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert "device_count" not in gpu["XLA_FLAGS"] and "--xla_cpu_foo=1" in gpu["XLA_FLAGS"]
+    assert gpu["PATH"].endswith("nvidia/cuda_nvcc/bin:/bin")
+    assert environment(parse_topology("v5e:4x4"), tmp_path, given)["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+@pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.platform == "gpu"])
+def test_a_target_has_balanced_braces_and_its_numbers(name: str) -> None:
+    text = target_config(name, CHIPS[name])
+    assert text.count("{") == text.count("}") == 4
+    assert f"device_memory_size: {int(CHIPS[name].memory)}" in text and f'"NVIDIA {name.upper()}"' in text

@@ -1,0 +1,189 @@
+"""Compiles the real training step for a topology and counts what it needs; no device, no data and no weights."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from wmjax.experiment.config import Experiment, load
+from wmjax.experiment.dimensions import of_store
+from wmjax.models.parameters import count
+from wmjax.models.vla import VLA
+from wmjax.scaling.chips import Topology, parse_topology
+from wmjax.scaling.devices import devices
+from wmjax.scaling.flops import flops
+from wmjax.scaling.hlo import Program, summarise
+from wmjax.scaling.request import Request
+from wmjax.scaling.roofline import cost
+from wmjax.scaling.shapes import batch_shapes, latent_tokens, plain_specs, prompt_shapes, tasks
+from wmjax.trainer.build import Built, DataSpecs, build
+from wmjax.trainer.sharding import BATCH, make_mesh, require_divisible
+
+LATENT_BYTES = 2
+"""A latent store's values are float16."""
+DOES_NOT_FIT = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
+"""What compilers say of a program that needs more memory than the device has."""
+
+
+def estimate(request: Request) -> dict[str, Any]:
+    """Everything that the command prints, as JSON-able values; sizes are in units of 10^9 or 10^6 bytes.
+
+    Raises:
+        UserError: bad settings, or a mesh or batch that does not fit the topology.
+
+    """
+    topology = parse_topology(request.topology)
+    experiment = load(request.recipe, request.scale, request.dataset, request.settings)
+    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, None))
+    mesh = make_mesh(experiment.mesh, devices(topology))
+    require_divisible(experiment.train.batch_size, mesh)
+    built = _build(experiment, mesh)
+    backbone, counted = experiment.model.backbone, _flops(experiment, built, mesh)
+    found = {
+        "recipe": experiment.recipe,
+        "scale": experiment.scale,
+        "topology": request.topology,
+        "devices": topology.devices,
+        "mesh": dict(mesh.shape),
+        "shard_frozen": experiment.mesh.shard_frozen,
+        "batch": experiment.train.batch_size,
+        "remat": getattr(backbone, "remat", None),
+        "jax": jax.__version__,
+        "parameters": count(built.shapes.state.params) + count(built.shapes.frozen),
+        "trainable": count(built.shapes.state.params),
+        "flops": counted,
+        "storage": _storage(experiment, built, request.frames),
+    }
+    return found | _compiled(topology, experiment, built, mesh, request, counted)
+
+
+def _build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Built:
+    return build(
+        lambda rngs: VLA(experiment.model, rngs=rngs),
+        mesh,
+        DataSpecs(*plain_specs(experiment)),
+        experiment.train,
+        experiment.optimizer,
+        experiment.mesh,
+        max_shift=experiment.encoder.max_shift,
+    )
+
+
+def _arguments(experiment: Experiment, built: Built, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+    """The shapes of a call of the training step, each with its sharding."""
+
+    def place(tree: Any, spec: PartitionSpec) -> Any:
+        at = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), tree)
+
+    batch = place(batch_shapes(experiment, experiment.train.batch_size), BATCH)
+    return *built.shapes, batch, place(prompt_shapes(experiment, tasks(experiment)), PartitionSpec())
+
+
+def _flops(experiment: Experiment, built: Built, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """FLOPs of a step over all devices, per sample: as executed, and without recomputation (the model's)."""
+    batch = experiment.train.batch_size
+    executed = flops(built.update, *_arguments(experiment, built, mesh))
+    model, backbone = executed, experiment.model.backbone
+    if getattr(backbone, "remat", "none") != "none":
+        changed: Any = {"remat": "none"}
+        plain = dataclasses.replace(backbone, **changed)
+        other = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=plain))
+        built = _build(other, mesh)
+        model = flops(built.update, *_arguments(other, built, mesh))
+    return {"executed_tflop_per_sample": executed / batch / 1e12, "model_tflop_per_sample": model / batch / 1e12}
+
+
+def _storage(experiment: Experiment, built: Built, frames: int) -> dict[str, float]:
+    """Sizes on disk: a checkpoint, the trained parameters in it that a policy needs, and the latents of the frames."""
+    state = built.shapes.state
+    width = latent_tokens(experiment) * experiment.model.prophet.latent_dim * LATENT_BYTES
+    views = experiment.encoder.views if experiment.encoder.max_shift else 1
+    latents = frames * views * width if experiment.model.memory.reads_latents else 0
+    return {
+        "checkpoint_gb": _bytes(state) / 1e9,
+        "policy_mb": _bytes(state.ema) / 1e6,
+        "frames": frames,
+        "latents_gb": latents / 1e9,
+    }
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _compiled(
+    topology: Topology,
+    experiment: Experiment,
+    built: Built,
+    mesh: jax.sharding.Mesh,
+    request: Request,
+    counted: dict[str, float],
+) -> dict[str, Any]:
+    """What only the compiled program tells."""
+    started = time.monotonic()
+    lowered = built.train_step.lower(*_arguments(experiment, built, mesh))
+    lowering = time.monotonic() - started
+    try:
+        compiled = lowered.compile()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if not any(words in text for words in DOES_NOT_FIT):
+            raise
+        return {"fits": False, "refused": text[:400], "memory": None, "collectives": None, "time": None}
+    memory = _memory(compiled, topology)
+    program = Program(compiled.as_text())
+    exchanges = program.collectives()
+    return {
+        "compile_s": time.monotonic() - started - lowering,
+        "lower_s": lowering,
+        "memory": memory,
+        "fits": None if topology.chip is None else memory["needed_gb"] <= memory["available_gb"],
+        "collectives": summarise(exchanges),
+        "time": _time(topology, program, sum(one.traffic for one in exchanges), experiment, request, counted),
+    }
+
+
+def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
+    """Of one device, as the compiler plans it."""
+    plan = compiled.memory_analysis()
+    needed = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    needed += plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
+    return {
+        "arguments_gb": plan.argument_size_in_bytes / 1e9,
+        "temporaries_gb": plan.temp_size_in_bytes / 1e9,
+        "program_gb": plan.generated_code_size_in_bytes / 1e9,
+        "needed_gb": needed / 1e9,
+        "available_gb": topology.chip.memory / 1e9 if topology.chip else None,
+    }
+
+
+def _time(
+    topology: Topology,
+    program: Program,
+    traffic: float,
+    experiment: Experiment,
+    request: Request,
+    counted: dict[str, float],
+) -> dict[str, float] | None:
+    """Seconds of a step by the roofline model and at the stated efficiency; None for CPUs."""
+    if topology.chip is None:
+        return None
+    kernels, exchange = cost(program, topology.chip), traffic / topology.link
+    seconds = kernels.seconds + exchange
+    rate = request.efficiency * experiment.train.batch_size / seconds
+    peak = topology.chip.flops * topology.devices
+    return {
+        "kernels_s": kernels.seconds,
+        "kernels": kernels.kernels,
+        "products_tflop": kernels.flops / 1e12,
+        "memory_traffic_gb": kernels.traffic / 1e9,
+        "collectives_s": exchange,
+        "roofline_s": seconds,
+        "efficiency": request.efficiency,
+        "samples_per_s": rate,
+        "mfu": rate * counted["model_tflop_per_sample"] * 1e12 / peak,
+        "hours_per_epoch": request.frames / rate / 3600,
+    }

@@ -1,0 +1,70 @@
+"""An estimate as text."""
+
+from typing import Any
+
+
+def render(found: dict[str, Any]) -> str:
+    """The lines that the command prints.
+
+    Args:
+        found: of :func:`wmjax.scaling.estimate.estimate`.
+
+    """
+    mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    work = found["flops"]
+    rows = [
+        ("devices", f"{found['devices']} of {found['topology']} ({mesh}), batch {found['batch']}"),
+        ("parameters", f"{found['parameters']:,}, trainable {found['trainable']:,}, remat {found['remat']}"),
+        ("FLOPs", f"{work['model_tflop_per_sample']:.4g} TFLOP per sample, {work['executed_tflop_per_sample']:.4g} "
+                  "with what is computed again"),
+        *_memory(found),
+        *_collectives(found["collectives"]),
+        *_time(found["time"], found["storage"]["frames"]),
+        *_storage(found["storage"]),
+    ]  # fmt: skip
+    title = f"{found['recipe']} at {found['scale']}, training step compiled by jax {found['jax']}"
+    return "\n".join([title, *(f"  {name:<13}{text}" for name, text in rows)])
+
+
+def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
+    memory = found["memory"]
+    if memory is None:
+        return [("memory", f"does not fit: {found['refused']}")]
+    parts = f"{memory['arguments_gb']:.2f} GB of arguments, {memory['temporaries_gb']:.2f} GB of temporaries"
+    rows = [("memory", f"{memory['needed_gb']:.2f} GB per device ({parts})")]
+    if memory["available_gb"] is None:
+        return [*rows, ("", "simulated CPU devices: their memory does not predict that of accelerators")]
+    left = memory["available_gb"] - memory["needed_gb"]
+    fits = f"fits, {left:.2f} GB are left" if found["fits"] else f"does not fit, {-left:.2f} GB are missing"
+    return [*rows, ("", f"{fits} of {memory['available_gb']:.2f} GB")]
+
+
+def _collectives(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    rows = []
+    for kind, one in found.items():
+        dtypes = ", ".join(f"{size:,.1f} {dtype}" for dtype, size in one["mb_by_dtype"].items())
+        rows.append(("", f"{kind}: {one['calls']} per step and device, {one['mb']:,.1f} MB ({dtypes})"))
+    rows = rows or [("", "none")]
+    return [("collectives", rows[0][1]), *rows[1:]]
+
+
+def _time(found: dict[str, Any] | None, frames: int) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    parts = f"{1e3 * found['kernels_s']:.1f} ms of {found['kernels']:,} kernels"
+    return [
+        ("roofline", f"{1e3 * found['roofline_s']:.1f} ms per step: {parts} and {1e3 * found['collectives_s']:.1f} ms "
+                     "of collectives, if nothing hides them"),
+        ("speed", f"{found['samples_per_s']:.1f} samples/s at {100 * found['efficiency']:.0f} % of that, MFU "
+                  f"{100 * found['mfu']:.0f} %"),
+        ("epoch", f"{found['hours_per_epoch']:.2f} hours per {frames:,} frames"),
+    ]  # fmt: skip
+
+
+def _storage(found: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("checkpoint", f"{found['checkpoint_gb']:.3f} GB, of which a policy needs {found['policy_mb']:.1f} MB"),
+        ("latents", f"{found['latents_gb']:.2f} GB per {found['frames']:,} frames"),
+    ]

@@ -1,0 +1,30 @@
+"""What is asked of an estimate. Imports no jax: the process that compiles starts it with variables of its own."""
+
+import dataclasses
+from typing import Any
+
+FRAMES = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A training and a topology.
+
+    Attributes:
+        recipe: a variant and a head.
+        scale: a file of ``train/scales``.
+        dataset: a file of ``train/data``; None for the scale's.
+        settings: nested settings, laid over the files.
+        topology: such as ``v5e:4x4``.
+        efficiency: the share of the roofline's speed that is reached.
+        frames: samples of an epoch.
+
+    """
+
+    recipe: str
+    scale: str
+    topology: str
+    dataset: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    efficiency: float = 0.75
+    frames: int = FRAMES

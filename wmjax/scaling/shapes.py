@@ -1,0 +1,78 @@
+"""The shapes of what a training step is given, without data."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wmjax.core.specs import ActionSpec, EncoderSpec
+from wmjax.encoders.base import ENCODERS
+from wmjax.experiment.config import Experiment
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
+from wmjax.sim.libero import ACTION_SPEC
+
+CONVERTED_SIZE = 224
+"""Pixels of the published demonstrations as train/data/libero.toml converts them."""
+CONVERTED_TASKS = 40
+"""Tasks of the published demonstrations."""
+
+
+def image_size(experiment: Experiment) -> int:
+    """Pixels of its store's frames."""
+    return CONVERTED_SIZE if experiment.data.path else experiment.data.observation.image_size
+
+
+def tasks(experiment: Experiment) -> int:
+    """Number of prompts."""
+    return CONVERTED_TASKS if experiment.data.path else len(experiment.data.tasks)
+
+
+def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the loader delivers."""
+    model, size = experiment.model, image_size(experiment)
+    shape, tokens = model.prophet, latent_tokens(experiment)
+    cameras = len(experiment.data.observation.cameras)
+    columns: dict[str, tuple[tuple[int, ...], Any]] = {
+        "images": ((cameras, size, size, 3), jnp.uint8),
+        "state": ((model.state_dim,), jnp.float32),
+        "action": ((model.chunk, model.action_dim), jnp.float32),
+        "action_mask": ((model.chunk,), jnp.bool_),
+        "task": ((), jnp.int32),
+        "shift": ((2,), jnp.int32),
+        "sample_id": ((), jnp.int32),
+        "sample_mask": ((), jnp.bool_),
+    }
+    if model.memory.reads_latents:
+        columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
+        columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
+        columns["future_mask"] = ((shape.future,), jnp.bool_)
+    return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
+
+
+def latent_tokens(experiment: Experiment) -> int:
+    """Latent tokens of a frame, those of all of the encoder's cameras; the Prophet may pool them."""
+    found, _ = ENCODERS.resolve(experiment.encoder.kind).shape(experiment.encoder)
+    return int(found or experiment.model.prophet.tokens)
+
+
+def prompt_shapes(experiment: Experiment, batch: int) -> Prompt:
+    """Tokenised prompts."""
+    length = experiment.prompt.length
+    return Prompt(
+        jax.ShapeDtypeStruct((batch, length), jnp.int32),
+        jax.ShapeDtypeStruct((batch, length), jnp.bool_),
+        jax.ShapeDtypeStruct((batch, 3, length), jnp.int32),
+    )
+
+
+def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]:
+    """LIBERO's actions and the experiment's latents, with statistics that change nothing."""
+    model, dim = experiment.model, experiment.model.prophet.latent_dim
+    action = dataclasses.replace(
+        ACTION_SPEC, chunk=model.chunk, state_offset=(0.0,) * model.state_dim, state_scale=(1.0,) * model.state_dim
+    )
+    if not model.memory.reads_latents:
+        return action, None
+    tokens = latent_tokens(experiment)
+    return action, EncoderSpec(dim=dim, tokens_per_frame=tokens, mean=(0.0,) * dim, std=(1.0,) * dim)

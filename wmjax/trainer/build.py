@@ -1,0 +1,132 @@
+"""The programs of a training and the layout of all that they take, known before any array exists.
+
+The mesh may consist of devices that are not there: programs can be lowered and compiled for them, but not run.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from wmjax.core.rng import named_key
+from wmjax.core.specs import ActionSpec, EncoderSpec
+from wmjax.models.nn.layout import activations_on
+from wmjax.models.parameters import split_model, trainable_filter
+from wmjax.trainer.config import TrainConfig
+from wmjax.trainer.guard import GuardState, guarded, initial_guard
+from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
+from wmjax.trainer.sharding import MeshConfig, shardings
+from wmjax.trainer.step import TrainState, initial_state, make_eval_step, make_train_step
+
+BuildModel = Callable[[nnx.Rngs], nnx.Module]
+
+
+class DataSpecs(NamedTuple):
+    """What the programs are told of the data; ``cameras`` are the indices of the latents' cameras."""
+
+    action: ActionSpec
+    encoder: EncoderSpec | None
+    cameras: tuple[int, ...] = (0,)
+
+
+class Arrays(NamedTuple):
+    """What lives from step to step, or its shapes: trained state, guard, frozen parameters."""
+
+    state: TrainState
+    guard: GuardState
+    frozen: nnx.State
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """Programs and layout.
+
+    Attributes:
+        shapes: of the arrays, a ShapeDtypeStruct with its sharding for each.
+        initialise: jitted, ``() -> Arrays``.
+        update: the guarded training step, not jitted.
+        train_step: the same, jitted; it takes over the memory of state and guard.
+        eval_step: jitted.
+
+    """
+
+    shapes: Arrays
+    initialise: Callable[[], Arrays]
+    update: Callable[..., Any]
+    train_step: Any
+    eval_step: Any
+
+
+def build(
+    build_model: BuildModel,
+    mesh: Mesh,
+    specs: DataSpecs,
+    config: TrainConfig,
+    optimizer_config: OptimizerConfig,
+    mesh_config: MeshConfig,
+    *,
+    max_shift: int,
+) -> Built:
+    """The programs of one training on one mesh.
+
+    Args:
+        build_model: makes the model from random keys.
+        mesh: of devices that are there, or of a description of others.
+        specs: of the data.
+        config: seed, averages and what is trained.
+        optimizer_config: AdamW and its schedule.
+        mesh_config: whether frozen parameters are split.
+        max_shift: augmentation, pixels.
+
+    Raises:
+        UserError: nothing is trainable.
+
+    """
+    optimizer = make_optimizer(optimizer_config, config.steps, config.accumulate)
+    trainable = trainable_filter(config.trainable)
+
+    def initialise() -> Arrays:
+        model = build_model(nnx.Rngs(named_key(config.seed, "parameters")))
+        _, params, frozen = split_model(model, trainable)
+        return Arrays(initial_state(params, optimizer), initial_guard(), frozen)
+
+    graph = split_model(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), trainable)[0]
+    shapes = jax.eval_shape(initialise)
+    frozen = shardings(shapes.frozen, mesh, replicate=not mesh_config.shard_frozen)
+    layout = Arrays(shardings(shapes.state, mesh), shardings(shapes.guard, mesh), frozen)
+    step = make_train_step(
+        graph,
+        optimizer,
+        specs.action,
+        specs.encoder,
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        max_shift=max_shift,
+        state_noise=config.state_noise,
+        cameras=specs.cameras,
+    )
+    update = _on(mesh, guarded(step, config.spike_factor))
+    evaluate = _on(mesh, make_eval_step(graph, specs.action, specs.encoder, seed=config.seed))
+    return Built(
+        shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout),
+        initialise=jax.jit(initialise, out_shardings=layout),
+        update=update,
+        # Donating the state halves its memory; out_shardings keep the layout from drifting.
+        train_step=jax.jit(update, donate_argnums=(0, 1), out_shardings=(layout.state, layout.guard, None)),
+        eval_step=jax.jit(evaluate),
+    )
+
+
+def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose activations are laid out over the mesh when it is traced."""
+
+    @functools.wraps(function)
+    def laid_out(*arguments: Any) -> Any:
+        with activations_on(mesh):
+            return function(*arguments)
+
+    return laid_out
