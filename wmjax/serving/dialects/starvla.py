@@ -57,6 +57,8 @@ class StarVLA(Dialect):
         message = unpack(frame, self.service.limits)
         self._request_id = read_request_id(message.get("request_id", "default"))
         kind, payload = message.get("type", "infer"), message.get("payload", message)
+        if not isinstance(kind, str):
+            raise UserError(f"type is a {type(kind).__name__}; send text, such as infer")
         if kind in ("ping", "init", "reset"):
             self._resets += kind != "ping"  # what follows is another episode
             return pack({"status": "ok", "ok": True, "type": kind, "request_id": self._request_id})
@@ -86,8 +88,9 @@ class StarVLA(Dialect):
         """The examples of a request; how their own policies sample means nothing to ours."""
         if not isinstance(payload, dict):
             raise UserError(f"payload is a {type(payload).__name__}; send a map")
-        if payload.get("unnorm_key") not in (None, UNNORM_KEY):
-            raise unknown_name("unnorm_key", str(payload["unnorm_key"])[:60], (UNNORM_KEY,))
+        key = payload.get("unnorm_key")
+        if key is not None and not (isinstance(key, str) and key == UNNORM_KEY):
+            raise unknown_name("unnorm_key", str(key)[:60], (UNNORM_KEY,))
         examples = payload.get("examples")
         if not isinstance(examples, list) or not all(isinstance(example, dict) for example in examples):
             raise UserError("the message has no list of maps under 'examples'; send one map per observation")

@@ -67,7 +67,7 @@ class VlaEval(Dialect):
         self._number = number if type(number) is int and abs(number) < 2**63 else 0
         if not isinstance(payload, dict):
             raise UserError(f"payload is a {type(payload).__name__}; send a map")
-        match kind:
+        match kind if isinstance(kind, str) else None:
             case "hello":
                 return self._message("hello", self._hello(payload))
             case "episode_start":
@@ -93,7 +93,7 @@ class VlaEval(Dialect):
     def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
         """What the server is, and what the benchmark must send."""
         version = payload.get("protocol_version")
-        if version != PROTOCOL_VERSION:
+        if type(version) is not int or version != PROTOCOL_VERSION:
             raise UserError(f"protocol_version is {str(version)[:20]!r}, this server speaks {PROTOCOL_VERSION}")
         service = self.service
         libero = service.action.names == ACTION_SPEC.names
