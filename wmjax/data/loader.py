@@ -184,7 +184,7 @@ class BatchSource:
 
     def _latent_columns(self, frames: np.ndarray, views: np.ndarray, episode: np.ndarray) -> Batch:
         """Latent history and future of the chosen views, raw, float32."""
-        if not isinstance(self.latents, LatentStore):
+        if self.latents is None or isinstance(self.latents, ViewTable):
             return {}
         past = history_indices(frames, self._frame_start[episode], self.config.history)
         ahead, future_mask = future_indices(frames, self._frame_end[episode], self.config.future)
