@@ -70,7 +70,7 @@ def test_a_future_leaves_no_trace(env, course):
     actions, states, _, _ = course
     settings = WorkerSettings(env.spec, 4)
     host = Host(settings, np.zeros(settings.frames_shape, np.uint8))
-    host._env, host._task = env, (SUITE, TASK)
+    host._task._env, host._task._task = env, (SUITE, TASK)
     host.run(Reset(EPISODE))
     for step in range(0, len(actions), 2 * DECISION):
         np.testing.assert_array_equal(env.sim_state(), states[step])
@@ -88,7 +88,7 @@ def test_a_future_in_which_everything_is_decided_is_the_one_that_comes(env, cour
     actions, states, _, _ = course
     settings = WorkerSettings(env.spec, 4)
     host = Host(settings, np.zeros(settings.frames_shape, np.uint8))
-    host._env, host._task = env, (SUITE, TASK)
+    host._task._env, host._task._task = env, (SUITE, TASK)
     host.run(Reset(EPISODE))
     host.run(Execute(actions[:40], render=False))
     host.run(Foresee(4, actions[40:60]))
