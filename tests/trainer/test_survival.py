@@ -103,7 +103,8 @@ def test_killed_in_a_save_it_goes_on_from_the_checkpoint_before(
 def test_a_second_training_of_a_run_is_refused(store: TrainingStore, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = start(store, run, pause=0.2, train={"steps": 400})
-    while not (run / "metrics.jsonl").exists():
+    # Until a step is logged: before, while it compiles, there is nothing to save.
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
         assert first.poll() is None
         time.sleep(0.05)
     second = start(store, run)
