@@ -1,7 +1,7 @@
 """Who runs what next."""
 
-from wmjax.rollout.execution import Schedule
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.schedule import Schedule
 
 
 def episodes(*counts: int) -> list[EpisodeId]:
