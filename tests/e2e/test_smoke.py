@@ -110,6 +110,7 @@ def test_two_policies_are_compared_until_no_episode_is_left(first: str, cache: P
     assert "2 pairs" in shown and "undecided" in shown and "0 of 2 episodes to run" in shown
 
 
+@pytest.mark.long  # variants train in trainer/test_loop.py, and heads in e2e/test_heads.py
 def test_every_variant_trains_and_acts(first: str, cache: Path) -> None:
     """Both heads of e0 and e2, one of each other variant; ``test_heads.py`` traces the rest."""
     shown = command("tests.e2e.variants", cache, *IN_ONE_PROCESS, XLA_FLAGS="--xla_backend_optimization_level=0")
