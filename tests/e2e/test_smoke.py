@@ -78,8 +78,7 @@ def test_why_says_how_it_failed_and_what_to_do(first: str, cache: Path) -> None:
     assert "has not learned its own training data" in shown and "1 of 1 succeed" in shown
     assert "no noise" in shown and "another sample's images" in shown
     written = json.loads((run / "why" / "00000030" / "why.json").read_text())
-    # Rounding of the executed actions moves the worst pixel of a decision by 2 of 255 (docs/results.md).
-    assert sum(written["failures"].values()) == 1 and written["replay"]["pixels"] <= 2.0
+    assert sum(written["failures"].values()) == 1 and written["replay"]["pixels"] == 0.0
     page = (run / "why" / "00000030" / "why.txt").read_text(encoding="utf-8")
     assert written["causes"][0]["command"] in page and page.startswith("== Likely causes ==")
 

@@ -56,8 +56,19 @@ def test_actions_survive_the_transform_and_the_end_is_padded_with_holding_still(
     (episode, _) = actor.episodes
     decision = Decision(0, episode, 3, 24, np.zeros((0, 2, 4, 4, 3), np.uint8), np.zeros(8, np.float32), "x")
     (plan,) = actor.act([decision])
-    np.testing.assert_allclose(plan.actions[:6, :2], np.c_[np.full(6, 0.5), np.linspace(-1, 1, 30)[24:]], atol=2e-7)
-    np.testing.assert_allclose(plan.actions[6:], np.tile(ACTION_SPEC.hold, (2, 1)), atol=2e-7)
+    expected = np.c_[np.full(6, 0.5), np.linspace(-1, 1, 30)[24:]].astype(np.float32)
+    np.testing.assert_array_equal(plan.actions[:6, :2], expected)
+    np.testing.assert_array_equal(plan.actions[6:], np.tile(ACTION_SPEC.hold, (2, 1)))
+
+
+def test_a_transform_that_changes_actions_by_more_than_a_rounding_shows(actor):
+    spec = dataclasses.replace(actor._spec, high=(0.4999, *[1.0] * 6))
+    changed = Replay(actor._store, spec)
+    changed.prepare(1, 8, ACTION_SPEC)
+    (episode, _) = changed.episodes
+    decision = Decision(0, episode, 3, 24, np.zeros((0, 2, 4, 4, 3), np.uint8), np.zeros(8, np.float32), "x")
+    (plan,) = changed.act([decision])
+    np.testing.assert_array_equal(plan.actions[:6, 0], np.full(6, 0.4999, np.float32))
 
 
 def test_episodes_that_were_not_recorded_are_refused(actor):

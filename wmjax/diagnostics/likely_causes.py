@@ -8,9 +8,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 from wmjax.diagnostics.failure_classes import Kind
+from wmjax.rollout.actors import REPLAYS_SUCCEED
 
-REPLAYS = 0.99
-"""Share of the replays that must succeed."""
 PIXELS, STATE = 16.0, 0.01
 """Largest differences of pixels (of 255) and state that another OpenGL explains."""
 LEARNED, OVERFITTED, NOISY = 0.5, 0.2, 0.05
@@ -83,7 +82,7 @@ def _replays(evidence: Evidence) -> Iterator[Cause]:
     replay = evidence.replay
     if replay is None or not replay.episodes:
         return
-    if replay.successes < REPLAYS * replay.episodes:
+    if replay.successes < REPLAYS_SUCCEED * replay.episodes:
         yield Cause(
             f"Only {replay.successes} of {replay.episodes} recorded episodes succeed when their own actions are "
             "executed again: the simulator is not the one that they were recorded in, and no policy can do better.",

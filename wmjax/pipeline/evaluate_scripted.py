@@ -19,8 +19,6 @@ from wmjax.rollout.protocol import Protocol
 log = logging.getLogger("wmjax.evaluate")
 SCRIPTED = ("replay", "expert", "noop", "random")
 """Actors without a network."""
-REPLAYS_SUCCEED = 0.99
-"""Share of the replays that must succeed before any policy is worth evaluating."""
 
 
 def evaluate_scripted(
@@ -56,7 +54,7 @@ def evaluate_scripted(
 
 def replay_status(summary: Summary) -> int:
     """The exit status of a replay: 1, with a logged error, if too few replays succeeded."""
-    if summary.overall.rate >= REPLAYS_SUCCEED:
+    if summary.overall.rate >= actors.REPLAYS_SUCCEED:
         return 0
-    log.error("fewer than %.0f %% of the replays succeed: the path is broken", 100 * REPLAYS_SUCCEED)
+    log.error("fewer than %.0f %% of the replays succeed: the path is broken", 100 * actors.REPLAYS_SUCCEED)
     return 1

@@ -191,8 +191,17 @@ class Random(Scripted):
         return generator.uniform(spec.low, spec.high, (self.horizon, spec.dim)).astype(np.float32)
 
 
+REPLAYS_SUCCEED = 0.99
+"""Share of the replays that must succeed before any policy is worth evaluating."""
+ROUNDING = 1e-6
+"""Difference of an action, of at most 1, that comes from normalising in float32; any other is executed."""
+
+
 class Replay(Scripted):
     """Executes recorded episodes from their recorded start, through the policy's own action transform.
+
+    Where the transform changes an action by a rounding only, the recorded one is executed: a replay in the simulator
+    of the recording is then exact, however sensitive the episode is.
 
     Args:
         store: the recording; the episodes to run are :attr:`episodes`.
@@ -274,7 +283,9 @@ class Replay(Scripted):
         recorded = self._store.executed[rows]
         padded = np.concatenate([recorded, self.hold(self.horizon - len(recorded))])
         actions = denormalise_action(normalise_action(padded, self._spec), self._spec)
-        return clip_action(actions, self._spec).astype(np.float32)
+        acted = clip_action(actions, self._spec)
+        # An object that is let go and falls amplifies even a rounding error.
+        return np.where(np.abs(acted - padded) <= ROUNDING, padded, acted).astype(np.float32)
 
 
 def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:
