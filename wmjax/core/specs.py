@@ -166,6 +166,8 @@ class ActionSpec(Settings, section="ActionSpec"):
 
 RAW_ACTION = ("names", "units", "definition", "grippers", "gripper_open", "gripper_closed", "low", "high", "hold")
 """Fields of an :class:`ActionSpec` that are a robot's, not a policy's."""
+OTHER_ROBOT = "evaluate it in an environment with the actions that it was trained on"
+"""What to do about a policy of another robot."""
 
 
 def _require_lengths(spec: Any, count: int, counted: str, fields: tuple[str, ...]) -> None:
@@ -230,6 +232,25 @@ def spec_hash(spec: Spec) -> str:
     """The first 16 hex digits of the SHA-256 of the spec's canonical JSON."""
     text = json.dumps(to_dict(spec), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def require_same_actions(policy: ActionSpec, other: ActionSpec, whose: str, fix: str) -> None:
+    """Refuses a policy whose raw actions are those of another robot; how it normalises them is its own affair.
+
+    Args:
+        policy: of the policy.
+        other: of what the policy acts in or learns from.
+        whose: what that is, such as ``the environment``.
+        fix: what the user should do.
+
+    Raises:
+        UserError: names the first differing field and both values.
+
+    """
+    for name in RAW_ACTION:
+        mine, theirs = getattr(policy, name), getattr(other, name)
+        if mine != theirs:
+            raise UserError(f"ActionSpec.{name} is {mine!r} for the policy, {theirs!r} for {whose}; {fix}")
 
 
 def require_equal(a: S, b: S, a_name: str, b_name: str, *, ignore: tuple[str, ...] = ()) -> None:

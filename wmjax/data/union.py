@@ -5,7 +5,7 @@ Nothing is copied: the frames and latents of a sample are read from the store th
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
@@ -77,7 +77,31 @@ class JoinedRows:
         return found
 
 
-class UnionStore(TrainingStore):
+S = TypeVar("S", TrainingStore, LatentStore)
+
+
+class _Several(Generic[S]):
+    """What the two unions share: their identity and their checks are those of the stores, in order."""
+
+    stores: tuple[S, ...]
+
+    @property
+    def hash(self) -> str:
+        """Identity of the whole content, in this order."""
+        return hash_json([store.hash for store in self.stores])
+
+    def verify(self) -> None:
+        """Recomputes every hash."""
+        for store in self.stores:
+            store.verify()
+
+    def verify_once(self) -> None:
+        """Recomputes the hashes that cannot be known to be right."""
+        for store in self.stores:
+            store.verify_once()
+
+
+class UnionStore(_Several[TrainingStore], TrainingStore):
     """Training stores of equal specs as one.
 
     An episode's entry has the number of its store besides (``store``); tasks of several stores are one task.
@@ -139,11 +163,6 @@ class UnionStore(TrainingStore):
         marks = [np.zeros(len(s.state), bool) if s.injected is None else s.injected for s in self.stores]
         return np.concatenate(marks)
 
-    @property
-    def hash(self) -> str:  # type: ignore[override]
-        """Identity of the whole content, in this order."""
-        return hash_json([store.hash for store in self.stores])
-
     def episode(self, index: int | np.integer) -> EpisodeData:
         """One episode as it was recorded."""
         return self._store(index).episode(self._within(index))
@@ -160,18 +179,8 @@ class UnionStore(TrainingStore):
         number = self.episodes[index][STORE]
         return index - sum(len(store.episodes) for store in self.stores[:number])
 
-    def verify(self) -> None:
-        """Recomputes every hash."""
-        for store in self.stores:
-            store.verify()
 
-    def verify_once(self) -> None:
-        """Recomputes the hashes that cannot be known to be right."""
-        for store in self.stores:
-            store.verify_once()
-
-
-class UnionLatents(LatentStore):
+class UnionLatents(_Several[LatentStore], LatentStore):
     """The latents of the stores of a union; their channel statistics are those of all frames together."""
 
     def __init__(self, latents: Sequence[LatentStore]) -> None:
@@ -192,21 +201,6 @@ class UnionLatents(LatentStore):
         counts = [store.latents.shape[1] * store.spec.tokens_per_frame for store in latents]
         mean, std = merge_moments([s.spec.mean for s in latents], [s.spec.std for s in latents], counts)
         self.spec = dataclasses.replace(first.spec, mean=mean, std=std)
-
-    @property
-    def hash(self) -> str:  # type: ignore[override]
-        """Identity of the whole content, in this order."""
-        return hash_json([store.hash for store in self.stores])
-
-    def verify(self) -> None:
-        """Recomputes every hash."""
-        for store in self.stores:
-            store.verify()
-
-    def verify_once(self) -> None:
-        """Recomputes the hashes that cannot be known to be right."""
-        for store in self.stores:
-            store.verify_once()
 
 
 def join_stores(stores: Sequence[TrainingStore]) -> TrainingStore:

@@ -163,7 +163,8 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
 
 def _has_started(run: Path) -> bool:
     """Whether anything was trained there: what was refused before that binds nobody to its settings."""
-    return (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
+    metrics = run / "metrics.jsonl"  # empty until the first step is logged
+    return (metrics.is_file() and metrics.stat().st_size > 0) or any((run / "checkpoints").glob("*/manifest.json"))
 
 
 def require_saved(run: Path, values: dict[str, Any]) -> None:

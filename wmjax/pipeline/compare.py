@@ -58,7 +58,7 @@ def run_comparison(
     if systems and not folders:
         return compare_seeds(a, b).table()
     if two:
-        return str(compare_unpaired(*folders)) if unpaired else compare(*folders).table()
+        return compare_unpaired(*folders) if unpaired else compare(*folders).table()
     if len(folders) > 2 and not (a or b):
         return overview(folders[0], folders[1:]).table()
     raise UserError("give two results folders or more, or --a and --b with one folder per training seed each")

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import logging
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from wmjax.rollout.benchmark_log import keep_record
 from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records
-from wmjax.rollout.runner import Runner, video_name
+from wmjax.rollout.runner import Runner, Watched, video_name
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.rollout_pool import RolloutPool
-from wmjax.sim.worker import WorkerSettings
+from wmjax.sim.worker import Watcher, WorkerSettings
 
 log = logging.getLogger("wmjax.rollout")
 
@@ -65,14 +66,9 @@ def evaluate(
     """
     out, header = Path(out), dict(header or {})
     spec, environment = actor.observation_spec, protocol.environment
-    everything = {
-        "actor": actor.name,
-        "protocol": dataclasses.asdict(protocol),
-        "observation": to_dict(spec),
-        "action": to_dict(environment.action_spec),
-        **header,
-    }
-    results = Results(shard_folder(out, shard), everything)
+    about = {"actor": actor.name, "protocol": dataclasses.asdict(protocol)}
+    specs = {"observation": to_dict(spec), "action": to_dict(environment.action_spec)}
+    results = Results(shard_folder(out, shard), about | specs | header)
     wanted = protocol.episodes() if episodes is None else list(episodes)
     finished = gather(out, results.header)
     left = [episode for episode in part(wanted, shard) if episode.key not in finished]
@@ -81,13 +77,10 @@ def evaluate(
         started = time.monotonic()
         keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
         keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
-        frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
-        settings = WorkerSettings(spec, frames, protocol.env)
-        with RolloutPool(settings, min(workers, len(left)), timeout) as pool:
-            runner = Runner(pool, actor, protocol, results, keep, str(header.get("recipe_hash", "")))
-            runner.run(left)
+        recipe = str(header.get("recipe_hash", ""))
+        steps = _run(actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe)
         seconds = time.monotonic() - started
-        _save(results, protocol, {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds})
+        _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:
@@ -95,6 +88,58 @@ def evaluate(
     elif finished and (left or set(finished) != _keys(out) or not (out / REPORT).is_file()):
         _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
     return summarize(finished.values())
+
+
+def watch(
+    actor: Actor,
+    protocol: Protocol,
+    episodes: Sequence[EpisodeId],
+    watcher: Callable[[Any], Watcher],
+    watched: Watched,
+    *,
+    workers: int = 2,
+) -> None:
+    """Runs episodes of which only what a watcher sees is kept.
+
+    Args:
+        actor: who acts.
+        protocol: what is run.
+        episodes: which of it.
+        watcher: makes a watcher of each episode's environment, in the worker.
+        watched: is given what it saw as soon as an episode ends.
+        workers: simulator processes.
+
+    Raises:
+        UserError: see :func:`evaluate`.
+
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        videos = Videos(folder, 0, actor.observation_spec.control_hz, protocol.environment.action_spec)
+        _run(actor, protocol, episodes, Results(folder, {}), videos, workers, watcher=watcher, watched=watched)
+
+
+def _run(
+    actor: Actor,
+    protocol: Protocol,
+    episodes: Sequence[EpisodeId],
+    results: Results,
+    videos: Videos,
+    workers: int,
+    *,
+    timeout: float = 120.0,
+    recipe_hash: str = "",
+    watcher: Callable[[Any], Watcher] | None = None,
+    watched: Watched | None = None,
+) -> int:
+    """Runs episodes in simulator processes; returns the number of control steps."""
+    spec = actor.observation_spec
+    frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
+    settings = WorkerSettings(spec, frames, protocol.env, watcher)
+    with RolloutPool(settings, min(workers, max(1, len(episodes))), timeout) as pool:
+        runner = Runner(pool, actor, protocol, results, videos, recipe_hash, watched)
+        runner.run(episodes)
+    return runner.control_steps
 
 
 def _keys(out: Path) -> set[str]:

@@ -81,8 +81,7 @@ def run_evaluation(
 
     """
     chosen, unchanged = load_protocol(protocol, **changes), load_protocol(protocol)
-    shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "data": data}
-    shared["shard"] = parse_shard(shard)
+    shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
     if run is None and places:
         raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
     require_served(foreign, policy)
@@ -90,16 +89,15 @@ def run_evaluation(
         print(check_served(policy, dialect, foreign, data, check))
         return 0
     if policy is not None and is_served(policy):
-        del shared["data"]
         summary, out = evaluate_served(policy, dialect, foreign, chosen, unchanged, out=out, **shared)
     elif run is None:
         assert policy is not None
         out = out or protocol_folder(Path("runs") / policy, chosen, unchanged)
-        summary = evaluate_scripted(policy, chosen, out, **shared)
+        summary = evaluate_scripted(policy, chosen, out, data=data, **shared)
     else:
         found = find_policy(run)  # once: a run that is still training saves others meanwhile
-        out = out or protocol_folder(found.evaluations, chosen, unchanged)
-        summary = evaluate_checkpoint(found.folder, chosen, out, batch_size=settings.batch, places=places, **shared)
+        out, more = out or protocol_folder(found.evaluations, chosen, unchanged), {"data": data, "places": places}
+        summary = evaluate_checkpoint(found.folder, chosen, out, batch_size=settings.batch, **more, **shared)
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if policy == "replay" else 0

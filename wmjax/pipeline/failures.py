@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,15 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.diagnostics.failure_classes import Failure, classify
+from wmjax.pipeline import evaluate
 from wmjax.policy.policy import load_policy
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.policy.saved import find_policy
 from wmjax.recording.watch import Watch
-from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol, from_values
-from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records
-from wmjax.rollout.runner import Runner
+from wmjax.rollout.results import EpisodeRecord, read_header, read_records
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.rollout_pool import RolloutPool
-from wmjax.sim.worker import WorkerSettings
 
 log = logging.getLogger("wmjax.why")
 
@@ -91,12 +87,7 @@ def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, wo
         if outcome in ("success", "failure"):
             seen[episode] = classify(moments) if outcome == "failure" else None
 
-    spec, environment = actor.observation_spec, protocol.environment
-    frames = protocol.open_loop_horizon // spec.frame_stride + 2
-    settings = WorkerSettings(spec, frames, protocol.env, Watch)
-    with tempfile.TemporaryDirectory() as scratch, RolloutPool(settings, min(workers, max(1, len(episodes)))) as pool:
-        videos = Videos(Path(scratch), 0, spec.control_hz, environment.action_spec)
-        Runner(pool, actor, protocol, Results(Path(scratch), {}), videos, watched=note).run(episodes)
+    evaluate.watch(actor, protocol, episodes, Watch, note, workers=workers)
     return [Watched(episode, seen[episode]) for episode in episodes if episode in seen]
 
 

@@ -6,26 +6,21 @@ The command that records demonstrations imports this module, so jax is imported 
 import dataclasses
 import functools
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import keep_compiled_programs
-from wmjax.core.specs import RAW_ACTION, ObservationSpec, require_equal
+from wmjax.core.specs import ObservationSpec, require_equal, require_same_actions
 from wmjax.data.store import TrainingStore
+from wmjax.pipeline import evaluate
 from wmjax.recording.aggregation import Aggregation
 from wmjax.recording.demonstration import DemonstrationConfig
 from wmjax.recording.labeller import Labeller
-from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.protocol import Protocol, load_protocol
-from wmjax.rollout.results import Results
-from wmjax.rollout.runner import Runner
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC, require_simulator
-from wmjax.sim.rollout_pool import RolloutPool
-from wmjax.sim.worker import WorkerSettings
 
 if TYPE_CHECKING:
     from wmjax.policy.policy import Policy
@@ -87,13 +82,8 @@ def require_specs(policy: "Policy", spec: ObservationSpec, label_steps: int) -> 
     """
     require_simulator(policy.observation_spec)
     require_equal(policy.observation_spec, spec, "the policy", "what is to be recorded", ignore=("simulator",))
-    for name in RAW_ACTION:
-        mine, theirs = getattr(policy.action_spec, name), getattr(ACTION_SPEC, name)
-        if mine != theirs:
-            raise UserError(
-                f"ActionSpec.{name} is {mine!r} for the policy, {theirs!r} for the expert; choose a policy that was "
-                "trained on the expert's demonstrations"
-            )
+    fix = "choose a policy that was trained on the expert's demonstrations"
+    require_same_actions(policy.action_spec, ACTION_SPEC, "the expert", fix)
     if policy.action_spec.chunk > label_steps:
         raise UserError(
             f"label-steps is {label_steps}, the policy predicts {policy.action_spec.chunk} actions; give that many"
@@ -121,10 +111,5 @@ def _run(
     """Runs the episodes; each is on disk as soon as it ends."""
     from wmjax.policy.policy_actor import PolicyActor
 
-    spec = policy.observation_spec
-    frames = protocol.open_loop_horizon // spec.frame_stride + 2
-    settings = WorkerSettings(spec, frames, protocol.env, functools.partial(Labeller, label_steps=label_steps))
-    with tempfile.TemporaryDirectory() as scratch, RolloutPool(settings, min(workers, len(episodes))) as pool:
-        videos = Videos(Path(scratch), 0, spec.control_hz, ACTION_SPEC)
-        actor, results = PolicyActor(policy, protocol.seed), Results(Path(scratch), {})
-        Runner(pool, actor, protocol, results, videos, watched=aggregation.add).run(episodes)
+    actor, labeller = PolicyActor(policy, protocol.seed), functools.partial(Labeller, label_steps=label_steps)
+    evaluate.watch(actor, protocol, episodes, labeller, aggregation.add, workers=workers)

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, Int32
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
-from wmjax.core.specs import RAW_ACTION, ActionSpec, ObservationSpec
+from wmjax.core.specs import OTHER_ROBOT, ActionSpec, ObservationSpec, require_same_actions
 from wmjax.data.observation import Observation, Prompt
 from wmjax.models.prompts import join_prompts
 from wmjax.policy.interventions import Donor, Donors
@@ -97,13 +97,7 @@ class PolicyActor:
 
         """
         policy, stride = self._policy, self.observation_spec.frame_stride
-        for name in RAW_ACTION:
-            mine, theirs = getattr(policy.action_spec, name), getattr(action_spec, name)
-            if mine != theirs:
-                raise UserError(
-                    f"ActionSpec.{name} is {mine!r} for the policy, {theirs!r} for the environment; evaluate it in an "
-                    "environment with the actions that it was trained on"
-                )
+        require_same_actions(policy.action_spec, action_spec, "the environment", OTHER_ROBOT)
         if horizon > policy.action_spec.chunk:
             raise UserError(
                 f"open_loop_horizon is {horizon}, the policy predicts {policy.action_spec.chunk} actions; lower it"

@@ -84,7 +84,7 @@ def record(
     """
     config = config or DemonstrationConfig()
     spec = dataclasses.replace(spec, simulator=simulator_version())
-    _check_arguments(tasks, episodes_per_task, workers, config)
+    _check_arguments(tasks, episodes_per_task, workers)
     folder, tasks = Path(folder), sorted(set(tasks))
     with _leaving_no_empty_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,16 +118,12 @@ def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int) ->
     require_space(folder, int(1.1 * episode * (max(wanted - done, 0) + max(wanted, done))))
 
 
-def _check_arguments(tasks: Sequence[int], episodes: int, workers: int, config: DemonstrationConfig) -> None:
+def _check_arguments(tasks: Sequence[int], episodes: int, workers: int) -> None:
     for name, value in (("episodes", episodes), ("workers", workers), ("tasks", len(tasks))):
         if value < 1:
             raise UserError(f"{name} is {value}; at least 1 is needed")
     if episodes > SLOTS_PER_ATTEMPT:
         raise UserError(f"episodes is {episodes}; at most {SLOTS_PER_ATTEMPT} per task")
-    if not 0.0 <= config.perturbed_fraction <= 1.0:
-        raise UserError(f"perturbed is {config.perturbed_fraction}; choose a fraction between 0 and 1")
-    if config.seed < 0:
-        raise UserError(f"seed is {config.seed}; it must be 0 or more")
 
 
 def _check_settings(folder: Path, suite: str, spec: ObservationSpec, config: DemonstrationConfig) -> None:

@@ -20,7 +20,7 @@ from wmjax.data.loader import BatchSource, LoaderConfig, make_loader
 from wmjax.data.statistics import normalise_action
 from wmjax.models.parameters import count, from_named, to_named
 from wmjax.trainer import checkpoint
-from wmjax.trainer.build import BuildModel, DataSpecs, build
+from wmjax.trainer.build import Arrays, BuildModel, Built, DataSpecs, build
 from wmjax.trainer.clock import Clock
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.guard import GuardState, require_progress, skipped_since
@@ -75,6 +75,7 @@ def train(
     mesh = make_mesh(mesh_config)
     require_divisible(config.batch_size, mesh)
     distributed.connect(mesh)
+    log.info("mesh %s; %s", dict(mesh.shape), distributed.host_devices())
 
     # 2. The programs and the layout of their arrays, which is known before memory is spent.
     specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
@@ -84,11 +85,37 @@ def train(
     loader = _loader_config(config, inputs, mesh)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
 
-    # 4. Resume order: published weights below all; parameters and moments from the newest intact checkpoint, else
-    #    from the seed; then the data stream's position, which belongs to the same step. Random keys need nothing:
-    #    they follow from the step.
+    # 4. Where it begins: published weights below all, then what the newest intact checkpoint holds.
     checkpoints = run / "checkpoints"
+    (state, guard, frozen), folder = _begin(built, checkpoints, inputs, stream, load_base)
+    step = int(state.step)
+    if folder is not None and on_checkpoint is not None:
+        distributed.alone(functools.partial(on_checkpoint, step, folder))
+    # 5. The loop.
+    metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
+    with (
+        contextlib.closing(stream),  # it reads ahead in threads
+        contextlib.closing(metrics) as writer,
+        checkpoint.Saver(checkpoints, checkpoint.Keep(config.max_to_keep, config.keep_period)) as saver,
+    ):
+        steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
+        loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
+        last = loop.run(state, guard) or folder
+        assert last is not None
+        return last
+
+
+def _begin(
+    built: Built, checkpoints: Path, inputs: Inputs, stream: Any, load_base: LoadBase | None
+) -> tuple[Arrays, Path | None]:
+    """The arrays of the first step to come, and the checkpoint that they are from, None for a new run.
+
+    Parameters and moments come from the newest intact checkpoint, else from the seed, and the data stream goes to the
+    position of the same step. Random keys need nothing: they follow from the step.
+    """
     state, guard, frozen = jax.block_until_ready(built.initialise())
+    trained, total = count(state.params), count(state.params) + count(frozen)
+    log.info("%s parameters, %s trainable", f"{total:,}", f"{trained:,}")
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
@@ -99,27 +126,7 @@ def train(
         state, guard = _restore(folder, state, guard)
         stream.set_state(saved["loader"]["0"])
         log.info("resumed at step %d from %s", int(state.step), folder)
-        if on_checkpoint is not None:
-            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
-
-    trained, frozen_count = count(state.params), count(frozen)
-    log.info("%s parameters, %s trainable; mesh %s", f"{trained + frozen_count:,}", f"{trained:,}", dict(mesh.shape))
-    log.info("%s", distributed.host_devices())
-
-    # 5. The loop.
-    step = int(state.step)
-    with (
-        contextlib.closing(stream),  # it reads ahead in threads
-        contextlib.closing(
-            MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
-        ) as writer,
-        checkpoint.Saver(checkpoints, checkpoint.Keep(config.max_to_keep, config.keep_period)) as saver,
-    ):
-        steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
-        loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
-        last = loop.run(state, guard) or folder
-        assert last is not None
-        return last
+    return Arrays(state, guard, frozen), folder
 
 
 @dataclasses.dataclass

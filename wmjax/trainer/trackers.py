@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.errors import UserError, one_line, unknown_name
 
 log = logging.getLogger("wmjax.train")
 PROJECT = "wmjax"
@@ -171,5 +171,5 @@ class Trackers:
             return do()
         except Exception as error:  # whatever a service does, the training goes on
             self._used.pop(name, None)
-            log.warning("the tracker %s failed (%s); metrics.jsonl goes on without it", name, str(error)[:200])
+            log.warning("the tracker %s failed (%s); metrics.jsonl goes on without it", name, one_line(error))
             return None

@@ -113,23 +113,7 @@ def convert(
     refuse_finished(out)
     require_positive(image_size, frame_stride, max_episodes)
     files, bad = _open_files(source, rows, skip_bad)
-    sizes = {file.image_size for file in files}
-    if len(sizes) > 1:
-        raise UserError(f"{source}: files have images of different sizes {sorted(sizes)}; convert them separately")
-    height, width = next(iter(sizes))
-    if height != width:
-        raise UserError(f"{source}: images are {height}x{width}, the policy's are square; crop or pad them to a square")
-    spec = dataclasses.replace(
-        OBSERVATION_SPEC,
-        cameras=tuple(CAMERAS),
-        image_size=image_size,
-        resize_filter="none" if sizes == {(image_size, image_size)} else "bilinear",
-        frame_stride=frame_stride,
-        reflection=True,
-        mesh_detail_mm=0.0,
-        simulator=f"{PUBLISHED} in LIBERO's HDF5 files",
-        drawn_size=0 if sizes == {(image_size, image_size)} else min(sizes)[0],
-    )
+    spec = _spec(source, {file.image_size for file in files}, image_size, frame_stride)
     readers: dict[str, Callable[[], EpisodeData]] = {
         f"task-{file.task:03d}-{demo}": functools.partial(file.episode, demo, spec, gripper)
         for file in files
@@ -140,6 +124,31 @@ def convert(
     content = [identify(source.parent, (file.path for file in files)), rows, gripper]
     return convert_episodes(
         out, spec, ACTION_SPEC, {"source": str(source), "files": content}, chosen, progress, skip_bad=skip_bad
+    )
+
+
+def _spec(source: Path, sizes: set[tuple[int, int]], image_size: int, frame_stride: int) -> ObservationSpec:
+    """The observations of files whose images have these heights and widths.
+
+    Raises:
+        UserError: images of several sizes, or not square.
+
+    """
+    if len(sizes) > 1:
+        raise UserError(f"{source}: files have images of different sizes {sorted(sizes)}; convert them separately")
+    height, width = next(iter(sizes))
+    if height != width:
+        raise UserError(f"{source}: images are {height}x{width}, the policy's are square; crop or pad them to a square")
+    return dataclasses.replace(
+        OBSERVATION_SPEC,
+        cameras=tuple(CAMERAS),
+        image_size=image_size,
+        resize_filter="none" if height == image_size else "bilinear",
+        frame_stride=frame_stride,
+        reflection=True,
+        mesh_detail_mm=0.0,
+        simulator=f"{PUBLISHED} in LIBERO's HDF5 files",
+        drawn_size=0 if height == image_size else height,
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
-from wmjax.core.specs import RAW_ACTION, ActionSpec, ObservationSpec, from_dict
+from wmjax.core.specs import OTHER_ROBOT, ActionSpec, ObservationSpec, from_dict, require_same_actions
 from wmjax.rollout.actors import Chunk, Decision, Plan
 from wmjax.serving.clients.client import Client, View
 from wmjax.serving.clients.conventions import (
@@ -94,13 +94,7 @@ def require_same_robot(card: Mapping[str, Any], action_spec: ActionSpec, url: st
 
     """
     served = from_dict(ActionSpec, dict(card.get("action") or {}), f"the greeting of {url}")
-    for name in RAW_ACTION:
-        mine, theirs = getattr(served, name), getattr(action_spec, name)
-        if mine != theirs:
-            raise UserError(
-                f"ActionSpec.{name} is {mine!r} for the policy at {url}, {theirs!r} for the environment; evaluate it "
-                "in an environment with the actions that it was trained on"
-            )
+    require_same_actions(served, action_spec, f"the environment that {url} is asked from", OTHER_ROBOT)
 
 
 def shown(

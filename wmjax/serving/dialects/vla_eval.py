@@ -28,7 +28,7 @@ LIBERO_ACTION = {
     "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_positive", "range": [-1.0, 1.0]},
 }
 """What vla-eval calls LIBERO's actions (``vla_eval.specs``)."""
-RAW_ACTION = {"actions": {"name": "raw", "dims": 0, "format": "raw"}}
+OTHER_ACTION = {"actions": {"name": "raw", "dims": 0, "format": "raw"}}
 OBSERVATION = {
     "agentview": {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"},
     "state": {"name": "state", "dims": 8, "format": "eef_pos3_axisangle3_gripper2"},
@@ -103,7 +103,7 @@ class VlaEval(Dialect):
             "model_server": "wmjax",
             "capabilities": {},
             "observation_params": {"send_wrist_image": True, "send_state": True, "quat_no_antipodal": True},
-            "action_spec": LIBERO_ACTION if libero else RAW_ACTION,
+            "action_spec": LIBERO_ACTION if libero else OTHER_ACTION,
             "observation_spec": OBSERVATION if libero else {},
             "wmjax": service.about(),
         }
