@@ -56,7 +56,7 @@ def run_evaluation(
     check: int | None,
     places: Places,
 ) -> int:
-    """Evaluates, and prints the table.
+    """Evaluates, prints the table, and returns the exit status: 1 if too few replays succeeded, else 0.
 
     Args:
         settings: how it is run.
@@ -71,9 +71,6 @@ def run_evaluation(
         dialect: of a served policy.
         check: observations that a served policy is shown instead of being evaluated.
         places: what to use in place of folders that the run's settings name, as on another machine.
-
-    Returns:
-        The exit status: 1 if too few replays succeeded, else 0.
 
     Raises:
         UserError: see :func:`wmjax.pipeline.evaluate_checkpoint.evaluate_checkpoint` and
@@ -96,8 +93,10 @@ def run_evaluation(
         summary = evaluate_scripted(policy, chosen, out, data=data, **shared)
     else:
         found = find_policy(run)  # once: a run that is still training saves others meanwhile
-        out, more = out or protocol_folder(found.evaluations, chosen, unchanged), {"data": data, "places": places}
-        summary = evaluate_checkpoint(found.folder, chosen, out, batch_size=settings.batch, **more, **shared)
+        out = out or protocol_folder(found.evaluations, chosen, unchanged)
+        summary = evaluate_checkpoint(
+            found.folder, chosen, out, batch_size=settings.batch, data=data, places=places, **shared
+        )
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if policy == "replay" else 0
