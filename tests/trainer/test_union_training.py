@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
-from tests.trainer.test_loop import CONFIG, fit, saved
+from tests.trainer.test_loop import CONFIG, require_exact_resume
 from wmjax.core.errors import UserError
 from wmjax.data.loader import BatchSource
 from wmjax.data.store import TrainingStore
@@ -41,19 +41,7 @@ def inputs(stores: tuple[TrainingStore, TrainingStore], tmp_path_factory: pytest
 
 @pytest.mark.slow
 def test_a_killed_run_on_a_union_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
-    straight = saved(fit(inputs, tmp_path / "straight"), tiny_config())
-
-    class KilledError(Exception):
-        pass
-
-    def kill(step: int, folder: Path) -> None:
-        raise KilledError
-
-    with pytest.raises(KilledError):
-        fit(inputs, tmp_path / "killed", on_checkpoint=kill)
-    resumed = saved(fit(inputs, tmp_path / "killed"), tiny_config())
-    for name, value in straight.items():
-        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    require_exact_resume(inputs, tmp_path)
 
 
 def test_a_run_is_trained_on_its_mixture(inputs: Inputs) -> None:
