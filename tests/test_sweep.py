@@ -135,7 +135,7 @@ def test_a_cell_of_other_settings_is_one_line(plan: Path) -> None:
     fake_result(folder / "short-s0.json", cells[0])
     assert finished(cells, folder) == {"short-s0"}
     plan.write_text(PLAN.replace("train.steps = 20", "train.steps = 21"))
-    with pytest.raises(UserError, match=r"short-s0 exists with experiment\.train\.steps = 20, the plan says 21"):
+    with pytest.raises(UserError, match=r"short-s0 exists with train\.steps = 20, the plan says 21"):
         finished(resolve(read_plan(plan)), folder)
 
 

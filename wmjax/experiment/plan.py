@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,20 +146,29 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
     """
     path = run / "config.json"
     if path.is_file() and _has_started(run):
-        old, new = dotted(read_json(path, dict[str, Any], "choose another folder with --run")), dotted(values)
-        defaults = dotted(to_dict(Experiment("", "", ""))).items()
-        old = {**{k: v for k, v in defaults if k in new}, **old}  # settings that are younger than the run
-        # One place for another; a store in place of what is made here, or the reverse, is another experiment.
-        places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
-        free = {*RESUMABLE, *(k for k in places if old.get(k) and new.get(k))}
-        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
-        if changed:
-            key = changed[0]
+        old = read_json(path, dict[str, Any], "choose another folder with --run")
+        if changed := first_difference(old, values):
+            key, before, now = changed
             raise UserError(
-                f"run {run} was started with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
+                f"run {run} was started with {key} = {before!r}, now it is {now!r}; "
                 "choose another folder with --run, or delete this one"
             )
     write_json(path, values)
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting, by name, in which two saved experiments differ, with both values; None if they are one.
+
+    A run may resume with other settings of :data:`wmjax.experiment.config.RESUMABLE`, and with one place for another;
+    a store in place of what is made here, or the reverse, is another experiment.
+    """
+    before, now = dotted(old), dotted(new)
+    defaults = dotted(to_dict(Experiment("", "", ""))).items()
+    before = {**{k: v for k, v in defaults if k in now}, **before}  # settings that are younger than the run
+    places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
+    free = {*RESUMABLE, *(k for k in places if before.get(k) and now.get(k))}
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]
+    return (changed[0], before.get(changed[0]), now.get(changed[0])) if changed else None
 
 
 def _has_started(run: Path) -> bool:

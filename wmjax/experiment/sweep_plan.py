@@ -25,8 +25,9 @@ from wmjax.core.errors import UserError
 from wmjax.core.reading import read_json, read_toml
 from wmjax.core.settings import Count, Range, Seed, Settings, build, dotted, merge, shown
 from wmjax.experiment.checks import final_protocol, given_store, require_fit
-from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, load, to_dict
+from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
+from wmjax.experiment.plan import first_difference
 from wmjax.rollout.protocol import Protocol
 
 
@@ -175,20 +176,15 @@ def finished(cells: list[Cell], folder: Path) -> set[str]:
 
 
 def _require_same(cell: Cell, path: Path) -> None:
-    found = read_json(path, dict[str, Any], "delete it, and the cell is run again")
-    old, new = dotted({key: found.get(key, {}) for key in cell.identity}), dotted(cell.identity)
-    younger = {f"experiment.{key}": value for key, value in dotted(to_dict(Experiment("", "", ""))).items()}
-    places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
-    free = {f"experiment.{key}" for key in (*RESUMABLE, *places)}
-    for key, value in new.items():
-        before = old.get(key, younger.get(key))
-        if key not in free and before != value:
-            raise UserError(
-                f"{path}: cell {cell.name} exists with {key} = {shown(before)}, the plan says {shown(value)}; rename "
-                "the cell, or move the file away"
-            )
-    if missing := sorted(old.keys() - new.keys() - free):
+    found, wanted = read_json(path, dict[str, Any], "delete it, and the cell is run again"), cell.identity
+    changed = first_difference(found.get("experiment", {}), wanted["experiment"])
+    if changed is None and found.get("protocols") != wanted["protocols"]:
+        old, new = dotted(found.get("protocols", {})), dotted(wanted["protocols"])
+        key = next(key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+        changed = f"protocols.{key}", old.get(key), new.get(key)
+    if changed is not None:
+        key, before, now = changed
         raise UserError(
-            f"{path}: cell {cell.name} exists with {missing[0]} = {shown(old[missing[0]])}, which the plan does not "
-            "have; rename the cell, or move the file away"
+            f"{path}: cell {cell.name} exists with {key} = {shown(before)}, the plan says {shown(now)}; rename the "
+            "cell, or move the file away"
         )
