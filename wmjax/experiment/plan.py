@@ -173,8 +173,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
 
 def _has_started(run: Path) -> bool:
     """Whether anything was trained there: what was refused before that binds nobody to its settings."""
-    metrics = run / "metrics.jsonl"  # empty until the first step is logged
-    return (metrics.is_file() and metrics.stat().st_size > 0) or any((run / "checkpoints").glob("*/manifest.json"))
+    return (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
 
 
 def require_saved(run: Path, values: dict[str, Any]) -> None:
