@@ -25,7 +25,7 @@ from wmjax.sim.libero import (
     require_simulator,
     simulator_version,
 )
-from wmjax.sim.placement import Poses, disturbed_objects, object_poses
+from wmjax.sim.placement import Motion, Poses, motion_since, object_poses
 from wmjax.sim.render import Renderer
 from wmjax.sim.stepping import control_step
 
@@ -121,15 +121,20 @@ class LiberoEnv:
         self._check(episode)
         self._end_drift()
         for placement in range(PLACEMENTS):
-            placed = self._place(episode, placement)
-            for _ in range(SETTLE_STEPS):
-                self.step(SETTLE_ACTION)
-            if episode.init == "benchmark" or not (disturbed := disturbed_objects(self._env, placed)):
+            disturbed = self.settle(episode, placement).disturbed
+            if episode.init == "benchmark" or not disturbed:
                 break
         else:
             raise UserError(f"episode {episode.key}: {', '.join(disturbed)} did not stand in {PLACEMENTS} placements")
         self.settled_state = self.sim_state()
         self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
+
+    def settle(self, episode: EpisodeId, placement: int) -> Motion:
+        """Puts everything where the ``placement``-th try at an episode begins and lets it settle, as it may."""
+        placed = self._place(episode, placement)
+        for _ in range(SETTLE_STEPS):
+            self.step(SETTLE_ACTION)
+        return motion_since(self._env, placed)
 
     def _place(self, episode: EpisodeId, placement: int) -> Poses:
         """Puts everything where the episode begins, and returns the objects' poses there."""
