@@ -1,7 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from tests.data.synthetic import episode_latents, make_store
+from tests.data.synthetic import episode_latents, make_latents, make_store
 from wmjax.core.errors import UserError
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
@@ -131,6 +133,19 @@ def test_parts_that_another_process_merged_are_not_made_again(tmp_path, store):
     assert slow.pending() == []
     fill(slow, store, [0])
     assert slow.finish().hash == LatentStore(tmp_path).hash and not (tmp_path / "parts").exists()
+
+
+def test_statistics_of_some_episodes_are_those_of_their_frames(tmp_path):
+    store = make_store(tmp_path / "store", image_size=28, lengths=(9, 13, 11))
+    latents = make_latents(tmp_path / "latents", store, grid=2, dim=6)
+    for train, held_out in (([0], [1, 2]), ([0, 2], [1]), ([2], [0, 1]), ([0, 1, 2], [])):
+        found = latents.training_spec(store, np.array(train), np.array(held_out, int))
+        rows = np.isin(store.frame_episode, train)
+        values = np.asarray(latents.latents[0])[rows].astype(np.float64).reshape(-1, 6)
+        np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.std, values.std(axis=0), rtol=1e-5, atol=1e-6)
+        assert dataclasses.replace(found, mean=(), std=()) == dataclasses.replace(latents.spec, mean=(), std=())
+    assert found == latents.spec  # of all episodes
 
 
 def test_a_damaged_store_is_found(tmp_path, store):

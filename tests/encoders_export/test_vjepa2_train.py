@@ -84,7 +84,8 @@ def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path
     assert main(line) == 0 and main(line) == 0
     assert not (tmp_path / "cache" / "latents").exists(), "encoded again"
     inputs, stored = fitted[1], LatentStore(exported)
-    assert inputs.specs()["encoder"] == to_dict(stored.spec)
+    spec = stored.training_spec(store, inputs.train_episodes, inputs.val_episodes)
+    assert inputs.specs()["encoder"] == to_dict(spec)
     batch = next(iter(make_loader(store, inputs.latents, inputs.train_episodes, inputs.loader)))
     episode = store.frame_episode[batch["sample_id"]]
     views = [np.argmax((stored.views[e] == shift).all(1)) for e, shift in zip(episode, batch["shift"], strict=True)]

@@ -20,7 +20,7 @@ from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lin
 from wmjax.data.episode import load_episode, save_episode
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert, read_episode
-from wmjax.data.latents import LatentStore
+from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.qwen2_5_vl.config import from_hf_config, preset
 from wmjax.models.backbones.qwen2_5_vl.weights import to_hf_config, weight_files
@@ -136,6 +136,42 @@ def test_damaged_lerobot_files(tmp_path, datasets, name, file):
         shutil.rmtree(out, ignore_errors=True)
 
     check()
+
+
+COLUMNS: dict[str, Any] = {
+    "lists": [[1]],
+    "text": ["x"],
+    "nulls": pa.array([None], pa.int64()),
+    "floats": [0.5],
+    "mappings": [{"a": 1}],
+    "booleans": [True],
+    "nothing": pa.nulls(1),
+}
+"""What a column may hold instead of what it should, one row of it."""
+
+
+@pytest.mark.parametrize("name", ["v21", "v30"])
+@pytest.mark.parametrize("column", ["episode_index", "frame_index", "task_index", "timestamp", "action"])
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_columns_of_another_type(tmp_path, datasets, name, column, kind):
+    copy = shutil.copytree(datasets[name], tmp_path / "in")
+    path = copy / FILES[name][-1]
+    table = pq.read_table(path)
+    cells = pa.array(COLUMNS[kind])
+    others = pa.concat_arrays([cells] * table.num_rows)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, others), path)
+    assert imports(copy, tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), "x" * 5000, "a\nb", ["x" * 900] * 9])
+@pytest.mark.parametrize("key", ["fps", "total_episodes", "total_frames", "codebase_version", "data_path", "features"])
+def test_numbers_and_texts_of_any_length(tmp_path, datasets, key, value):
+    """JSON's integers need not fit into a float, and a line of ours is a line whatever it quotes."""
+    copy = shutil.copytree(datasets["v21"], tmp_path / "in")
+    path = copy / "meta/info.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(info | {key: value}), encoding="utf-8")
+    assert imports(copy, tmp_path / "out") is None
 
 
 @pytest.mark.parametrize("name", ["v21", "v30"])
@@ -283,6 +319,39 @@ def test_damaged_parts(tmp_path, stores):
         one_line(lambda: load_episode(path))
 
     check()
+
+
+PARTS: dict[str, Any] = {
+    "nothing": {},
+    "another name": {"latent": np.zeros((3, 3, 4, 6), np.float16)},
+    "text": {"latents": np.full((3, 3, 4, 6), "x")},
+    "complex": {"latents": np.zeros((3, 3, 4, 6), np.complex64)},
+    "wide": {"latents": np.zeros((3, 3, 4, 6), np.float32)},
+    "flat": {"latents": np.zeros(6, np.float16)},
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_of_latents_that_hold_something_else(tmp_path, stores, kind):
+    store, latents = stores
+    writer = LatentWriter(tmp_path / "latents", latents.spec, store, latents.views, "jax")
+    for index, entry in enumerate(store.episodes):
+        rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+        writer.write(index, np.asarray(latents.latents[:, rows], np.float32))
+    part = tmp_path / "latents/parts/000000.npz"
+    whole = part.read_bytes()
+    np.savez(part, **PARTS[kind])
+    with pytest.raises(UserError, match=r"000000\.npz: .*; delete it and "):
+        writer.finish()
+    part.write_bytes(whole)
+    np.testing.assert_array_equal(writer.finish().latents, latents.latents)
+
+
+def test_a_message_of_any_length_is_a_line_with_beginning_and_end():
+    error = str(UserError(f"config.json: name is {'x' * 5000}\nand so on; correct it"))
+    assert error.startswith("config.json: name is x") and error.endswith("x and so on; correct it")
+    assert "\n" not in error and len(error) < 1500
+    assert str(UserError("short  as it is")) == "short  as it is"
 
 
 RECORD = {

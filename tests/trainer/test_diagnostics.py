@@ -59,15 +59,15 @@ def model() -> VLA:
 def test_windows_come_from_the_stores(inputs: Inputs) -> None:
     """By the synthetic data's own marks: state[0] is the episode, state[1] the step; latent channel 0 the frame."""
     store = inputs.store
-    assert inputs.latents is not None
+    assert inputs.latents is not None and inputs.encoder_spec is not None
     start = store.episodes[3]["frame_start"]
     frames = np.array([start, start + 5, start + store.episodes[3]["num_frames"] - 1])
-    windows = latent_windows(store, inputs.latents, frames, 3, 4, np.asarray)
+    windows = latent_windows(inputs, frames, 3, 4, np.asarray)
     raw = np.asarray(inputs.latents.latents[0][start + np.array([3, 4, 5])], np.float32)
-    np.testing.assert_allclose(windows.history[1], normalise_latents(raw, inputs.latents.spec), rtol=1e-5)
+    np.testing.assert_allclose(windows.history[1], normalise_latents(raw, inputs.encoder_spec), rtol=1e-5)
     np.testing.assert_array_equal(windows.history[0, 0], windows.history[0, 2])
     after = np.asarray(inputs.latents.latents[0][start + np.array([6, 7, 8, 9])], np.float32)
-    np.testing.assert_allclose(windows.future[1], normalise_latents(after, inputs.latents.spec), rtol=1e-5)
+    np.testing.assert_allclose(windows.future[1], normalise_latents(after, inputs.encoder_spec), rtol=1e-5)
     assert windows.mask[0].all() and not windows.mask[2].any()
     np.testing.assert_array_equal(windows.position[1, :, 1], [20, 24, 28, 32, 36])
     assert (windows.position[..., 0] == 3).all() and (windows.episode == 3).all()

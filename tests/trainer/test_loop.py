@@ -1,6 +1,5 @@
 """Training: what moves and what does not, bit-exact resume, the same numbers on any mesh."""
 
-import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -14,6 +13,8 @@ from tests.data.synthetic import make_latents, make_store
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
+from wmjax.core.specs import to_dict
+from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.config import load
 from wmjax.models.nn.lora import ADAPTER, LoRAConfig
@@ -115,11 +116,10 @@ def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> Non
 
 def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs, tmp_path: Path) -> None:
     last = fit(inputs, tmp_path, dataclasses.replace(CONFIG, steps=3))
-    other = dataclasses.replace(inputs.latents.spec, weights_hash="another")
-    latents = copy.copy(inputs.latents)
-    latents.spec = other
+    assert inputs.encoder_spec is not None
+    other = dataclasses.replace(inputs.encoder_spec, weights_hash="another")
     changed = {
-        "EncoderSpec.weights_hash differs": dataclasses.replace(inputs, latents=latents),
+        "EncoderSpec.weights_hash differs": dataclasses.replace(inputs, encoder_spec=other),
         "tokenizer differs": dataclasses.replace(inputs, prompt_hashes=inputs.prompt_hashes | {"tokenizer": "another"}),
     }
     for message, theirs in changed.items():
@@ -129,6 +129,42 @@ def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs
     with pytest.raises(UserError, match=r"store differs: .* in the training data, 'extended' in the checkpoint"):
         inputs.require_same(meta | {"store": "extended"})
     inputs.require_same({key: value for key, value in meta.items() if key != "store"})  # an older checkpoint
+
+
+def test_statistics_of_latents_are_of_the_training_episodes(inputs: Inputs) -> None:
+    """Another split is another identity: other statistics, and a checkpoint that is refused."""
+    store, latents = inputs.store, inputs.latents
+    assert isinstance(latents, LatentStore) and len(inputs.val_episodes)
+    for fraction in (0.2, 0.8):  # the frames of the smaller side are read
+        split = dataclasses.replace(CONFIG, validation_fraction=fraction)
+        made = make_inputs(store, latents, PromptConfig(length=56), tiny_config(), split)
+        rows = np.isin(store.frame_episode, made.train_episodes)
+        values = np.asarray(latents.latents[0])[rows].astype(np.float64).reshape(-1, LATENT_DIM)
+        assert made.encoder_spec is not None
+        np.testing.assert_allclose(made.encoder_spec.mean, values.mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(made.encoder_spec.std, values.std(axis=0), rtol=1e-5, atol=1e-6)
+        assert made.meta()["specs"]["encoder"] == to_dict(made.encoder_spec) != to_dict(latents.spec)
+    assert made.encoder_spec.mean != inputs.encoder_spec.mean
+    with pytest.raises(UserError, match="mean or deviation of the latents .* restore what the run was started with"):
+        made.as_in(inputs.meta() | {"specs": inputs.meta()["specs"] | {"action": to_dict(made.action_spec)}})
+
+
+def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(inputs: Inputs, tmp_path: Path) -> None:
+    """Runs before December 2026 have those of all episodes; what they learned is in units of those."""
+    assert isinstance(inputs.latents, LatentStore)
+    older = dataclasses.replace(inputs, encoder_spec=inputs.latents.spec)
+    straight = saved(fit(older, tmp_path / "straight"), tiny_config())
+    fit(older, tmp_path / "stopped", dataclasses.replace(CONFIG, steps=3))
+    last = fit(inputs, tmp_path / "stopped")
+    assert checkpoint.read_meta(last)["specs"]["encoder"] == to_dict(inputs.latents.spec)
+    for name, value in saved(last, tiny_config()).items():
+        np.testing.assert_array_equal(value, straight[name], err_msg=name)
+    # Latents of other values, under the same spec.
+    width = LATENT_DIM
+    others = dataclasses.replace(inputs.latents.spec, mean=(0.5,) * width, std=(2.0,) * width)
+    meta = checkpoint.read_meta(last)
+    with pytest.raises(UserError, match="they have other values"):
+        inputs.as_in(meta | {"specs": meta["specs"] | {"encoder": to_dict(others)}})
 
 
 def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def test_the_checkpoints_units_are_kept(run: Path, inputs: Inputs) -> None:
     assert start is not None
     others = dataclasses.replace(inputs.action_spec, offset=(0.5,) * 7)
     assert start.fit_inputs(dataclasses.replace(inputs, action_spec=others)).action_spec == inputs.action_spec
+    assert inputs.encoder_spec is not None
+    stored = dataclasses.replace(inputs.encoder_spec, mean=(0.5,) * LATENT_DIM)
+    assert start.fit_inputs(dataclasses.replace(inputs, encoder_spec=stored)).encoder_spec == inputs.encoder_spec
+    another = dataclasses.replace(stored, weights_hash="another")
+    assert start.fit_inputs(dataclasses.replace(inputs, encoder_spec=another)).encoder_spec == another
     longer = dataclasses.replace(inputs, action_spec=dataclasses.replace(inputs.action_spec, chunk=16))
     with pytest.raises(UserError, match=r"model\.chunk is 16, the policy of train\.init_from .* has 8; use that"):
         start.fit_inputs(longer)

@@ -4,11 +4,21 @@ import difflib
 from collections.abc import Iterable
 
 
+LONGEST = 1400
+"""Characters of a message; a value in it, or what another library said, may be of any length."""
+
+
 class UserError(Exception):
     """Bad input, in one line that names the field, its value and the fix.
 
-    Commands print it as ``error: <message>`` and exit with status 2, without a traceback.
+    Commands print it as ``error: <message>`` and exit with status 2, without a traceback. Of a message beyond
+    :data:`LONGEST` characters the middle is left out: the field stands at the beginning, the fix at the end.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines()) if "\n" in message or "\r" in message else message
+        third = LONGEST // 3
+        super().__init__(line if len(line) <= LONGEST else f"{line[: 2 * third - 5]} ... {line[-third:]}")
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

@@ -160,16 +160,26 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_npz(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
+def read_npz(path: Path | io.BytesIO, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Reads a whole .npz, never executing pickle.
 
+    Args:
+        path: of the file.
+        names: arrays that must be in it.
+
     Raises:
-        UserError: missing, truncated, or not an .npz.
+        UserError: missing, truncated, not an .npz, or one without those arrays.
 
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if missing := sorted(set(names) - set(archive.files)):
+                raise UserError(
+                    f"{path}: arrays {', '.join(missing)} are missing; delete it and rerun the command that wrote it"
+                )
             return {name: archive[name] for name in archive.files}
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; rerun the command that writes it") from error
     except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds for a damaged file

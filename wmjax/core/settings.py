@@ -14,6 +14,7 @@ import functools
 import math
 import re
 import reprlib
+import sys
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,8 @@ def require_range(value: Any, hint: Any, path: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold: JSON and TOML have integers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _item_hint(hints: tuple[Any, ...], number: int) -> Any:

@@ -76,10 +76,7 @@ def load_episode(path: Path) -> EpisodeData:
         UserError: missing or damaged file.
 
     """
-    arrays = read_npz(path)
-    missing = sorted({*ARRAYS, "meta"} - set(arrays))
-    if missing:
-        raise UserError(f"{path}: arrays {', '.join(missing)} are missing; delete the file and record it again")
+    arrays = read_npz(path, (*ARRAYS, "meta"))
     surplus = sorted(set(arrays) - {*ARRAYS, *OPTIONAL_ARRAYS, "meta"})
     wrong = [name for name in DTYPES if name in arrays and arrays[name].dtype != DTYPES[name]]
     if surplus or wrong:

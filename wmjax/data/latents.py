@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int, Int32
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import (
@@ -37,7 +37,7 @@ from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec, from_dict, to_dict
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.shift import ViewTable
-from wmjax.data.statistics import RunningMoments
+from wmjax.data.statistics import RunningMoments, without
 from wmjax.data.store import TrainingStore
 
 FORMAT = "wmjax latent store"
@@ -174,10 +174,11 @@ class LatentWriter:
         """Copies the parts into place and gathers statistics, one episode in memory at a time."""
         moments = RunningMoments(latents.shape[-1])
         for index, entry in enumerate(self.store.episodes):
-            part = read_npz(self._part(index))["latents"]
-            if part.shape != self._shape(entry["num_frames"]):
+            part = read_npz(self._part(index), ("latents",))["latents"]
+            if part.shape != self._shape(entry["num_frames"]) or part.dtype != self.dtype:
                 raise UserError(
-                    f"{self._part(index)}: shape {part.shape} does not fit the episode; delete it and encode again"
+                    f"{self._part(index)}: {part.dtype} of shape {part.shape} does not fit the episode; delete it and "
+                    "encode again"
                 )
             latents[:, entry["frame_start"] : entry["frame_start"] + entry["num_frames"]] = part
             moments.update(part[0])
@@ -210,7 +211,7 @@ class LatentStore:
     """A finished latent store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
     Attributes:
-        spec: the encoder, with the channel statistics.
+        spec: the encoder, with the channel statistics of all frames.
         source: hash of the training store the frames came from.
         backend: "torch" or "jax".
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
@@ -254,6 +255,39 @@ class LatentStore:
     def hash(self) -> str:
         """Identity of the store's whole content."""
         return hash_json(self.manifest)
+
+    def training_spec(
+        self, store: TrainingStore, train: Int[np.ndarray, " n"], held_out: Int[np.ndarray, " m"]
+    ) -> EncoderSpec:
+        """The spec with the channel statistics of the training episodes only.
+
+        They are of the unshifted view, as :attr:`spec`'s. The frames of the smaller side are read.
+
+        Args:
+            store: the training store of these latents.
+            train: indices of the training episodes.
+            held_out: indices of all other episodes.
+
+        """
+        tokens = self.spec.tokens_per_frame
+        sizes = [sum(store.episodes[int(index)]["num_frames"] for index in side) for side in (train, held_out)]
+        if not sizes[1]:
+            return self.spec
+        if sizes[0] < sizes[1]:
+            moments = self._moments(store, train)
+            mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
+        else:
+            part = self._moments(store, held_out)
+            mean, std = without(self.spec.mean, self.spec.std, sum(sizes) * tokens, part)
+        return dataclasses.replace(self.spec, mean=mean, std=std)
+
+    def _moments(self, store: TrainingStore, episodes: Int[np.ndarray, " n"]) -> RunningMoments:
+        """The channel moments of some episodes, of which one is in memory at a time."""
+        moments = RunningMoments(self.spec.dim)
+        for entry in (store.episodes[int(index)] for index in episodes):
+            rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+            moments.update(np.asarray(self.latents[0, rows]))
+        return moments
 
     def check(self, store: TrainingStore) -> None:
         """Refuses latents that were not made from this training store.

@@ -69,6 +69,20 @@ def merge_moments(
     return _floats(whole), _floats(np.sqrt(variance))
 
 
+def without(
+    mean: Sequence[float], std: Sequence[float], count: int, part: RunningMoments
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population deviation of what remains of ``count`` rows without a part: undoes :func:`merge_moments`.
+
+    Rounding of the whole's deviation grows with ``count`` over the number of rows that remain.
+    """
+    whole, variance = np.asarray(mean, np.float64), np.asarray(std, np.float64) ** 2
+    rest = count - part.count
+    remaining = whole + (whole - part.mean) * (part.count / rest)
+    squares = count * variance - part.count * (part.std**2 + (part.mean - whole) ** 2)
+    return _floats(remaining), _floats(np.sqrt(np.maximum(squares / rest - (remaining - whole) ** 2, 0.0)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Statistics of a column, each ``[dim]``. Quantiles are exact, not streamed, see :func:`column_statistics`."""
@@ -214,6 +228,12 @@ def normalise_state(state: Float[Array, "*batch state"], spec: ActionSpec) -> Fl
 def denormalise_state(state: Float[Array, "*batch state"], spec: ActionSpec) -> Float[Array, "*batch state"]:
     """Inverse of :func:`normalise_state`."""
     return state * _row(spec.state_scale) + _row(spec.state_offset) if spec.state_scale else state
+
+
+def same_statistics(a: EncoderSpec, b: EncoderSpec) -> bool:
+    """Whether two specs have the channel statistics of the same latents, up to the rounding of their computation."""
+    pairs = (a.mean, b.mean), (a.std, b.std)
+    return all(len(x) == len(y) and np.allclose(x, y, rtol=1e-5, atol=1e-6) for x, y in pairs)
 
 
 def normalise_latents(latents: Float[Array, "*batch dim"], spec: EncoderSpec) -> Float[Array, "*batch dim"]:

@@ -209,9 +209,8 @@ def _prophet_of(config: VLAConfig) -> tuple[str, str]:
 
 
 def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
-    assert isinstance(inputs.latents, LatentStore)
     shape = model.config.prophet
-    return latent_windows(inputs.store, inputs.latents, frames, shape.history, shape.future, _to_prophet(model.world))
+    return latent_windows(inputs, frames, shape.history, shape.future, _to_prophet(model.world))
 
 
 def _to_prophet(world: WorldMemory) -> LatentTransform:

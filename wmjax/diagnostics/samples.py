@@ -101,8 +101,7 @@ def rotation_columns(vector: Float32[np.ndarray, "*shape xyz"]) -> Float32[np.nd
 
 
 def latent_windows(
-    store: TrainingStore,
-    latents: LatentStore,
+    inputs: Inputs,
     frames: Int[np.ndarray, " n"],
     history: int,
     future: int,
@@ -111,21 +110,22 @@ def latent_windows(
     """Gathers the windows of frames.
 
     Args:
-        store: the training store.
-        latents: of its frames.
+        inputs: the training store and its latents.
         frames: indices of the store's frames.
         history: frames up to and including each one.
         future: frames after each one.
         transform: brings normalised latents into the shape that the Prophet predicts.
 
     """
-    where, table = place(store, frames), latents.latents
+    assert isinstance(inputs.latents, LatentStore) and inputs.encoder_spec is not None
+    store, table, spec = inputs.store, inputs.latents.latents, inputs.encoder_spec
+    where = place(store, frames)
     past = history_indices(frames, where.first_frame, history)
     ahead, mask = future_indices(frames, where.end_frame, future)
     rows = store.frame_row[np.concatenate([frames[:, None], ahead], axis=1)]
     return LatentWindows(
-        history=transform(normalise_latents(table[0, past], latents.spec)),
-        future=transform(normalise_latents(table[0, ahead], latents.spec)),
+        history=transform(normalise_latents(table[0, past], spec)),
+        future=transform(normalise_latents(table[0, ahead], spec)),
         mask=mask & undisturbed_future(store, frames, ahead),
         position=store.state[rows][..., list(store.spec.position)],
         rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),

@@ -88,8 +88,7 @@ def load(folder: Path, data: Location | None = None, places: Places | None = Non
     store = find_store(experiment, data)
     latents = find_latents(experiment, store, meta["specs"]["encoder"])
     inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
-    inputs.require_same(meta)
-    return experiment, found.model(), inputs
+    return experiment, found.model(), inputs.as_in(meta)
 
 
 def describe(folder: Path, experiment: Experiment, inputs: Inputs, split: str) -> dict[str, Any]:

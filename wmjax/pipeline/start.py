@@ -30,7 +30,7 @@ class Start:
     meta: dict[str, Any]
 
     def fit_inputs(self, inputs: Inputs) -> Inputs:
-        """The inputs in the checkpoint's units: its parameters mean actions and states normalised as it had them.
+        """The inputs in the checkpoint's units: its parameters mean actions, states and latents normalised as it had them.
 
         Raises:
             UserError: the data's observation spec is not the checkpoint's, or the chunk has another length.
@@ -45,7 +45,8 @@ class Start:
                 f"model.chunk is {inputs.action_spec.chunk}, the policy of train.init_from {self.folder} has "
                 f"{saved.chunk}; use that"
             )
-        return dataclasses.replace(inputs, action_spec=saved)
+        fitted = dataclasses.replace(inputs, action_spec=saved)
+        return fitted.with_statistics(specs["encoder"], names[1])
 
     def load(self, params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
         """Puts the checkpoint's averaged parameters in the place of those of the same name and shape; logs the rest.

@@ -14,7 +14,7 @@ from wmjax.data.loader import LoaderConfig
 from wmjax.data.observation import Prompt
 from wmjax.data.shift import ViewTable
 from wmjax.data.split import split_episodes
-from wmjax.data.statistics import Normalisation
+from wmjax.data.statistics import Normalisation, same_statistics
 from wmjax.data.store import TrainingStore
 from wmjax.models.parameters import RANDOM, Trainable
 
@@ -27,8 +27,8 @@ class TrainConfig(Settings, section="train"):
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
     ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
     control steps after the observation, for evaluations with that ``execution_delay``. ``init_from`` is a run, or one
-    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions and
-    states.
+    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions, states
+    and latents.
 
     Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
     evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
@@ -82,21 +82,19 @@ class Inputs:
     """The inputs of a training: the opened stores, the split, the specs and one prompt per task.
 
     A model that reads no latents has the table of their views instead, so that all train on the same pixels.
+    ``encoder_spec`` describes the latents, None if the model reads none; its statistics are of the training episodes,
+    where those of ``latents.spec`` are of all.
     """
 
     store: TrainingStore
     latents: LatentStore | ViewTable | None
     train_episodes: np.ndarray
     val_episodes: np.ndarray
+    encoder_spec: EncoderSpec | None
     action_spec: ActionSpec
     prompts: Prompt
     prompt_hashes: dict[str, str]
     loader: LoaderConfig
-
-    @property
-    def encoder_spec(self) -> EncoderSpec | None:
-        """The latents' spec, if the model reads any."""
-        return self.latents.spec if isinstance(self.latents, LatentStore) else None
 
     @property
     def cameras(self) -> tuple[int, ...]:
@@ -119,6 +117,30 @@ class Inputs:
         hashes = {"store": self.store.hash, "split": self.split_hash, "prompt": self.prompt_hashes}
         return {"specs": self.specs(), **hashes}
 
+    def as_in(self, meta: dict[str, Any]) -> "Inputs":
+        """The inputs of a checkpoint with this ``meta``: these, with the checkpoint's statistics of the latents.
+
+        Raises:
+            UserError: see :meth:`require_same`.
+
+        """
+        self.require_same(meta)
+        return self.with_statistics(meta["specs"]["encoder"], "the checkpoint")
+
+    def with_statistics(self, saved: dict[str, Any] | None, name: str) -> "Inputs":
+        """These with the statistics of a saved spec, if it is of the same latents.
+
+        Args:
+            saved: an EncoderSpec as JSON; None for none.
+            name: of its place, in an error.
+
+        """
+        if self.encoder_spec is None or saved is None:
+            return self
+        theirs = from_dict(EncoderSpec, saved, name)
+        spec = dataclasses.replace(self.encoder_spec, mean=theirs.mean, std=theirs.std)
+        return dataclasses.replace(self, encoder_spec=spec) if spec == theirs else self
+
     def require_same(self, meta: dict[str, Any]) -> None:
         """Refuses inputs other than those of a checkpoint with this ``meta``.
 
@@ -130,7 +152,9 @@ class Inputs:
         require_equal(self.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
         require_equal(self.action_spec, from_dict(ActionSpec, specs["action"], names[1]), *names)
         if self.encoder_spec is not None:
-            require_equal(self.encoder_spec, from_dict(EncoderSpec, specs["encoder"], names[1]), *names)
+            encoder = from_dict(EncoderSpec, specs["encoder"], names[1])
+            require_equal(self.encoder_spec, encoder, *names, ignore=("mean", "std"))
+            self._require_statistics(encoder)
         found = {"store": self.store.hash, "split": self.split_hash, **self.prompt_hashes}
         # Older ones name no store, or no split, which followed from the run's seed.
         saved = {"store": meta.get("store", self.store.hash), "split": meta.get("split"), **meta.get("prompt", {})}
@@ -144,3 +168,16 @@ class Inputs:
                     f"{name} differs: {found[name]!r} in {names[0]}, {saved[name]!r} in {names[1]}; "
                     "restore what the run was started with, or start another with --run"
                 )
+
+    def _require_statistics(self, saved: EncoderSpec) -> None:
+        """Refuses latents of other content: their statistics are not the checkpoint's.
+
+        Those of runs before December 2026 are of all episodes.
+        """
+        assert self.encoder_spec is not None and isinstance(self.latents, LatentStore)
+        known = (self.encoder_spec, self.latents.spec)
+        if not any(same_statistics(spec, saved) for spec in known):
+            raise UserError(
+                f"the mean or deviation of the latents in {self.latents.folder} is not the checkpoint's: they have other "
+                "values; restore what the run was started with, or start another with --run"
+            )

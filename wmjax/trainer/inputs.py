@@ -30,15 +30,20 @@ def make_inputs(
     """
     if isinstance(latents, LatentStore):
         latents.check(store)
-        if not model.memory.reads_latents:
-            latents = latents.table
     train_episodes, val_episodes = split_episodes(store.episodes, config.validation_fraction, SPLIT_SEED)
+    encoder_spec = None
+    if isinstance(latents, LatentStore):
+        if model.memory.reads_latents:
+            encoder_spec = latents.training_spec(store, train_episodes, val_episodes)
+        else:
+            latents = latents.table
     prepare = make_prepare(prompt, model, store.spec)
     return Inputs(
         store=store,
         latents=latents,
         train_episodes=train_episodes,
         val_episodes=val_episodes,
+        encoder_spec=encoder_spec,
         action_spec=action_spec(store, train_episodes, model.chunk, config.normalisation),
         prompts=join_prompts([prepare(task.instruction) for task in store.tasks]),
         prompt_hashes=prepare.hashes,

@@ -77,21 +77,31 @@ def train(
     distributed.connect(mesh)
     log.info("mesh %s; %s", dict(mesh.shape), distributed.host_devices())
 
-    # 2. The programs and the layout of their arrays, which is known before memory is spent.
+    # 2. The checkpoint that it goes on from, if there is one, whose inputs these must be.
+    checkpoints = run / "checkpoints"
+    folder = _resumable(checkpoints)
+    saved = {} if folder is None else checkpoint.read_meta(folder)
+    if folder is not None:
+        inputs = inputs.as_in(saved)
+
+    # 3. The programs and the layout of their arrays, which is known before memory is spent.
     specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
     built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
 
-    # 3. The data: every process reads its slice of the same global order.
+    # 4. The data: every process reads its slice of the same global order.
     loader = _loader_config(config, inputs, mesh)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
 
-    # 4. Where it begins: published weights below all, then what the newest intact checkpoint holds.
-    checkpoints = run / "checkpoints"
-    (state, guard, frozen), folder = _begin(built, checkpoints, inputs, stream, load_base)
+    # 5. Where it begins: published weights below all, then what the checkpoint holds. Random keys follow from the step.
+    state, guard, frozen = _begin(built, load_base)
+    if folder is not None:
+        state, guard = _restore(folder, state, guard)
+        stream.set_state(saved["loader"]["0"])
+        log.info("resumed at step %d from %s", int(state.step), folder)
     step = int(state.step)
     if folder is not None and on_checkpoint is not None:
         distributed.alone(functools.partial(on_checkpoint, step, folder))
-    # 5. The loop.
+    # 6. The loop.
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
     with (
         contextlib.closing(stream),  # it reads ahead in threads
@@ -105,28 +115,15 @@ def train(
         return last
 
 
-def _begin(
-    built: Built, checkpoints: Path, inputs: Inputs, stream: Any, load_base: LoadBase | None
-) -> tuple[Arrays, Path | None]:
-    """The arrays of the first step to come, and the checkpoint that they are from, None for a new run.
-
-    Parameters and moments come from the newest intact checkpoint, else from the seed, and the data stream goes to the
-    position of the same step. Random keys need nothing: they follow from the step.
-    """
+def _begin(built: Built, load_base: LoadBase | None) -> Arrays:
+    """The arrays of the first step: from the seed, with published weights in the place of some."""
     state, guard, frozen = jax.block_until_ready(built.initialise())
     trained, total = count(state.params), count(state.params) + count(frozen)
     log.info("%s parameters, %s trainable", f"{total:,}", f"{trained:,}")
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    folder = _resumable(checkpoints)
-    if folder is not None:
-        saved = checkpoint.read_meta(folder)
-        inputs.require_same(saved)
-        state, guard = _restore(folder, state, guard)
-        stream.set_state(saved["loader"]["0"])
-        log.info("resumed at step %d from %s", int(state.step), folder)
-    return Arrays(state, guard, frozen), folder
+    return Arrays(state, guard, frozen)
 
 
 @dataclasses.dataclass

@@ -222,7 +222,10 @@ class LeRobotDataset:
 
     def _task(self, table: pa.Table, where: str) -> int:
         """The one task of an episode's rows."""
-        tasks = sorted(set(table["task_index"].to_pylist()), key=str)
+        column = table["task_index"]
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise UserError(f"{where}: task_index is {column.type} with {column.null_count} nulls, not integers; {SKIP}")
+        tasks = sorted(set(column.to_pylist()))
         if len(tasks) > 1:
             raise UserError(
                 f"{where}: task_index changes within the episode, {tasks}; every episode needs an instruction for all "

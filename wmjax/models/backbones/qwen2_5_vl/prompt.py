@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from tokenizers import Tokenizer
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, one_line
 from wmjax.models.backbones.qwen2_5_vl import chat
 from wmjax.models.backbones.qwen2_5_vl.chat import ChatTemplate
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
@@ -160,4 +160,4 @@ def _load(path: Path) -> tuple[Tokenizer, bytes]:
         tokenizer.no_truncation()
         return tokenizer, content
     except Exception as error:  # tokenizers raises a bare Exception
-        raise UserError(f"{path} is not a tokenizer ({error}); download it again") from error
+        raise UserError(f"{path} is not a tokenizer ({one_line(error)}); download it again") from error
