@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.data.synthetic import make_latents, make_store
 from tests.robustness.sources import SIZE, write_hdf5, write_v21, write_v30
+from tests.rollout.test_report import in_run
 from wmjax.core.errors import UserError
 from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lines, read_parquet, read_toml
 from wmjax.data.episode import load_episode, save_episode
@@ -24,6 +25,8 @@ from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.qwen2_5_vl.config import from_hf_config, preset
 from wmjax.models.backbones.qwen2_5_vl.weights import to_hf_config, weight_files
+from wmjax.reporting.curves import read_metrics
+from wmjax.reporting.evaluation_page import write_report
 from wmjax.rollout.results import EpisodeRecord, read_header, read_records
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -371,6 +374,36 @@ def test_records_with_other_values(tmp_path_factory, value):
     assert records is None or isinstance(records[0], EpisodeRecord)
     (folder / "header.json").write_text(json.dumps(value), encoding="utf-8")
     assert one_line(lambda: read_header(folder)) is None
+
+
+SUMMARIES: list[Any] = [
+    {"overall": 3},
+    {"overall": None},
+    {"overall": [1]},
+    {"seconds": "x"},
+    {"seconds": 10**400},
+    {"control_steps_per_second": [1]},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("value", SUMMARIES)
+def test_summaries_with_other_values(tmp_path, value):
+    folder = in_run(tmp_path, [])
+    (folder / "summary.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(UserError, match=r"summary\.json: .* delete it and repeat"):
+        write_report(folder)
+
+
+def test_metrics_with_other_values_are_left_out(tmp_path):
+    good = {"step": 1, "split": "train", "loss": 0.5}
+    odd = [{"loss": 10**400}, {"step": 10**400}, {"step": None}, {"split": []}, {"loss": "x"}, {"loss": True}]
+    lines = [json.dumps(each) for each in (good, *({**good, "step": 2, **change} for change in odd))]
+    folder = in_run(tmp_path, [*lines, "3", "null", "[]"])
+    found = read_metrics(folder.parents[2] / "metrics.jsonl")
+    assert found.get("train", "loss") == [(1.0, 0.5)]
+    assert write_report(folder).is_file()
 
 
 @given(mutated(to_hf_config(preset("mini"))))

@@ -145,7 +145,9 @@ def test_statistics_of_latents_are_of_the_training_episodes(inputs: Inputs) -> N
         np.testing.assert_allclose(made.encoder_spec.std, values.std(axis=0), rtol=1e-5, atol=1e-6)
         assert made.meta()["specs"]["encoder"] == to_dict(made.encoder_spec) != to_dict(latents.spec)
     assert made.encoder_spec.mean != inputs.encoder_spec.mean
-    with pytest.raises(UserError, match="mean or deviation of the latents .* restore what the run was started with"):
+    with pytest.raises(
+        UserError, match=r"mean and deviation of these latents .* restore what the run was started with"
+    ):
         made.as_in(inputs.meta() | {"specs": inputs.meta()["specs"] | {"action": to_dict(made.action_spec)}})
 
 

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-
 LONGEST = 1400
 """Characters of a message; a value in it, or what another library said, may be of any length."""
 

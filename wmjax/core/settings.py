@@ -98,7 +98,7 @@ def require_range(value: Any, hint: Any, path: str) -> None:
     """
     if get_origin(hint) is Annotated:
         for range_ in (extra for extra in hint.__metadata__ if isinstance(extra, Range)):
-            if not _is_number(value) or not range_.admits(value):
+            if not is_number(value) or not range_.admits(value):
                 raise UserError(f"{path} is {shown(value)}; it must be {range_}")
     elif get_origin(hint) in (Union, types.UnionType):
         if value is not None:
@@ -107,11 +107,11 @@ def require_range(value: Any, hint: Any, path: str) -> None:
     elif get_origin(hint) is tuple and isinstance(value, tuple):
         for number, item in enumerate(value):
             require_range(item, _item_hint(get_args(hint), number), f"{path}[{number}]")
-    elif hint is float and not _is_number(value):
+    elif hint is float and not is_number(value):
         raise UserError(f"{path} is {shown(value)}; it must be a finite number")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is a number that a float can hold: JSON and TOML have integers of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

@@ -12,7 +12,6 @@ from typing import Any
 from wmjax.analysis.summary import Summary, summarize
 from wmjax.core.files import only_one, write_json
 from wmjax.core.provenance import provenance
-from wmjax.core.reading import read_json
 from wmjax.core.specs import to_dict
 from wmjax.reporting.evaluation_page import REPORT, write_report
 from wmjax.reporting.video.clips import Videos
@@ -21,7 +20,7 @@ from wmjax.rollout.actors import Actor
 from wmjax.rollout.benchmark_log import keep_record
 from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.protocol import Protocol
-from wmjax.rollout.results import EpisodeRecord, Results, read_records
+from wmjax.rollout.results import EpisodeRecord, Results, read_records, read_summary
 from wmjax.rollout.runner import Runner, Watched, video_name
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.rollout_pool import RolloutPool
@@ -163,29 +162,24 @@ def _conclude(
         results = Results(out, header)
         if results.finished != set(finished):
             merge(results, finished, wanted)
-        if not _is_current(out / "summary.json", results):
+        if not _is_current(results):
             _save(results, protocol, _speed_of_shards(out) if sharded else {})
         if protocol.init == "benchmark":
-            keep_record(records, protocol.name, _read_summary(out / "summary.json"))
+            keep_record(records, protocol.name, read_summary(out))
         log.info("report: %s", write_report(out))
 
 
-def _is_current(path: Path, results: Results) -> bool:
+def _is_current(results: Results) -> bool:
     """Whether a summary is there and counts all of these episodes."""
-    written = _read_summary(path) if path.is_file() else {}
+    written = read_summary(results.folder)
     counted = json.loads(json.dumps(summarize(results.records).as_dict()))
     return all(written.get(name) == value for name, value in counted.items())
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    return read_json(path, dict[str, Any], "delete it and repeat the command, which writes it anew")
-
-
 def _speed_of_shards(out: Path) -> dict[str, float]:
     """The numbers of all shards as if they had run side by side; a killed shard has none."""
-    files = [out / "summary.json", *(folder / "summary.json" for folder in shard_folders(out))]
-    written = [_read_summary(path) for path in files if path.is_file()]
-    parts = [part for part in written if "shards" not in part]  # that one is the summary of all
+    written = [read_summary(folder) for folder in (out, *shard_folders(out))]
+    parts = [part for part in written if part and "shards" not in part]  # that one is the summary of all
     return {
         "seconds": max((float(part.get("seconds") or 0.0) for part in parts), default=0.0),
         "control_steps_per_second": sum(float(part.get("control_steps_per_second") or 0.0) for part in parts),

@@ -30,7 +30,7 @@ class Start:
     meta: dict[str, Any]
 
     def fit_inputs(self, inputs: Inputs) -> Inputs:
-        """The inputs in the checkpoint's units: its parameters mean actions, states and latents normalised as it had them.
+        """The inputs in the checkpoint's units: its parameters are for values normalised as there.
 
         Raises:
             UserError: the data's observation spec is not the checkpoint's, or the chunk has another length.

@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from wmjax.core.settings import is_number
 from wmjax.reporting.charts import Series, line_chart, line_legend
 from wmjax.reporting.html import Html, element
 
@@ -52,11 +52,11 @@ def read_metrics(path: Path) -> Metrics:
         try:
             values = json.loads(line)
             step, split = float(values["step"]), str(values["split"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             damaged += 1
             continue
         for name, value in values.items():
-            if _is_number(value) and name not in ("step", "time"):
+            if is_number(value) and name not in ("step", "time"):
                 latest.setdefault((split, name), {})[step] = float(value)
     return Metrics({key: sorted(points.items()) for key, points in latest.items()}, damaged)
 
@@ -161,7 +161,3 @@ PANELS = (
         _variance,
     ),
 )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

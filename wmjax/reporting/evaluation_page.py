@@ -17,7 +17,7 @@ from wmjax.reporting.gallery import choose, find_clips
 from wmjax.reporting.html import Html, write_document
 from wmjax.reporting.provenance_section import provenance, reproduce
 from wmjax.rollout.benchmark_log import count_records
-from wmjax.rollout.results import EpisodeRecord, actor_label, read_header, read_records
+from wmjax.rollout.results import EpisodeRecord, actor_label, read_header, read_records, read_summary
 
 REPORT = "report.html"
 """The last file that a complete evaluation writes."""
@@ -83,9 +83,7 @@ def load_evaluation(folder: Path) -> Evaluation:
     if not records:
         raise UserError(f"{folder}: the evaluation has no finished episode yet; run it first")
     recorded = max(count_records(place, header) for place in (folder / "results", records_folder()))
-    return Evaluation(
-        folder, header, records, summarize(records), _read_json(folder / "summary.json"), find_run(folder), recorded
-    )
+    return Evaluation(folder, header, records, summarize(records), read_summary(folder), find_run(folder), recorded)
 
 
 def find_run(folder: Path) -> Path | None:
@@ -103,7 +101,7 @@ def report_sections(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -
 
     """
     header, records = evaluation.header, evaluation.records
-    config = _read_json(evaluation.run / "config.json") if evaluation.run else {}
+    config = _read_settings(evaluation.run / "config.json") if evaluation.run else {}
     gallery = choose(find_clips(evaluation.folder / "videos"), VIDEO_LIMIT)
     by_key = {record.key: record for record in records}
     comparisons = [_compare(other, evaluation.folder) for other in compare_with]
@@ -144,6 +142,6 @@ def _require_evaluation(folder: Path) -> None:
     raise UserError(f"{folder}: no evaluation there (header.json is missing); {hint}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file."""
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A run's settings; empty if there is no such file."""
     return read_json(path, dict[str, Any], "delete it, the report does without") if path.exists() else {}

@@ -158,6 +158,29 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """What reports and shards use of ``summary.json``."""
+
+    overall: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    control_steps_per_second: float | None = None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """An evaluation's ``summary.json``; empty if there is none, as before its end.
+
+    Raises:
+        UserError: damaged, or with values of another type.
+
+    """
+    path = Path(folder) / "summary.json"
+    fix = "delete it and repeat the evaluation's command, which writes it anew"
+    found = read_json(path, dict[str, Any], fix) if path.exists() else {}
+    typed(found, _Finished, str(path), fix)
+    return found
+
+
 def actor_label(header: Mapping[str, Any]) -> str:
     """The name of the actor: the recipe of a policy, or the name of a scripted actor."""
     experiment = header.get("experiment")

@@ -178,6 +178,6 @@ class Inputs:
         known = (self.encoder_spec, self.latents.spec)
         if not any(same_statistics(spec, saved) for spec in known):
             raise UserError(
-                f"the mean or deviation of the latents in {self.latents.folder} is not the checkpoint's: they have other "
+                f"{self.latents.folder}: mean and deviation of these latents are not the checkpoint's: they have other "
                 "values; restore what the run was started with, or start another with --run"
             )

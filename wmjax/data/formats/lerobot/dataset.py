@@ -224,7 +224,9 @@ class LeRobotDataset:
         """The one task of an episode's rows."""
         column = table["task_index"]
         if not pa.types.is_integer(column.type) or column.null_count:
-            raise UserError(f"{where}: task_index is {column.type} with {column.null_count} nulls, not integers; {SKIP}")
+            raise UserError(
+                f"{where}: task_index is {column.type} with {column.null_count} nulls, not integers; {SKIP}"
+            )
         tasks = sorted(set(column.to_pylist()))
         if len(tasks) > 1:
             raise UserError(
