@@ -73,6 +73,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(
     assert shown.err.count("\n") == 1 and not shown.out and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("run", ["mine", "a/b", "~/mine", None])
+def test_a_dry_run_names_the_folder_of_the_run(
+    run: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = [] if run is None else ["--run", run if run.startswith("~") else str(tmp_path / run)]
+    assert command.main(["--config", "e0_flow", "--scale", "smoke", "--dry-run", *given]) == 0
+    folders = {"~/mine": tmp_path / "home/mine", None: tmp_path / "cache/runs" / load("e0_flow", "smoke").name}
+    expected = folders.get(run) or tmp_path / str(run)
+    assert capsys.readouterr().out.startswith(f"run: {expected}\n")
+    assert not expected.exists()
+
+
 def test_demonstrations_of_another_simulator_are_refused_before_anything_is_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,10 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.tracker is not None:
             overrides = merge(overrides, {"train": {"trackers": options.tracker}})
         chosen = options.config, options.scale, options.dataset, overrides
-        if options.dry_run:
-            dry_run(*chosen, evaluates=not options.no_evaluation)
-        else:
-            run(*chosen, folder=options.run, evaluates=not options.no_evaluation)
+        command = dry_run if options.dry_run else run
+        command(*chosen, folder=options.run, evaluates=not options.no_evaluation)
         return 0
 
     return distributed.together(lambda: run_command(body))

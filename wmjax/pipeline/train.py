@@ -94,8 +94,16 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
 
 
-def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, Any], *, evaluates: bool = True) -> None:
-    """Prints what :func:`run` would do; touches neither data nor weights.
+def dry_run(
+    recipe: str,
+    scale: str,
+    dataset: str | None,
+    settings: dict[str, Any],
+    *,
+    folder: Path | None = None,
+    evaluates: bool = True,
+) -> None:
+    """Prints what :func:`run` would do with the same arguments; touches neither data nor weights.
 
     Raises:
         UserError: settings that contradict each other, or a mesh that does not fit the devices.
@@ -107,7 +115,7 @@ def dry_run(recipe: str, scale: str, dataset: str | None, settings: dict[str, An
     require_fit(experiment, given, evaluates=evaluates)
     distributed.join()
     require_devices()
-    text = f"run: {default_folder(experiment)}\n{describe(experiment)}"
+    text = f"run: {folder or default_folder(experiment)}\n{describe(experiment)}"
     distributed.alone(lambda: print(text))
 
 

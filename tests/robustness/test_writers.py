@@ -1,0 +1,193 @@
+"""One writer per run: who holds it is said, what a killed process held is free, and an unusable place is one line."""
+
+import errno
+import fcntl
+import multiprocessing
+import multiprocessing.process
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+import wmjax.convert
+import wmjax.encode
+import wmjax.export
+import wmjax.record
+import wmjax.view
+from tests.data.synthetic import make_store
+from tests.robustness.sources import SIZE, edit_table, set_column, write_hdf5, write_v21, write_v30
+from tests.rollout.runs import save_run
+from wmjax.core.errors import UserError
+from wmjax.core.files import only_one, owned
+from wmjax.data.formats import libero_hdf5
+from wmjax.data.formats.lerobot.convert import convert
+
+
+@pytest.mark.parametrize("what", ["run", "sweep"])
+def test_the_second_writer_is_told_who_is_the_first(what: str, tmp_path: Path) -> None:
+    with owned(tmp_path / "a" / "b", what, "choose another"):
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        with (
+            pytest.raises(UserError, match=f"^{what} .*/a/b is in use by {holder}; wait until it ends, or choose"),
+            owned(tmp_path / "a" / "b", what, "choose another"),
+        ):
+            pytest.fail("two writers")
+        with owned(tmp_path / "a" / "c", what, "choose another"):  # another folder is free
+            pass
+    with owned(tmp_path / "a" / "b", what, "choose another"):  # and so is this one, afterwards
+        pass
+
+
+def _hold(folder: Path, held: Any) -> None:
+    with owned(folder, "run", "wait"):
+        held.set()
+        os.kill(os.getpid(), 9)
+
+
+def test_what_a_killed_process_held_is_free(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "run", held))
+    process.start()
+    process.join(60)
+    assert held.is_set() and process.exitcode == -9
+    with owned(tmp_path / "run", "run", "wait"):
+        assert str(os.getpid()) in (tmp_path / "run/.lock").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
+def test_a_file_is_no_run(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run .* is a file, or below one; choose another"):
+        owned(tmp_path / place, "run", "choose another").__enter__()
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run is trained there, with a warning; a store that several processes share is not made."""
+
+    def none(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with owned(tmp_path / "run", "run", "wait"):
+        pass
+    assert "has no locks" in caplog.text
+    with pytest.raises(UserError, match=r"has no locks .*; write to another"), only_one(tmp_path / ".lock"):
+        pass
+
+
+def half(values: Any) -> Any:
+    return [[value / 2 for value in row] for row in values]
+
+
+def rescale_v30(source: Path) -> None:
+    path = source / "data/chunk-000/file-000.parquet"
+    edit_table(path, lambda table: set_column("action", half(table["action"].to_pylist()))(table))
+
+
+def rename_v30(source: Path) -> None:
+    edit_table(source / "meta/tasks.parquet", set_column("__index_level_0__", ["lift the milk"]))
+
+
+def shift_state(source: Path) -> None:
+    for path in sorted(source.glob("data/*/*.parquet")):
+        edit_table(
+            path,
+            lambda table: set_column("observation.state", half(table["observation.state"].to_pylist()))(table),
+        )
+
+
+def at_the_same_time(source: Path) -> None:
+    """Other content of the same size and time of modification, as ``cp -p`` of another version leaves."""
+    path = source / "meta/tasks.jsonl"
+    before = path.stat()
+    path.write_text(path.read_text(encoding="utf-8").replace("bowl", "milk"), encoding="utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("write", "change"),
+    [(write_v30, rescale_v30), (write_v30, rename_v30), (write_v21, shift_state), (write_v21, at_the_same_time)],
+)
+def test_a_source_is_known_by_its_content(
+    write: Callable[..., Path], change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    source = write(tmp_path / "data", (9, 7))
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(source), tmp_path / "out", image_size=SIZE, progress=_stop)
+    change(source)
+    with pytest.raises(UserError, match="holds episodes of another content"):
+        convert(str(source), tmp_path / "out", image_size=SIZE)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("place", ["demo_0/actions", "demo_1/actions", "demo_1/obs/ee_pos", "demo_1/obs/agentview_rgb"])
+def test_an_hdf5_file_is_known_by_its_content_too(place: str, tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with pytest.raises(KeyboardInterrupt):
+        libero_hdf5.convert(path, tmp_path / "out", image_size=16, progress=_stop)
+    size = path.stat().st_size
+    with h5py.File(path, "a") as file:
+        file[f"data/{place}"][0] = 1
+    assert path.stat().st_size == size
+    with pytest.raises(UserError, match="holds episodes of another content"):
+        libero_hdf5.convert(path, tmp_path / "out", image_size=16)
+
+
+def _stop(done: int, total: int) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("inputs")
+    return {
+        "data": str(write_v21(root / "data", (9, 7))),
+        "store": str(make_store(root / "store", image_size=28, lengths=(9, 13)).folder),
+        "run": str(save_run(root / "run", "e0", "regression")),
+    }
+
+
+OUTPUTS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
+    "convert": (wmjax.convert.main, ["{data}"]),
+    "record": (wmjax.record.main, ["--episodes", "1"]),
+    "record every step": (wmjax.record.main, ["--episodes", "1", "--every-step"]),
+    "record random motion": (wmjax.record.main, ["--random-motion", "--episodes", "1"]),
+    "view": (wmjax.view.main, ["{store}"]),
+    "encode": (wmjax.encode.main, ["--data", "{store}", "--model", "mini"]),
+    "export": (wmjax.export.main, ["--run", "{run}"]),
+    "export a policy": (wmjax.export.main, ["--run", "{run}", "--policy", "bfloat16"]),
+}
+"""Commands with an ``--out``, and their arguments."""
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    name: str,
+    place: str,
+    inputs: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main_, words = OUTPUTS[name]
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda _: pytest.fail("a simulator was started"))
+    monkeypatch.setattr("wmjax.encoders.encode.LatentWriter.write", lambda *_: pytest.fail("encoded"))
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    line = [word.format(**inputs) for word in words]
+    if (name, place) == ("view", "file"):  # a page is a file, which another page replaces
+        assert main_([*line, "--out", str(tmp_path / place)]) == 0
+        return
+    assert main_([*line, "--out", str(tmp_path / place)]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and str(tmp_path / "file") in last
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
