@@ -124,7 +124,7 @@ def test_a_place_that_the_run_does_not_have_is_named(tmp_path: Path) -> None:
         places.experiment_at(values, tmp_path, {"encoder": {"model": "mini"}})
 
 
-@pytest.mark.parametrize(("group", "name"), FOLDERS)
+@pytest.mark.parametrize(("group", "name"), [*FOLDERS, ("train", "init_from")])
 def test_relative_places_are_made_absolute_when_a_run_is_planned(
     group: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -281,9 +281,9 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def anchor(experiment: Experiment) -> Experiment:
-    """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere."""
+    """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere, and it resumes anywhere."""
     replaced: dict[str, Any] = {}
-    for group, name in FOLDERS:
+    for group, name in (*FOLDERS, ("train", "init_from")):
         settings = replaced.get(group, getattr(experiment, group))
         value = getattr(settings, name, "")
         if (found := _absolute(value)) != value:
