@@ -126,6 +126,11 @@ class Experiment:
         return "-".join(part for part in parts if part)
 
 
+SECTIONS = tuple(
+    each.name for each in dataclasses.fields(Experiment) if each.name not in ("recipe", "scale", "dataset")
+)
+"""The sections of an experiment's settings, as a command line names them."""
+
 AXES: dict[str, tuple[str, ...]] = {
     "variants": (
         "model.memory",
@@ -281,7 +286,7 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def anchor(experiment: Experiment) -> Experiment:
-    """The experiment with the folders that it names absolute: its checkpoints are evaluated from anywhere, and it resumes anywhere."""
+    """The experiment with the folders that it names absolute: it resumes and is evaluated from anywhere."""
     replaced: dict[str, Any] = {}
     for group, name in (*FOLDERS, ("train", "init_from")):
         settings = replaced.get(group, getattr(experiment, group))
