@@ -272,8 +272,8 @@ def _run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     if options.minutes <= 0 or options.steps < 0:
         raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; set one of them above 0")
-    stores = [TrainingStore(folder) for folder in options.data] if options.data else cached_scenes(options.suites)
     options.out.mkdir(parents=True, exist_ok=True)
+    stores = [TrainingStore(folder) for folder in options.data] if options.data else cached_scenes(options.suites)
     trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))
     resumed = trainer.resume()
     print(f"{len(trainer.clips.frames)} frames of {', '.join(trainer.clips.scenes)}, bfloat16 {trainer.bfloat16}, "

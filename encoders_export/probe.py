@@ -22,6 +22,7 @@ from encoders_export.vjepa import TorchEncoder
 from wmjax.core.command import run_command
 from wmjax.core.files import write_json
 from wmjax.core.location import local, location
+from wmjax.core.paths import require_place
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.probe import Frames, find_camera, format_table, probe
 from wmjax.encoders.encode import EpisodeClips, encode_clips
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.json:
+        require_place(options.json, "--json", "JSON file")
     names = options.encoder or ["mini", "random"]
     stores = [TrainingStore(folder) for folder in options.data]
     camera = find_camera(stores, options.camera)

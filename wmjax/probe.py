@@ -17,6 +17,7 @@ from wmjax.core.command import run_command
 from wmjax.core.files import write_json
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
+from wmjax.core.paths import require_place
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.probe import format_table
 from wmjax.experiment.config import SECTIONS
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         options, settings = parser.read(arguments)
         logs.set_up()
+        if options.json:
+            require_place(options.json, "--json", "JSON file")
         stores = [TrainingStore(folder) for folder in options.data]
         chosen = {"scale": options.scale, "camera": options.camera, "settings": settings}
         table = probe_backbones(stores, options.backbone, **chosen)

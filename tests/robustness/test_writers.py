@@ -14,8 +14,11 @@ import h5py
 import pytest
 
 import wmjax.convert
+import wmjax.diagnose
 import wmjax.encode
 import wmjax.export
+import wmjax.pretrain
+import wmjax.probe
 import wmjax.record
 import wmjax.view
 from tests.data.synthetic import make_store
@@ -138,7 +141,7 @@ def test_an_hdf5_file_is_known_by_its_content_too(place: str, tmp_path: Path) ->
     with h5py.File(path, "a") as file:
         file[f"data/{place}"][0] = 1
     assert path.stat().st_size == size
-    with pytest.raises(UserError, match="holds episodes of another content"):
+    with pytest.raises(UserError, match="holds episodes of another files"):
         libero_hdf5.convert(path, tmp_path / "out", image_size=16)
 
 
@@ -163,10 +166,15 @@ OUTPUTS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
     "record random motion": (wmjax.record.main, ["--random-motion", "--episodes", "1"]),
     "view": (wmjax.view.main, ["{store}"]),
     "encode": (wmjax.encode.main, ["--data", "{store}", "--model", "mini"]),
+    "diagnose": (wmjax.diagnose.main, ["--run", "{run}"]),
+    "pretrain": (wmjax.pretrain.main, ["--config", "e0_mse", "--scale", "smoke"]),
+    "probe": (wmjax.probe.main, ["--data", "{store}", "--backbone", "random", "--scale", "smoke"]),
     "export": (wmjax.export.main, ["--run", "{run}"]),
     "export a policy": (wmjax.export.main, ["--run", "{run}", "--policy", "bfloat16"]),
 }
 """Commands with an ``--out``, and their arguments."""
+FILES = ("view", "diagnose", "probe")
+"""Those that write a file."""
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -182,12 +190,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     main_, words = OUTPUTS[name]
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda _: pytest.fail("a simulator was started"))
     monkeypatch.setattr("wmjax.encoders.encode.LatentWriter.write", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr("wmjax.pipeline.diagnose.diagnose", lambda *_: pytest.fail("diagnosed"))
+    monkeypatch.setattr("wmjax.pipeline.probe.probe", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr("wmjax.pipeline.train.run", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     line = [word.format(**inputs) for word in words]
-    if (name, place) == ("view", "file"):  # a page is a file, which another page replaces
-        assert main_([*line, "--out", str(tmp_path / place)]) == 0
-        return
-    assert main_([*line, "--out", str(tmp_path / place)]) == 2
+    blocked = tmp_path / "file"
+    if name in FILES and place == "file":  # a folder stands where they write a file, which another one would replace
+        blocked.unlink()
+        blocked.mkdir()
+    assert main_([*line, "--json" if name == "probe" else "--out", str(tmp_path / place)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: ") and str(tmp_path / "file") in last
-    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert last.startswith("error: ") and str(blocked) in last
+    assert blocked.is_dir() or blocked.read_text(encoding="utf-8") == "mine"

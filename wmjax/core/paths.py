@@ -53,6 +53,29 @@ def cache_root() -> Path:
         raise UserError(f"no home folder for the cache ({error}); set WMJAX_CACHE to a folder") from error
 
 
+def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", "JSON file"]) -> None:
+    """Checks that a folder or file can be written at a place, so that a command refuses before its work.
+
+    Args:
+        path: of the folder or file to be.
+        option: that names it, such as ``--out``.
+        kind: what is written.
+
+    Raises:
+        UserError: a file where a folder is needed or the reverse, or no permission.
+
+    """
+    if kind != "folder" and path.is_dir():
+        example = path / f"name.{kind.split()[0].lower()}"
+        raise UserError(f"{option} {path}: a folder; name an {kind} such as {example}")
+    places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
+    if blocked := next((place for place in places if place.is_file()), None):
+        raise UserError(f"{option} {path}: {blocked} is a file, not a folder; choose another place")
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{option} {path}: no permission to write to {nearest}; choose another place")
+
+
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out``, empty or not there before, when all is in it: half written it has another name."""

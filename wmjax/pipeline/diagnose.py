@@ -7,7 +7,7 @@ from typing import Any, Literal
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import keep_compiled_programs, require_place
 from wmjax.core.provenance import provenance
 from wmjax.data.latents import LatentStore
 from wmjax.diagnostics.diagnosis import TITLES, diagnose
@@ -56,11 +56,12 @@ def diagnose_checkpoint(
     if batches < 1:
         raise UserError(f"--batches is {batches}; it must be at least 1")
     folder = checkpoint.find(run)
+    out = out or folder.parent.parent / "diagnostics" / f"{folder.name}-{split}.json"
+    require_place(out, "--out", "JSON file")
     experiment, model, inputs = load(folder, data, places)
     found = diagnose(model, inputs, split, batches, experiment.train.seed, experiment.train.trainable)
     header = describe(folder, experiment, inputs, split)
     print(render(header, found.sections))
-    out = out or folder.parent.parent / "diagnostics" / f"{folder.name}-{split}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, plain(header | found.sections))
     print(f"\nwritten: {out}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from wmjax.core.distributed import is_first
 from wmjax.core.errors import UserError
-from wmjax.core.paths import cache_root
+from wmjax.core.paths import cache_root, require_place
 from wmjax.experiment.config import load
 from wmjax.pipeline import train
 from wmjax.policy.export_backbone import export_backbone
@@ -26,6 +26,7 @@ def pretrain(recipe: str, scale: str, dataset: str, settings: dict[str, Any], *,
 
     """
     out = out or cache_root() / "backbones" / f"{scale}_{dataset}"
+    require_place(out, "--out", "folder")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is there already; delete it to train it again, or choose another with --out")
     run = cache_root() / "runs" / load(recipe, scale, dataset, settings).name

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from wmjax.core.command import Progress
 from wmjax.core.errors import UserError
 from wmjax.core.files import MANIFEST
-from wmjax.core.paths import cache_root
+from wmjax.core.paths import cache_root, require_place
 from wmjax.core.specs import ObservationSpec, spec_hash
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
 from wmjax.recording.slots import Slot, record_slots
@@ -174,6 +174,7 @@ def record_scenes(
         UserError: nothing could be recorded.
 
     """
+    require_place(folder, "--out", "folder")
     slots = missing_slots(folder, tasks, episodes)
     if slots:
         tally = _Tally(len(slots))

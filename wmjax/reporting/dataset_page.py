@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
+from wmjax.core.paths import require_place
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
@@ -25,7 +26,6 @@ from wmjax.reporting.html import (
     labelled,
     legend,
     muted,
-    require_writable,
     section,
     table,
     video,
@@ -106,7 +106,7 @@ def write_page(
 
     """
     path = local(path)
-    require_writable(path)
+    require_place(path, "--out", "HTML file")
     if latents is not None:
         latents.check(store)
     episodes = {index: store.episode(index) for index in indices}

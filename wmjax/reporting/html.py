@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path
+from wmjax.core.paths import require_place
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 """With this, a browser loads nothing from outside and runs no script, whatever a page's texts hold."""
@@ -67,25 +67,12 @@ def write_document(path: Path, title: str, stylesheet: str, body: Iterable[objec
         UserError: the path is a folder, lies below a file, or cannot be written.
 
     """
-    require_writable(path)
+    require_place(path, "--out", "HTML file")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(f'<!DOCTYPE html>\n<html lang="en">{_head(title, stylesheet)}<body><main>')
         for part in body:
             file.write(join([part]) + "\n")
         file.write("</main></body></html>\n")
-
-
-def require_writable(path: Path) -> None:
-    """Checks that a page can lie there, so that a command can refuse before it reads much.
-
-    Raises:
-        UserError: the path is a folder or lies below a file.
-
-    """
-    if path.is_dir():
-        raise UserError(f"--out {path}: a folder; name an HTML file such as {path / 'page.html'}")
-    if blocked := next((parent for parent in path.absolute().parents if parent.is_file()), None):
-        raise UserError(f"--out {path}: {blocked} is a file, not a folder; choose another place")
 
 
 def _head(title: str, stylesheet: str) -> Html:
