@@ -39,8 +39,8 @@ from wmjax.rollout.protocol import load_protocol
 
 LIMIT = 1500
 """Characters of a line that is still one."""
-HANG = 120
-"""Seconds after which a reader counts as hung."""
+HANG = 600
+"""Seconds after which a reader or a step, with its compilation on a loaded machine, counts as hung."""
 VALUES = {
     "negative": ("-1", "-0.5"),
     "zero": ("0", "0.0"),
