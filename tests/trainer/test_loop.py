@@ -154,6 +154,7 @@ def test_statistics_of_latents_are_of_the_training_episodes(inputs: Inputs) -> N
         made.as_in(inputs.meta() | {"specs": inputs.meta()["specs"] | {"action": to_dict(made.action_spec)}})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(inputs: Inputs, tmp_path: Path) -> None:
     """Runs before December 2026 have those of all episodes; what they learned is in units of those."""
     assert isinstance(inputs.latents, LatentStore)
