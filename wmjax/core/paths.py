@@ -66,8 +66,8 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
 
     """
     if kind != "folder" and path.is_dir():
-        example = path / f"name.{kind.split()[0].lower()}"
-        raise UserError(f"{option} {path}: a folder; name an {kind} such as {example}")
+        wanted, ending = ("an HTML file", "html") if kind == "HTML file" else ("a JSON file", "json")
+        raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name.{ending}'}")
     places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
     if blocked := next((place for place in places if place.is_file()), None):
         raise UserError(f"{option} {path}: {blocked} is a file, not a folder; choose another place")
