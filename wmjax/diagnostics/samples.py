@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from wmjax.core.specs import ActionSpec
 from wmjax.data.labels import chunk_labels, undisturbed_future
@@ -68,8 +68,8 @@ class LatentWindows:
     history: Float32[np.ndarray, "n history tokens dim"]
     future: Float32[np.ndarray, "n future tokens dim"]
     mask: Bool[np.ndarray, "n future"]
-    position: Float32[np.ndarray, "n 1+future xyz"]
-    rotation: Float32[np.ndarray, "n 1+future columns"]
+    position: Float[np.ndarray, "n 1+future xyz"]
+    rotation: Float[np.ndarray, "n 1+future columns"]
     episode: Int[np.ndarray, " n"]
 
     @property
