@@ -1,5 +1,6 @@
 """Provoked failures: settings are checked, and an episode's failures follow from its identity. Needs no simulator."""
 
+import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
