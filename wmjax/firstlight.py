@@ -16,8 +16,9 @@ from wmjax.core.files import write_json
 from wmjax.core.location import local
 from wmjax.core.options import CommandParser
 from wmjax.core.provenance import provenance
+from wmjax.experiment.config import SECTIONS
 from wmjax.scaling.firstlight import supervise
-from wmjax.scaling.firstlight.request import NAMES, SECTIONS, Request, chosen
+from wmjax.scaling.firstlight.request import NAMES, Request, chosen
 
 
 def parser() -> CommandParser:
@@ -30,8 +31,7 @@ def parser() -> CommandParser:
     parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--skip", nargs="+", default=(), metavar="CHECK", help="all but these")
     parser.add_argument("--minutes", type=whole_number("minutes", 1), default=30, help="for one check (default: 30)")
-    for section in SECTIONS:
-        parser.add_settings(section, {})
+    parser.add_sections(SECTIONS)
     return parser
 
 

@@ -1,6 +1,7 @@
 """The real training step of an experiment on a mesh, without data: its programs, a call's shapes, its FLOPs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -36,6 +37,12 @@ def call_shapes(experiment: Experiment, built: Built, mesh: Mesh) -> tuple[Any, 
 
     batch = place(batch_shapes(experiment, experiment.train.batch_size), BATCH)
     return *built.shapes, batch, place(prompt_shapes(experiment, tasks(experiment)), PartitionSpec())
+
+
+def bytes_per_device(shapes: Any) -> int:
+    """Of one device's share of arrays, by their shardings."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def step_flops(experiment: Experiment, built: Built, mesh: Mesh) -> dict[str, float]:

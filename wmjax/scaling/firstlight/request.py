@@ -65,10 +65,6 @@ class Row:
         return cls(values["check"], Finding(values["status"], values["text"], values["figures"]), values["seconds"])
 
 
-SECTIONS = ("model", "prompt", "encoder", "data", "train", "optimizer", "mesh")
-"""Sections of settings that a request may change."""
-
-
 class MissingPieceError(Exception):
     """A piece that a check needs is not there; the check is skipped, and says so."""
 

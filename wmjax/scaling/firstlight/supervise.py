@@ -14,6 +14,7 @@ from wmjax.core.errors import UserError
 from wmjax.scaling.firstlight.request import Finding, Request, Row
 from wmjax.scaling.firstlight.worker import ROWS
 
+WORKER = "wmjax.scaling.firstlight.worker"
 LOG = "log.txt"
 POLL = 0.2
 TAIL = 300
@@ -86,7 +87,7 @@ class _Seen:
 
 def _process(request: Request, scratch: Path, limit: float, seen: _Seen) -> tuple[int, bool]:
     """Its exit status, and whether a check took too long."""
-    line = [sys.executable, "-m", "wmjax.scaling.firstlight.worker", json.dumps(dataclasses.asdict(request))]
+    line = [sys.executable, "-m", WORKER, json.dumps(dataclasses.asdict(request))]
     with (scratch / LOG).open("a", encoding="utf-8") as log:
         process = subprocess.Popen([*line, str(scratch)], stdout=log, stderr=subprocess.STDOUT)
         late = False
