@@ -30,9 +30,7 @@ def parser() -> CommandParser:
     parser.add_argument("--topology", required=True, help=EXAMPLES)
     parser.add_argument("--batch", type=whole_number("batch", 1), help="train.batch_size, over all devices")
     parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples of an epoch")
-    parser.add_argument(
-        "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of roofline"
-    )
+    parser.add_argument("--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="%% of roofline")
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_sections(SECTIONS)

@@ -12,7 +12,7 @@ from wmjax.models.parameters import count
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.devices import devices
 from wmjax.scaling.hlo import Program, summarise
-from wmjax.scaling.program import call_shapes, programs, step_flops
+from wmjax.scaling.program import bytes_per_device, call_shapes, programs, step_flops
 from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
 from wmjax.scaling.shapes import latent_tokens
@@ -52,6 +52,7 @@ def estimate(request: Request) -> dict[str, Any]:
         "parameters": count(built.shapes.state.params) + count(built.shapes.frozen),
         "trainable": count(built.shapes.state.params),
         "flops": counted,
+        "arguments_gb": bytes_per_device(call_shapes(experiment, built, mesh)) / 1e9,
         "storage": _storage(experiment, built, request.frames),
     }
     return found | _compiled(topology, experiment, built, mesh, request, counted)

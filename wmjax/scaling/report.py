@@ -57,7 +57,8 @@ def render_recommendation(found: dict[str, Any]) -> str:
 def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
     memory = found["memory"]
     if memory is None:
-        return [("memory", f"does not fit: {found['refused']}")]
+        given = f"arguments alone are {found['arguments_gb']:.2f} GB per device"
+        return [("memory", f"does not fit ({given}): {found['refused']}")]
     parts = f"{memory['arguments_gb']:.2f} GB of arguments, {memory['temporaries_gb']:.2f} GB of temporaries"
     rows = [("memory", f"{memory['needed_gb']:.2f} GB per device ({parts})")]
     if memory["available_gb"] is None:
