@@ -1,7 +1,6 @@
 """Decisions of a policy on noise, to be timed."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +11,8 @@ from wmjax.policy.policy import Policy
 INSTRUCTION = "pick up the black bowl next to the plate and place it on the plate"
 
 
-def decide(policy: Policy) -> Callable[[], Any]:
-    """A function that makes one decision on random frames and waits for it."""
+def decide(policy: Policy) -> Callable[[], jax.Array]:
+    """A function that makes one decision on random frames, waits for it and returns the chunk."""
     rng, spec, batch = np.random.default_rng(0), policy.observation_spec, policy.batch_size
     shape = (batch, policy.frames_per_decision, len(spec.cameras), spec.image_size, spec.image_size, 3)
     one = policy.prompt(INSTRUCTION)
@@ -26,8 +25,8 @@ def decide(policy: Policy) -> Callable[[], Any]:
     keys = jax.random.split(jax.random.key(0), batch)
     box = [policy.initial_carry()]
 
-    def call() -> None:
+    def call() -> jax.Array:
         box[0], chunk, _ = policy(box[0], observation, keys)
-        jax.block_until_ready(chunk)
+        return jax.block_until_ready(chunk)
 
     return call

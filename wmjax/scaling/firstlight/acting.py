@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wmjax.core.errors import UserError
 from wmjax.encoders.base import ENCODERS
 from wmjax.encoders.encode import BATCH
@@ -30,22 +32,23 @@ SIMULATOR_SECONDS = 4.0
 def check_decision(bench: Bench) -> Finding:
     """Milliseconds of a decision for one simulator, new frames and all: from arrays on the host to the chunk."""
     call = decide(bench.policy(1))
-    _, first = clocked(call)
+    chunk, first = clocked(call)
     times = sorted(1e3 * clocked(call)[1] for _ in range(WARM_UP + DECISIONS))[:-WARM_UP]
     median, slow = statistics.median(times), times[int(0.95 * len(times))]
     text = f"{median:.1f} ms at batch 1 (median of {len(times)}, 95 % {slow:.1f} ms), the first {first:.1f} s"
-    return judged(median > 0, text, median_ms=median, p95_ms=slow, first_s=first)
+    return judged(bool(np.isfinite(chunk).all()), text, median_ms=median, p95_ms=slow, first_s=first)
 
 
 def check_export(bench: Bench) -> Finding:
     """Frames/s of the latent export in jax, from clips on the host to latents on the host."""
     config = bench.encoder()
     encoder, clips = ENCODERS.resolve(config.kind).for_export(config), square(bench, BATCH)
-    seconds, _ = timed(lambda: encoder.encode(clips), lambda latents: latents, EXPORT_ROUNDS, warm_up=1)
+    finite = bool(np.isfinite(encoder.encode(clips)).all())
+    seconds, _ = timed(lambda: encoder.encode(clips), lambda latents: latents, EXPORT_ROUNDS, warm_up=0)
     rate = len(clips) / seconds
     name = Path(getattr(config, "model", config.kind)).name
     text = f"{rate:.1f} frames/s, {len(clips)} clips of {clips.shape[1]} frames at a time, encoder {name}"
-    return judged(rate > 0, text, frames_per_s=rate, batch=len(clips))
+    return judged(finite, text, frames_per_s=rate, batch=len(clips))
 
 
 def check_render(bench: Bench) -> Finding:

@@ -147,7 +147,15 @@ class Bench:
         except UserError as error:
             raise MissingPieceError(f"no demonstration: {error}, or give a training store as --data.path") from error
         data = self.experiment.data
-        return record(self.scratch / "demonstration", data.suite, data.tasks, 1, data.observation, workers=1)
+        return record(
+            self.scratch / "demonstration",
+            data.suite,
+            data.tasks,
+            1,
+            data.observation,
+            workers=1,
+            config=data.demonstrations,
+        )
 
     @shared
     def views(self) -> Any:

@@ -43,13 +43,14 @@ def run(request: Request, scratch: Path, limit: float, show: Callable[[str], Non
         left = tuple(name for name in left if name not in {row.check for row in rows})
         if not left:
             break
-        if seen.running is None:
+        if seen.running is None and not rows:
             raise _failure(scratch, status)
         reason = f"no end after {limit:.0f} s" if late else _ended(status)
         found = Finding("fail", f"{reason}; the process said: {_tail(scratch)}")
-        rows.append(Row(seen.running, found, time.monotonic() - seen.since))
-        show(rows[-1].line())
-        left = tuple(name for name in left if name != seen.running)
+        for name in left if seen.running is None else (seen.running,):  # all, if no new process comes up any more
+            rows.append(Row(name, found, time.monotonic() - seen.since))
+            show(rows[-1].line())
+        left = tuple(name for name in left if name not in {row.check for row in rows})
     return {"about": about, "checks": [row.as_dict() for row in rows]}
 
 

@@ -35,11 +35,10 @@ OVERFIT_BOUND = 0.7
 def check_donation(bench: Bench) -> Finding:
     """The training step takes over the memory of its state: by the compiler's plan, and in fact."""
     arrays, batch, prompts = bench.arrays(), bench.batch(), bench.prompts()
-    step = bench.programs().train_step
-    program, needs = compiled(step, *arrays, batch, prompts)
+    program, needs = compiled(bench.programs().train_step, *arrays, batch, prompts)
     plan, given = program.memory_analysis(), jax.tree.leaves((arrays.state, arrays.guard))
     share = sum(leaf.addressable_shards[0].data.nbytes for leaf in given)
-    jax.block_until_ready(step(*arrays, batch, prompts))
+    jax.block_until_ready(program(*arrays, batch, prompts))
     kept = sum(not leaf.is_deleted() for leaf in given)
     good = kept == 0 and plan.alias_size_in_bytes >= 0.99 * share
     text = f"{plan.alias_size_in_bytes / 1e9:.3f} of {share / 1e9:.3f} GB of state per device are taken over, "
@@ -70,18 +69,20 @@ def check_step(bench: Bench) -> Finding:
 
     def call() -> Any:
         *box[:], metrics = step(*box, arrays.frozen, batch, prompts)
-        return metrics
+        return metrics["loss"]
 
-    seconds, dispatch = timed(call, jax.block_until_ready, ROUNDS)
+    finite = bool(jnp.isfinite(call()))
+    seconds, dispatch = timed(call, jax.block_until_ready, ROUNDS, warm_up=1)
     size, devices = bench.experiment.train.batch_size, jax.device_count()
     work = step_flops(bench.experiment, bench.programs(), bench.mesh())["model_tflop_per_sample"]
     found = throughput(size, seconds, work * 1e12, devices)
     mfu, peak = found["mfu"], peak_gb()
     text = f"{found['samples_per_s']:.1f} samples/s at batch {size} on {devices} x {jax.devices()[0].device_kind}, "
     text += f"{work:.4g} TFLOP each, "
+    text += "" if finite else "loss not finite, "
     text += f"MFU {100 * mfu:.0f} %" if mfu is not None else "MFU unknown: no data sheet of this device here"
     text += "" if peak is None else f", peak {peak:.1f} GB"
-    return judged(seconds > 0, text, batch=size, devices=devices, dispatch_s=dispatch, peak_gb=peak, **found)
+    return judged(finite, text, batch=size, devices=devices, dispatch_s=dispatch, peak_gb=peak, **found)
 
 
 def check_overfit(bench: Bench) -> Finding:

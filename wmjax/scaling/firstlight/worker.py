@@ -1,6 +1,7 @@
 """The process of the checks: ``python -m wmjax.scaling.firstlight.worker REQUEST SCRATCH``, see :mod:`.supervise`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def main() -> int:
     def body() -> int:
         request, scratch = Request(**json.loads(sys.argv[1])), Path(sys.argv[2])
         keep_compiled_programs()
+        os.environ["WMJAX_CACHE"] = str(scratch / "cache")  # what the checks make goes with them
         require_devices()
         from wmjax.scaling.firstlight.bench import Bench
         from wmjax.scaling.firstlight.checks import run_check
