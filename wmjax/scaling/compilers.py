@@ -71,8 +71,8 @@ def key(request: Request, site: Path) -> str:
 
 def _versions(site: Path) -> Iterator[str]:
     """Packages that programs depend on, and their versions."""
-    place = {} if site == Path() else {"path": [str(site)]}
-    for package in importlib.metadata.distributions(**place):
+    place = sys.path if site == Path() else [str(site)]
+    for package in importlib.metadata.distributions(path=place):
         name = package.metadata["Name"].lower()
         if name.startswith(("jax", "libtpu", "flax", "optax", "nvidia")):
             yield f"{name} {package.version}"

@@ -147,15 +147,8 @@ class Bench:
         except UserError as error:
             raise MissingPieceError(f"no demonstration: {error}, or give a training store as --data.path") from error
         data = self.experiment.data
-        return record(
-            self.scratch / "demonstration",
-            data.suite,
-            data.tasks,
-            1,
-            data.observation,
-            workers=1,
-            config=data.demonstrations,
-        )
+        place, config = self.scratch / "demonstration", data.demonstrations
+        return record(place, data.suite, data.tasks, 1, data.observation, workers=1, config=config)
 
     @shared
     def views(self) -> Any:
