@@ -30,7 +30,7 @@ def load(folder: Path) -> Any:
 
     """
     config = load_hf_config(folder)
-    others = {"video_token_id": config.image_token - 1, "bos_token_id": 0, "eos_token_id": 0}
+    others: dict[str, Any] = {"video_token_id": config.image_token - 1, "bos_token_id": 0, "eos_token_id": 0}
     hf_config = transformers.Qwen2_5_VLConfig(**weights.to_hf_config(config), **others)
     model: Any = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, config=hf_config, dtype=torch.bfloat16, attn_implementation="sdpa"

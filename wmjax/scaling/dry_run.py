@@ -27,10 +27,10 @@ def describe(experiment: Experiment) -> str:
     lines += ["", f"mesh: {dict(mesh.shape)} on {jax.device_count()} {jax.devices()[0].device_kind}"]
     lines += [f"parameters: {count(params) + count(frozen):,}, trainable {count(params):,}"]
     lines += _parts(params)
-    state, guard, frozen, *batch = (bytes_per_device(tree) / 1e6 for tree in call_shapes(experiment, built, mesh))
+    state, guard, base, *batch = (bytes_per_device(tree) / 1e6 for tree in call_shapes(experiment, built, mesh))
     lines += [
         f"memory per device: {state + guard:,.1f} MB of trained parameters, their average and moments, "
-        f"{frozen:,.1f} MB frozen, {sum(batch):,.1f} MB of batch and prompts; "
+        f"{base:,.1f} MB frozen, {sum(batch):,.1f} MB of batch and prompts; "
         "activations come on top, wmjax.estimate counts them"
     ]
     return "\n".join(lines)
