@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def _process(request: Request, scratch: Path, limit: float, seen: _Seen) -> tupl
     """Its exit status, and whether a check took too long."""
     line = [sys.executable, "-m", WORKER, json.dumps(dataclasses.asdict(request))]
     with (scratch / LOG).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen([*line, str(scratch)], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*line, str(scratch)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         late = False
         try:
             while process.poll() is None:
@@ -98,10 +99,10 @@ def _process(request: Request, scratch: Path, limit: float, seen: _Seen) -> tupl
                 seen.look()
                 if time.monotonic() - seen.since > limit:
                     late = True
-                    process.kill()
+                    break
         finally:
-            if process.poll() is None:  # a signal to this process
-                process.send_signal(signal.SIGTERM)
+            if process.poll() is None:  # it hangs, or a signal ends this process; simulators are of the same session
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seen.look()
     return process.returncode, late
