@@ -20,7 +20,6 @@ from wmjax.scaling.firstlight.bench import Bench, square
 from wmjax.scaling.firstlight.request import Finding, MissingPieceError, judged
 from wmjax.scaling.firstlight.training import overfitted
 from wmjax.scaling.latency import decide
-from wmjax.scaling.shapes import image_size
 from wmjax.sim import speed
 from wmjax.sim.libero import simulator_version
 
@@ -61,8 +60,8 @@ def check_render(bench: Bench) -> Finding:
 def check_simulator(bench: Bench) -> Finding:
     """Control steps/s of one simulator, and of as many side by side as there are cores (16 at most)."""
     _require_simulator()
-    several = min(os.cpu_count() or 1, 16)
-    rates = {n: speed.measure(n, image_size(bench.experiment), SIMULATOR_SECONDS) for n in dict.fromkeys((1, several))}
+    size, several = bench.experiment.data.observation.image_size, min(os.cpu_count() or 1, 16)
+    rates = {n: speed.measure(n, size, SIMULATOR_SECONDS) for n in dict.fromkeys((1, several))}
     shown = ", ".join(f"{found['steps_per_s']:.1f} by {n}" for n, found in rates.items())
     one = rates[1]
     text = f"control steps/s: {shown}; rendering takes {one['render_ms']:.0f} ms ({one['renderer']})"

@@ -68,6 +68,7 @@ class Bench:
         request: what was asked.
         scratch: a folder for stores, checkpoints and runs.
         experiment: the settings, without what would have to be downloaded or converted first.
+        store: the training store that was given, if one was.
         made: pieces by name, or the errors that they ended with.
 
     """
@@ -80,7 +81,7 @@ class Bench:
 
         """
         self.request, self.scratch = request, scratch
-        self.experiment = at_hand(request, scratch)
+        self.experiment, self.store = at_hand(request, scratch)
         self.made: dict[str, Any] = {}
 
     @property
@@ -128,8 +129,8 @@ class Bench:
 
     def prompts(self) -> Prompt:
         """One prompt per task, all alike."""
-        spec = dataclasses.replace(self.experiment.data.observation, image_size=image_size(self.experiment))
-        one = make_prepare(self.experiment.prompt, self.experiment.model, spec)(INSTRUCTION)
+        experiment = self.experiment
+        one = make_prepare(experiment.prompt, experiment.model, experiment.data.observation)(INSTRUCTION)
         return join_prompts([one] * tasks(self.experiment))
 
     @shared
@@ -140,8 +141,8 @@ class Bench:
             MissingPieceError: there is none, and no simulator to record one.
 
         """
-        if (given := given_store(self.experiment)) is not None:
-            return given
+        if self.store is not None:
+            return self.store
         try:
             simulator_version()
         except UserError as error:
@@ -160,17 +161,18 @@ class Bench:
     def policy(self, batch_size: int) -> Policy:
         """A policy of noise."""
         action, encoder = plain_specs(self.experiment)
-        observation = dataclasses.replace(self.experiment.data.observation, image_size=image_size(self.experiment))
         if encoder is not None:
             encoder = dataclasses.replace(describe(self.encoder()), mean=encoder.mean, std=encoder.std)
-        specs = {"observation": observation, "action": action, "encoder": encoder}
+        specs = {"observation": self.experiment.data.observation, "action": action, "encoder": encoder}
         named = {name: None if spec is None else to_dict(spec) for name, spec in specs.items()}
         params = filled(parameter_shapes(self.experiment))
         return Policy(self.experiment, named, params, batch_size=batch_size, open_loop_horizon=action.chunk)
 
 
-def at_hand(request: Request, scratch: Path) -> Experiment:
+def at_hand(request: Request, scratch: Path) -> tuple[Experiment, TrainingStore | None]:
     """The settings of a request, with what ships or is made here where only a download or a conversion would help.
+
+    Of a given training store the first episode's task is what counts.
 
     Raises:
         UserError: settings that contradict each other.
@@ -182,11 +184,19 @@ def at_hand(request: Request, scratch: Path) -> Experiment:
     if _encoder_size(request) is not None:
         places = merge(places, {"encoder": {"model": str(_noise_encoder(scratch))}})
     dataset = None
-    if "data" not in request.settings:
+    given = request.settings.get("data", {})
+    if not {"path", "paths"} & set(given):
         dataset = "smoke"
-        places = merge(places, {"data": {"episodes_per_task": 1, "observation": {"image_size": image_size(first)}}})
+        one = {"episodes_per_task": 1, "observation": {"image_size": image_size(first)}}
+        places = merge(places, {"data": merge(one, given)})
     found = load(request.recipe, request.scale, dataset, merge(own, places))
-    return dataclasses.replace(found, model=of_store(found.model, given_store(found, needed=False)))
+    store = given_store(found)
+    if store is not None:
+        first_episode = store.episodes[0]
+        task = {"suite": first_episode["suite"], "tasks": (first_episode["task_id"],), "observation": store.spec}
+        data = dataclasses.replace(found.data, path="", paths=(), weights=(), **task)
+        found = dataclasses.replace(found, data=data)
+    return dataclasses.replace(found, model=of_store(found.model, store)), store
 
 
 def _prompt(request: Request, first: Experiment) -> dict[str, Any]:
@@ -217,6 +227,6 @@ def _encoder_size(request: Request) -> str | None:
 
 def square(bench: Bench, batch: int, seed: int = 0) -> np.ndarray:
     """Clips of noise, as large as the frames of the demonstrations: uint8 [batch, time, size, size, 3]."""
-    side = image_size(bench.experiment)
+    side = bench.experiment.data.observation.image_size
     shape = (batch, bench.experiment.encoder.clip_length, side, side, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

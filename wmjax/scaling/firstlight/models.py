@@ -38,7 +38,6 @@ from wmjax.scaling.clock import clocked
 from wmjax.scaling.firstlight.bench import Bench, square
 from wmjax.scaling.firstlight.request import Finding, MissingPieceError, judged
 from wmjax.scaling.latency import INSTRUCTION
-from wmjax.scaling.shapes import image_size
 
 HALF_BOUND = 0.1
 """Largest relative error of hidden states in bfloat16. Rounding (2^-9) that adds up over 36 layers makes a few per
@@ -189,8 +188,7 @@ def check_torch(bench: Bench) -> Finding:
 
 def _prompt_builder(bench: Bench) -> PromptBuilder:
     experiment = bench.experiment
-    spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
-    made = make_prepare(experiment.prompt, experiment.model, spec)
+    made = make_prepare(experiment.prompt, experiment.model, experiment.data.observation)
     if not isinstance(made, PromptBuilder):
         raise MissingPieceError(
             f"model.backbone.kind is {experiment.model.backbone.kind!r}; the check knows prompts of Qwen2.5-VL"
