@@ -1,5 +1,6 @@
 """First light on new hardware: every check runs, a broken one is a line of its own, and the others go on."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -10,8 +11,9 @@ from tests.data.synthetic import make_store
 from tests.scaling.test_estimate import TINY
 from wmjax import firstlight
 from wmjax.core.errors import UserError
+from wmjax.experiment.config import load
 from wmjax.scaling.firstlight import supervise
-from wmjax.scaling.firstlight.bench import Bench, shared
+from wmjax.scaling.firstlight.bench import Bench, at_hand, shared
 from wmjax.scaling.firstlight.checks import CHECKS, run_check
 from wmjax.scaling.firstlight.request import NAMES, Finding, MissingPieceError, Request, chosen, judged
 
@@ -110,6 +112,28 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert status == 2 and words in printed and printed.count("\n") == 1
     with pytest.raises(UserError, match="unknown check"):
         chosen(skip=("weight",))
+
+
+def test_at_3b_nothing_is_downloaded_and_only_data_and_places_are_others(tmp_path: Path) -> None:
+    experiment, store = at_hand(Request("e2_flow", "3b"), tmp_path)
+    plain = load("e2_flow", "3b", None, {"train": {"backbone_weights": "random"}})
+    assert store is None and not experiment.data.places and experiment.data.observation.image_size == 224
+    assert experiment.prompt.tokenizer == "mini" and experiment.encoder.model == str(tmp_path / "encoder")
+    assert dataclasses.replace(experiment.prompt, tokenizer="") == dataclasses.replace(plain.prompt, tokenizer="")
+    assert experiment.train == plain.train and experiment.optimizer == plain.optimizer
+    assert experiment.model.prophet == plain.model.prophet and experiment.model.head == plain.model.head
+    ids = {
+        name: getattr(plain.model.backbone, name) for name in ("image_token", "vision_start_token", "vision_end_token")
+    }
+    assert dataclasses.replace(experiment.model.backbone, **ids) == plain.model.backbone
+    bench = Bench(Request("e2_flow", "3b"), tmp_path)
+    assert int((bench.prompts().tokens == experiment.model.backbone.image_token).sum()) == 2 * 64
+
+
+def test_places_that_are_given_are_kept(tmp_path: Path) -> None:
+    encoder = {"model": "someone/vjepa2-vitl"}
+    experiment, _ = at_hand(Request("e2_flow", "3b", settings={"encoder": encoder, "data": {"workers": 3}}), tmp_path)
+    assert experiment.encoder.model == "someone/vjepa2-vitl" and experiment.data.workers == 3
 
 
 def test_every_name_has_a_check_with_a_description() -> None:
