@@ -28,6 +28,8 @@ ROUNDS = 5
 OVERFIT_STEPS, OVERFIT_BATCH, OVERFIT_RATE = 100, 16, 1e-3
 """Of the training on one episode; ``--train.steps``, ``--train.batch_size`` and ``--optimizer.learning_rate`` replace
 them."""
+OVERFIT_DECAY = 0.9
+"""Of the averaged parameters, which are scored and act: an average over a run of 100 steps would be its beginning."""
 OVERFIT_BOUND = 0.7
 """Share of the first tenth's loss that the last tenth's may have."""
 
@@ -107,7 +109,8 @@ def overfitted(bench: Bench) -> Path:
     batch = experiment.train.batch_size if "batch_size" in train_given else -(-OVERFIT_BATCH // parts) * parts
     rate = experiment.optimizer.learning_rate if "learning_rate" in given.get("optimizer", {}) else OVERFIT_RATE
     ends: Any = {"eval_every": steps, "checkpoint_every": steps, "eval_batches": 1, "log_every": 1, "trackers": ()}
-    settings = dataclasses.replace(experiment.train, steps=steps, batch_size=batch, **ends)
+    decay = min(experiment.train.ema_decay, OVERFIT_DECAY)
+    settings = dataclasses.replace(experiment.train, steps=steps, batch_size=batch, ema_decay=decay, **ends)
     optimizer = dataclasses.replace(experiment.optimizer, learning_rate=rate, warmup_steps=min(10, steps))
     whole = dataclasses.replace(experiment, train=settings, optimizer=optimizer)
     folder = bench.scratch / "run"
