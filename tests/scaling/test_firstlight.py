@@ -47,6 +47,7 @@ def test_training_and_precision_at_a_small_size(
     )
 
 
+@pytest.mark.slow
 def test_a_broken_encoder_costs_its_checks_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = tmp_path / "encoder"
     encoder.mkdir()
@@ -103,6 +104,7 @@ def test_a_check_that_kills_or_hangs_its_process_is_a_failure_and_the_rest_go_on
     assert "no end after 2 s" in lines[3] and found["about"]["kinds"] == ["imaginary"]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--only", "weight"], "unknown check 'weight'; did you mean weights"),
