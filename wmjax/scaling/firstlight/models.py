@@ -68,7 +68,10 @@ def check_weights(bench: Bench) -> Finding:
 
     model, seconds = clocked(lambda: jax.block_until_ready(make()))
     leaves = jax.tree.leaves(nnx.state(model))
-    size, finite = sum(leaf.nbytes for leaf in leaves) / 1e9, all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+    size, finite = (
+        sum(leaf.nbytes for leaf in leaves) / 1e9,
+        all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves),
+    )
     source = "noise, no --weights given" if bench.given is None else f"{bench.given}, hash {backbone_hash(bench.given)}"
     text = f"{count(leaves):,} parameters ({source}), {size:.2f} GB in {seconds:.1f} s"
     text += "" if finite else "; some are not finite"
