@@ -32,7 +32,7 @@ def check_decision(bench: Bench) -> Finding:
     """Milliseconds of a decision for one simulator, new frames and all: from arrays on the host to the chunk."""
     call = decide(bench.policy(1))
     chunk, first = clocked(call)
-    times = sorted(1e3 * clocked(call)[1] for _ in range(WARM_UP + DECISIONS))[:-WARM_UP]
+    times = sorted([1e3 * clocked(call)[1] for _ in range(WARM_UP + DECISIONS)][WARM_UP:])
     median, slow = statistics.median(times), times[int(0.95 * len(times))]
     text = f"{median:.1f} ms at batch 1 (median of {len(times)}, 95 % {slow:.1f} ms), the first {first:.1f} s"
     return judged(bool(np.isfinite(chunk).all()), text, median_ms=median, p95_ms=slow, first_s=first)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.experiment.config import to_dict
-from wmjax.models.backbones.pretrained import load_backbone
+from wmjax.models.backbones.pretrained import backbone_hash, load_backbone
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA, match_embeddings
 from wmjax.scaling.arrays import compiled, peak_gb, throughput
@@ -123,7 +123,7 @@ def overfitted(bench: Bench) -> Path:
         optimizer,
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
-        meta={"experiment": to_dict(whole), "backbone_hash": None},
+        meta={"experiment": to_dict(whole), "backbone_hash": bench.given and backbone_hash(bench.given)},
         load_base=None if bench.given is None else functools.partial(_load, bench),
     )
     return folder
