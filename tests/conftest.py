@@ -6,16 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
-from jaxtyping import install_import_hook
-
-import tests.shapes
-
-install_import_hook(tests.shapes.annotated_modules(), "tests.shapes.check_shapes")
-
-from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
-
+# Before jax is imported, which reads them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Jobs in the background of a shell, or under nohup, ignore these, and so would the commands that tests start and stop.
 for _name, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -28,6 +19,16 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # Many tests compile the same small models.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "wmjax-tests-xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.shapes  # noqa: E402
+
+install_import_hook(tests.shapes.annotated_modules(), "tests.shapes.check_shapes")
+
+from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
 
 # The same examples on every run, so that a commit's tests do not depend on luck; --hypothesis-profile=random searches.
 settings.register_profile("fixed", derandomize=True, deadline=None)

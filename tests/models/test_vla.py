@@ -363,6 +363,10 @@ def test_bad_inputs_are_named() -> None:
         jax.eval_shape(lambda: model.hidden(INPUTS._replace(state=INPUTS.state[:, :7])))
     with pytest.raises(UserError, match=r"memory.inject is true with memory.input 'hidden'"):
         WorldMemoryConfig(input="hidden")
+    with pytest.raises(UserError, match=r"memory.target is 'past' with memory.input 'hidden'"):
+        WorldMemoryConfig(input="hidden", inject=False, target="past")
+    with pytest.raises(UserError, match=r"unknown memory.target 'now'"):
+        WorldMemoryConfig(target="now")
     with pytest.raises(UserError, match=r"memory.world_loss is 0.5 with memory.input 'copy'"):
         WorldMemoryConfig(input="copy")
 
