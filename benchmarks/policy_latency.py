@@ -20,32 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wmjax.data.observation import Observation
 from wmjax.policy.policy import Policy, load_policy
+from wmjax.scaling.latency import decide
 
 BATCHES = (1, 2, 8)
 STEPS = (1, 10)
-
-
-def decide(policy: Policy) -> Callable[[], Any]:
-    """A function that makes one decision on random frames and waits for it."""
-    rng, spec, batch = np.random.default_rng(0), policy.observation_spec, policy.batch_size
-    shape = (batch, policy.frames_per_decision, len(spec.cameras), spec.image_size, spec.image_size, 3)
-    one = policy.prompt("pick up the black bowl next to the plate and place it on the plate")
-    observation = Observation(
-        rng.integers(0, 256, shape, np.uint8),
-        rng.normal(size=(batch, spec.state_dim)).astype(np.float32),
-        jax.tree.map(lambda field: np.repeat(field, batch, 0), one),
-        np.zeros(batch, bool),
-    )
-    keys = jax.random.split(jax.random.key(0), batch)
-    box = [policy.initial_carry()]
-
-    def call() -> None:
-        box[0], chunk, _ = policy(box[0], observation, keys)
-        jax.block_until_ready(chunk)
-
-    return call
 
 
 def sampler(policy: Policy, steps: int, batch: int = 1) -> Callable[[], Any]:

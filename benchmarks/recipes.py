@@ -34,6 +34,7 @@ from wmjax.models.parameters import count, split_model, trainable_filter
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.rollout.protocol import load_protocol
+from wmjax.scaling.arrays import random_batch
 from wmjax.scaling.flops import flops
 from wmjax.scaling.shapes import batch_shapes, image_size, plain_specs, prompt_shapes
 from wmjax.trainer.optimizer import make_optimizer
@@ -148,23 +149,6 @@ def stepper(system: System, seed: int = 0) -> Callable[[], None]:
         jax.block_until_ready((box[0], metrics))
 
     return call
-
-
-def random_batch(experiment: Experiment, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """As the loader delivers it, of noise."""
-    rng = np.random.default_rng(seed)
-    return {name: _random(rng, shape) for name, shape in batch_shapes(experiment, batch).items()}
-
-
-def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Noise; zeros for indices, everything present."""
-    if shape.dtype == jnp.bool_:
-        return np.ones(shape.shape, bool)
-    if shape.dtype == jnp.int32:
-        return np.zeros(shape.shape, np.int32)
-    if shape.dtype == jnp.uint8:
-        return rng.integers(0, 256, shape.shape, np.uint8)
-    return rng.uniform(-1, 1, shape.shape).astype(np.float32)
 
 
 def step_times(systems: dict[str, System], repeats: int) -> dict[str, float]:

@@ -3,50 +3,53 @@
 python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 128
 
 Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, and sizes on disk.
+``--recommend`` tries meshes, rematerialisation and batches, and says which is fastest or how far all are from fitting.
 Every setting can be given as ``--section.name VALUE``. The compilers of TPUs and GPUs come by ``./setup.sh estimate``.
 """
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from wmjax.core.command import run_command, whole_number
-from wmjax.core.settings import merge, parse_overrides
-from wmjax.scaling import compilers
+from wmjax.core.options import CommandParser
+from wmjax.core.settings import merge
+from wmjax.experiment.config import SECTIONS
+from wmjax.scaling import compilers, report
 from wmjax.scaling.chips import EXAMPLES
-from wmjax.scaling.report import render
+from wmjax.scaling.recommend import recommend
 from wmjax.scaling.request import FRAMES, Request
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command itself; what remains are settings."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+def parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser("estimate", __doc__)
     parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
     parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--topology", required=True, help=EXAMPLES)
     parser.add_argument("--batch", type=whole_number("batch", 1), help="train.batch_size, over all devices")
     parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples of an epoch")
-    parser.add_argument(
-        "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of the roofline's speed"
-    )
+    parser.add_argument("--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="%% of roofline")
+    parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_sections(SECTIONS)
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; exit status 1 if the training does not fit, 2 after bad input."""
 
     def body() -> int:
-        options, words = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
-        settings = parse_overrides(words)
+        options, settings = parser().read(arguments)
         if options.batch is not None:
             settings = merge(settings, {"train": {"batch_size": options.batch}})
         chosen = options.config, options.scale, options.topology, options.dataset, settings
-        found = compilers.run(Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames))
+        request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
+        if options.recommend:
+            found, render = recommend(request, compilers.run, report.show), report.render_recommendation
+        else:
+            found, render = compilers.run(request), report.render
         print(json.dumps(found, indent=1) if options.json else render(found))
         return 1 if found["fits"] is False else 0
 

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from benchmarks.accelerator_stages.arrays import filled_model, qwen_config
-from benchmarks.accelerator_stages.session import Session, clocked
+from benchmarks.accelerator_stages.arrays import qwen_config
+from benchmarks.accelerator_stages.session import Session
 from wmjax.models.backbones.qwen2_5_vl import names, weights
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.parameters import count
+from wmjax.scaling.arrays import filled_model
+from wmjax.scaling.clock import clocked
 
 
 def qwen_folder(session: Session) -> Path:

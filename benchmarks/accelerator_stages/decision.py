@@ -14,8 +14,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import qwen_3b
-from benchmarks.accelerator_stages.arrays import compiled, filled_model, peak_gb
-from benchmarks.accelerator_stages.session import Session, clocked
+from benchmarks.accelerator_stages.session import Session
 from benchmarks.accelerator_stages.train_step import RECIPE
 from wmjax.encoders.vjepa2 import PRESETS, VJEPA2Encoder, latents
 from wmjax.experiment.config import load
@@ -23,6 +22,8 @@ from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA
 from wmjax.policy.policy import Carry, observe
+from wmjax.scaling.arrays import compiled, filled_model, peak_gb
+from wmjax.scaling.clock import clocked
 from wmjax.scaling.shapes import batch_shapes
 
 FRAMES = 2

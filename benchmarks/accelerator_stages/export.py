@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.accelerator_stages.arrays import filled_model
-from benchmarks.accelerator_stages.session import Session, clocked, timed
+from benchmarks.accelerator_stages.session import Session
 from wmjax.encoders.vjepa2 import MINI_FOLDER, PRESETS, VJEPA2Encoder, latents, load_encoder, save_encoder
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
+from wmjax.scaling.arrays import filled_model
+from wmjax.scaling.clock import clocked, timed
 
 GRID, CLIP = 4, 4
 Encode = Callable[[np.ndarray], np.ndarray]

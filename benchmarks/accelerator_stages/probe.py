@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.accelerator_stages.session import Session, timed
+from benchmarks.accelerator_stages.session import Session
+from wmjax.scaling.clock import timed
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax.checkpoint", "grain", "torch", "transformers", "peft", "mujoco")
 QUERY = (

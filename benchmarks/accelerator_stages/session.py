@@ -1,4 +1,4 @@
-"""What all stages share: sizes, the results file, the deadline and the clock. Imports no framework."""
+"""What all stages share: sizes, the results file, the deadline. Imports no framework."""
 
 import dataclasses
 import time
@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator import Results
-from wmjax.scaling.chips import CHIPS
 
 ERROR = 400
 """Characters of an error's message that the results keep."""
-
-DENSE_BFLOAT16 = {kind: chip.flops for chip in CHIPS.values() for kind in chip.kinds}
-"""Dense bfloat16 FLOP/s by the vendors' data sheets, by a part of JAX's device kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +109,3 @@ class Session:
             return None
         self.record(**labels, **found)
         return found
-
-
-def timed(
-    call: Callable[[], Any], wait: Callable[[Any], Any], rounds: int = 10, warm_up: int = 2
-) -> tuple[float, float]:
-    """Seconds per call with one wait at the end, and the part of them until the calls had returned (dispatch)."""
-    for _ in range(warm_up):
-        result = call()
-        wait(result)
-    started = time.perf_counter()
-    for _ in range(rounds):
-        result = call()
-    dispatched = time.perf_counter() - started
-    wait(result)
-    return (time.perf_counter() - started) / rounds, dispatched / rounds
-
-
-def clocked(work: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of some work, and its seconds."""
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started

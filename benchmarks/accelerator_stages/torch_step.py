@@ -8,7 +8,6 @@ ready made. Nothing is compiled (``torch.compile``).
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 import peft
 import torch
@@ -17,19 +16,19 @@ import transformers
 from benchmarks import qwen_3b
 from benchmarks.accelerator_stages.arrays import qwen_config
 from benchmarks.accelerator_stages.checkpoints import qwen_folder, reference_file
-from benchmarks.accelerator_stages.session import Session, clocked, timed
-from wmjax.models.backbones.qwen2_5_vl import weights
+from benchmarks.accelerator_stages.session import Session
+from encoders_export.qwen import DEVICE, hidden_states, load
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
-from wmjax.models.backbones.qwen2_5_vl.image import patchify
+from wmjax.models.backbones.qwen2_5_vl.reference import reference_arrays
+from wmjax.scaling.clock import clocked, timed
 
 ADAPTED = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(session: Session) -> None:
     """The stage."""
     config = qwen_config(session.sizes)
-    model, seconds = clocked(lambda: load(session, config))
+    model, seconds = clocked(lambda: load(qwen_folder(session)))
     session.record(what="load", seconds=seconds, torch=torch.__version__, transformers=transformers.__version__)
     session.attempt(functools.partial(keep_hidden_states, session, config, model), needs=20, what="hidden states")
     step = TorchStep(session, config, model)
@@ -40,53 +39,18 @@ def run(session: Session) -> None:
             session.attempt(functools.partial(step.measure, batch), needs=12, mode=mode, batch=batch)
 
 
-def load(session: Session, config: Qwen2_5_VLConfig) -> Any:
-    """The checkpoint's model; a small vocabulary needs other special ids than the published ones."""
-    values = weights.to_hf_config(config) | {"video_token_id": config.image_token - 1, "bos_token_id": 0}
-    hf_config = transformers.Qwen2_5_VLConfig(**values, eos_token_id=0)
-    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        qwen_folder(session), config=hf_config, dtype=torch.bfloat16, attn_implementation="sdpa"
-    )
-    return model.to(DEVICE).eval()
-
-
 def reference_inputs(session: Session, config: Qwen2_5_VLConfig, batch: int) -> dict[str, torch.Tensor]:
     """The prompts of ``qwen_3b.make_inputs`` as the reference takes them, on the device."""
     given = qwen_3b.make_inputs(config, batch, session.sizes.side, session.sizes.tokens)
-    images = given["images"].reshape(-1, *given["images"].shape[2:])
-    side = images.shape[1] // config.vision.patch
-    arrays = {
-        "input_ids": given["tokens"].astype(np.int64),
-        "attention_mask": given["mask"].astype(np.int64),
-        "position_ids": np.ascontiguousarray(given["positions"].transpose(1, 0, 2)),
-        "pixel_values": patches(images, config),
-        "image_grid_thw": np.array([[1, side, side]] * len(images)),
-    }
+    arrays = reference_arrays(config, given["tokens"], given["mask"], given["positions"], given["images"])
     return {name: torch.from_numpy(array).to(DEVICE) for name, array in arrays.items()}
-
-
-def patches(images: np.ndarray, config: Qwen2_5_VLConfig) -> np.ndarray:
-    """Pixels in the order of the reference's processor, a still image repeated in time."""
-    vision = config.vision
-    cut = np.asarray(jax.jit(functools.partial(patchify, patch=vision.patch, merge=vision.merge))(images))
-    cut = cut.reshape(-1, vision.channels, 1, vision.patch**2).repeat(vision.temporal_patch, 2)
-    return np.ascontiguousarray(cut.reshape(-1, vision.patch_inputs))
 
 
 def keep_hidden_states(session: Session, config: Qwen2_5_VLConfig, model: Any) -> dict[str, Any]:
     """Saves the hidden states of two prompts in float32 (no TF32) and in bfloat16, of the same weights."""
-    given = reference_inputs(session, config, 2)
-    found = {}
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for name, dtype in (("full", torch.float32), ("half", torch.bfloat16)):
-        for parameter in model.parameters():  # not the buffers: those of the positions are float32 in both
-            parameter.data = parameter.data.to(dtype)
-        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
-        with torch.no_grad():
-            found[name] = model.model(**cast, use_cache=False).last_hidden_state.float().cpu().numpy()
-    np.savez(reference_file(session), **found)
-    error = np.linalg.norm(found["half"] - found["full"]) / np.linalg.norm(found["full"])
-    return {"bfloat16_error": float(error)}
+    full, half = hidden_states(model, reference_inputs(session, config, 2))
+    np.savez(reference_file(session), full=full, half=half)
+    return {"bfloat16_error": float(np.linalg.norm(half - full) / np.linalg.norm(full))}
 
 
 class TorchStep:

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import qwen_3b, recipes
-from benchmarks.accelerator_stages.arrays import compiled, filled, heaviest, peak_gb, throughput
-from benchmarks.accelerator_stages.session import Session, clocked, timed
+from benchmarks.accelerator_stages.arrays import heaviest
+from benchmarks.accelerator_stages.session import Session
 from benchmarks.accelerator_stages.variants import patched
 from wmjax.experiment.config import Experiment, load
 from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.parameters import count
+from wmjax.scaling.arrays import compiled, filled, peak_gb, random_batch, throughput
+from wmjax.scaling.clock import clocked, timed
 from wmjax.scaling.flops import flops
 from wmjax.scaling.shapes import batch_shapes, image_size
 from wmjax.trainer.step import TrainState
@@ -123,7 +125,7 @@ class TrainStep:
         self._recover()
         experiment = self.experiment(variant)
         prompt = jax.device_put(self.prompt(experiment, variant))
-        batch = recipes.random_batch(experiment, variant.batch)
+        batch = random_batch(experiment, variant.batch)
         placed, copying = clocked(lambda: jax.block_until_ready(jax.device_put(batch)))
         with patched(variant.patches):
             step = jax.jit(recipes.build(experiment).step, donate_argnums=0)

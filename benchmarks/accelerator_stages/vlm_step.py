@@ -14,12 +14,14 @@ import optax
 from flax import nnx
 
 from benchmarks import qwen_3b
-from benchmarks.accelerator_stages.arrays import compiled, filled_model, peak_gb, qwen_config, throughput
+from benchmarks.accelerator_stages.arrays import qwen_config
 from benchmarks.accelerator_stages.checkpoints import qwen_folder, reference_file
-from benchmarks.accelerator_stages.session import Session, clocked, timed
+from benchmarks.accelerator_stages.session import Session
 from wmjax.models.backbones.qwen2_5_vl import flops, weights
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
+from wmjax.scaling.arrays import compiled, filled_model, peak_gb, throughput
+from wmjax.scaling.clock import clocked, timed
 
 HALF = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
 FULL = {"dtype": "float32", "param_dtype": "float32"}

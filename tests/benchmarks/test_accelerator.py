@@ -15,12 +15,13 @@ import pytest
 from flax import nnx
 
 from benchmarks import accelerator
-from benchmarks.accelerator_stages.arrays import filled, qwen_config
+from benchmarks.accelerator_stages.arrays import qwen_config
 from benchmarks.accelerator_stages.session import TINY, Session
 from benchmarks.accelerator_stages.variants import patched
 from wmjax.models.backbones.qwen2_5_vl.vision import VisionTower
 from wmjax.models.nn.lora import Linear, LoRAConfig
 from wmjax.models.nn.stack import run_layers, stack_layers
+from wmjax.scaling.arrays import filled
 
 
 def rows(path: Path) -> list[dict]:

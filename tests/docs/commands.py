@@ -32,6 +32,7 @@ PATTERNS = ("--section.name VALUE",)
 TAKES_SETTINGS = {
     "wmjax.train": "",
     "wmjax.estimate": "",
+    "wmjax.firstlight": "",
     "wmjax.pretrain": "",
     "wmjax.probe": "",
     "wmjax.encode": "encoder.",

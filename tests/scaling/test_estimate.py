@@ -27,6 +27,8 @@ def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
     assert found["fits"] is None and found["time"] is None and found["memory"]["available_gb"] is None
     assert 0 < found["trainable"] < found["parameters"]
+    # What the dry run counts from the layout is what the compiler counts; the frozen base is whole on every device.
+    assert found["arguments_gb"] == pytest.approx(found["memory"]["arguments_gb"], rel=1e-3)
     # Gradients of every trained parameter are summed over the devices, in float32.
     assert found["collectives"]["all-reduce"]["mb"] >= 4 * found["trainable"] / 2 / 1e6
     # What is computed again is a forward pass of the backbone's layers.

@@ -22,7 +22,6 @@ from wmjax.data.weights import Mixture
 from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import load, to_dict
 from wmjax.experiment.dimensions import of_store
-from wmjax.experiment.dry_run import describe
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
 from wmjax.models.vla import VLA, match_embeddings
@@ -32,6 +31,7 @@ from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.policy.places import keep_assets
+from wmjax.scaling.dry_run import describe
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
 from wmjax.trainer.trackers import require_trackers

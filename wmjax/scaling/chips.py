@@ -71,6 +71,13 @@ CHIPS: dict[str, Chip] = {
     ),
 }  # fmt: skip
 
+
+def peak_flops(kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device by JAX's name for its kind; None if its data sheet is not known here."""
+    found = (chip.flops for chip in CHIPS.values() if any(name.lower() in kind.lower() for name in chip.kinds))
+    return next(found, None)
+
+
 SLICES = {"v5e": 2, "v6e": 2, "v5p": 3}
 """Axes of a TPU slice."""
 EXAMPLES = "v5e:4x4, v5p:2x2x1, v6e:2x4, h100:8, h100:8x8 (hosts x GPUs), h200:1, b200:8, a100:8 or cpu:8"

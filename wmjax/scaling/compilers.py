@@ -4,14 +4,22 @@ libtpu and CUDA's plugin live in ``.venv-estimate``: beside jax they change its 
 """
 
 import dataclasses
+import functools
+import hashlib
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_json, write_json
+from wmjax.core.paths import cache_root, resource_folder
+from wmjax.core.settings import dotted
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.devices import environment
 from wmjax.scaling.request import Request
@@ -23,7 +31,7 @@ PACKAGES = {"tpu": "libtpu", "gpu": "jax_plugins/xla_cuda12"}
 
 
 def run(request: Request) -> dict[str, Any]:
-    """The estimate, see :func:`wmjax.scaling.estimate.estimate`.
+    """The estimate, see :func:`wmjax.scaling.estimate.estimate`; kept in ``<cache>/estimates``.
 
     Raises:
         UserError: the request is bad, or the compiler is not installed.
@@ -32,6 +40,56 @@ def run(request: Request) -> dict[str, Any]:
     """
     topology = parse_topology(request.topology)
     python, site = interpreter(topology)
+    kept = cache_root() / "estimates" / f"{key(request, site)}.json"
+    if kept.is_file():
+        try:
+            return dict(json.loads(kept.read_text(encoding="utf-8")))
+        except ValueError:  # half of it was lost with the disk's cache: it is made again
+            pass
+    found = _compile(request, topology, python, site)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, found)
+    return found
+
+
+def key(request: Request, site: Path) -> str:
+    """A hash of all that decides an estimate: the request, versions, variables, our code, and configs it names.
+
+    Args:
+        request: what is estimated.
+        site: the folder of packages of the interpreter that compiles; empty for this one.
+
+    """
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_", "LIBTPU_"))}
+    configs = [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for value in dotted(request.settings).values()
+        if isinstance(value, str) and (path := Path(value) / "config.json").is_file()
+    ]
+    return hash_json([dataclasses.asdict(request), sorted(_versions(site)), variables, configs, _code_hash()])
+
+
+def _versions(site: Path) -> Iterator[str]:
+    """Packages that programs depend on, and their versions."""
+    place = sys.path if site == Path() else [str(site)]
+    for package in importlib.metadata.distributions(path=place):
+        name = package.metadata["Name"].lower()
+        if name.startswith(("jax", "libtpu", "flax", "optax", "nvidia")):
+            yield f"{name} {package.version}"
+
+
+@functools.cache
+def _code_hash() -> str:
+    """Of the package's modules and of the files of ``train``, by name and content."""
+    digest = hashlib.sha256()
+    for root, pattern in ((ROOT / "wmjax", "*.py"), (resource_folder("train"), "*.toml")):
+        for path in sorted(root.rglob(pattern)):
+            digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _compile(request: Request, topology: Topology, python: str, site: Path) -> dict[str, Any]:
+    """The estimate, made in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         line = [python, "-m", "wmjax.scaling.worker", json.dumps(dataclasses.asdict(request)), str(answer)]

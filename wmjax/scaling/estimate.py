@@ -5,21 +5,19 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from wmjax.experiment.config import Experiment, load
 from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import count
-from wmjax.models.vla import VLA
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.devices import devices
-from wmjax.scaling.flops import flops
 from wmjax.scaling.hlo import Program, summarise
+from wmjax.scaling.program import bytes_per_device, call_shapes, programs, step_flops
 from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
-from wmjax.scaling.shapes import batch_shapes, latent_tokens, plain_specs, prompt_shapes, tasks
-from wmjax.trainer.build import Built, DataSpecs, build
-from wmjax.trainer.sharding import BATCH, make_mesh, require_divisible
+from wmjax.scaling.shapes import latent_tokens
+from wmjax.trainer.build import Built
+from wmjax.trainer.sharding import make_mesh, require_divisible
 
 LATENT_BYTES = 2
 """A latent store's values are float16."""
@@ -39,8 +37,8 @@ def estimate(request: Request) -> dict[str, Any]:
     experiment = dataclasses.replace(experiment, model=of_store(experiment.model, None))
     mesh = make_mesh(experiment.mesh, devices(topology))
     require_divisible(experiment.train.batch_size, mesh)
-    built = _build(experiment, mesh)
-    backbone, counted = experiment.model.backbone, _flops(experiment, built, mesh)
+    built = programs(experiment, mesh)
+    backbone, counted = experiment.model.backbone, step_flops(experiment, built, mesh)
     found = {
         "recipe": experiment.recipe,
         "scale": experiment.scale,
@@ -54,46 +52,10 @@ def estimate(request: Request) -> dict[str, Any]:
         "parameters": count(built.shapes.state.params) + count(built.shapes.frozen),
         "trainable": count(built.shapes.state.params),
         "flops": counted,
+        "arguments_gb": bytes_per_device(call_shapes(experiment, built, mesh)) / 1e9,
         "storage": _storage(experiment, built, request.frames),
     }
     return found | _compiled(topology, experiment, built, mesh, request, counted)
-
-
-def _build(experiment: Experiment, mesh: jax.sharding.Mesh) -> Built:
-    return build(
-        lambda rngs: VLA(experiment.model, rngs=rngs),
-        mesh,
-        DataSpecs(*plain_specs(experiment)),
-        experiment.train,
-        experiment.optimizer,
-        experiment.mesh,
-        max_shift=experiment.encoder.max_shift,
-    )
-
-
-def _arguments(experiment: Experiment, built: Built, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
-    """The shapes of a call of the training step, each with its sharding."""
-
-    def place(tree: Any, spec: PartitionSpec) -> Any:
-        at = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), tree)
-
-    batch = place(batch_shapes(experiment, experiment.train.batch_size), BATCH)
-    return *built.shapes, batch, place(prompt_shapes(experiment, tasks(experiment)), PartitionSpec())
-
-
-def _flops(experiment: Experiment, built: Built, mesh: jax.sharding.Mesh) -> dict[str, float]:
-    """FLOPs of a step over all devices, per sample: as executed, and without recomputation (the model's)."""
-    batch = experiment.train.batch_size
-    executed = flops(built.update, *_arguments(experiment, built, mesh))
-    model, backbone = executed, experiment.model.backbone
-    if getattr(backbone, "remat", "none") != "none":
-        changed: Any = {"remat": "none"}
-        plain = dataclasses.replace(backbone, **changed)
-        other = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=plain))
-        built = _build(other, mesh)
-        model = flops(built.update, *_arguments(other, built, mesh))
-    return {"executed_tflop_per_sample": executed / batch / 1e12, "model_tflop_per_sample": model / batch / 1e12}
 
 
 def _storage(experiment: Experiment, built: Built, frames: int) -> dict[str, float]:
@@ -124,7 +86,7 @@ def _compiled(
 ) -> dict[str, Any]:
     """What only the compiled program tells."""
     started = time.monotonic()
-    lowered = built.train_step.lower(*_arguments(experiment, built, mesh))
+    lowered = built.train_step.lower(*call_shapes(experiment, built, mesh))
     lowering = time.monotonic() - started
     try:
         compiled = lowered.compile()

@@ -1,5 +1,6 @@
 """An estimate as text."""
 
+import sys
 from typing import Any
 
 
@@ -26,10 +27,38 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join([title, *(f"  {name:<13}{text}" for name, text in rows)])
 
 
+def show(line: str) -> None:
+    """Prints a line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def render_recommendation(found: dict[str, Any]) -> str:
+    """The lines behind those of the candidates.
+
+    Args:
+        found: of :func:`wmjax.scaling.recommend.recommend`.
+
+    """
+    best = found["recommended"]
+    if best is not None:
+        rate = f"{best['samples_per_s']:.1f} samples/s, {best['needed_gb']:.2f} of {best['available_gb']:.2f} GB"
+        return f"recommended on {found['topology']}: {best['options']} ({rate})"
+    counted = [row for row in found["tried"] if row["needed_gb"] is not None]
+    if not counted:
+        return f"nothing that was tried fits {found['topology']}: {found['tried'][-1]['refused']}"
+    least = min(counted, key=lambda row: row["needed_gb"])
+    missing = least["needed_gb"] - least["available_gb"]
+    return (
+        f"nothing that was tried fits {found['topology']}: the least is {least['needed_gb']:.2f} GB at batch "
+        f"{least['batch']}, {missing:.2f} GB more than there are"
+    )
+
+
 def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
     memory = found["memory"]
     if memory is None:
-        return [("memory", f"does not fit: {found['refused']}")]
+        given = f"arguments alone are {found['arguments_gb']:.2f} GB per device"
+        return [("memory", f"does not fit ({given}): {found['refused']}")]
     parts = f"{memory['arguments_gb']:.2f} GB of arguments, {memory['temporaries_gb']:.2f} GB of temporaries"
     rows = [("memory", f"{memory['needed_gb']:.2f} GB per device ({parts})")]
     if memory["available_gb"] is None:

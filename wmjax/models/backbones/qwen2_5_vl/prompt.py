@@ -42,6 +42,7 @@ class PromptBuilder:
     The placeholders are the model's added tokens: the state is ``text.vocabulary``, the actions follow it.
 
     Attributes:
+        chat: the chat template.
         hashes: of the tokenizer's and the chat template's files; a checkpoint keeps them.
 
     """
@@ -75,11 +76,11 @@ class PromptBuilder:
         if chunk < 1 or length < 8 or length % 8:
             raise UserError(f"prompt length is {length} and chunk {chunk}; use a multiple of 8 and at least 1")
         self._tokenizer, content = _load(folder / TOKENIZER)
-        self._chat = ChatTemplate(folder)
+        self.chat = ChatTemplate(folder)
         self._check_ids(folder)
         self.hashes = {
             name: hashlib.sha256(data).hexdigest()[:16]
-            for name, data in (("tokenizer", content), ("template", self._chat.source.encode()))
+            for name, data in (("tokenizer", content), ("template", self.chat.source.encode()))
         }
 
     def __call__(self, instruction: str) -> Prompt:
@@ -89,7 +90,7 @@ class PromptBuilder:
             UserError: an empty instruction, one with special tokens, or one that does not fit into ``length``.
 
         """
-        ids = self._encode(instruction)
+        ids = self.encode(instruction)
         placeholders = self.config.text.vocabulary + np.arange(1 + self.chunk)
         used = len(ids) + len(placeholders)
         if used > self.length:
@@ -112,13 +113,23 @@ class PromptBuilder:
 
         """
         # As the reference processor does: every placeholder becomes as many as the image has tokens.
-        first, *rest = self._chat(instruction, len(self.image_grids)).split(IMAGE_PAD)
+        first, *rest = self.chat(instruction, len(self.image_grids)).split(IMAGE_PAD)
         if len(rest) != len(self.image_grids):
             raise UserError(f"the chat template writes {len(rest)} {IMAGE_PAD} for {len(self.image_grids)} images")
         tokens = (IMAGE_PAD * (rows * columns) for rows, columns in self.image_grids)
         return first + "".join(pads + text for pads, text in zip(tokens, rest, strict=True))
 
-    def _encode(self, instruction: str) -> list[int]:
+    def decode(self, tokens: Sequence[int] | Int32[np.ndarray, " tokens"]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False))
+
+    def encode(self, instruction: str) -> list[int]:
+        """The tokens of an instruction's prompt, before the placeholders of state and actions.
+
+        Raises:
+            UserError: an empty instruction, or one with special tokens.
+
+        """
         if not instruction.strip():
             raise UserError("instruction is empty; every prompt needs the task in words")
         added = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())

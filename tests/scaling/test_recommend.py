@@ -1,0 +1,123 @@
+"""The search for a mesh, a remat and a batch: what it tries, what it chooses, and what it says if none fits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scaling.test_estimate import TINY
+from wmjax import estimate
+from wmjax.core.errors import UserError
+from wmjax.scaling import compilers
+from wmjax.scaling.chips import parse_topology
+from wmjax.scaling.recommend import Candidate, meshes, recommend
+from wmjax.scaling.report import render_recommendation
+from wmjax.scaling.request import Request
+
+REQUEST = Request("e2_mse", "mini_lora", "h100:8", settings={"train": {"backbone_weights": "random", "batch_size": 64}})
+BASE = 60.0
+"""GB of parameters, whole on every device or split over the axis ``fsdp``."""
+PER_SAMPLE = {"full": 1.0, "dots_no_batch": 3.0, "none": 6.0}
+SPEED = {"full": 100.0, "dots_no_batch": 125.0, "none": 130.0}
+
+
+def machine(
+    available: float, gain: float = 0.0, calls: list[Candidate] | None = None
+) -> Callable[[Request], dict[str, Any]]:
+    """Estimates by a simple rule; splitting costs a tenth of the speed, a doubled batch wins ``gain``."""
+
+    def measure(request: Request) -> dict[str, Any]:
+        mesh, batch = request.settings["mesh"], request.settings["train"]["batch_size"]
+        remat = request.settings["model"]["backbone"]["remat"]
+        assert mesh["shard_frozen"] == (mesh["fsdp"] > 1) and request.settings["train"]["backbone_weights"] == "random"
+        if calls is not None:
+            calls.append(Candidate(mesh["fsdp"], remat, batch))
+        needed = BASE / mesh["fsdp"] + PER_SAMPLE[remat] * batch / 8
+        rate = SPEED[remat] * (0.9 if mesh["fsdp"] > 1 else 1.0) * (1 + gain * (batch / 64 - 1))
+        memory = {"needed_gb": needed, "available_gb": available}
+        return {"fits": needed <= available, "memory": memory, "time": {"samples_per_s": rate, "mfu": 0.3}}
+
+    return measure
+
+
+def test_the_fastest_that_fits_is_recommended_and_nothing_is_compiled_behind_what_does_not() -> None:
+    calls: list[Candidate] = []
+    lines: list[str] = []
+    found = recommend(REQUEST, machine(85.0, calls=calls), lines.append)
+    assert calls == [
+        Candidate(1, "full", 64), Candidate(1, "dots_no_batch", 64), Candidate(1, "none", 64),  # 68, 84, 108 GB
+        Candidate(8, "full", 64), Candidate(8, "dots_no_batch", 64), Candidate(8, "none", 64),  # 15.5, 31.5, 55.5
+        Candidate(1, "dots_no_batch", 128),  # 108 GB
+    ]  # fmt: skip
+    best = found["recommended"]
+    assert (best["fsdp"], best["remat"], best["batch"], best["samples_per_s"]) == (1, "dots_no_batch", 64, 125.0)
+    assert found["fits"] and "23.00 GB missing" in lines[2] and len(lines) == len(calls) == len(found["tried"])
+    assert "--mesh.fsdp 1 --model.backbone.remat dots_no_batch --train.batch_size 64" in render_recommendation(found)
+
+
+def test_larger_batches_are_tried_as_long_as_they_pay() -> None:
+    calls: list[Candidate] = []
+    found = recommend(REQUEST, machine(1000.0, gain=0.02, calls=calls), lambda line: None)
+    assert [c.batch for c in calls[6:]] == [128] and found["recommended"]["batch"] == 64  # 2 per cent are not worth it
+    found = recommend(REQUEST, machine(1000.0, gain=0.2), lambda line: None)
+    assert found["recommended"]["batch"] == 512 and found["recommended"]["remat"] == "none"
+
+
+def test_smaller_batches_are_tried_where_nothing_fits() -> None:
+    found = recommend(REQUEST, machine(12.0), lambda line: None)
+    best = found["recommended"]
+    assert (best["fsdp"], best["remat"], best["batch"]) == (8, "full", 32)
+    nothing = recommend(REQUEST, machine(5.0), lambda line: None)
+    assert nothing["fits"] is False and nothing["recommended"] is None
+    assert nothing["tried"][-1]["batch"] == 8  # one sample per device
+    assert "the least is 8.50 GB at batch 8, 3.50 GB more than there are" in render_recommendation(nothing)
+
+
+def test_a_compiler_that_gives_up_is_as_one_that_counts_too_much() -> None:
+    refused = {"fits": False, "memory": None, "time": None, "refused": "Ran out of memory"}
+    found = recommend(REQUEST, lambda request: refused, lambda line: None)
+    assert [row["batch"] for row in found["tried"]] == [64, 64, 32, 16, 8] and found["tried"][-1]["fsdp"] == 8
+    assert render_recommendation(found).endswith("Ran out of memory")
+
+
+def test_parameters_are_split_over_a_host_or_a_slice() -> None:
+    assert meshes(parse_topology("h100:4x8")) == [1, 8] and meshes(parse_topology("v5e:4x4")) == [1, 16]
+    assert meshes(parse_topology("h200:1")) == [1]
+
+
+def test_simulated_devices_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert estimate.main([*TINY, "--topology", "cpu:4", "--recommend"]) == 2
+    assert "predicts nothing, name an accelerator" in capsys.readouterr().err
+    with pytest.raises(UserError, match="name an accelerator"):
+        recommend(Request("e2_mse", "mini", "cpu:2"), machine(1.0), lambda line: None)
+
+
+def test_an_estimate_is_kept_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+    made: list[Request] = []
+
+    def make(request: Request, *_: Any) -> dict[str, Any]:
+        made.append(request)
+        return {"fits": None, "batch": len(made)}
+
+    monkeypatch.setattr(compilers, "_compile", make)
+    first = Request("e2_mse", "mini", "cpu:2")
+    assert compilers.run(first) == compilers.run(first) and len(made) == 1
+    other = Request("e2_mse", "mini", "cpu:2", settings={"train": {"batch_size": 8}})
+    assert compilers.run(other)["batch"] == 2 and compilers.run(first)["batch"] == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_something=1")
+    assert compilers.run(first)["batch"] == 3
+    monkeypatch.setattr(compilers, "_code_hash", lambda: "changed")
+    assert compilers.run(first)["batch"] == 4
+    for kept in (tmp_path / "estimates").iterdir():
+        kept.write_text("{")
+    assert compilers.run(first)["batch"] == 5  # a damaged file is made again
+
+
+def test_a_config_that_the_settings_name_belongs_to_the_key(tmp_path: Path) -> None:
+    request = Request("e2_mse", "mini", "cpu:2", settings={"encoder": {"model": str(tmp_path)}})
+    (tmp_path / "config.json").write_text("{}")
+    before = compilers.key(request, Path())
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    assert compilers.key(request, Path()) != before

@@ -1,0 +1,40 @@
+"""The dry run: resolved settings, parameters, shapes, sharding and memory, without data and weights."""
+
+import json
+
+import jax
+from flax import nnx
+
+from wmjax.core.settings import dotted
+from wmjax.experiment.config import Experiment, to_dict
+from wmjax.models.parameters import count
+from wmjax.scaling.program import bytes_per_device, call_shapes, programs
+from wmjax.trainer.sharding import make_mesh, require_divisible
+
+
+def describe(experiment: Experiment) -> str:
+    """The dry run's text.
+
+    Raises:
+        UserError: the mesh does not fit the devices or the batch, or nothing is trainable.
+
+    """
+    mesh = make_mesh(experiment.mesh)
+    require_divisible(experiment.train.batch_size, mesh)
+    built = programs(experiment, mesh)
+    params, frozen = built.shapes.state.params, built.shapes.frozen
+    lines = [f"{name} = {json.dumps(value)}" for name, value in dotted(to_dict(experiment)).items()]
+    lines += ["", f"mesh: {dict(mesh.shape)} on {jax.device_count()} {jax.devices()[0].device_kind}"]
+    lines += [f"parameters: {count(params) + count(frozen):,}, trainable {count(params):,}"]
+    lines += _parts(params)
+    state, guard, base, *batch = (bytes_per_device(tree) / 1e6 for tree in call_shapes(experiment, built, mesh))
+    lines += [
+        f"memory per device: {state + guard:,.1f} MB of trained parameters, their average and moments, "
+        f"{base:,.1f} MB frozen, {sum(batch):,.1f} MB of batch and prompts; "
+        "activations come on top, wmjax.estimate counts them"
+    ]
+    return "\n".join(lines)
+
+
+def _parts(params: nnx.State) -> list[str]:
+    return [f"  {name}: {count(part):,}" for name, part in sorted(nnx.to_pure_dict(params).items())]

@@ -1,0 +1,128 @@
+"""Runs the checks in a process of their own: one that kills it, or hangs, is a failed check, and the rest go on."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wmjax.core.errors import UserError
+from wmjax.scaling.firstlight.request import Finding, Request, Row
+from wmjax.scaling.firstlight.worker import ROWS
+
+WORKER = "wmjax.scaling.firstlight.worker"
+LOG = "log.txt"
+POLL = 0.2
+TAIL = 300
+"""Characters of a killed process' output that its check's line keeps."""
+
+
+def run(request: Request, scratch: Path, limit: float, show: Callable[[str], None]) -> dict[str, Any]:
+    """All checks, as JSON-able values: ``about`` the devices, and ``checks`` as :meth:`Row.as_dict` writes them.
+
+    Args:
+        request: what to check.
+        scratch: an empty folder for what the checks make.
+        limit: seconds that one check may take.
+        show: is given each line as soon as it is known.
+
+    Raises:
+        UserError: bad settings, or no device.
+
+    """
+    about: dict[str, Any] = {}
+    rows: list[Row] = []
+    left = request.checks
+    while left:
+        seen = _Seen(scratch / ROWS, about, rows, show)
+        status, late = _process(dataclasses.replace(request, checks=left), scratch, limit, seen)
+        left = tuple(name for name in left if name not in {row.check for row in rows})
+        if not left:
+            break
+        if seen.running is None and not rows:
+            raise _failure(scratch, status)
+        reason = f"no end after {limit:.0f} s" if late else _ended(status)
+        found = Finding("fail", f"{reason}; the process said: {_tail(scratch)}")
+        for name in left if seen.running is None else (seen.running,):  # all, if no new process comes up any more
+            rows.append(Row(name, found, time.monotonic() - seen.since))
+            show(rows[-1].line())
+        left = tuple(name for name in left if name not in {row.check for row in rows})
+    return {"about": about, "checks": [row.as_dict() for row in rows]}
+
+
+class _Seen:
+    """What has come from a process so far."""
+
+    def __init__(self, path: Path, about: dict[str, Any], rows: list[Row], show: Callable[[str], None]) -> None:
+        self._path, self._about, self._rows, self._show = path, about, rows, show
+        self._position = path.stat().st_size if path.exists() else 0
+        self.running: str | None = None
+        self.since = time.monotonic()
+
+    def look(self) -> None:
+        """Takes the whole lines that were added."""
+        if not self._path.exists():
+            return
+        with self._path.open(encoding="utf-8") as file:
+            file.seek(self._position)
+            while (line := file.readline()).endswith("\n"):
+                self._take(json.loads(line))
+                self._position = file.tell()
+
+    def _take(self, values: dict[str, Any]) -> None:
+        if "begins" in values:
+            self.running, self.since = values["begins"], time.monotonic()
+        elif "check" in values:
+            self._rows.append(Row.from_dict(values))
+            self.running = None
+            self._show(self._rows[-1].line())
+        else:
+            if not self._about:
+                self._show(f"{values['devices']} x {', '.join(values['kinds'])}, jax {values['versions']['jax']}")
+            self._about.update(values)
+
+
+def _process(request: Request, scratch: Path, limit: float, seen: _Seen) -> tuple[int, bool]:
+    """Its exit status, and whether a check took too long."""
+    line = [sys.executable, "-m", WORKER, json.dumps(dataclasses.asdict(request))]
+    with (scratch / LOG).open("a", encoding="utf-8") as log:
+        process = subprocess.Popen([*line, str(scratch)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        late = False
+        try:
+            while process.poll() is None:
+                time.sleep(POLL)
+                seen.look()
+                if time.monotonic() - seen.since > limit:
+                    late = True
+                    break
+        finally:
+            if process.poll() is None:  # it hangs, or a signal ends this process; simulators are of the same session
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    seen.look()
+    return process.returncode, late
+
+
+def _ended(status: int) -> str:
+    if status < 0:
+        return f"its process was ended by {signal.Signals(-status).name}"
+    return f"its process ended with {status}"
+
+
+def _failure(scratch: Path, status: int) -> Exception:
+    """Why not a single check began."""
+    text = (scratch / LOG).read_text(encoding="utf-8", errors="replace")
+    last = next((line for line in reversed(text.splitlines()) if line.startswith("error: ")), None)
+    if status == 2 and last is not None:
+        return UserError(last.removeprefix("error: "))
+    return RuntimeError(f"{_ended(status)} before the first check\n{text[-4000:]}")
+
+
+def _tail(scratch: Path) -> str:
+    text = (scratch / LOG).read_text(encoding="utf-8", errors="replace")
+    return " ".join(text.split())[-TAIL:] or "nothing"

@@ -1,0 +1,163 @@
+"""The fastest of a few sensible meshes, remats and batches on a topology, or how far all are from fitting."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from wmjax.core.errors import UserError
+from wmjax.core.settings import merge
+from wmjax.experiment.config import load
+from wmjax.scaling.chips import Topology, parse_topology
+from wmjax.scaling.request import Request
+
+REMATS = ("full", "dots_no_batch", "none")
+"""From the least memory to the least work."""
+GAIN = 1.03
+"""A larger batch is worth its memory if it makes so many times the samples/s."""
+DOUBLINGS = 3
+
+Measure = Callable[[Request], dict[str, Any]]
+
+
+class Candidate(NamedTuple):
+    """Settings to try: devices of the axis ``fsdp`` (the base is then split over it too), remat (None if the backbone
+    has no such setting) and samples per step over all devices.
+    """
+
+    fsdp: int
+    remat: str | None
+    batch: int
+
+    def settings(self) -> dict[str, Any]:
+        """As nested settings."""
+        mesh = {"data": -1, "fsdp": self.fsdp, "tensor": 1, "shard_frozen": self.fsdp > 1}
+        model = {} if self.remat is None else {"model": {"backbone": {"remat": self.remat}}}
+        return {"mesh": mesh, "train": {"batch_size": self.batch}} | model
+
+    def options(self) -> str:
+        """As options of the train command."""
+        mesh = f"--mesh.fsdp {self.fsdp}" + (" --mesh.shard_frozen true" if self.fsdp > 1 else "")
+        remat = "" if self.remat is None else f" --model.backbone.remat {self.remat}"
+        return f"{mesh}{remat} --train.batch_size {self.batch}"
+
+
+def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -> dict[str, Any]:
+    """The fastest candidate that fits, and all that were tried.
+
+    At the given batch every mesh is tried with more and more activations kept, until one does not fit. The fastest of
+    all then gets larger batches while that pays. If none fits, batches are halved for the candidate that misses least.
+
+    Args:
+        request: the training and the topology. Its mesh and remat are replaced; its batch is where the search begins.
+        measure: estimates a request, as :func:`wmjax.scaling.compilers.run` does.
+        show: is given a line for each candidate that was tried.
+
+    Raises:
+        UserError: bad settings, or simulated devices, whose memory says nothing.
+
+    """
+    topology = parse_topology(request.topology)
+    if topology.chip is None:
+        raise UserError(
+            f"--topology is {request.topology!r} with --recommend; the memory of simulated CPU devices predicts "
+            "nothing, name an accelerator"
+        )
+    search = _Search(request, measure, show)
+    experiment = load(request.recipe, request.scale, request.dataset, request.settings)
+    remats: tuple[str | None, ...] = REMATS if hasattr(experiment.model.backbone, "remat") else (None,)
+    for fsdp in meshes(topology):
+        search.until_full(Candidate(fsdp, remat, experiment.train.batch_size) for remat in remats)
+    if (best := search.best()) is not None:
+        search.grow(best)
+    else:
+        search.shrink(topology.devices)
+    best = search.best()
+    found = {"topology": request.topology, "fits": best is not None, "tried": search.tried}
+    return found | {"recommended": best and {**best._asdict(), "options": best.options(), **search.row(best)}}
+
+
+def meshes(topology: Topology) -> list[int]:
+    """Sizes of the axis ``fsdp``: whole copies on every device, and the parameters split over a slice or a host."""
+    within = topology.shape[-1] if topology.platform == "gpu" else topology.devices
+    return list(dict.fromkeys((1, within)))
+
+
+@dataclasses.dataclass
+class _Search:
+    request: Request
+    measure: Measure
+    show: Callable[[str], None]
+    tried: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    known: dict[Candidate, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def try_one(self, candidate: Candidate) -> bool:
+        """Estimates a candidate; whether it fits."""
+        settings = merge(self.request.settings, candidate.settings())
+        found = self.measure(dataclasses.replace(self.request, settings=settings))
+        memory, time = found["memory"] or {}, found["time"] or {}
+        row = {
+            "fits": found["fits"],
+            "needed_gb": memory.get("needed_gb"),
+            "available_gb": memory.get("available_gb"),
+            "samples_per_s": time.get("samples_per_s"),
+            "mfu": time.get("mfu"),
+            "refused": found.get("refused"),
+        }
+        self.known[candidate] = row
+        self.tried.append({**candidate._asdict(), **row})
+        self.show(line(candidate, row))
+        return bool(found["fits"])
+
+    def until_full(self, candidates: Iterable[Candidate]) -> None:
+        """Tries candidates that need more and more memory until one does not fit."""
+        for candidate in candidates:
+            if not self.try_one(candidate):
+                return
+
+    def grow(self, best: Candidate) -> None:
+        """Doubles the batch while it fits and pays."""
+        for _ in range(DOUBLINGS):
+            larger = best._replace(batch=2 * best.batch)
+            if not self.try_one(larger) or self._speed(larger) < GAIN * self._speed(best):
+                return
+            best = larger
+
+    def shrink(self, devices: int) -> None:
+        """Halves the batch of the candidate that misses least until it fits, or every device has one sample."""
+        least = min(self.known, key=lambda candidate: self._missing(candidate))
+        while least.batch // 2 >= devices and least.batch // 2 % devices == 0:
+            least = least._replace(batch=least.batch // 2)
+            if self.try_one(least):
+                return
+
+    def best(self) -> Candidate | None:
+        """The fastest that fits; of those that are as fast, the one with the smallest batch."""
+        fitting = [candidate for candidate, row in self.known.items() if row["fits"]]
+        if not fitting:
+            return None
+        fastest = max(map(self._speed, fitting))
+        return min((c for c in fitting if GAIN * self._speed(c) > fastest), key=lambda c: (c.batch, -self._speed(c)))
+
+    def row(self, candidate: Candidate) -> dict[str, Any]:
+        """What was found of a candidate."""
+        return self.known[candidate]
+
+    def _speed(self, candidate: Candidate) -> float:
+        return float(self.known[candidate]["samples_per_s"])
+
+    def _missing(self, candidate: Candidate) -> tuple[float, int]:
+        """GB that it lacks; infinite, and less with more devices to split over, where the compiler gave up."""
+        row = self.known[candidate]
+        needed = row["needed_gb"]
+        return (float("inf") if needed is None else needed - row["available_gb"], -candidate.fsdp)
+
+
+def line(candidate: Candidate, row: dict[str, Any]) -> str:
+    """A candidate and what was found of it."""
+    if row["needed_gb"] is None:
+        return f"{candidate.options()}: does not fit, {row['refused']}"
+    memory = f"{row['needed_gb']:.2f} of {row['available_gb']:.2f} GB"
+    if not row["fits"]:
+        return f"{candidate.options()}: does not fit, {memory}, {row['needed_gb'] - row['available_gb']:.2f} GB missing"
+    mfu = "" if row["mfu"] is None else f", MFU {100 * row['mfu']:.0f} %"
+    return f"{candidate.options()}: {row['samples_per_s']:.1f} samples/s, {memory}{mfu}"
