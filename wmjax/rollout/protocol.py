@@ -14,6 +14,7 @@ from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Sett
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
+from wmjax.sim.sentence import Sentence
 
 MAX_VELOCITY = 0.5
 """Fastest drift (m/s) of a target: 2.5 cm in a control step of LIBERO."""
@@ -48,6 +49,9 @@ class Protocol(Settings, section="protocol"):
             demonstration is drawn for each episode, from any task (``shuffled``, see
             :mod:`wmjax.policy.interventions`) or from the episode's task (``shuffled_in_task``). With ``closed`` they
             read no memory. The Prophet's own predictions are still logged and drawn.
+        sentence: what the policy is told: the task's own sentence (``own``), one that names no task (``neutral``, a
+            deaf policy), or that of another task of the suite, drawn from the episode's identity (``other``), see
+            :mod:`wmjax.sim.sentence`. What counts as success stays the goal of the episode's task.
         seed: of the policy's noise; the episodes themselves do not depend on it.
         env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
@@ -67,6 +71,7 @@ class Protocol(Settings, section="protocol"):
     camera_dropout: Fraction = 0.0
     oracle: Fraction | None = None
     corruption: Corruption = "none"
+    sentence: Sentence = "own"
     seed: Seed = 0
     env: str = "libero"
 
@@ -202,6 +207,7 @@ CHANGES: dict[str, Short] = {
     "camera-dropout": Short("camera_dropout", "probability that a camera is black at a decision, such as 0.5"),
     "oracle": Short("oracle", "share of the prediction in the memory, 0..1; the rest is the true future"),
     "corruption": Short("corruption", f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
+    "sentence": Short("sentence", f"sentence that the policy is told: {', '.join(get_args(Sentence))}"),
     "max-steps": Short("max_steps", "step limit, control steps"),
     "seed": Short("seed", "seed of the policy's noise"),
     "env": Short("env", "environment: libero, or package.module:Class"),
