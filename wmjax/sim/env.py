@@ -120,6 +120,11 @@ class LiberoEnv:
             self._shared_goals = SharedGoals(self._env, self.suite, self.task_id)
         return self._shared_goals.held()
 
+    def articulation(self, fixture: str, state: str) -> tuple[float, float]:
+        """The values (m or rad) of a fixture's joint for which a predicate such as ``turnon`` holds."""
+        low, high = self._env.get_object(fixture).object_properties["articulation"][f"default_{state}_ranges"]
+        return float(low), float(high)
+
     def reset(self, episode: EpisodeId) -> None:
         """Starts an episode: seed, reset, initial state or random placement, settling steps.
 
