@@ -3,7 +3,6 @@
 python -m encoders_export.vjepa --data STORE --model mini|vitl|vitg|HUB_ID|FOLDER --out LATENTS
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
+from wmjax.core.options import CommandParser
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import Backend
 from wmjax.encoders.export import add_arguments, run
@@ -114,11 +114,9 @@ class TorchEncoder:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m encoders_export.vjepa", description="Encode V-JEPA 2 latents with PyTorch."
-    )
+    parser = CommandParser("vjepa", __doc__, package="encoders_export")
     add_arguments(parser)
-    return run_command(lambda: run(*parser.parse_known_args(arguments), TorchEncoder, backend="torch"))
+    return run_command(lambda: run(*parser.read(arguments), TorchEncoder, backend="torch"))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,9 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("analysis", "models", "reporting")
-"""Packages of wmjax whose annotations, shapes among them, are checked at every call with WMJAX_CHECK_SHAPES=1.
+import tests.shapes
 
-``core``, ``experiment`` and ``data.episode`` must stay out: their functions refuse wrong types and shapes in words,
-which their tests try.
-"""
-if os.environ.get("WMJAX_CHECK_SHAPES"):  # an int may stand for a float, as PEP 484 says
-    install_import_hook(
-        [f"wmjax.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-    )
+install_import_hook(tests.shapes.annotated_modules(), "tests.shapes.check_shapes")
 
 from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
 

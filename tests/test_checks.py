@@ -51,7 +51,7 @@ REFUSED = [
     (("--evaluation.protocol", "spatial_horizon16"), r"horizon16: open_loop_horizon is 16, but model\.chunk is 8"),
     (("--evaluation.protocol", "spatial_ensemble", "--model.chunk", "4"), r"chunks of model\.chunk 4 .* not overlap"),
     (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
-    (("--data.tasks", "[0, 10]"), "data\.tasks is \[0, 10\]; name tasks of libero_spatial, 0\.\.9"),
+    (("--data.tasks", "[0, 10]"), r"data\.tasks is \[0, 10\]; name tasks of libero_spatial, 0\.\.9"),
     (("--evaluation.episodes_per_task", "0"), "episodes_per_task is 0; it must be at least 1"),
 ]  # fmt: skip
 
@@ -187,8 +187,8 @@ def test_the_next_commands_work_and_change_nothing_but_the_memory(store: Trainin
     assert (options.run, options.protocol) == (tmp_path / "a run", "libero_spatial")
     assert settings["protocol"] == {"tasks": (0, 1)}
     assert train[:3] == ["python", "-m", "wmjax.train"]
-    arguments, settings = command.parser().parse_known_args(train[3:])
-    again = load(arguments.config, arguments.scale, arguments.dataset, parse_overrides(settings))
+    arguments, settings = command.parser().read(train[3:])
+    again = load(arguments.config, arguments.scale, arguments.dataset, settings)
     one, other = (dotted(to_dict(x)) for x in (replace(found, "spatial_dev"), again))
     differing = {key for key in one if one[key] != other[key]}
     assert again.recipe == "e1_mse" and {key for key in differing if not key.startswith("model.memory.")} == {"recipe"}

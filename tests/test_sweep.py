@@ -7,7 +7,6 @@ import pytest
 
 from tests.e2e.test_smoke import command
 from wmjax.core.errors import UserError
-from wmjax.core.settings import parse_overrides
 from wmjax.experiment.config import load
 from wmjax.experiment.sweep_plan import finished, read_plan, resolve, results_folder
 from wmjax.pipeline import sweep as pipeline
@@ -76,8 +75,8 @@ def test_the_train_command_reads_back_what_a_cell_says(tmp_path: Path) -> None:
         "settings.data.tasks = [3, 1]\nsettings.model.use_state = false\nsettings.train.ema_decay = 0.9\n"
     )
     (cell,) = resolve(read_plan(path))
-    options, rest = parser().parse_known_args(list(cell.arguments))
-    assert load(options.config, options.scale, options.dataset, parse_overrides(rest)) == cell.experiment
+    options, settings = parser().read(cell.arguments)
+    assert load(options.config, options.scale, options.dataset, settings) == cell.experiment
 
 
 BAD = {

@@ -8,32 +8,29 @@ The policy is trained by behaviour cloning on demonstrations that are recorded h
 interrupted, and the policy is not evaluated.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 
 from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
 from wmjax.core.location import local
-from wmjax.core.settings import parse_overrides
+from wmjax.core.options import CommandParser
+from wmjax.experiment.config import SECTIONS
 from wmjax.pipeline.pretrain import pretrain
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.pretrain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("pretrain", __doc__)
     parser.add_argument("--out", type=local, help="folder to write (default: <cache>/backbones/<scale>_<dataset>)")
     parser.add_argument("--config", default="e0_mse", help="a recipe without world memory (default: e0_mse)")
     parser.add_argument("--scale", default="mini", help="a file of train/scales whose backbone is trained")
     parser.add_argument("--dataset", default="object", help="a file of train/data (default: object)")
+    parser.add_sections(SECTIONS)
 
     def body() -> int:
-        options, settings = parser.parse_known_args(arguments)
-        pretrain(options.config, options.scale, options.dataset, parse_overrides(settings), out=options.out)
+        options, settings = parser.read(arguments)
+        pretrain(options.config, options.scale, options.dataset, settings, out=options.out)
         return 0
 
     return distributed.together(lambda: run_command(body))

@@ -9,44 +9,36 @@ norm. The columns are R^2 on the held-out quarter of the episodes and the effect
 does the same for the latents' encoders.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.files import write_json
 from wmjax.core.location import local, location
-from wmjax.core.settings import parse_overrides
+from wmjax.core.options import CommandParser
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.probe import format_table
+from wmjax.experiment.config import SECTIONS
 from wmjax.pipeline.probe import probe_backbones
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("probe", __doc__)
     parser.add_argument("--data", type=location, nargs="+", required=True, help="training stores")
     parser.add_argument("--backbone", action="append", required=True, help="a folder, a hub id or random; repeatable")
     parser.add_argument("--scale", default="mini_lora", help="a file of train/scales (default: mini_lora)")
     parser.add_argument("--camera", default="agentview")
     parser.add_argument("--json", type=local, help="also write the numbers there")
+    parser.add_sections(SECTIONS)
 
     def body() -> int:
-        options, settings = parser.parse_known_args(arguments)
+        options, settings = parser.read(arguments)
         logs.set_up()
         stores = [TrainingStore(folder) for folder in options.data]
-        table = probe_backbones(
-            stores,
-            options.backbone,
-            scale=options.scale,
-            camera=options.camera,
-            settings=parse_overrides(settings),
-        )
+        chosen = {"scale": options.scale, "camera": options.camera, "settings": settings}
+        table = probe_backbones(stores, options.backbone, **chosen)
         print(format_table(table))
         if options.json:
             write_json(options.json, table)

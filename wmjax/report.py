@@ -3,12 +3,12 @@
 python -m wmjax.report EVALUATION [--compare CONTROL ...]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from wmjax.core.command import run_command
 from wmjax.core.location import local
+from wmjax.core.options import CommandParser
 from wmjax.reporting.evaluation_page import write_report
 
 __all__ = ["main", "write_report"]
@@ -16,9 +16,7 @@ __all__ = ["main", "write_report"]
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("report", __doc__)
     parser.add_argument("evaluation", type=Path, help="results folder, such as RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--out", type=local, help="the HTML file; default: report.html in the results folder")
     parser.add_argument(
@@ -32,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
     def body() -> int:
-        options = parser.parse_args(arguments)
+        options, _ = parser.read(arguments)
         print(f"report: {write_report(options.evaluation, options.out, options.compare)}")
         return 0
 

@@ -7,25 +7,22 @@ With several processes (:mod:`wmjax.core.distributed`) the first one records, en
 wait; all of them train.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 
 from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
 from wmjax.core.location import local
-from wmjax.core.settings import merge, parse_overrides
+from wmjax.core.options import CommandParser
+from wmjax.core.settings import merge
+from wmjax.experiment.config import SECTIONS
 from wmjax.pipeline.train import dry_run, run
 from wmjax.trainer.trackers import tracker_names
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command itself; what remains are settings."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wmjax.train",
-        description="Record demonstrations, encode latents, train a recipe and evaluate it in closed loop.",
-        epilog="Any setting can be given as --section.name VALUE, for example --train.steps 500.",
-        allow_abbrev=False,
-    )
+def parser() -> CommandParser:
+    """The command's options."""
+    parser = CommandParser("train", __doc__)
     parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
@@ -33,18 +30,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch no data and no weights")
     parser.add_argument("--tracker", type=tracker_names, help="tensorboard, wandb, trackio beside metrics.jsonl (a,b)")
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
+    parser.add_sections(SECTIONS)
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; bad input is one line and exit status 2."""
 
     def body() -> int:
-        options, settings = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
-        overrides = parse_overrides(settings)
+        options, settings = parser().read(arguments)
         if options.tracker is not None:
-            overrides = merge(overrides, {"train": {"trackers": options.tracker}})
-        chosen = options.config, options.scale, options.dataset, overrides
+            settings = merge(settings, {"train": {"trackers": options.tracker}})
+        chosen = options.config, options.scale, options.dataset, settings
         if options.dry_run:
             dry_run(*chosen, evaluates=not options.no_evaluation)
         else:

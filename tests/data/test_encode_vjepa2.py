@@ -135,7 +135,9 @@ def test_verify_finds_another_encoder_and_refusals_are_clear(tmp_path: Path):
     # A channel of 30 times the RMS: storing it as float16 rounds away more than the bound, and that is no fault.
     outlier = FakeEncoder()
     real = outlier.__class__.encode
-    loud = type("Loud", (FakeEncoder,), {"encode": lambda self, clips: 0.1 * real(self, clips) + [0.0, 0.0, 37.021]})
+    loud = type(
+        "Loud", (FakeEncoder,), {"encode": lambda self, clips: 0.1 * real(self, clips) + np.float32([0.0, 0.0, 37.021])}
+    )
     spiked = encode_store(store, tmp_path / "loud", loud())
     assert np.abs(spiked.latents.astype(np.float32) - 37.021).min() > 0
     assert verify_latents(store, spiked, loud()) < 1e-4

@@ -1,6 +1,5 @@
 """Stores at a URL: the same samples as from the disk, few and small requests, one clear line for whatever is wrong."""
 
-import argparse
 import dataclasses
 import json
 import multiprocessing
@@ -19,6 +18,7 @@ from wmjax.core import location as remote
 from wmjax.core.errors import UserError
 from wmjax.core.files import StoreWriter
 from wmjax.core.location import Remote, RemoteArray, local, location
+from wmjax.core.options import CommandParser
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.loader import LoaderConfig, make_loader
@@ -298,9 +298,9 @@ class FakeEncoder:
 
 def test_latents_of_remote_frames_are_those_of_local_ones(stores, bucket, tmp_path, capsys):
     def run(*line):
-        parser = argparse.ArgumentParser()
+        parser = CommandParser("encode", None)
         export_latents.add_arguments(parser)
-        options, settings = parser.parse_known_args([*line, "--views", "2", "--max-shift", "3"])
+        options, settings = parser.read([*line, "--views", "2", "--max-shift", "3"])
         return export_latents.run(options, settings, lambda _: FakeEncoder(), backend="jax")
 
     run("--data", bucket[0], "--out", str(tmp_path / "z"))

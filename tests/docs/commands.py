@@ -64,17 +64,14 @@ def section_settings(module: str) -> set[str]:
 @functools.cache
 def options(module: str) -> set[str]:
     """The options of a command: what ``--help`` prints, or what the source of a script names."""
+    if module == "encoders_export.vjepa":  # without importing torch: both commands share their options
+        return options("wmjax.encode")
     if module.startswith("wmjax."):
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             importlib.import_module(module).main(["--help"])
         return set(OPTION.findall(shown.getvalue()))
-    files = [module_file(module)]
-    if module == "encoders_export.vjepa":
-        files.append(ROOT / "wmjax/encoders/export.py")
-    strings = (
-        node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)
-    )
+    strings = (node for node in ast.walk(ast.parse(module_file(module).read_text())) if isinstance(node, ast.Constant))
     return {node.value for node in strings if isinstance(node.value, str) and OPTION.fullmatch(node.value)}
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -107,7 +108,7 @@ def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):
     for decision in range(3):
         keys = jax.random.split(jax.random.key(decision), 1)
         carry, _, _ = policy(carry, observation(policy, decision), keys, recorded(AHEAD * decision)[None])
-    frames = recorded(newest)[None][:, :, policy._cameras]
+    frames = jnp.asarray(recorded(newest)[None][:, :, policy._cameras])
     encode = policy._encode(policy._state[1])
     found = np.asarray(policy._true_future(policy._model, encode, carry, frames))[0]
     expected = normalise_latents(expected, policy.encoder_spec)
@@ -124,7 +125,7 @@ def test_an_oracle_asks_for_the_future_and_nobody_else_takes_it(make, truthful):
 
 def test_prediction_and_truth_are_mixed_and_the_prediction_is_scored(make):
     model = make(None)._model
-    history = np.random.default_rng(0).normal(size=(1, 3, 16, 192)).astype(np.float32)
+    history = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 16, 192)), jnp.float32)
     prediction = model.world.prophet(model.world.prepare(history))
     memory, errors = mix(model, history, prediction + 1.0, 0.25)
     np.testing.assert_allclose(memory, prediction + 0.75, atol=1e-5)

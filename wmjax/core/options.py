@@ -7,11 +7,14 @@ read as TOML, converted to the field's type, and checked against the range that 
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.settings import merge, nested, parse_overrides, parse_value, type_hints
+
+FEW = 3
+"""Sections whose forms fit into one line of an error."""
 
 
 def number_list(text: str) -> tuple[int, ...]:
@@ -53,12 +56,13 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         command: its name, such as ``record``.
         description: the docstring.
+        package: of the command's module.
 
     """
 
-    def __init__(self, command: str, description: str | None) -> None:
+    def __init__(self, command: str, description: str | None, package: str = "wmjax") -> None:
         super().__init__(
-            prog=f"python -m wmjax.{command}",
+            prog=f"python -m {package}.{command}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -93,6 +97,13 @@ class CommandParser(argparse.ArgumentParser):
                 kind |= {"action": "extend", "nargs": "+"}
             group.add_argument(f"--{name}", dest=f"{section}.{name}", help=_help(section, short, defaults), **kind)
 
+    def add_sections(self, sections: Iterable[str]) -> None:
+        """Takes the settings of several sections by their full names only."""
+        names = list(sections)
+        self._sections |= {name: {} for name in names}
+        text = f"Every setting of the sections {', '.join(names)} can be given, such as --train.steps 500."
+        self.add_argument_group("settings, --SECTION.NAME VALUE", text)
+
     def read(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
         """The options of the command itself, and the settings of each section as nested plain values.
 
@@ -118,6 +129,8 @@ class CommandParser(argparse.ArgumentParser):
         for name in values:
             if not self._sections:
                 raise self._refusal(f"--{name}")
+            if name not in self._sections and len(self._sections) > FEW:
+                raise unknown_name("section", name, self._sections)
             if name not in self._sections:
                 forms = " or ".join(f"--{section}.NAME VALUE" for section in self._sections)
                 raise UserError(f"unknown option --{name}; settings of this command are written {forms}")

@@ -12,28 +12,48 @@ import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
-from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.errors import UserError
 from wmjax.core.location import Location, local, location
-from wmjax.core.settings import build, merge, parse_overrides
+from wmjax.core.options import CommandParser, Short
+from wmjax.core.settings import build, merge
 from wmjax.core.shards import parse_shard
 from wmjax.data.latents import Dtype, LatentStore
-from wmjax.data.shift import MAX_SHIFT, VIEWS
 from wmjax.data.store import TrainingStore
-from wmjax.encoders.base import EncoderConfig, Exporter
+from wmjax.encoders.base import EncoderConfig, Exporter, default_encoder
 from wmjax.encoders.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parse_grid(text: str) -> int:
+    """A pooling grid from the command line; 0 for ``none``.
+
+    Raises:
+        UserError: neither ``none`` nor a number that a grid can have.
+
+    """
+    if text == "none":
+        return 0
+    rows, _, columns = text.partition("x")
+    if not rows.isdecimal() or columns not in ("", rows):
+        raise UserError(f"grid is {text!r}; give a number that divides the encoder's grid, such as 4 or 4x4, or none")
+    return int(rows)
+
+
+SHORTS = {
+    "model": Short("model", "mini, vitl, vitg, a hub id, or a Hugging Face checkpoint folder", str),
+    "views": Short("views", "shifted copies per episode, the first unshifted"),
+    "max-shift": Short("max_shift", "largest shift of the other views, pixels"),
+    "grid": Short("pooling_grid", "tokens along an edge, such as 4 or 4x4; none keeps every token", parse_grid),
+    "clip": Short("clip_length", "frames per clip"),
+    "camera": Short("cameras", "one, or several separated by commas", lambda text: text.split(",")),
+}
+"""The settings of the encoder that have a short option, by option."""
+
+
+def add_arguments(parser: CommandParser) -> None:
     """The options that both export commands share."""
     parser.add_argument("--data", type=location, required=True, help="training store")
     parser.add_argument("--out", type=location, required=True, help="latent store to write")
-    parser.epilog = "Any setting of the encoder can be given as --encoder.name VALUE, also --encoder.kind."
-    parser.add_argument("--model", help="mini (default), vitl, vitg, a hub id, or a Hugging Face checkpoint folder")
-    parser.add_argument("--views", type=int, default=VIEWS, help="shifted copies per episode, the first unshifted")
-    parser.add_argument("--max-shift", type=int, default=MAX_SHIFT, help="largest shift of the other views, pixels")
-    parser.add_argument("--grid", help="pooling grid, such as 4 (default) or 8; none keeps every token")
-    parser.add_argument("--clip", type=int, help="frames per clip (default: 4)")
-    parser.add_argument("--camera", help="one, or several separated by commas (default: agentview)")
+    parser.add_settings("encoder", SHORTS, default_encoder())
     parser.add_argument("--batch", type=int, default=BATCH, help="clips per call of the encoder")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="of the stored latents")
     parser.add_argument(
@@ -51,37 +71,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 MakeExporter = Callable[[Any], Exporter]
 
 
-def encoder_config(options: argparse.Namespace, settings: list[str], backend: str) -> EncoderConfig:
+def encoder_config(settings: dict[str, Any], backend: str) -> EncoderConfig:
     """The encoder's settings from the command line, checked by what they set.
 
     Raises:
-        UserError: an argument that is no setting of the encoder, or a value that it cannot have.
+        UserError: no setting of the encoder, or a value that it cannot have.
 
     """
-    values: dict[str, Any] = {"backend": backend}
-    values |= {"views": options.views, "max_shift": options.max_shift}
-    given = {
-        "model": options.model,
-        "pooling_grid": None if options.grid is None else parse_grid(options.grid),
-        "clip_length": options.clip,
-        "cameras": None if options.camera is None else options.camera.split(","),
-    }
-    values |= {name: value for name, value in given.items() if value is not None}
-    overrides = parse_overrides(settings)
-    for name in overrides:
-        if name != "encoder":
-            raise unknown_name("setting", name, ["encoder"])
-    return build(EncoderConfig, merge(values, overrides.get("encoder", {})), "encoder.")
+    return build(EncoderConfig, {"backend": backend, **settings["encoder"]}, "encoder.")
 
 
-def run(options: argparse.Namespace, settings: list[str], make: MakeExporter, *, backend: str) -> int:
+def run(options: argparse.Namespace, settings: dict[str, Any], make: MakeExporter, *, backend: str) -> int:
     """Encodes and verifies, for either backend; ``make`` builds the encoder of the settings. Returns 0."""
     if options.verify is not None:
         verify(options, settings, make, backend)
         return 0
     shard = parse_shard(options.shard)
-    require_numbers(views=options.views, max_shift=options.max_shift, batch=options.batch)
-    config = encoder_config(options, settings, backend)
+    config = encoder_config(settings, backend)
+    require_numbers(views=config.views, max_shift=config.max_shift, batch=options.batch)
     out, store = local(options.out), TrainingStore(options.data)
     encoder = make(config)
     shown = sys.stderr.isatty()
@@ -111,7 +118,7 @@ def run(options: argparse.Namespace, settings: list[str], make: MakeExporter, *,
     return 0
 
 
-def verify(options: argparse.Namespace, settings: list[str], make: MakeExporter, backend: str) -> None:
+def verify(options: argparse.Namespace, settings: dict[str, Any], make: MakeExporter, backend: str) -> None:
     """Checks an existing store: hashes, then a random sample against the encoder, which may be of the other backend.
 
     Raises:
@@ -124,28 +131,13 @@ def verify(options: argparse.Namespace, settings: list[str], make: MakeExporter,
     latents.check(store)
     store.verify()
     latents.verify()
-    kind = [f"--encoder.kind={latents.spec.kind}"]
-    encoder = make(encoder_config(options, kind + settings, backend).with_spec(latents.spec))
+    stored = merge({"encoder": {"kind": latents.spec.kind}}, settings)
+    encoder = make(encoder_config(stored, backend).with_spec(latents.spec))
     worst = verify_latents(store, latents, encoder, options.verify)
     print(
         f"{options.out}: all hashes are right; of {options.verify} random latents encoded again, the largest "
         f"difference is {worst:.1e} of the RMS (bound {LATENT_BOUND:g})"
     )
-
-
-def parse_grid(text: str) -> int:
-    """A pooling grid from the command line; 0 for ``none``.
-
-    Raises:
-        UserError: neither ``none`` nor a number that a grid can have.
-
-    """
-    if text == "none":
-        return 0
-    rows, _, columns = text.partition("x")
-    if not rows.isdecimal() or columns not in ("", rows):
-        raise UserError(f"grid is {text!r}; give a number that divides the encoder's grid, such as 4 or 4x4, or none")
-    return int(rows)
 
 
 def _settings(config: EncoderConfig, out: Location) -> str:

@@ -126,6 +126,11 @@ class Experiment:
         return "-".join(part for part in parts if part)
 
 
+SECTIONS = tuple(
+    each.name for each in dataclasses.fields(Experiment) if each.name not in ("recipe", "scale", "dataset")
+)
+"""The sections of an experiment's settings, as a command line names them."""
+
 AXES: dict[str, tuple[str, ...]] = {
     "variants": (
         "model.memory",

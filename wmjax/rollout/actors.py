@@ -51,7 +51,7 @@ class Decision:
     frames: UInt8[np.ndarray, "frames cameras height width 3"]
     state: Float32[np.ndarray, " state"]
     instruction: str
-    future: UInt8[np.ndarray, "future cameras height width 3"] = dataclasses.field(default_factory=no_frames)
+    future: UInt8[np.ndarray, "future _ _ _ 3"] = dataclasses.field(default_factory=no_frames)
     forget: bool = False
 
 

@@ -40,7 +40,7 @@ class Imagined:
     predicted: Float32[np.ndarray, "future tokens dim"]
 
     @property
-    def latents(self) -> Float32[np.ndarray, "1+future tokens dim"]:
+    def latents(self) -> Float32[np.ndarray, "frames tokens dim"]:
         """z(t), then ẑ(t+1), ẑ(t+2), ..."""
         return np.concatenate([self.observed[-1:], self.predicted])
 
