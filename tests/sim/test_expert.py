@@ -63,7 +63,7 @@ def test_replay_is_exact_and_succeeds(env, demonstration):
 
 def test_an_unsolvable_goal_is_named(env, monkeypatch):
     monkeypatch.setattr(env, "goal", ("open", "wooden_cabinet_1_middle_region"))
-    with pytest.raises(UserError, match=r"no primitive reaches 'open wooden_cabinet_1_middle_region'; there are .* on,"):
+    with pytest.raises(UserError, match=r"no primitive reaches 'open wooden_cabinet_1_middle_region'; there are"):
         Expert(env)
     monkeypatch.undo()
     monkeypatch.setattr(env, "goals", 2)

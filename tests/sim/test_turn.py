@@ -14,6 +14,7 @@ pytestmark = pytest.mark.sim
 def test_the_knob_is_turned_whoever_takes_over(stove):
     stove.reset(demonstration_id("libero_goal", 7, slot=0, attempt=0, seed=90))
     first, phases, success = Expert(stove), [], False
+    expert = first
     assert first.plan().cost < HOPELESS
     while not success and len(phases) < 150:
         expert = Expert(stove) if len(phases) % 4 == 0 else expert

@@ -234,7 +234,7 @@ def grasp_candidates(scene: Scene, item: str, rim: bool, only: GraspStyle | None
 
 
 def facing_down(angle: float, sign: int) -> Matrix:
-    """The hand pointing down with the closing direction's normal at ``angle``."""
+    """The hand pointing down, its fingers closing along ``angle`` (rad), in one of two headings: ``sign`` 1 or -1."""
     x = sign * np.array([np.cos(angle), np.sin(angle), 0.0])
     z = np.array([0, 0, -1.0])
     return np.stack([x, np.cross(z, x), z], axis=1)
