@@ -88,7 +88,7 @@ def run_evaluation(
         print(check_served(policy, dialect, foreign, data, check))
         return 0
     shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
-    trained = {"batch_size": settings.batch, "places": places}
+    trained: dict[str, Any] = {"batch_size": settings.batch, "places": places}
     cells = load_protocol_list(protocol, **changes)
     if cells is not None:
         return _run_list(cells, run, policy, out, {"data": data, **shared}, trained)

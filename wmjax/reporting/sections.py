@@ -22,6 +22,7 @@ from wmjax.reporting.html import (
     legend,
     muted,
     percent,
+    row,
     plain,
     section,
     table,
@@ -129,9 +130,9 @@ def _goals(summary: Summary) -> list[Html]:
     """The table of goals, where the scene has those of several tasks."""
     if summary.goals is None:
         return []
-    head, *rows = summary.goals.cells()
+    head, *lines = summary.goals.cells()
     note = "Task whose goal was reached first, by the sentence that the policy was told; episodes are counted."
-    return [element("h3", "Goals reached"), table(head, rows, "plain"), muted(note)]
+    return [element("h3", "Goals reached"), table(head, [row(*line) for line in lines]), muted(note)]
 
 
 def videos(summary: Summary, gallery: Gallery, records: Mapping[str, EpisodeRecord], limit: int) -> Html:

@@ -98,7 +98,7 @@ class Turn:
 def _find_bar(scene: Scene, body: int) -> tuple[int, int]:
     """The box of a knob that stands up highest, and which of its axes is the longest of those that lie flat."""
     geoms = np.flatnonzero((scene.model.geom_bodyid == body) & (scene.model.geom_contype > 0))
-    bar = int(max(geoms, key=lambda geom: _top(scene, geom)))
+    bar = max(map(int, geoms), key=lambda geom: _top(scene, geom))
     flat = np.abs(scene.data.geom_xmat[bar].reshape(3, 3)[2]) < 0.5
     return bar, int(np.argmax(np.where(flat, scene.model.geom_size[bar], 0.0)))
 
