@@ -22,8 +22,8 @@ from wmjax.reporting.html import (
     legend,
     muted,
     percent,
-    row,
     plain,
+    row,
     section,
     table,
 )
