@@ -45,7 +45,6 @@ PRIMITIVES: Registry[Any] = Registry(
         "on": "wmjax.recording.primitives.put:Put",
         "in": "wmjax.recording.primitives.put:Put",
         "turnon": "wmjax.recording.primitives.turn:Turn",
-        "turnoff": "wmjax.recording.primitives.turn:Turn",
     },
 )
 """By the predicate, as LIBERO spells it in a parsed goal; each is a :class:`Primitive`."""

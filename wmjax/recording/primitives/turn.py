@@ -1,4 +1,4 @@
-"""Turning the knob of a stove: ``(turnon A)`` and ``(turnoff A)``."""
+"""Turning the knob of a stove on: ``(turnon A)``."""
 
 import dataclasses
 
@@ -49,9 +49,7 @@ class Turn:
         self._knob = f"{fixture}_button"
         self._bar, self._axis = _find_bar(self._scene, self._scene.body(self._knob))
         self._joint = env.sim.model.get_joint_qpos_addr(self._knob)
-        low, high = env.articulation(fixture, predicate)
-        self._sign = 1.0 if predicate == "turnon" else -1.0
-        self._enough = low + PAST if predicate == "turnon" else (low + high) / 2
+        self._enough = env.articulation(fixture, predicate)[0] + PAST
         self.phase = Phase.APPROACH
         self.seen = self._scene.look(self._knob, self._knob)
 
@@ -70,14 +68,14 @@ class Turn:
 
     def _decide(self, seen: Seen) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
-        if self._sign * (float(self._scene.data.qpos[self._joint]) - self._enough) >= 0:
+        if float(self._scene.data.qpos[self._joint]) >= self._enough:
             return leave(seen)
         grasp = self._grasp()
         if not held(seen):
             return reach_and_close(seen, grasp)
         if not firm(seen):
             return Phase.CLOSE, still(CLOSE)
-        ahead = rotation_z(self._sign * LEAD) @ grasp.rotation
+        ahead = rotation_z(LEAD) @ grasp.rotation
         return Phase.TURN, towards(seen, grasp.position, rotation_vector(ahead @ seen.rotation.T), CLOSE, 0.4)
 
     def _grasp(self) -> Grasp:
