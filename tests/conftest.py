@@ -2,34 +2,46 @@
 
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
-from jaxtyping import install_import_hook
-
-import tests.shapes
-
-install_import_hook(tests.shapes.annotated_modules(), "tests.shapes.check_shapes")
-
-from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
-
+# Before jax is imported, which reads them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Jobs in the background of a shell, or under nohup, ignore these, and so would the commands that tests start and stop.
 for _name, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_name) is signal.SIG_IGN:
         signal.signal(_name, _handler)
-# So that every jitted test runs on a real mesh.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+# Two devices, so that every jitted test runs on a real mesh; and quickly compiled programs, because most of the time of
+# most tests is compilation.
+FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # Many tests compile the same small models.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "wmjax-tests-xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.shapes  # noqa: E402
+
+install_import_hook(tests.shapes.annotated_modules(), "tests.shapes.check_shapes")
+
+from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
 
 # The same examples on every run, so that a commit's tests do not depend on luck; --hypothesis-profile=random searches.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", derandomize=False, deadline=None)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped():
+    """Memory stays within a few GB: no file needs the programs of another."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """The check of annotated shapes in tests: what jaxtyping's import hook wraps around every function of wmjax."""
 
+import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import beartype
+import jax
+import numpy as np
 from jaxtyping import AbstractArray
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +33,7 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     Other annotations are mypy's: tests hand stand-ins to functions, and wrong types to functions that refuse them.
     """
     hints = getattr(function, "__annotations__", {})
-    arrays = {name: hint for name, hint in hints.items() if names_array(hint)}
+    arrays = {name: widened(hint) for name, hint in hints.items() if names_array(hint)}
     if not arrays:
         return function
     function.__annotations__ = arrays
@@ -42,3 +45,12 @@ def names_array(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return True
     return any(names_array(part) for part in typing.get_args(hint))
+
+
+def widened(hint: Any) -> Any:
+    """An annotation that takes NumPy's arrays where it asks for JAX's, as JAX does."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return typing.Union[tuple(widened(part) for part in typing.get_args(hint))]  # noqa: UP007
+    if isinstance(hint, type) and issubclass(hint, AbstractArray) and hint.array_type is jax.Array:
+        return hint | hint.dtype[np.ndarray, hint.dim_str]
+    return hint

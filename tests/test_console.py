@@ -35,6 +35,7 @@ def test_every_command_is_listed_with_a_sentence(capsys: pytest.CaptureFixture[s
         assert f"  {name} " in console.usage() and summary in console.usage()
 
 
+@pytest.mark.slow
 def test_a_command_gets_its_arguments_and_sets_the_status(tmp_path: Path) -> None:
     done = wmjax("train", "--config", "e2_flo", "--dry-run", tmp_path=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -59,6 +59,7 @@ def test_a_backbone_without_adapters_becomes_a_checkpoint_that_loads_again(plain
     assert prompts[0].hashes == prompts[1].hashes
 
 
+@pytest.mark.slow
 def test_adapters_become_peft_files_and_merge_into_the_same_function(adapted: Path, tmp_path: Path) -> None:
     acted = backbone_of(adapted)
     assert main(["--run", str(adapted), "--out", str(tmp_path / "peft")]) == 0

@@ -93,6 +93,7 @@ def rollout(policy: Policy, episodes: tuple[int, ...], decisions: int) -> list[t
 TORCH = pytest.mark.torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "resize"),
     [("jax", 112), pytest.param("torch", 112, marks=TORCH), pytest.param("torch", 128, marks=TORCH)],

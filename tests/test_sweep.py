@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_smoke import command
 from wmjax.core.errors import UserError
 from wmjax.experiment.config import load
 from wmjax.experiment.sweep_plan import finished, read_plan, resolve, results_folder
@@ -165,26 +164,3 @@ def test_tables_follow_from_the_json_alone(plan: Path) -> None:
 def test_tables_of_nothing_are_one_line(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(plan), "--tables"]) == 2
     assert "no finished cell" in capsys.readouterr().err
-
-
-@pytest.mark.sim
-@pytest.mark.slow
-def test_a_small_sweep_runs_and_is_resumed(tmp_path: Path) -> None:
-    plan, cache = tmp_path / "plan.toml", tmp_path / "cache"
-    plan.write_text(
-        '[cells.tiny]\nconfig = "e0_mse"\nscale = "smoke"\nminutes = 3\nprotocols = ["smoke"]\nepisodes = 1\n'
-        "settings.train.steps = 2\nsettings.train.eval_every = 2\nsettings.train.checkpoint_every = 2\n"
-    )
-    first = command("wmjax.sweep", cache, str(plan))
-    assert "1 of 1 cells to run, 3 min stated" in first
-    path = tmp_path / "plan" / "tiny-s0.json"
-    found = json.loads(path.read_text())
-    (evaluation,) = found["evaluations"].values()
-    assert [outcome in ("success", "failure") for outcome, _ in evaluation["episodes"].values()] == [True]
-    assert found["experiment"]["train"]["steps"] == 2 and len(found["specs"]["observation"]) == 16
-    assert found["minutes"]["training"] > 0 and "r2_arm" in found["validation"] and found["commit"]
-    before = path.read_bytes()
-    assert "0 of 1 cells to run" in command("wmjax.sweep", cache, str(plan))
-    assert path.read_bytes() == before
-    assert "tables.md" in command("wmjax.sweep", cache, str(plan), "--tables")
-    assert "| tiny | 0 |" in (tmp_path / "plan" / "tables.md").read_text()

@@ -8,7 +8,7 @@ pytest.importorskip("mujoco")
 
 from benchmarks.accelerator_stages import pack_simulator
 
-pytestmark = [pytest.mark.sim, pytest.mark.slow]
+pytestmark = [pytest.mark.sim, pytest.mark.long]
 
 
 def test_one_task_is_packed(tmp_path):

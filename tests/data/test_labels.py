@@ -104,6 +104,27 @@ def test_the_future_ends_at_an_injected_step(store, tmp_path):
     assert masked
 
 
+def test_a_past_target_is_what_came_before_the_history_and_no_injected_step(store, tmp_path):
+    latents = make_latents(tmp_path, store)
+    config = LoaderConfig(batch_size=52, num_epochs=1, target="past")
+    batch = BatchSource(store, latents, EVERY, config)[0]
+    future = BatchSource(store, latents, EVERY, dataclasses.replace(config, target="future"))[0]
+    np.testing.assert_array_equal(batch["latents"], future["latents"])
+    found = masked = 0
+    for row, frame in enumerate(batch["sample_id"]):
+        entry, step = store.episodes[store.frame_episode[frame]], store.frame_step[frame]
+        for back in range(4):
+            earlier = frame - 3 - back
+            exists = earlier >= entry["frame_start"]
+            disturbed = exists and store.frame_step[earlier] < INJECTED.stop and step > INJECTED.start
+            assert batch["future_mask"][row, back] == (exists and not disturbed)
+            masked += disturbed
+            if exists:
+                found += 1
+                np.testing.assert_array_equal(batch["future"][row, back][:, 0], np.float32(np.float16(earlier / 128)))
+    assert found and masked
+
+
 def test_statistics_are_of_the_labels_that_are_learned(store):
     found = label_statistics(store, EVERY[:2], 5)
     frames = sum(store.episodes[index]["num_frames"] for index in (0, 1))

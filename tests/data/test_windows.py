@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmjax.data.windows import chunk_indices, clip_indices, future_indices, history_indices, pad_actions
+from wmjax.data.windows import (
+    chunk_indices,
+    clip_indices,
+    earlier_indices,
+    future_indices,
+    history_indices,
+    pad_actions,
+)
 from wmjax.sim.libero import ACTION_SPEC
 
 
@@ -17,6 +24,14 @@ def test_windows_never_leave_the_episode(start, count, window, data):
     assert past[-1] == frame and np.all(np.diff(past) >= 0) and past.max() == frame
     assert mask.sum() == min(window, start + count - 1 - frame)
     assert np.array_equal(ahead[mask], frame + 1 + np.arange(mask.sum()))
+
+
+def test_earlier_frames_end_where_the_history_begins():
+    indices, mask = earlier_indices(np.array([9, 20]), 7, 3, 4)
+    assert indices.tolist() == [[7, 7, 7, 7], [17, 16, 15, 14]]
+    assert mask.tolist() == [[False] * 4, [True] * 4]
+    indices, mask = earlier_indices(11, 7, 3, 4)
+    assert indices.tolist() == [8, 7, 7, 7] and mask.tolist() == [True, True, False, False]
 
 
 def test_clip_repeats_the_first_frame_like_a_rollout_does():

@@ -43,7 +43,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(module: str, cache: Path, *arguments: str, status: int = 0, **variables: str) -> str:
     """Runs a command as a user would, with its own cache; returns what it printed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-    environment |= {"WMJAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", **variables}
+    flags = "--xla_backend_optimization_level=1"  # most of the time is compilation
+    environment |= {"WMJAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables}
     line = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == status, done.stdout + done.stderr
@@ -98,13 +99,39 @@ def test_a_second_run_finds_everything_done(first: str, cache: Path) -> None:
     assert "libero_spatial/2" in again
 
 
-def test_the_baseline_takes_the_same_path(first: str, cache: Path) -> None:
-    shown = command("wmjax.train", cache, "--config", "e0_mse", "--scale", "smoke", "--train.steps", "2")
-    assert "recording" not in shown and "libero_spatial/2" in shown
+PLAN = """
+[cells.tiny]
+config = "e0_mse"
+scale = "smoke"
+minutes = 3
+protocols = ["smoke"]
+episodes = 1
+settings.train.steps = 2
+settings.train.eval_every = 2
+settings.train.checkpoint_every = 2
+"""
+
+
+def test_a_sweep_trains_the_baseline_on_the_same_data_and_is_resumed(first: str, cache: Path) -> None:
+    plan = cache / "plan.toml"
+    plan.write_text(PLAN)
+    shown = command("wmjax.sweep", cache, str(plan))
+    assert "1 of 1 cells to run, 3 min stated" in shown and "recording" not in shown
+    path = cache / "plan" / "tiny-s0.json"
+    found = json.loads(path.read_text())
+    (evaluation,) = found["evaluations"].values()
+    assert [outcome in ("success", "failure") for outcome, _ in evaluation["episodes"].values()] == [True]
+    assert found["experiment"]["train"]["steps"] == 2 and len(found["specs"]["observation"]) == 16
+    assert found["minutes"]["training"] > 0 and "r2_arm" in found["validation"] and found["commit"]
+    before = path.read_bytes()
+    assert "0 of 1 cells to run" in command("wmjax.sweep", cache, str(plan))
+    assert path.read_bytes() == before
+    assert "tables.md" in command("wmjax.sweep", cache, str(plan), "--tables")
+    assert "| tiny | 0 |" in (cache / "plan" / "tables.md").read_text()
 
 
 def test_two_policies_are_compared_until_no_episode_is_left(first: str, cache: Path) -> None:
-    runs = [str(cache / RUN.format(recipe)) for recipe in ("e0_mse", "e2_flow")]
+    runs = [str(cache / "sweeps" / "plan" / "tiny-s0"), str(cache / RUN.format("e2_flow"))]
     shown = command("wmjax.compare", cache, *runs, "--until", "decided", "--protocol", "smoke")
     assert "2 pairs" in shown and "undecided" in shown and "0 of 2 episodes to run" in shown
 
@@ -138,6 +165,7 @@ FROZEN = ("--config", "e0_mse", "--scale", "mini_lora", "--dataset", "smoke", "-
           "--train.steps", "3", "--train.batch_size", "2", "--train.eval_batches", "1")  # fmt: skip
 
 
+@pytest.mark.long  # frozen backbones train in trainer/test_loop.py, and are exported in test_export.py
 def test_a_pretrained_backbone_stays_frozen_and_acts_and_a_random_one_is_the_control(first: str, cache: Path) -> None:
     exported = cache / "pretrained"
     pretrain = (

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -98,7 +99,7 @@ def test_resized_frames_are_preprocessed_alike():
 
     frames = np.random.default_rng(0).integers(0, 256, (1, 2, 200, 200, 3), np.uint8)
     a = torch_preprocess(torch.from_numpy(frames), preset("vitl")).permute(0, 1, 3, 4, 2).numpy()
-    difference = np.abs(a - np.asarray(preprocess(frames, preset("vitl"))))
+    difference = np.abs(a - np.asarray(preprocess(jnp.asarray(frames), preset("vitl"))))
     assert (difference > 1e-5).mean() < 1e-3 and difference.max() < 0.0176
 
 
@@ -131,8 +132,8 @@ MAINS = {"torch": torch_main, "jax": jax_main}
         ("--grid", "3x3", "grid 3 does not divide"),
         ("--shard", "2/2", "shard '2/2' is not i/n"),
         ("--camera", "sky", "camera 'sky' is not in"),
-        ("--views", "0", "views is 0; set it to at least 1"),
-        ("--max-shift", "-1", "max-shift is -1; set it to at least 0"),
+        ("--views", "0", "encoder.views is 0; it must be at least 1"),
+        ("--max-shift", "-1", "encoder.max_shift is -1; it must be at least 0"),
         ("--batch", "0", "batch is 0; set it to at least 1"),
         ("--clip", "0", "encoder.clip_length is 0; it must be at least 1"),
         ("--clip", "-2", "encoder.clip_length is -2; it must be at least 1"),

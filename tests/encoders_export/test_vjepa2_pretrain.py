@@ -99,6 +99,7 @@ def settings(**changes) -> PretrainConfig:
     return dataclasses.replace(PretrainConfig(batch=8, predictor=PREDICTOR, target_layers=2), **changes)
 
 
+@pytest.mark.slow
 def test_training_learns_and_a_resumed_run_repeats_it(store: TrainingStore, tmp_path: Path):
     clips = Clips([store], "agentview", TINY)
     whole = Pretrainer(clips, tmp_path / "whole", settings(steps=6), TINY)

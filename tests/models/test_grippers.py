@@ -64,6 +64,7 @@ def test_past_the_end_a_robot_holds_still_or_repeats_its_last_action() -> None:
     np.testing.assert_array_equal(held[0, :, 1], action[0, :, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [FlowHead, RegressionHead])
 @pytest.mark.parametrize("grippers", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["binary", "regress"])

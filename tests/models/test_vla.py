@@ -348,21 +348,25 @@ def test_variants_that_need_no_latents_act_without_them() -> None:
 def test_bad_inputs_are_named() -> None:
     model = make_vla("e2")
     with pytest.raises(UserError, match=r"future latents are missing"):
-        model.loss(INPUTS._replace(future=None), ACTION, MASK, KEY)
+        jax.eval_shape(lambda: model.loss(INPUTS._replace(future=None), ACTION, MASK, KEY))
     with pytest.raises(UserError, match=r"action is \(3, 4, 6\)"):
-        model.loss(INPUTS, ACTION[..., :6], MASK, KEY)
+        jax.eval_shape(lambda: model.loss(INPUTS, ACTION[..., :6], MASK, KEY))
     with pytest.raises(UserError, match=r"prophet.history needs 3"):
-        model.action_tokens(INPUTS._replace(latents=INPUTS.latents[:, :2]))
+        jax.eval_shape(lambda: model.action_tokens(INPUTS._replace(latents=INPUTS.latents[:, :2])))
     with pytest.raises(UserError, match=r"set prophet.tokens and prophet.latent_dim"):
-        model.action_tokens(INPUTS._replace(latents=INPUTS.latents[..., :5]))
+        jax.eval_shape(lambda: model.action_tokens(INPUTS._replace(latents=INPUTS.latents[..., :5])))
     with pytest.raises(UserError, match=r"did you mean noise"):
         corrupt(INPUTS.latents, "noisy", KEY)
     with pytest.raises(UserError, match=r"'shuffled' needs a memory"):
-        model.sample(INPUTS, NOISE, corruption="shuffled")
+        jax.eval_shape(lambda: model.sample(INPUTS, NOISE, corruption="shuffled"))
     with pytest.raises(UserError, match=r"state has 7"):
-        model.hidden(INPUTS._replace(state=INPUTS.state[:, :7]))
+        jax.eval_shape(lambda: model.hidden(INPUTS._replace(state=INPUTS.state[:, :7])))
     with pytest.raises(UserError, match=r"memory.inject is true with memory.input 'hidden'"):
         WorldMemoryConfig(input="hidden")
+    with pytest.raises(UserError, match=r"memory.target is 'past' with memory.input 'hidden'"):
+        WorldMemoryConfig(input="hidden", inject=False, target="past")
+    with pytest.raises(UserError, match=r"unknown memory.target 'now'"):
+        WorldMemoryConfig(target="now")
     with pytest.raises(UserError, match=r"memory.world_loss is 0.5 with memory.input 'copy'"):
         WorldMemoryConfig(input="copy")
 

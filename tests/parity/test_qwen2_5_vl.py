@@ -131,7 +131,7 @@ def test_any_prompts(pair, prompts, padding):
     assert max(compare(*pair, Case(prompts, padding))) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_true_widths_of_3b(tmp_path):
     """Two vision blocks, one with full attention, and two decoder layers, with a small vocabulary."""
     whole = preset("3b")

@@ -149,6 +149,7 @@ def test_adapters_saved_by_peft_give_the_same_logits(pair):
     assert error(plain, wanted) > 0.05  # otherwise the adapters would not be tested
 
 
+@pytest.mark.slow
 def test_gradients_of_every_adapter(pair):
     probe = make_probe(CASE)
     found = errors(gradients(pair.model, CASE, probe), reference_gradients(pair.reference, CASE, probe))

@@ -54,6 +54,7 @@ def acts(path: Path, **options: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(policy.prompt("lift the bowl"))])
 
 
+@pytest.mark.slow
 def test_a_runs_folder_moves_to_another_machine_whole(tmp_path: Path) -> None:
     experiment = named(tmp_path / "here")
     run = train(tmp_path / "here" / "run", experiment)
@@ -81,6 +82,7 @@ def test_the_copies_are_what_was_trained_with_whatever_became_of_the_original(tm
     np.testing.assert_array_equal(acts(run), before)
 
 
+@pytest.mark.slow
 def test_what_is_large_stays_where_it_is_and_its_place_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

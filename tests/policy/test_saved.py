@@ -39,6 +39,7 @@ def test_a_policys_folder_holds_the_runs_parameters(run: Path, folder: Path) -> 
     assert {path.name for path in folder.iterdir()} == {SETTINGS, PARAMETERS}
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_and_acts_in_float32(run: Path, tmp_path: Path) -> None:
     assert export.main(["--run", str(run), "--out", str(tmp_path / "half"), "--policy", "bfloat16"]) == 0
     exact, rounded = find_policy(run).parameters(), find_policy(tmp_path / "half").parameters()

@@ -152,6 +152,7 @@ def ranges(built: Any, path: str = "") -> dict[str, tuple[float, float]]:
     return {name: ends for name, ends in found.items() if name.startswith(TRAINS)}
 
 
+@pytest.mark.slow
 def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
     """The ends of the ranges among them; what does not fit together is refused in one line."""
     known, stepper, trained = ranges(load("e2_flow", "smoke")), Stepper(tmp_path), 0

@@ -10,6 +10,7 @@ from tests.rollout.runs import save_run
 from wmjax.sim.libero import OBSERVATION_SPEC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "head"), [("e0", "regression"), ("e2", "flow")])
 def test_latency_is_measured_for_every_batch_and_for_the_flow(variant, head, tmp_path, capsys):
     run, out = save_run(tmp_path / variant, variant, head), tmp_path / "latency.json"

@@ -9,7 +9,7 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
 
-pytestmark = [pytest.mark.sim, pytest.mark.slow]
+pytestmark = [pytest.mark.sim, pytest.mark.long]  # test_oracle.py and test_oracle_policy.py need no simulator
 
 
 def test_seeing_the_future_at_alpha_one_leaves_every_number_as_it_was(tmp_path):

@@ -59,6 +59,7 @@ def test_noise_depends_on_the_seed(run):
     assert verdicts(run(changed, "a", tasks=(0,))) != verdicts(run(policy(), "b", tasks=(0,)))
 
 
+@pytest.mark.slow
 def test_forty_faults_lose_nothing_and_change_no_success(run, faults):
     expected = run(policy(), "calm", episodes_per_task=14)
     assert {record.success for record in expected.values()} == {True, False}

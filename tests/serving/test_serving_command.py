@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 
 from benchmarks import serving
 from examples import serve_openpi
@@ -13,6 +14,7 @@ from tests.serving.servers import Running, running
 from wmjax.sim.episode import EpisodeId
 
 
+@pytest.mark.slow
 def test_latency_is_measured_beside_the_policy_in_process(tmp_path, capsys) -> None:
     run, out = save_run(tmp_path / "e0", "e0", "regression"), tmp_path / "latency.json"
     serving.main([str(run), "--batches", "2", "--repeats", "1", "--out", str(out)])

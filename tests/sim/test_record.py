@@ -90,7 +90,7 @@ def test_no_disk_space_is_refused_before_any_work(tmp_path, capsys):
 
 
 @pytest.mark.sim
-@pytest.mark.slow
+@pytest.mark.long  # test_labeller.py resumes a recording, and rollout/test_pool.py replaces dead workers
 def test_recording_survives_a_dead_worker_and_resumes(tmp_path, capsys):
     command = ["--tasks", "2", "--episodes", "1", "--workers", "1", "--out", str(tmp_path), "--perturbed", "0"]
     killer = threading.Thread(target=_kill_first_child)

@@ -1,6 +1,6 @@
 """A used environment starts an episode exactly as one that was never used: what the cheap reset must not forget.
 
-One task of each suite, with something to open or to switch on where the suite has it.
+One task of each suite, with something to open or to switch on where the suite has it; all but the first are long.
 """
 
 import mujoco
@@ -13,7 +13,8 @@ from wmjax.sim.libero import OBSERVATION_SPEC
 
 pytestmark = pytest.mark.sim
 
-TASKS = [("libero_spatial", 4), ("libero_goal", 7), ("libero_10", 3), ("libero_object", 0)]
+OTHERS = [("libero_goal", 7), ("libero_10", 3), ("libero_object", 0)]
+TASKS = [("libero_spatial", 4), *(pytest.param(*task, marks=pytest.mark.long) for task in OTHERS)]
 """A drawer; a stove; a drawer of a kitchen; a basket."""
 
 

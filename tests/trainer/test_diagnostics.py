@@ -80,6 +80,7 @@ def test_windows_come_from_the_stores(inputs: Inputs) -> None:
     np.testing.assert_array_equal(actions.near_change[1], near_change(closed[:, None])[20:28])
 
 
+@pytest.mark.slow
 def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
     network, batch = Network(model, inputs, 0), next(batches(inputs, "val", 1, 4, 0))
     prompts = jax.tree.map(jax.numpy.asarray, inputs.prompts)
@@ -100,6 +101,7 @@ def test_the_passes_act_as_the_policy_does(inputs: Inputs, model: VLA) -> None:
         np.testing.assert_allclose(acted.chunk, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
     found = diagnose(model, inputs, "val", 2, 0)
     sections = found.sections
@@ -203,6 +205,7 @@ def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "is not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_gradients_of_both_losses_are_those_of_their_sum(inputs: Inputs) -> None:
     """|a + w|² = |a|² + |w|² + 2 |a| |w| cos, part by part, against the gradient of the whole loss.
 

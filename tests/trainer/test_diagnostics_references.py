@@ -183,7 +183,8 @@ def test_effective_rank() -> None:
 
 def test_constant_predictions_raise_the_alarm() -> None:
     train, test = world_case(seed=3), world_case(seed=4)
-    constant = test.future[:1] + 1e-6 * RNG(0).normal(size=test.future.shape)  # Rounding errors have full rank.
+    noise = 1e-6 * RNG(0).normal(size=test.future.shape)  # Rounding errors have full rank.
+    constant = (test.future[:1] + noise).astype(np.float32)
     section = world.world_section(constant, test, train)
     assert sum("latents" in alarm for alarm in section.alarms) == 4
     assert "COLLAPSE: the variance of the predicted latents at t+1 is 0.000" in section.table()

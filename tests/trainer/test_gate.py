@@ -60,6 +60,7 @@ def wide_open(graph: Any, params: nnx.State, frozen: nnx.State, batch: dict, inp
     return denormalise_action(np.asarray(act(params)), inputs.action_spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [(), (0, 1)])
 def test_it_moves_through_two_to_the_minus_six_in_steps_that_bfloat16_would_lose(
     layers: tuple[int, ...], tmp_path: Path

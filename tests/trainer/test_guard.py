@@ -49,6 +49,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(BatchSource, "__getitem__", broken)
 
 
+@pytest.mark.slow
 def test_twenty_bad_batches_change_nothing_and_are_named(
     store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_spike_is_skipped_once_the_usual_loss_is_known() -> None:
     assert float(state.params) == 9 + 25 + 4
 
 
+@pytest.mark.slow
 def test_gradients_of_several_batches_make_one_update(store: TrainingStore, tmp_path: Path) -> None:
     """Two batches of 4 are one of 8: the mean gradient, the schedule and the average of parameters are the same."""
     plain = toy_config(steps=4, state_noise=0.0, checkpoint_every=1, max_to_keep=9)

@@ -74,6 +74,7 @@ def test_no_seed_learns_from_episodes_that_another_is_scored_on(inputs: Inputs) 
     assert {tuple(each.val_episodes) for each in made} == {tuple(inputs.val_episodes)}
 
 
+@pytest.mark.slow
 def test_every_parameter_moves_and_metrics_are_written(inputs: Inputs, tmp_path: Path) -> None:
     model = tiny_config()
     last = fit(inputs, tmp_path)
@@ -109,10 +110,12 @@ def require_exact_resume(inputs: Inputs, folder: Path) -> None:
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
     require_exact_resume(inputs, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs, tmp_path: Path) -> None:
     last = fit(inputs, tmp_path, dataclasses.replace(CONFIG, steps=3))
     other = dataclasses.replace(inputs.latents.spec, weights_hash="another")

@@ -68,21 +68,21 @@ def chunk_labels(
     return pad_actions(store.action_chunk[later[:, 0], :chunk], mask, store.action_spec), mask
 
 
-def undisturbed_future(
-    store: TrainingStore, frames: Int[np.ndarray, " n"], ahead: Int[np.ndarray, "n future"]
-) -> Bool[np.ndarray, "n future"]:
-    """Which future frames are reached without an injected control step between them and the present.
+def undisturbed_between(
+    store: TrainingStore, frames: Int[np.ndarray, " n"], others: Int[np.ndarray, "n others"]
+) -> Bool[np.ndarray, "n others"]:
+    """Which other frames, later or earlier ones, have no injected control step between them and the present.
 
     Args:
         store: the training store; without marks nothing counts as injected.
         frames: indices of the present frames.
-        ahead: indices of their future frames, in the same episodes.
+        others: indices of frames of the same episodes.
 
     """
     if store.injected is None:
-        return np.ones(ahead.shape, bool)
+        return np.ones(others.shape, bool)
     before = np.concatenate([[0], np.cumsum(store.injected)])
-    return before[store.frame_row[ahead]] == before[store.frame_row[frames]][:, None]
+    return before[store.frame_row[others]] == before[store.frame_row[frames]][:, None]
 
 
 def label_ends(store: TrainingStore) -> Int[np.ndarray, " episodes"]:

@@ -10,17 +10,17 @@ says, rounded up or down at random (:mod:`wmjax.data.weights`). Grain imports ja
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.data.labels import check_labels, chunk_labels, label_ends, undisturbed_future
+from wmjax.data.labels import check_labels, chunk_labels, label_ends, undisturbed_between
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import MAX_SHIFT, ViewTable
 from wmjax.data.store import TrainingStore
 from wmjax.data.weights import UNIFORM, Mixture, draw_weighted, expected_draws
-from wmjax.data.windows import future_indices, history_indices
+from wmjax.data.windows import earlier_indices, future_indices, history_indices
 
 if TYPE_CHECKING:
     import grain
@@ -40,8 +40,8 @@ class LoaderConfig:
     (None: all; 1: only the unshifted one). Without latents every sample draws its own shift up to
     ``max_shift`` pixels. The chunk of actions begins ``delay`` control steps after the frame; what lies beyond the
     episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
-    injected failures are masked out of the future. ``mixture`` says how often a sample is drawn where samples are
-    shuffled.
+    injected failures are masked out of the future. With the target ``past`` the batch's ``future`` holds the frames
+    before the history instead, newest first. ``mixture`` says how often a sample is drawn where samples are shuffled.
     """
 
     batch_size: int = 32
@@ -49,6 +49,7 @@ class LoaderConfig:
     chunk: int = 8
     history: int = 3
     future: int = 4
+    target: Literal["future", "past"] = "future"
     views: int | None = None
     max_shift: int = MAX_SHIFT
     shuffle: bool = True
@@ -187,14 +188,21 @@ class BatchSource:
         if self.latents is None or isinstance(self.latents, ViewTable):
             return {}
         past = history_indices(frames, self._frame_start[episode], self.config.history)
-        ahead, future_mask = future_indices(frames, self._frame_end[episode], self.config.future)
+        ahead, future_mask = self._targets(frames, episode)
         # Together: what was and what comes lie side by side, so that a remote store answers one request per sample.
         found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)]
         return {
             "latents": found[:, : self.config.history].astype(np.float32),
             "future": found[:, self.config.history :].astype(np.float32),
-            "future_mask": future_mask & undisturbed_future(self.store, frames, ahead),
+            "future_mask": future_mask & undisturbed_between(self.store, frames, ahead),
         }
+
+    def _targets(self, frames: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frames whose latents are to be predicted, and which of them exist."""
+        count, history = self.config.future, self.config.history
+        if self.config.target == "past":
+            return earlier_indices(frames, self._frame_start[episode], history, count)
+        return future_indices(frames, self._frame_end[episode], count)
 
 
 _EPISODE_COLUMNS = ("frame_start", "num_frames", "task")

@@ -42,6 +42,26 @@ def future_indices(
     return np.minimum(indices, last), indices <= last
 
 
+def earlier_indices(
+    frame: ArrayLike, start: ArrayLike, history: int, earlier: int
+) -> tuple[Int[np.ndarray, "*batch earlier"], Bool[np.ndarray, "*batch earlier"]]:
+    """The ``earlier`` frames before the history of ``frame``, newest first, and which of them exist.
+
+    Args:
+        frame: frame indices.
+        start: the episode's first frame.
+        history: frames of the history, which ends at ``frame``.
+        earlier: how many.
+
+    Returns:
+        Indices (the first frame where there is none) and the mask of those that exist.
+
+    """
+    indices = np.asarray(frame)[..., None] - history - np.arange(earlier)
+    first = np.asarray(start)[..., None]
+    return np.maximum(indices, first), indices >= first
+
+
 def chunk_indices(
     row: ArrayLike, end: ArrayLike, chunk: int
 ) -> tuple[Int[np.ndarray, "*batch chunk"], Bool[np.ndarray, "*batch chunk"]]:

@@ -68,7 +68,7 @@ class Outcome:
     """
 
     frames: Int[np.ndarray, " n"]
-    chunks: dict[str, Float32[np.ndarray, "n chunk dim"]]
+    chunks: dict[str, Float32[np.ndarray, "n chunk action"]]
     prediction: Float32[np.ndarray, "n future tokens dim"] | None
     memory: dict[str, Float32[np.ndarray, " n"]]
     head: dict[str, dict[str, float]]

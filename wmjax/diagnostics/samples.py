@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from wmjax.core.specs import ActionSpec
-from wmjax.data.labels import chunk_labels, undisturbed_future
+from wmjax.data.labels import chunk_labels, undisturbed_between
 from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import closing, normalise_latents
 from wmjax.data.store import TrainingStore
@@ -68,8 +68,8 @@ class LatentWindows:
     history: Float32[np.ndarray, "n history tokens dim"]
     future: Float32[np.ndarray, "n future tokens dim"]
     mask: Bool[np.ndarray, "n future"]
-    position: Float32[np.ndarray, "n 1+future xyz"]
-    rotation: Float32[np.ndarray, "n 1+future columns"]
+    position: Float[np.ndarray, "n 1+future xyz"]
+    rotation: Float[np.ndarray, "n 1+future columns"]
     episode: Int[np.ndarray, " n"]
 
     @property
@@ -126,7 +126,7 @@ def latent_windows(
     return LatentWindows(
         history=transform(normalise_latents(table[0, past], latents.spec)),
         future=transform(normalise_latents(table[0, ahead], latents.spec)),
-        mask=mask & undisturbed_future(store, frames, ahead),
+        mask=mask & undisturbed_between(store, frames, ahead),
         position=store.state[rows][..., list(store.spec.position)],
         rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),
         episode=store.frame_episode[frames],

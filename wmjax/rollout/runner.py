@@ -45,7 +45,7 @@ class _Running:
     foreseeing: bool = False
     step: int = 0
     decisions: int = 0
-    frames: list[UInt8[np.ndarray, "n cameras height width 3"]] = dataclasses.field(default_factory=list)
+    frames: list[UInt8[np.ndarray, "_ cameras height width 3"]] = dataclasses.field(default_factory=list)
     captions: list[str] = dataclasses.field(default_factory=list)
     info: dict[str, list[float]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     imagined: list[Imagined] = dataclasses.field(default_factory=list)

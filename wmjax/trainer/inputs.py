@@ -47,6 +47,7 @@ def make_inputs(
             delay=config.delay,
             history=model.prophet.history,
             future=model.prophet.future,
+            target=model.memory.target,
             mixture=mixture,
         ),
     )

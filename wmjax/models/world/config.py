@@ -12,6 +12,7 @@ from wmjax.core.settings import Rate, Settings, Weight
 from wmjax.models.world.prophet import ProphetConfig
 
 Input = Literal["none", "latents", "constant", "copy", "hidden"]
+Target = Literal["future", "past"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class WorldMemoryConfig(Settings, section="memory"):
         inject: whether the action tokens attend to the memory.
         action_gradient: whether the action loss trains the Prophet.
         dropout: share of training samples with an empty memory.
+        target: the frames whose latents the prediction loss asks for: ``future``, those after the present one, or
+            ``past``, as many before the latent history, newest first. Acting and diagnosis do not depend on it.
 
     """
 
@@ -34,6 +37,7 @@ class WorldMemoryConfig(Settings, section="memory"):
     inject: bool = True
     action_gradient: bool = True
     dropout: Rate = 0.1
+    target: Target = "future"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +47,13 @@ class WorldMemoryConfig(Settings, section="memory"):
             raise UserError(
                 f"memory.world_loss is {self.world_loss} with memory.input {self.input!r}; only inputs latents and "
                 f"hidden can be trained to predict, set it to 0"
+            )
+        if self.target not in get_args(Target):
+            raise unknown_name("memory.target", self.target, get_args(Target))
+        if self.target == "past" and not (self.world_loss and self.input == "latents"):
+            raise UserError(
+                f"memory.target is 'past' with memory.input {self.input!r} and memory.world_loss {self.world_loss}; "
+                f"only a Prophet that reads latents and is trained by the world loss has a target, set it to 'future'"
             )
         if self.inject and self.input in ("none", "hidden"):
             raise UserError(f"memory.inject is true with memory.input {self.input!r}; set memory.inject to false")

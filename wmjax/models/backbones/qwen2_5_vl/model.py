@@ -19,7 +19,7 @@ from wmjax.models.nn.layout import split_batch
 from wmjax.models.nn.lora import AdapterInputs, AddedParam
 from wmjax.models.nn.stack import annotate, run_layers, stack_layers
 
-Images = UInt8[Array, "prompts images height width channels"] | Sequence[UInt8[Array, "images height width channels"]]
+Images = UInt8[Array, "prompts images height width channels"] | Sequence[UInt8[Array, "_ _ _ channels"]]
 """Images of one size per prompt, or for any mix of sizes a list of stacks, in order of their appearance."""
 
 
