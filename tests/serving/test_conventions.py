@@ -41,7 +41,7 @@ def test_an_image_is_that_of_openpis_example() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_rotation_has_the_antipode_that_each_peer_chooses(seed: int) -> None:
-    quat = np.random.default_rng(seed).normal(size=4)
+    quat = np.random.default_rng(seed).normal(size=4).astype(np.float32)
     quat /= np.linalg.norm(quat)
     robosuite = axis_angle(quat)
     np.testing.assert_allclose(robosuite, peers._quat_to_axisangle_robosuite(quat), atol=1e-5)

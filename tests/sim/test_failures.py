@@ -1,5 +1,6 @@
 """Provoked failures: settings are checked, and an episode's failures follow from its identity. Needs no simulator."""
 
+import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
@@ -58,6 +59,6 @@ def test_a_random_start_is_executed_from_the_first_step_on():
     assert failures.done == ["start"]
     actions = []
     while failures._running is not None:
-        actions.append(failures.action(len(actions), None, None))
+        actions.append(failures.action(len(actions), None, np.zeros(7)))
     assert 10 <= len(actions) <= 25
     assert all((action == actions[0]).all() for action in actions) and abs(actions[0][:3]).max() > 0
