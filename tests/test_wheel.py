@@ -25,13 +25,14 @@ from wmjax.core.paths import records_folder, resource_folder
 from wmjax.data.formats.lerobot.layout import layouts
 from wmjax.experiment.config import axis_names, load, read_axis, recipe_names
 from wmjax.rollout.protocol import load_protocol, protocol_names
+from wmjax.rollout.protocol_list import load_protocol_list
 for recipe in recipe_names():
     load(recipe)
 for axis in ("scales", "data"):
     for name in axis_names(axis):
         read_axis(axis, name)
 for name in protocol_names():
-    load_protocol(name)
+    load_protocol_list(name) or load_protocol(name)
 policy = wmjax.load_policy("mini", batch_size=1)
 frames = np.zeros((1, policy.frames_per_decision, 2, 112, 112, 3), np.uint8)
 prompt = policy.prompt("pick up the black bowl")

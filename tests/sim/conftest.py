@@ -14,3 +14,11 @@ def env() -> Iterator[LiberoEnv]:
     env = LiberoEnv(SUITE, TASK, OBSERVATION_SPEC)
     yield env
     env.close()
+
+
+@pytest.fixture(scope="session")
+def stove() -> Iterator[LiberoEnv]:
+    """The scene of libero_goal, whose task is to turn the stove on; as :func:`env` it is reset by every test."""
+    env = LiberoEnv("libero_goal", 7, OBSERVATION_SPEC)
+    yield env
+    env.close()

@@ -10,9 +10,10 @@ from wmjax.core.errors import UserError
 from wmjax.data.episode import check_episode
 from wmjax.recording.canonical import usual_grasp
 from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
-from wmjax.recording.expert import CLOSE, OPEN, Expert, Phase, reach_and_close
+from wmjax.recording.expert import Expert
 from wmjax.recording.failures import FailureConfig
 from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp
+from wmjax.recording.primitives.motion import CLOSE, OPEN, Phase, reach_and_close
 from wmjax.recording.privileged_scene import Scene, Seen, rotation_about, rotation_vector
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.libero import OBSERVATION_SPEC
@@ -61,8 +62,12 @@ def test_replay_is_exact_and_succeeds(env, demonstration):
 
 
 def test_an_unsolvable_goal_is_named(env, monkeypatch):
-    monkeypatch.setattr(env, "goal", ("turnon", "flat_stove_1"))
-    with pytest.raises(UserError, match="cannot do 'turnon flat_stove_1'"):
+    monkeypatch.setattr(env, "goal", ("open", "wooden_cabinet_1_middle_region"))
+    with pytest.raises(UserError, match=r"no primitive reaches 'open wooden_cabinet_1_middle_region'; there are"):
+        Expert(env)
+    monkeypatch.undo()
+    monkeypatch.setattr(env, "goals", 2)
+    with pytest.raises(UserError, match="its goal is 'on akita_black_bowl_1 plate_1' and 1 more"):
         Expert(env)
 
 
@@ -71,7 +76,7 @@ def test_an_object_that_nothing_could_grasp_is_a_failed_attempt(env, demonstrati
         raise NoGraspError("it fell over")
 
     env.restore(demonstration.settled_state)
-    monkeypatch.setattr("wmjax.recording.expert.plan_grasp", no_grasp)
+    monkeypatch.setattr("wmjax.recording.primitives.put.plan_grasp", no_grasp)
     expert = Expert(env)
     assert expert.plan() is None
     action = expert.act()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from wmjax.recording.expert import Expert, Phase
+from wmjax.recording.expert import Expert
+from wmjax.recording.primitives.motion import Phase
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import OBSERVATION_SPEC

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from wmjax.analysis.goal_table import GoalTable, count_goals
 from wmjax.analysis.intervals import wilson
 from wmjax.rollout.results import EpisodeRecord
 
@@ -43,13 +44,17 @@ class TaskSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The verdict of an evaluation: one row per task, and all of them together."""
+    """The verdict of an evaluation: one row per task, and all of them together.
+
+    ``goals`` says which goals were reached where the scene has those of several tasks, else it is None.
+    """
 
     tasks: tuple[TaskSummary, ...]
     overall: TaskSummary
+    goals: GoalTable | None = None
 
     def table(self) -> str:
-        """A plain-text table."""
+        """Plain-text tables."""
         head = ("task", "successes", "rate", "95 % interval", "steps", "timeouts", "crashes", "instruction")
         rows = [head, *(_row(task) for task in self.tasks)]
         if len(self.tasks) > 1:
@@ -61,11 +66,13 @@ class Summary:
             for row in rows
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(line.rstrip() for line in lines)
+        text = "\n".join(line.rstrip() for line in lines)
+        return text if self.goals is None else f"{text}\n\n{self.goals.table()}"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"overall": self.overall.as_dict(), "tasks": [task.as_dict() for task in self.tasks]}
+        goals = {} if self.goals is None else {"goals": self.goals.as_list()}
+        return {"overall": self.overall.as_dict(), "tasks": [task.as_dict() for task in self.tasks], **goals}
 
 
 def _row(task: TaskSummary) -> tuple[str, ...]:
@@ -90,7 +97,8 @@ def summarize(records: Iterable[EpisodeRecord]) -> Summary:
     for record in everything:
         groups.setdefault((record.suite, record.task_id), []).append(record)
     tasks = tuple(_summarize(f"{suite}/{task_id}", groups[suite, task_id]) for suite, task_id in sorted(groups))
-    return Summary(tasks, dataclasses.replace(_summarize("all", everything), instruction=""))
+    overall = dataclasses.replace(_summarize("all", everything), instruction="")
+    return Summary(tasks, overall, count_goals(everything))
 
 
 def _summarize(name: str, records: list[EpisodeRecord]) -> TaskSummary:

@@ -7,7 +7,7 @@ nor the simulator; NamedTuples are pytrees without either.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 Array = Any
 """A numpy or jax array; this module must not import jax."""
@@ -60,7 +60,7 @@ def axis_angle(quaternion: Float32[np.ndarray, "4"]) -> Float32[np.ndarray, "3"]
 
 
 def build_state(
-    position: Float32[np.ndarray, "3"], quaternion: Float32[np.ndarray, "4"], fingers: Float32[np.ndarray, "2"]
+    position: Float[np.ndarray, "3"], quaternion: Float[np.ndarray, "4"], fingers: Float[np.ndarray, "2"]
 ) -> Float32[np.ndarray, " state"]:
     """Proprioception: end-effector xyz (m), axis-angle (rad), the two finger positions (m)."""
     return np.concatenate([position, axis_angle(quaternion), fingers]).astype(np.float32)

@@ -1,6 +1,7 @@
 """What the evaluate command does: the closed-loop evaluation of a trained policy or of a scripted actor."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +10,14 @@ from wmjax.core.location import Location
 from wmjax.core.options import Short
 from wmjax.core.settings import Depth, Range, Settings
 from wmjax.core.shards import parse_shard
-from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
+from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint, identity
+from wmjax.pipeline.evaluate_list import evaluate_list
 from wmjax.pipeline.evaluate_scripted import evaluate_scripted, replay_status
 from wmjax.pipeline.evaluate_served import check_served, evaluate_served, is_served, require_served
 from wmjax.policy.places import Places
 from wmjax.policy.saved import find_policy
 from wmjax.rollout.protocol import load_protocol, protocol_folder
+from wmjax.rollout.protocol_list import ProtocolList, load_protocol_list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +67,10 @@ def run_evaluation(
         foreign: conventions of a served policy.
         run: a trained run or policy; None for a scripted actor.
         policy: the scripted actor's name, or a server's URL.
-        protocol: a name, or a path ending in ``.toml``.
+        protocol: a name of a protocol or of a list of them, or a path ending in ``.toml``.
         shard: ``i/n``; None is :func:`wmjax.core.shards.own_shard`.
-        out: folder of the results; None names one by the actor, the protocol and its changes.
+        out: folder of the results, of a list's cells and table; None names one by the actor, the protocol and its
+            changes.
         data: the training store to replay, to check with, or of the run.
         dialect: of a served policy.
         check: observations that a served policy is shown instead of being evaluated.
@@ -77,14 +81,18 @@ def run_evaluation(
             :func:`wmjax.pipeline.evaluate_scripted.evaluate_scripted`; conventions without a served policy.
 
     """
-    chosen, unchanged = load_protocol(protocol, **changes), load_protocol(protocol)
-    shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
+    require_served(foreign, policy)
     if run is None and places:
         raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
-    require_served(foreign, policy)
     if check is not None:
         print(check_served(policy, dialect, foreign, data, check))
         return 0
+    shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
+    trained: dict[str, Any] = {"batch_size": settings.batch, "places": places}
+    cells = load_protocol_list(protocol, **changes)
+    if cells is not None:
+        return _run_list(cells, run, policy, out, {"data": data, **shared}, trained)
+    chosen, unchanged = load_protocol(protocol, **changes), load_protocol(protocol)
     if policy is not None and is_served(policy):
         summary, out = evaluate_served(policy, dialect, foreign, chosen, unchanged, out=out, **shared)
     elif run is None:
@@ -94,9 +102,41 @@ def run_evaluation(
     else:
         found = find_policy(run)  # once: a run that is still training saves others meanwhile
         out = out or protocol_folder(found.evaluations, chosen, unchanged)
-        summary = evaluate_checkpoint(
-            found.folder, chosen, out, batch_size=settings.batch, data=data, places=places, **shared
-        )
+        summary = evaluate_checkpoint(found.folder, chosen, out, data=data, **shared, **trained)
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if policy == "replay" else 0
+
+
+def _run_list(
+    cells: ProtocolList,
+    run: Path | None,
+    policy: str | None,
+    out: Path | None,
+    shared: dict[str, Any],
+    trained: dict[str, Any],
+) -> int:
+    """Evaluates a list of protocols and prints its table; returns the exit status.
+
+    Raises:
+        UserError: the actor acts on one protocol only, or see :func:`wmjax.pipeline.evaluate_list.evaluate_list`.
+
+    """
+    if run is not None:
+        found = find_policy(run)
+        root = out or found.evaluations
+        who = {**identity(found.folder), "batch_size": trained["batch_size"]}
+        evaluate_cell = functools.partial(evaluate_checkpoint, found.folder, **shared, **trained)
+    else:
+        assert policy is not None
+        if is_served(policy) or policy == "replay":
+            raise UserError(
+                f"--protocol {cells.name} is a list, which runs a --run or a scripted actor, not {policy}; name one of "
+                f"its protocols, such as {cells.cells[0].protocol.name}"
+            )
+        root, who = out or Path("runs") / policy, {"actor": policy}
+        evaluate_cell = functools.partial(evaluate_scripted, policy, **shared)
+    table = evaluate_list(cells, root, who, evaluate_cell)
+    print(table.text())
+    print(f"results: {root / cells.label}.txt, .md and .json")
+    return 0

@@ -12,7 +12,8 @@ from jaxtyping import Float64
 
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Fraction, Range, Settings, Weight
-from wmjax.recording.expert import CLOSE, OPEN, Expert, Phase
+from wmjax.recording.expert import Expert
+from wmjax.recording.primitives.motion import CLOSE, OPEN, Phase
 from wmjax.sim.episode import EpisodeId
 
 Action = Float64[np.ndarray, "7"]

@@ -219,7 +219,7 @@ def grasp_candidates(scene: Scene, item: str, rim: bool, only: GraspStyle | None
         if only is not None and angle != only.angle:
             continue
         for sign in (1, -1):
-            upright = _facing_down(side.angle, sign)
+            upright = facing_down(side.angle, sign)
             turn = float(np.linalg.norm(rotation_vector(upright @ scene.home_rotation.T)))
             if turn > MAX_TURN:
                 continue
@@ -233,8 +233,8 @@ def grasp_candidates(scene: Scene, item: str, rim: bool, only: GraspStyle | None
                     yield Candidate(preference, side.angle, side.position + shift, rotation, style, number > 0)
 
 
-def _facing_down(angle: float, sign: int) -> Matrix:
-    """The hand pointing down with the closing direction's normal at ``angle``."""
+def facing_down(angle: float, sign: int) -> Matrix:
+    """The hand pointing down, its fingers closing along ``angle`` (rad), in one of two headings: ``sign`` 1 or -1."""
     x = sign * np.array([np.cos(angle), np.sin(angle), 0.0])
     z = np.array([0, 0, -1.0])
     return np.stack([x, np.cross(z, x), z], axis=1)

@@ -182,7 +182,7 @@ class Scene:
 
     @property
     def hand_rotation(self) -> Matrix:
-        """World rotation of the hand: x across the palm, y the closing direction, z out of the hand."""
+        """World rotation of the hand: x the closing direction, y across the palm, z out of the hand."""
         return self.data.site_xmat[self._grip].reshape(3, 3).copy()
 
     @property

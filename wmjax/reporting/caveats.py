@@ -40,6 +40,7 @@ def caveats(
         *_about_faults(overall),
         *_about_actor(header),
         *_about_memory(settings),
+        *_about_sentence(settings),
         *_about_timing(header.get("timing"), settings),
         *_about_simulator(header.get("observation")),
         *_about_commit(finished),
@@ -128,6 +129,15 @@ def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
     corruption = settings.get("corruption", "none")
     if corruption != "none":
         yield f"The world memory was replaced ({corruption}): a test of what the policy uses, not its success."
+
+
+SENTENCES = {"neutral": "a sentence that names no task", "other": "the sentence of another task of the suite"}
+
+
+def _about_sentence(settings: Mapping[str, Any]) -> Iterator[str]:
+    told = SENTENCES.get(str(settings.get("sentence")))
+    if told:
+        yield f"The policy was told {told}: a test of whether it listens. Success is the goal of its own task."
 
 
 def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from wmjax.reporting.html import (
     muted,
     percent,
     plain,
+    row,
     section,
     table,
 )
@@ -122,7 +123,16 @@ def tasks(summary: Summary) -> Html:
         "Rates and intervals are over episodes that ended in a success or in a policy failure (the step limit). "
         "Time-outs (a worker hung) and crashes (a worker died) in every attempt say nothing about the policy."
     )
-    return section("tasks", "Tasks", wide, muted(note))
+    return section("tasks", "Tasks", wide, muted(note), *_goals(summary))
+
+
+def _goals(summary: Summary) -> list[Html]:
+    """The table of goals, where the scene has those of several tasks."""
+    if summary.goals is None:
+        return []
+    head, *lines = summary.goals.cells()
+    note = "Task whose goal was reached first, by the sentence that the policy was told; episodes are counted."
+    return [element("h3", "Goals reached"), table(head, [row(*line) for line in lines]), muted(note)]
 
 
 def videos(summary: Summary, gallery: Gallery, records: Mapping[str, EpisodeRecord], limit: int) -> Html:

@@ -97,7 +97,7 @@ def tables(results: Sequence[Result]) -> str:
         tasks = list(dict.fromkeys(task for result in mine for task in result.tasks))
         head = ["cell", "seed", "successes", "rate", "95 % interval", *tasks, "training, min"]
         rows = [_row(result, tasks) for result in mine]
-        parts += [f"## {protocol}", "", *_markdown(head, rows), "", *_over_seeds(mine), ""]
+        parts += [f"## {protocol}", "", *markdown(head, rows), "", *_over_seeds(mine), ""]
     return "\n".join(parts)
 
 
@@ -123,10 +123,11 @@ def _over_seeds(results: Sequence[Result]) -> list[str]:
         low, high = student_interval(rates)
         interval = "" if math.isnan(low) else f"{100 * max(low, 0.0):.1f} to {100 * min(high, 1.0):.1f}"
         rows.append([cell, str(len(rates)), f"{100 * rates.mean():.1f} %", interval])
-    return _markdown(["cell", "seeds", "mean rate", "95 % interval over seeds"], rows)
+    return markdown(["cell", "seeds", "mean rate", "95 % interval over seeds"], rows)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 

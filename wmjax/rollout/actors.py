@@ -38,7 +38,7 @@ class Decision:
         frames: the frames rendered since the last decision, oldest first; at the first decision the only frame,
             repeated. Empty for actors that need none.
         state: proprioception now.
-        instruction: the task's sentence.
+        instruction: the sentence that the policy is told.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
         forget: whether the history restarts with these frames, as at a first decision, because earlier ones are lost.
 

@@ -14,6 +14,7 @@ from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Sett
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
+from wmjax.sim.sentence import Sentence
 
 MAX_VELOCITY = 0.5
 """Fastest drift (m/s) of a target: 2.5 cm in a control step of LIBERO."""
@@ -48,6 +49,9 @@ class Protocol(Settings, section="protocol"):
             demonstration is drawn for each episode, from any task (``shuffled``, see
             :mod:`wmjax.policy.interventions`) or from the episode's task (``shuffled_in_task``). With ``closed`` they
             read no memory. The Prophet's own predictions are still logged and drawn.
+        sentence: what the policy is told: the task's own sentence (``own``), one that names no task (``neutral``, a
+            deaf policy), or that of another task of the suite, drawn from the episode's identity (``other``), see
+            :mod:`wmjax.sim.sentence`. What counts as success stays the goal of the episode's task.
         seed: of the policy's noise; the episodes themselves do not depend on it.
         env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
@@ -67,6 +71,7 @@ class Protocol(Settings, section="protocol"):
     camera_dropout: Fraction = 0.0
     oracle: Fraction | None = None
     corruption: Corruption = "none"
+    sentence: Sentence = "own"
     seed: Seed = 0
     env: str = "libero"
 
@@ -126,8 +131,25 @@ class Protocol(Settings, section="protocol"):
 
 
 def protocol_names() -> list[str]:
-    """Names of the protocols that ship with wmjax."""
+    """Names of the protocols that ship with wmjax, and of the lists of them."""
     return [path.stem for path in listed(resource_folder("eval") / "protocols", "*.toml")]
+
+
+LIST_KEY = "protocols"
+"""The one key of a file that lists protocols, see :mod:`wmjax.rollout.protocol_list`."""
+
+
+def read_protocol(name: str) -> tuple[Path, dict[str, Any]]:
+    """The path and the plain values of a protocol's file, or of a list's, by name or from a path ending in ``.toml``.
+
+    Raises:
+        UserError: there is none, or it is no TOML.
+
+    """
+    path = Path(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
+    if not path.is_file():
+        raise unknown_name("protocol", name, protocol_names())
+    return path, read_toml(path, dict[str, Any], "correct the file")
 
 
 def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **changes: Any) -> Protocol:
@@ -139,13 +161,14 @@ def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **chan
         changes: fields to replace; None leaves a field as it is.
 
     Raises:
-        UserError: unknown name or key, mistyped or impossible value.
+        UserError: unknown name or key, mistyped or impossible value, or a list of protocols.
 
     """
-    path = Path(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
-    if not path.is_file():
-        raise unknown_name("protocol", name, protocol_names())
-    values = read_toml(path, dict[str, Any], "correct the file")
+    path, values = read_protocol(name)
+    if LIST_KEY in values:
+        raise UserError(
+            f"protocol {name!r} is a list of protocols, which only `python -m wmjax.evaluate` runs; name one protocol"
+        )
     given = {key: value for key, value in changes.items() if value is not None}
     called = {short.setting: f"--{name}" for name, short in CHANGES.items()} | dict(origins or {})
     called = {key: called.get(key, f"--protocol.{key}") for key in given}
@@ -184,6 +207,7 @@ CHANGES: dict[str, Short] = {
     "camera-dropout": Short("camera_dropout", "probability that a camera is black at a decision, such as 0.5"),
     "oracle": Short("oracle", "share of the prediction in the memory, 0..1; the rest is the true future"),
     "corruption": Short("corruption", f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
+    "sentence": Short("sentence", f"sentence that the policy is told: {', '.join(get_args(Sentence))}"),
     "max-steps": Short("max_steps", "step limit, control steps"),
     "seed": Short("seed", "seed of the policy's noise"),
     "env": Short("env", "environment: libero, or package.module:Class"),
@@ -193,10 +217,15 @@ CHANGES: dict[str, Short] = {
 
 def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path:
     """A folder named after the protocol and the fields that differ from its file; no two protocols share one."""
-    parts = [protocol.name]
+    return root / "-".join([protocol.name, *changed_parts(protocol, unchanged)])
+
+
+def changed_parts(protocol: Protocol, unchanged: Protocol) -> list[str]:
+    """What a folder's name says of each field that differs from the protocol's file, such as ``n2`` or ``delay8``."""
+    parts = []
     for name, change in CHANGES.items():
         value = getattr(protocol, change.setting)
         if value != getattr(unchanged, change.setting):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).replace(":", ".")
             parts.append(f"{'n' if name == 'episodes' else name.replace('-', '_')}{text}")
-    return root / "-".join(parts)
+    return parts

@@ -17,7 +17,7 @@ from wmjax.core.reading import parse_json, read_json, read_text, typed
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
-ADDED = {"protocol.corruption": "none"}
+ADDED = {"protocol.corruption": "none", "protocol.sentence": "own"}
 """Header fields that earlier evaluations lack, with the value that they used: such an evaluation can be resumed."""
 DESCRIBED = "training."
 """Prefix of the header fields that spell out what ``recipe_hash`` identifies; earlier evaluations lack them."""
@@ -46,6 +46,11 @@ class EpisodeRecord:
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
         settled_state: the full simulator state after settling; empty in evaluations before December 2026.
+        told: the sentence that the policy was given; empty in evaluations before December 2026.
+        told_task: the task of the suite whose sentence that is; None for a neutral one.
+        reached: the tasks of the suite whose goals were reached, in the order in which they were, as seen after the
+            control steps of each decision; a goal that held at the start is none of them. None if only the task's own
+            goal can be judged.
 
     """
 
@@ -69,6 +74,9 @@ class EpisodeRecord:
     open_loop_horizon: int
     execution_delay: int
     settled_state: tuple[float, ...] = ()
+    told: str = ""
+    told_task: int | None = None
+    reached: tuple[int, ...] | None = None
 
 
 class Results:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
-from wmjax.rollout.actors import Actor, Decision, Plan, Replay, no_frames
+from wmjax.rollout.actors import Actor, Decision, Plan, Replay, Scripted, no_frames
 from wmjax.rollout.decisions import Decided, EpisodeVideos, Imagined
 from wmjax.rollout.execution import Execution, blank, dropped_cameras
 from wmjax.rollout.protocol import Protocol
@@ -51,6 +51,17 @@ class _Running:
     imagined: list[Imagined] = dataclasses.field(default_factory=list)
     decided: list[Decided] = dataclasses.field(default_factory=list)
     watched: list[Any] = dataclasses.field(default_factory=list)
+    held_at_start: frozenset[int] = frozenset()
+    reached: list[int] | None = None
+
+    def note_goals(self, reply: Reply) -> None:
+        """Takes down which goals hold. Of goals reached since the last reply the one that was told comes first."""
+        if reply.goals is None:
+            return
+        if self.reached is None:
+            self.held_at_start, self.reached = frozenset(reply.goals), []
+        new = set(reply.goals) - self.held_at_start - set(self.reached)
+        self.reached += sorted(new, key=lambda task: (task != reply.told.task_id, task))
 
 
 Watched = Callable[[EpisodeId, Outcome, Sequence[Any]], None]
@@ -129,7 +140,8 @@ class Runner:
         )
         self._running[slot] = _Running(episode, video, time.monotonic(), execution)
         render = video or self._actor.needs_frames
-        self._pool.send(slot, Reset(episode, render, self._actor.settled_state(episode), protocol.disturbance))
+        settled = self._actor.settled_state(episode)
+        self._pool.send(slot, Reset(episode, render, settled, protocol.disturbance, protocol.sentence))
 
     def _receive(self, slot: int, reply: Reply) -> bool:
         """Processes the answer of a worker; returns whether its episode waits for a decision."""
@@ -140,6 +152,7 @@ class Runner:
         run.reply = reply
         run.step += reply.steps
         run.watched += reply.watched
+        run.note_goals(reply)
         self._answered = True
         self.control_steps += reply.steps
         if run.video and reply.frame_steps:
@@ -174,7 +187,7 @@ class Runner:
             dropped = dropped_cameras(run.episode, run.decisions, frames.shape[1], self._protocol.camera_dropout)
             frames = blank(frames, dropped)
             run.info["observation/dropped_cameras"].append(float(dropped.sum()))
-        return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.instruction, run.future)
+        return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.told.text, run.future)
 
     def _command(self, run: _Running, plan: Plan) -> Command:
         """The next horizon of control steps, cut at the step limit."""
@@ -263,13 +276,17 @@ class Runner:
             open_loop_horizon=self._protocol.open_loop_horizon,
             execution_delay=self._protocol.execution_delay,
             settled_state=tuple(run.reply.settled_state.tolist()) if run.reply else (),
+            told=run.reply.told.text if run.reply else "",
+            told_task=run.reply.told.task_id if run.reply else None,
+            reached=None if run.reached is None else tuple(run.reached),
         )
 
     def _save_video(self, run: _Running, outcome: Outcome) -> None:
         episode = run.episode
         if run.frames and self._videos.wanted(episode.suite, episode.task_id, outcome):
-            instruction = _require(run.reply).instruction
-            captions = [f"{instruction}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
+            reply = _require(run.reply)
+            told = "" if reply.told.text == reply.instruction else f" (told: {reply.told.text})"
+            captions = [f"{reply.instruction}{told}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             frames = np.concatenate(run.frames)
             name = video_name(episode)
             self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, run.imagined, run.decided)
@@ -304,6 +321,8 @@ def _require_applicable(actor: Actor, protocol: Protocol) -> None:
         raise UserError(
             f"execution_delay is {protocol.execution_delay}, which would execute a replay's actions late; set it to 0"
         )
+    if protocol.sentence != "own" and isinstance(actor, Scripted):
+        raise UserError(f"sentence is {protocol.sentence!r}, the {actor.name} reads none; set it to 'own'")
     if (protocol.oracle is not None) != bool(actor.future_frames):
         raise UserError(
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "

@@ -15,6 +15,7 @@ from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.observation import build_state
 from wmjax.sim.disturbance import Disturbance, Drift, start_drift
 from wmjax.sim.episode import START_NOISE, EpisodeId
+from wmjax.sim.goals import SharedGoals
 from wmjax.sim.libero import (
     ACTION_SPEC,
     INITIAL_STATES,
@@ -24,6 +25,7 @@ from wmjax.sim.libero import (
     load_task,
     require_simulator,
     simulator_version,
+    suite_tasks,
 )
 from wmjax.sim.placement import Motion, Poses, motion_since, object_poses
 from wmjax.sim.render import Renderer
@@ -79,6 +81,7 @@ class LiberoEnv:
         self._pristine = _pristine_model(self._env)
         self._renderer: Renderer | None = None
         self._drift: Drift | None = None
+        self._shared_goals: SharedGoals | None = None
         self.settled_state = np.zeros(0)
         self.settled_hash = ""
 
@@ -106,6 +109,21 @@ class LiberoEnv:
     def movable(self) -> tuple[str, ...]:
         """Names of the objects that are not fixed to the scene."""
         return tuple(self._env.objects_dict)
+
+    def sentences(self) -> list[str]:
+        """The sentences of all tasks of the suite, in order."""
+        return [task.instruction for task in suite_tasks(self.suite)]
+
+    def goals_held(self) -> tuple[int, ...] | None:
+        """The tasks of the suite whose goals hold now, see :class:`wmjax.sim.goals.SharedGoals`."""
+        if self._shared_goals is None:
+            self._shared_goals = SharedGoals(self._env, self.suite, self.task_id)
+        return self._shared_goals.held()
+
+    def articulation(self, fixture: str, state: str) -> tuple[float, float]:
+        """The values (m or rad) of a fixture's joint for which a predicate such as ``turnon`` holds."""
+        low, high = self._env.get_object(fixture).object_properties["articulation"][f"default_{state}_ranges"]
+        return float(low), float(high)
 
     def reset(self, episode: EpisodeId) -> None:
         """Starts an episode: seed, reset, initial state or random placement, settling steps.

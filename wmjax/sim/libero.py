@@ -195,21 +195,48 @@ def load_task(suite: str, task_id: int) -> Task:
             not known which of two sentences counts.
 
     """
-    libero = import_libero()
-    suites = libero.benchmark.get_benchmark_dict()
+    benchmark = _benchmark(suite)
+    if not 0 <= task_id < benchmark.get_num_tasks():
+        raise UserError(f"task_id {task_id} does not exist in {suite}; choose 0 to {benchmark.get_num_tasks() - 1}")
+    found = _task_file(benchmark, suite, task_id)
+    with _quiet():
+        states = np.asarray(benchmark.get_task_init_states(task_id), np.float64)
+    return Task(found.instruction, found.bddl_file, states)
+
+
+class TaskFile(NamedTuple):
+    """One task of a suite: its instruction and the file that defines it."""
+
+    instruction: str
+    bddl_file: str
+
+
+def suite_tasks(suite: str) -> list[TaskFile]:
+    """All tasks of a suite, in order.
+
+    Raises:
+        UserError: see :func:`load_task`.
+
+    """
+    benchmark = _benchmark(suite)
+    return [_task_file(benchmark, suite, task_id) for task_id in range(benchmark.get_num_tasks())]
+
+
+def _benchmark(suite: str) -> Any:
+    """LIBERO's description of a suite."""
+    suites = import_libero().benchmark.get_benchmark_dict()
     if suite not in suites:
         raise unknown_name("suite", suite, suites)
     with _quiet():
-        benchmark = suites[suite]()
-    if not 0 <= task_id < benchmark.get_num_tasks():
-        raise UserError(f"task_id {task_id} does not exist in {suite}; choose 0 to {benchmark.get_num_tasks() - 1}")
+        return suites[suite]()
+
+
+def _task_file(benchmark: Any, suite: str, task_id: int) -> TaskFile:
     task = benchmark.get_task(task_id)
-    file = Path(libero.path("bddl_files")) / task.problem_folder / task.bddl_file
+    file = Path(import_libero().path("bddl_files")) / task.problem_folder / task.bddl_file
     if not file.is_file():
         raise UserError(f"{suite} task {task_id}: {file} is missing; reinstall LIBERO with ./setup.sh sim")
-    with _quiet():
-        states = np.asarray(benchmark.get_task_init_states(task_id), np.float64)
-    return Task(instruction(suite, task_id, task.language, file), str(file), states)
+    return TaskFile(instruction(suite, task_id, task.language, file), str(file))
 
 
 def instruction(suite: str, task_id: int, named: str, file: Path) -> str:

@@ -18,6 +18,7 @@ from wmjax.core.specs import ObservationSpec
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.environment import CurrentTask
 from wmjax.sim.episode import EpisodeId
+from wmjax.sim.sentence import Sentence, Told, told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Reset:
     """Starts an episode and settles it.
 
     ``settled`` (f64, full simulator state) then replaces the settled state, and ``disturbance`` acts from there on.
+    ``sentence`` says what the policy is told.
     """
 
     episode: EpisodeId
     render: bool = True
     settled: Float64[np.ndarray, " sim"] | None = None
     disturbance: Disturbance | None = None
+    sentence: Sentence = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,9 @@ class Reply:
         instruction: of the task.
         settled_hash: identity of the episode's start.
         settled_state: the full simulator state there.
+        told: the sentence that the policy is told.
         watched: what the watcher saw, if there is one: once after a reset, else after each control step.
+        goals: the tasks of the suite whose goals hold now; None if the environment does not tell.
 
     """
 
@@ -113,7 +118,9 @@ class Reply:
     instruction: str
     settled_hash: str
     settled_state: Float64[np.ndarray, " sim"]
+    told: Told
     watched: tuple[Any, ...] = ()
+    goals: tuple[int, ...] | None = None
 
 
 class Watcher(Protocol):
@@ -159,6 +166,7 @@ class Host:
         self._frame_steps: list[int] = []
         self._watcher: Watcher | None = None
         self._watched: list[Any] = []
+        self._told = Told()
 
     def run(self, command: Command) -> Reply:
         """Runs one command.
@@ -184,7 +192,9 @@ class Host:
         seconds = time.monotonic() - started
         env, frames = self._env, tuple(self._frame_steps)
         start = env.instruction, env.settled_hash, env.settled_state
-        return Reply(frames, self._state(), success, steps, seconds, *start, watched=tuple(self._watched))
+        goals = env.goals_held() if hasattr(env, "goals_held") and not isinstance(command, Foresee) else None
+        watched = tuple(self._watched)
+        return Reply(frames, self._state(), success, steps, seconds, *start, self._told, watched, goals)
 
     def close(self) -> None:
         """Closes the environment, if there is one."""
@@ -198,6 +208,7 @@ class Host:
             self._env.restore(command.settled)
         if command.disturbance is not None:
             self._env.disturb(command.disturbance, episode)
+        self._told = told(self._env, episode, command.sentence)
         self._found_expert = None
         self._step = 0
         make = self._settings.watcher

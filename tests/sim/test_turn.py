@@ -1,0 +1,28 @@
+"""The primitive that turns a stove's knob."""
+
+import numpy as np
+import pytest
+
+from wmjax.recording.demonstration import demonstration_id
+from wmjax.recording.expert import Expert
+from wmjax.recording.grasp import HOPELESS
+from wmjax.recording.primitives.motion import OPEN, Phase
+
+pytestmark = pytest.mark.sim
+
+
+def test_the_knob_is_turned_whoever_takes_over(stove):
+    stove.reset(demonstration_id("libero_goal", 7, slot=0, attempt=0, seed=90))
+    first, phases, success = Expert(stove), [], False
+    expert = first
+    assert first.plan().cost < HOPELESS
+    while not success and len(phases) < 150:
+        expert = Expert(stove) if len(phases) % 4 == 0 else expert
+        action = expert.act()
+        np.testing.assert_array_equal(action, first.act())
+        phases.append(expert.phase)
+        success = stove.step(action)
+    assert success and Phase.TURN in phases
+    for _ in range(30):  # lets go, and leaves the stove on
+        success = stove.step(first.act())
+    assert success and first.phase is Phase.RETREAT and first.act()[6] == OPEN

@@ -1,0 +1,1 @@
+"""Primitives of the scripted expert: one module per way to make a predicate of a goal true."""

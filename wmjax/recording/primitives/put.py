@@ -1,0 +1,147 @@
+"""Putting an object onto or into something: ``(on A B)`` and ``(in A B)``."""
+
+import numpy as np
+
+from wmjax.recording.canonical import CLEARANCE, is_rim, usual_grasp
+from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, grasp_now, plan_grasp, reach_height
+from wmjax.recording.primitives.motion import (
+    CLOSE,
+    OPEN,
+    Action,
+    Phase,
+    firm,
+    held,
+    leave,
+    ramp,
+    reach_and_close,
+    still,
+    towards,
+)
+from wmjax.recording.privileged_scene import UP, Scene, Seen, Vector
+from wmjax.sim.env import LiberoEnv
+
+DROP_HEIGHT = 0.08
+"""Height (m) above the middle of a container at which an object is released."""
+DONE, DONE_INSIDE = 0.028, 0.08
+"""An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
+AT_PLACE = 0.015
+"""A held object this near (m, sideways) to its place may be let go."""
+ROOM = 0.055
+"""What must be free (m) below a held object before it is carried far."""
+NEAR = 0.10
+"""An object this near (m, sideways) to its place is carried at the height of letting down."""
+ABOVE = 0.10
+"""Height (m) above the place to which an object is carried before it is let down."""
+MOVED = 0.015
+"""Size (m) of the cells of positions of the object in which the grasp is planned anew."""
+
+
+class Put:
+    """Picks an object up and puts it where the predicate says.
+
+    Attributes:
+        phase: of the last action.
+        seen: the state that the last action answered.
+        style: how the object is usually grasped in this task, None if there is no usual way.
+
+    """
+
+    def __init__(self, env: LiberoEnv, style: GraspStyle | None = None) -> None:
+        """Reads ``env``, which is never stepped; an episode may be under way in it.
+
+        Args:
+            env: the environment; its goal is one of these predicates.
+            style: how to grasp; the task's usual grasp when None, see :func:`wmjax.recording.canonical.usual_grasp`.
+
+        """
+        relation, self._item, self._target = env.goal
+        self.style = style or usual_grasp(env)
+        self.phase = Phase.APPROACH
+        self._scene = Scene(env.sim)
+        self.seen = self._scene.look(self._item, self._target)
+        self._drop = DROP_HEIGHT if relation == "in" else 0.0
+        self._done = DONE_INSIDE if relation == "in" else DONE
+        self._plans: dict[tuple[int, ...], Grasp | None] = {}
+
+    def act(self) -> Action:
+        """The action for the current state, each value in [-1, 1]."""
+        self.seen = self._scene.look(self._item, self._target)
+        self.phase, action = self._decide(self.seen)
+        return np.clip(action, -1.0, 1.0)
+
+    def plan(self) -> Grasp | None:
+        """How the object would be grasped where it is now; None if nothing could grasp it, as when it has fallen.
+
+        Which way is kept for every cell of positions, so that it does not depend on when it is asked for; the pose
+        follows from where the object is now.
+        """
+        cell = tuple(np.floor(self._scene.position(self._item) / MOVED).astype(int).tolist())
+        if cell not in self._plans:
+            self._plans[cell] = self._planned()
+        grasp = self._plans[cell]
+        if grasp is None:
+            return None
+        return grasp_now(self._scene, self._item, grasp, rim=is_rim(self._item)) or self._planned()
+
+    def _planned(self) -> Grasp | None:
+        item = self._item
+        try:
+            return plan_grasp(self._scene, item, self._target, rim=is_rim(item), clearance=CLEARANCE, style=self.style)
+        except NoGraspError:
+            return None
+
+    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+        """The phase that a state is in, and what to do in it."""
+        if held(seen):
+            if self._may_let_go(seen):
+                return Phase.OPEN, still(OPEN)
+            if not firm(seen):
+                return Phase.CLOSE, still(CLOSE)
+            return self._carry(seen)
+        if seen.aside < self._done and seen.height < (self._drop or 0.03):
+            return leave(seen)
+        grasp = self.plan()
+        return leave(seen) if grasp is None else reach_and_close(seen, grasp)
+
+    def _may_let_go(self, seen: Seen) -> bool:
+        """Whether a held object is where it should be."""
+        if self._drop:
+            return seen.aside < DONE and seen.height < self._drop + 0.01
+        stands = seen.height < 0.012 or (seen.supported and seen.speed < 0.03 and seen.height < 0.04)
+        return seen.aside < AT_PLACE and stands
+
+    def _carry(self, seen: Seen) -> tuple[Phase, Action]:
+        """A held object: up while something is close below it, over its place, down."""
+        offset = seen.hand - seen.item
+        goal = seen.place + offset
+        far = ramp(seen.aside, 0.008, 0.03)
+        goal[2] += self._drop + 0.003 + far * ABOVE
+        if seen.aside > NEAR:
+            reach = reach_height(self._scene, seen.hand, seen.rotation)
+            goal[2] = max(goal[2], min(max(seen.place[2] + self._drop + 0.15, seen.hand[2]), reach))
+        free = self._free(seen)
+        if free < 1.0:
+            goal[2] = max(goal[2], seen.hand[2] + (1.0 - free) * 0.05)
+        goal[:2] = seen.hand[:2] + free * (goal - seen.hand)[:2]
+        phase = Phase.LIFT if free < 0.5 else Phase.CARRY if far == 1.0 else Phase.LOWER
+        return phase, towards(seen, goal, _levelling(seen), CLOSE, 1.0 if far > 0.2 else 0.4)
+
+    def _free(self, seen: Seen) -> float:
+        """How freely a held object may move sideways: 0 not at all, as in a drawer, 1 as fast as it can."""
+        if seen.aside < 0.03:
+            return 1.0
+        need = ROOM if seen.aside > NEAR else 0.03
+        free = ramp(self._scene.room_below(self._item), need - 0.015, need)
+        if seen.aside > NEAR:
+            free = min(free, ramp(self._scene.room_ahead(self._item, seen.place), 0.0, 0.015))
+        reach = reach_height(self._scene, seen.hand, seen.rotation)
+        return max(free, ramp(seen.hand[2], reach - 0.02, reach))  # higher is out of reach
+
+
+def _levelling(seen: Seen) -> Vector:
+    """The rotation vector (rad) that would bring a leaning object upright; none for one that lies."""
+    axis = np.cross(seen.item_rotation[:, 2], UP)
+    angle = float(np.arctan2(np.linalg.norm(axis), seen.item_rotation[2, 2]))
+    if not 0.02 < angle < 0.5:
+        return np.zeros(3)
+    return axis / np.linalg.norm(axis) * angle

@@ -1,0 +1,107 @@
+"""Turning the knob of a stove on: ``(turnon A)``."""
+
+import dataclasses
+
+import numpy as np
+
+from wmjax.recording.canonical import CLEARANCE
+from wmjax.recording.grasp import HOPELESS, Candidate, Grasp, GraspStyle, facing_down, obstacle_cost
+from wmjax.recording.primitives.motion import (
+    CLOSE,
+    Action,
+    Phase,
+    firm,
+    held,
+    leave,
+    reach_and_close,
+    still,
+    towards,
+)
+from wmjax.recording.privileged_scene import Scene, Seen, rotation_vector, rotation_z
+from wmjax.sim.env import LiberoEnv
+
+DEPTH = 0.022
+"""How far (m) below the top of the knob's bar the fingertips close."""
+LEAD = 0.35
+"""How far (rad) the hand is turned ahead of the knob that it holds."""
+PAST = 0.06
+"""How far (rad) beyond the first angle that counts the knob is turned before it is let go."""
+TRAVEL = 0.10
+"""Height (m) above the grasp at which the hand travels."""
+
+
+class Turn:
+    """Grips the bar of a knob across its width and turns it about the vertical.
+
+    Attributes:
+        phase: of the last action.
+        seen: the state that the last action answered; the item is the knob.
+        style: None, because the way to grasp follows from the knob's angle.
+
+    """
+
+    style: GraspStyle | None = None
+
+    def __init__(self, env: LiberoEnv, style: GraspStyle | None = None) -> None:
+        """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here."""
+        predicate, fixture = env.goal
+        self._scene = Scene(env.sim)
+        self._knob = f"{fixture}_button"
+        self._bar, self._axis = _find_bar(self._scene, self._scene.body(self._knob))
+        self._joint = env.sim.model.get_joint_qpos_addr(self._knob)
+        self._enough = env.articulation(fixture, predicate)[0] + PAST
+        self.phase = Phase.APPROACH
+        self.seen = self._scene.look(self._knob, self._knob)
+
+    def act(self) -> Action:
+        """The action for the current state, each value in [-1, 1]."""
+        self.seen = self._scene.look(self._knob, self._knob)
+        self.phase, action = self._decide(self.seen)
+        return np.clip(action, -1.0, 1.0)
+
+    def plan(self) -> Grasp:
+        """How the knob would be gripped at its angle now, with the cost of reaching that."""
+        grasp = self._grasp()
+        candidate = Candidate(0.0, grasp.angle, grasp.position, grasp.rotation, grasp.style, shifted=False)
+        cost = obstacle_cost(self._scene, self._knob, self._knob, candidate, CLEARANCE, HOPELESS)
+        return dataclasses.replace(grasp, cost=cost)
+
+    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+        """The phase that a state is in, and what to do in it."""
+        if float(self._scene.data.qpos[self._joint]) >= self._enough:
+            return leave(seen)
+        grasp = self._grasp()
+        if not held(seen):
+            return reach_and_close(seen, grasp)
+        if not firm(seen):
+            return Phase.CLOSE, still(CLOSE)
+        ahead = rotation_z(LEAD) @ grasp.rotation
+        return Phase.TURN, towards(seen, grasp.position, rotation_vector(ahead @ seen.rotation.T), CLOSE, 0.4)
+
+    def _grasp(self) -> Grasp:
+        """The hand upright over the knob's axis, its fingers on both sides of the bar, nearer home of two headings."""
+        data, origin = self._scene.data, self._scene.position(self._knob)
+        rotation = data.geom_xmat[self._bar].reshape(3, 3)
+        along = rotation[:, self._axis]
+        angle = float(np.arctan2(along[1], along[0]) + np.pi / 2)
+        home = self._scene.home_rotation
+        sign = max((1, -1), key=lambda sign: float(np.trace(facing_down(angle, sign) @ home.T)))
+        position = np.r_[origin[:2], _top(self._scene, self._bar) - DEPTH]
+        style = GraspStyle(round(np.rad2deg(angle)), sign, 0.0)
+        return Grasp(
+            angle, position, facing_down(angle, sign), position - origin, float(position[2]) + TRAVEL, 0.0, style
+        )
+
+
+def _find_bar(scene: Scene, body: int) -> tuple[int, int]:
+    """The box of a knob that stands up highest, and which of its axes is the longest of those that lie flat."""
+    geoms = np.flatnonzero((scene.model.geom_bodyid == body) & (scene.model.geom_contype > 0))
+    bar = max(map(int, geoms), key=lambda geom: _top(scene, geom))
+    flat = np.abs(scene.data.geom_xmat[bar].reshape(3, 3)[2]) < 0.5
+    return bar, int(np.argmax(np.where(flat, scene.model.geom_size[bar], 0.0)))
+
+
+def _top(scene: Scene, geom: int) -> float:
+    """Height (m) of the highest point of a box."""
+    up = np.abs(scene.data.geom_xmat[geom].reshape(3, 3)[2])
+    return float(scene.data.geom_xpos[geom][2] + up @ scene.model.geom_size[geom])
