@@ -47,7 +47,7 @@ def resize_image(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def axis_angle(quaternion: Float32[np.ndarray, "4"]) -> Float32[np.ndarray, "3"]:
+def axis_angle(quaternion: Float[np.ndarray, "4"]) -> Float32[np.ndarray, "3"]:
     """Rotation vector (rad) of an xyzw quaternion, exactly as ``robosuite.utils.transform_utils.quat2axisangle``.
 
     No sign normalisation of the quaternion: the published states were made without it.
