@@ -239,9 +239,11 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def test_pickles_are_never_executed(tmp_path):
+    write_part(tmp_path, "a", episode(), SPEC)
     path = tmp_path / "parts" / "a.npz"
-    path.parent.mkdir()
-    np.savez(path, images=np.array([{"a": 1}], dtype=object))
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "images": np.array([{"a": 1}], dtype=object)})
     with pytest.raises(UserError, match="damaged"):
         finalize(tmp_path, SPEC, ACTION_SPEC)
 
