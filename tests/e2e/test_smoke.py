@@ -28,6 +28,8 @@ IN_ONE_PROCESS = (
     "e0plus_flow",
     "e1copy_mse",
     "e1_flow",
+    "e1past_flow",
+    "e2stop_mse",
     "e2aux_mse",
     "prior_e0_flow",
     "prior_e2_mse",
