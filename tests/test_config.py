@@ -21,7 +21,7 @@ HEADS = {"mse": ("regression", "mse"), "l1": ("regression", "l1"), "flow": ("flo
 
 
 def test_a_recipe_is_a_variant_and_a_head() -> None:
-    variants = [*VARIANTS, "prior_e0", "prior_e2"]
+    variants = [*VARIANTS, "e1past", "e2stop", "prior_e0", "prior_e2"]
     assert sorted(RECIPES) == sorted(f"{variant}_{head}" for variant in variants for head in HEADS)
     for variant, memory in VARIANTS.items():
         for name, (kind, loss) in HEADS.items():

@@ -1,7 +1,7 @@
 """The memory settings of the experiment's variants, as ``train/variants`` has them.
 
-Without those whose network and graph are another's: ``e1past`` is ``e2`` on other batches (``data/test_labels.py``), and
-what ``e2stop`` changes is a setting of its own (``models/test_vla.py``).
+Without those whose network and graph are another's: ``e1past`` is ``e2`` on other batches (``data/test_labels.py``),
+and what ``e2stop`` changes is a setting of its own (``models/test_vla.py``).
 """
 
 from wmjax.core.settings import build
