@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wmjax.diagnostics.failure_classes import Kind, classify
-from wmjax.recording.privileged_scene import Seen
+from wmjax.recording.primitives.privileged_scene import Seen
 from wmjax.recording.watch import Moment
 
 PLACE = np.array([0.30, 0.0, 0.0])

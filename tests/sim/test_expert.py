@@ -8,13 +8,13 @@ import pytest
 from benchmarks.expert_takeover import try_reset
 from wmjax.core.errors import UserError
 from wmjax.data.episode import check_episode
-from wmjax.recording.canonical import usual_grasp
 from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id, record_demonstration, undisturbed
 from wmjax.recording.expert import Expert
 from wmjax.recording.failures import FailureConfig
-from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp
+from wmjax.recording.primitives.canonical import usual_grasp
+from wmjax.recording.primitives.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp
 from wmjax.recording.primitives.motion import CLOSE, OPEN, Phase, reach_and_close
-from wmjax.recording.privileged_scene import Scene, Seen, rotation_about, rotation_vector
+from wmjax.recording.primitives.privileged_scene import Scene, Seen, rotation_about, rotation_vector
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.libero import OBSERVATION_SPEC
 

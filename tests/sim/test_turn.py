@@ -5,7 +5,7 @@ import pytest
 
 from wmjax.recording.demonstration import demonstration_id
 from wmjax.recording.expert import Expert
-from wmjax.recording.grasp import HOPELESS
+from wmjax.recording.primitives.grasp import HOPELESS
 from wmjax.recording.primitives.motion import OPEN, Phase
 
 pytestmark = pytest.mark.sim

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from wmjax.recording.privileged_scene import UP
+from wmjax.recording.primitives.privileged_scene import UP
 from wmjax.recording.watch import Moment
 
 CLOSED, OPENED = 0.03, 0.05

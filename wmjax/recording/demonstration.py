@@ -12,7 +12,7 @@ from wmjax.core.settings import Fraction, Range, Settings
 from wmjax.data.episode import EpisodeData
 from wmjax.recording.expert import Expert
 from wmjax.recording.failures import FailureConfig, Failures, disturbance
-from wmjax.recording.grasp import HOPELESS
+from wmjax.recording.primitives.grasp import HOPELESS
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 

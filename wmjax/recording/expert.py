@@ -4,10 +4,10 @@ It reads the true poses of the simulation and has no counters, so its action in 
 that state. The same code therefore records demonstrations, labels other actions, and computes an oracle's future.
 """
 
-from wmjax.recording.grasp import Grasp, GraspStyle
 from wmjax.recording.primitives.base import primitive_for
+from wmjax.recording.primitives.grasp import Grasp, GraspStyle
 from wmjax.recording.primitives.motion import Action, Phase
-from wmjax.recording.privileged_scene import Seen
+from wmjax.recording.primitives.privileged_scene import Seen
 from wmjax.sim.env import LiberoEnv
 
 

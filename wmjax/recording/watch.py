@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.recording.privileged_scene import Scene, Seen, Vector
+from wmjax.recording.primitives.privileged_scene import Scene, Seen, Vector
 from wmjax.sim.env import LiberoEnv
 
 

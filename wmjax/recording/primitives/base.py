@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
-from wmjax.recording.grasp import Grasp, GraspStyle
+from wmjax.recording.primitives.grasp import Grasp, GraspStyle
 from wmjax.recording.primitives.motion import Action, Phase
-from wmjax.recording.privileged_scene import Seen
+from wmjax.recording.primitives.privileged_scene import Seen
 from wmjax.sim.env import LiberoEnv
 
 

@@ -8,8 +8,8 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float64
 
-from wmjax.recording.grasp import Grasp
-from wmjax.recording.privileged_scene import UP, Seen, Vector, rotation_vector
+from wmjax.recording.primitives.grasp import Grasp
+from wmjax.recording.primitives.privileged_scene import UP, Seen, Vector, rotation_vector
 
 Action = Float64[np.ndarray, "7"]
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from wmjax.recording.canonical import CLEARANCE, is_rim, usual_grasp
-from wmjax.recording.grasp import Grasp, GraspStyle, NoGraspError, grasp_now, plan_grasp, reach_height
+from wmjax.recording.primitives.canonical import CLEARANCE, is_rim, usual_grasp
+from wmjax.recording.primitives.grasp import Grasp, GraspStyle, NoGraspError, grasp_now, plan_grasp, reach_height
 from wmjax.recording.primitives.motion import (
     CLOSE,
     OPEN,
@@ -17,7 +17,7 @@ from wmjax.recording.primitives.motion import (
     still,
     towards,
 )
-from wmjax.recording.privileged_scene import UP, Scene, Seen, Vector
+from wmjax.recording.primitives.privileged_scene import UP, Scene, Seen, Vector
 from wmjax.sim.env import LiberoEnv
 
 DROP_HEIGHT = 0.08
@@ -51,7 +51,8 @@ class Put:
 
         Args:
             env: the environment; its goal is one of these predicates.
-            style: how to grasp; the task's usual grasp when None, see :func:`wmjax.recording.canonical.usual_grasp`.
+            style: how to grasp; the task's usual grasp when None, see
+                :func:`wmjax.recording.primitives.canonical.usual_grasp`.
 
         """
         relation, self._item, self._target = env.goal

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from wmjax.recording.canonical import CLEARANCE
-from wmjax.recording.grasp import HOPELESS, Candidate, Grasp, GraspStyle, facing_down, obstacle_cost
+from wmjax.recording.primitives.canonical import CLEARANCE
+from wmjax.recording.primitives.grasp import HOPELESS, Candidate, Grasp, GraspStyle, facing_down, obstacle_cost
 from wmjax.recording.primitives.motion import (
     CLOSE,
     Action,
@@ -17,7 +17,7 @@ from wmjax.recording.primitives.motion import (
     still,
     towards,
 )
-from wmjax.recording.privileged_scene import Scene, Seen, rotation_vector, rotation_z
+from wmjax.recording.primitives.privileged_scene import Scene, Seen, rotation_vector, rotation_z
 from wmjax.sim.env import LiberoEnv
 
 DEPTH = 0.022

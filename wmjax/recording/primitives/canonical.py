@@ -12,8 +12,8 @@ import numpy as np
 from wmjax.core.files import hash_json, write_json
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
-from wmjax.recording.grasp import HOPELESS, GraspStyle, grasp_candidates, obstacle_cost
-from wmjax.recording.privileged_scene import Scene
+from wmjax.recording.primitives.grasp import HOPELESS, GraspStyle, grasp_candidates, obstacle_cost
+from wmjax.recording.primitives.privileged_scene import Scene
 from wmjax.sim.episode import EpisodeId
 
 if TYPE_CHECKING:
@@ -115,12 +115,12 @@ def _reset(env: "LiberoEnv", number: int) -> EpisodeId:
 
 def _failures(env: "LiberoEnv", style: GraspStyle, enough: int) -> int:
     """In how many of :data:`TRIALS` resets the expert fails with a style; it stops counting at ``enough``."""
-    from wmjax.recording.expert import Expert
+    from wmjax.recording.primitives.base import primitive_for
 
     failures = 0
     for number in range(RESETS, RESETS + TRIALS):
         env.reset(_reset(env, number))
-        expert = Expert(env, style)
+        expert = primitive_for(env)(env, style)
         failures += not any(env.step(expert.act()) for _ in range(TRIAL_STEPS))
         if failures >= min(enough, 3):
             break

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from wmjax.recording.privileged_scene import (
+from wmjax.recording.primitives.privileged_scene import (
     HOME_JOINTS,
     UP,
     Matrix,
