@@ -150,7 +150,7 @@ def test_other_variants_say_what_does_not_apply(inputs: Inputs) -> None:
 def test_every_kind_of_variant_is_diagnosed(inputs: Inputs, variant: str, head: str) -> None:
     config = tiny_config(variant, head)
     built = jax.jit(lambda: nnx.split(VLA(config, rngs=nnx.Rngs(0))))()
-    theirs = inputs if variant == "e2aux" else dataclasses.replace(inputs, latents=None)
+    theirs = inputs if variant == "e2aux" else dataclasses.replace(inputs, latents=None, encoder_spec=None)
     sections = diagnose(nnx.merge(*built), theirs, "val", 1, 0).sections
     skipped = {name for name, section in sections.items() if isinstance(section, Skipped)}
     assert {"actions", "inputs"} & skipped == set() and ("flow" in skipped) == (head == "regression")
