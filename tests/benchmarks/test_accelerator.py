@@ -28,7 +28,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # scaling/test_firstlight.py runs the same code
 @pytest.mark.torch
 def test_two_stages_are_rehearsed(tmp_path, capsys):
     """V-JEPA in both frameworks: PyTorch's exporter and the Flax encoder agree, and lower precision differs."""

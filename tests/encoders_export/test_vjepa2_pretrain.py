@@ -203,6 +203,7 @@ def test_spread_loss_vanishes_only_for_decorrelated_unit_features():
     torch.testing.assert_close(spread_loss(repeated), torch.tensor(8 * 7 / (25 * 8.0)), atol=1e-2, rtol=0)
 
 
+@pytest.mark.long  # trains twice
 def test_training_with_spread_spreads_the_tokens_and_without_it_packs_them(store: TrainingStore, tmp_path: Path):
     clips, seen = Clips([store], "agentview", TINY), {}
     for spread in (0.0, 1.0):

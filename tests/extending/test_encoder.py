@@ -33,7 +33,7 @@ def experiment(*cameras: str, **settings: Any) -> Experiment:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cameras", [CAMERAS[1:], CAMERAS])
+@pytest.mark.parametrize("cameras", [pytest.param(CAMERAS[1:], marks=pytest.mark.long), CAMERAS])
 def test_it_encodes_trains_and_acts(cameras: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     store, made = make_store(tmp_path / "store"), experiment(*cameras)

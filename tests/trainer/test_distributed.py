@@ -176,7 +176,7 @@ def test_one_process_resumes_what_two_saved(one: Path, killed: Path, store: str)
     assert_same_run(run, one)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_meshes.py has a tensor axis in one process
 def test_processes_that_share_a_tensor_axis_train_on_the_same_samples(one: Path, store: str, tmp_path: Path) -> None:
     Job(tmp_path / "run", 2, store=store, mesh={"tensor": 4}).end()
     assert_same_run(tmp_path / "run", one)

@@ -94,12 +94,14 @@ class KilledError(Exception):
     """Ends a training from inside."""
 
 
+def kill(step: int, folder: Path) -> None:
+    """Ends a training at its first checkpoint."""
+    raise KilledError
+
+
 def require_exact_resume(inputs: Inputs, folder: Path) -> None:
     """A run that was ended at its first checkpoint and started again ends with the parameters of one that was not."""
     straight = saved(fit(inputs, folder / "straight"), tiny_config())
-
-    def kill(step: int, folder: Path) -> None:
-        raise KilledError
 
     with pytest.raises(KilledError):
         fit(inputs, folder / "killed", on_checkpoint=kill)
@@ -154,13 +156,14 @@ def test_statistics_of_latents_are_of_the_training_episodes(inputs: Inputs) -> N
         made.as_in(inputs.meta() | {"specs": inputs.meta()["specs"] | {"action": to_dict(made.action_spec)}})
 
 
-@pytest.mark.slow
+@pytest.mark.long  # three trainings
 def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(inputs: Inputs, tmp_path: Path) -> None:
     """Runs before December 2026 have those of all episodes; what they learned is in units of those."""
     assert isinstance(inputs.latents, LatentStore)
     older = dataclasses.replace(inputs, encoder_spec=inputs.latents.spec)
     straight = saved(fit(older, tmp_path / "straight"), tiny_config())
-    fit(older, tmp_path / "stopped", dataclasses.replace(CONFIG, steps=3))
+    with pytest.raises(KilledError):
+        fit(older, tmp_path / "stopped", on_checkpoint=kill)
     last = fit(inputs, tmp_path / "stopped")
     assert checkpoint.read_meta(last)["specs"]["encoder"] == to_dict(inputs.latents.spec)
     for name, value in saved(last, tiny_config()).items():
@@ -200,6 +203,7 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
     assert sum("lora" in name for name in trained) == 2 * len(model.backbone.lora.targets)
 
 
+@pytest.mark.long  # the smoke test's sweep trains e0; e1 is e2 without a loss
 @pytest.mark.parametrize("variant", ["e0", "e1"])
 def test_other_variants_train(inputs: Inputs, tmp_path: Path, variant: str) -> None:
     for head in ("regression", "flow"):

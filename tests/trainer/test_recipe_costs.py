@@ -86,6 +86,7 @@ def tiny(recipe: str, scale: str) -> Experiment:
     return dataclasses.replace(whole, model=small, train=dataclasses.replace(whole.train, batch_size=2))
 
 
+@pytest.mark.long  # a benchmark
 def test_the_command_times_every_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ def inputs(stores: tuple[TrainingStore, TrainingStore], tmp_path_factory: pytest
     return make_inputs(union, UnionLatents(latents), PromptConfig(length=56), tiny_config(), CONFIG, MIXTURE)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_loop.py has it for one store
 def test_a_killed_run_on_a_union_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
     require_exact_resume(inputs, tmp_path)
 
