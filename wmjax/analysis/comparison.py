@@ -146,7 +146,7 @@ def compare_unpaired(a: Path, b: Path) -> str:
     )
 
 
-def stratified_bootstrap(groups: Sequence[Int[np.ndarray, "_"]], seed: int = 0) -> tuple[float, float]:
+def stratified_bootstrap(groups: Sequence[Int[np.ndarray, " _"]], seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean of all values, episodes redrawn within each task (Efron 1979).
 
     Args:
