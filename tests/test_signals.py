@@ -119,7 +119,8 @@ def test_under_nohup_a_closed_terminal_means_nothing() -> None:
     assert process.wait(60) == 0
 
 
-def test_handlers_are_restored() -> None:
+def test_handlers_are_restored_and_what_runs_next_is_not_stopped() -> None:
+    from wmjax.core import signals
     from wmjax.core.command import run_command
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
@@ -130,3 +131,5 @@ def test_handlers_are_restored() -> None:
 
     assert run_command(body) == 143
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    with signals.postponed():
+        assert not signals.requested()

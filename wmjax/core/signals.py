@@ -93,6 +93,7 @@ def handled() -> Iterator[None]:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
             theirs.close()
+            _state = _State()  # what stopped this block is no request to what a notebook runs next
 
 
 @contextlib.contextmanager
