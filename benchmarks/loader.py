@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from wmjax.core.files import MANIFEST
+from wmjax.core.store_files import MANIFEST
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset

@@ -73,7 +73,7 @@ def test_short_options_and_full_names_mean_the_same_settings(line: str, expected
         ("D --cuont 3", "unknown option '--cuont'; did you mean --count"),
         ("D --cou 3", "unknown option '--cou'; did you mean --count"),
         ("D stray", "unexpected argument 'stray'; python -m wmjax.tool --help lists the options"),
-        ("D --other.count 3", "unknown option --other; settings of this command are written --outer.NAME VALUE"),
+        ("D --other.count 3", "unknown section of settings 'other'; did you mean outer?"),
         ("D --outer.cuont 3", "unknown setting 'outer.cuont'; did you mean outer.count"),
         ("D --outer.count", "--outer.count has no value; write --outer.count VALUE"),
         ("D --outer.count --loud", "--outer.count has no value; write --outer.count VALUE"),

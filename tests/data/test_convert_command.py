@@ -22,7 +22,7 @@ from wmjax.pipeline.convert import SHORTS, ConvertSettings
         ("--gripper open-one", "--gripper is now called --gripper-convention; write --gripper-convention open-one"),
         ("--rows between", "convert.rows is 'between'; choose one of"),
         ("--convert.rows before", "--rows is for LIBERO's HDF5 files, nowhere holds none"),
-        ("--record.suite x", "unknown option --record; settings of this command are written --convert.NAME VALUE"),
+        ("--record.suite x", "unknown section of settings 'record'; known: convert"),
     ],
 )
 def test_options_of_a_conversion(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

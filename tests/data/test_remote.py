@@ -16,10 +16,10 @@ from tests.data.synthetic import make_latents, make_store
 from wmjax import convert, diagnose, evaluate, export, probe, record, train, view
 from wmjax.core import location as remote
 from wmjax.core.errors import UserError
-from wmjax.core.files import StoreWriter
 from wmjax.core.location import Remote, RemoteArray, local, location
 from wmjax.core.options import CommandParser
 from wmjax.core.specs import EncoderSpec
+from wmjax.core.store_files import StoreWriter
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.loader import LoaderConfig, make_loader
 from wmjax.data.store import TrainingStore, finalize, write_part

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import LENGTHS, make_episode, make_store
-from wmjax.core import files
+from wmjax.core import files, store_files
 from wmjax.core.errors import UserError
 from wmjax.data.store import Task, TrainingStore, finalize, part_names, write_part
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
@@ -112,7 +112,7 @@ def test_interrupted_finalize_keeps_the_old_store(tmp_path, monkeypatch, victim)
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    target = (np, "savez") if victim == "save_settled" else (files, "hash_file")
+    target = (np, "savez") if victim == "save_settled" else (store_files, "hash_file")
     with monkeypatch.context() as patch:
         patch.setattr(*target, fail)
         with pytest.raises(KeyboardInterrupt):
@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
 
 def test_first_finalize_interrupted_at_the_manifest_is_no_store(tmp_path, monkeypatch):
     write_part(tmp_path, "a", episode(), SPEC)
-    monkeypatch.setattr(files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(store_files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         finalize(tmp_path, SPEC, ACTION_SPEC)
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
@@ -165,7 +165,7 @@ def flip(path):
 
 def test_a_store_is_hashed_once_and_again_after_it_was_written_or_copied(tmp_path, copy, monkeypatch):
     hashed, real = [], files.hash_file
-    monkeypatch.setattr(files, "hash_file", lambda path: hashed.append(path.name) or real(path))
+    monkeypatch.setattr(store_files, "hash_file", lambda path: hashed.append(path.name) or real(path))
     TrainingStore(copy).verify_once()
     assert sorted(hashed) == sorted(TrainingStore(copy).manifest["files"]), "a copy is not trusted"
     hashed.clear()
@@ -259,7 +259,7 @@ def test_a_kill_between_new_arrays_and_manifest_never_shows_a_mixed_store(tmp_pa
     other = make_episode(7, 13, image_size=28)
     write_part(tmp_path, "episode-001", other, old.spec)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(store_files, "write_json", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finalize(tmp_path, old.spec, ACTION_SPEC)
     with pytest.raises(UserError, match="is missing"):

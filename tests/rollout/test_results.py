@@ -108,8 +108,13 @@ def finished_run(recipe: str = "r", at: str = "2026-01-01", command: str = "pyth
 def test_a_record_of_a_benchmark_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     command = f"python -m wmjax.evaluate --run {tmp_path}/cache/runs/e2 --out other"
-    kept = json.loads(keep_record(tmp_path, "libero_spatial", finished_run(command=command)).read_text())["command"]
-    assert kept == "python -m wmjax.evaluate --run $WMJAX_CACHE/runs/e2 --out other"
+    content = finished_run(command=command)
+    content["header"]["training"] = {"changed": {"data.path": f"{tmp_path}/cache/demos/a"}}
+    path = keep_record(tmp_path, "libero_spatial", content)
+    kept = json.loads(path.read_text())
+    assert kept["command"] == "python -m wmjax.evaluate --run $WMJAX_CACHE/runs/e2 --out other"
+    assert kept["header"]["training"] == {"changed": {"data.path": "$WMJAX_CACHE/demos/a"}}
+    assert keep_record(tmp_path, "libero_spatial", content) == path  # killed after its record it has no second one
 
 
 def test_records_are_numbered_beyond_the_last_and_a_run_has_one(tmp_path, caplog):

@@ -68,7 +68,7 @@ BAD_OPTIONS = {
         "--record.episodes",
         "3",
     ): "unknown setting 'record.episodes'; did you mean record.first_episode",
-    ("--data.tasks", "0"): "unknown option --data; settings of this command are written --record.NAME VALUE",
+    ("--data.tasks", "0"): "unknown section of settings 'data'; known: record",
     ("--episode", "3"): "unknown option '--episode'; did you mean --episodes",
 }
 

@@ -21,7 +21,7 @@ from wmjax.diagnostics.diagnosis import diagnose, predict
 from wmjax.diagnostics.gradients import gradient_section, summarise
 from wmjax.diagnostics.passes import Condition, Network, batches, memory_conditions
 from wmjax.diagnostics.samples import action_windows, latent_windows, near_change
-from wmjax.diagnostics.text_table import Skipped, plain
+from wmjax.diagnostics.section import Skipped, plain
 from wmjax.experiment.config import load as load_experiment
 from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig

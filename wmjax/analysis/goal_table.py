@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from wmjax.core.text_table import text_table
 from wmjax.rollout.results import EpisodeRecord
 
 NONE = "none"
@@ -35,17 +36,8 @@ class GoalTable:
 
     def table(self) -> str:
         """Plain text: a row per sentence told, a column per goal reached first."""
-        lines = self.cells()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        last = len(widths) - 1
-        shown = [
-            "  ".join(
-                c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
-        shown.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(["goal reached first (task), by the sentence told:", *(line.rstrip() for line in shown)])
+        head, *rows = self.cells()
+        return f"goal reached first (task), by the sentence told:\n{text_table(head, rows, left=(0, -1))}"
 
     def cells(self) -> list[tuple[str, ...]]:
         """The head and the rows; a cell without an episode is a dot."""

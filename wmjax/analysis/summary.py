@@ -7,6 +7,7 @@ from typing import Any
 
 from wmjax.analysis.goal_table import GoalTable, count_goals
 from wmjax.analysis.intervals import wilson
+from wmjax.core.text_table import text_table
 from wmjax.rollout.results import EpisodeRecord
 
 
@@ -56,17 +57,8 @@ class Summary:
     def table(self) -> str:
         """Plain-text tables."""
         head = ("task", "successes", "rate", "95 % interval", "steps", "timeouts", "crashes", "instruction")
-        rows = [head, *(_row(task) for task in self.tasks)]
-        if len(self.tasks) > 1:
-            rows.append(_row(self.overall))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        left = {0, len(head) - 1}
-        lines = [
-            "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        text = "\n".join(line.rstrip() for line in lines)
+        everything = [*self.tasks, self.overall] if len(self.tasks) > 1 else self.tasks
+        text = text_table(head, map(_row, everything), left=(0, -1))
         return text if self.goals is None else f"{text}\n\n{self.goals.table()}"
 
     def as_dict(self) -> dict[str, Any]:

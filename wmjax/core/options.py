@@ -13,9 +13,6 @@ from typing import Any, NoReturn
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.settings import merge, nested, parse_overrides, parse_value, type_hints
 
-FEW = 3
-"""Sections whose forms fit into one line of an error."""
-
 
 def number_list(text: str) -> tuple[int, ...]:
     """Numbers from a text such as ``0,1``, or ``none``.
@@ -129,11 +126,8 @@ class CommandParser(argparse.ArgumentParser):
         for name in values:
             if not self._sections:
                 raise self._refusal(f"--{name}")
-            if name not in self._sections and len(self._sections) > FEW:
-                raise unknown_name("section", name, self._sections)
             if name not in self._sections:
-                forms = " or ".join(f"--{section}.NAME VALUE" for section in self._sections)
-                raise UserError(f"unknown option --{name}; settings of this command are written {forms}")
+                raise unknown_name("section of settings", name, self._sections)
         return values
 
     def _refusal(self, word: str) -> UserError:

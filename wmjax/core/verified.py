@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import verify_files, write_json
+from wmjax.core.files import write_json
 from wmjax.core.location import Location, Remote
+from wmjax.core.store_files import verify_files
 
 VERIFIED = ".verified.json"
 """The file that records which files of a store were verified, and their state; no part of the store's identity."""

@@ -17,24 +17,20 @@ from jaxtyping import Float, Int, Int32
 from wmjax.core.errors import UserError
 from wmjax.core.files import (
     LOCK,
-    MANIFEST,
-    StoreWriter,
     claim_plan,
     disk_errors,
     hash_json,
     only_one,
-    open_array,
-    read_manifest,
     read_npz,
     require_plan,
     require_space,
-    verify_files,
     write_npz,
 )
 from wmjax.core.location import Location, Rows, local, location
 from wmjax.core.reading import reading, typed
 from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec, from_dict, to_dict
+from wmjax.core.store_files import MANIFEST, StoreWriter, open_array, read_manifest, verify_files
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.shift import ViewTable
 from wmjax.data.statistics import RunningMoments, without

@@ -15,22 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import (
-    StoreWriter,
-    hash_json,
-    load_from,
-    open_array,
-    read_array,
-    read_manifest,
-    read_npz,
-    require_space,
-    verify_files,
-)
+from wmjax.core.files import hash_json, read_npz, require_space
 from wmjax.core.location import Location, Rows, local, location
 from wmjax.core.paths import listed
 from wmjax.core.reading import typed
 from wmjax.core.settings import Range
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
+from wmjax.core.store_files import StoreWriter, load_from, open_array, read_array, read_manifest, verify_files
 from wmjax.core.verified import remember, verify_once
 from wmjax.data.episode import (
     DTYPES,

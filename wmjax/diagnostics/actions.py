@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from wmjax.core.specs import ActionSpec
+from wmjax.core.text_table import text_table
 from wmjax.data.statistics import closing
 from wmjax.diagnostics.samples import ActionWindows
-from wmjax.diagnostics.text_table import text_table
 from wmjax.trainer.metrics import NO_VARIANCE, r2_over_steps
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from wmjax.core.text_table import text_table
 from wmjax.data.statistics import MIN_ACTION_SCALE, clip_action, closing
 from wmjax.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, PLAIN, Condition, Outcome
 from wmjax.diagnostics.samples import ActionWindows
-from wmjax.diagnostics.text_table import text_table
 from wmjax.trainer.metrics import mean_r2, r2_over_steps
 
 Chunks = Mapping[str, Float[np.ndarray, "n chunk dim"]]

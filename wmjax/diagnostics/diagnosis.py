@@ -34,7 +34,7 @@ from wmjax.diagnostics.samples import (
     choose_frames,
     latent_windows,
 )
-from wmjax.diagnostics.text_table import Section, Skipped
+from wmjax.diagnostics.section import Section, Skipped
 from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.parameters import Trainable, trainable_filter
 from wmjax.models.vla import VLA, VLAConfig

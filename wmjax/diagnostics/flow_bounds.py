@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from wmjax.analysis.ridge import held_out
-from wmjax.diagnostics.text_table import text_table
+from wmjax.core.text_table import text_table
 
 DRAWS = 2048
 SMOOTHINGS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

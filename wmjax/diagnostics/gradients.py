@@ -17,9 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Int32
 
 from wmjax.core.rng import named_key
+from wmjax.core.text_table import text_table
 from wmjax.data.loader import Batch
 from wmjax.data.statistics import normalise_action
-from wmjax.diagnostics.text_table import text_table
 from wmjax.models.parameters import split_model, to_named
 from wmjax.models.vla import VLA
 from wmjax.trainer.config import Inputs

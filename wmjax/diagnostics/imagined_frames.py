@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from wmjax.analysis.neighbours import nearest
+from wmjax.core.text_table import text_table
 from wmjax.diagnostics.samples import LatentWindows
-from wmjax.diagnostics.text_table import text_table
 from wmjax.reporting.video.latent_colours import LatentColours, on_grid
 
 NEIGHBOURS = 2

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from wmjax.analysis.ridge import RIDGES, Ridge, held_out, predict_once, r2
+from wmjax.core.text_table import text_table
 from wmjax.diagnostics.samples import LatentWindows
-from wmjax.diagnostics.text_table import text_table
 
 Quantity = Literal["position", "rotation"]
 

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from wmjax.core.text_table import text_table
 from wmjax.data.statistics import closing
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.samples import ActionWindows, place
-from wmjax.diagnostics.text_table import text_table
 from wmjax.trainer.metrics import NO_VARIANCE
 
 Phase = Literal["reach", "grasp", "carry", "release", "after"]

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Float32
 from wmjax.analysis.rank import effective_rank, spectrum
 from wmjax.analysis.ridge import RIDGES, Ridge, held_out, predict_once
 from wmjax.core.errors import UserError
+from wmjax.core.text_table import text_table
 from wmjax.diagnostics.samples import LatentWindows
-from wmjax.diagnostics.text_table import text_table
 
 RANK_ALARM, VARIANCE_ALARM = 0.3, 0.1
 """Ratios to the truth below which predictions count as collapsed."""

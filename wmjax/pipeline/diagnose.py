@@ -13,7 +13,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.diagnostics.diagnosis import TITLES, diagnose
 from wmjax.diagnostics.imagined_frames import Imagined
 from wmjax.diagnostics.picture import draw
-from wmjax.diagnostics.text_table import Section, plain
+from wmjax.diagnostics.section import Section, plain
 from wmjax.experiment.config import Experiment
 from wmjax.models.vla import VLA
 from wmjax.pipeline.demonstrations import find_store

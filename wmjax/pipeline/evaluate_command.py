@@ -69,24 +69,22 @@ def run_evaluation(
         policy: the scripted actor's name, or a server's URL.
         protocol: a name of a protocol or of a list of them, or a path ending in ``.toml``.
         shard: ``i/n``; None is :func:`wmjax.core.shards.own_shard`.
-        out: folder of the results, of a list's cells and table; None names one by the actor, the protocol and its
-            changes.
+        out: folder of the results; None names one by the actor, the protocol and its changes.
         data: the training store to replay, to check with, or of the run.
         dialect: of a served policy.
         check: observations that a served policy is shown instead of being evaluated.
         places: what to use in place of folders that the run's settings name, as on another machine.
 
     Raises:
-        UserError: see :func:`wmjax.pipeline.evaluate_checkpoint.evaluate_checkpoint` and
-            :func:`wmjax.pipeline.evaluate_scripted.evaluate_scripted`; conventions without a served policy.
+        UserError: see what evaluates; conventions without a served policy, places without a trained one.
 
     """
     require_served(foreign, policy)
-    if run is None and places:
-        raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
     if check is not None:
         print(check_served(policy, dialect, foreign, data, check))
         return 0
+    if run is None and places:
+        raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
     shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
     trained: dict[str, Any] = {"batch_size": settings.batch, "places": places}
     cells = load_protocol_list(protocol, **changes)

@@ -23,7 +23,7 @@ from wmjax.diagnostics.likely_causes import Cause, Evidence, Replay, likely_caus
 from wmjax.diagnostics.passes import PLAIN, Network, Outcome, Split, batches, input_conditions, observe
 from wmjax.diagnostics.phases import PhaseSection, phase_section, phases_of
 from wmjax.diagnostics.samples import ActionWindows, action_windows
-from wmjax.diagnostics.text_table import Section, Skipped, plain
+from wmjax.diagnostics.section import Section, Skipped, plain
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.flow import FlowHead
 from wmjax.models.vla import VLA

@@ -12,7 +12,7 @@ from wmjax.sim.env import LiberoEnv
 
 
 class Expert:
-    """Solves the task of an environment.
+    """Solves the task of an environment: the one class that an environment names as its expert, whatever its tasks.
 
     Args:
         env: the environment, which is never stepped; an episode may be under way in it.

@@ -13,10 +13,9 @@ from jaxtyping import Float64
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Fraction, Range, Settings, Weight
 from wmjax.recording.expert import Expert
-from wmjax.recording.primitives.motion import CLOSE, OPEN, Phase
+from wmjax.recording.primitives.motion import CLOSE, OPEN, Action, Phase
 from wmjax.sim.episode import EpisodeId
 
-Action = Float64[np.ndarray, "7"]
 START = "start"
 KINDS = ("push", "miss", "drop", "beside")
 QUIET = 12

@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 from wmjax.core.command import Progress
 from wmjax.core.errors import UserError
-from wmjax.core.files import MANIFEST
 from wmjax.core.paths import cache_root, require_place
 from wmjax.core.specs import ObservationSpec, spec_hash
+from wmjax.core.store_files import MANIFEST
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, part_names, write_part
 from wmjax.recording.slots import Slot, record_slots
 from wmjax.sim.episode import SCENE_INDEX, EpisodeId

@@ -9,7 +9,7 @@ from wmjax.analysis.intervals import mean_rate
 from wmjax.analysis.summary import Summary
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.provenance import provenance
-from wmjax.diagnostics.text_table import text_table
+from wmjax.core.text_table import text_table
 from wmjax.reporting.sweep_tables import markdown
 
 HEAD = ("protocol", "suite", "successes", "rate", "95 % interval", "episodes", "timeouts", "crashes")

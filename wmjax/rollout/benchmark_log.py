@@ -44,6 +44,8 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
 
 def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    root = json.dumps(str(cache_root()))[1:-1]
+    content = json.loads(json.dumps(content, allow_nan=False).replace(root, "$WMJAX_CACHE"))
     header = content["header"]
     earlier = _records(folder, protocol)
     for path, record in earlier.items():
@@ -53,7 +55,6 @@ def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     same = [path.name for path, record in earlier.items() if record.header.get("recipe_hash", "") == recipe]
     if recipe and same:
         log.warning("recipe %s ran %s before (%s); report all of these runs", recipe, protocol, ", ".join(same))
-    content = {**content, "command": str(content["command"]).replace(str(cache_root()), "$WMJAX_CACHE")}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     number = max([0, *(_number(path) + 1 for path in folder.glob(f"{protocol}-*.json"))])
     while True:

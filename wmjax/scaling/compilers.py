@@ -5,7 +5,6 @@ libtpu and CUDA's plugin live in ``.venv-estimate``: beside jax they change its 
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import hash_json, write_json
+from wmjax.core.files import hash_file, hash_json, write_json
 from wmjax.core.paths import cache_root, resource_folder
 from wmjax.core.settings import dotted
 from wmjax.scaling.chips import Topology, parse_topology
@@ -62,7 +61,7 @@ def key(request: Request, site: Path) -> str:
     """
     variables = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_", "LIBTPU_"))}
     configs = [
-        hashlib.sha256(path.read_bytes()).hexdigest()
+        hash_file(path)
         for value in dotted(request.settings).values()
         if isinstance(value, str) and (path := Path(value) / "config.json").is_file()
     ]
@@ -81,11 +80,9 @@ def _versions(site: Path) -> Iterator[str]:
 @functools.cache
 def _code_hash() -> str:
     """Of the package's modules and of the files of ``train``, by name and content."""
-    digest = hashlib.sha256()
-    for root, pattern in ((ROOT / "wmjax", "*.py"), (resource_folder("train"), "*.toml")):
-        for path in sorted(root.rglob(pattern)):
-            digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    folders = ((ROOT / "wmjax", "*.py"), (resource_folder("train"), "*.toml"))
+    paths = [(root, path) for root, kind in folders for path in root.rglob(kind)]
+    return hash_json({f"{root.name}/{path.relative_to(root)}": hash_file(path) for root, path in paths})
 
 
 def _compile(request: Request, topology: Topology, python: str, site: Path) -> dict[str, Any]:

@@ -12,10 +12,8 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +27,7 @@ from jax.sharding import SingleDeviceSharding
 from wmjax.core import distributed
 from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors, hash_file, require_space, sync
+from wmjax.trainer.orbax_errors import end_of, is_not_of_orbax, writing
 
 FORMAT_VERSION = 2
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
@@ -80,7 +79,7 @@ class Saver:
         self._writers: dict[str, ocp.StandardCheckpointer] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        logging.getLogger("absl").addFilter(is_not_of_orbax)
         if distributed.is_first():
             with disk_errors(self._root):
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -112,7 +111,7 @@ class Saver:
         """
         self.wait()
         folder, staging = self._root / f"{step:08d}", self._root / f"{STAGING}{step:08d}"
-        with _writing(self._root):
+        with writing(self._root):
             if distributed.is_first():
                 require_space(self._root, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
                 staging.mkdir()
@@ -133,7 +132,7 @@ class Saver:
             return
         pending, self._pending = self._pending, None
         try:
-            with _writing(self._root):
+            with writing(self._root):
                 pending.result()
         except BaseException:
             self._clean()
@@ -149,7 +148,7 @@ class Saver:
 
     def _commit(self, staging: Path, folder: Path, step: int, meta: dict[str, Any]) -> None:
         """In the background: waits for the writers, then makes what they wrote a checkpoint."""
-        failed = [error for writer in self._writers.values() if (error := _end_of(writer)) is not None]
+        failed = [error for writer in self._writers.values() if (error := end_of(writer)) is not None]
         if failed:  # all have ended: nobody writes into a folder that is going to be removed
             raise failed[0]
         if not distributed.is_first():
@@ -181,39 +180,6 @@ class Saver:
             return
         for path in (*self._root.glob(f"{STAGING}*"), *self._root.glob(f"{REMOVED}*")):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Leaves out the tracebacks that Orbax logs of errors that it raises as well: they become one line."""
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _end_of(writer: ocp.StandardCheckpointer) -> Exception | None:
-    """Waits for a writer; the error that it ended with."""
-    try:
-        writer.wait_until_finished()
-    except Exception as error:
-        return error
-    return None
-
-
-@contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """One line for a disk that is full or must not be written to; Orbax wraps such errors in others."""
-    try:
-        with disk_errors(root):
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        reasons = {
-            r"No space left|[Qq]uota exceeded": "no disk space left; free some space",
-            r"Permission denied|Read-only file system|Operation not permitted": "not writable; make it writable",
-        }
-        found = next((fix for pattern, fix in reasons.items() if re.search(pattern, str(error))), None)
-        if found is None:
-            raise
-        raise UserError(f"{root}: {found}, and run again: earlier checkpoints are whole") from error
 
 
 def _stable(items: dict[str, Tree]) -> dict[str, Tree]:

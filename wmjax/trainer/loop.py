@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,42 +72,25 @@ def train(
 
     """
     # 1. The mesh, before any array exists.
-    mesh = make_mesh(mesh_config)
-    require_divisible(config.batch_size, mesh)
-    distributed.connect(mesh)
-    log.info("mesh %s; %s", dict(mesh.shape), distributed.host_devices())
-
+    mesh = _connect(mesh_config, config)
     # 2. The checkpoint that it goes on from, if there is one, whose inputs these must be.
-    checkpoints = run / "checkpoints"
-    folder = _resumable(checkpoints)
+    folder = _resumable(run / "checkpoints")
     saved = {} if folder is None else checkpoint.read_meta(folder)
-    if folder is not None:
-        inputs = inputs.as_in(saved)
-
+    inputs = inputs if folder is None else inputs.as_in(saved)
     # 3. The programs and the layout of their arrays, which is known before memory is spent.
     specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
     built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
-
     # 4. The data: every process reads its slice of the same global order.
     loader = _loader_config(config, inputs, mesh)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
-
     # 5. Where it begins: published weights below all, then what the checkpoint holds. Random keys follow from the step.
-    state, guard, frozen = _begin(built, load_base)
+    state, guard, frozen = _begin(built, load_base, folder)
     if folder is not None:
-        state, guard = _restore(folder, state, guard)
         stream.set_state(saved["loader"]["0"])
-        log.info("resumed at step %d from %s", int(state.step), folder)
-    step = int(state.step)
-    if folder is not None and on_checkpoint is not None:
-        distributed.alone(functools.partial(on_checkpoint, step, folder))
+        if on_checkpoint is not None:
+            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
     # 6. The loop.
-    metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
-    with (
-        contextlib.closing(stream),  # it reads ahead in threads
-        contextlib.closing(metrics) as writer,
-        checkpoint.Saver(checkpoints, checkpoint.Keep(config.max_to_keep, config.keep_period)) as saver,
-    ):
+    with contextlib.closing(stream), _outputs(run, int(state.step), config) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
         loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
         last = loop.run(state, guard) or folder
@@ -115,14 +98,35 @@ def train(
         return last
 
 
-def _begin(built: Built, load_base: LoadBase | None) -> Arrays:
-    """The arrays of the first step: from the seed, with published weights in the place of some."""
+def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
+    """The mesh of all devices of all processes."""
+    mesh = make_mesh(mesh_config)
+    require_divisible(config.batch_size, mesh)
+    distributed.connect(mesh)
+    log.info("mesh %s; %s", dict(mesh.shape), distributed.host_devices())
+    return mesh
+
+
+@contextlib.contextmanager
+def _outputs(run: Path, step: int, config: TrainConfig) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
+    """What a run writes: metrics from a step on, and checkpoints."""
+    metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
+    keep = checkpoint.Keep(config.max_to_keep, config.keep_period)
+    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", keep) as saver:
+        yield metrics, saver
+
+
+def _begin(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arrays:
+    """The arrays to begin with: from the seed, with published weights in the place of some, or from a checkpoint."""
     state, guard, frozen = jax.block_until_ready(built.initialise())
     trained, total = count(state.params), count(state.params) + count(frozen)
     log.info("%s parameters, %s trainable", f"{total:,}", f"{trained:,}")
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    if folder is not None:
+        state, guard = _restore(folder, state, guard)
+        log.info("resumed at step %d from %s", int(state.step), folder)
     return Arrays(state, guard, frozen)
 
 

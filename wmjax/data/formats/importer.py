@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import MANIFEST, claim_plan, hash_file, hash_json
+from wmjax.core.files import claim_plan, hash_file, hash_json
 from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
+from wmjax.core.store_files import MANIFEST
 from wmjax.data.episode import EpisodeData, check_episode
 from wmjax.data.store import PARTS, TrainingStore, finalize, part_names, write_part
 

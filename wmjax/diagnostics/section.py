@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,23 +25,6 @@ class Skipped:
     def table(self) -> str:
         """The reason."""
         return f"skipped: {self.skipped}"
-
-
-def text_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns, the first to the left; floats with three decimals, missing values as a dash."""
-    cells = [list(head), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = []
-    for row in cells:
-        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *padded[1:]]).rstrip())
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
 
 
 def plain(value: Any) -> Any:
