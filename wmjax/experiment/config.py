@@ -83,6 +83,7 @@ class DataConfig(Settings, section="data"):
         values = dataclasses.asdict(self) | {"path": "", "workers": 0} | made_by
         for name in ("paths", "weights", "balance"):  # they say what is done with recorded data
             del values[name]
+        values["demonstrations"] = self.demonstrations.identity()
         values["observation"] = spec_to_dict(self.observation)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
