@@ -5,9 +5,9 @@ python -m benchmarks.power [--seeds 4 8 12 16] [--sd 7 10] [--looks 8 12 16]
 A training seed gives one difference of success rates, in points, that is normal about the true difference. Without
 looks a two-sided t test over all seeds is made once. With ``--looks`` it is made after so many seeds, and the
 experiment ends as soon as a p-value is below the O'Brien-Fleming threshold of that look (O'Brien and Fleming 1979,
-Biometrics 35): on the scale of z the threshold falls as one over the square root of the share of the seeds. Its constant
-is calibrated by simulated nulls so that all looks together err in 5 %. Printed are the differences that are found in
-80 % of the experiments, and the mean number of seeds that they take.
+Biometrics 35): on the scale of z the threshold falls as one over the square root of the share of the seeds. Its
+constant is calibrated by simulated nulls so that all looks together err in 5 %. Printed are the differences that are
+found in 80 % of the experiments, and the mean number of seeds that they take.
 """
 
 import argparse
