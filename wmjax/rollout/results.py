@@ -1,8 +1,8 @@
 """The results of an evaluation: ``header.json``, ``episodes.jsonl``, ``actions/``, ``summary.json`` and a table.
 
 ``actions/`` holds what each episode executed, a file per episode, so that it can be replayed. ``episodes.jsonl`` is
-append-only, with one line per finished episode, flushed as the episode ends; an interrupted evaluation resumes after its
-last complete line. ``header.json`` describes what was run; another header is refused.
+append-only, with one line per finished episode, flushed as the episode ends; an interrupted evaluation resumes after
+its last complete line. ``header.json`` describes what was run; another header is refused.
 """
 
 import dataclasses
