@@ -43,7 +43,7 @@ class Aggregation:
         self.folder, self._spec, self._policy, self._seed = folder, spec, dict(policy), config.seed
         self._drift = {"target_velocity": config.target_velocity} if config.target_velocity else {}
         plan = {"policy": self._policy, "observation": to_dict(spec), "version": RECORDING_VERSION}
-        plan |= {"label_steps": config.label_steps, "seed": config.seed} | self._drift
+        plan |= {"label_steps": config.label_steps, "seed": config.seed, **self._drift}
         if part_names(folder) and not (folder / PLAN).exists():
             raise UserError(f"{folder}: episodes of unknown origin ({PLAN} is missing); choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
