@@ -42,7 +42,9 @@ def write_blocks(documents: Sequence[Path], capsules: Mapping[str, Capsule]) -> 
     changed = []
     for path in documents:
         text = _read(path)
-        new = BLOCK.sub(lambda found, path=path: found[1] + table(_named(path, found[2], capsules)) + found[4], text)
+        new = text
+        for found in BLOCK.finditer(text):
+            new = new.replace(found[0], found[1] + table(_named(path, found[2], capsules)) + found[4])
         if new != text:
             with atomic_path(path) as temporary:
                 temporary.write_text(new, encoding="utf-8")

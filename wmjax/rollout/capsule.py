@@ -123,7 +123,7 @@ class Capsule:
         if folder.exists():
             raise UserError(f"{folder} exists already; evidence is not replaced, choose another name")
         folder.mkdir(parents=True)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for index, one in enumerate(self.replays):
             arrays |= {f"settled_{index}": one.settled, f"actions_{index}": one.actions, f"final_{index}": one.final}
         with atomic_path(folder / "replays.npz") as temporary, temporary.open("wb") as file:
