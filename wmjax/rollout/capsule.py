@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import atomic_path, hash_file, hash_json, read_npz, write_json
+from wmjax.core.files import hash_file, hash_json, read_npz, write_json, write_npz
 from wmjax.core.reading import read_json
 from wmjax.rollout.protocol import Protocol, from_values
 from wmjax.rollout.results import EpisodeRecord
@@ -126,8 +126,7 @@ class Capsule:
         arrays: dict[str, np.ndarray] = {}
         for index, one in enumerate(self.replays):
             arrays |= {f"settled_{index}": one.settled, f"actions_{index}": one.actions, f"final_{index}": one.final}
-        with atomic_path(folder / "replays.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_npz(folder / "replays.npz", arrays, compressed=True)
         values = {
             "format_version": FORMAT_VERSION,
             "name": self.name,
