@@ -140,15 +140,16 @@ def _capsule(name: str, solved: tuple[int, int], **experiment: object) -> Capsul
         for index in range(20)
     ]
     protocol = json.loads(json.dumps(dataclasses.asdict(PROTOCOL))) | {"env": ENV, "tasks": [0, 2]}
-    return Capsule(name, {}, {"protocol": protocol, "experiment": experiment}, tuple(outcomes))
+    texts = {task: f"put the bowl {where} on the plate" for task, where in ((0, "at the left"), (2, "here"))}
+    return Capsule(name, {}, {"protocol": protocol, "experiment": experiment}, texts, tuple(outcomes))
 
 
 def test_a_table_is_what_the_capsules_say():
     assert table([_capsule("a", (20, 19), seed=0), _capsule("b", (10, 20), seed=1)]) == (
         f"| task of libero_spatial | seed 0, `{PROTOCOL.name}` | seed 1, `{PROTOCOL.name}` |\n"
         "|---|---|---|\n"
-        "| 0 | 20/20 | 10/20 |\n"
-        "| 2 | 19/20 | 20/20 |\n"
+        "| 0 at the left | 20/20 | 10/20 |\n"
+        "| 2 here | 19/20 | 20/20 |\n"
         "| **all** (Wilson 95 %) | **39/40 = 97.5 %** (87-100 %) | **30/40 = 75.0 %** (60-86 %) |\n"
     )
 

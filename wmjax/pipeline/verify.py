@@ -1,5 +1,6 @@
 """What the verify command does: it checks the committed evidence against itself, the documents and the simulator."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -93,7 +94,8 @@ def add(root: Path, evaluation: Path, name: str) -> Path:
     about = {key: summary[key] for key in ("command", "commit", "finished_at", "simulator") if key in summary}
     about, header = without_cache((about, header))
     by_key = {record.key: record for record in records}
-    capsule = Capsule(name, about, header, outcomes)
+    instructions = {record.task_id: record.instruction for record in records}
+    capsule = Capsule(name, about, header, dict(sorted(instructions.items())), outcomes)
     streams: list[tuple[Outcome, Any, Any]] = []
     if (evaluation / "actions").is_dir() or (evaluation / "shards").is_dir():
         wanted = chosen([outcome.key for outcome in outcomes])
@@ -107,7 +109,7 @@ def add(root: Path, evaluation: Path, name: str) -> Path:
         if wrong:
             raise UserError(f"{evaluation}: {wrong}; evaluate again with this version")
         recorded.append(Recorded(outcome, settled, actions, final))
-    return Capsule(name, about, header, outcomes, tuple(recorded)).save(root)
+    return dataclasses.replace(capsule, replays=tuple(recorded)).save(root)
 
 
 def replay(protocol: Protocol, spec: ObservationSpec, episodes: Sequence[Recorded]) -> list[str]:

@@ -7,6 +7,7 @@ A block names its capsules; each is a column of the table between the two commen
     <!-- end of evidence -->
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,10 +69,26 @@ def table(capsules: Sequence[Capsule]) -> str:
     heads = ["" if c.seed is None else f"seed {c.seed}, " for c in capsules]
     heads = [f"{head}`{c.protocol.name}`" for head, c in zip(heads, capsules, strict=True)]
     rows = [[f"task of {first.protocol.suite}", *heads], ["---"] * (1 + len(capsules))]
+    names = short_names(first.instructions)
     for task in counts[0]:
-        rows.append([str(task), *(f"{found[task][0]}/{found[task][1]}" for found in counts)])
+        rows.append([f"{task} {names[task]}", *(f"{found[task][0]}/{found[task][1]}" for found in counts)])
     rows.append(["**all** (Wilson 95 %)", *map(_sum, counts)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("| --- ", "|---").replace("|--- |", "|---|")
+
+
+def short_names(instructions: Mapping[int, str]) -> dict[int, str]:
+    """What tells the instructions of tasks apart: the words between those that all begin and all end with."""
+    words = {task: text.split() for task, text in instructions.items()}
+    if len(words) < 2:
+        return {task: " ".join(found) for task, found in words.items()}
+    head = _shared(list(words.values()))
+    tail = _shared([found[head:][::-1] for found in words.values()])
+    return {task: " ".join(found[head : len(found) - tail]) for task, found in words.items()}
+
+
+def _shared(lists: Sequence[Sequence[str]]) -> int:
+    """How many words all lists begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*lists, strict=False)))
 
 
 def _sum(counts: Mapping[int, tuple[int, int]]) -> str:

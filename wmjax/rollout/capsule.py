@@ -67,6 +67,7 @@ class _Saved:
     name: str
     about: dict[str, Any]
     header: dict[str, Any]
+    instructions: dict[str, str]
     episodes: list[Outcome]
     replayed: list[str]
     replays_hash: str
@@ -81,6 +82,7 @@ class Capsule:
         name: of its folder.
         about: command, commit, time and simulator.
         header: what was evaluated, as in the evaluation's ``header.json``.
+        instructions: of each task.
         outcomes: of all episodes, in the protocol's order.
         replays: the episodes to replay; none of evaluations that kept no actions.
 
@@ -89,6 +91,7 @@ class Capsule:
     name: str
     about: Mapping[str, Any]
     header: Mapping[str, Any]
+    instructions: Mapping[int, str]
     outcomes: tuple[Outcome, ...]
     replays: tuple[Recorded, ...] = ()
 
@@ -132,6 +135,7 @@ class Capsule:
             "name": self.name,
             "about": dict(self.about),
             "header": dict(self.header),
+            "instructions": {str(task): text for task, text in self.instructions.items()},
             "episodes": [dataclasses.asdict(outcome) for outcome in self.outcomes],
             "replayed": [one.outcome.key for one in self.replays],
             "replays_hash": hash_file(folder / "replays.npz"),
@@ -164,7 +168,8 @@ def read_capsule(folder: Path) -> Capsule:
         Recorded(by_key[key], *(arrays[f"{part}_{index}"] for part in ("settled", "actions", "final")))
         for index, key in enumerate(saved.replayed)
     )
-    return Capsule(saved.name, saved.about, saved.header, tuple(saved.episodes), recorded)
+    instructions = {int(task): text for task, text in saved.instructions.items()}
+    return Capsule(saved.name, saved.about, saved.header, instructions, tuple(saved.episodes), recorded)
 
 
 def outcomes_of(records: Iterable[EpisodeRecord], protocol: Protocol) -> tuple[Outcome, ...]:
