@@ -38,6 +38,16 @@ settings.register_profile("random", derandomize=False, deadline=None)
 settings.load_profile("fixed")
 
 
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines())
+"""Tests, and whole files of tests, that took long when they were measured last, see ``tools/slow_tests.py``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {item.nodeid, item.nodeid.partition("::")[0]} & SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_are_dropped():
     """Memory stays within a few GB: no file needs the programs of another."""
