@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path)
     names = slow(parser.parse_args().log.read_text(encoding="utf-8"))
-    head = f"# Tests that took {SECONDS:g} s, and files whose fixtures did; written by tools/slow_tests.py from a log.\n"
+    head = f"# Tests that took {SECONDS:g} s, and files whose fixtures did; from tools/slow_tests.py.\n"
     OUT.write_text(head + "".join(f"{name}\n" for name in names), encoding="utf-8")
     print(f"{OUT}: {len(names)}")
 
