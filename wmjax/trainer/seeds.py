@@ -92,7 +92,8 @@ def train_seeds(
             frozen = arrays[number].frozen
             lanes.append(Loop(one, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, None))
         last = _run(lanes, programs, arrays)
-    return [done or folder for done, folder in zip(last, folders, strict=True) if done or folder]
+    ends = [done or folder for done, folder in zip(last, folders, strict=True)]
+    return [end for end in ends if end is not None]
 
 
 class _Programs:
@@ -132,7 +133,8 @@ class _Called:
 def _run(lanes: Sequence[Loop], programs: _Programs, arrays: Sequence[Arrays]) -> list[Path | None]:
     """Steps of all seeds together; logs, validations and checkpoints of each."""
     first, config = lanes[0], lanes[0].config
-    done, last = int(arrays[0].state.step), [None] * len(lanes)
+    done = int(arrays[0].state.step)
+    last: list[Path | None] = [None for _ in lanes]
     for lane, own in zip(lanes, arrays, strict=True):
         lane.begin(done, int(own.guard.skipped))
         if lane.lacks_validation(done):
@@ -153,7 +155,7 @@ def _run(lanes: Sequence[Loop], programs: _Programs, arrays: Sequence[Arrays]) -
             if not stops and (step % config.eval_every == 0 or ends):
                 stops = not all([lane.validate(step, pick(state, number)) for number, lane in enumerate(lanes)])
             if stops or step % config.checkpoint_every == 0 or ends:
-                last = [
+                last[:] = [
                     lane.save(step, pick(state, number), pick(guard, number), called=False)
                     for number, lane in enumerate(lanes)
                 ]
