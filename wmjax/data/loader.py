@@ -42,6 +42,7 @@ class LoaderConfig:
     episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
     injected failures are masked out of the future. With the target ``past`` the batch's ``future`` holds the frames
     before the history instead, newest first. ``mixture`` says how often a sample is drawn where samples are shuffled.
+    Without ``images`` none are read, and the batch has none.
     """
 
     batch_size: int = 32
@@ -57,6 +58,7 @@ class LoaderConfig:
     drop_remainder: bool = True
     delay: int = 0
     mixture: Mixture = UNIFORM
+    images: bool = True
     shard_index: int = 0
     shard_count: int = 1
     threads: int = 1
@@ -123,8 +125,8 @@ class BatchSource:
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
         action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay, self._label_ends)
-        batch = {
-            "images": np.asarray(self.store.frames[frames]),
+        images = {"images": np.asarray(self.store.frames[frames])} if self.config.images else {}
+        batch = images | {
             "state": self.store.state[row],
             "action": action,
             "action_mask": action_mask,

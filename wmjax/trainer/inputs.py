@@ -54,5 +54,6 @@ def make_inputs(
             future=model.prophet.future,
             target=model.memory.target,
             mixture=mixture,
+            images=config.objective == "policy",
         ),
     )
