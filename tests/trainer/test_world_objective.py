@@ -25,7 +25,7 @@ from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.linear_skip import linear_features
 from wmjax.models.world_model import WorldModel, network, require_world_objective
-from wmjax.pipeline.diagnose import of_store
+from wmjax.pipeline.diagnose import as_held_out
 from wmjax.pipeline.ridge_start import ridge_parameters, start_at_ridge
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.policy.restore import averaged_parameters
@@ -205,7 +205,7 @@ def test_a_prophet_is_scored_on_another_store(
     other = make_store(tmp_path / "other", lengths=(29, 41, 33))
     latents = make_latents(tmp_path / "latents", other, views=1, dim=LATENT_DIM)
     monkeypatch.setattr("wmjax.pipeline.diagnose.encode", lambda *_: latents)
-    scored = of_store(experiment(), inputs, other)
+    scored = as_held_out(experiment(), inputs, other)
     assert scored.encoder_spec == inputs.encoder_spec and scored.val_episodes.tolist() == [0, 1, 2]
     sections = diagnose_prophet(find_policy(run, acts=False).model(), inputs, scored, "val", 100).sections
     world = sections["world"]

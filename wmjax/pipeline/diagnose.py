@@ -65,7 +65,7 @@ def diagnose_checkpoint(
     out = out or folder.parent.parent / "diagnostics" / f"{folder.name}-{name}.json"
     require_place(out, "--out", "JSON file")
     experiment, model, inputs = load(folder, data, places)
-    scored = inputs if held_out is None else of_store(experiment, inputs, TrainingStore(held_out))
+    scored = inputs if held_out is None else as_held_out(experiment, inputs, TrainingStore(held_out))
     if held_out is not None or experiment.train.objective == "world":
         found = diagnose_prophet(model, inputs, scored, split, batches)
     else:
@@ -87,7 +87,7 @@ def write_picture(path: Path, imagined: Imagined, inputs: Inputs) -> Path:
     return path
 
 
-def of_store(experiment: Experiment, inputs: Inputs, store: TrainingStore) -> Inputs:
+def as_held_out(experiment: Experiment, inputs: Inputs, store: TrainingStore) -> Inputs:
     """Another store as data of a run: all of its episodes are held out, and all values are in the run's units.
 
     Raises:
