@@ -99,8 +99,9 @@ def as_held_out(experiment: Experiment, inputs: Inputs, store: TrainingStore) ->
     latents = encode(dataclasses.replace(experiment, encoder=encoder), store) if inputs.encoder_spec else None
     other = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
     episodes = np.arange(len(store.episodes), dtype=np.int32)
-    own = {"encoder_spec": inputs.encoder_spec, "action_spec": inputs.action_spec, "val_episodes": episodes}
-    return dataclasses.replace(other, **own)
+    return dataclasses.replace(
+        other, encoder_spec=inputs.encoder_spec, action_spec=inputs.action_spec, val_episodes=episodes
+    )
 
 
 def load(folder: Path, data: Location | None = None, places: Places | None = None) -> tuple[Experiment, Any, Inputs]:
