@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from wmjax.core.errors import UserError
 
@@ -48,3 +48,36 @@ def split_episodes(
         held_out.extend(order[: min(count, len(order) - 1)].tolist())
     chosen = np.isin(np.arange(len(episodes)), held_out)
     return np.flatnonzero(~chosen).astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
+
+
+def video_only_episodes(
+    episodes: Sequence[Mapping[str, Any]], train: Int[np.ndarray, " train"], labelled_per_task: int | None
+) -> tuple[int, ...]:
+    """The training episodes of which only the video is used: all but the first few of each task.
+
+    The episodes with actions of a smaller ``labelled_per_task`` are therefore among those of a larger one.
+
+    Args:
+        episodes: ``TrainingStore.episodes``.
+        train: indices of the training episodes.
+        labelled_per_task: how many of each task have actions; None for all.
+
+    Returns:
+        Sorted episode indices.
+
+    Raises:
+        UserError: no task has more training episodes than that.
+
+    """
+    if labelled_per_task is None:
+        return ()
+    by_task: dict[int, list[int]] = {}
+    for index in sorted(int(index) for index in train):
+        by_task.setdefault(episodes[index]["task"], []).append(index)
+    video_only = sorted(index for indices in by_task.values() for index in indices[labelled_per_task:])
+    if not video_only:
+        raise UserError(
+            f"data.labelled_per_task is {labelled_per_task}, but no task has more than "
+            f"{max(map(len, by_task.values()))} training episodes, so all have actions; lower it, or leave it out"
+        )
+    return tuple(video_only)

@@ -262,6 +262,8 @@ def prophet_of(config: VLAConfig) -> tuple[str, str]:
         "none": "this variant has no world memory",
         "constant": "this variant's Prophet has a constant as input: it is capacity, not a prediction",
         "copy": "this variant has no Prophet: its memory is z(t), repeated",
+        "history": "this variant has no Prophet: its memory is the latest latents",
+        "future": "this variant has no Prophet: its memory is the true future",
     }
     if memory.input in missing:
         return missing[memory.input], ""

@@ -71,7 +71,10 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
         known, recorded = protocol.environment.suites, store.tasks if store else ()
         own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
         tasks = tuple(sorted(own)) or None
-    return load_protocol(settings.protocol, origins, tasks=tasks, episodes_per_task=settings.episodes_per_task)
+    oracle = 0.0 if experiment.model.memory.needs_future else None
+    return load_protocol(
+        settings.protocol, origins, tasks=tasks, episodes_per_task=settings.episodes_per_task, oracle=oracle
+    )
 
 
 def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:

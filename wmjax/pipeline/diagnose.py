@@ -14,6 +14,7 @@ from wmjax.core.provenance import provenance
 from wmjax.core.specs import require_equal
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
+from wmjax.data.weights import Mixture
 from wmjax.diagnostics.diagnosis import TITLES, diagnose, diagnose_prophet
 from wmjax.diagnostics.imagined_frames import Imagined
 from wmjax.diagnostics.picture import draw
@@ -115,7 +116,8 @@ def load(folder: Path, data: Location | None = None, places: Places | None = Non
     meta, experiment = found.meta, found.experiment
     store = find_store(experiment, data)
     latents = find_latents(experiment, store, meta["specs"]["encoder"])
-    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train)
+    labelled = Mixture(labelled_per_task=experiment.data.labelled_per_task)
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, labelled)
     return experiment, found.model(), inputs.as_in(meta)
 
 

@@ -18,7 +18,6 @@ from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
-from wmjax.data.weights import Mixture
 from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import load, to_dict
 from wmjax.experiment.dimensions import of_store
@@ -137,8 +136,7 @@ def train_policy(
 
     """
     experiment, weights = plan.experiment, plan.weights.folder
-    mixture = Mixture(experiment.data.weights, experiment.data.balance)
-    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, mixture)
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, experiment.data.mixture)
     loads: list[LoadBase] = []
     if weights is not None:
         loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))
