@@ -44,6 +44,7 @@ class LoaderConfig:
     before the history instead, newest first. ``mixture`` says how often a sample is drawn where samples are shuffled.
     Of the episodes ``video_only`` nothing but the video is used: their actions are zeros and masked, and their
     state is the mean state of the other episodes.
+    Without ``images`` none are read, and the batch has none.
     """
 
     batch_size: int = 32
@@ -59,6 +60,7 @@ class LoaderConfig:
     drop_remainder: bool = True
     delay: int = 0
     mixture: Mixture = UNIFORM
+    images: bool = True
     video_only: tuple[int, ...] = ()
     shard_index: int = 0
     shard_count: int = 1
@@ -129,8 +131,8 @@ class BatchSource:
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
         action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay, self._label_ends)
-        batch = {
-            "images": np.asarray(self.store.frames[frames]),
+        images = {"images": np.asarray(self.store.frames[frames])} if self.config.images else {}
+        batch = images | {
             "state": self.store.state[row],
             "action": action,
             "action_mask": action_mask,

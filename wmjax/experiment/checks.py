@@ -15,6 +15,7 @@ from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
+from wmjax.models.world_model import require_world_objective
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.sim.libero import SUITES, task_instructions
 
@@ -42,6 +43,8 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
     _require_tasks(experiment)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
+    if experiment.train.objective == "world":
+        require_world_objective(experiment.model)
     _require_memory(experiment, stride)
     if evaluates:
         _require_protocol(experiment, final_protocol(experiment, store), stride)

@@ -136,10 +136,11 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The run's name: recipe, scale, data and seed; then the backbone's weights and the adapters' rank, if any."""
+        """The run's name: recipe, scale, data and seed; then an objective of its own, weights and adapters' rank."""
         weights, rank = self.train.backbone_weights, self.model.backbone.adapter_rank
         backbone = Path(weights).name, f"r{rank}" if rank else ""
-        parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", *backbone
+        objective = "" if self.train.objective == "policy" else self.train.objective
+        parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", objective, *backbone
         return "-".join(part for part in parts if part)
 
 

@@ -169,6 +169,7 @@ class VLA(nnx.Module):
             raise UserError(
                 f"state has {inputs.state.shape[-1]} values; the model has state_dim {self.config.state_dim}"
             )
+        assert inputs.images is not None, "only a Prophet alone is trained without images"
         images = inputs.images[:, : self.config.cameras]
         images = images if self.config.use_images else jnp.zeros_like(images)
         batch = images.shape[0]
@@ -241,14 +242,22 @@ class VLA(nnx.Module):
     def _state(self, inputs: ModelInput) -> Float32[Array, "batch state"]:
         return inputs.state if self.config.use_state else jnp.zeros_like(inputs.state)
 
-    def recall(self, inputs: ModelInput) -> Float32[Array, "batch future tokens dim"]:
+    def recall(
+        self,
+        inputs: ModelInput,
+        action: Float32[Array, "batch chunk action"] | None = None,
+        action_mask: Bool[Array, "batch chunk"] | None = None,
+    ) -> Float32[Array, "batch future tokens dim"]:
         """The memory that the inputs would make, without the VLM; images are not read.
+
+        Only a forward model's depends on the actions, which are normalised.
 
         Raises:
             UserError: latents missing or of another shape.
 
         """
-        return self.world.recall(inputs.latents, inputs.state.shape[0], self.prophet_context(inputs))
+        context = self.prophet_context(inputs, action, action_mask)
+        return self.world.recall(inputs.latents, inputs.state.shape[0], context)
 
     def loss(
         self,

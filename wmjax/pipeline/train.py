@@ -23,14 +23,17 @@ from wmjax.experiment.config import load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
-from wmjax.models.vla import VLA, match_embeddings
+from wmjax.models.vla import match_embeddings
+from wmjax.models.world_model import network
 from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
+from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.policy.places import keep_assets
 from wmjax.scaling.dry_run import describe
+from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
 from wmjax.trainer.trackers import require_trackers
@@ -63,6 +66,7 @@ def run(
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
     require_trackers(experiment.train.trackers)
+    evaluates = evaluates and experiment.train.objective == "policy"  # nothing else acts
     plan = plan_run(experiment, folder, evaluates=evaluates)
     with contextlib.ExitStack() as held:
         if distributed.is_first():
@@ -74,6 +78,8 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     """The stages, in a folder that belongs to this job."""
     experiment, first = plan.experiment, distributed.is_first()
     start = starting_point(experiment.train.init_from)
+    if start is not None:
+        start.require_fit(experiment.model)
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
@@ -88,6 +94,8 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     latents = distributed.first(lambda: latents_or_views(experiment, store, plan.latent_spec))
     # 4. Training.
     checkpoint = train_policy(plan, store, latents, start)
+    if experiment.train.objective == "world":
+        distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
@@ -111,7 +119,7 @@ def dry_run(
     experiment = load(recipe, scale, dataset, settings)
     given = given_store(experiment, needed=False)
     experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
-    require_fit(experiment, given, evaluates=evaluates)
+    require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
     distributed.join()
     require_devices()
     text = f"run: {folder or default_folder(experiment)}\n{describe(experiment)}"
@@ -135,9 +143,13 @@ def train_policy(
         loads.append(functools.partial(match_embeddings, experiment.model))
     if start is not None:
         inputs = start.fit_inputs(inputs)
+    resumes = bool(checkpoints.complete_steps(plan.folder / "checkpoints"))
+    if not resumes and not (start is not None and start.is_world):  # those have their own
+        loads.append(functools.partial(start_at_ridge, inputs, experiment.model))
+    if start is not None:
         loads.append(start.load)
     return train(
-        lambda rngs: VLA(experiment.model, rngs=rngs),
+        lambda rngs: network(experiment.model, experiment.train.objective, rngs),
         inputs,
         plan.folder,
         experiment.train,

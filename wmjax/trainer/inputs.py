@@ -60,6 +60,7 @@ def make_inputs(
             future=model.prophet.future,
             target=model.memory.target,
             mixture=mixture,
+            images=config.objective == "policy",
             video_only=video_only,
         ),
     )

@@ -331,7 +331,7 @@ def validate(
     mesh: Mesh,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Losses and R² per action dimension of the averaged parameters on held-out episodes, unshifted.
+    """Losses of the averaged parameters on held-out episodes, unshifted, and of a policy R² per action dimension.
 
     None if ``stopping``, which is asked after each batch, is true before the last one.
     """
@@ -347,8 +347,10 @@ def validate(
             losses.append(metrics)
             if stopping() and index + 1 < batches:
                 return None
-    r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
+    if predicted[0] is None:
+        return mean
+    r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers
     scores = {f"r2/{i}": value for i, value in zip(arm + grippers, r2, strict=True)} | {
         "r2_arm": mean_r2(r2[: len(arm)])

@@ -210,21 +210,8 @@ class WorldMemory(nnx.Module):
     def prophet_latents(
         self, latents: Float32[Array, "batch frames tokens dim"]
     ) -> Float32[Array, "batch frames pooled dim"]:
-        """Latents in the shape that the Prophet predicts: pooled to one token and layer-normed, if it does so.
-
-        Raises:
-            UserError: tokens or channels other than the Prophet's.
-
-        """
-        tokens, dim = latents.shape[2:]
-        if dim != self.shape.latent_dim or self.shape.tokens not in (1, tokens):
-            raise UserError(
-                f"latents are [..., {tokens}, {dim}]; the Prophet is built for [..., {self.shape.tokens}, "
-                f"{self.shape.latent_dim}], set prophet.tokens and prophet.latent_dim"
-            )
-        if self.shape.tokens != tokens:
-            latents = jnp.mean(latents, axis=2, keepdims=True)
-        return jax.nn.standardize(latents, axis=-1, epsilon=1e-6) if self.objective.layer_norm else latents
+        """See :func:`prophet_latents`."""
+        return prophet_latents(latents, self.shape, self.objective)
 
     def _predict(
         self,
@@ -303,6 +290,26 @@ class WorldMemory(nnx.Module):
         if not train or not self.config.dropout:
             return None
         return jax.random.bernoulli(jax.random.fold_in(_need(key), DROPOUT), 1.0 - self.config.dropout, (batch,))
+
+
+def prophet_latents(
+    latents: Float32[Array, "batch frames tokens dim"], shape: ProphetConfig, objective: WorldLossConfig
+) -> Float32[Array, "batch frames pooled dim"]:
+    """Latents in the shape that a Prophet predicts: pooled to one token and layer-normed, if it does so.
+
+    Raises:
+        UserError: tokens or channels other than the Prophet's.
+
+    """
+    tokens, dim = latents.shape[2:]
+    if dim != shape.latent_dim or shape.tokens not in (1, tokens):
+        raise UserError(
+            f"latents are [..., {tokens}, {dim}]; the Prophet is built for [..., {shape.tokens}, "
+            f"{shape.latent_dim}], set prophet.tokens and prophet.latent_dim"
+        )
+    if shape.tokens != tokens:
+        latents = jnp.mean(latents, axis=2, keepdims=True)
+    return jax.nn.standardize(latents, axis=-1, epsilon=1e-6) if objective.layer_norm else latents
 
 
 def corrupt(
