@@ -63,10 +63,13 @@ def train_seeds(
         load_base: puts published weights in the place of random ones, the same for all seeds.
 
     Raises:
-        UserError: see :func:`wmjax.trainer.loop.train`; checkpoints of a step that all seeds have are missing.
+        UserError: see :func:`wmjax.trainer.loop.train`; checkpoints of a step that all seeds have are missing, or
+            the job has several processes.
         Stopped: a signal came; what was trained until then is saved.
 
     """
+    if jax.process_count() > 1:
+        raise UserError(f"train.seeds is {config.seeds}, but this job has several processes; start one")
     configs, folders = seeds_of(config), [resumable(run / "checkpoints") for run in runs]
     folders = _same_step(runs, folders)
     saved = [{} if folder is None else checkpoint.read_meta(folder) for folder in folders]
