@@ -67,7 +67,12 @@ def watch_policy(
     found = find_policy(run)
     if protocol.oracle is not None or protocol.corruption != "none":
         raise UserError("failures are explained for a policy as it is; choose an evaluation without oracle, corruption")
-    policy = load_policy(found.folder, open_loop_horizon=protocol.open_loop_horizon)
+    policy = load_policy(
+        found.folder,
+        open_loop_horizon=protocol.open_loop_horizon,
+        realtime=protocol.realtime,
+        execution_delay=protocol.execution_delay,
+    )
     watched = watch(PolicyActor(policy, protocol.seed), protocol, episodes, workers=workers)
     content = {
         "checkpoint": {"step": found.step, "hash": found.hash},

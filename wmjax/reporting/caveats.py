@@ -155,8 +155,9 @@ def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:
     memory, trained = experiment.model.memory, experiment.train.delay
     predicts = memory.inject and memory.input == "latents"
     reaches = experiment.model.prophet.future * policy.observation_spec.frame_stride if predicts else None
-    ends = delay + policy.action_spec.chunk
-    if trained == delay and (reaches is None or reaches >= ends):
+    on_time = protocol.realtime != "none" or trained == delay
+    ends = (trained if on_time else delay) + policy.action_spec.chunk
+    if on_time and (reaches is None or reaches >= ends):
         return {}
     return {"timing": {"trained_delay": trained, "actions_end": ends, "memory_ends": reaches}}
 
@@ -165,7 +166,7 @@ def _about_timing(found: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(found, Mapping):
         return
     trained, delay = found.get("trained_delay"), settings.get("execution_delay")
-    if trained != delay:
+    if trained != delay and settings.get("realtime", "none") == "none":
         yield (
             f"Trained for a delay of {trained} control steps, evaluated with {delay}: actions are executed at other "
             f"times than they were learned for. train.delay {delay} trains for this protocol."
@@ -174,7 +175,7 @@ def _about_timing(found: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(ends, int) and isinstance(reaches, int) and reaches < ends:
         yield (
             f"The memory predicts {reaches} control steps ahead, but chunks end {ends} steps after their observation "
-            "(execution delay + model.chunk): the last actions are beyond it. Raise model.prophet.future."
+            "(delay + model.chunk): the last actions are beyond it. Raise model.prophet.future."
         )
 
 
