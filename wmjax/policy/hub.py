@@ -122,7 +122,7 @@ def _hub_errors(what: str, after: str = "") -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{what}: no such revision; name a branch, a tag or a commit of it{after}") from error
     except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
+        if getattr(error.response, "status_code", None) in (401, 403):
             raise UserError(
                 f"{what}: {constants.ENDPOINT} refuses the token ({one_line(error)}); use one with write access to "
                 f"the owner: {LOGIN}{after}"
@@ -132,6 +132,6 @@ def _hub_errors(what: str, after: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # the client's own kinds, httpx's, and ValueError for a card that the hub refuses
         raise UserError(
-            f"{what}: {constants.ENDPOINT} cannot be reached, or its answer is none ({one_line(error)}); check the "
-            f"network and HF_ENDPOINT{after}"
+            f"{what}: {constants.ENDPOINT} cannot be reached, or its answer cannot be read ({one_line(error)}); check "
+            f"the network and HF_ENDPOINT{after}"
         ) from error
