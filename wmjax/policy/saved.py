@@ -25,7 +25,6 @@ from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, typed
 from wmjax.core.settings import Range
 from wmjax.experiment.config import Experiment
-from wmjax.models.vla import VLA
 from wmjax.policy.hub import PARAMETERS, PREFIX, SETTINGS, download_policy, is_on_hub
 from wmjax.policy.places import ASSETS, Places, experiment_at
 from wmjax.policy.restore import parameter_shapes, restore_model
@@ -77,8 +76,8 @@ class SavedPolicy:
         """
         return self.read(parameter_shapes(self.experiment))
 
-    def model(self) -> VLA:
-        """The network, with the averaged parameters.
+    def model(self) -> Any:
+        """The network (:func:`wmjax.policy.restore.restore_model`), with the averaged parameters.
 
         Raises:
             UserError: a damaged file, or the backbone's published weights are not those it was trained on.
@@ -87,7 +86,7 @@ class SavedPolicy:
         return restore_model(self.experiment, self.parameters(), self.meta.get("backbone_hash"))
 
 
-def find_policy(path: str | Path, places: Places | None = None) -> SavedPolicy:
+def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = True) -> SavedPolicy:
     """A policy by its place.
 
     Args:
@@ -95,9 +94,10 @@ def find_policy(path: str | Path, places: Places | None = None) -> SavedPolicy:
             of a policy that ships with wmjax (``mini``), unless a folder of that name is here, or
             ``hub:OWNER/NAME[@REVISION]`` (:mod:`wmjax.policy.hub`).
         places: what to use in place of folders that its settings name, as on another machine.
+        acts: whether a run that trained its Prophet alone is refused.
 
     Raises:
-        UserError: there is none, or its files are damaged or of another version.
+        UserError: there is none, it does not act, or its files are damaged or of another version.
 
     """
     if is_on_hub(path):
@@ -110,6 +110,11 @@ def find_policy(path: str | Path, places: Places | None = None) -> SavedPolicy:
         return _read_folder(folder, places or {}, folder.resolve().name)
     folder = checkpoint.find(folder)
     manifest = checkpoint.read_manifest(folder)
+    if acts and manifest["meta"].get("experiment", {}).get("train", {}).get("objective") == "world":
+        raise UserError(
+            f"run {path} has trained a Prophet alone (train.objective 'world'), which does not act; train a policy "
+            "that starts from it with --train.init_from, or name another run"
+        )
     return SavedPolicy(
         folder,
         checkpoint.evaluations(folder),
