@@ -36,8 +36,8 @@ def start_at_ridge(
     named = to_named(params)
     if model.memory.input != "latents" or not any(name.startswith(LINEAR) for name in named):
         return params, frozen
-    fitted = ridge_parameters(inputs, model)
-    placed = {LINEAR + name: jax.device_put(value, named[LINEAR + name].sharding) for name, value in fitted.items()}
+    fitted = {f"{LINEAR}{name}/value": value for name, value in ridge_parameters(inputs, model).items()}
+    placed = {name: jax.device_put(value, named[name].sharding) for name, value in fitted.items()}
     return from_named(params, named | placed), frozen
 
 
