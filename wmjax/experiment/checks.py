@@ -50,6 +50,21 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         _require_protocol(experiment, final_protocol(experiment, store), stride)
 
 
+def require_side_by_side(experiment: Experiment) -> None:
+    """Refuses evaluations during a training of several seeds in one program.
+
+    Raises:
+        UserError: they are asked for.
+
+    """
+    seeds, every = experiment.train.seeds, experiment.evaluation.every
+    if every:
+        raise UserError(
+            f"train.seeds is {seeds} with evaluation.every {every}; seeds that are trained side by side are evaluated "
+            "at the end, set evaluation.every to 0"
+        )
+
+
 def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Protocol:
     """The protocol of the evaluation after training, on the tasks that are trained on.
 

@@ -37,12 +37,14 @@ class TrainConfig(Settings, section="train"):
     evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
     is above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
     ``accumulate`` batches make one update; ``steps`` counts batches. ``trackers`` get the metrics beside
-    ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`.
+    ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`. ``seeds`` trains that many, from ``seed`` on, side by side
+    in one program on one device (:mod:`wmjax.trainer.seeds`).
     """
 
     steps: Count = 3000
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     seed: Seed = 0
+    seeds: Annotated[int, Range(1, 1_000)] = 1
     objective: Objective = "policy"
     trainable: Trainable = "all"
     backbone_weights: str = ""

@@ -88,7 +88,7 @@ def make_train_step(
     action_spec: ActionSpec,
     encoder_spec: EncoderSpec | None,
     *,
-    seed: int,
+    seed: int | Array,
     ema_decay: float,
     max_shift: int,
     state_noise: float,
@@ -130,7 +130,7 @@ def _average(ema: nnx.State | None, params: nnx.State, updates: Int32[Array, ""]
 
 
 def make_eval_step(
-    graph: nnx.GraphDef, action_spec: ActionSpec, encoder_spec: EncoderSpec | None, *, seed: int
+    graph: nnx.GraphDef, action_spec: ActionSpec, encoder_spec: EncoderSpec | None, *, seed: int | Array
 ) -> Callable[
     [nnx.State, nnx.State, Batch, Prompt, Int32[Array, ""]], tuple[Float32[Array, "batch chunk dim"] | None, Metrics]
 ]:
