@@ -6,6 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests import QUICK_FUSIONS
+
 # Before jax is imported, which reads them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Jobs in the background of a shell, or under nohup, ignore these, and so would the commands that tests start and stop.
@@ -14,7 +16,7 @@ for _name, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(_name, _handler)
 # Two devices, so that every jitted test runs on a real mesh; and quickly compiled programs, because most of the time of
 # most tests is compilation.
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1"
+FLAGS = f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1 {QUICK_FUSIONS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # Many tests compile the same small models.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "wmjax-tests-xla"))
@@ -34,6 +36,16 @@ from wmjax.sim.libero import OBSERVATION_SPEC  # noqa: E402
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", derandomize=False, deadline=None)
 settings.load_profile("fixed")
+
+
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines())
+"""Tests, and whole files of tests, that took long when they were measured last, see ``tools/slow_tests.py``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {item.nodeid, item.nodeid.partition("::")[0]} & SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

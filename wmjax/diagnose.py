@@ -2,6 +2,7 @@
 
 python -m wmjax.diagnose --run RUN                      the run's validation split
 python -m wmjax.diagnose --run RUN --split train        its training split: what the policy has memorised
+python -m wmjax.diagnose --run RUN --held-out STORE     the Prophet on other demonstrations, such as undisturbed ones
 
 The averaged parameters are scored on the run's own split by episode and task. The command records no demonstrations:
 name their store with --data if the cache does not have it. A PNG beside the JSON file shows the Prophet's predictions:
@@ -29,11 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = whole_number("batches", 1)
     parser.add_argument("--batches", type=count, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
-    parser.add_argument(
-        "--out",
-        type=local,
-        help="the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it",
-    )
+    parser.add_argument("--held-out", type=location, help="a training store, on which the Prophet alone is scored")
+    where = "the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it"
+    parser.add_argument("--out", type=local, help=where)
     for group in GROUPS:
         parser.add_settings(group, {})
 
@@ -45,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             split=options.split,
             batches=options.batches,
             data=options.data,
+            held_out=options.held_out,
             out=options.out,
             places=read_places(settings),
         )

@@ -37,10 +37,10 @@ def test_every_setting_of_a_conversion_has_a_short_option() -> None:
     parser.add_settings("convert", SHORTS, ConvertSettings())
     line = (
         "--image-size 64 --frame-stride 2 --max-episodes 3 --gripper-convention open-one --skip-bad --layout 8 "
-        "--grippers none --revision 1234 --rows before"
+        "--grippers none --revision 1234 --video-only STORE --rows before"
     )
     found = build(ConvertSettings, parser.read(line.split())[1]["convert"])
-    assert found == ConvertSettings(64, 2, 3, "open-one", True, "8", (), "1234", "before")
+    assert found == ConvertSettings(64, 2, 3, "open-one", True, "8", (), "1234", "STORE", "before")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import QUICK_FUSIONS
 from wmjax.experiment.config import load
 from wmjax.models.backbones.qwen2_5_vl import names, weights
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
@@ -29,7 +30,10 @@ IN_ONE_PROCESS = (
     "e1copy_mse",
     "e1_flow",
     "e1past_flow",
+    "e1history_flow",
     "e2stop_mse",
+    "e2only_mse",
+    "oracle_mse",
     "e2aux_mse",
     "prior_e0_flow",
     "prior_e2_mse",
@@ -45,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(module: str, cache: Path, *arguments: str, status: int = 0, **variables: str) -> str:
     """Runs a command as a user would, with its own cache; returns what it printed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-    flags = "--xla_backend_optimization_level=1"  # most of the time is compilation
+    flags = f"--xla_backend_optimization_level=1 {QUICK_FUSIONS}"  # most of the time is compilation
     environment |= {"WMJAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables}
     line = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=900)
@@ -141,7 +145,8 @@ def test_two_policies_are_compared_until_no_episode_is_left(first: str, cache: P
 @pytest.mark.long  # variants train in trainer/test_loop.py, and heads in e2e/test_heads.py
 def test_every_variant_trains_and_acts(first: str, cache: Path) -> None:
     """Both heads of e0 and e2, one of each other variant; ``test_heads.py`` traces the rest."""
-    shown = command("tests.e2e.variants", cache, *IN_ONE_PROCESS, XLA_FLAGS="--xla_backend_optimization_level=0")
+    flags = f"--xla_backend_optimization_level=0 {QUICK_FUSIONS}"
+    shown = command("tests.e2e.variants", cache, *IN_ONE_PROCESS, XLA_FLAGS=flags)
     assert "recording" not in shown and "encoding" not in shown
     for recipe in IN_ONE_PROCESS:
         run = cache / "variants" / recipe

@@ -40,6 +40,12 @@ def test_at_zero_the_gate_has_a_gradient_and_the_memory_has_none() -> None:
     np.testing.assert_array_equal(by_memory, 0.0)
 
 
+def test_the_gate_starts_where_the_setting_says_and_nothing_else_does() -> None:
+    config = InjectionConfig(width=16, heads=2, gate_start=0.1)
+    other = GatedCrossAttention(config, hidden_dim=8, latent_dim=6, frames=2, tokens=5, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(run(other, HIDDEN, MEMORY).tokens, run(make(0.1), HIDDEN, MEMORY).tokens)
+
+
 def test_an_empty_memory_leaves_its_sample_alone_and_the_others_unchanged() -> None:
     module, keep = make(0.8), jnp.array([True, False, True, False])
     full, some = (run(module, HIDDEN, MEMORY, kept).tokens for kept in (jnp.ones(4, bool), keep))

@@ -120,6 +120,46 @@ def test_no_true_future_reaches_the_actions(variant: str, kind: str, layers: tup
     assert bool(jnp.any(gradient["loss"] != 0.0)) == (variant != "e1")
 
 
+ORACLE = WorldMemoryConfig(input="future", world_loss=0.0)
+
+
+def test_only_the_oracle_is_shown_the_true_future() -> None:
+    """In training it is the recorded one, in acting the one that it is given, and without one it does not act."""
+    model = wake(make_vla("e1copy", memory=ORACLE, gate=1.0))
+    assert model.world.prophet is None
+    recorded = sample(model, INPUTS._replace(future_mask=jnp.ones_like(INPUTS.future_mask)))[0]
+    given = sample(model, INPUTS._replace(future=None, future_mask=None), memory=INPUTS.future)[0]
+    np.testing.assert_allclose(recorded, given, atol=1e-5)  # another graph, hence another rounding
+    gradient = jax.jit(jax.grad(lambda f: loss(model, INPUTS._replace(future=f))[0]))(INPUTS.future)
+    assert jnp.abs(gradient).max() > 1e-4
+    with pytest.raises(UserError, match=r"future latents are missing; memory.input 'future' needs them"):
+        jax.eval_shape(lambda: model.sample(INPUTS._replace(future=None, future_mask=None), NOISE))
+
+
+def test_the_last_frame_that_can_be_foreseen_stands_for_the_rest() -> None:
+    world = make_vla("e1copy", memory=ORACLE).world
+    found = world.true_future(INPUTS.latents, INPUTS.future, np.array([[True, True], [True, False], [False, True]]))
+    np.testing.assert_array_equal(found[0], INPUTS.future[0])
+    np.testing.assert_array_equal(found[1], INPUTS.future[1][np.array([0, 0])])
+    np.testing.assert_array_equal(found[2], INPUTS.latents[2][np.array([-1, -1])])
+
+
+@pytest.mark.parametrize("future", [2, 4])
+def test_a_memory_of_the_history_is_the_frames_that_were_seen(future: int) -> None:
+    shape = dataclasses.replace(make_vla("e1copy").config.prophet, future=future)
+    world = make_vla("e1copy", memory=WorldMemoryConfig(input="history", world_loss=0.0), prophet=shape).world
+    found = world.recall(INPUTS.latents, 3)
+    np.testing.assert_array_equal(found, INPUTS.latents[:, {2: [-2, -1], 4: [-3, -2, -1, -1]}[future]])
+
+
+def test_a_policy_without_images_sees_through_its_memory_alone() -> None:
+    blind = wake(make_vla("e2", use_images=False, gate=1.0))
+    images = INPUTS._replace(images=INPUTS.images + jnp.uint8(40))
+    np.testing.assert_array_equal(sample(blind, INPUTS)[0], sample(blind, images)[0])
+    latents = INPUTS._replace(latents=INPUTS.latents + 1.0)
+    assert jnp.abs(sample(blind, INPUTS)[0] - sample(blind, latents)[0]).max() > 1e-3
+
+
 def jaxprs(jaxpr: Jaxpr) -> list[Jaxpr]:
     """A jaxpr and everything inside it."""
     found = [jaxpr]

@@ -1,5 +1,7 @@
 """The policy's side of the oracle bracket: what the encoded future is, and what alpha does with it."""
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.encoders.encode import LATENT_BOUND
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
+from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.policy.interventions import mix
 from wmjax.policy.policy import Policy
 
@@ -98,6 +101,21 @@ def test_a_memory_of_the_truth_makes_the_prediction_irrelevant(make, perfect):
     carry, chunk, _ = decide(make(0.0, "world/prophet/out/bias/value"), recorded)
     np.testing.assert_array_equal(chunk, perfect[1])
     assert np.abs(carry.prediction - perfect[0].prediction).min() > 0.9
+
+
+def test_a_policy_whose_memory_is_the_true_future_acts_under_an_oracle_only():
+    experiment = tiny_experiment("e1copy", "flow")
+    memory = WorldMemoryConfig(input="future", world_loss=0.0)
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, memory=memory))
+    settings = {"batch_size": 1, "open_loop_horizon": 8}
+    build = functools.partial(Policy, experiment, plain_specs(STORE.spec), parameters(experiment), **settings)
+    for oracle in (None, 0.5):
+        with pytest.raises(UserError, match=rf"oracle is {oracle}, but the policy's memory is the true future"):
+            build(oracle=oracle)
+    policy = build(oracle=0.0)
+    assert policy.future_frames == 4
+    shown, other = (decide(policy, future)[1] for future in (recorded, lambda newest: recorded(newest)[::-1]))
+    assert np.abs(shown - other).max() > 1e-4
 
 
 def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):

@@ -71,6 +71,19 @@ def test_a_transform_that_changes_actions_by_more_than_a_rounding_shows(actor):
     np.testing.assert_array_equal(plan.actions[:6, 0], np.full(6, 0.4999, np.float32))
 
 
+def test_a_replay_drifts_as_the_recording_did(tmp_path):
+    for index, speed in ((1_000_000, 0.04), (1_000_001, 0.04), (1_000_002, 0.0)):
+        data = recorded(index, 0.5, 0.0)
+        data.meta.update({"target_velocity": speed} if speed else {})
+        write_part(tmp_path, str(index), data, SPEC)
+    store = finalize(tmp_path, SPEC, ACTION_SPEC)
+    actor = Replay(store, action_spec(store, np.arange(3), 8, "quantile"))
+    moving, _, still = actor.episodes
+    assert actor.target_velocity([moving]) == 0.04 and actor.target_velocity([still]) == 0.0
+    with pytest.raises(UserError, match=r"the targets of its episodes drifted at 0, 0\.04 m/s"):
+        actor.target_velocity(actor.episodes)
+
+
 def test_episodes_that_were_not_recorded_are_refused(actor):
     with pytest.raises(UserError, match="no episodes of libero_goal"):
         actor.choose("libero_goal", (2,), 1)

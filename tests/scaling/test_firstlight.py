@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import QUICK_FUSIONS
 from tests.data.synthetic import make_store
 from tests.scaling.test_estimate import TINY
 from wmjax import firstlight
@@ -30,7 +31,8 @@ def run(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_training_and_precision_at_a_small_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0")
+    flags = f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {QUICK_FUSIONS}"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     store = make_store(tmp_path / "store", lengths=(29,), tasks=1)
     names = ["tokenizer", "attention", "donation", "checkpoint", "step", "overfit"]
     settings = ["--config", "e0_mse", "--data.path", str(store.folder), "--train.batch_size", "4"]

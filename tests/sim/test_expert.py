@@ -15,6 +15,7 @@ from wmjax.recording.primitives.canonical import usual_grasp
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp
 from wmjax.recording.primitives.motion import CLOSE, OPEN, Phase, reach_and_close
 from wmjax.recording.primitives.privileged_scene import Scene, Seen, rotation_about, rotation_vector
+from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.libero import OBSERVATION_SPEC
 
@@ -120,6 +121,30 @@ def test_provoked_failures_are_mended_marked_and_not_learned(env):
     assert differs.any() and not differs[~data.injected].any()
     closing = np.flatnonzero(np.diff(data.executed[:, 6]) > 0)
     assert len(closing) == 2, "closed on nothing, and then on the bowl"
+
+
+def test_a_drifting_target_is_recorded_from_a_robot_that_first_holds_still(env):
+    config = DemonstrationConfig(
+        perturbed_fraction=0.0, failures=FailureConfig(fraction=0.0), target_velocity=0.04, hold_steps=8
+    )
+    episode = demonstration_id(SUITE, TASK, slot=0, attempt=0, seed=0)
+    data = record_demonstration(env, episode, config)
+    assert data is not None and data.meta["target_velocity"] == 0.04 and not data.injected.any()
+    np.testing.assert_array_equal(data.executed[:8], np.tile(env.action_spec.hold, (8, 1)))
+    assert (data.action[:8] != data.executed[:8]).any() and np.array_equal(data.action[8:], data.executed[8:])
+
+    env.reset(episode)
+    env.disturb(Disturbance(config.target_velocity), episode)
+    start = env.sim.data.get_body_xpos("plate_1_main").copy()
+    for step, action in enumerate(data.executed):
+        np.testing.assert_array_equal(env.state(), data.state[step])
+        success = env.step(action)
+        if step == 7:
+            moved = np.linalg.norm(env.sim.data.get_body_xpos("plate_1_main") - start)
+            assert abs(moved - 8 * 0.04 / 20) < 1e-3, "the target drifts while the robot waits"
+    assert success
+    # From the state in which the hold ends, the undisturbed expert does what is recorded, with the drift going on.
+    np.testing.assert_array_equal(data.action_chunk[2], data.executed[8:16])
 
 
 def test_the_usual_grasp_is_kept_for_the_task(env, demonstration):

@@ -14,7 +14,7 @@ from wmjax.pipeline.record_policy import require_specs
 from wmjax.policy.policy import load_policy
 from wmjax.record import main
 from wmjax.recording.aggregation import Aggregation, to_episode
-from wmjax.recording.demonstration import demonstration_id
+from wmjax.recording.demonstration import DemonstrationConfig, demonstration_id
 from wmjax.recording.expert import Expert
 from wmjax.recording.labeller import Labeller
 from wmjax.sim.env import LiberoEnv
@@ -76,7 +76,9 @@ def test_an_episode_becomes_part_of_a_store(env: LiberoEnv, wrong: np.ndarray, t
     data = to_episode(EPISODE, moments, success=False, meta={"policy": "abc", "outcome": "failure"})
     assert data.length == STEPS and data.frame_step.tolist() == [0, 4, 8]
     assert np.array_equal(data.executed, wrong) and np.array_equal(data.settled_state, states[0])
-    aggregation = Aggregation(tmp_path / "store", env.spec, {"step": 1, "hash": "abc"}, LABELS, 0)
+    aggregation = Aggregation(
+        tmp_path / "store", env.spec, {"step": 1, "hash": "abc"}, DemonstrationConfig(label_steps=LABELS)
+    )
     assert EPISODE in aggregation.missing(SUITE, [TASK], 5)
     aggregation.add(EPISODE, "failure", moments)
     aggregation.add(demonstration_id(SUITE, TASK, 4, 7, 0), "crash", [])
@@ -87,7 +89,7 @@ def test_an_episode_becomes_part_of_a_store(env: LiberoEnv, wrong: np.ndarray, t
     assert store.action_chunk is not None and store.action_chunk.shape == (3, LABELS, 7)
     assert store.injected is not None and not store.injected.any()
     with pytest.raises(UserError, match="holds episodes of another policy"):
-        Aggregation(tmp_path / "store", env.spec, {"step": 2, "hash": "def"}, LABELS, 0)
+        Aggregation(tmp_path / "store", env.spec, {"step": 2, "hash": "def"}, DemonstrationConfig(label_steps=LABELS))
 
 
 def test_a_policy_of_other_specs_is_one_line() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore, part_names
-from wmjax.experiment.config import DataConfig
+from wmjax.experiment.config import DataConfig, load
 from wmjax.record import main
 from wmjax.recording import record as recording
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -31,6 +31,18 @@ def test_a_folder_keeps_its_settings(tmp_path):
         _settings(tmp_path, seed=1)
     with pytest.raises(UserError, match=r"demonstrations\.perturbed_fraction is 0\.0"):
         _settings(tmp_path, perturbed_fraction=0.0)
+
+
+def test_settings_that_are_off_do_not_rename_older_recordings(tmp_path):
+    """The names of folders in caches that exist are hashes of these."""
+    assert not {"target_velocity", "hold_steps"} & DemonstrationConfig().identity().keys()
+    assert load("e2_flow").data.identity() == "b9b8c1185e"
+    _settings(tmp_path)
+    for changes in ({"target_velocity": 0.04}, {"hold_steps": 8}):
+        data = DataConfig(demonstrations=DemonstrationConfig(**changes))
+        assert data.identity() != DataConfig().identity()
+        with pytest.raises(UserError, match=f"demonstrations.{next(iter(changes))} is .* was recorded with None"):
+            _settings(tmp_path, **changes)
 
 
 def test_recordings_of_an_older_expert_are_not_taken_for_new_ones(tmp_path, monkeypatch):
@@ -62,6 +74,8 @@ BAD_OPTIONS = {
     ("--seed", "-3"): "record.demonstrations.seed is -3; it must be at least 0",
     ("--image-size", "0"): "record.image_size is 0",
     ("--frame-stride", "0"): "record.frame_stride is 0",
+    ("--target-velocity", "0.6"): "record.demonstrations.target_velocity is 0.6; it must be at least 0 and at most 0.5",
+    ("--hold-steps", "360"): "demonstrations.hold_steps is 360, and an episode ends after max_steps 360; lower it",
     ("--label-steps", "-1"): "record.demonstrations.label_steps is -1",
     ("--record.demonstrations.failures.most", "0"): "record.demonstrations.failures.most is 0",
     (

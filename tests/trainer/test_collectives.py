@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests import QUICK_FUSIONS
+
 ROOT = Path(__file__).parents[2]
 BATCH = 1024
 JOBS: dict[str, dict[str, Any]] = {
@@ -22,7 +24,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "data, half, LoRA": {"lora": True, "half": True, "fsdp": 1, "tensor": 1},
     "data, half, LoRA, cast": {"lora": True, "half": True, "fsdp": 1, "tensor": 1, "cast": True},
 }
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICKLY = f"--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true {QUICK_FUSIONS}"
 """Nothing is run: machine code need not be fast."""
 METRICS = 0.04
 """Megabytes: losses, norms, and the world metrics' means of every horizon, position and channel."""

@@ -135,12 +135,12 @@ def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
 
 def test_other_variants_say_what_does_not_apply(inputs: Inputs) -> None:
     """Without running a network: what is skipped follows from the configuration."""
-    from wmjax.diagnostics.diagnosis import _prophet_of
+    from wmjax.diagnostics.diagnosis import prophet_of
 
     assert memory_conditions(tiny_config("e0"), inputs.store) == []
-    assert _prophet_of(tiny_config("e0")) == ("this variant has no world memory", "")
-    assert "never trained" in _prophet_of(tiny_config("e1"))[1]
-    assert _prophet_of(tiny_config("e2")) == ("", "")
+    assert prophet_of(tiny_config("e0")) == ("this variant has no world memory", "")
+    assert "never trained" in prophet_of(tiny_config("e1"))[1]
+    assert prophet_of(tiny_config("e2")) == ("", "")
     names = [condition.name for condition in memory_conditions(tiny_config("e0plus"), inputs.store)]
     assert names == ["zero", "noise", "closed", "closed, images black"]
     assert Skipped("why").table() == "skipped: why"

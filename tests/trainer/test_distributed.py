@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import QUICK_FUSIONS
 from tests.data.synthetic import make_store
 from tests.trainer.job import small_model
 from wmjax.core import distributed
@@ -61,7 +62,8 @@ class Job:
             environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "SLURM_"))} | {
                 "WMJAX_CACHE": str(folder.parent / "cache"),
                 # Compiling is most of the time, and quick programs of this size are as good.
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0 "
+                + QUICK_FUSIONS,
             }
             if count > 1:
                 environment |= {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.kill_chain import metrics
+from tests import QUICK_FUSIONS
 from tests.data.synthetic import make_store
 
 BOUND = 2e-5
@@ -42,7 +43,8 @@ for fsdp, tensor in shapes:
 
 def train(devices: int, store: str, out: Path, code: str = CODE) -> None:
     """Trains on every mesh of so many devices, in a process of its own: their number is fixed when jax starts."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1 {QUICK_FUSIONS}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     shapes = [(fsdp, tensor) for count, fsdp, tensor in SHAPES if count == devices]
     line = [sys.executable, "-c", code, json.dumps([store, str(out / str(devices)), shapes])]
     done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)

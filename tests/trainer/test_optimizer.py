@@ -14,7 +14,13 @@ from wmjax.models.world.injection import GatedCrossAttention, InjectionConfig
 from wmjax.trainer.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer
 
 CONFIG = OptimizerConfig(
-    learning_rate=1e-2, warmup_steps=1, weight_decay=0.1, clip_norm=1e6, gate_multiplier=7.0, prophet_multiplier=5.0
+    learning_rate=1e-2,
+    warmup_steps=1,
+    weight_decay=0.1,
+    clip_norm=1e6,
+    gate_multiplier=7.0,
+    prophet_multiplier=5.0,
+    linear_multiplier=0.5,
 )
 
 
@@ -52,9 +58,11 @@ def test_gates_have_their_own_rate_and_no_weight_decay(stacked: int) -> None:
 
 def test_the_prophet_has_its_own_rate() -> None:
     bias = lambda: {"bias": jnp.zeros(3)}  # noqa: E731
-    params = {"world": {"prophet": {"layers": {"0": bias()}}, "injection": bias()}, "head": bias()}
+    prophet = {"layers": {"0": bias()}, "linear": bias()}
+    params = {"world": {"prophet": prophet, "injection": bias()}, "head": bias()}
     pushed, rate = updates(params, 1.0), float(learning_rate(CONFIG, 100)(1))
     np.testing.assert_allclose(pushed["world"]["prophet"]["layers"]["0"]["bias"], -5.0 * rate, rtol=1e-4)
+    np.testing.assert_allclose(pushed["world"]["prophet"]["linear"]["bias"], -2.5 * rate, rtol=1e-4)
     for other in (pushed["world"]["injection"], pushed["head"]):
         np.testing.assert_allclose(other["bias"], -rate, rtol=1e-4)
 

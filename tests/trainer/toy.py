@@ -80,14 +80,14 @@ def send(job: dict[str, Any]) -> None:
     if "at" not in job:
         checkpoint.hash_file = lambda path: os.kill(os.getpid(), number)
         return
-    update, steps = loop._Loop._update, itertools.count(1)
+    update, steps = loop.Loop.update, itertools.count(1)
 
     def stopping_update(self: Any, *arguments: Any) -> Any:
         if next(steps) == job["at"]:
             os.kill(os.getpid(), number)
         return update(self, *arguments)
 
-    loop._Loop._update = stopping_update
+    loop.Loop.update = stopping_update
 
 
 def slow_down(seconds: float) -> None:

@@ -61,13 +61,22 @@ def predict_once(
     new: Float[np.ndarray, "new features"],
 ) -> Float[np.ndarray, "new targets"]:
     """The predictions of :class:`Ridge` for one strength, computed several times faster: by Cholesky, in float64."""
+    kernel, intercept = fit_linear(x, y, strength)
+    return new.astype(np.float64) @ kernel + intercept
+
+
+def fit_linear(
+    x: Float[np.ndarray, "rows features"], y: Float[np.ndarray, "rows targets"], strength: float
+) -> tuple[Float[np.ndarray, "features targets"], Float[np.ndarray, " targets"]]:
+    """The map of :class:`Ridge` for one strength: ``new @ kernel + intercept``, in float64 and by Cholesky."""
     mean, std, centre = x.mean(0), _scale(x), y.mean(0)
-    x, seen = ((part - mean).astype(np.float64) / std for part in (x, new))
+    x = (x - mean).astype(np.float64) / std
     dual = len(x) < x.shape[1]
     gram = x @ x.T if dual else x.T @ x
     gram[np.diag_indices_from(gram)] += strength
     solved = scipy.linalg.solve(gram, y - centre if dual else x.T @ (y - centre), assume_a="pos", overwrite_a=True)
-    return (seen @ x.T if dual else seen) @ solved + centre
+    kernel = (x.T @ solved if dual else solved) / std[:, None]
+    return kernel, centre - mean @ kernel
 
 
 def held_out(groups: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:

@@ -16,7 +16,7 @@ def stable_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") & 0x7FFFFFFF
 
 
-def named_key(seed: int, name: str, *steps: int | Array) -> jax.Array:
+def named_key(seed: int | Array, name: str, *steps: int | Array) -> jax.Array:
     """The key of one named consumer: ``fold_in(key(seed), hash(name))``, then each of ``steps`` folded in."""
     key = jax.random.fold_in(jax.random.key(seed), stable_hash(name))
     for step in steps:

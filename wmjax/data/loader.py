@@ -42,6 +42,9 @@ class LoaderConfig:
     episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
     injected failures are masked out of the future. With the target ``past`` the batch's ``future`` holds the frames
     before the history instead, newest first. ``mixture`` says how often a sample is drawn where samples are shuffled.
+    Of the episodes ``video_only`` nothing but the video is used: their actions are zeros and masked, and their
+    state is the mean state of the other episodes.
+    Without ``images`` none are read, and the batch has none.
     """
 
     batch_size: int = 32
@@ -57,6 +60,8 @@ class LoaderConfig:
     drop_remainder: bool = True
     delay: int = 0
     mixture: Mixture = UNIFORM
+    images: bool = True
+    video_only: tuple[int, ...] = ()
     shard_index: int = 0
     shard_count: int = 1
     threads: int = 1
@@ -108,7 +113,10 @@ class BatchSource:
         self._label_ends = label_ends(store)
         self._frame_start, self._task = entry["frame_start"], entry["task"].astype(np.int32)
         self._frame_end = entry["frame_start"] + entry["num_frames"]
-        self._expected = expected_draws(store, self.samples, config.mixture) if config.shuffle else None
+        self._expected = (
+            expected_draws(store, self.samples, config.mixture, config.video_only) if config.shuffle else None
+        )
+        self._mean_state = self._known_states().mean(0) if config.video_only else None
         # Bound to the instance: a cache on the method would keep every source alive.
         self._epoch = functools.lru_cache(maxsize=4)(self._draw_epoch)
 
@@ -123,8 +131,8 @@ class BatchSource:
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
         action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay, self._label_ends)
-        batch = {
-            "images": np.asarray(self.store.frames[frames]),
+        images = {"images": np.asarray(self.store.frames[frames])} if self.config.images else {}
+        batch = images | {
             "state": self.store.state[row],
             "action": action,
             "action_mask": action_mask,
@@ -133,7 +141,17 @@ class BatchSource:
             "sample_id": frames.astype(np.int32),
             "sample_mask": mask,
         }
+        if self._mean_state is not None:
+            video = np.isin(episode, self.config.video_only)
+            batch["action_mask"] = action_mask & ~video[:, None]
+            batch["action"] = np.where(video[:, None, None], np.float32(0), action)
+            batch["state"] = np.where(video[:, None], self._mean_state, batch["state"])
         return batch | self._latent_columns(frames, views, episode)
+
+    def _known_states(self) -> np.ndarray:
+        """The states of the frames that are used for more than their video."""
+        episode = self.store.frame_episode[self.samples]
+        return self.store.state[self.store.frame_row[self.samples[~np.isin(episode, self.config.video_only)]]]
 
     def samples_of(self, index: int) -> np.ndarray:
         """The ``sample_id`` of every row of batch ``index``."""

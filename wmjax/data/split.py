@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from wmjax.core.errors import UserError
 
+VIDEO_ONLY = "video_only"
+"""The mark of an episode of which only the video is used: it has no actions."""
 SPLIT_SEED = 0
 """Every run's, whatever its own: no training seed is trained on episodes that another is scored on."""
 
@@ -20,7 +22,7 @@ def split_episodes(
 
     Each task is shuffled by a stream of its own (seed and task name), so adding a task leaves the others'
     split alone. A task gives ``round(validation * n)`` episodes to validation, at least one when it has two. In a union
-    each store is split as it is alone.
+    each store is split as it is alone. Episodes without actions are all trained on.
 
     Args:
         episodes: ``TrainingStore.episodes``.
@@ -38,6 +40,8 @@ def split_episodes(
         raise UserError(f"validation is {validation}; choose a fraction of the episodes from 0 to below 1")
     groups: dict[tuple[int, str, int], list[int]] = {}
     for episode in episodes:
+        if episode.get(VIDEO_ONLY):
+            continue
         group = episode.get("store", 0), episode["suite"], episode["task_id"]
         groups.setdefault(group, []).append(episode["index"])
     held_out: list[int] = []
@@ -48,3 +52,39 @@ def split_episodes(
         held_out.extend(order[: min(count, len(order) - 1)].tolist())
     chosen = np.isin(np.arange(len(episodes)), held_out)
     return np.flatnonzero(~chosen).astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
+
+
+def video_only_episodes(
+    episodes: Sequence[Mapping[str, Any]], train: Int[np.ndarray, " train"], labelled_per_task: int | None
+) -> tuple[int, ...]:
+    """The training episodes of which only the video is used: those without actions, and all but the first few per task.
+
+    The episodes with actions of a smaller ``labelled_per_task`` are therefore among those of a larger one.
+
+    Args:
+        episodes: ``TrainingStore.episodes``.
+        train: indices of the training episodes.
+        labelled_per_task: of how many of each task actions are used, where there are any; None for all.
+
+    Returns:
+        Sorted episode indices.
+
+    Raises:
+        UserError: no task has more training episodes than that, or no episode has actions.
+
+    """
+    without = [int(index) for index in train if episodes[index].get(VIDEO_ONLY)]
+    if len(without) == len(train):
+        raise UserError("no training episode has actions; name a store that has some in data.paths, beside the video")
+    if labelled_per_task is None:
+        return tuple(sorted(without))
+    by_task: dict[int, list[int]] = {}
+    for index in sorted({int(index) for index in train} - set(without)):
+        by_task.setdefault(episodes[index]["task"], []).append(index)
+    cut = [index for indices in by_task.values() for index in indices[labelled_per_task:]]
+    if not cut:
+        raise UserError(
+            f"data.labelled_per_task is {labelled_per_task}, but no task has more than "
+            f"{max(map(len, by_task.values()))} training episodes, so all have actions; lower it, or leave it out"
+        )
+    return tuple(sorted(without + cut))

@@ -1,6 +1,7 @@
-"""How often a sample is drawn: stores with weights, and tasks that are balanced."""
+"""How often a sample is drawn: stores with weights, balanced tasks, episodes of which only the video is used."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,18 +22,30 @@ class Mixture:
         weights: the share of each store in what is drawn, up to a common factor; empty for shares that follow the
             numbers of samples.
         balance: ``task`` gives each task the same share; within a task the stores keep their proportion.
+        labelled_per_task: of each task's training episodes so many, the first ones, have actions; of the others only
+            the video is used. None: all have.
+        labelled_share: share of the drawn samples that have actions; None: as many as there are, 1: no video is drawn.
 
     """
 
     weights: tuple[float, ...] = ()
     balance: Balance = "none"
+    labelled_per_task: int | None = None
+    labelled_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.labelled_share is not None and self.labelled_per_task is None:
+            raise UserError(
+                f"data.labelled_share is {self.labelled_share:g}, but all episodes have actions; set "
+                "data.labelled_per_task too, or leave it out"
+            )
 
 
 UNIFORM = Mixture()
 
 
 def expected_draws(
-    store: TrainingStore, samples: Int[np.ndarray, " n"], mixture: Mixture
+    store: TrainingStore, samples: Int[np.ndarray, " n"], mixture: Mixture, video_only: Sequence[int] = ()
 ) -> Float64[np.ndarray, " n"] | None:
     """How often each sample is drawn in an epoch, on average; None if each is drawn once.
 
@@ -40,9 +53,10 @@ def expected_draws(
         store: one store, or several as one.
         samples: indices of its frames.
         mixture: how often they are drawn.
+        video_only: the episodes of which only the video is used.
 
     Returns:
-        Positive numbers that sum to ``n``.
+        Numbers that sum to ``n``, none of them negative.
 
     Raises:
         UserError: another number of weights than of stores.
@@ -52,7 +66,8 @@ def expected_draws(
     if mixture.weights and len(mixture.weights) != count:
         raise UserError(f"data.weights has {len(mixture.weights)} numbers for {count} stores; give one for each")
     weights = mixture.weights if count > 1 else ()
-    if not weights and mixture.balance == "none":
+    share = mixture.labelled_share if video_only else None
+    if not weights and mixture.balance == "none" and share is None:
         return None
     episodes = store.frame_episode[samples]
     source = np.array([entry.get("store", 0) for entry in store.episodes])[episodes]
@@ -62,6 +77,9 @@ def expected_draws(
     if mixture.balance == "task":
         task = np.array([entry["task"] for entry in store.episodes])[episodes]
         chance = chance / np.bincount(task, chance)[task]
+    if share is not None:
+        video = np.isin(episodes, video_only)
+        chance = np.where(video, (1 - share) / chance[video].sum(), share / chance[~video].sum()) * chance
     return chance * (len(samples) / chance.sum())
 
 

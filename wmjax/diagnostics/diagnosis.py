@@ -2,12 +2,16 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float32, Int
 
+from wmjax.core.errors import UserError
+from wmjax.data.loader import Batch
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import input_section, memory_section
@@ -27,6 +31,7 @@ from wmjax.diagnostics.passes import (
 )
 from wmjax.diagnostics.prophet_skill import world_section
 from wmjax.diagnostics.samples import (
+    TRAIN_FRAMES,
     ActionWindows,
     LatentTransform,
     LatentWindows,
@@ -40,7 +45,9 @@ from wmjax.models.parameters import Trainable, trainable_filter
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.memory import WorldMemory
 from wmjax.models.world.prophet import Prophet
+from wmjax.models.world_model import WorldModel
 from wmjax.trainer.config import Inputs
+from wmjax.trainer.step import model_input
 
 log = logging.getLogger("wmjax.train")
 
@@ -57,8 +64,8 @@ TITLES = {
 }
 BATCH = 32
 GRADIENT_BATCHES = 8
-TRAIN_FRAMES, PROBE_FRAMES = 4000, 2000
-"""Frames of the training split that references and the position probe are fitted on, at most."""
+PROBE_FRAMES = 2000
+"""Frames of the training split that the position probe is fitted on, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Diagnosis:
 def diagnose(
     model: VLA, inputs: Inputs, split: Split, count: int, seed: int, trainable: Trainable = "all"
 ) -> Diagnosis:
-    """Looks into a model.
+    """Looks into a policy.
 
     Args:
         model: with the averaged parameters.
@@ -102,6 +109,47 @@ def diagnose(
         sections["memory"] = Skipped("this variant injects nothing into the action tokens")
     world = _world(model, inputs, outcome)
     return Diagnosis(sections | world.sections, world.imagined)
+
+
+def diagnose_prophet(model: VLA | WorldModel, inputs: Inputs, scored: Inputs, split: Split, count: int) -> Diagnosis:
+    """Looks into a Prophet alone: its skill, and what poses can be read from its predictions.
+
+    Args:
+        model: with the averaged parameters; of a policy nothing but the Prophet runs.
+        inputs: the run's own data, on whose training episodes the references are fitted.
+        scored: the data that are predicted; they may be those of another store.
+        split: which side of ``scored``.
+        count: batches of 32 samples at most.
+
+    Raises:
+        UserError: the policy has no Prophet that reads latents.
+
+    """
+    reason, note = prophet_of(model.config)
+    if reason or model.config.memory.input == "hidden":
+        raise UserError(f"a Prophet is to be scored, but {reason or 'this one reads hidden states'}; name another run")
+    frames, prediction = forecast(model, scored, batches(scored, split, count, BATCH, 0))
+    log.info("scored %d samples of the %s split", len(frames), split)
+    return Diagnosis(_prophet_sections(model, inputs, scored, frames, prediction, note), None)
+
+
+def forecast(
+    model: VLA | WorldModel, inputs: Inputs, stream: Iterator[Batch]
+) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, "n future tokens dim"]]:
+    """The frames of batches and what the Prophet predicts of each, without the VLM."""
+    graph, state = nnx.split(model)
+    prompts = jax.tree.map(jnp.asarray, inputs.prompts)
+
+    @jax.jit
+    def step(state: nnx.State, batch: dict[str, jax.Array]) -> jax.Array:
+        seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
+        action = normalise_action(batch["action"], inputs.action_spec)
+        merged: VLA | WorldModel = nnx.merge(graph, state)
+        return merged.recall(seen, action, batch["action_mask"])
+
+    found = [(batch["sample_id"], np.asarray(step(state, batch)), batch["sample_mask"]) for batch in stream]
+    frames, prediction = (np.concatenate([part[i][part[2]] for part in found]) for i in (0, 1))
+    return frames, prediction
 
 
 def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWindows) -> Section:
@@ -136,29 +184,42 @@ def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
 
 def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
     """World model, pose probes and imagination, for variants with a Prophet that looks at something."""
-    reason, note = _prophet_of(model.config)
+    reason, note = prophet_of(model.config)
     if reason or outcome.prediction is None:
         return Diagnosis({name: Skipped(reason) for name in ("world", "probe", "rotation_probe", "imagination")}, None)
+    sections = _prophet_sections(model, inputs, inputs, outcome.frames, outcome.prediction, note)
     test = _windows(model, inputs, outcome.frames)
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = _windows(model, inputs, frames)
+    tasks = np.array([episode["task"] for episode in inputs.store.episodes])
+    bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])
+    sections["imagination"] = imagination_section(outcome.prediction, test, tasks[test.episode], bank)
+    return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))
+
+
+def _prophet_sections(
+    model: VLA | WorldModel,
+    inputs: Inputs,
+    scored: Inputs,
+    frames: np.ndarray,
+    prediction: np.ndarray,
+    note: str,
+) -> dict[str, Section]:
+    """Skill and pose probes of predictions for frames of ``scored``; references are fitted on ``inputs``."""
+    test = _windows(model, scored, frames)
+    train = _windows(model, inputs, choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES))
     log.info("references of the world model from %d training frames", len(train.mask))
-    world = world_section(outcome.prediction, test, train, note)
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()
     # The references' windows hold latents only: a Prophet with other inputs cannot be run on them.
     reads_latents = model.config.memory.input == "latents" and not model.config.prophet.condition
     own = predict(model.world, fitted.history) if reads_latents else None
-    tasks = np.array([episode["task"] for episode in inputs.store.episodes])
-    bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])
     spec = inputs.store.spec
-    sections: dict[str, Section] = {
-        "world": world,
-        "probe": _pose_probe(spec.position, "position", outcome.prediction, test, fitted, own),
-        "rotation_probe": _pose_probe(spec.orientation, "rotation", outcome.prediction, test, fitted, own),
-        "imagination": imagination_section(outcome.prediction, test, tasks[test.episode], bank),
+    return {
+        "world": world_section(prediction, test, train, note),
+        "probe": _pose_probe(spec.position, "position", prediction, test, fitted, own),
+        "rotation_probe": _pose_probe(spec.orientation, "rotation", prediction, test, fitted, own),
     }
-    return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))
 
 
 def _pose_probe(
@@ -194,20 +255,22 @@ def padded(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return np.split(np.concatenate([rows, np.repeat(rows[-1:], rest, 0)]), (len(rows) + rest) // size)
 
 
-def _prophet_of(config: VLAConfig) -> tuple[str, str]:
+def prophet_of(config: VLAConfig) -> tuple[str, str]:
     """The reason why there is no world model to score, and a note about the one there is; each may be empty."""
     memory = config.memory
     missing = {
         "none": "this variant has no world memory",
         "constant": "this variant's Prophet has a constant as input: it is capacity, not a prediction",
         "copy": "this variant has no Prophet: its memory is z(t), repeated",
+        "history": "this variant has no Prophet: its memory is the latest latents",
+        "future": "this variant has no Prophet: its memory is the true future",
     }
     if memory.input in missing:
         return missing[memory.input], ""
     return "", "" if memory.world_loss else "memory.world_loss is 0: this Prophet was never trained to predict"
 
 
-def _windows(model: VLA, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
+def _windows(model: VLA | WorldModel, inputs: Inputs, frames: np.ndarray) -> LatentWindows:
     shape = model.config.prophet
     return latent_windows(inputs, frames, shape.history, shape.future, _to_prophet(model.world))
 

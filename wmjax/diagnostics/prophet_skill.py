@@ -138,10 +138,10 @@ def ridge_futures(
     train = train.complete()
     if len(np.unique(train.episode)) < 2:
         raise UserError("the training split has fewer than 2 episodes with a complete future; record more episodes")
-    strengths = _choose_strengths(train)
+    strengths = choose_strengths(train)
     out = np.empty((len(history), *train.future.shape[1:]), np.float32)
     for token in range(history.shape[2]):
-        x, y, new = _features(train.history, token), _changes(train, token), _features(history, token)
+        x, y, new = ridge_features(train.history, token), _changes(train, token), ridge_features(history, token)
         for strength in np.unique(strengths):
             chosen = strengths == strength
             guess = predict_once(x, y[:, chosen].reshape(len(y), -1), strength, new)
@@ -149,19 +149,21 @@ def ridge_futures(
     return out + history[:, -1:], strengths
 
 
-def _choose_strengths(train: LatentWindows) -> Float[np.ndarray, " future"]:
+def choose_strengths(train: LatentWindows) -> Float[np.ndarray, " future"]:
     """The strength with the least error on held-out training episodes, per future frame."""
     held = held_out(train.episode)
     error = np.zeros((len(RIDGES), train.future.shape[1]))
     for token in range(0, train.history.shape[2], CHOOSE_EVERY):
-        x, y = _features(train.history, token), _changes(train, token)
+        x, y = ridge_features(train.history, token), _changes(train, token)
         guesses = Ridge(x[~held]).path(y[~held].reshape((~held).sum(), -1), RIDGES, x[held])
         for i, guess in enumerate(guesses):
             error[i] += np.square(guess.reshape(y[held].shape) - y[held]).sum((0, 2))
     return np.array(RIDGES)[error.argmin(0)]
 
 
-def _features(history: np.ndarray, token: int) -> Float32[np.ndarray, "n features"]:
+def ridge_features(
+    history: Float32[np.ndarray, "n history tokens dim"], token: int
+) -> Float32[np.ndarray, "n features"]:
     """The token's history and the frame means', flattened."""
     return np.concatenate([history[:, :, token], history.mean(2)], axis=-1).reshape(len(history), -1)
 

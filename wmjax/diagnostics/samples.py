@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
@@ -15,9 +16,14 @@ from wmjax.data.labels import chunk_labels, undisturbed_between
 from wmjax.data.latents import LatentStore
 from wmjax.data.statistics import closing, normalise_latents
 from wmjax.data.store import TrainingStore
-from wmjax.data.windows import chunk_indices, future_indices, history_indices
+from wmjax.data.windows import chunk_indices, earlier_indices, future_indices, history_indices
+from wmjax.models.vla import VLAConfig
+from wmjax.models.world.config import Target
+from wmjax.models.world.memory import prophet_latents
 from wmjax.trainer.config import Inputs
 
+TRAIN_FRAMES = 8000
+"""Frames of the training split that references are fitted on, at most."""
 LatentTransform = Callable[[np.ndarray], np.ndarray]
 """Normalised latents ``[n, frames, tokens, dim]`` in the Prophet's shape: pooled and layer-normed if it does so."""
 
@@ -106,6 +112,7 @@ def latent_windows(
     history: int,
     future: int,
     transform: LatentTransform,
+    target: Target = "future",
 ) -> LatentWindows:
     """Gathers the windows of frames.
 
@@ -115,13 +122,17 @@ def latent_windows(
         history: frames up to and including each one.
         future: frames after each one.
         transform: brings normalised latents into the shape that the Prophet predicts.
+        target: ``past`` puts the frames before the history in the place of the future, newest first.
 
     """
     assert isinstance(inputs.latents, LatentStore) and inputs.encoder_spec is not None
     store, table, spec = inputs.store, inputs.latents.latents, inputs.encoder_spec
     where = place(store, frames)
     past = history_indices(frames, where.first_frame, history)
-    ahead, mask = future_indices(frames, where.end_frame, future)
+    if target == "past":
+        ahead, mask = earlier_indices(frames, where.first_frame, history, future)
+    else:
+        ahead, mask = future_indices(frames, where.end_frame, future)
     rows = store.frame_row[np.concatenate([frames[:, None], ahead], axis=1)]
     return LatentWindows(
         history=transform(normalise_latents(table[0, past], spec)),
@@ -131,6 +142,16 @@ def latent_windows(
         rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),
         episode=store.frame_episode[frames],
     )
+
+
+def training_windows(inputs: Inputs, model: VLAConfig) -> LatentWindows:
+    """The windows that the Prophet of a model learns from, in its shape, of ``TRAIN_FRAMES`` frames at most."""
+
+    def transform(latents: np.ndarray) -> np.ndarray:
+        return np.asarray(prophet_latents(jnp.asarray(latents), model.prophet, model.world))
+
+    frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
+    return latent_windows(inputs, frames, model.prophet.history, model.prophet.future, transform, model.memory.target)
 
 
 @dataclasses.dataclass(frozen=True)

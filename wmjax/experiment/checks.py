@@ -15,6 +15,7 @@ from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
+from wmjax.models.world_model import require_world_objective
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.sim.libero import SUITES, task_instructions
 
@@ -42,9 +43,26 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
     _require_tasks(experiment)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
+    if experiment.train.objective == "world":
+        require_world_objective(experiment.model)
     _require_memory(experiment, stride)
     if evaluates:
         _require_protocol(experiment, final_protocol(experiment, store), stride)
+
+
+def require_side_by_side(experiment: Experiment) -> None:
+    """Refuses evaluations during a training of several seeds in one program.
+
+    Raises:
+        UserError: they are asked for.
+
+    """
+    seeds, every = experiment.train.seeds, experiment.evaluation.every
+    if every:
+        raise UserError(
+            f"train.seeds is {seeds} with evaluation.every {every}; seeds that are trained side by side are evaluated "
+            "at the end, set evaluation.every to 0"
+        )
 
 
 def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Protocol:
@@ -68,7 +86,10 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
         known, recorded = protocol.environment.suites, store.tasks if store else ()
         own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
         tasks = tuple(sorted(own)) or None
-    return load_protocol(settings.protocol, origins, tasks=tasks, episodes_per_task=settings.episodes_per_task)
+    oracle = 0.0 if experiment.model.memory.needs_future else None
+    return load_protocol(
+        settings.protocol, origins, tasks=tasks, episodes_per_task=settings.episodes_per_task, oracle=oracle
+    )
 
 
 def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:

@@ -23,7 +23,7 @@ from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, convert, dotted, merge, with_origin
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
-from wmjax.data.weights import Balance
+from wmjax.data.weights import Balance, Mixture
 from wmjax.encoders.base import EncoderConfig, default_encoder
 from wmjax.encoders.vjepa2.files import PUBLISHED
 from wmjax.experiment.dimensions import with_dimensions
@@ -45,13 +45,17 @@ class DataConfig(Settings, section="data"):
     """The training data: demonstrations recorded here, the training store at ``path``, or those at ``paths`` together.
 
     ``weights`` is the share of each store in the samples that are drawn, up to a common factor; without, the shares
-    follow the stores' sizes. With ``balance`` ``task`` every task is drawn equally often.
+    follow the stores' sizes. With ``balance`` ``task`` every task is drawn equally often. With ``labelled_per_task``
+    the first so many training episodes of each task have actions; of the others only the video is used, which trains
+    the world model. ``labelled_share`` is the share of the drawn samples that have actions (1: no video is drawn).
     """
 
     path: str = ""
     paths: tuple[str, ...] = ()
     weights: tuple[Annotated[float, Range(0, 1_000_000, above=True)], ...] = ()
     balance: Balance = "none"
+    labelled_per_task: Count | None = None
+    labelled_share: Annotated[float, Range(0, 1, above=True)] | None = None
     suite: str = "libero_spatial"
     tasks: tuple[Annotated[int, Range(0, 1_000_000)], ...] = (0,)
     episodes_per_task: Annotated[int, Range(1, 100_000)] = 24
@@ -71,6 +75,17 @@ class DataConfig(Settings, section="data"):
             raise UserError(
                 f"data.weights has {len(self.weights)} numbers for {len(self.places)} stores; give one for each"
             )
+        _ = self.mixture
+
+    @property
+    def mixture(self) -> Mixture:
+        """How often which samples are drawn, and which have actions.
+
+        Raises:
+            UserError: a share of the labelled ones, but all are.
+
+        """
+        return Mixture(self.weights, self.balance, self.labelled_per_task, self.labelled_share)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -81,8 +96,10 @@ class DataConfig(Settings, section="data"):
         """A hash of everything that changes the recorded data; names the folder it is cached in."""
         made_by = {"start_noise": START_NOISE, "version": RECORDING_VERSION}
         values = dataclasses.asdict(self) | {"path": "", "workers": 0} | made_by
-        for name in ("paths", "weights", "balance"):  # they say what is done with recorded data
+        done_with_it = (each.name for each in dataclasses.fields(Mixture))  # with what is recorded
+        for name in ("paths", *done_with_it):
             del values[name]
+        values["demonstrations"] = self.demonstrations.identity()
         values["observation"] = spec_to_dict(self.observation)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -119,10 +136,11 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The run's name: recipe, scale, data and seed; then the backbone's weights and the adapters' rank, if any."""
+        """The run's name: recipe, scale, data and seed; then an objective of its own, weights and adapters' rank."""
         weights, rank = self.train.backbone_weights, self.model.backbone.adapter_rank
         backbone = Path(weights).name, f"r{rank}" if rank else ""
-        parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", *backbone
+        objective = "" if self.train.objective == "policy" else self.train.objective
+        parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", objective, *backbone
         return "-".join(part for part in parts if part)
 
 
@@ -136,6 +154,7 @@ AXES: dict[str, tuple[str, ...]] = {
         "model.memory",
         "model.world",
         "model.use_state",
+        "model.use_images",
         "model.cameras",
         "model.prophet.history",
         "model.prophet.future",

@@ -11,7 +11,8 @@ from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 def next_steps(experiment: Experiment, run: Path, done: Protocol) -> list[str]:
     """Commands that go on from a finished run, with what they are for; ``done`` is the protocol of its evaluation."""
     steps = []
-    if done.suite in protocol_names() and done.name != done.suite:
+    acts = not experiment.model.memory.needs_future  # a bound is not measured on the benchmark
+    if acts and done.suite in protocol_names() and done.name != done.suite:
         tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
         evaluation = ["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite]
         steps.append(f"{shlex.join(evaluation)}{tasks}   # the benchmark, once per recipe")

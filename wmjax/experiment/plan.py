@@ -122,14 +122,14 @@ def default_folder(experiment: Experiment) -> Path:
 
 
 def starting_weights(experiment: Experiment) -> StartingWeights:
-    """The published weights that the backbone starts from, checked against the settings.
+    """The published weights that the backbone starts from, checked against the settings; none for a Prophet alone.
 
     Raises:
         UserError: there are no such weights, or they do not fit the settings.
 
     """
     name = experiment.train.published
-    if name is None:
+    if name is None or experiment.train.objective == "world":
         return StartingWeights()
     folder = backbone_folder(name)
     config = experiment.model.backbone

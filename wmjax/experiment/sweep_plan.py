@@ -139,8 +139,8 @@ def resolve(plan: Plan) -> list[Cell]:
 def _cell(plan: Plan, name: str, cell: CellSettings, seed: int) -> Cell:
     values = merge(plan.settings, cell.settings)
     try:
-        if "seed" in values.get("train", {}):
-            raise UserError("settings.train.seed is set; name the seeds in seeds")
+        for key in {"seed", "seeds"} & values.get("train", {}).keys():
+            raise UserError(f"settings.train.{key} is set; name the seeds in seeds")
         experiment = load(cell.config, cell.scale, cell.dataset, merge(values, {"train": {"seed": seed}}))
         protocols = tuple(_protocol(experiment, protocol, cell.episodes) for protocol in cell.protocols)
     except UserError as error:

@@ -8,9 +8,12 @@ from wmjax.data.observation import Prompt
 
 
 class ModelInput(NamedTuple):
-    """A batch for the policy. ``future`` and its mask serve the world loss only and never reach an action."""
+    """A batch for the policy. ``future`` and its mask serve the world loss only and never reach an action.
 
-    images: UInt8[Array, "batch cameras height width 3"]
+    ``images`` are None for a Prophet that is trained alone.
+    """
+
+    images: UInt8[Array, "batch cameras height width 3"] | None
     state: Float32[Array, "batch state"]
     prompt: Prompt
     latents: Float32[Array, "batch history tokens dim"] | None = None

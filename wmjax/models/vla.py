@@ -38,7 +38,8 @@ class VLAConfig(Settings, section="model"):
     """The policy network. Variants own ``memory`` and ``world``, heads own ``head``, scales own the sizes.
 
     Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
-    number of the observation's cameras that the VLM gets, from the first (None: all). ``query_std`` is the initial size
+    number of the observation's cameras that the VLM gets, from the first (None: all). Without ``use_images`` it gets
+    black ones, at the same cost, so that a policy sees only through its world memory. ``query_std`` is the initial size
     of the action queries; with published weights it is that of their token embeddings (:func:`match_embeddings`).
     ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
     ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
@@ -58,6 +59,7 @@ class VLAConfig(Settings, section="model"):
     state_dim: Annotated[int, Range(0, 1_000_000)] = 0
     use_state: bool = True
     cameras: Depth | None = None
+    use_images: bool = True
     query_std: Annotated[float, Range(0, 100, above=True)] = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -167,7 +169,9 @@ class VLA(nnx.Module):
             raise UserError(
                 f"state has {inputs.state.shape[-1]} values; the model has state_dim {self.config.state_dim}"
             )
+        assert inputs.images is not None, "only a Prophet alone is trained without images"
         images = inputs.images[:, : self.config.cameras]
+        images = images if self.config.use_images else jnp.zeros_like(images)
         batch = images.shape[0]
         if isinstance(self.state_in, Mlp):
             state = self.state_in(inputs.state)[:, None]
@@ -186,7 +190,10 @@ class VLA(nnx.Module):
         corruption: Corruption = "none",
         memory: Float32[Array, "batch future tokens dim"] | None = None,
     ) -> WorldOutput:
-        """The post-injection tokens that either head reads. The VLM runs once; ``inputs.future`` is not read."""
+        """The post-injection tokens that either head reads. The VLM runs once; ``inputs.future`` is not read.
+
+        It is where the memory itself is the true future (``memory.input`` is ``future``) and none is given.
+        """
         encoded = self.encode_prompt(inputs, key if train else None)
         return self.act_on(encoded, inputs, key=key, train=train, corruption=corruption, memory=memory)
 
@@ -202,6 +209,8 @@ class VLA(nnx.Module):
     ) -> WorldOutput:
         """:meth:`action_tokens` from what :meth:`encode_prompt` returned; images are not read."""
         chunk = self.config.chunk
+        if self.config.memory.needs_future and memory is None:
+            memory = self.world.true_future(inputs.latents, inputs.future, inputs.future_mask)
         settings: dict[str, Any] = {
             "key": _fold(key, MEMORY),
             "train": train,
@@ -233,14 +242,22 @@ class VLA(nnx.Module):
     def _state(self, inputs: ModelInput) -> Float32[Array, "batch state"]:
         return inputs.state if self.config.use_state else jnp.zeros_like(inputs.state)
 
-    def recall(self, inputs: ModelInput) -> Float32[Array, "batch future tokens dim"]:
+    def recall(
+        self,
+        inputs: ModelInput,
+        action: Float32[Array, "batch chunk action"] | None = None,
+        action_mask: Bool[Array, "batch chunk"] | None = None,
+    ) -> Float32[Array, "batch future tokens dim"]:
         """The memory that the inputs would make, without the VLM; images are not read.
+
+        Only a forward model's depends on the actions, which are normalised.
 
         Raises:
             UserError: latents missing or of another shape.
 
         """
-        return self.world.recall(inputs.latents, inputs.state.shape[0], self.prophet_context(inputs))
+        context = self.prophet_context(inputs, action, action_mask)
+        return self.world.recall(inputs.latents, inputs.state.shape[0], context)
 
     def loss(
         self,
@@ -270,7 +287,8 @@ class VLA(nnx.Module):
             raise UserError(
                 f"action is {action.shape}; the model predicts [batch, {self.config.chunk}, {self.config.action_dim}]"
             )
-        acted = inputs._replace(future=None, future_mask=None)
+        blind = inputs._replace(future=None, future_mask=None)
+        acted = inputs if self.config.memory.needs_future else blind
         out = self.action_tokens(acted, key=key, train=train)
         head = self.head.loss(out.tokens, action, action_mask, jax.random.fold_in(key, HEAD))
         if self.world.is_forward_model:  # only it has the true actions as input, and nothing of it is injected

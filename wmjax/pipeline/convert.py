@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
 from wmjax.core.errors import UserError
+from wmjax.core.location import location
 from wmjax.core.options import Short, number_list
 from wmjax.core.settings import Count, Depth, Range, Settings
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.importer import Gripper
 from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.formats.lerobot.video import convert_video
 from wmjax.data.store import TrainingStore
 
 
@@ -28,6 +30,8 @@ class ConvertSettings(Settings, section="convert"):
         layout: of LeRobot's columns: a known name or a TOML file; chosen by the columns when None.
         grippers: LeRobot: action dimensions that are gripper commands; found by their names when None.
         revision: of the hub dataset.
+        video_only: LeRobot: the training store beside which only the frames of this dataset are used, whose actions
+            may be missing; None converts demonstrations.
         rows: HDF5: whether an observation was taken after or before the action of its row; after when None.
 
     """
@@ -40,6 +44,7 @@ class ConvertSettings(Settings, section="convert"):
     layout: str | None = None
     grippers: tuple[int, ...] | None = None
     revision: str | None = None
+    video_only: str | None = None
     rows: libero_hdf5.Rows | None = None
 
 
@@ -68,6 +73,12 @@ SHORTS = {
         number_list,
     ),
     "revision": Short("revision", "revision of the hub dataset", str),
+    "video-only": Short(
+        "video_only",
+        "convert only the frames of a LeRobot dataset, whose actions may be missing, with the cameras and sizes of "
+        "this training store, beside which they train the world model",
+        str,
+    ),
     "rows": Short(
         "rows",
         "HDF5: whether row j of the observations was taken after action j (LIBERO's own files, the default) or before "
@@ -104,6 +115,8 @@ def convert_dataset(
         "progress": progress,
     }
     lerobot: dict[str, Any] = {name: getattr(settings, name) for name in ("layout", "revision", "grippers")}
+    if settings.video_only is not None:
+        return _convert_video(data, out, settings, progress)
     if not libero_hdf5.find_files(Path(data)):
         if settings.rows is not None:
             raise UserError(f"--rows is for LIBERO's HDF5 files, {data} holds none; leave it out")
@@ -112,6 +125,31 @@ def convert_dataset(
         if value is not None:
             raise UserError(f"--{name} is for LeRobot datasets, {data} holds HDF5 files; leave it out")
     return libero_hdf5.convert(Path(data), out, rows=settings.rows or "after", **shared)
+
+
+def _convert_video(
+    data: str, out: Path, settings: ConvertSettings, progress: Callable[[int, int], None]
+) -> TrainingStore:
+    """Converts a LeRobot dataset's frames; what the other store says cannot be said again."""
+    assert settings.video_only is not None
+    names = ("image_size", "frame_stride", "gripper_convention", "grippers", "rows")
+    for name in names:
+        value = getattr(settings, name)
+        if value != getattr(ConvertSettings(), name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is {value}, but with --video-only the store {settings.video_only} says "
+                "what it needs, and no action is read; leave it out"
+            )
+    return convert_video(
+        data,
+        out,
+        TrainingStore(location(settings.video_only)),
+        layout=settings.layout,
+        max_episodes=settings.max_episodes,
+        revision=settings.revision,
+        skip_bad=settings.skip_bad,
+        progress=progress,
+    )
 
 
 def describe_store(store: TrainingStore) -> str:

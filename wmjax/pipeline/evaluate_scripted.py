@@ -48,7 +48,8 @@ def evaluate_scripted(
     spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")  # as in training
     actor = actors.Replay(store, spec, watch=True)
     episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
-    protocol, header = dataclasses.replace(protocol, max_steps=actor.longest), {"store": store.hash}
+    protocol = dataclasses.replace(protocol, max_steps=actor.longest, target_velocity=actor.target_velocity(episodes))
+    header = {"store": store.hash}
     return evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, shard=shard)
 
 

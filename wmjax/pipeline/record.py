@@ -68,6 +68,10 @@ SHORTS = {
         "control steps of the chunk that the undisturbed expert would execute from every image on, which training "
         "learns; 0 records none, as --every-step does",
     ),
+    "target-velocity": Short(
+        "demonstrations.target_velocity", "speed at which the goal's target drifts, m/s, such as 0.04"
+    ),
+    "hold-steps": Short("demonstrations.hold_steps", "control steps at the start in which the robot holds still"),
     "image-size": Short(
         "image_size", f"pixels; default {OBSERVATION_SPEC.image_size}, with --every-step {LEROBOT_IMAGE_SIZE}"
     ),

@@ -50,7 +50,8 @@ def record_policy(
         spec: the observations to be recorded; the policy's have to be these.
         run: a run, one of its checkpoints, or a policy, as :func:`wmjax.policy.saved.find_policy` takes it.
         workers: simulator processes.
-        config: its ``seed`` chooses the placements, its ``label_steps`` the length of the labels.
+        config: its ``seed`` chooses the placements, its ``label_steps`` the length of the labels, its
+            ``target_velocity`` the drift of the target.
 
     Raises:
         UserError: no policy there, one of other specs, a task that the expert cannot do, or a folder of other episodes.
@@ -61,12 +62,16 @@ def record_policy(
 
     keep_compiled_programs()
     found = find_policy(run)
-    protocol = _protocol(found, suite, tasks)
+    if config.hold_steps:
+        raise UserError(
+            f"hold-steps is {config.hold_steps} with --run, but it is the policy that acts from the start; leave it out"
+        )
+    protocol = dataclasses.replace(_protocol(found, suite, tasks), target_velocity=config.target_velocity)
     horizon, steps = protocol.open_loop_horizon, config.label_steps
     policy = load_policy(found.folder, open_loop_horizon=horizon)
     require_specs(policy, spec, steps)
     identity = {"step": found.step, "hash": found.hash, "horizon": horizon}
-    aggregation = Aggregation(out, policy.observation_spec, identity, steps, config.seed)
+    aggregation = Aggregation(out, policy.observation_spec, identity, config)
     if missing := aggregation.missing(suite, tasks, episodes_per_task):
         log.info("%d episodes to record into %s", len(missing), out)
         _run(policy, protocol, aggregation, missing, steps, workers)
@@ -91,7 +96,7 @@ def require_specs(policy: "Policy", spec: ObservationSpec, label_steps: int) -> 
 
 
 def _protocol(found: "SavedPolicy", suite: str, tasks: Sequence[int]) -> Protocol:
-    """The protocol of the evaluation after a policy's training, on random placements and without disturbances."""
+    """The protocol of the evaluation after a policy's training, on random placements, of which nothing drifts."""
     name, chunk = found.experiment.evaluation.protocol, found.experiment.model.chunk
     horizon = min(load_protocol(name).open_loop_horizon, chunk)
     protocol = load_protocol(name, suite=suite, tasks=tuple(tasks), episodes_per_task=1, open_loop_horizon=horizon)

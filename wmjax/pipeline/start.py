@@ -1,7 +1,9 @@
 """Training that goes on from another run's policy: what is taken over from its checkpoint, and what is not."""
 
 import dataclasses
+import functools
 import logging
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, require_equal
+from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal
+from wmjax.experiment.config import Experiment
 from wmjax.experiment.config import from_dict as experiment_from_dict
 from wmjax.models.parameters import from_named, to_named
+from wmjax.models.vla import VLAConfig
 from wmjax.policy.restore import averaged_parameters
 from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs
@@ -29,15 +33,57 @@ class Start:
     folder: Path
     meta: dict[str, Any]
 
+    @property
+    def is_world(self) -> bool:
+        """Whether it is of a Prophet that was trained alone."""
+        return self.experiment.train.objective == "world"
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """The settings that it was trained with."""
+        return experiment_from_dict(self.meta["experiment"])
+
+    def require_fit(self, model: VLAConfig) -> None:
+        """Refuses a Prophet that was trained alone if the model has none, or another one.
+
+        Raises:
+            UserError: names the first setting that differs, and both values.
+
+        """
+        if not self.is_world:
+            return
+        where, saved = f"train.init_from {self.folder}", self.experiment.model
+        if model.memory.input not in ("latents", "constant"):
+            raise UserError(
+                f"{where} is a Prophet of latents, but with model.memory.input {model.memory.input!r} there is none; "
+                "leave train.init_from out"
+            )
+        settings = [f"prophet.{field.name}" for field in dataclasses.fields(model.prophet)]
+        settings += ["world.target", "world.layer_norm", "memory.target"]
+        if "state" in saved.prophet.condition:
+            settings += ["use_state", "state_dim"]
+        for name in settings:
+            mine, theirs = operator.attrgetter(name)(model), operator.attrgetter(name)(saved)
+            if mine != theirs:
+                raise UserError(f"model.{name} is {mine!r}, the Prophet of {where} has {theirs!r}; use that")
+
     def fit_inputs(self, inputs: Inputs) -> Inputs:
         """The inputs in the checkpoint's units: its parameters are for values normalised as there.
 
+        Of a Prophet that was trained alone these are the latents', and the state's if it is conditioned on it.
+
         Raises:
-            UserError: the data's observation spec is not the checkpoint's, or the chunk has another length.
+            UserError: the data's observation spec is not the checkpoint's, or the chunk has another length; latents
+                that are not of the Prophet's encoder.
 
         """
         specs = self.meta["specs"]
         names = "the training data", f"train.init_from {self.folder}"
+        if self.is_world and inputs.encoder_spec is not None:
+            encoder = from_dict(EncoderSpec, specs["encoder"], names[1])
+            require_equal(inputs.encoder_spec, encoder, *names, ignore=("mean", "std"))
+        if self.is_world and not self.experiment.model.prophet.condition:
+            return inputs.with_statistics(specs["encoder"], names[1])
         require_equal(inputs.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
         saved = from_dict(ActionSpec, specs["action"], names[1])
         if saved.chunk != inputs.action_spec.chunk:
@@ -55,7 +101,7 @@ class Start:
             UserError: no parameter is of the same name and shape.
 
         """
-        saved = averaged_parameters(self.folder, experiment_from_dict(self.meta["experiment"]))
+        saved = averaged_parameters(self.folder, self.experiment)
         named = to_named(params)
         taken = {name: saved[name] for name in named if name in saved and saved[name].shape == named[name].shape}
         if not taken:

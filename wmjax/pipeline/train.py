@@ -18,22 +18,26 @@ from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
-from wmjax.data.weights import Mixture
-from wmjax.experiment.checks import given_store, require_fit
-from wmjax.experiment.config import load, to_dict
+from wmjax.experiment.checks import given_store, require_fit, require_side_by_side
+from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
-from wmjax.models.vla import VLA, match_embeddings
+from wmjax.models.vla import match_embeddings
+from wmjax.models.world_model import network
 from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
+from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.policy.places import keep_assets
 from wmjax.scaling.dry_run import describe
+from wmjax.trainer import checkpoint as checkpoints
+from wmjax.trainer.config import Inputs
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
+from wmjax.trainer.seeds import seeds_of, train_seeds
 from wmjax.trainer.trackers import require_trackers
 
 
@@ -64,6 +68,10 @@ def run(
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
     require_trackers(experiment.train.trackers)
+    evaluates = evaluates and experiment.train.objective == "policy"  # nothing else acts
+    if experiment.train.seeds > 1:
+        _run_seeds(experiment, folder, evaluates=evaluates)
+        return
     plan = plan_run(experiment, folder, evaluates=evaluates)
     with contextlib.ExitStack() as held:
         if distributed.is_first():
@@ -75,23 +83,70 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     """The stages, in a folder that belongs to this job."""
     experiment, first = plan.experiment, distributed.is_first()
     start = starting_point(experiment.train.init_from)
+    if start is not None:
+        start.require_fit(experiment.model)
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
     distributed.alone(lambda: keep_assets(plan.folder, experiment))
-    # 2. Demonstrations.
-    store = plan.store or distributed.first(lambda: demonstrations(experiment))
-    if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
-        environment = plan.protocol.environment
-        distributed.alone(lambda: environment.simulator(store.spec))
-    # 3. Latents.
-    latents = distributed.first(lambda: latents_or_views(experiment, store, plan.latent_spec))
+    # 2. Demonstrations. 3. Latents.
+    store, latents = _data(plan)
     # 4. Training.
     checkpoint = train_policy(plan, store, latents, start)
+    if experiment.train.objective == "world":
+        distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
+
+
+def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
+    """The demonstrations and their latents: what is there already, or made now."""
+    store = plan.store or distributed.first(lambda: demonstrations(plan.experiment))
+    if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
+        environment = plan.protocol.environment
+        distributed.alone(lambda: environment.simulator(store.spec))
+    return store, distributed.first(lambda: latents_or_views(plan.experiment, store, plan.latent_spec))
+
+
+def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) -> None:
+    """The stages of several seeds that are trained side by side, each in a folder of its own.
+
+    Raises:
+        UserError: several processes, or evaluations during the training.
+
+    """
+    require_side_by_side(experiment)
+    start = starting_point(experiment.train.init_from)
+    if start is not None:
+        start.require_fit(experiment.model)
+    plans = []
+    for config in seeds_of(experiment.train):
+        own = None if folder is None else folder.with_name(f"{folder.name}-s{config.seed}")
+        plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))
+    with contextlib.ExitStack() as held:
+        for plan in plans:
+            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+        log = logs.set_up(plans[0].folder / "log.txt")
+        for plan in plans:
+            log.info("seed %d -> %s", plan.experiment.train.seed, plan.folder)
+            save_settings(plan.folder, plan.settings)
+            keep_assets(plan.folder, plan.experiment)
+        store, latents = _data(plans[0])
+        inputs, load = training_inputs(plans[0], store, latents, start)
+        ends = train_seeds(
+            lambda rngs: network(experiment.model, experiment.train.objective, rngs),
+            inputs,
+            [plan.folder for plan in plans],
+            experiment.train,
+            experiment.optimizer,
+            max_shift=experiment.encoder.max_shift,
+            metas=[_meta(plan) for plan in plans],
+            load_base=load,
+        )
+        for plan, end in zip(plans, ends, strict=True):
+            print(verdict(plan, judge(plan, end)) if evaluates else end)
 
 
 def dry_run(
@@ -112,7 +167,7 @@ def dry_run(
     experiment = load(recipe, scale, dataset, settings)
     given = given_store(experiment, needed=False)
     experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
-    require_fit(experiment, given, evaluates=evaluates)
+    require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
     distributed.join()
     require_devices()
     text = f"run: {folder or default_folder(experiment)}\n{describe(experiment)}"
@@ -128,28 +183,50 @@ def train_policy(
         UserError: the data do not fit the model or ``start``.
 
     """
-    experiment, weights = plan.experiment, plan.weights.folder
-    mixture = Mixture(experiment.data.weights, experiment.data.balance)
-    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, mixture)
-    loads: list[LoadBase] = []
-    if weights is not None:
-        loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))
-        loads.append(functools.partial(match_embeddings, experiment.model))
-    if start is not None:
-        inputs = start.fit_inputs(inputs)
-        loads.append(start.load)
+    experiment = plan.experiment
+    inputs, load = training_inputs(plan, store, latents, start)
     return train(
-        lambda rngs: VLA(experiment.model, rngs=rngs),
+        lambda rngs: network(experiment.model, experiment.train.objective, rngs),
         inputs,
         plan.folder,
         experiment.train,
         experiment.optimizer,
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
-        meta={"experiment": to_dict(experiment), "backbone_hash": plan.weights.hash},
+        meta=_meta(plan),
         on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
-        load_base=functools.partial(_load_all, loads) if loads else None,
+        load_base=load,
     )
+
+
+def training_inputs(
+    plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None
+) -> tuple[Inputs, LoadBase | None]:
+    """What a plan's training is given, and what puts other parameters in the place of random ones.
+
+    Raises:
+        UserError: the data do not fit the model or ``start``.
+
+    """
+    experiment, weights = plan.experiment, plan.weights.folder
+    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, experiment.data.mixture)
+    loads: list[LoadBase] = []
+    if weights is not None:
+        loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))
+        loads.append(functools.partial(match_embeddings, experiment.model))
+    if start is not None:
+        inputs = start.fit_inputs(inputs)
+    resumes = bool(checkpoints.complete_steps(plan.folder / "checkpoints"))
+    if not resumes and not (start is not None and start.is_world):  # those have their own
+        loads.append(functools.partial(start_at_ridge, inputs, experiment.model))
+    if start is not None:
+        loads.append(start.load)
+    return inputs, functools.partial(_load_all, loads) if loads else None
+
+
+def _meta(plan: RunPlan) -> dict[str, Any]:
+    """What a checkpoint says of its run beside the specs."""
+    return {"experiment": to_dict(plan.experiment), "backbone_hash": plan.weights.hash}
 
 
 def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:

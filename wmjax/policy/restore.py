@@ -1,6 +1,7 @@
 """The network and the encoder of a checkpoint, for everything that reads a run: policy, diagnosis, export."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -13,20 +14,23 @@ from wmjax.encoders.base import ENCODERS, Encoder, EncoderConfig
 from wmjax.experiment.config import Experiment
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
-from wmjax.models.vla import VLA
+from wmjax.models.world_model import network
 from wmjax.trainer import checkpoint
 
 
-def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> VLA:
+def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> Any:
     """The network: trained parameters from the checkpoint; frozen ones from where training had them.
+
+    It is a policy or a Prophet alone, as ``train.objective`` says.
 
     Raises:
         UserError: the backbone's published weights are not those that the policy was trained on.
 
     """
 
-    def build() -> VLA:
-        return VLA(experiment.model, rngs=nnx.Rngs(named_key(experiment.train.seed, "parameters")))
+    def build() -> Any:
+        rngs = nnx.Rngs(named_key(experiment.train.seed, "parameters"))
+        return network(experiment.model, experiment.train.objective, rngs)
 
     trains = trainable_filter(experiment.train.trainable)
     graph, trainable, frozen = split_model(nnx.eval_shape(build), trains)
@@ -56,7 +60,7 @@ def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array
 
 def parameter_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and types of the parameters that an experiment trains; nothing is computed."""
-    model = nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: network(experiment.model, experiment.train.objective, nnx.Rngs(0)))
     return to_named(split_model(model, trainable_filter(experiment.train.trainable))[1])
 
 

@@ -25,7 +25,6 @@ from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, typed
 from wmjax.core.settings import Range
 from wmjax.experiment.config import Experiment
-from wmjax.models.vla import VLA
 from wmjax.policy.places import ASSETS, Places, experiment_at
 from wmjax.policy.restore import parameter_shapes, restore_model
 from wmjax.trainer import checkpoint
@@ -77,8 +76,8 @@ class SavedPolicy:
         """
         return self.read(parameter_shapes(self.experiment))
 
-    def model(self) -> VLA:
-        """The network, with the averaged parameters.
+    def model(self) -> Any:
+        """The network (:func:`wmjax.policy.restore.restore_model`), with the averaged parameters.
 
         Raises:
             UserError: a damaged file, or the backbone's published weights are not those it was trained on.
@@ -87,16 +86,17 @@ class SavedPolicy:
         return restore_model(self.experiment, self.parameters(), self.meta.get("backbone_hash"))
 
 
-def find_policy(path: str | Path, places: Places | None = None) -> SavedPolicy:
+def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = True) -> SavedPolicy:
     """A policy by its place.
 
     Args:
         path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, or the name
             of a policy that ships with wmjax (``mini``), unless a folder of that name is here.
         places: what to use in place of folders that its settings name, as on another machine.
+        acts: whether a run that trained its Prophet alone is refused.
 
     Raises:
-        UserError: there is none, or its files are damaged or of another version.
+        UserError: there is none, it does not act, or its files are damaged or of another version.
 
     """
     folder = Path(path)
@@ -106,6 +106,11 @@ def find_policy(path: str | Path, places: Places | None = None) -> SavedPolicy:
         return _read_folder(folder, places or {})
     folder = checkpoint.find(folder)
     manifest = checkpoint.read_manifest(folder)
+    if acts and manifest["meta"].get("experiment", {}).get("train", {}).get("objective") == "world":
+        raise UserError(
+            f"run {path} has trained a Prophet alone (train.objective 'world'), which does not act; train a policy "
+            "that starts from it with --train.init_from, or name another run"
+        )
     return SavedPolicy(
         folder,
         checkpoint.evaluations(folder),

@@ -12,7 +12,7 @@ from wmjax.core.files import claim_plan
 from wmjax.core.specs import ObservationSpec, to_dict
 from wmjax.data.episode import EpisodeData
 from wmjax.data.store import TrainingStore, finalize, part_names, write_part
-from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, demonstration_id
+from wmjax.recording.demonstration import SLOTS_PER_ATTEMPT, DemonstrationConfig, demonstration_id
 from wmjax.recording.labeller import Labelled
 from wmjax.sim.episode import RECORDING_VERSION, EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
@@ -29,8 +29,8 @@ class Aggregation:
         folder: the store; finished episodes in it are kept.
         spec: the policy's observations, with ``simulator`` filled in.
         policy: identity of the policy, plain JSON values.
-        label_steps: control steps of the expert's chunks.
-        seed: set of random placements.
+        config: the ``label_steps`` of the expert's chunks, the ``seed`` of the set of random placements, and the
+            ``target_velocity``.
 
     Raises:
         UserError: the folder holds episodes of another policy or other settings.
@@ -38,11 +38,12 @@ class Aggregation:
     """
 
     def __init__(
-        self, folder: Path, spec: ObservationSpec, policy: Mapping[str, Any], label_steps: int, seed: int
+        self, folder: Path, spec: ObservationSpec, policy: Mapping[str, Any], config: DemonstrationConfig
     ) -> None:
-        self.folder, self._spec, self._policy, self._seed = folder, spec, dict(policy), seed
-        plan = {"policy": self._policy, "observation": to_dict(spec), "label_steps": label_steps, "seed": seed}
-        plan |= {"version": RECORDING_VERSION}
+        self.folder, self._spec, self._policy, self._seed = folder, spec, dict(policy), config.seed
+        self._drift = {"target_velocity": config.target_velocity} if config.target_velocity else {}
+        plan = {"policy": self._policy, "observation": to_dict(spec), "version": RECORDING_VERSION}
+        plan |= {"label_steps": config.label_steps, "seed": config.seed, **self._drift}
         if part_names(folder) and not (folder / PLAN).exists():
             raise UserError(f"{folder}: episodes of unknown origin ({PLAN} is missing); choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ class Aggregation:
         """Writes a finished episode; one that could not be run is left out."""
         if outcome not in ("success", "failure"):
             return
-        meta = {"policy": self._policy["hash"], "outcome": outcome}
+        meta = {"policy": self._policy["hash"], "outcome": outcome} | self._drift
         data = to_episode(episode, moments, success=outcome == "success", meta=meta)
         write_part(self.folder, _part(episode), data, self._spec, ACTION_SPEC)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -13,10 +13,13 @@ from wmjax.data.episode import EpisodeData
 from wmjax.recording.expert import Expert
 from wmjax.recording.failures import FailureConfig, Failures, disturbance
 from wmjax.recording.primitives.grasp import HOPELESS
+from wmjax.sim.disturbance import MAX_VELOCITY, Disturbance
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
+from wmjax.sim.libero import ACTION_SPEC
 
 SLOTS_PER_ATTEMPT = 100_000
+HOLD = np.array(ACTION_SPEC.hold)
 NOISE_MEMORY = 0.7
 NOISE_GAIN = np.array([2, 2, 2, 0.3, 0.3, 0.3, 0]) * (1 - NOISE_MEMORY)
 
@@ -37,6 +40,10 @@ class DemonstrationConfig(Settings, section="demonstrations"):
             store keeps these chunks and training learns them; 0 keeps none, and training learns the labels of the
             steps that were executed.
         failures: which failures are provoked for the expert to mend.
+        target_velocity: speed (m/s) at which the goal's target drifts over the table, as in the protocol
+            ``spatial_moving``; 0 is off.
+        hold_steps: control steps at the start in which the robot holds still. Under an execution delay every episode
+            begins so, because nothing has been decided yet.
 
     """
 
@@ -48,6 +55,8 @@ class DemonstrationConfig(Settings, section="demonstrations"):
     steps_after_success: Annotated[int, Range(0, 10_000)] = 8
     label_steps: Annotated[int, Range(0, 10_000)] = 8
     failures: FailureConfig = field(default_factory=FailureConfig)
+    target_velocity: Annotated[float, Range(0, MAX_VELOCITY)] = 0.0
+    hold_steps: Annotated[int, Range(0, 10_000)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +64,19 @@ class DemonstrationConfig(Settings, section="demonstrations"):
             raise UserError(
                 f"demonstrations.noise_low is {self.noise_low:g}, above noise_high {self.noise_high:g}; lower it"
             )
+        if self.hold_steps >= self.max_steps:
+            raise UserError(
+                f"demonstrations.hold_steps is {self.hold_steps}, and an episode ends after max_steps "
+                f"{self.max_steps}; lower it"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes what is recorded. Younger settings are left out where they are off.
+
+        Recordings from before these settings existed so keep their names.
+        """
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value or name not in ("target_velocity", "hold_steps")}
 
 
 def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: int) -> EpisodeId:
@@ -108,6 +130,8 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
 
     """
     env.reset(episode)
+    if config.target_velocity:
+        env.disturb(Disturbance(config.target_velocity), episode)
     expert, noise, failures = Expert(env), _Noise(episode, config), Failures(episode, config.failures)
     grasp = expert.plan()
     if grasp is None or grasp.cost >= HOPELESS:
@@ -118,6 +142,7 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
         return None
     usual = dataclasses.asdict(grasp.style)
     meta = _meta(env, episode, noise.amplitude, success_step)
+    moving = {"target_velocity": config.target_velocity} if config.target_velocity else {}
     return EpisodeData(
         images=np.stack(track.images),
         frame_step=np.array(track.frame_step, np.int32),
@@ -125,7 +150,7 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
         action=np.stack(track.label),
         executed=np.stack(track.executed),
         settled_state=env.settled_state,
-        meta={**meta, "grasp": usual, "failures": failures.done},
+        meta={**meta, "grasp": usual, "failures": failures.done} | moving,
         action_chunk=_label_frames(env, expert, track, config.label_steps) if config.label_steps else None,
         injected=np.array(track.injected),
     )
@@ -144,8 +169,13 @@ def _act(
         track.state.append(env.state())
         # Rounded before it is executed, so that replaying the stored float32 is exact.
         label = expert.act().astype(np.float32)
-        failing = failures.action(step, expert, label.astype(np.float64)) if success_step is None else None
-        action = noise.apply(label.astype(np.float64)) if failing is None else failing
+        failing = None
+        if step < config.hold_steps:
+            action = HOLD
+        else:
+            if success_step is None:
+                failing = failures.action(step, expert, label.astype(np.float64))
+            action = noise.apply(label.astype(np.float64)) if failing is None else failing
         track.label.append(label)
         track.executed.append(action.astype(np.float32))
         track.injected.append(failing is not None)

@@ -131,7 +131,7 @@ def _check_settings(folder: Path, suite: str, spec: ObservationSpec, config: Dem
     settings = {
         "suite": suite,
         "observation_spec": to_dict(spec),
-        "demonstrations": dataclasses.asdict(config),
+        "demonstrations": config.identity(),
         "start_noise": START_NOISE,
         "version": RECORDING_VERSION,
     }

@@ -246,6 +246,21 @@ class Replay(Scripted):
             )
         return chosen
 
+    def target_velocity(self, episodes: Sequence[EpisodeId]) -> float:
+        """The speed (m/s) at which the target drifted in recorded episodes.
+
+        Raises:
+            UserError: it was not the same in all of them.
+
+        """
+        speeds = {self._store.episodes[self._index[episode]].get("target_velocity", 0.0) for episode in episodes}
+        if len(speeds) > 1:
+            found = ", ".join(f"{speed:g}" for speed in sorted(speeds))
+            raise UserError(
+                f"{self._store.folder}: the targets of its episodes drifted at {found} m/s; replay each store alone"
+            )
+        return float(speeds.pop())
+
     def settled_hash(self, episode: EpisodeId) -> str:
         """The recorded identity of the episode's start."""
         return self._store.episodes[self._index[episode]]["settled_hash"]

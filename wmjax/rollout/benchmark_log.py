@@ -42,10 +42,15 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
             return _keep(elsewhere, protocol, content)
 
 
+def without_cache(content: Any) -> Any:
+    """JSON values in which the folder of the cache is written as ``$WMJAX_CACHE``."""
+    root = json.dumps(str(cache_root()))[1:-1]
+    return json.loads(json.dumps(content, allow_nan=False).replace(root, "$WMJAX_CACHE"))
+
+
 def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    root = json.dumps(str(cache_root()))[1:-1]
-    content = json.loads(json.dumps(content, allow_nan=False).replace(root, "$WMJAX_CACHE"))
+    content = without_cache(content)
     header = content["header"]
     earlier = _records(folder, protocol)
     for path, record in earlier.items():

@@ -11,13 +11,10 @@ from wmjax.core.options import Short, number_list
 from wmjax.core.paths import listed, resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Settings, build, with_origin
-from wmjax.sim.disturbance import Disturbance
+from wmjax.sim.disturbance import MAX_VELOCITY, Disturbance
 from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId
 from wmjax.sim.sentence import Sentence
-
-MAX_VELOCITY = 0.5
-"""Fastest drift (m/s) of a target: 2.5 cm in a control step of LIBERO."""
 
 
 @dataclasses.dataclass(frozen=True)

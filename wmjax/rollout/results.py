@@ -1,7 +1,8 @@
-"""The results of an evaluation: ``header.json``, ``episodes.jsonl``, ``summary.json`` and a table.
+"""The results of an evaluation: ``header.json``, ``episodes.jsonl``, ``actions/``, ``summary.json`` and a table.
 
-``episodes.jsonl`` is append-only, with one line per finished episode, flushed as the episode ends; an interrupted
-evaluation resumes after its last complete line. ``header.json`` describes what was run; another header is refused.
+``actions/`` holds what each episode executed, a file per episode, so that it can be replayed. ``episodes.jsonl`` is
+append-only, with one line per finished episode, flushed as the episode ends; an interrupted evaluation resumes after
+its last complete line. ``header.json`` describes what was run; another header is refused.
 """
 
 import dataclasses
@@ -10,6 +11,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, disk_errors, write_json
@@ -111,6 +115,13 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
+
+    def keep_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
+        """Writes what an episode executed; before :meth:`add`, so that no finished episode lacks it."""
+        path = _actions_path(self.folder, key)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, actions)
 
     def replace(self, records: Iterable[EpisodeRecord]) -> None:
         """Writes the whole file anew, atomically, with these episodes."""
@@ -231,6 +242,27 @@ def read_summary(folder: Path) -> dict[str, Any]:
     found = read_json(path, dict[str, Any], fix) if path.exists() else {}
     typed(found, _Finished, str(path), fix)
     return found
+
+
+def read_actions(folder: Path, key: str) -> Float32[np.ndarray, "steps action"]:
+    """What an episode of an evaluation executed, also if a shard of it ran the episode.
+
+    Raises:
+        UserError: it is not there, as of evaluations before December 2026, or damaged.
+
+    """
+    places = [Path(folder), *sorted((Path(folder) / "shards").glob("*-of-*"))]
+    path = next((path for place in places if (path := _actions_path(place, key)).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder}: the actions of {key} are missing; evaluate again into another folder")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); evaluate again into another folder") from error
+
+
+def _actions_path(folder: Path, key: str) -> Path:
+    return folder / "actions" / f"{key.replace('/', '-')}.npy"
 
 
 def actor_label(header: Mapping[str, Any]) -> str:

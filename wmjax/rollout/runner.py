@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
-from wmjax.rollout.actors import Actor, Decision, Plan, Replay, Scripted, no_frames
+from wmjax.rollout.actors import Actor, Chunk, Decision, Plan, Replay, Scripted, no_frames
 from wmjax.rollout.decisions import Decided, EpisodeVideos, Imagined
 from wmjax.rollout.execution import Execution, blank, dropped_cameras
 from wmjax.rollout.protocol import Protocol
@@ -51,6 +51,7 @@ class _Running:
     imagined: list[Imagined] = dataclasses.field(default_factory=list)
     decided: list[Decided] = dataclasses.field(default_factory=list)
     watched: list[Any] = dataclasses.field(default_factory=list)
+    executed: list[Chunk] = dataclasses.field(default_factory=list)
     held_at_start: frozenset[int] = frozenset()
     reached: list[int] | None = None
 
@@ -205,7 +206,8 @@ class Runner:
         if self._actor.inside:
             return RunExpert(steps, render, run.video)
         run.execution.add(plan.actions)
-        return Execute(run.execution.take(steps), render, run.video)
+        run.executed.append(run.execution.take(steps))
+        return Execute(run.executed[-1], render, run.video)
 
     def _handle_fault(self, slot: int, fault: Fault) -> None:
         """Tries the episode again, or records that it could not be run."""
@@ -238,6 +240,8 @@ class Runner:
             log.warning("no video of %s: %s", run.episode.key, error)
         if self._watched is not None:
             self._watched(run.episode, outcome, run.watched)
+        if run.executed and outcome in ("success", "failure"):
+            self._results.keep_actions(run.episode.key, np.concatenate(run.executed)[: run.step])
         self._results.add(self._record(run, outcome))
         self.outcomes[outcome] += 1
         self._report(run, outcome)

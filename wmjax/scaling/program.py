@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wmjax.experiment.config import Experiment
-from wmjax.models.vla import VLA
+from wmjax.models.world_model import network
 from wmjax.scaling.flops import flops
 from wmjax.scaling.shapes import batch_shapes, plain_specs, prompt_shapes, tasks
 from wmjax.trainer.build import Built, DataSpecs, build
@@ -18,7 +18,7 @@ from wmjax.trainer.sharding import BATCH
 def programs(experiment: Experiment, mesh: Mesh) -> Built:
     """The programs of an experiment on a mesh, for data with statistics that change nothing."""
     return build(
-        lambda rngs: VLA(experiment.model, rngs=rngs),
+        lambda rngs: network(experiment.model, experiment.train.objective, rngs),
         mesh,
         DataSpecs(*plain_specs(experiment)),
         experiment.train,

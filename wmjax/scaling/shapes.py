@@ -47,6 +47,8 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
         columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
         columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
         columns["future_mask"] = ((shape.future,), jnp.bool_)
+    if experiment.train.objective == "world":
+        del columns["images"]
     return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Float64
 from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 
+MAX_VELOCITY = 0.5
+"""Fastest drift (m/s) of a target: 2.5 cm in a control step of LIBERO."""
 INERTIA = 100.0
 """Effective mass (kg) of the drifting body: friction, bowl and hand hardly slow it, but an obstacle stops it."""
 REACH = 0.15

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -51,6 +52,7 @@ class Built:
         update: the guarded training step, not jitted.
         train_step: the same, jitted; it takes over the memory of state and guard.
         eval_step: jitted.
+        graph, optimizer: what the steps are made of, see :func:`make_steps`.
 
     """
 
@@ -59,6 +61,8 @@ class Built:
     update: Callable[..., Any]
     train_step: Any
     eval_step: Any
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
 
 
 def build(
@@ -98,19 +102,7 @@ def build(
     shapes = jax.eval_shape(initialise)
     frozen = shardings(shapes.frozen, mesh, replicate=not mesh_config.shard_frozen)
     layout = Arrays(shardings(shapes.state, mesh), shardings(shapes.guard, mesh), frozen)
-    step = make_train_step(
-        graph,
-        optimizer,
-        specs.action,
-        specs.encoder,
-        seed=config.seed,
-        ema_decay=config.ema_decay,
-        max_shift=max_shift,
-        state_noise=config.state_noise,
-        cameras=specs.cameras,
-    )
-    update = _on(mesh, guarded(step, config.spike_factor))
-    evaluate = _on(mesh, make_eval_step(graph, specs.action, specs.encoder, seed=config.seed))
+    update, evaluate = make_steps(graph, optimizer, mesh, specs, config, max_shift=max_shift, seed=config.seed)
     return Built(
         shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout),
         initialise=jax.jit(initialise, out_shardings=layout),
@@ -118,7 +110,35 @@ def build(
         # Donating the state halves its memory; out_shardings keep the layout from drifting.
         train_step=jax.jit(update, donate_argnums=(0, 1), out_shardings=(layout.state, layout.guard, None)),
         eval_step=jax.jit(evaluate),
+        graph=graph,
+        optimizer=optimizer,
     )
+
+
+def make_steps(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    specs: DataSpecs,
+    config: TrainConfig,
+    *,
+    max_shift: int,
+    seed: int | jax.Array,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The guarded training step and the evaluation step, not jitted; ``seed`` may be an array that jax traces."""
+    step = make_train_step(
+        graph,
+        optimizer,
+        specs.action,
+        specs.encoder,
+        seed=seed,
+        ema_decay=config.ema_decay,
+        max_shift=max_shift,
+        state_noise=config.state_noise,
+        cameras=specs.cameras,
+    )
+    update = _on(mesh, guarded(step, config.spike_factor))
+    return update, _on(mesh, make_eval_step(graph, specs.action, specs.encoder, seed=seed))
 
 
 def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

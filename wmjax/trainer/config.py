@@ -17,12 +17,15 @@ from wmjax.data.split import split_episodes
 from wmjax.data.statistics import Normalisation, same_statistics
 from wmjax.data.store import TrainingStore
 from wmjax.models.parameters import RANDOM, Trainable
+from wmjax.models.world_model import Objective
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings, section="train"):
     """The length of a training, and the intervals of what it does besides.
 
+    The ``objective`` ``world`` trains the Prophet alone, on the world loss: no image is read, and neither VLM nor head
+    is in the program. Policies of any variant with a Prophet start from such a run by ``init_from``.
     ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
     weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
     ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
@@ -34,12 +37,15 @@ class TrainConfig(Settings, section="train"):
     evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
     is above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
     ``accumulate`` batches make one update; ``steps`` counts batches. ``trackers`` get the metrics beside
-    ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`.
+    ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`. ``seeds`` trains that many, from ``seed`` on, side by side
+    in one program on one device (:mod:`wmjax.trainer.seeds`).
     """
 
     steps: Count = 3000
     batch_size: Annotated[int, Range(1, 1_000_000)] = 64
     seed: Seed = 0
+    seeds: Annotated[int, Range(1, 1_000)] = 1
+    objective: Objective = "policy"
     trainable: Trainable = "all"
     backbone_weights: str = ""
     validation_fraction: Annotated[float, Range(0, 1, above=True, below=True)] = 0.05

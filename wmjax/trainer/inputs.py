@@ -1,9 +1,11 @@
 """The inputs of a training, checked before the first step."""
 
+import numpy as np
+
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import LoaderConfig
 from wmjax.data.shift import ViewTable
-from wmjax.data.split import SPLIT_SEED, split_episodes
+from wmjax.data.split import SPLIT_SEED, split_episodes, video_only_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.data.weights import UNIFORM, Mixture
@@ -22,6 +24,8 @@ def make_inputs(
 ) -> Inputs:
     """Splits by episode, takes statistics of the training split only, tokenises one prompt per task.
 
+    Of episodes without actions the statistics of actions and states know nothing; those of the latents do.
+
     Of the latents, a model that reads none gets the table of views only.
 
     Raises:
@@ -31,6 +35,8 @@ def make_inputs(
     if isinstance(latents, LatentStore):
         latents.check(store)
     train_episodes, val_episodes = split_episodes(store.episodes, config.validation_fraction, SPLIT_SEED)
+    video_only = video_only_episodes(store.episodes, train_episodes, mixture.labelled_per_task)
+    labelled = np.setdiff1d(train_episodes, np.array(video_only, np.int32))
     encoder_spec = None
     if isinstance(latents, LatentStore):
         if model.memory.reads_latents:
@@ -44,7 +50,7 @@ def make_inputs(
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         encoder_spec=encoder_spec,
-        action_spec=action_spec(store, train_episodes, model.chunk, config.normalisation),
+        action_spec=action_spec(store, labelled, model.chunk, config.normalisation),
         prompts=join_prompts([prepare(task.instruction) for task in store.tasks]),
         prompt_hashes=prepare.hashes,
         loader=LoaderConfig(
@@ -54,5 +60,7 @@ def make_inputs(
             future=model.prophet.future,
             target=model.memory.target,
             mixture=mixture,
+            images=config.objective == "policy",
+            video_only=video_only,
         ),
     )

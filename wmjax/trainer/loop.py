@@ -74,25 +74,25 @@ def train(
     # 1. The mesh, before any array exists.
     mesh = _connect(mesh_config, config)
     # 2. The checkpoint that it goes on from, if there is one, whose inputs these must be.
-    folder = _resumable(run / "checkpoints")
+    folder = resumable(run / "checkpoints")
     saved = {} if folder is None else checkpoint.read_meta(folder)
     inputs = inputs if folder is None else inputs.as_in(saved)
     # 3. The programs and the layout of their arrays, which is known before memory is spent.
     specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
     built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
     # 4. The data: every process reads its slice of the same global order.
-    loader = _loader_config(config, inputs, mesh)
+    loader = loader_config(config, inputs, mesh)
     stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
     # 5. Where it begins: published weights below all, then what the checkpoint holds. Random keys follow from the step.
-    state, guard, frozen = _begin(built, load_base, folder)
+    state, guard, frozen = initial_arrays(built, load_base, folder)
     if folder is not None:
         stream.set_state(saved["loader"]["0"])
         if on_checkpoint is not None:
             distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
     # 6. The loop.
-    with contextlib.closing(stream), _outputs(run, int(state.step), config) as (writer, saver):
+    with contextlib.closing(stream), outputs(run, int(state.step), config) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
-        loop = _Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
+        loop = Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
         last = loop.run(state, guard) or folder
         assert last is not None
         return last
@@ -108,7 +108,7 @@ def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
 
 
 @contextlib.contextmanager
-def _outputs(run: Path, step: int, config: TrainConfig) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
+def outputs(run: Path, step: int, config: TrainConfig) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
     """What a run writes: metrics from a step on, and checkpoints."""
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
     keep = checkpoint.Keep(config.max_to_keep, config.keep_period)
@@ -116,7 +116,7 @@ def _outputs(run: Path, step: int, config: TrainConfig) -> Iterator[tuple[Metric
         yield metrics, saver
 
 
-def _begin(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arrays:
+def initial_arrays(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arrays:
     """The arrays to begin with: from the seed, with published weights in the place of some, or from a checkpoint."""
     state, guard, frozen = jax.block_until_ready(built.initialise())
     trained, total = count(state.params), count(state.params) + count(frozen)
@@ -131,7 +131,7 @@ def _begin(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arr
 
 
 @dataclasses.dataclass
-class _Loop:
+class Loop:
     """Steps, validations and saves until the last step, or until a signal comes."""
 
     config: TrainConfig
@@ -155,53 +155,58 @@ class _Loop:
             UserError: updates are skipped again and again, or a checkpoint cannot be written.
 
         """
-        config, done = self.config, int(state.step)
-        self._clock, self._stopping = Clock(done, config), distributed.Stopping(self.mesh)
-        self._skipped, last = int(guard.skipped), None
-        if done == config.steps and self._lacks_validation(done):
-            self._validate(done, state)
+        config, done, last = self.config, int(state.step), None
+        self.begin(done, int(guard.skipped))
+        if done == config.steps and self.lacks_validation(done):
+            self.validate(done, state)
         with signals.postponed():
             for step in range(done + 1, config.steps + 1):
                 if step == done + 1:
                     with signals.at_once():  # compiling takes long, and nothing would be lost
                         self._prepare(step, state)
-                        state, guard, metrics = self._update(state, guard)
+                        state, guard, metrics = self.update(state, guard)
                 else:
-                    state, guard, metrics = self._update(state, guard)
+                    state, guard, metrics = self.update(state, guard)
                 ends = step == config.steps
                 if step % config.log_every == 0 or ends:
-                    self._log(step, metrics, guard)
-                stops = self._stopping()
+                    self.log_step(step, metrics, guard)
+                stops = self.stopping()
                 if not stops and (step % config.eval_every == 0 or ends):
-                    stops = not self._validate(step, state)
+                    stops = not self.validate(step, state)
                 if stops or step % config.checkpoint_every == 0 or ends:
-                    last = self._save(step, state, guard, called=not stops)
+                    last = self.save(step, state, guard, called=not stops)
                 if stops:
                     self.saver.wait()
                     signals.stop(f"step {step} of {config.steps} is saved")
             self.saver.wait()
         return last
 
+    def begin(self, step: int, skipped: int) -> None:
+        """Starts the clock, after so many steps of which so many were skipped."""
+        self._clock, self.stopping = Clock(step, self.config), distributed.Stopping(self.mesh)
+        self._skipped = skipped
+
     def _prepare(self, step: int, state: TrainState) -> None:
         """Does what a signal may have kept the process before from, and compiles the validation."""
-        if self._lacks_validation(step - 1):
-            self._validate(step - 1, state)
+        if self.lacks_validation(step - 1):
+            self.validate(step - 1, state)
         else:
             with _validation(self.inputs, self.loader) as stream:
                 batch = shard_batch(next(stream), self.mesh)
             jax.block_until_ready(self.eval_step(state.ema, self.frozen, batch, self.inputs.prompts, np.int32(0)))
 
-    def _lacks_validation(self, step: int) -> bool:
+    def lacks_validation(self, step: int) -> bool:
         """Whether a process was stopped before the validation of the step that it saved."""
         due = step > 0 and (step % self.config.eval_every == 0 or step == self.config.steps)
         return due and bool(distributed.broadcast_from_first(lambda: not self.writer.has(step, "val")))
 
-    def _update(self, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
+    def update(self, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
+        """One step, on the stream's next batch."""
         with self._clock.of("data"):
             batch = shard_batch(next(self.stream), self.mesh)
         return self.train_step(state, guard, self.frozen, batch, self.inputs.prompts)
 
-    def _log(self, step: int, metrics: Metrics, guard: GuardState) -> None:
+    def log_step(self, step: int, metrics: Metrics, guard: GuardState) -> None:
         """Metrics to disk, a line to the log, and a warning for every skipped update."""
         config = self.config
         found, seen = fetch((metrics, guard))
@@ -219,7 +224,7 @@ class _Loop:
         self._skipped = int(seen.skipped)
         require_progress(seen, config.max_skipped)
 
-    def _validate(self, step: int, state: TrainState) -> bool:
+    def validate(self, step: int, state: TrainState) -> bool:
         """Scores the averaged parameters; returns whether it came to its end before a signal did."""
         with self._clock.of("validation"):
             found = validate(
@@ -230,7 +235,7 @@ class _Loop:
                 self.loader,
                 self.config.eval_batches,
                 self.mesh,
-                self._stopping,
+                self.stopping,
             )
         if found is None:
             return False
@@ -238,7 +243,7 @@ class _Loop:
         log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
         return True
 
-    def _save(self, step: int, state: TrainState, guard: GuardState, *, called: bool) -> Path:
+    def save(self, step: int, state: TrainState, guard: GuardState, *, called: bool) -> Path:
         """Begins to save; where a checkpoint is looked at during training, waits until it is complete."""
         with self._clock.of("save"):
             # The position counts global batches: process 0's is every process's, however many resume from it.
@@ -259,7 +264,8 @@ GUARD = "guard"
 SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
 
 
-def _loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderConfig:
+def loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderConfig:
+    """How this process loads its slice of every batch."""
     index, count = batch_shard(mesh)
     return dataclasses.replace(
         inputs.loader,
@@ -287,7 +293,7 @@ def _items(state: TrainState) -> dict[str, dict[str, Any]]:
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
 
-def _resumable(checkpoints: Path) -> Path | None:
+def resumable(checkpoints: Path) -> Path | None:
     """The newest intact checkpoint, the same for all processes; None if there is none at all.
 
     Raises:
@@ -325,7 +331,7 @@ def validate(
     mesh: Mesh,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Losses and R² per action dimension of the averaged parameters on held-out episodes, unshifted.
+    """Losses of the averaged parameters on held-out episodes, unshifted, and of a policy R² per action dimension.
 
     None if ``stopping``, which is asked after each batch, is true before the last one.
     """
@@ -341,8 +347,10 @@ def validate(
             losses.append(metrics)
             if stopping() and index + 1 < batches:
                 return None
-    r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *losses)
+    if predicted[0] is None:
+        return mean
+    r2 = r2_over_steps(np.concatenate(predicted), np.concatenate(actual), np.concatenate(masks))
     arm, grippers = inputs.action_spec.arm, inputs.action_spec.grippers
     scores = {f"r2/{i}": value for i, value in zip(arm + grippers, r2, strict=True)} | {
         "r2_arm": mean_r2(r2[: len(arm)])

@@ -17,7 +17,8 @@ class OptimizerConfig(Settings, section="optimizer"):
     """AdamW. ``gate_multiplier`` scales the learning rate of the memory gates, ``prophet_multiplier`` the Prophet's.
 
     Above 1 e2's Prophet learns faster, but e1's is spoilt before its gate opens: through a nearly closed gate its
-    gradient is tiny, and Adam takes full steps all the same (docs/experiments.md).
+    gradient is tiny, and Adam takes full steps all the same (docs/experiments.md). ``linear_multiplier`` scales the
+    rate of the Prophet's linear part (``model.prophet.linear_rank``) once more; 0 leaves it at ridge regression.
 
     ``clip_norm`` bounds the norm of the Prophet's gradient and that of all others, each for itself: in one norm the
     world loss, which no parameter but the Prophet's may feel in e2, would shrink the policy's steps.
@@ -32,6 +33,7 @@ class OptimizerConfig(Settings, section="optimizer"):
     clip_norm: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
     gate_multiplier: Annotated[float, Range(0, 1_000)] = 10.0
     prophet_multiplier: Annotated[float, Range(0, 1_000)] = 1.0
+    linear_multiplier: Annotated[float, Range(0, 1_000)] = 1.0
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> optax.GradientTransformation:
@@ -44,7 +46,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, accumulate: int = 1) -> 
         clip_gradients(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2),
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
-        _scale_rates(config.gate_multiplier, config.prophet_multiplier),
+        _scale_rates(config),
         optax.scale_by_learning_rate(schedule),
     )
     return update if accumulate == 1 else optax.MultiSteps(update, accumulate).gradient_transformation()
@@ -85,15 +87,24 @@ def _decays(params: Any) -> Any:
     return _variable_map(decays, params)
 
 
-def _of_prophet(path: tuple[Any, ...]) -> bool:
-    return any(getattr(key, "key", None) == "prophet" for key in path)
+def _of_prophet(path: tuple[Any, ...], part: str = "") -> bool:
+    """Whether a parameter is of the Prophet, or of a part of it."""
+    names = [getattr(key, "key", None) for key in path]
+    return "prophet" in names and (not part or names[names.index("prophet") + 1] == part)
 
 
-def _scale_rates(gates: float, prophet: float) -> optax.GradientTransformation:
+def _scale_rates(config: OptimizerConfig) -> optax.GradientTransformation:
+    def multiplier(path: tuple[Any, ...], leaf: Any) -> float:
+        if isinstance(leaf, Gate):
+            return config.gate_multiplier
+        if not _of_prophet(path):
+            return 1.0
+        return config.prophet_multiplier * (config.linear_multiplier if _of_prophet(path, "linear") else 1.0)
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def scale(path: tuple[Any, ...], leaf: Any) -> Any:
-            multiplier = gates if isinstance(leaf, Gate) else prophet if _of_prophet(path) else 1.0
-            return jax.tree.map(lambda u: u * multiplier, leaf)
+            factor = multiplier(path, leaf)
+            return jax.tree.map(lambda u: u * factor, leaf)
 
         return _variable_map(scale, updates), state
 

@@ -15,6 +15,7 @@ from wmjax.data.observation import Prompt
 from wmjax.data.shift import shift_images
 from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
 from wmjax.models.inputs import ModelInput
+from wmjax.models.world_model import WorldModel
 
 
 class TrainState(NamedTuple):
@@ -38,7 +39,7 @@ Metrics = dict[str, Array]
 def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_spec: EncoderSpec | None) -> ModelInput:
     """A batch of the loader in the model's units: normalised state and latents, each task's prompt looked up."""
     inputs = ModelInput(
-        images=batch["images"],
+        images=batch.get("images"),
         state=normalise_state(batch["state"], action_spec),
         prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
     )
@@ -57,21 +58,23 @@ def augment(
     """Shifts the latents' cameras as their view was shifted, the others at random, and jitters the state.
 
     Args:
-        batch: uint8 images ``[B, C, H, W, 3]``, ``shift`` ``[B, 2]`` in pixels, raw state.
+        batch: uint8 images ``[B, C, H, W, 3]`` (or none), ``shift`` ``[B, 2]`` in pixels, raw state.
         key: this step's key.
         max_shift: largest random shift, pixels.
         state_noise: standard deviation per state dimension, raw units.
         cameras: indices of the cameras that the latents, and with them ``shift``, belong to.
 
     """
-    images, size = batch["images"], batch["images"].shape[0]
     shift_key, noise_key = jax.random.split(key)
+    state = batch["state"] + state_noise * jax.random.normal(noise_key, batch["state"].shape)
+    if "images" not in batch:
+        return {**batch, "state": state}
+    images, size = batch["images"], batch["images"].shape[0]
     random = jax.random.randint(shift_key, (size, images.shape[1] - len(cameras), 2), -max_shift, max_shift + 1)
     given = batch["shift"][:, None].astype(random.dtype)
     others = iter(range(random.shape[1]))
     chosen = [given if i in cameras else random[:, (other := next(others)) : other + 1] for i in range(images.shape[1])]
     shift = jnp.concatenate(chosen, 1)
-    state = batch["state"] + state_noise * jax.random.normal(noise_key, batch["state"].shape)
     return {**batch, "images": jax.vmap(jax.vmap(_shift_one))(images, shift), "state": state}
 
 
@@ -85,7 +88,7 @@ def make_train_step(
     action_spec: ActionSpec,
     encoder_spec: EncoderSpec | None,
     *,
-    seed: int,
+    seed: int | Array,
     ema_decay: float,
     max_shift: int,
     state_noise: float,
@@ -127,20 +130,26 @@ def _average(ema: nnx.State | None, params: nnx.State, updates: Int32[Array, ""]
 
 
 def make_eval_step(
-    graph: nnx.GraphDef, action_spec: ActionSpec, encoder_spec: EncoderSpec | None, *, seed: int
+    graph: nnx.GraphDef, action_spec: ActionSpec, encoder_spec: EncoderSpec | None, *, seed: int | Array
 ) -> Callable[
-    [nnx.State, nnx.State, Batch, Prompt, Int32[Array, ""]], tuple[Float32[Array, "batch chunk dim"], Metrics]
+    [nnx.State, nnx.State, Batch, Prompt, Int32[Array, ""]], tuple[Float32[Array, "batch chunk dim"] | None, Metrics]
 ]:
-    """``(params, frozen, batch, prompts, index) -> (predicted chunk, loss metrics)``, the chunk in normalised units."""
+    """``(params, frozen, batch, prompts, index) -> (predicted chunk, loss metrics)``, the chunk in normalised units.
+
+    A model that does not act (:class:`wmjax.models.world_model.WorldModel`) predicts no chunk: it is None.
+    """
 
     def eval_step(
         params: nnx.State, frozen: nnx.State, batch: Batch, prompts: Prompt, index: Int32[Array, ""]
-    ) -> tuple[Float32[Array, "batch chunk dim"], Metrics]:
+    ) -> tuple[Float32[Array, "batch chunk dim"] | None, Metrics]:
         inputs = model_input(batch, prompts, action_spec, encoder_spec)
         action = normalise_action(batch["action"], action_spec)
         model = nnx.merge(graph, params, frozen)
         value, metrics = model.loss(inputs, action, batch["action_mask"], named_key(seed, "eval", index), train=False)
+        metrics = {**metrics, "loss": value}
+        if isinstance(model, WorldModel):
+            return None, metrics
         predicted, _ = model.sample(inputs, named_key(seed, "eval noise", index))
-        return predicted, {**metrics, "loss": value}
+        return predicted, metrics
 
     return eval_step

@@ -11,7 +11,7 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.settings import Rate, Settings, Weight
 from wmjax.models.world.prophet import ProphetConfig
 
-Input = Literal["none", "latents", "constant", "copy", "hidden"]
+Input = Literal["none", "latents", "constant", "copy", "history", "hidden", "future"]
 Target = Literal["future", "past"]
 
 
@@ -21,8 +21,9 @@ class WorldMemoryConfig(Settings, section="memory"):
 
     Attributes:
         input: what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
-            Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``hidden`` (a Prophet on the VLM's hidden states)
-            or ``none``.
+            Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``history`` (the latest frames as they are, no
+            Prophet), ``hidden`` (a Prophet on the VLM's hidden states), ``future`` (the true future, in training and
+            in acting, where only a simulator knows it: a bound, which no variant may be compared with) or ``none``.
         world_loss: weight of the prediction loss.
         inject: whether the action tokens attend to the memory.
         action_gradient: whether the action loss trains the Prophet.
@@ -66,7 +67,12 @@ class WorldMemoryConfig(Settings, section="memory"):
     @property
     def reads_latents(self) -> bool:
         """Whether V-JEPA latents are read, to make the memory or (``hidden``) to score a prediction of them."""
-        return self.input in ("latents", "copy", "hidden")
+        return self.input in ("latents", "copy", "history", "hidden", "future")
+
+    @property
+    def needs_future(self) -> bool:
+        """Whether the memory is the true future, so that it acts under an oracle only."""
+        return self.input == "future"
 
 
 def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None:
@@ -99,7 +105,12 @@ def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Co
 
     An oracle needs a prediction of the future that the actions depend on; a corruption needs any injected memory.
     """
-    if oracle is not None and not (memory.inject and memory.input in ("latents", "copy")):
+    if memory.needs_future and oracle != 0:
+        return (
+            f"oracle is {oracle}, but the policy's memory is the true future (memory.input 'future'); evaluate it with "
+            "oracle 0"
+        )
+    if oracle is not None and not (memory.inject and memory.input in ("latents", "copy", "history", "future")):
         return (
             f"oracle is {oracle}, but the policy acts without a memory of the future (memory.input {memory.input!r}, "
             f"memory.inject {str(memory.inject).lower()}); evaluate an e1, e1copy or e2 run, or leave oracle out"

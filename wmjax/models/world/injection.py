@@ -1,7 +1,8 @@
 """Gated cross-attention: how the world memory enters the action tokens.
 
-``h + tanh(gate) * out(attention(norm(h), norm(memory)))``, after Flamingo (Alayrac et al., 2022). The gate starts
-at zero, so training starts at the policy without memory; the output path does not, so that the gate has a gradient.
+``h + tanh(gate) * out(attention(norm(h), norm(memory)))``, after Flamingo (Alayrac et al., 2022). By default the gate
+starts at zero, so training starts at the policy without memory; the output path does not, so that the gate has a
+gradient.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ class Gate(nnx.Param):
 class InjectionConfig(Settings, section="injection"):
     """Shape of the gated cross-attention. ``gate_per_channel`` gives every hidden channel its own gate.
 
+    ``gate_start`` is the gate's initial value before its tanh; at 0 training starts at the policy without memory.
     ``layers`` are the text decoder's layers after which the memory is injected, each with parameters of its own;
     empty injects once, after the last layer and its norm.
     """
@@ -33,6 +35,7 @@ class InjectionConfig(Settings, section="injection"):
     width: Width = 192
     heads: Depth = 6
     gate_per_channel: bool = False
+    gate_start: Annotated[float, Range(-10, 10)] = 0.0
     layers: tuple[Annotated[int, Range(0, 1_000)], ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,9 +77,8 @@ class GatedCrossAttention(nnx.Module):
         self.attention = Attention(
             config.width, config.heads, target=hidden_dim, source=latent_dim, dtype=dtype, rngs=rngs
         )
-        self.gate = Gate(
-            jnp.zeros((hidden_dim if config.gate_per_channel else 1,)), out_sharding=(None,), eager_sharding=False
-        )
+        start = jnp.full((hidden_dim if config.gate_per_channel else 1,), config.gate_start)
+        self.gate = Gate(start, out_sharding=(None,), eager_sharding=False)
 
     def __call__(
         self,

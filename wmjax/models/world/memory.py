@@ -167,7 +167,7 @@ class WorldMemory(nnx.Module):
         if memory is None:
             if corruption in SHUFFLED:
                 raise UserError(f"corruption {corruption!r} needs a memory; give that of another episode (VLA.recall)")
-            memory = prediction if prediction is not None else self._copy(latents)
+            memory = prediction if prediction is not None else self._seen(latents)
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
         return corrupt(memory, corruption, key), self._memory_mask(memory.shape[0], key, train, corruption)
 
@@ -185,14 +185,17 @@ class WorldMemory(nnx.Module):
     ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
         """The unweighted world loss and its metrics."""
         current = self.prepare(latents)[:, -1]
+        self._require_target(future, mask)
+        target, mask = self.prophet_latents(future[:, : self.shape.future]), mask[:, : self.shape.future]
+        loss = world_loss(self.objective, prediction, target, current, mask)
+        return loss, {"world/loss": loss} | world_metrics(prediction, target, current, mask)
+
+    def _require_target(self, future: Float32[Array, "batch _ tokens dim"], mask: Bool[Array, "batch _"]) -> None:
         if future.shape[1] < self.shape.future or mask.shape != future.shape[:2]:
             raise UserError(
                 f"future latents are {future.shape} with a mask {mask.shape}; "
                 f"prophet.future {self.shape.future} frames are needed"
             )
-        target, mask = self.prophet_latents(future[:, : self.shape.future]), mask[:, : self.shape.future]
-        loss = world_loss(self.objective, prediction, target, current, mask)
-        return loss, {"world/loss": loss} | world_metrics(prediction, target, current, mask)
 
     def prepare(
         self, latents: Float32[Array, "batch frames tokens dim"] | None
@@ -207,21 +210,8 @@ class WorldMemory(nnx.Module):
     def prophet_latents(
         self, latents: Float32[Array, "batch frames tokens dim"]
     ) -> Float32[Array, "batch frames pooled dim"]:
-        """Latents in the shape that the Prophet predicts: pooled to one token and layer-normed, if it does so.
-
-        Raises:
-            UserError: tokens or channels other than the Prophet's.
-
-        """
-        tokens, dim = latents.shape[2:]
-        if dim != self.shape.latent_dim or self.shape.tokens not in (1, tokens):
-            raise UserError(
-                f"latents are [..., {tokens}, {dim}]; the Prophet is built for [..., {self.shape.tokens}, "
-                f"{self.shape.latent_dim}], set prophet.tokens and prophet.latent_dim"
-            )
-        if self.shape.tokens != tokens:
-            latents = jnp.mean(latents, axis=2, keepdims=True)
-        return jax.nn.standardize(latents, axis=-1, epsilon=1e-6) if self.objective.layer_norm else latents
+        """See :func:`prophet_latents`."""
+        return prophet_latents(latents, self.shape, self.objective)
 
     def _predict(
         self,
@@ -245,19 +235,51 @@ class WorldMemory(nnx.Module):
         batch: int,
         prophet_context: Context | None = None,
     ) -> Float32[Array, "batch future pooled dim"]:
-        """The memory of variants that make it without the VLM (inputs ``latents``, ``constant`` and ``copy``)."""
+        """The memory of variants that make it without the VLM; where it is the true future, z(t) stands for that."""
         if self.prophet is None:
-            return self._copy(latents)
+            return self._seen(latents)
         if self.config.input == "constant":
             shape = (batch, self.shape.history, self.shape.tokens, self.shape.latent_dim)
             return self.prophet(jnp.ones(shape), prophet_context)  # not zeros: the input projection would never train
         return self.prophet(self.prepare(latents), prophet_context)
 
-    def _copy(
+    def _seen(
         self, latents: Float32[Array, "batch history tokens dim"] | None
     ) -> Float32[Array, "batch future pooled dim"]:
-        """z(t) repeated for every future frame."""
-        return jnp.repeat(self.prepare(latents)[:, -1:], self.shape.future, axis=1)
+        """What was seen, in the memory's shape: z(t) repeated, or the history, oldest first, and then z(t)."""
+        seen, future = self.prepare(latents), self.shape.future
+        if self.config.input != "history":
+            return jnp.repeat(seen[:, -1:], future, axis=1)
+        seen = seen[:, -future:]
+        return jnp.concatenate([seen, jnp.repeat(seen[:, -1:], future - seen.shape[1], axis=1)], axis=1)
+
+    def true_future(
+        self,
+        latents: Float32[Array, "batch history tokens dim"] | None,
+        future: Float32[Array, "batch future tokens dim"] | None,
+        mask: Bool[Array, "batch future"] | None,
+    ) -> Float32[Array, "batch future pooled dim"]:
+        """The memory of the input ``future``. The last frame that can be foreseen stands for those that cannot.
+
+        Args:
+            latents: the history.
+            future: the frames to come, as recorded.
+            mask: True up to the episode's end and the next provoked failure.
+
+        Raises:
+            UserError: there is no future, or one of other sizes.
+
+        """
+        if future is None or mask is None:
+            raise UserError(
+                "future latents are missing; memory.input 'future' needs them: give a latent store, or an oracle"
+            )
+        self._require_target(future, mask)
+        present, ahead = self.prepare(latents)[:, -1:], self.shape.future
+        frames = jnp.concatenate([present, self.prophet_latents(future[:, :ahead])], axis=1)
+        known = jnp.sum(jnp.cumprod(mask[:, :ahead].astype(jnp.int32), axis=1), axis=1)
+        chosen = jnp.minimum(jnp.arange(1, 1 + ahead), known[:, None])
+        return jnp.take_along_axis(frames, chosen[:, :, None, None], axis=1)
 
     def _memory_mask(
         self, batch: int, key: jax.Array | None, train: bool, corruption: Corruption
@@ -268,6 +290,26 @@ class WorldMemory(nnx.Module):
         if not train or not self.config.dropout:
             return None
         return jax.random.bernoulli(jax.random.fold_in(_need(key), DROPOUT), 1.0 - self.config.dropout, (batch,))
+
+
+def prophet_latents(
+    latents: Float32[Array, "batch frames tokens dim"], shape: ProphetConfig, objective: WorldLossConfig
+) -> Float32[Array, "batch frames pooled dim"]:
+    """Latents in the shape that a Prophet predicts: pooled to one token and layer-normed, if it does so.
+
+    Raises:
+        UserError: tokens or channels other than the Prophet's.
+
+    """
+    tokens, dim = latents.shape[2:]
+    if dim != shape.latent_dim or shape.tokens not in (1, tokens):
+        raise UserError(
+            f"latents are [..., {tokens}, {dim}]; the Prophet is built for [..., {shape.tokens}, "
+            f"{shape.latent_dim}], set prophet.tokens and prophet.latent_dim"
+        )
+    if shape.tokens != tokens:
+        latents = jnp.mean(latents, axis=2, keepdims=True)
+    return jax.nn.standardize(latents, axis=-1, epsilon=1e-6) if objective.layer_norm else latents
 
 
 def corrupt(

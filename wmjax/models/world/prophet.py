@@ -16,6 +16,7 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.settings import Depth, Range, Settings, Weight, Width
 from wmjax.models.nn.transformer import Attention, Mlp, embedding_table, layer_norm, linear
 from wmjax.models.world.conditioning import Condition, Conditioner, Context, ContextSizes
+from wmjax.models.world.linear_skip import LinearSkip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,9 @@ class ProphetConfig(Settings, section="prophet"):
 
     ``history`` and ``future`` count frames, ``tokens`` positions per frame (1 pools), ``latent_dim`` channels.
     ``condition`` names its inputs beside latents: ``state``, ``instruction``, or ``actions``, the chunk to come,
-    which makes it a forward model (for ``memory.inject = false`` only).
+    which makes it a forward model (for ``memory.inject = false`` only). With a ``linear_rank`` above 0 the prediction
+    is the network's plus a linear map of that rank (:class:`wmjax.models.world.linear_skip.LinearSkip`), which training
+    starts at ridge regression.
     """
 
     width: Width = 192
@@ -36,9 +39,15 @@ class ProphetConfig(Settings, section="prophet"):
     tokens: Annotated[int, Range(1, 100_000)] = 16
     latent_dim: Width = 192
     condition: tuple[Condition, ...] = ()
+    linear_rank: Annotated[int, Range(0, 100_000)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.linear_rank > (most := self.future * self.latent_dim):
+            raise UserError(
+                f"prophet.linear_rank is {self.linear_rank}, above the {most} values that are predicted of a position "
+                "(prophet.future x prophet.latent_dim); lower it"
+            )
         for name in self.condition:
             if name not in get_args(Condition):
                 raise unknown_name("prophet.condition", name, get_args(Condition))
@@ -134,6 +143,19 @@ class Prophet(nnx.Module):
         self.conditioner = (
             Conditioner(config.condition, width, sizes, dtype=dtype, rngs=rngs) if config.condition and sizes else None
         )
+        linear_part = bool(config.linear_rank) and not self.from_hidden
+        self.linear = (
+            LinearSkip(
+                config.linear_rank,
+                history=config.history,
+                future=config.future,
+                tokens=config.tokens,
+                dim=config.latent_dim,
+                rngs=rngs,
+            )
+            if linear_part
+            else None
+        )
 
     def __call__(
         self, history: Float32[Array, "batch history tokens dim"], prophet_context: Context | None = None
@@ -144,6 +166,13 @@ class Prophet(nnx.Module):
             UserError: an input that it is conditioned on is missing.
 
         """
+        prediction = self._of_network(history, prophet_context)
+        return prediction if self.linear is None else prediction + self.linear(history)
+
+    def _of_network(
+        self, history: Float32[Array, "batch history tokens dim"], prophet_context: Context | None
+    ) -> Float32[Array, "batch future tokens dim"]:
+        """The prediction without the linear map."""
         batch, frames, tokens, _ = history.shape
         embedded = self.project(history) + self.space[...]
         context = (embedded + self.history_time[...][:, None]).reshape(batch, frames * tokens, -1)

@@ -81,13 +81,17 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    kinds = {".json", ".jsonl", ".parquet", Path(dataset.info.video_path or "").suffix}
-    found = [path for name in ("meta", "data", "videos") for path in listed(folder / name, "**/*")]
-    files = [path for path in found if path.suffix in kinds and path.is_file()]
-    lengths = [(entry.index, entry.length) for entry in dataset.episodes]
-    content = hash_json([dataclasses.asdict(dataset.info), lengths, identify(folder, files), gripper])
+    content = hash_json([dataclasses.asdict(dataset.info), *source_files(dataset), gripper])
     plan = {"source": source, "content": content}
     return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
+
+
+def source_files(dataset: LeRobotDataset) -> tuple[list[tuple[int, int]], str]:
+    """What identifies a dataset's content: its episodes' lengths, and a hash of its files."""
+    kinds = {".json", ".jsonl", ".parquet", Path(dataset.info.video_path or "").suffix}
+    found = [path for name in ("meta", "data", "videos") for path in listed(dataset.folder / name, "**/*")]
+    files = [path for path in found if path.suffix in kinds and path.is_file()]
+    return [(entry.index, entry.length) for entry in dataset.episodes], identify(dataset.folder, files)
 
 
 def resolve(source: str, revision: str | None) -> Path:

@@ -5,6 +5,7 @@ The format was taken from datasets that the real library wrote (see ``tests/data
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float32, Float64, UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.reading import read_parquet, reading
 from wmjax.data.formats.lerobot.images import decode_image, decode_video, stack_images
-from wmjax.data.formats.lerobot.layout import Layout, choose_layout, require_columns
+from wmjax.data.formats.lerobot.layout import Layout, choose_layout, require_columns, video_layout
 from wmjax.data.formats.lerobot.metadata import (
     FIX,
     DataFiles,
@@ -55,21 +56,23 @@ class LeRobotDataset:
     Args:
         folder: the dataset's root, holding ``meta/info.json``.
         layout: which column is which; chosen by the columns and how images are stored when None.
+        cameras: of a dataset of which only the video is read, our names of the cameras that are needed; states and
+            actions may then be missing. None: everything is read.
 
     Raises:
         UserError: no dataset there, unknown version, missing columns, an unknown rate or damaged metadata.
 
     """
 
-    def __init__(self, folder: Path, layout: Layout | None = None) -> None:
+    def __init__(self, folder: Path, layout: Layout | None = None, cameras: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         self.version = self.info.codebase_version
         self.features = self.info.features
+        features, where = _as_mappings(self.features), str(self.folder)
         if layout is None:
-            layout = choose_layout(_as_mappings(self.features), str(self.folder))
-        else:
-            require_columns(layout, self.features, str(self.folder))
+            layout = choose_layout(features, where) if cameras is None else video_layout(features, cameras, where)
+        require_columns(layout, self.features, where, video_only=cameras is not None)
         self.layout = layout
         self.fps = self.info.fps
         self._require_rate(self.fps, "fps of meta/info.json")
@@ -122,15 +125,29 @@ class LeRobotDataset:
                 several instructions.
 
         """
-        names = [self.layout.state, self.layout.action, "frame_index", "task_index"]
-        table = self._rows(entry, names)
+        names = [self.layout.state, self.layout.action]
+        table, task = self._checked(entry, names)
+        state, action = (self._matrix(table, name, f"{entry.data}: episode {entry.index}") for name in names)
+        return EpisodeColumns(state, action, task, self.tasks[task])
+
+    def task(self, entry: EpisodeEntry) -> tuple[int, str]:
+        """The task of an episode and its instruction.
+
+        Raises:
+            UserError: see :meth:`columns`.
+
+        """
+        task = self._checked(entry, [])[1]
+        return task, self.tasks[task]
+
+    def _checked(self, entry: EpisodeEntry, names: list[str]) -> tuple[pa.Table, int]:
+        """Some columns of one episode, whose rows are in order and evenly spaced in time, and its task."""
+        table = self._rows(entry, [*names, "frame_index", "task_index"])
         where = f"{entry.data}: episode {entry.index}"
         if table["frame_index"].to_pylist() != list(range(entry.length)):
             raise UserError(f"{where}: frame_index does not count from 0 to {entry.length - 1}; {SKIP}")
         self._times(entry)
-        task = self._task(table, where)
-        state, action = (self._matrix(table, name, where) for name in names[:2])
-        return EpisodeColumns(state, action, task, self.tasks[task])
+        return table, self._task(table, where)
 
     def images(self, entry: EpisodeEntry, rows: np.ndarray) -> UInt8[np.ndarray, "n cameras height width 3"]:
         """Images of an episode at some control steps (increasing), cameras in the layout's order.

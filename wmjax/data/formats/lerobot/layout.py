@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +56,12 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column a dataset of this layout must have."""
-        return (*self.cameras.values(), self.state, self.action, *INDEX_COLUMNS)
+        return (self.state, self.action, *self.video_columns)
+
+    @property
+    def video_columns(self) -> tuple[str, ...]:
+        """The columns of which a dataset's video is read."""
+        return (*self.cameras.values(), *INDEX_COLUMNS)
 
 
 def layouts() -> dict[str, Layout]:
@@ -122,6 +127,31 @@ def choose_layout(features: Mapping[str, Mapping[str, Any]], where: str) -> Layo
     return layout
 
 
+def video_layout(features: Mapping[str, Mapping[str, Any]], cameras: Sequence[str], where: str) -> Layout:
+    """The layout of a dataset of which only the video is read.
+
+    Args:
+        features: of the dataset's ``info.json``.
+        cameras: our names of those that are needed.
+        where: the dataset, for the error.
+
+    Raises:
+        UserError: a camera is missing; names the columns of images that there are.
+
+    """
+    images = [key for key, feature in features.items() if feature.get("dtype") in ("image", "video")]
+    named = {key.removeprefix("observation.").removeprefix("images."): key for key in images}
+    for layout in layouts().values():
+        if all(layout.cameras.get(name) in images for name in cameras):
+            return dataclasses.replace(layout, cameras={name: layout.cameras[name] for name in cameras})
+    if missing := [name for name in cameras if name not in named]:
+        raise UserError(
+            f"{where}: no column of images is the camera {', '.join(missing)} (there are {', '.join(images)}); name "
+            "the columns in the [cameras] of a TOML file, and that file with --layout"
+        )
+    return Layout("LeRobot", "observation.state", "action", {name: named[name] for name in cameras})
+
+
 def _fits(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a dataset has the columns of a known layout, and state and actions of the environment's size."""
     if any(column not in features for column in layout.columns):
@@ -137,13 +167,13 @@ def _other_storage(layout: Layout, features: Mapping[str, Mapping[str, Any]]) ->
     return sum(kind != layout.images for kind in stored)
 
 
-def require_columns(layout: Layout, columns: Iterable[str], where: str) -> None:
+def require_columns(layout: Layout, columns: Iterable[str], where: str, *, video_only: bool = False) -> None:
     """Refuses a dataset that does not fit a chosen layout.
 
     Raises:
         UserError: names the missing columns.
 
     """
-    missing = sorted(set(layout.columns) - set(columns))
+    missing = sorted(set(layout.video_columns if video_only else layout.columns) - set(columns))
     if missing:
         raise UserError(f"{where}: columns {', '.join(missing)} of layout {layout.name} are missing; choose another")

@@ -1,0 +1,168 @@
+"""What the verify command does: it checks the committed evidence against itself, the documents and the simulator."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmjax.core.errors import UserError
+from wmjax.core.paths import listed, resource_folder
+from wmjax.core.specs import ObservationSpec, from_dict
+from wmjax.reporting.evidence_blocks import outdated_blocks, write_blocks
+from wmjax.rollout.benchmark_log import without_cache
+from wmjax.rollout.capsule import Capsule, Outcome, Recorded, chosen, outcomes_of, read_capsule
+from wmjax.rollout.protocol import Protocol, from_values
+from wmjax.rollout.results import read_actions, read_header, read_records, read_summary
+from wmjax.sim.episode import EpisodeId
+
+log = logging.getLogger("wmjax.verify")
+SAME_STATE = 1e-6
+"""Largest difference of a final state on another processor, whose matrix products differ in the last bits."""
+
+
+def evidence_folder() -> Path:
+    """The folder of the committed capsules."""
+    return resource_folder("eval") / "evidence"
+
+
+def read_capsules(root: Path) -> list[Capsule]:
+    """All capsules of a folder, by name.
+
+    Raises:
+        UserError: there are none, or one is damaged.
+
+    """
+    capsules = [read_capsule(path.parent) for path in listed(root, "*/capsule.json")]
+    if not capsules:
+        raise UserError(f"{root}: no evidence there; run this in the repository")
+    return capsules
+
+
+def verify(root: Path, documents: Sequence[Path], *, replays: int | None = None) -> list[str]:
+    """Checks all evidence, and the generated blocks of documents; returns what is wrong, a line each.
+
+    Args:
+        root: folder of the capsules.
+        documents: Markdown files.
+        replays: episodes of each capsule that are replayed in the simulator; None for all that are recorded.
+
+    Raises:
+        UserError: a capsule is damaged, or the simulator is missing.
+
+    """
+    capsules = read_capsules(root)
+    wrong = [
+        f"{path}: the block {name!r} is not what the evidence says; run `python -m wmjax.verify --write`"
+        for path, name in outdated_blocks(documents, {capsule.name: capsule for capsule in capsules})
+    ]
+    for capsule in capsules:
+        some = capsule.replays[:replays]
+        counts = capsule.counts().values()
+        solved = f"{sum(s for s, _ in counts)}/{sum(n for _, n in counts)}"
+        log.info("%s: %s solved, %d episodes to replay", capsule.name, solved, len(some))
+        wrong += replay(capsule.protocol, _spec(capsule), some)
+    return wrong
+
+
+def rewrite(root: Path, documents: Sequence[Path]) -> list[Path]:
+    """Writes the generated blocks of documents anew; returns the documents that changed."""
+    return write_blocks(documents, {capsule.name: capsule for capsule in read_capsules(root)})
+
+
+def add(root: Path, evaluation: Path, name: str) -> Path:
+    """Makes a capsule of a finished evaluation; its episodes are replayed here first.
+
+    An evaluation from before December 2026 kept no actions: then the capsule has outcomes only.
+
+    Args:
+        root: folder of the capsules.
+        evaluation: results folder.
+        name: of the capsule.
+
+    Raises:
+        UserError: the evaluation is not finished, or a replay does not end as recorded.
+
+    """
+    header, records = read_header(evaluation), read_records(evaluation)
+    protocol = from_values(header["protocol"], f"{evaluation}/header.json")
+    outcomes = outcomes_of(records, protocol)
+    summary = read_summary(evaluation)
+    about = {key: summary[key] for key in ("command", "commit", "finished_at", "simulator") if key in summary}
+    about, header = without_cache((about, header))
+    by_key = {record.key: record for record in records}
+    instructions = {record.task_id: record.instruction for record in records}
+    capsule = Capsule(name, about, header, dict(sorted(instructions.items())), outcomes)
+    streams: list[tuple[Outcome, Any, Any]] = []
+    if (evaluation / "actions").is_dir() or (evaluation / "shards").is_dir():
+        wanted = chosen([outcome.key for outcome in outcomes])
+        streams = [
+            (outcome, np.array(by_key[outcome.key].settled_state), read_actions(evaluation, outcome.key))
+            for outcome in outcomes
+            if outcome.key in wanted
+        ]
+    recorded = []
+    for outcome, settled, actions, final, wrong in _played(protocol, _spec(capsule), streams):
+        if wrong:
+            raise UserError(f"{evaluation}: {wrong}; evaluate again with this version")
+        recorded.append(Recorded(outcome, settled, actions, final))
+    return dataclasses.replace(capsule, replays=tuple(recorded)).save(root)
+
+
+def replay(protocol: Protocol, spec: ObservationSpec, episodes: Sequence[Recorded]) -> list[str]:
+    """Executes recorded actions from the recorded starts; returns what did not end as recorded, a line each."""
+    wrong, finals = [], {one.outcome.key: one.final for one in episodes}
+    streams = [(one.outcome, one.settled, one.actions) for one in episodes]
+    for outcome, _, _, final, fault in _played(protocol, spec, streams):
+        difference = float(np.abs(final - finals[outcome.key]).max())
+        if not fault and difference > SAME_STATE:
+            fault = f"episode {outcome.key} ends in a state that differs by {difference:.2g} from the recorded one"
+        exact = "bit for bit" if difference == 0.0 else f"within {difference:.1g}"
+        log.info("%s: %s", outcome.key, fault or f"as recorded, {exact}")
+        wrong += [fault] if fault else []
+    return wrong
+
+
+def _played(
+    protocol: Protocol, spec: ObservationSpec, streams: Sequence[tuple[Outcome, Any, Any]]
+) -> Iterator[tuple[Outcome, Any, Any, Any, str]]:
+    """Plays episodes task by task; yields each with its final state and what is wrong with it, if anything."""
+
+    def task(stream: tuple[Outcome, Any, Any]) -> int:
+        return int(stream[0].key.split("/")[1])
+
+    for task_id, group in groupby(sorted(streams, key=task), task):
+        env: Any = protocol.environment(protocol.suite, task_id, spec)
+        try:
+            for outcome, settled, actions in group:
+                yield (outcome, settled, actions, *_play(env, protocol, outcome, settled, actions))
+        finally:
+            env.close()
+
+
+def _play(env: Any, protocol: Protocol, outcome: Outcome, settled: Any, actions: Any) -> tuple[Any, str]:
+    """The final state of one episode and what is wrong with it; empty if it ended as it should."""
+    suite, task, init, index = outcome.key.split("/")
+    episode = EpisodeId(suite, int(task), init, int(index))  # type: ignore[arg-type]
+    env.reset(episode)
+    start = float(np.abs(env.settled_state - settled).max()) if env.settled_state.shape == settled.shape else np.inf
+    if start > SAME_STATE:
+        return env.settled_state, f"episode {outcome.key} begins in a state that differs by {start:.2g}"
+    env.restore(settled)
+    if protocol.disturbance is not None:
+        env.disturb(protocol.disturbance, episode)
+    successes = [step for step, action in enumerate(actions, 1) if env.step(action)]
+    ends = [outcome.steps] if outcome.success else []
+    if len(actions) != outcome.steps or successes != ends:
+        found = f"success at step {successes[0]}" if successes else f"no success in {len(actions)} steps"
+        said = f"success at step {outcome.steps}" if outcome.success else f"no success in {outcome.steps} steps"
+        return env.sim_state(), f"episode {outcome.key} was recorded with {said}, its replay has {found}"
+    return env.sim_state(), ""
+
+
+def _spec(capsule: Capsule) -> ObservationSpec:
+    """How the evaluated policy saw; a replay renders nothing of it."""
+    return from_dict(ObservationSpec, capsule.header["observation"], f"the capsule {capsule.name}")

@@ -1,0 +1,58 @@
+"""Checks the published results against the committed evidence, and replays recorded episodes of it.
+
+python -m wmjax.verify                        hashes, the tables in README and docs, 20 replayed episodes per evaluation
+python -m wmjax.verify --replays 0            without the simulator
+python -m wmjax.verify --write                write the tables in README and docs anew
+python -m wmjax.verify --add RESULTS --name NAME   make evidence of a finished evaluation
+
+Evidence lies in ``eval/evidence``: each folder holds the outcomes of an evaluation, and the actions of 20 of its
+episodes, chosen by the hash of their names. A replay on the recording's kind of processor ends in the same bits,
+elsewhere in the same success at the same step and a state within 1e-6. The exit status is 1 if anything differs.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wmjax.core import logs
+from wmjax.core.command import run_command
+from wmjax.core.errors import UserError
+from wmjax.core.options import CommandParser
+from wmjax.pipeline.verify import add, evidence_folder, rewrite, verify
+
+DOCUMENTS = ("README.md", "docs/results.md")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = CommandParser("verify", __doc__)
+    parser.add_argument("--replays", type=int, help="episodes of each evaluation to replay; default all recorded ones")
+    parser.add_argument("--write", action="store_true", help="write the tables in README and docs anew")
+    parser.add_argument("--add", type=Path, metavar="RESULTS", help="results folder to make evidence of")
+    parser.add_argument("--name", help="of the evidence, with --add")
+
+    def body() -> int:
+        options = parser.read(arguments)[0]
+        logs.set_up()
+        root = evidence_folder()
+        documents = [path for name in DOCUMENTS if (path := root.parents[1] / name).is_file()]
+        if bool(options.add) != bool(options.name):
+            raise UserError("--add and --name belong together; give both")
+        if options.replays is not None and options.replays < 0:
+            raise UserError(f"--replays is {options.replays}; give 0 or more")
+        if options.add:
+            print(add(root, options.add, options.name))
+            return 0
+        if options.write:
+            print(*rewrite(root, documents), sep="\n")
+            return 0
+        wrong = verify(root, documents, replays=options.replays)
+        logging.getLogger("wmjax.verify").info("%s", "; ".join(wrong) or "everything is as recorded")
+        return bool(wrong)
+
+    return run_command(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
