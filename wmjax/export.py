@@ -14,6 +14,7 @@ action head have no counterpart in other libraries and stay in the run's own che
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (options.push and not options.format) or (options.private and not options.push):
             raise UserError("--push needs --format hub, and --private needs --push; give them together")
         if options.format:
-            dtype = options.policy or "float32"
+            dtype: Literal["float32", "bfloat16"] = options.policy or "float32"
             told = export_hub(options.run, options.out, dtype, options.push, private=options.private)
         elif options.policy:
             save_policy(options.run, options.out, options.policy)
