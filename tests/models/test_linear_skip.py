@@ -27,7 +27,7 @@ def linear_prophet() -> Prophet:
 def test_without_a_rank_the_prophet_is_what_it_was() -> None:
     """The rest starts from the same values, so that runs with and without differ in the linear part only."""
     plain, other = (to_named(nnx.state(prophet)) for prophet in (awake(), linear_prophet()))
-    assert other.keys() - plain.keys() == {"linear/down", "linear/up", "linear/bias"}
+    assert other.keys() - plain.keys() == {"linear/down/value", "linear/up/value", "linear/bias/value"}
     for name, value in plain.items():
         np.testing.assert_array_equal(other[name], value, err_msg=name)
     np.testing.assert_array_equal(run(linear_prophet(), history()), run(awake(), history()))
@@ -74,4 +74,4 @@ def test_its_gradient_reaches_every_factor() -> None:
 
     state["linear"]["up"][...] = jnp.ones_like(state["linear"]["up"][...])
     found = to_named(jax.jit(jax.grad(loss))(state))
-    assert all(jnp.abs(found[f"linear/{name}"]).max() > 0.0 for name in ("down", "up", "bias"))
+    assert all(jnp.abs(found[f"linear/{name}/value"]).max() > 0.0 for name in ("down", "up", "bias"))

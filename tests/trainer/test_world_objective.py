@@ -106,10 +106,8 @@ def test_a_killed_run_resumes_bit_for_bit(run: Path, inputs: Inputs, tmp_path: P
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("target", ["delta", "absolute"])
-def test_a_linear_part_of_full_rank_starts_at_ridge_regression(inputs: Inputs, target: Any) -> None:
+def test_a_linear_part_of_full_rank_starts_at_ridge_regression(inputs: Inputs) -> None:
     model = linear(tiny_config().prophet.future * LATENT_DIM)
-    model = dataclasses.replace(model, world=dataclasses.replace(model.world, target=target))
     prophet = WorldModel(model, rngs=nnx.Rngs(0))
     assert prophet.world.prophet is not None
     graph, params = nnx.split(prophet)
@@ -175,6 +173,12 @@ def test_latents_keep_the_units_of_the_prophet_and_actions_those_of_the_data(run
 def test_another_prophet_is_refused(run: Path, model: VLAConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         found_start(run).require_fit(model)
+
+
+def test_a_linear_part_predicts_changes_only() -> None:
+    absolute = dataclasses.replace(MODEL.world, target="absolute")
+    with pytest.raises(UserError, match=r"prophet\.linear_rank is 5 with world\.target 'absolute'"):
+        dataclasses.replace(MODEL, world=absolute)
 
 
 @pytest.mark.parametrize(

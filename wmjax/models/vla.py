@@ -66,6 +66,11 @@ class VLAConfig(Settings, section="model"):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_condition(self.memory, self.prophet)
+        if self.prophet.linear_rank and self.world.target != "delta":
+            raise UserError(
+                f"prophet.linear_rank is {self.prophet.linear_rank} with world.target {self.world.target!r}; the "
+                "linear part predicts changes, set world.target to delta or prophet.linear_rank to 0"
+            )
         depth = self.backbone.depth
         for layer in self.injection.layers:
             if not 0 <= layer < depth:

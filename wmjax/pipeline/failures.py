@@ -45,7 +45,7 @@ def failed_episodes(evaluation: Path, tasks: Sequence[int] = ()) -> tuple[Protoc
     header = read_header(evaluation)
     if header.get("actor") != "policy":
         raise UserError(f"{evaluation}: {header.get('actor')} acted there; name an evaluation of a policy")
-    protocol = from_values(header["protocol"], str(evaluation))
+    protocol = from_values(header.get("protocol") or {}, str(evaluation))
     failed = [r for r in read_records(evaluation) if not r.success and (not tasks or r.task_id in tasks)]
     return protocol, sorted(_identity(record) for record in failed)
 

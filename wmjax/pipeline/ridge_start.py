@@ -36,20 +36,20 @@ def start_at_ridge(
     named = to_named(params)
     if model.memory.input != "latents" or not any(name.startswith(LINEAR) for name in named):
         return params, frozen
-    fitted = ridge_parameters(inputs, model)
-    placed = {LINEAR + name: jax.device_put(value, named[LINEAR + name].sharding) for name, value in fitted.items()}
+    fitted = {f"{LINEAR}{name}/value": value for name, value in ridge_parameters(inputs, model).items()}
+    placed = {name: jax.device_put(value, named[name].sharding) for name, value in fitted.items()}
     return from_named(params, named | placed), frozen
 
 
 def ridge_parameters(inputs: Inputs, model: VLAConfig) -> dict[str, np.ndarray]:
     """The parameters of :class:`wmjax.models.world.linear_skip.LinearSkip` by name, float32, from training frames."""
     train = training_windows(inputs, model).complete()
-    strengths, added = choose_strengths(train), model.world.target == "delta"
+    strengths = choose_strengths(train)
     log.info("the Prophet's linear map starts at ridge regression on %d frames", len(train.mask))
     parts: dict[str, list[np.ndarray]] = {"down": [], "up": [], "bias": []}
     for token in range(train.history.shape[2]):
         x = ridge_features(train.history, token)
-        y = train.future[:, :, token] - (train.now[:, None, token] if added else 0.0)
+        y = train.future[:, :, token] - train.now[:, None, token]
         kernel = np.empty((x.shape[1], *y.shape[1:]))
         bias = np.empty(y.shape[1:])
         for strength in np.unique(strengths):

@@ -134,7 +134,8 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
             save_settings(plan.folder, plan.settings)
             keep_assets(plan.folder, plan.experiment)
         store, latents = _data(plans[0])
-        inputs, load = training_inputs(plans[0], store, latents, start)
+        resumes = all(_has_checkpoints(plan) for plan in plans)
+        inputs, load = training_inputs(plans[0], store, latents, start, resumes=resumes)
         ends = train_seeds(
             lambda rngs: network(experiment.model, experiment.train.objective, rngs),
             inputs,
@@ -184,7 +185,7 @@ def train_policy(
 
     """
     experiment = plan.experiment
-    inputs, load = training_inputs(plan, store, latents, start)
+    inputs, load = training_inputs(plan, store, latents, start, resumes=_has_checkpoints(plan))
     return train(
         lambda rngs: network(experiment.model, experiment.train.objective, rngs),
         inputs,
@@ -200,9 +201,11 @@ def train_policy(
 
 
 def training_inputs(
-    plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None
+    plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None, *, resumes: bool
 ) -> tuple[Inputs, LoadBase | None]:
     """What a plan's training is given, and what puts other parameters in the place of random ones.
+
+    What ``resumes`` has trained parameters, so that the Prophet's linear part needs no fit.
 
     Raises:
         UserError: the data do not fit the model or ``start``.
@@ -216,12 +219,15 @@ def training_inputs(
         loads.append(functools.partial(match_embeddings, experiment.model))
     if start is not None:
         inputs = start.fit_inputs(inputs)
-    resumes = bool(checkpoints.complete_steps(plan.folder / "checkpoints"))
-    if not resumes and not (start is not None and start.is_world):  # those have their own
+    if not resumes and not (start is not None and start.is_world):
         loads.append(functools.partial(start_at_ridge, inputs, experiment.model))
     if start is not None:
         loads.append(start.load)
     return inputs, functools.partial(_load_all, loads) if loads else None
+
+
+def _has_checkpoints(plan: RunPlan) -> bool:
+    return bool(checkpoints.complete_steps(plan.folder / "checkpoints"))
 
 
 def _meta(plan: RunPlan) -> dict[str, Any]:

@@ -92,15 +92,16 @@ def _published_limit(suite: str) -> int | None:
 
 def _about_tasks(training: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     """A caveat about tasks that the policy was not trained on, as far as is known."""
-    if not isinstance(training, Mapping) or "suite" not in training or not settings.get("tasks"):
+    trained = (training.get("tasks") or ()) if isinstance(training, Mapping) else ()
+    if not trained or "suite" not in training or not settings.get("tasks"):
         return
     # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
-    known = training["tasks"] if str(settings.get("suite")).startswith(str(training["suite"])) else ()
+    known = trained if str(settings.get("suite")).startswith(str(training["suite"])) else ()
     new = [task for task in settings["tasks"] if task not in known]
     if new:
         yield (
             f"Not trained on {len(new)} of {len(settings['tasks'])} tasks ({', '.join(map(str, new))}): "
-            f"trained on {', '.join(map(str, training['tasks']))} of {training['suite']}."
+            f"trained on {', '.join(map(str, trained))} of {training['suite']}."
         )
 
 
