@@ -25,6 +25,7 @@ MARKS = {
     ("docs/scaling.md", "a GPU"),
     ("docs/scaling.md", "writes an archive"),
     ("docs/sharing.md", "a download"),
+    ("docs/sharing.md", "a command of LeRobot"),
 }
 """The blocks that are not checked, and why."""
 
