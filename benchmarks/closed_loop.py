@@ -117,6 +117,7 @@ class Guided:
     """Asks a policy for what that costs, and acts as recorded."""
 
     name, needs_frames, inside, future_frames, corruption = "guided", True, False, 0, "none"
+    realtime, pending_steps = "none", 0
 
     def __init__(self, replay: Replay, policy: Actor | None) -> None:
         self._replay, self._policy = replay, policy

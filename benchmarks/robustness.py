@@ -21,6 +21,7 @@ import importlib
 import io
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -175,6 +176,8 @@ def leaves(settings: Any, path: str = "") -> list[str]:
 
 def sweep_settings(options: argparse.Namespace) -> Tally:
     """Gives every setting every value; what is built is trained for a step."""
+    # Compilation is most of the time, and each setting is a program of its own.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     from benchmarks.robustness_step import Stepper
 
     tally, began = Tally("settings", following=options.first), time.monotonic()

@@ -14,7 +14,7 @@ from wmjax.core.settings import merge
 from wmjax.data.loader import make_loader
 from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import require_fit
-from wmjax.experiment.config import load
+from wmjax.experiment.config import Experiment, load
 from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import split_model, trainable_filter
 from wmjax.models.vla import VLA
@@ -46,6 +46,7 @@ class Stepper:
     def __init__(self, folder: Path) -> None:
         self._store: TrainingStore = make_store(folder / "store", image_size=56)
         self._latents = make_latents(folder / "latents", self._store, grid=4, dim=192)
+        self._trained: list[Experiment] = []
 
     def try_step(self, name: str, given: dict[str, Any]) -> bool:
         """Trains one step with some settings; False if the setting ``name`` does not concern training.
@@ -59,6 +60,13 @@ class Stepper:
             return False
         data = {"data": {"path": str(self._store.folder)}}
         experiment = load("e2_flow", "smoke", overrides=merge(merge(SMALL, data), given))
+        if experiment not in self._trained:  # as "0" and "0.0" are
+            self._train(experiment, name)
+            self._trained.append(experiment)
+        return True
+
+    def _train(self, experiment: Experiment, name: str) -> None:
+        """One step."""
         model, config = of_store(experiment.model, self._store), experiment.train
         require_fit(dataclasses.replace(experiment, model=model), self._store, evaluates=False)
         require_divisible(config.batch_size, make_mesh(experiment.mesh))
@@ -86,4 +94,3 @@ class Stepper:
             raise AssertionError(f"the loss is {metrics['loss']} with {name}")
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             raise AssertionError(f"parameters are not finite after a step with {name}")
-        return True

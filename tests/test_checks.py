@@ -116,6 +116,18 @@ def test_only_what_is_used_must_fit() -> None:
     require_fit(experiment("--evaluation.protocol", "spatial_delay16", "--model.chunk", "4"))
 
 
+def test_real_time_execution_of_the_later_evaluation_has_to_fit_the_chunk_and_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "late.toml"
+    lines = ['suite = "libero_spatial"', "tasks = [0]", "episodes_per_task = 1", 'init = "random"', "max_steps = 9"]
+    path.write_text("\n".join([*lines, "open_loop_horizon = 4", "execution_delay = 4", 'realtime = "rtc"']))
+    late = ("--evaluation.protocol", str(path))
+    require_fit(experiment(*late))
+    with pytest.raises(UserError, match=r"late: realtime is 'rtc' with an execution delay of 4, but chunks of 6"):
+        require_fit(experiment(*late, "--model.chunk", "6"))
+    with pytest.raises(UserError, match=r"late: realtime is 'rtc', but the policy's head .*'regression'"):
+        require_fit(experiment(*late, recipe="e2_mse"))
+
+
 def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
     delay = ("--train.delay", "16", "--evaluation.protocol", "spatial_delay16")
     with pytest.raises(

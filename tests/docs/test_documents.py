@@ -18,12 +18,14 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^(?:<!-- not checked: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 MARKS = {
     ("docs/experiments.md", "a loop of the shell"),
+    ("docs/experiments.md", "RUN is a folder of yours"),
     ("docs/results.md", "brace expansion of a shell"),
     ("docs/scaling.md", "environment variables of a launcher"),
     ("docs/scaling.md", "command lines of cloud tools"),
     ("docs/scaling.md", "minutes of a CPU, and a GPU"),
     ("docs/scaling.md", "a GPU"),
     ("docs/scaling.md", "writes an archive"),
+    ("docs/sharing.md", "a download"),
 }
 """The blocks that are not checked, and why."""
 

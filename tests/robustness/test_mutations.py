@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from tests.data.synthetic import make_latents, make_store
 from tests.robustness.sources import SIZE, write_hdf5, write_v21, write_v30
-from tests.rollout.test_report import in_run
+from tests.rollout.test_report import HEADER, in_run
+from wmjax.analysis.comparison import compare
+from wmjax.analysis.overview import overview
 from wmjax.core.errors import UserError
 from wmjax.core.reading import LFS_POINTER, parse_json, read_json, read_json_lines, read_parquet, read_toml
 from wmjax.data.episode import load_episode, save_episode
@@ -25,6 +27,7 @@ from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.qwen2_5_vl.config import from_hf_config, preset
 from wmjax.models.backbones.qwen2_5_vl.weights import to_hf_config, weight_files
+from wmjax.pipeline.failures import failed_episodes
 from wmjax.reporting.curves import read_metrics
 from wmjax.reporting.evaluation_page import write_report
 from wmjax.rollout.results import EpisodeRecord, read_header, read_records
@@ -374,6 +377,42 @@ def test_records_with_other_values(tmp_path_factory, value):
     assert records is None or isinstance(records[0], EpisodeRecord)
     (folder / "header.json").write_text(json.dumps(value), encoding="utf-8")
     assert one_line(lambda: read_header(folder)) is None
+
+
+EVALUATION: dict[str, Any] = {
+    "header.json": HEADER
+    | {
+        "format_version": 1,
+        "training": {"changed": {"train.steps": 20}, "suite": "libero_spatial", "tasks": [0, 1]},
+        "timing": {"trained_delay": 0, "actions_end": 16, "memory_ends": 8},
+        "observation": {"simulator": "published by its authors", "image_size": 112},
+        "action": {"names": ["x", "y"]},
+    },
+    "summary.json": {"overall": {"successes": 2}, "seconds": 3.5, "shards": 2, "commit": "0-dirty", "simulator": "a"},
+    "../../../config.json": {"recipe": "e2_flow", "train": {"steps": 20, "batch_size": 8}},
+}
+"""JSON files of an evaluation and its run, with every field that is read again."""
+
+
+@pytest.mark.parametrize("file", EVALUATION)
+def test_files_of_evaluations_with_other_values(tmp_path, file):
+    folder, other = in_run(tmp_path / "a", ['{"step": 20, "split": "val", "r2/0": 0.5}']), in_run(tmp_path / "b", [])
+
+    @given(mutated(EVALUATION[file]))
+    @settings(EXAMPLES, max_examples=100)
+    def check(value):
+        (folder / file).write_text(json.dumps(value), encoding="utf-8")
+        for call in (
+            lambda: write_report(folder, compare_with=[other]),
+            lambda: compare(folder, other),
+            lambda: overview(other, [folder]),
+            lambda: failed_episodes(folder, ()),
+        ):
+            one_line(call)
+
+    check()
+    (folder / file).write_text(json.dumps(EVALUATION[file]), encoding="utf-8")
+    assert one_line(lambda: write_report(folder, compare_with=[other]))
 
 
 SUMMARIES: list[Any] = [

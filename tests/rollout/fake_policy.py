@@ -13,6 +13,7 @@ class FakePolicy:
 
     future_frames = 0
     corruption = "none"
+    realtime, pending_steps, committed = "none", 0, 0
     observation_spec = SPEC
     action_spec = ACTIONS
 
@@ -43,3 +44,24 @@ class FakePolicy:
         drift = 0.12 + 0.15 * jnp.sin(mean + observation.prompt["tokens"][:, -1] + observation.state[:, 0])
         chunk = jnp.clip(0.2 * noise + drift[:, None, None], -1, 1)
         return {"mean": mean, "frames": frames}, chunk, {"mean": mean, "decisions": frames[:, 1]}
+
+
+class Continuing(FakePolicy):
+    """The fake policy, whose chunks go on from the last action that is executed before them.
+
+    Of its chunks of 8, the first ``delay`` steps are those of the pending actions.
+    """
+
+    realtime = "rtc"
+
+    def __init__(self, batch_size: int = 2, horizon: int = 4, delay: int = 3) -> None:
+        super().__init__(batch_size, horizon // SPEC.frame_stride)
+        self.committed, self.pending_steps = delay, 8 - horizon
+        self.calls: list[np.ndarray | None] = []
+
+    def __call__(self, carry, observation, keys, future=None, pending=None):
+        self.calls.append(pending)
+        carry, chunk, info = super().__call__(carry, observation, keys)
+        if pending is not None:
+            chunk = jnp.concatenate([pending, jnp.repeat(pending[:, -1:], chunk.shape[1] - pending.shape[1], 1)], 1)
+        return carry, chunk, info

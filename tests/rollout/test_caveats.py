@@ -44,6 +44,12 @@ def test_a_delay_that_was_not_learned_is_said() -> None:
     assert "Trained for" not in notes(load_protocol("spatial_delay8"), "--train.delay", "8")
 
 
+def test_real_time_execution_executes_actions_when_they_were_learned_for() -> None:
+    late = dataclasses.replace(load_protocol("spatial_dev"), execution_delay=4, realtime="rtc")
+    assert header(late) == {} and "Trained for" not in notes(late, "--model.chunk", "20")
+    assert "chunks end 20 steps after" in notes(late, "--model.chunk", "20")
+
+
 def test_a_memory_that_ends_before_the_actions_is_said() -> None:
     late = load_protocol("spatial_delay16")
     assert "predicts 16 control steps ahead, but chunks end 24 steps after" in notes(late)

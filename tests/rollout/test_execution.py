@@ -49,6 +49,27 @@ def test_what_is_planned_is_what_is_executed_whatever_is_decided_now(delay):
         np.testing.assert_array_equal(plan, actions[start : start + delay])
 
 
+def test_further_ahead_is_planned_what_is_executed_if_nothing_new_is_decided():
+    execution = Execution(4, 3, spec=ACTION_SPEC)
+    for start in (0, 4):
+        execution.add(chunk(start, 8))
+        execution.take(4)
+    planned = execution.planned(7)
+    np.testing.assert_array_equal(planned[:, 0], 4)
+    np.testing.assert_array_equal(planned[:, 1], np.arange(1, 8))
+    np.testing.assert_array_equal(execution.take(7), planned)
+
+
+def test_a_jump_is_the_distance_of_the_arms_actions_at_the_hand_over():
+    execution = Execution(4, 3, spec=ACTION_SPEC)
+    execution.add(chunk(0, 4))
+    execution.take(4)
+    new = chunk(4, 4)
+    new[:, 6] = -1.0
+    execution.add(new)
+    assert execution.jump() == pytest.approx(5.0)  # from (0, 3) to (4, 0), without the gripper
+
+
 @pytest.mark.parametrize("decay", [0.05, -0.05])
 @pytest.mark.parametrize("delay", [0, 6])
 def test_ensembling_averages_every_prediction_of_a_step(decay, delay):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.rollout.fake_policy import FakePolicy
+from tests.rollout.fake_policy import Continuing, FakePolicy
 from tests.rollout.fakes import SPEC
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
@@ -75,3 +75,21 @@ def test_actions_that_are_not_finite_are_refused():
     nan = dataclasses.replace(decision(0, 0, 0), state=np.full(SPEC.state_dim, np.nan, np.float32))
     with pytest.raises(UserError, match="not finite"):
         broken.act([nan])
+
+
+def test_first_decisions_share_no_batch_with_those_that_know_pending_actions():
+    policy = Continuing(2)
+    made = PolicyActor(policy, seed=1)
+    made.prepare(4, 4, ACTION_SPEC)
+    assert [pending is None for pending in policy.calls] == [True, False]  # both are compiled before any episode
+    policy.calls.clear()
+    pending = np.random.default_rng(0).normal(size=(4, 4, 7)).astype(np.float32)
+    ready = [decision(slot, slot, slot % 2) for slot in range(4)]
+    ready = [dataclasses.replace(d, frames=d.frames[-1:], pending=pending[d.slot] if d.number else None) for d in ready]
+    plans = made.act(ready)
+    assert len(policy.calls) == 2 and policy.calls[0] is None
+    np.testing.assert_array_equal(policy.calls[1], pending[[1, 3]])
+    for slot, plan in enumerate(plans):
+        assert plan.actions.shape == (5, 7)  # what is committed is left out
+        known = np.concatenate([pending[slot, 3:], np.tile(pending[slot, -1:], (4, 1))])
+        assert np.array_equal(plan.actions, known) == (slot % 2 == 1)

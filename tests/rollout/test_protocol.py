@@ -97,6 +97,12 @@ def test_changes_replace_fields_and_none_does_not():
             "protocol.corruption is 'shufled'; choose one of 'none', 'zero', 'noise', 'shuffled'",
         ),
         ({"corruption": "zero", "oracle": 0.5}, r"corruption is 'zero' with oracle 0\.5; leave one of them out"),
+        ({"realtime": "rtc"}, "realtime is 'rtc', but execution_delay is 0"),
+        (
+            {"realtime": "blend", "execution_delay": 2, "ensemble": 0.1},
+            r"realtime is 'blend' with ensemble 0\.1, .*; leave one of them out",
+        ),
+        ({"realtime": "rtcs"}, "protocol.realtime is 'rtcs'; choose one of 'none', 'rtc', 'blend'"),
         ({"ensemble": float("inf")}, r"ensemble is inf; it must be a finite number"),
         ({"horizon": 8}, "did you mean .*open_loop_horizon"),
     ],

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from tests.rollout.fake_policy import FakePolicy
+from tests.rollout.fake_policy import Continuing, FakePolicy
 from tests.rollout.fakes import PROTOCOL, SPEC, fault_name
 from wmjax.core.errors import UserError
 from wmjax.policy.policy_actor import PolicyActor
@@ -124,6 +124,45 @@ def test_the_policy_sees_every_due_frame_once_and_the_first_one_repeated(run):
     assert [(d.number, d.step) for d in spy.seen] == [(0, 0), (1, 8), (2, 16)]
     renders = [int(decision.state[2]) for decision in spy.seen]
     assert renders == [1, 3, 5]
+
+
+class Noting(PolicyActor):
+    """A policy whose decisions and plans are noted."""
+
+    def prepare(self, slots, horizon, action_spec):
+        super().prepare(slots, horizon, action_spec)
+        self.noted = []
+
+    def act(self, decisions):
+        plans = super().act(decisions)
+        self.noted = [*getattr(self, "noted", []), *zip(decisions, plans, strict=True)]
+        return plans
+
+
+@pytest.mark.parametrize("delay", [1, 3, 4])
+def test_a_decision_knows_what_is_executed_before_it_and_what_the_last_chunk_has_beyond(run, delay):
+    actor = Noting(Continuing(2, delay=delay), seed=3)
+    shape = {"tasks": (0,), "episodes_per_task": 1, "max_steps": 40, "open_loop_horizon": 4}
+    (record,) = run(actor, **shape, execution_delay=delay, realtime="rtc").values()
+    timeline = {step: np.array(actor._policy.action_spec.hold, np.float32) for step in range(delay)}
+    for decision, plan in actor.noted:
+        if decision.number == 0:
+            assert decision.pending is None
+        else:
+            expected = [timeline[decision.step + ahead] for ahead in range(4)]
+            np.testing.assert_array_equal(decision.pending, expected)
+        timeline |= {decision.step + delay + row: action for row, action in enumerate(plan.actions)}
+    assert len(actor.noted) == record.decisions >= 5
+    # From the second decision on this policy repeats the last action that it knows of: nothing jumps after the first.
+    assert record.info["action/jump"] < 1e-6
+
+
+def test_real_time_execution_belongs_to_a_policy_that_was_loaded_for_it(run):
+    shape = {"tasks": (0,), "episodes_per_task": 1, "open_loop_horizon": 4, "execution_delay": 3}
+    with pytest.raises(UserError, match="realtime is 'rtc', the policy acts with 'none'"):
+        run(policy(horizon=4), **shape, realtime="rtc")
+    with pytest.raises(UserError, match="realtime is 'none', the policy acts with 'rtc'"):
+        run(PolicyActor(Continuing()), **shape)
 
 
 def test_the_step_limit_ends_an_episode_exactly(run):

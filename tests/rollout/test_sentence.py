@@ -36,6 +36,7 @@ class Listener:
     """Goes left for a sentence with an odd number, right for an even one, and nowhere for any other."""
 
     name, observation_spec, needs_frames, inside, future_frames, corruption = "listener", SPEC, False, False, 0, "none"
+    realtime, pending_steps = "none", 0
 
     def prepare(self, slots, horizon, action_spec) -> None:
         self.horizon = horizon

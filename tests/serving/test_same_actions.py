@@ -14,6 +14,7 @@ from wmjax.pipeline.evaluate import evaluate
 from wmjax.policy.policy import Policy, load_policy
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision, Plan
+from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import read_records
 
 SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_steps=24, seed=1, env=FORGETFUL)
@@ -21,10 +22,33 @@ SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_ste
 Actions = dict[tuple[str, int], bytes]
 
 
-@pytest.fixture(scope="module", params=[("e2", "flow", 1), ("e2", "flow", 2), ("e0", "regression", 2)])
-def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    variant, head, batch = request.param
-    return load_policy(save_run(tmp_path_factory.mktemp("run") / variant, variant, head), batch_size=batch)
+LATE = dataclasses.replace(SHORT, open_loop_horizon=4, execution_delay=3, realtime="rtc")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("e2", "flow", 1, SHORT),
+        ("e2", "flow", 2, SHORT),
+        ("e0", "regression", 2, SHORT),
+        pytest.param(("e0", "flow", 2, LATE), id="real time"),
+    ],
+)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Protocol]:
+    variant, head, batch, protocol = request.param
+    folder = save_run(tmp_path_factory.mktemp("run") / variant, variant, head)
+    timing = {name: getattr(protocol, name) for name in ("open_loop_horizon", "execution_delay", "realtime")}
+    return load_policy(folder, batch_size=batch, **timing), protocol
+
+
+@pytest.fixture(scope="module")
+def policy(case: tuple[Policy, Protocol]) -> Policy:
+    return case[0]
+
+
+@pytest.fixture(scope="module")
+def protocol(case: tuple[Policy, Protocol]) -> Protocol:
+    return case[1]
 
 
 class Noting(PolicyActor):
@@ -74,26 +98,31 @@ class Remote(Noting):
 
 
 @pytest.fixture(scope="module")
-def served(policy: Policy) -> Iterator[Running]:
-    with running(policy, max_batch=policy.batch_size, max_sessions=6, seed=SHORT.seed) as found:
+def served(policy: Policy, protocol: Protocol) -> Iterator[Running]:
+    timing = {"execution_delay": protocol.execution_delay, "realtime": protocol.realtime}
+    with running(policy, max_batch=policy.batch_size, max_sessions=6, seed=SHORT.seed, **timing) as found:
         yield found
 
 
-def outcomes(actor: Noting, folder) -> dict[str, tuple]:
-    evaluate(actor, SHORT, folder, workers=2)
+def outcomes(actor: Noting, protocol: Protocol, folder) -> dict[str, tuple]:
+    evaluate(actor, protocol, folder, workers=2)
     return {record.key: (record.outcome, record.steps, record.decisions) for record in read_records(folder)}
 
 
-def test_named_episodes_have_the_actions_of_the_policy_in_process(policy: Policy, served: Running, tmp_path) -> None:
+def test_named_episodes_have_the_actions_of_the_policy_in_process(
+    policy: Policy, protocol: Protocol, served: Running, tmp_path
+) -> None:
     here, there = Noting(policy), Remote(policy, served)
-    assert outcomes(here, tmp_path / "here") == outcomes(there, tmp_path / "there")
+    assert outcomes(here, protocol, tmp_path / "here") == outcomes(there, protocol, tmp_path / "there")
     assert len(here.noted) >= 8 and here.noted == there.noted
 
 
-def test_a_plain_client_has_other_actions_after_the_first_decision(policy: Policy, served: Running, tmp_path) -> None:
+def test_a_plain_client_has_other_actions_after_the_first_decision(
+    policy: Policy, protocol: Protocol, served: Running, tmp_path
+) -> None:
     """Its noise has other names and, with a world memory, its past is the newest frame; regression has neither."""
     here, there = Noting(policy), Remote(policy, served, plain=True)
-    outcomes(here, tmp_path / "here")
-    outcomes(there, tmp_path / "there")
+    outcomes(here, protocol, tmp_path / "here")
+    outcomes(there, protocol, tmp_path / "there")
     same = {name for name in here.noted if here.noted[name] == there.noted.get(name)}
-    assert same == (set(here.noted) if policy.encoder_spec is None else set())
+    assert same == (set() if policy.experiment.model.head.stochastic else set(here.noted))

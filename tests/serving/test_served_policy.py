@@ -10,6 +10,7 @@ import pytest
 from vla_eval.model_servers.predict import PredictModelServer
 
 import wmjax.evaluate as command
+from tests.rollout.fake_policy import Continuing
 from tests.rollout.fakes import PROTOCOL, SPEC
 from tests.rollout.runs import save_run
 from tests.rollout.test_replay import recorded
@@ -254,6 +255,9 @@ def test_what_a_server_of_ours_says_is_not_set_again(capsys, tmp_path, monkeypat
             (["--seed", "3"], "seed is 3, the noise of ws://127"),
         ):
             assert message in refused(capsys, "--policy", served.url, *arguments)
+    with running(Continuing(1), seed=0, max_sessions=2, realtime="rtc", execution_delay=3) as served:
+        error = refused(capsys, "--policy", served.url, "--delay", "8")
+        assert "execution_delay is 8, ws://127" in error and "serves for 3 control steps; give --delay 3" in error
 
 
 def test_a_server_that_fails_is_one_line(capsys, tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """Who may connect, and that one bad client changes nothing for the others."""
 
+import dataclasses
 import http.client
 import socket
 import threading
@@ -11,9 +12,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import wmjax.serve as command
-from tests.rollout.fake_policy import FakePolicy
-from tests.serving.servers import InProcess, Running, observation, running
+from tests.rollout.fake_policy import Continuing, FakePolicy
+from tests.serving.servers import ANY_PORT, InProcess, Running, observation, running
 from wmjax.core.errors import UserError
+from wmjax.serving.server import PolicyServer
 from wmjax.serving.settings import ServeSettings
 
 
@@ -231,6 +233,13 @@ def test_a_key_is_asked_for_and_needed_on_other_addresses() -> None:
         (["--max-batch", "0"], "max_batch is 0"),
         (["--max-wait-ms", "-1"], "max_wait_ms is -1.0"),
         (["--host", "192.0.2.1"], "set WMJAX_API_KEY"),
+        (["--realtime", "rtc"], "realtime is 'rtc', but execution_delay is 0"),
+        (["--delay", "3"], "execution_delay is 3, which means nothing with realtime 'none'; set realtime"),
+        (["--realtime", "mix", "--delay", "3"], "serve.realtime is 'mix'; choose one of 'none', 'rtc', 'blend'"),
+        (
+            ["--realtime", "blend", "--delay", "3", "--listen", "vla-eval:1"],
+            "realtime is 'blend', but clients of vla-eval wait for the action of every step",
+        ),
         ([], "run 'nowhere' is not a folder"),
     ],
 )
@@ -241,6 +250,13 @@ def test_bad_options_are_one_line(arguments, message, capsys, monkeypatch) -> No
     assert error.startswith("error: ") and message in error
 
 
+def test_real_time_execution_needs_to_know_what_is_executed_first() -> None:
+    policy = Continuing(1)
+    policy.action_spec = dataclasses.replace(policy.action_spec, hold=())
+    with pytest.raises(UserError, match=r"ActionSpec\.hold is empty, so the actions before its first chunk"):
+        PolicyServer(policy, dataclasses.replace(ANY_PORT, realtime="rtc", execution_delay=3))
+
+
 def test_a_port_that_is_taken_is_one_line(served: Running) -> None:
     with pytest.raises(UserError, match="cannot listen on"):
         _start_on(served.port)
@@ -248,8 +264,6 @@ def test_a_port_that_is_taken_is_one_line(served: Running) -> None:
 
 def _start_on(port: int) -> None:
     import asyncio
-
-    from wmjax.serving.server import PolicyServer
 
     async def main() -> None:
         async with PolicyServer(FakePolicy(1), ServeSettings(listen=(f"openpi:{port}",))):

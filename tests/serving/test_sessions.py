@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.rollout.fake_policy import Continuing
 from tests.serving.servers import InProcess, Running, observation, running
 from wmjax.serving.sessions import named_episode
 from wmjax.sim.episode import EpisodeId
@@ -70,6 +71,24 @@ def test_another_horizon_than_the_servers_is_refused(served: Running) -> None:
     client.infer(observation(frames=2, **{"wmjax/episode": "a", "wmjax/step": 0}))
     with pytest.raises(RuntimeError, match="step is 5, decision 1 of this episode is due at step 8; execute 8 actions"):
         client.infer(observation(frames=2, **{"wmjax/episode": "a", "wmjax/step": 5}))
+
+
+def test_what_a_client_still_executes_is_known_at_its_next_decision() -> None:
+    with running(Continuing(1, delay=3), realtime="rtc", execution_delay=3) as late:
+        client = late.client()
+        card = client.get_server_metadata()
+        assert (card["realtime"], card["execution_delay"], card["open_loop_horizon"]) == ("rtc", 3, 4)
+
+        def ask(number: int, **named: str) -> np.ndarray:
+            return client.infer(observation(5, number, frames=1, **named))["actions"]
+
+        first = ask(0, **{"wmjax/episode": "a"})
+        assert first.shape == (5, 7) and np.ptp(first[:, 0]) > 0
+        # Four steps later, the fake goes on from the fifth action of the first answer, the last that is planned.
+        np.testing.assert_array_equal(ask(1, **{"wmjax/episode": "a"}), np.tile(first[4], (5, 1)))
+        assert np.ptp(ask(0, **{"wmjax/episode": "b"})[:, 0]) > 0
+        for number in range(2):  # who does not say which episode it is in has nothing that it executes
+            assert np.ptp(ask(number)[:, 0]) > 0
 
 
 def test_names_of_episodes_are_their_keys() -> None:

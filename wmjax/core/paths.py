@@ -53,7 +53,7 @@ def cache_root() -> Path:
         raise UserError(f"no home folder for the cache ({error}); set WMJAX_CACHE to a folder") from error
 
 
-def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", "JSON file"]) -> None:
+def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", "JSON file", "Rerun file"]) -> None:
     """Checks that a folder or file can be written at a place, so that a command refuses before its work.
 
     Args:
@@ -66,7 +66,8 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
 
     """
     if kind != "folder" and path.is_dir():
-        wanted, ending = ("an HTML file", "html") if kind == "HTML file" else ("a JSON file", "json")
+        endings = {"HTML file": ("an HTML file", "html"), "Rerun file": ("a Rerun file", "rrd")}
+        wanted, ending = endings.get(kind, ("a JSON file", "json"))
         raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name.{ending}'}")
     places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
     if blocked := next((place for place in places if place.is_file()), None):

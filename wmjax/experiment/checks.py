@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.handover import make_handover
 from wmjax.core.location import location
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import join_stores
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
+from wmjax.models.heads.base import require_inpainting
 from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
 from wmjax.models.world_model import require_world_objective
@@ -222,3 +224,11 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
         )
     if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
         yield reason
+    try:
+        require_inpainting(experiment.model.head.kind, protocol.realtime)
+        make_handover(
+            protocol.realtime, chunk=chunk, horizon=horizon, delay=protocol.execution_delay,
+            trained_delay=experiment.train.delay,
+        )  # fmt: skip
+    except UserError as error:
+        yield str(error)

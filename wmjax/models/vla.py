@@ -18,7 +18,7 @@ from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Depth, Range, Settings
 from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
-from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, default_head
+from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, InpaintingHead, Known, default_head
 from wmjax.models.inputs import ModelInput
 from wmjax.models.nn.transformer import Mlp, embedding_table
 from wmjax.models.world.conditioning import Context, ContextSizes
@@ -326,6 +326,7 @@ class VLA(nnx.Module):
         corruption: Corruption = "none",
         corruption_key: jax.Array | None = None,
         memory: Float32[Array, "batch future tokens dim"] | None = None,
+        known: Known | None = None,
     ) -> tuple[Float32[Array, "batch chunk action"], dict[str, Any]]:
         """One normalised action chunk per sample.
 
@@ -335,6 +336,7 @@ class VLA(nnx.Module):
             corruption: what to do to the world memory.
             corruption_key: randomness of the corruption ``noise``.
             memory: replaces the predicted memory: an oracle's, or another episode's (see :meth:`recall`).
+            known: what the chunk has to continue, for a head that can (:class:`InpaintingHead`).
 
         Returns:
             The chunk, and ``prediction`` (latents, if there is a Prophet; a forward model's are those that the chunk
@@ -342,7 +344,11 @@ class VLA(nnx.Module):
 
         """
         out = self.action_tokens(inputs, key=corruption_key, corruption=corruption, memory=memory)
-        action = self.head.sample(out.tokens, key)
+        if known is None:
+            action = self.head.sample(out.tokens, key)
+        else:
+            assert isinstance(self.head, InpaintingHead)
+            action = self.head.inpaint(out.tokens, key, known)
         info: dict[str, Any] = dict(out.metrics)
         prediction = out.prediction
         if self.world.is_forward_model:

@@ -85,6 +85,8 @@ def load_actor(
         open_loop_horizon=protocol.open_loop_horizon,
         oracle=protocol.oracle,
         corruption=protocol.corruption,
+        realtime=protocol.realtime,
+        execution_delay=protocol.execution_delay,
         places=places,
     )
     header |= timing(policy, protocol)

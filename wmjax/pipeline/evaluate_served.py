@@ -107,7 +107,8 @@ def evaluate_served(
     spec = own_spec(client) if client.own else drawn_spec(chosen, protocol.environment.observation_spec, horizon)
     name = chosen.name or _own_name(client) or url.partition("://")[2].rstrip("/")
     actor = ServedPolicy(client, chosen, spec, name)
-    about = {key: client.card[key] for key in ("recipe", "step", "hash") if client.own and key in client.card}
+    told = ("recipe", "step", "hash", "realtime")
+    about = {key: client.card[key] for key in told if client.own and client.card.get(key, "none") != "none"}
     used = {key: value for key, value in dataclasses.asdict(chosen).items() if key not in ("timeout_s", "name")}
     header: dict[str, Any] = {"served": {"dialect": dialect, **about}, "foreign": used}
     out = out or protocol_folder(Path("runs") / re.sub(r"[^\w.-]", "-", name), protocol, unchanged)
@@ -157,6 +158,12 @@ def _served_protocol(client: "Client", chosen: "Conventions", protocol: Protocol
         raise UserError(
             f"seed is {protocol.seed}, the noise of {client.url} has the seed {client.card['seed']}; give --seed "
             f"{client.card['seed']}, or serve it with --seed {protocol.seed}"
+        )
+    served_delay = client.card.get("execution_delay", 0)
+    if client.own and client.card.get("realtime", "none") != "none" and served_delay != protocol.execution_delay:
+        raise UserError(
+            f"execution_delay is {protocol.execution_delay}, {client.url} serves for {served_delay} control steps; "
+            f"give --delay {served_delay}, or serve it with --delay {protocol.execution_delay}"
         )
     horizon = asked or chosen.horizon or protocol.open_loop_horizon
     wait = chosen.wait_steps

@@ -45,7 +45,7 @@ def failed_episodes(evaluation: Path, tasks: Sequence[int] = ()) -> tuple[Protoc
     header = read_header(evaluation)
     if header.get("actor") != "policy":
         raise UserError(f"{evaluation}: {header.get('actor')} acted there; name an evaluation of a policy")
-    protocol = from_values(header["protocol"], str(evaluation))
+    protocol = from_values(header.get("protocol") or {}, str(evaluation))
     failed = [r for r in read_records(evaluation) if not r.success and (not tasks or r.task_id in tasks)]
     return protocol, sorted(_identity(record) for record in failed)
 
@@ -67,7 +67,12 @@ def watch_policy(
     found = find_policy(run)
     if protocol.oracle is not None or protocol.corruption != "none":
         raise UserError("failures are explained for a policy as it is; choose an evaluation without oracle, corruption")
-    policy = load_policy(found.folder, open_loop_horizon=protocol.open_loop_horizon)
+    policy = load_policy(
+        found.folder,
+        open_loop_horizon=protocol.open_loop_horizon,
+        realtime=protocol.realtime,
+        execution_delay=protocol.execution_delay,
+    )
     watched = watch(PolicyActor(policy, protocol.seed), protocol, episodes, workers=workers)
     content = {
         "checkpoint": {"step": found.step, "hash": found.hash},

@@ -101,8 +101,9 @@ def _protocol(found: "SavedPolicy", suite: str, tasks: Sequence[int]) -> Protoco
     horizon = min(load_protocol(name).open_loop_horizon, chunk)
     protocol = load_protocol(name, suite=suite, tasks=tuple(tasks), episodes_per_task=1, open_loop_horizon=horizon)
     return dataclasses.replace(
-        protocol, init="random", first_index=0, oracle=None, corruption="none", target_velocity=0.0, camera_dropout=0.0
-    )
+        protocol, init="random", first_index=0, oracle=None, corruption="none", target_velocity=0.0, camera_dropout=0.0,
+        realtime="none",
+    )  # fmt: skip
 
 
 def _run(

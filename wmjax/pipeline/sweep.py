@@ -153,7 +153,7 @@ def _outcomes(run: Path, protocol: Protocol) -> dict[str, Any]:
     if len(records) != len(protocol.episodes()):
         raise UserError(f"{folder}: {len(records)} of {len(protocol.episodes())} episodes; repeat the command")
     return {
-        "simulator": read_header(folder)["observation"]["simulator"],
+        "simulator": (read_header(folder).get("observation") or {}).get("simulator", ""),
         "episodes": {record.key: [record.outcome, record.steps] for record in records},
     }
 

@@ -81,7 +81,7 @@ def explain(
     keep_compiled_programs()
     found = find_policy(run)
     evaluation = evaluation or newest(found)
-    if read_header(evaluation).get("checkpoint", {}).get("hash") != found.hash:
+    if (read_header(evaluation).get("checkpoint") or {}).get("hash") != found.hash:
         log.warning("%s is of another policy; its failed episodes are run with %s", evaluation, run)
     protocol, episodes = failed_episodes(evaluation, tasks)
     records = [r for r in read_records(evaluation) if not tasks or r.task_id in tasks]

@@ -12,13 +12,21 @@ from jaxtyping import Array, Float32, UInt8
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime, make_handover
 from wmjax.core.rng import stable_hash
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
-from wmjax.data.statistics import clip_action, denormalise_action, normalise_latents, normalise_state
+from wmjax.data.statistics import (
+    clip_action,
+    denormalise_action,
+    normalise_action,
+    normalise_latents,
+    normalise_state,
+)
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
+from wmjax.models.heads.base import Known, require_inpainting
 from wmjax.models.inputs import ModelInput
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
@@ -82,6 +90,10 @@ class Policy:
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
         future_frames: frames of the true future that every call needs under an oracle; 0 without one.
         corruption: what the action tokens get in the place of the world memory.
+        realtime: how its chunks continue earlier ones under a delay.
+        handover: the steps that they share; None without real-time execution.
+        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
+        committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
     """
 
@@ -96,6 +108,8 @@ class Policy:
         open_loop_horizon: int,
         oracle: float | None = None,
         corruption: Corruption = "none",
+        realtime: Realtime = "none",
+        execution_delay: int = 0,
     ):
         self.experiment = experiment
         self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
@@ -116,6 +130,14 @@ class Policy:
         self.corruption: Corruption = corruption
         if reason := unfit_memory(experiment.model.memory, oracle, corruption):
             raise UserError(reason)
+        self.realtime: Realtime = realtime
+        self.handover = make_handover(
+            realtime, chunk=self.action_spec.chunk, horizon=open_loop_horizon, delay=execution_delay,
+            trained_delay=experiment.train.delay,
+        )  # fmt: skip
+        self.pending_steps = 0 if self.handover is None else self.handover.pending
+        self.committed = 0 if self.handover is None else self.handover.committed
+        require_inpainting(experiment.model.head.kind, realtime)
         self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
         self._model: VLA = restore_model(experiment, params, base)
         self._encoder, self._cameras = None, np.zeros(0, np.int32)
@@ -182,6 +204,7 @@ class Policy:
         keys: Array,
         future: UInt8[Array | np.ndarray, "batch future cameras height width 3"] | None = None,
         donor: Donor | None = None,
+        pending: Float32[Array | np.ndarray, "batch pending dim"] | None = None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         """One decision for every row.
 
@@ -191,6 +214,8 @@ class Policy:
             keys: the randomness of the head and of the corruption ``noise``, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
+            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None at an episode's
+                first decision, or without real-time execution.
 
         Returns:
             The carry, raw actions within their bounds, and numbers of each row: ``memory/gate``,
@@ -201,14 +226,17 @@ class Policy:
             up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
 
         Raises:
-            ValueError: a future without an oracle, or an oracle without the future; the same of a donor.
+            ValueError: a future without an oracle, or an oracle without the future; the same of a donor; another number
+                of pending actions than the policy takes.
 
         """
         if (future is None) != (self.oracle is None):
             raise ValueError(f"oracle is {self.oracle}; future frames belong to an oracle and to nothing else")
         if (donor is None) != (self.corruption not in SHUFFLED):
             raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
-        return self._step(self._state, carry, observation, keys, future, donor)
+        if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
+            raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
+        return self._step(self._state, carry, observation, keys, future, donor, pending)
 
     def _act(
         self,
@@ -219,6 +247,7 @@ class Policy:
         keys: Array,
         future: UInt8[Array, "batch future cameras height width 3"] | None,
         donor: Donor | None,
+        pending: Float32[Array, "batch pending dim"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
         history = memory = None
@@ -241,14 +270,32 @@ class Policy:
             numbers = errors.named("oracle")
         if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
-        action, info = model.sample(inputs, keys, corruption=_inside(self.corruption), memory=memory)
+        inside, known = _inside(self.corruption), self._known(pending)
+        action, info = model.sample(inputs, keys, corruption=inside, memory=memory, known=known)
         info |= numbers
         prediction = info.pop("prediction", None)
         if prediction is not None and history is not None:
             info |= self._errors(model, before, history, observation.first)
             info |= {"observed": model.world.prepare(history), "imagined": prediction}
             carry = carry._replace(prediction=prediction)
-        return carry, clip_action(denormalise_action(action, self.action_spec), self.action_spec), info
+        return carry, self._raw(action, pending), info
+
+    def _known(self, pending: Float32[Array, "batch pending dim"] | None) -> Known | None:
+        """What the head has to continue with real-time chunking."""
+        if pending is None or self.handover is None or self.handover.method != "rtc":
+            return None
+        previous = normalise_action(self.handover.previous(pending), self.action_spec)
+        free = self.handover.chunk - self.handover.overlap
+        return Known(jnp.pad(previous, ((0, 0), (0, free), (0, 0))), self.handover.weights())
+
+    def _raw(
+        self, action: Float32[Array, "batch chunk dim"], pending: Float32[Array, "batch pending dim"] | None
+    ) -> Float32[Array, "batch chunk dim"]:
+        """Raw actions within their bounds, blended with the previous chunk's if so asked."""
+        raw = clip_action(denormalise_action(action, self.action_spec), self.action_spec)
+        if pending is None or self.handover is None or self.handover.method != "blend":
+            return raw
+        return self.handover.blend(raw, self.handover.previous(pending), self.action_spec)
 
     def _other_memory(
         self, model: VLA, inputs: ModelInput, keys: Array, donor: Donor | None
@@ -298,23 +345,29 @@ def load_policy(
     open_loop_horizon: int | None = None,
     oracle: float | None = None,
     corruption: Corruption = "none",
+    realtime: Realtime = "none",
+    execution_delay: int = 0,
     places: Places | None = None,
 ) -> Policy:
     """A policy that acts, from a run or from a policy's folder.
 
     Args:
         path: a run's folder, whose newest checkpoint is taken, ``<run>/checkpoints/<step>``, a folder that
-            ``python -m wmjax.export --policy`` wrote, or the name of a policy that ships with wmjax.
+            ``python -m wmjax.export --policy`` wrote, the name of a policy that ships with wmjax, or
+            ``hub:OWNER/NAME[@REVISION]`` on the Hugging Face hub.
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
+        realtime: of the same class; every call but an episode's first then takes pending actions.
+        execution_delay: of the same class; only real-time execution depends on it.
         places: what to use in place of folders that the settings name, such as
             ``{"encoder": {"model": FOLDER}}`` on another machine.
 
     Raises:
-        UserError: no policy there, a damaged file, or specs of another version.
+        UserError: no policy there, a damaged file, specs of another version, or real-time execution that does not fit
+            the policy's head or chunk.
 
     """
     found = find_policy(path, places)
@@ -329,6 +382,8 @@ def load_policy(
         open_loop_horizon=horizon,
         oracle=oracle,
         corruption=corruption,
+        realtime=realtime,
+        execution_delay=execution_delay,
     )
     policy.require_prompts(meta.get("prompt", {}))  # checkpoints before November 2026 have none
     return policy

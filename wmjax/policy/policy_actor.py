@@ -11,12 +11,13 @@ from jaxtyping import Float32, Float64, Int32
 
 from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime
 from wmjax.core.rng import named_key
 from wmjax.core.specs import OTHER_ROBOT, ActionSpec, ObservationSpec, require_same_actions
 from wmjax.data.observation import Observation, Prompt
 from wmjax.models.prompts import join_prompts
 from wmjax.policy.interventions import Donor, Donors
-from wmjax.rollout.actors import Decision, Plan, no_frames
+from wmjax.rollout.actors import Chunk, Decision, Plan, no_frames
 from wmjax.sim.episode import EpisodeId
 
 Carry = Any
@@ -37,6 +38,9 @@ class Policy(Protocol):
     frames_per_decision: int
     future_frames: int
     corruption: Corruption
+    realtime: Realtime
+    pending_steps: int
+    committed: int
 
     def initial_carry(self) -> Carry:
         """The carry of ``batch_size`` fresh rows."""
@@ -45,13 +49,20 @@ class Policy(Protocol):
         """The tokenised instruction, batch 1."""
 
     def __call__(
-        self, carry: Carry, observation: Observation, keys: jax.Array, future: Any = None, donor: Donor | None = None
+        self,
+        carry: Carry,
+        observation: Observation,
+        keys: jax.Array,
+        future: Any = None,
+        donor: Donor | None = None,
+        pending: Any = None,
     ) -> tuple[Carry, Any, dict[str, Any]]:
         """Carry, raw actions f32 ``[batch, chunk, action]`` and per-row numbers of one decision.
 
         The numbers may include ``observed`` f32 ``[batch, history, tokens, dim]`` and ``imagined``, see :class:`Plan`.
         ``future`` holds the next ``future_frames`` frames u8 ``[batch, future, cameras, height, width, 3]`` if the
-        policy needs any, ``donor`` what others saw under a corruption of ``SHUFFLED``.
+        policy needs any, ``donor`` what others saw under a corruption of ``SHUFFLED``. ``pending`` are raw actions of
+        earlier chunks f32 ``[batch, pending_steps, action]``, None at first decisions.
         """
 
 
@@ -59,7 +70,9 @@ class PolicyActor:
     """Serves any number of slots with one policy of fixed batch size.
 
     The carry of every slot is a row of a table; the rows of a batch are gathered from it and scattered back, with a
-    spare row for padding. So which decisions share a batch changes nothing for any of them.
+    spare row for padding. So which decisions share a batch changes nothing for any of them. First decisions, which know
+    no pending actions, share no batch with others if the policy takes pending actions. A plan leaves out a chunk's
+    committed rows: its first action is for the step that the decision takes effect at.
 
     Args:
         policy: what decides.
@@ -84,6 +97,7 @@ class PolicyActor:
         self._seed = seed
         self.observation_spec = policy.observation_spec
         self.future_frames, self.corruption = policy.future_frames, policy.corruption
+        self.realtime, self.pending_steps = policy.realtime, policy.pending_steps
         self._table: Carry = None
         self._counts = (policy.frames_per_decision, policy.future_frames)
         self._spare = 0
@@ -112,6 +126,8 @@ class PolicyActor:
         rows = np.zeros(slots + 1, np.int32)
         self._table = _gather(fresh, rows)
         self.act([self._blank(slots)])
+        if self.pending_steps:
+            self.act([self._blank(slots, begun=True)])
 
     def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
         """The episode's own."""
@@ -132,21 +148,28 @@ class PolicyActor:
     def propose(self, decisions: Sequence[Decision]) -> list[Plan]:
         """As :meth:`act`, with actions that may not be finite, for whoever must not refuse all for the sake of one."""
         size = self._policy.batch_size
-        groups = [decisions[start : start + size] for start in range(0, len(decisions), size)]
-        return [plan for group in groups for plan in self._act(group)]
+        plans: dict[int, Plan] = {}
+        for begun in (False, True):
+            places = [place for place, decision in enumerate(decisions) if (decision.pending is not None) == begun]
+            for start in range(0, len(places), size):
+                group = places[start : start + size]
+                plans |= zip(group, self._act([decisions[place] for place in group]), strict=True)
+        return [plans[place] for place in range(len(decisions))]
 
     def _act(self, decisions: Sequence[Decision]) -> list[Plan]:
         """At most one batch."""
-        count = len(decisions)
-        padded = [*decisions, *[self._blank(self._spare)] * (self._policy.batch_size - count)]
+        count, begun = len(decisions), decisions[0].pending is not None
+        padded = [*decisions, *[self._blank(self._spare, begun)] * (self._policy.batch_size - count)]
         rows = np.array([decision.slot for decision in padded], np.int32)
         keys = jnp.stack([self._key(decision) for decision in padded])
         carry = _gather(self._table, rows)
         future = np.stack([decision.future for decision in padded]) if self.future_frames else None
-        others = {} if self._donors is None else {"donor": self._donor(self._donors, decisions)}
+        others: dict[str, Any] = {} if self._donors is None else {"donor": self._donor(self._donors, decisions)}
+        if begun:
+            others["pending"] = np.stack([_require_pending(decision) for decision in padded])
         carry, chunk, info = self._policy(carry, self._observation(padded), keys, future, **others)
         self._table = _scatter(self._table, rows, carry)
-        actions = np.asarray(chunk, np.float32)
+        actions = np.asarray(chunk, np.float32)[:, self._policy.committed :]
         latents = {name: np.asarray(info[name], np.float32) for name in ("observed", "imagined") if name in info}
         numbers = {name: np.asarray(values, np.float64) for name, values in info.items() if name not in latents}
         return [
@@ -181,13 +204,20 @@ class PolicyActor:
         """The noise key of (task, episode, decision), whatever slot or batch row it runs in."""
         return named_key(self._seed, f"rollout/{decision.episode.key}", decision.number)
 
-    def _blank(self, slot: int) -> Decision:
-        """A decision that fills a batch."""
+    def _blank(self, slot: int, begun: bool = False) -> Decision:
+        """A decision that fills a batch, of first decisions or of later ones."""
         spec = self.observation_spec
         frame = np.zeros((len(spec.cameras), spec.image_size, spec.image_size, 3), np.uint8)
         frames, future = (np.stack([frame] * n) if n else no_frames() for n in self._counts)
         state = np.zeros(spec.state_dim, np.float32)
-        return Decision(slot, EpisodeId("padding", 0, "random", 0), 0, 0, frames, state, FILLER, future)
+        pending = np.zeros((self.pending_steps, self._policy.action_spec.dim), np.float32) if begun else None
+        return Decision(slot, EpisodeId("padding", 0, "random", 0), 0, 0, frames, state, FILLER, future, pending)
+
+
+def _require_pending(decision: Decision) -> Chunk:
+    if decision.pending is None:
+        raise ValueError(f"decision {decision.number} of {decision.episode.key} has no pending actions")
+    return decision.pending
 
 
 def _require_finite(actions: Float32[np.ndarray, "chunk action"], decision: Decision) -> None:

@@ -25,12 +25,12 @@ from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, typed
 from wmjax.core.settings import Range
 from wmjax.experiment.config import Experiment
+from wmjax.policy.hub import PARAMETERS, PREFIX, SETTINGS, download_policy, is_on_hub
 from wmjax.policy.places import ASSETS, Places, experiment_at
 from wmjax.policy.restore import parameter_shapes, restore_model
 from wmjax.trainer import checkpoint
 
 FORMAT_VERSION = 1
-SETTINGS, PARAMETERS = "policy.json", "policy.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
 """One folder per policy that ships with wmjax."""
 Parameters = dict[str, Array]
@@ -90,8 +90,9 @@ def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = 
     """A policy by its place.
 
     Args:
-        path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, or the name
-            of a policy that ships with wmjax (``mini``), unless a folder of that name is here.
+        path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, the name
+            of a policy that ships with wmjax (``mini``), unless a folder of that name is here, or
+            ``hub:OWNER/NAME[@REVISION]`` (:mod:`wmjax.policy.hub`).
         places: what to use in place of folders that its settings name, as on another machine.
         acts: whether a run that trained its Prophet alone is refused.
 
@@ -99,11 +100,14 @@ def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = 
         UserError: there is none, it does not act, or its files are damaged or of another version.
 
     """
+    if is_on_hub(path):
+        name = str(path).removeprefix(PREFIX).partition("@")[0].replace("/", "--")
+        return _read_folder(download_policy(str(path)), places or {}, name)
     folder = Path(path)
     if not folder.exists() and (SHIPPED / str(path) / SETTINGS).is_file():
         folder = SHIPPED / str(path)
     if (folder / SETTINGS).is_file():
-        return _read_folder(folder, places or {})
+        return _read_folder(folder, places or {}, folder.resolve().name)
     folder = checkpoint.find(folder)
     manifest = checkpoint.read_manifest(folder)
     if acts and manifest["meta"].get("experiment", {}).get("train", {}).get("objective") == "world":
@@ -164,7 +168,8 @@ class _Content:
     seal: str
 
 
-def _read_folder(folder: Path, places: Places) -> SavedPolicy:
+def _read_folder(folder: Path, places: Places, name: str) -> SavedPolicy:
+    """A policy's folder; ``name`` begins that of its evaluations' folder."""
     path, fix = folder / SETTINGS, "export the policy again"
     values = read_json(path, dict[str, Any], fix)
     if values.get("format_version") != FORMAT_VERSION:
@@ -174,7 +179,7 @@ def _read_folder(folder: Path, places: Places) -> SavedPolicy:
     if content.seal != hash_json({name: value for name, value in values.items() if name != "seal"}):
         raise UserError(f"{path}: its content is not that which was written (seal {content.seal}); {fix}")
     digest = content.sha256
-    results = cache_root() / "evaluations" / f"{folder.resolve().name}-{digest[:8]}"
+    results = cache_root() / "evaluations" / f"{name}-{digest[:8]}"
     read = functools.partial(_read_parameters, folder, digest)
     return SavedPolicy(folder, results, content.step, digest[:16], content.meta, read, folder, places)
 

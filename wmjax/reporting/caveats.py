@@ -92,15 +92,16 @@ def _published_limit(suite: str) -> int | None:
 
 def _about_tasks(training: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     """A caveat about tasks that the policy was not trained on, as far as is known."""
-    if not isinstance(training, Mapping) or "suite" not in training or not settings.get("tasks"):
+    trained = (training.get("tasks") or ()) if isinstance(training, Mapping) else ()
+    if not trained or "suite" not in training or not settings.get("tasks"):
         return
     # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
-    known = training["tasks"] if str(settings.get("suite")).startswith(str(training["suite"])) else ()
+    known = trained if str(settings.get("suite")).startswith(str(training["suite"])) else ()
     new = [task for task in settings["tasks"] if task not in known]
     if new:
         yield (
             f"Not trained on {len(new)} of {len(settings['tasks'])} tasks ({', '.join(map(str, new))}): "
-            f"trained on {', '.join(map(str, training['tasks']))} of {training['suite']}."
+            f"trained on {', '.join(map(str, trained))} of {training['suite']}."
         )
 
 
@@ -155,8 +156,9 @@ def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:
     memory, trained = experiment.model.memory, experiment.train.delay
     predicts = memory.inject and memory.input == "latents"
     reaches = experiment.model.prophet.future * policy.observation_spec.frame_stride if predicts else None
-    ends = delay + policy.action_spec.chunk
-    if trained == delay and (reaches is None or reaches >= ends):
+    on_time = protocol.realtime != "none" or trained == delay
+    ends = (trained if on_time else delay) + policy.action_spec.chunk
+    if on_time and (reaches is None or reaches >= ends):
         return {}
     return {"timing": {"trained_delay": trained, "actions_end": ends, "memory_ends": reaches}}
 
@@ -165,7 +167,7 @@ def _about_timing(found: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(found, Mapping):
         return
     trained, delay = found.get("trained_delay"), settings.get("execution_delay")
-    if trained != delay:
+    if trained != delay and settings.get("realtime", "none") == "none":
         yield (
             f"Trained for a delay of {trained} control steps, evaluated with {delay}: actions are executed at other "
             f"times than they were learned for. train.delay {delay} trains for this protocol."
@@ -174,7 +176,7 @@ def _about_timing(found: Any, settings: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(ends, int) and isinstance(reaches, int) and reaches < ends:
         yield (
             f"The memory predicts {reaches} control steps ahead, but chunks end {ends} steps after their observation "
-            "(execution delay + model.chunk): the last actions are beyond it. Raise model.prophet.future."
+            "(delay + model.chunk): the last actions are beyond it. Raise model.prophet.future."
         )
 
 

@@ -45,6 +45,7 @@ LABELS = {
     "max_steps": ("Step limit", " control steps"),
     "open_loop_horizon": ("Open-loop horizon", " control steps"),
     "execution_delay": ("Execution delay", " control steps"),
+    "realtime": ("Real-time execution", ""),
     "ensemble": ("Temporal ensemble", " decay per control step"),
     "target_velocity": ("Drifting target", " m/s"),
     "camera_dropout": ("Camera dropout", " probability"),

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
@@ -40,6 +41,9 @@ class Decision:
         state: proprioception now.
         instruction: the sentence that the policy is told.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
+        pending: raw actions of earlier decisions for the control steps from ``step`` on, for actors that need them:
+            first those that are executed whatever is decided now, under a delay, then what is left of the previous
+            chunk. None at an episode's first decision.
         forget: whether the history restarts with these frames, as at a first decision, because earlier ones are lost.
 
     """
@@ -52,6 +56,7 @@ class Decision:
     state: Float32[np.ndarray, " state"]
     instruction: str
     future: UInt8[np.ndarray, "future _ _ _ 3"] = dataclasses.field(default_factory=no_frames)
+    pending: Chunk | None = None
     forget: bool = False
 
 
@@ -84,6 +89,8 @@ class Actor(Protocol):
         inside: whether it acts inside the workers and is never asked, as the scripted expert does.
         future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
         corruption: what is done to its world memory; ``none`` without one.
+        realtime: how its chunks continue earlier ones under a delay.
+        pending_steps: how many pending actions decisions carry, from an episode's second on; 0 for none.
 
     """
 
@@ -93,6 +100,8 @@ class Actor(Protocol):
     inside: bool
     future_frames: int
     corruption: Corruption
+    realtime: Realtime
+    pending_steps: int
 
     def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
         """Is called once, before the first decision.
@@ -122,6 +131,8 @@ class Scripted:
     inside = False
     future_frames = 0
     corruption: Corruption = "none"
+    realtime: Realtime = "none"
+    pending_steps = 0
     horizon = 0
 
     def __init__(self, spec: ObservationSpec) -> None:

@@ -54,10 +54,22 @@ class Execution:
         self._chunks = [(start, chunk) for start, chunk in self._chunks if start + len(chunk) > self._step]
         return np.stack(actions).astype(np.float32)
 
-    def planned(self) -> Chunk:
-        """The next ``delay`` actions, which are executed before anything that is decided now."""
-        actions = [self._action(step) for step in range(self._step, self._step + self._delay)]
+    def planned(self, steps: int | None = None) -> Chunk:
+        """The next actions as far as they are decided: ``steps`` of them, or those of the delay.
+
+        Those of the delay are executed whatever is decided now.
+        """
+        steps = self._delay if steps is None else steps
+        actions = [self._action(step) for step in range(self._step, self._step + steps)]
         return np.stack(actions).astype(np.float32) if actions else np.zeros((0, self._spec.dim), np.float32)
+
+    def jump(self) -> float:
+        """How far the first action of the chunk just added is from the one executed before it (Euclidean, raw).
+
+        Grippers are left out: they jump by what they are.
+        """
+        before, first = self.planned(self._delay + 1)[-2:, list(self._spec.arm)]
+        return float(np.linalg.norm(first - before))
 
     def _action(self, step: int) -> Action:
         ages = [(step - start, chunk) for start, chunk in self._chunks if 0 <= step - start < len(chunk)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short, number_list
 from wmjax.core.paths import listed, resource_folder
 from wmjax.core.reading import read_toml
@@ -32,6 +33,10 @@ class Protocol(Settings, section="protocol"):
         open_loop_horizon: control steps executed of each action chunk.
         execution_delay: control steps between an observation and the execution of the actions chosen on it;
             the robot holds still for the first ``execution_delay`` steps of an episode.
+        realtime: what the policy does about the actions that are still executed during that delay: nothing (``none``),
+            real-time chunking (``rtc``), or a mean of the old and the new chunk (``blend``), see
+            :mod:`wmjax.core.handover`. Other than with ``none``, a chunk's actions are executed at the steps that they
+            were learned for.
         ensemble: 0, or the decay (per control step of age) of the weights ``exp(-ensemble * age)`` with which all
             chunks' predictions of a control step are averaged, see :mod:`wmjax.rollout.execution`.
         target_velocity: speed (m/s) at which the goal's target drifts over the table, in a direction drawn from the
@@ -63,6 +68,7 @@ class Protocol(Settings, section="protocol"):
     first_index: Annotated[int, Range(0, 1_000_000_000)] = 0
     open_loop_horizon: Depth = 8
     execution_delay: Annotated[int, Range(0, 10_000)] = 0
+    realtime: Realtime = "none"
     ensemble: Annotated[float, Range(-100, 100)] = 0.0
     target_velocity: Annotated[float, Range(0, MAX_VELOCITY)] = 0.0
     camera_dropout: Fraction = 0.0
@@ -76,6 +82,7 @@ class Protocol(Settings, section="protocol"):
         super().__post_init__()
         self._check_tasks()
         self._check_memory()
+        self._check_realtime()
         self._check_episodes()
 
     def _check_tasks(self) -> None:
@@ -91,6 +98,14 @@ class Protocol(Settings, section="protocol"):
     def _check_memory(self) -> None:
         if self.oracle is not None and self.corruption != "none":
             raise UserError(f"corruption is {self.corruption!r} with oracle {self.oracle}; leave one of them out")
+
+    def _check_realtime(self) -> None:
+        require_delay(self.realtime, self.execution_delay)
+        if self.realtime != "none" and self.ensemble:
+            raise UserError(
+                f"realtime is {self.realtime!r} with ensemble {self.ensemble:g}, which changes actions that a chunk is "
+                "made to continue; leave one of them out"
+            )
 
     def _check_episodes(self) -> None:
         end = self.first_index + self.episodes_per_task
@@ -199,6 +214,7 @@ CHANGES: dict[str, Short] = {
     "first-index": Short("first_index", "index of the first episode of each task"),
     "horizon": Short("open_loop_horizon", "open-loop horizon, control steps"),
     "delay": Short("execution_delay", "execution delay, control steps"),
+    "realtime": Short("realtime", f"how a chunk continues the last one under a delay: {', '.join(get_args(Realtime))}"),
     "ensemble": Short("ensemble", "decay per control step of the weights of overlapping chunks, such as 0.01"),
     "target-velocity": Short("target_velocity", "speed at which the goal's target drifts, m/s, such as 0.04"),
     "camera-dropout": Short("camera_dropout", "probability that a camera is black at a decision, such as 0.5"),

@@ -136,11 +136,55 @@ class Results:
 
 
 @dataclasses.dataclass(frozen=True)
-class _NamedProtocol:
-    """The fields of a protocol that tell evaluations apart."""
+class _Protocol:
+    """The fields of a protocol that reports and comparisons read."""
 
     name: str = ""
     suite: str = ""
+    tasks: list[int] | None = None
+    episodes_per_task: int | None = None
+    init: str = ""
+    max_steps: int | None = None
+    execution_delay: int | None = None
+    oracle: float | None = None
+    corruption: str = ""
+    sentence: str = ""
+    env: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Policy:
+    recipe: str = ""
+    seed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    step: int | None = None
+    hash: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    suite: str = ""
+    tasks: list[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timing:
+    trained_delay: int | None = None
+    actions_end: int | None = None
+    memory_ends: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Observation:
+    simulator: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Action:
+    names: list[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +194,13 @@ class _Header:
     format_version: int
     actor: str = ""
     recipe_hash: str = ""
-    protocol: _NamedProtocol | None = None
-    experiment: dict[str, Any] | None = None
-    checkpoint: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
-    timing: dict[str, Any] | None = None
-    observation: dict[str, Any] | None = None
-    action: dict[str, Any] | None = None
+    protocol: _Protocol | None = None
+    experiment: _Policy | None = None
+    checkpoint: _Checkpoint | None = None
+    training: _Training | None = None
+    timing: _Timing | None = None
+    observation: _Observation | None = None
+    action: _Action | None = None
 
 
 def read_header(folder: Path) -> dict[str, Any]:

@@ -188,7 +188,11 @@ class Runner:
             dropped = dropped_cameras(run.episode, run.decisions, frames.shape[1], self._protocol.camera_dropout)
             frames = blank(frames, dropped)
             run.info["observation/dropped_cameras"].append(float(dropped.sum()))
-        return Decision(slot, run.episode, run.decisions, run.step, frames, reply.state, reply.told.text, run.future)
+        begun = run.decisions > 0 and self._actor.pending_steps > 0
+        return Decision(
+            slot, run.episode, run.decisions, run.step, frames, reply.state, reply.told.text, run.future,
+            pending=run.execution.planned(self._actor.pending_steps) if begun else None,
+        )  # fmt: skip
 
     def _command(self, run: _Running, plan: Plan) -> Command:
         """The next horizon of control steps, cut at the step limit."""
@@ -206,6 +210,8 @@ class Runner:
         if self._actor.inside:
             return RunExpert(steps, render, run.video)
         run.execution.add(plan.actions)
+        if self._protocol.execution_delay and run.decisions > 1:
+            run.info["action/jump"].append(run.execution.jump())
         run.executed.append(run.execution.take(steps))
         return Execute(run.executed[-1], render, run.video)
 
@@ -331,6 +337,11 @@ def _require_applicable(actor: Actor, protocol: Protocol) -> None:
         raise UserError(
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
             "evaluate a policy with a world memory that was loaded for it, or leave oracle out"
+        )
+    if protocol.realtime != actor.realtime:
+        raise UserError(
+            f"realtime is {protocol.realtime!r}, the {actor.name} acts with {actor.realtime!r}; evaluate a policy that "
+            "was loaded for it, or leave realtime out"
         )
     if protocol.corruption != actor.corruption:
         raise UserError(

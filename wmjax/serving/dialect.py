@@ -17,11 +17,13 @@ class Dialect(abc.ABC):
     Attributes:
         name: for the log.
         health: path of the plain HTTP health check, and its answer.
+        every_step: whether clients wait for an answer at every control step, so that nothing is executed meanwhile.
 
     """
 
     name: ClassVar[str]
     health: ClassVar[tuple[str, str]] = ("/healthz", "OK\n")
+    every_step: ClassVar[bool] = False
 
     def __init__(self, service: Service) -> None:
         self.service = service

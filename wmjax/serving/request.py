@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime
 from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.data.observation import resize_image
 from wmjax.serving.packed import Limits
@@ -27,6 +28,9 @@ class Service:
         action: what it answers.
         horizon: control steps between two decisions of an episode.
         frames_per_decision: frames that fall due in that time.
+        realtime: how a chunk continues what is executed while it is computed.
+        delay: control steps between an observation and the execution of its actions.
+        pending_steps: how many pending actions a decision carries.
         limits: of every message.
         card: which policy it is, for the dialects that tell their clients.
 
@@ -36,6 +40,9 @@ class Service:
     action: ActionSpec
     horizon: int
     frames_per_decision: int
+    realtime: Realtime = "none"
+    delay: int = 0
+    pending_steps: int = 0
     limits: Limits = dataclasses.field(default_factory=Limits)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -47,6 +54,8 @@ class Service:
             "action": to_dict(self.action),
             "open_loop_horizon": self.horizon,
             "frames_per_decision": self.frames_per_decision,
+            "realtime": self.realtime,
+            "execution_delay": self.delay,
         }
 
 

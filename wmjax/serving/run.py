@@ -23,12 +23,19 @@ def serve_run(run: str | Path, settings: ServeSettings) -> None:
         settings: how to serve.
 
     Raises:
-        UserError: no policy there, a horizon that is no multiple of its frame stride, or a port that is taken.
+        UserError: no policy there, a horizon that is no multiple of its frame stride, real-time execution that does not
+            fit its chunk or its head, or a port that is taken.
 
     """
     keep_compiled_programs()
     found = find_policy(run)
-    policy = load_policy(found.folder, batch_size=settings.max_batch, open_loop_horizon=settings.horizon)
+    policy = load_policy(
+        found.folder,
+        batch_size=settings.max_batch,
+        open_loop_horizon=settings.horizon,
+        realtime=settings.realtime,
+        execution_delay=settings.execution_delay,
+    )
     card = {"recipe": found.experiment.recipe, "step": found.step, "hash": found.hash}
     asyncio.run(_serve(policy, settings, card))
 

@@ -40,6 +40,9 @@ class PolicyServer:
         settings: how.
         card: which policy it is, for the clients.
 
+    Raises:
+        UserError: real-time execution of a robot whose action before the first chunk is unknown.
+
     Attributes:
         addresses: where it listens, a dialect's name and a port each.
 
@@ -53,9 +56,13 @@ class PolicyServer:
             policy.action_spec,
             horizon,
             policy.frames_per_decision,
+            policy.realtime,
+            settings.execution_delay,
+            policy.pending_steps,
             Limits(size=settings.max_message),
             {"server": "wmjax", "seed": settings.seed, **(card or {})},
         )
+        _require_hold(self.service)
         self._actor = PolicyActor(policy, settings.seed)
         self._stack = contextlib.AsyncExitStack()
         self._numbers = itertools.count(1)
@@ -162,6 +169,15 @@ class PolicyServer:
             async with asyncio.timeout(10):
                 await connection.send(frame)
                 await connection.close(INTERNAL_ERROR, "see the message before")
+
+
+def _require_hold(service: Service) -> None:
+    """Refuses real-time execution if nothing says what is executed before the first chunk takes effect."""
+    if service.pending_steps and not service.action.hold:
+        raise UserError(
+            f"realtime is {service.realtime!r}, but the policy's ActionSpec.hold is empty, so the actions before its "
+            "first chunk are unknown; serve it with realtime 'none'"
+        )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from wmjax.core.errors import UserError
 from wmjax.rollout.actors import Chunk, Decision
+from wmjax.rollout.execution import Execution
 from wmjax.serving.batcher import Batcher
 from wmjax.serving.request import Request, Service
 from wmjax.sim.episode import EpisodeId
@@ -19,7 +20,7 @@ class Reply:
     """What a client is answered.
 
     Attributes:
-        actions: raw, within their bounds.
+        actions: raw, within their bounds; the first one is for the control step that the decision takes effect at.
         history: whether the policy remembered the ``episode``, or was shown the ``newest frame`` as all of the past.
 
     """
@@ -42,6 +43,7 @@ class Session:
         self._identity: tuple[str | None, str | None] | None = None
         self._episode = named_episode(self.name)
         self._decisions = self._requests = 0
+        self._execution: Execution | None = None
 
     async def decide(self, request: Request) -> Reply:
         """The actions for what a client shows.
@@ -65,13 +67,26 @@ class Session:
             frames = np.repeat(frames, needed, axis=0)
         decision = Decision(
             self._row, self._episode, number, number * self._service.horizon, frames, request.state,
-            request.instruction, forget=not remembers,
+            request.instruction, pending=self._pending(), forget=not remembers,
         )  # fmt: skip
         plan = await self._batcher.decide(decision)
         self._decisions += 1
         if not np.isfinite(plan.actions).all():
             raise UserError("the policy's actions are not finite for this observation; check state and images")
+        if self._execution is not None:
+            self._execution.add(plan.actions)
+            self._execution.take(self._service.horizon)
         return Reply(plan.actions, "episode" if remembers else "newest frame")
+
+    def _pending(self) -> Chunk | None:
+        """What the client still executes: it is taken to execute what it was answered, from when it takes effect."""
+        service = self._service
+        if not service.pending_steps:
+            return None
+        if self._decisions == 0 or self._execution is None:
+            self._execution = Execution(service.horizon, service.delay, spec=service.action)
+            return None
+        return self._execution.planned(service.pending_steps)
 
     def _enter(self, request: Request) -> bool:
         """Begins a new episode if the request is of one; returns whether the client says which it is in."""

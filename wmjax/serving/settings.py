@@ -5,9 +5,10 @@ The module imports none of the packages of ``wmjax[serve]``; building the settin
 
 import dataclasses
 import ipaddress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short
 from wmjax.core.settings import Count, Depth, Range, Seed, Settings
 
@@ -25,6 +26,8 @@ class ServeSettings(Settings, section="serve"):
         max_batch: rows of the policy's fixed batch.
         max_wait_ms: how long a decision waits for others to share a batch.
         horizon: control steps between two decisions of a client; None is the whole chunk.
+        execution_delay: control steps between an observation and the execution of the actions chosen on it.
+        realtime: how a chunk continues what is executed meanwhile, as in :class:`wmjax.rollout.protocol.Protocol`.
         max_sessions: connections at once, over all ports.
         idle_s: seconds without a message (or without reading an answer) after which a connection is closed.
         max_message: bytes of a message.
@@ -38,6 +41,8 @@ class ServeSettings(Settings, section="serve"):
     max_batch: Annotated[int, Range(1, 10_000)] = 1
     max_wait_ms: Annotated[float, Range(0, 1_000)] = 2.0
     horizon: Depth | None = None
+    execution_delay: Annotated[int, Range(0, 10_000)] = 0
+    realtime: Realtime = "none"
     max_sessions: Annotated[int, Range(1, 100_000)] = 64
     idle_s: Annotated[float, Range(0, 1_000_000, above=True)] = 600.0
     max_message: Count = 16 * 2**20
@@ -46,11 +51,25 @@ class ServeSettings(Settings, section="serve"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.listeners  # noqa: B018  (refuses what it cannot read)
+        self._check_realtime(self.listeners)
         if not is_loopback(self.host) and not self.api_key:
             raise UserError(
                 f"host is {self.host!r}, which others can reach; set WMJAX_API_KEY to a key that clients must show, "
                 "or listen on 127.0.0.1"
+            )
+
+    def _check_realtime(self, listeners: "list[tuple[type[Dialect], int]]") -> None:
+        require_delay(self.realtime, self.execution_delay)
+        if self.realtime == "none" and self.execution_delay:
+            raise UserError(
+                f"execution_delay is {self.execution_delay}, which means nothing with realtime 'none'; set realtime, "
+                "or execution_delay to 0"
+            )
+        waiting = [dialect.name for dialect, _ in listeners if dialect.every_step]
+        if self.realtime != "none" and waiting:
+            raise UserError(
+                f"realtime is {self.realtime!r}, but clients of {waiting[0]} wait for the action of every step; leave "
+                "realtime out, or listen with another dialect"
             )
 
     @property
@@ -81,6 +100,8 @@ SHORTS = {
     "max-batch": Short("max_batch", "decisions per call of the policy; 1 suits a CPU"),
     "max-wait-ms": Short("max_wait_ms", "how long a decision waits to share a call"),
     "horizon": Short("horizon", "control steps that clients execute of a chunk; all if not given"),
+    "delay": Short("execution_delay", "control steps between an observation and the execution of its actions"),
+    "realtime": Short("realtime", f"how a chunk continues what is executed meanwhile: {', '.join(get_args(Realtime))}"),
     "seed": Short("seed", "seed of the policy's noise"),
     "max-sessions": Short("max_sessions", "connections at once"),
     "idle-s": Short("idle_s", "seconds after which a silent client is dropped"),

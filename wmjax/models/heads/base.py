@@ -10,11 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime
 from wmjax.core.registry import Registry
 from wmjax.core.settings import Depth, Range, Settings, Weight, Width
 from wmjax.models.nn.transformer import Mlp, layer_norm
@@ -123,6 +125,26 @@ class ActionHead(nnx.Module):
         raise NotImplementedError
 
 
+class Known(NamedTuple):
+    """What is known of chunks before they are sampled: normalised actions, and how much each step of them counts."""
+
+    action: Float32[Array, "batch chunk action"]
+    weight: Float32[Array | np.ndarray, " chunk"]
+
+
+class InpaintingHead(ActionHead):
+    """A head that can complete a chunk of which a part is known, as real-time chunking does."""
+
+    def inpaint(
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array, known: Known
+    ) -> Float32[Array, "batch chunk action"]:
+        """One action chunk per sample that continues what is known; the other arguments are those of :meth:`sample`.
+
+        Classified grippers are what :meth:`sample` makes them.
+        """
+        raise NotImplementedError
+
+
 HEADS: Registry[ActionHead] = Registry(
     "model.head.kind",
     {
@@ -131,6 +153,20 @@ HEADS: Registry[ActionHead] = Registry(
     },
 )
 """The heads that have a name."""
+
+
+def require_inpainting(kind: str, realtime: Realtime) -> None:
+    """Refuses real-time chunking with a head that cannot complete a chunk.
+
+    Raises:
+        UserError: names the head.
+
+    """
+    if realtime == "rtc" and not issubclass(HEADS.resolve(kind), InpaintingHead):
+        raise UserError(
+            f"realtime is 'rtc', but the policy's head (model.head.kind {kind!r}) cannot complete a chunk; choose "
+            "realtime 'blend', or a policy with the flow head"
+        )
 
 
 def default_head() -> HeadConfig:

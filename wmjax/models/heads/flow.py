@@ -12,18 +12,20 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Depth, Range
 from wmjax.models.heads.base import (
-    ActionHead,
     GripperConfig,
     GripperHead,
     HeadConfig,
     HeadLoss,
     HeadSizes,
+    InpaintingHead,
+    Known,
     add_gripper,
     arm_and_gripper,
     draw_noise,
@@ -33,6 +35,9 @@ from wmjax.models.nn.transformer import Attention, KeyValue, Mlp, embedding_tabl
 
 TIME_FEATURES = 64
 """Width of the sinusoidal embedding of the flow time."""
+
+GUIDANCE_LIMIT = 5.0
+"""Largest weight of the guidance when a chunk is completed: the paper's β."""
 
 NOISE, TIME = 0, 1
 """Names folded into the loss's key."""
@@ -79,8 +84,12 @@ def time_features(time: Float32[Array, "*shape"]) -> Float32[Array, "*shape 64"]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+Velocity = Callable[[Float32[Array, "*shape"], Float32[Array, ""]], Float32[Array, "*shape"]]
+"""From noisy values and the flow time to the direction in which they flow."""
+
+
 def integrate(
-    velocity: Callable[[Float32[Array, "*shape"], Float32[Array, ""]], Float32[Array, "*shape"]],
+    velocity: Velocity,
     start: Float32[Array, "*shape"],
     steps: int,
     solver: Literal["euler", "heun"],
@@ -96,6 +105,40 @@ def integrate(
         return x + size * slope
 
     return jax.lax.fori_loop(0, steps, step, start)
+
+
+def guided(
+    velocity: Velocity, known: Float32[Array, "*shape"], weight: Float32[Array | np.ndarray, "chunk 1"]
+) -> Velocity:
+    """The velocity that also leads to known actions: real-time chunking.
+
+    Black, Galliker and Levine 2025, "Real-Time Execution of Action Chunking Flow Policies" (arXiv 2506.07339),
+    equations 2 to 4, whose flow time is ours: 0 is noise. With the clean chunk that the flow expects at time t,
+    ``f(x) = x + (1 - t) v(x, t)``, the direction is::
+
+        v + min(β, (1 - t) / (t r²)) (known - f(x))ᵀ diag(weight) ∂f/∂x,   r² = (1 - t)² / (t² + (1 - t)²)
+
+    where the product with the Jacobian is one reverse pass through the network.
+
+    Args:
+        velocity: of the flow; rows of a batch must not depend on each other.
+        known: normalised actions, [..., chunk, action]; what they hold where the weight is 0 does not matter.
+        weight: of each step of the chunk, from 0 to 1.
+
+    """
+
+    def direction(x: Array, time: Array) -> Array:
+        def expect(x: Array) -> tuple[Array, Array]:
+            slope = velocity(x, time)
+            return x + (1.0 - time) * slope, slope
+
+        clean, pull_back, slope = jax.vjp(expect, x, has_aux=True)
+        (pull,) = pull_back(weight * (known - clean))
+        left = jnp.maximum(1.0 - time, 0.0)  # the time of the last step may be rounded to above 1
+        scale = (jnp.square(time) + jnp.square(left)) / (time * left)  # infinite at 0 and 1
+        return slope + jnp.minimum(scale, GUIDANCE_LIMIT) * pull
+
+    return direction
 
 
 class FlowLayer(nnx.Module):
@@ -126,7 +169,7 @@ class FlowLayer(nnx.Module):
         return x + self.mlp(self.norm(x) * (1.0 + scale[4]) + scale[5])
 
 
-class FlowHead(ActionHead):
+class FlowHead(InpaintingHead):
     """Flow matching on the chunk; the grippers are part of the chunk or have their own binary head."""
 
     Config: ClassVar[type[HeadConfig]] = FlowConfig
@@ -202,15 +245,28 @@ class FlowHead(ActionHead):
         noise = draw_noise(key, (*tokens.shape[:2], self.action_dim))
         return self.integrate(tokens, noise)
 
-    def integrate(
-        self, tokens: Float32[Array, "batch chunk hidden"], noise: Float32[Array, "batch chunk action"]
+    def inpaint(
+        self, tokens: Float32[Array, "batch chunk hidden"], key: jax.Array, known: Known
     ) -> Float32[Array, "batch chunk action"]:
-        """The chunk that standard normal ``noise`` flows to."""
+        """As :meth:`sample`, from the same noise, guided to what is known: see :func:`guided`."""
+        noise = draw_noise(key, (*tokens.shape[:2], self.action_dim))
+        return self.integrate(tokens, noise, known)
+
+    def integrate(
+        self,
+        tokens: Float32[Array, "batch chunk hidden"],
+        noise: Float32[Array, "batch chunk action"],
+        known: Known | None = None,
+    ) -> Float32[Array, "batch chunk action"]:
+        """The chunk that standard normal ``noise`` flows to, guided to what is known."""
         condition = self.condition(tokens)
 
         def velocity(x: Array, time: Array) -> Array:
             return self.velocity(x, jnp.broadcast_to(time, x.shape[:2]), condition)
 
+        field: Velocity = velocity
+        if known is not None:
+            field = guided(velocity, known.action[:, None, :, : self.regressed_dim], known.weight[:, None])
         start = self.config.noise_scale * noise[:, None, :, : self.regressed_dim]
-        arm = integrate(velocity, start, self.config.steps, self.config.solver)[:, 0]
+        arm = integrate(field, start, self.config.steps, self.config.solver)[:, 0]
         return arm if self.gripper is None else jnp.concatenate([arm, self.gripper.sample(tokens)], axis=-1)

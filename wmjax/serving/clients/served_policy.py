@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
+from wmjax.core.handover import Realtime
 from wmjax.core.specs import OTHER_ROBOT, ActionSpec, ObservationSpec, from_dict, require_same_actions
 from wmjax.rollout.actors import Chunk, Decision, Plan
 from wmjax.serving.clients.client import Client, View
@@ -127,6 +128,8 @@ class ServedPolicy:
     inside = False
     future_frames = 0
     corruption: Corruption = "none"
+    realtime: Realtime = "none"
+    pending_steps = 0
 
     def __init__(self, first: Client, chosen: Conventions, spec: ObservationSpec, name: str) -> None:
         self._clients, self._chosen, self.name = [first], chosen, name

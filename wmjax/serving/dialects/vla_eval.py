@@ -41,6 +41,7 @@ class VlaEval(Dialect):
 
     name = "vla-eval"
     health = ("/health", '{"status": "ok"}\n')
+    every_step = True
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
