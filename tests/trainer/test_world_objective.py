@@ -25,7 +25,7 @@ from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
 from wmjax.models.world.linear_skip import linear_features
 from wmjax.models.world_model import WorldModel, network, require_world_objective
-from wmjax.pipeline.diagnose import as_held_out
+from wmjax.pipeline.diagnose import as_held_out, describe
 from wmjax.pipeline.ridge_start import ridge_parameters, start_at_ridge
 from wmjax.pipeline.start import Start, starting_point
 from wmjax.policy.restore import averaged_parameters
@@ -218,5 +218,8 @@ def test_a_prophet_is_scored_on_another_store(
     assert isinstance(world, WorldSection) and world.samples[0] == len(other.frame_step) - 3
     assert {"world", "probe", "rotation_probe"} == sections.keys()
     assert all(np.isfinite(row).all() for row in world.skill.values())
+    found = find_policy(run, acts=False)
+    header = describe(found.folder, found.experiment, scored, "val")
+    assert header["checkpoint"] == {"step": found.step, "hash": found.hash} and header["episodes"] == [0, 1, 2]
     with pytest.raises(UserError, match="a Prophet is to be scored, but this variant has no world memory"):
         diagnose_prophet(VLA(tiny_config("e0"), rngs=nnx.Rngs(0)), inputs, scored, "val", 1)

@@ -126,7 +126,7 @@ def describe(folder: Path, experiment: Experiment, inputs: Inputs, split: str) -
     episodes = inputs.val_episodes if split == "val" else inputs.train_episodes
     return {
         **provenance(),
-        **identity(folder),
+        **identity(folder, acts=False),
         "run": experiment.name,
         "step": int(folder.name),
         "split": split,

@@ -145,14 +145,18 @@ def _donors(policy: Policy, data: Location | None) -> Donors:
     return Donors(store, latents, experiment.model.prophet.history, prompts)
 
 
-def identity(path: Path) -> dict[str, Any]:
+def identity(path: Path, *, acts: bool = True) -> dict[str, Any]:
     """A policy in an evaluation's header: its checkpoint and its recipe, and in words what it was trained on.
 
+    Args:
+        path: of a run or policy.
+        acts: whether a run that trained its Prophet alone is refused.
+
     Raises:
-        UserError: no complete checkpoint there.
+        UserError: no complete checkpoint there, or one that does not act.
 
     """
-    found = find_policy(path)
+    found = find_policy(path, acts=acts)
     experiment = found.meta["experiment"]
     encoder = found.meta["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
