@@ -1,6 +1,6 @@
 """The public LIBERO sets by their shape: 1,693 episodes in several files, stale indices, two that are not listed.
 
-The images are tiny, and episodes have six rows on average, where those of the real sets have 162.
+The images are tiny. Episodes have six rows on average, where those of the real sets have 162; a long test has as many.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.robustness.sources import CAMERAS, FPS, shown_rows
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset
 
-EPISODES, TASKS, ROWS = 1693, 40, 10_158
+EPISODES, TASKS, FEW_ROWS, REAL_ROWS = 1693, 40, 10_158, 273_465
 UNLISTED = (700, 1500)
 SETS = {"HuggingFaceVLA/libero": (377, 0), "lerobot/libero": (3, 5)}
 """Files of rows, and of each camera's video: the first set has its images in the rows."""
@@ -29,11 +29,12 @@ SHADES = 60
 """Row k of an episode shows the picture k modulo this."""
 
 
-def episode_lengths() -> np.ndarray:
+def episode_lengths(rows: int) -> np.ndarray:
     """Rows of each episode, as different as those of the real sets."""
-    ends = np.linspace(0, ROWS, EPISODES + 1).astype(int)
-    uneven = ends[1:-1] + np.random.default_rng(0).integers(-2, 3, EPISODES - 1)
-    return np.diff(np.concatenate([[0], uneven, [ROWS]]))
+    ends = np.linspace(0, rows, EPISODES + 1).astype(int)
+    spread = rows // EPISODES // 3
+    uneven = ends[1:-1] + np.random.default_rng(0).integers(-spread, spread + 1, EPISODES - 1)
+    return np.diff(np.concatenate([[0], uneven, [rows]]))
 
 
 def table_of(index: int, length: int, start: int, cells: pa.Array | None) -> pa.Table:
@@ -74,10 +75,10 @@ def write_videos(root: Path, lengths: np.ndarray, files: np.ndarray) -> Iterator
             yield {f"videos/{camera}/{name}": value for camera in CAMERAS for name, value in place.items()}
 
 
-def write_set(root: Path, name: str) -> Path:
+def write_set(root: Path, name: str, rows: int) -> Path:
     """A set in v3.0; ``data/file_index`` is that of the file before the roll-over for every first episode of a file."""
     (root / "meta/episodes/chunk-000").mkdir(parents=True)
-    lengths, (data_files, video_files) = episode_lengths(), SETS[name]
+    lengths, (data_files, video_files) = episode_lengths(rows), SETS[name]
     files = np.arange(EPISODES) * data_files // EPISODES
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     shades = [{"bytes": sources.png(image), "path": "x.png"} for image in sources.frames(SHADES)]
@@ -99,7 +100,7 @@ def write_set(root: Path, name: str) -> Path:
     names = pa.table({"task_index": list(range(TASKS)), "__index_level_0__": [f"do task {i}" for i in range(TASKS)]})
     pq.write_table(names, root / "meta/tasks.parquet")
     info = {
-        "codebase_version": "v3.0", "total_episodes": EPISODES, "total_frames": ROWS, "total_tasks": TASKS,
+        "codebase_version": "v3.0", "total_episodes": EPISODES, "total_frames": rows, "total_tasks": TASKS,
         "chunks_size": 1000, "fps": float(FPS), "robot_type": "panda", "splits": {"train": f"0:{EPISODES}"},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
@@ -110,12 +111,14 @@ def write_set(root: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
+# As many rows as the real sets have take minutes.
+@pytest.mark.parametrize("rows", [FEW_ROWS, pytest.param(REAL_ROWS, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", SETS)
 def test_the_whole_set_is_imported(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str, rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wmjax.core.files.sync", lambda _: None)  # of each episode; power failures are not asked
-    source, lengths = write_set(tmp_path / "libero", name), episode_lengths()
+    source, lengths = write_set(tmp_path / "libero", name, rows), episode_lengths(rows)
     # Where an episode begins in a video only the list says; rows of images are found without it.
     expected = [i for i in range(EPISODES) if i not in UNLISTED or not SETS[name][1]]
     with caplog.at_level(logging.WARNING, "wmjax"):
@@ -125,7 +128,7 @@ def test_the_whole_set_is_imported(
         assert [entry.index for entry in dataset.episodes] == expected
         store = convert(str(source), tmp_path / "store", image_size=sources.SIZE)
         imported, worked = time.monotonic() - started, time.process_time() - worked
-    print(f"{name}, {ROWS:,} rows: opened in {opened:.1f} s, imported in {imported:.1f} s, {worked:.1f} s of CPU")
+    print(f"{name}, {rows:,} rows: opened in {opened:.1f} s, imported in {imported:.1f} s, {worked:.1f} s of CPU")
     said = "1691 of 1693 episodes; 2 more are in the data files" if len(expected) == EPISODES else "1693 episodes, 1691"
     assert said in caplog.text
     assert [entry["source_episode"] for entry in store.episodes] == expected
@@ -136,5 +139,5 @@ def test_the_whole_set_is_imported(
         table = sources.rows(index, int(lengths[index]), 0, video=True)
         assert np.array_equal(episode.action, np.asarray(table["action"].to_pylist(), np.float32))
         span = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
-        rows = np.asarray(store.frame_step[span]) % SHADES
-        assert np.abs(np.array(shown_rows(store.frames[span])) - rows).max() == 0
+        pictures = np.asarray(store.frame_step[span]) % SHADES
+        assert np.abs(np.array(shown_rows(store.frames[span])) - pictures).max() == 0
