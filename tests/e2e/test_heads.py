@@ -1,6 +1,7 @@
 """The recipes that ``test_smoke.py`` does not run in closed loop, traced at full size."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -39,7 +40,7 @@ def test_the_other_head_trains_and_acts(recipe: str, stores: tuple[TrainingStore
         model = VLA(experiment.model, rngs=nnx.Rngs(key))
         given = model_input(batch, inputs.prompts, inputs.action_spec, inputs.encoder_spec)
         loss, metrics = model.loss(given, batch["action"], batch["action_mask"], key)
-        oracle = given.future if experiment.model.memory.needs_future else None
+        oracle = jnp.asarray(given.future) if experiment.model.memory.needs_future else None
         action, info = model.sample(given._replace(future=None, future_mask=None), key, memory=oracle)
         assert ("memory/gate" in info) == ("memory/gate" in metrics) == experiment.model.memory.inject
         return loss, action
