@@ -53,6 +53,7 @@ def test_a_table_is_printed_and_the_folder_says_what_was_changed(capsys, tmp_pat
         "header.json",
         "episodes.jsonl",
         "summary.json",
+        "actions",
         "report.html",
         ".lock",
     }

@@ -35,7 +35,7 @@ class InjectionConfig(Settings, section="injection"):
     width: Width = 192
     heads: Depth = 6
     gate_per_channel: bool = False
-    gate_start: Annotated[float, Range(-10, 10)] = 0.0
+    gate_start: Annotated[float, Range(0, 10)] = 0.0
     layers: tuple[Annotated[int, Range(0, 1_000)], ...] = ()
 
     def __post_init__(self) -> None:
