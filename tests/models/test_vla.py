@@ -183,7 +183,7 @@ def started(variant: str, kind: str) -> Any:
     return jax.device_get(build())
 
 
-@pytest.mark.parametrize("kind", ["regression", "flow"])
+@pytest.mark.parametrize("kind", ["regression", pytest.param("flow", marks=pytest.mark.long)])
 def test_what_the_variants_share_starts_from_the_same_values(kind: str) -> None:
     variants = {variant: started(variant, kind) for variant in VARIANTS}
     for variant, state in variants.items():

@@ -13,7 +13,7 @@ from benchmarks import qwen_3b, qwen_lora
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.slow
+@pytest.mark.long  # parity/test_qwen2_5_vl.py compares the two sides
 def test_both_sides_compute_the_same_and_the_formulas_count_it(tmp_path):
     qwen_lora.main(["--size", "tiny", "--repeats", "1", "--out", str(tmp_path / "results.json")])
     results = json.loads((tmp_path / "results.json").read_text())

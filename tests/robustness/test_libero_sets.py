@@ -113,7 +113,7 @@ def write_set(root: Path, name: str, rows: int) -> Path:
 @pytest.mark.slow
 # As many rows as the real sets have take minutes.
 @pytest.mark.parametrize("rows", [FEW_ROWS, pytest.param(REAL_ROWS, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", ["HuggingFaceVLA/libero", pytest.param("lerobot/libero", marks=pytest.mark.long)])
 def test_the_whole_set_is_imported(
     name: str, rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,9 @@ from wmjax.sim.libero import OBSERVATION_SPEC
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "head"), [("e0", "regression"), ("e2", "flow")])
+@pytest.mark.parametrize(
+    ("variant", "head"), [("e0", "regression"), pytest.param("e2", "flow", marks=pytest.mark.long)]
+)
 def test_latency_is_measured_for_every_batch_and_for_the_flow(variant, head, tmp_path, capsys):
     run, out = save_run(tmp_path / variant, variant, head), tmp_path / "latency.json"
     policy_latency.main([str(run), "--repeats", "1", "--out", str(out)])

@@ -27,7 +27,7 @@ def run(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> 
     return status, {row["check"]: row for row in found["checks"]}, printed.out + printed.err
 
 
-@pytest.mark.slow
+@pytest.mark.long  # trainer/test_loop.py trains, parity/ measures precision
 def test_training_and_precision_at_a_small_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from wmjax.data.loader import Batch, BatchSource, make_loader
 from wmjax.data.store import TrainingStore
 from wmjax.trainer import checkpoint
 from wmjax.trainer.guard import GuardState, guarded, initial_guard
-from wmjax.trainer.loop import _loader_config, make_mesh
+from wmjax.trainer.loop import loader_config, make_mesh
 from wmjax.trainer.program import Program
 from wmjax.trainer.sharding import MeshConfig
 from wmjax.trainer.step import TrainState
@@ -61,7 +61,7 @@ def test_twenty_bad_batches_change_nothing_and_are_named(
     (ten, twenty) = (trees(tmp_path / "checkpoints" / f"{step:08d}") for step in (10, 20))
     changed = {name for name in ten if ten[name] != twenty[name] and not name.startswith("guard")}
     assert changed == {"state['step']"}
-    source = BatchSource(store, None, inputs.train_episodes, _loader_config(config, inputs, make_mesh(MeshConfig())))
+    source = BatchSource(store, None, inputs.train_episodes, loader_config(config, inputs, make_mesh(MeshConfig())))
     lines = [record.message for record in logged.records if "update skipped" in record.message]
     assert len(lines) == 20
     assert lines[0].startswith(f"update skipped at step 6: loss nan; its batch has the samples "

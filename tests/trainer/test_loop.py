@@ -176,6 +176,7 @@ def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(inputs: Inputs, tmp
         inputs.as_in(meta | {"specs": meta["specs"] | {"encoder": to_dict(others)}})
 
 
+@pytest.mark.long  # models/test_lora.py trains adapters on a base that keeps its bits
 def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path) -> None:
     """Every frozen leaf has the same bits in training and in the policy that acts; every other parameter trained."""
     model = tiny_config(lora=LoRAConfig(rank=2), param_dtype="bfloat16")
