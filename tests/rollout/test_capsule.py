@@ -14,7 +14,8 @@ from wmjax.pipeline.verify import add, evidence_folder, read_capsules, replay, r
 from wmjax.reporting.evidence_blocks import table
 from wmjax.rollout.actors import Random
 from wmjax.rollout.capsule import Capsule, Outcome, chosen, outcomes_of, read_capsule
-from wmjax.rollout.results import read_actions, read_header, read_records
+from wmjax.rollout.evaluation_shards import read_actions
+from wmjax.rollout.results import read_header, read_records
 from wmjax.verify import DOCUMENTS
 
 EPISODES = 12

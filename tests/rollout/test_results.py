@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.rollout.fakes import PROTOCOL
 from wmjax.analysis.summary import summarize
 from wmjax.core.errors import UserError
 from wmjax.rollout.benchmark_log import count_records, keep_record
-from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records
+from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.results import EpisodeRecord, Results, differences, read_header, read_records
 
 
 def record(task: int, index: int, outcome: str, steps: int = 10) -> EpisodeRecord:
@@ -36,6 +38,19 @@ def test_a_header_that_says_more_of_the_same_recipe_goes_on(tmp_path):
     assert len(Results(tmp_path, more).finished) == 1
     with pytest.raises(UserError, match="recipe_hash"):
         Results(tmp_path, more | {"recipe_hash": "other"})
+
+
+def test_a_header_from_before_a_field_was_there_has_its_default():
+    """Whatever field is next: evaluations that exist can be resumed and compared."""
+    protocol = json.loads(json.dumps(dataclasses.asdict(PROTOCOL)))
+    for field in dataclasses.fields(Protocol):
+        if field.default is dataclasses.MISSING:
+            continue
+        new = {"actor": "policy", "protocol": protocol | {field.name: field.default}}
+        old = {"actor": "policy", "protocol": {k: v for k, v in new["protocol"].items() if k != field.name}}
+        assert differences(old, new) == differences(new, old) == {}
+        changed = {"actor": "policy", "protocol": protocol | {field.name: "another"}}
+        assert list(differences(old, changed)) == [f"protocol.{field.name}"]
 
 
 def test_evaluations_with_different_corruptions_never_mix(tmp_path):

@@ -51,3 +51,16 @@ def test_naming_episodes_and_reading_recorder_settings_imports_no_simulator():
         "assert not {'mujoco', 'robosuite', 'libero', 'jax', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("episode", [EpisodeId("libero_spatial", 3, "random", 17), EpisodeId("a/b", 0, "benchmark", 0)])
+def test_a_key_is_read_back(episode):
+    assert EpisodeId.parse(episode.key) == episode
+
+
+@pytest.mark.parametrize(
+    "key", ["", "libero_spatial/3/random", "x/3/random/-1", "x/3/chance/1", "x/03/random/1", "x/a/random/1"]
+)
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(UserError, match="is no episode's key; keys are like"):
+        EpisodeId.parse(key)

@@ -10,7 +10,8 @@ import pytest
 
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore, part_names
-from wmjax.experiment.config import DataConfig, load
+from wmjax.experiment.config import load
+from wmjax.experiment.data_config import DataConfig
 from wmjax.record import main
 from wmjax.recording import record as recording
 from wmjax.recording.demonstration import DemonstrationConfig
@@ -48,7 +49,7 @@ def test_settings_that_are_off_do_not_rename_older_recordings(tmp_path):
 def test_recordings_of_an_older_expert_are_not_taken_for_new_ones(tmp_path, monkeypatch):
     _settings(tmp_path)
     identity = DataConfig().identity()
-    for module in ("wmjax.recording.record", "wmjax.experiment.config"):
+    for module in ("wmjax.recording.record", "wmjax.experiment.data_config"):
         monkeypatch.setattr(f"{module}.RECORDING_VERSION", 99)
     with pytest.raises(UserError, match=r"version is 99, .* was recorded with 2"):
         _settings(tmp_path)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from benchmarks.kill_chain import metrics, trees
-from tests.data.synthetic import make_store
 from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core.errors import UserError
 from wmjax.data.loader import Batch, BatchSource, make_loader
@@ -23,11 +22,6 @@ from wmjax.trainer.loop import loader_config, make_mesh
 from wmjax.trainer.program import Program
 from wmjax.trainer.sharding import MeshConfig
 from wmjax.trainer.step import TrainState
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
-    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.data.synthetic import make_latents, make_store
+from tests.data.synthetic import make_latents
 from tests.tiny import LATENT_DIM, tiny_config
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
@@ -41,11 +41,6 @@ CONFIG = TrainConfig(
 )
 # Without weight decay, which moves what has no gradient too.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, weight_decay=0.0)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
-    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks.kill_chain import metrics, trees
-from tests.data.synthetic import make_store
 from tests.trainer.toy import Toy, fit_toy, toy_config, toy_inputs
 from wmjax.core.errors import UserError
-from wmjax.data.store import TrainingStore
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.seeds import seeds_of, train_seeds
 
 BOUND = 2e-5
 """Float32 sums in another order; another sample, noise or initial value makes 1e-3 or more."""
 SEEDS = 3
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return TrainingStore(make_store(tmp_path_factory.mktemp("seeds") / "store").folder)
 
 
 def fit_seeds(store, root, config):

@@ -17,7 +17,6 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks.kill_chain import differences, metrics, run_chain
-from tests.data.synthetic import make_store
 from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core import signals
 from wmjax.data.store import TrainingStore
@@ -25,11 +24,6 @@ from wmjax.trainer import checkpoint
 from wmjax.trainer.metrics import MetricsWriter
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
-    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

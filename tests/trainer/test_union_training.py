@@ -14,7 +14,8 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.union import UnionLatents, UnionStore
 from wmjax.data.weights import Mixture
 from wmjax.experiment.checks import given_store
-from wmjax.experiment.config import DataConfig, Experiment, load, to_dict
+from wmjax.experiment.config import Experiment, load, to_dict
+from wmjax.experiment.data_config import DataConfig
 from wmjax.experiment.plan import save_settings
 from wmjax.models.prompts import PromptConfig
 from wmjax.pipeline.demonstrations import find_store

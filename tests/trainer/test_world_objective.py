@@ -49,11 +49,6 @@ STOPPED = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, ac
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
-    return make_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
 def inputs(store: TrainingStore, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     latents = make_latents(tmp_path_factory.mktemp("latents"), store, dim=LATENT_DIM)
     return make_inputs(store, latents, PromptConfig(length=56), MODEL, ALONE)

@@ -1,11 +1,12 @@
 """Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from wmjax.core.errors import UserError
 
@@ -140,3 +141,9 @@ def resource_folder(name: Literal["train", "eval"]) -> Path:
         if (folder / MARKERS[name]).is_dir():
             return folder
     raise UserError(f"the folder {name!r} of wmjax is missing; reinstall wmjax or run from its repository")
+
+
+def without_cache(content: Any) -> Any:
+    """JSON values in which the folder of the cache is written as ``$WMJAX_CACHE``."""
+    root = json.dumps(str(cache_root()))[1:-1]
+    return json.loads(json.dumps(content, allow_nan=False).replace(root, "$WMJAX_CACHE"))

@@ -18,7 +18,7 @@ from wmjax.data.shift import draw_views
 from wmjax.encoders.base import EncoderConfig, describe
 
 if TYPE_CHECKING:
-    from wmjax.experiment.config import DataConfig
+    from wmjax.experiment.data_config import DataConfig
 
 OPTIONS = {
     "views": "--views",

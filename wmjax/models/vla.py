@@ -96,6 +96,21 @@ def make_head(config: VLAConfig, hidden_dim: int, rngs: nnx.Rngs) -> ActionHead:
     )
 
 
+def make_world(config: VLAConfig, memory: WorldMemoryConfig, rngs: nnx.Rngs) -> WorldMemory:
+    """The world memory of a policy, or a part of it if ``memory`` is not the config's own."""
+    hidden_dim = config.backbone.width
+    return WorldMemory(
+        memory,
+        config.world,
+        config.prophet,
+        config.injection,
+        hidden_dim=hidden_dim,
+        sizes=ContextSizes(config.state_dim, hidden_dim, config.action_dim, config.chunk),
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
 def match_embeddings(config: VLAConfig, params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
     """The states of a policy whose own tokens are as large as the words of its backbone.
 
@@ -127,7 +142,7 @@ class VLA(nnx.Module):
 
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, backbone: Backbone | None = None):
         """Builds it, with a given backbone of the configured width or a new one."""
-        self.config, dtype, hidden_dim = config, jnp.dtype(config.dtype), config.backbone.width
+        self.config, hidden_dim = config, config.backbone.width
         if backbone is None:
             backbone = BACKBONES.resolve(config.backbone.kind)(config.backbone, rngs=rngs)
         self.backbone = backbone
@@ -140,16 +155,7 @@ class VLA(nnx.Module):
         self.queries = embedding_table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
-        self.world = WorldMemory(
-            config.memory,
-            config.world,
-            config.prophet,
-            config.injection,
-            hidden_dim=hidden_dim,
-            sizes=ContextSizes(config.state_dim, hidden_dim, config.action_dim, config.chunk),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.world = make_world(config, config.memory, rngs)
 
     def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden:
         """The VLM's hidden states, with the state and the action queries at the last positions.

@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
 from wmjax.models.inputs import ModelInput
-from wmjax.models.vla import VLA, VLAConfig
-from wmjax.models.world.conditioning import Context, ContextSizes
-from wmjax.models.world.memory import WorldMemory
+from wmjax.models.vla import VLA, VLAConfig, make_world
+from wmjax.models.world.conditioning import Context
 
 Objective = Literal["policy", "world"]
 
@@ -25,17 +24,7 @@ class WorldModel(nnx.Module):
 
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
         self.config = config
-        hidden_dim = config.backbone.width
-        self.world = WorldMemory(
-            dataclasses.replace(config.memory, inject=False),
-            config.world,
-            config.prophet,
-            config.injection,
-            hidden_dim=hidden_dim,
-            sizes=ContextSizes(config.state_dim, hidden_dim, config.action_dim, config.chunk),
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
+        self.world = make_world(config, dataclasses.replace(config.memory, inject=False), rngs)
 
     def recall(
         self,

@@ -18,7 +18,7 @@ from wmjax.policy.saved import find_policy
 from wmjax.recording.watch import Watch
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol, from_values
-from wmjax.rollout.results import EpisodeRecord, read_header, read_records
+from wmjax.rollout.results import read_header, read_records
 from wmjax.sim.episode import EpisodeId
 
 log = logging.getLogger("wmjax.why")
@@ -47,11 +47,7 @@ def failed_episodes(evaluation: Path, tasks: Sequence[int] = ()) -> tuple[Protoc
         raise UserError(f"{evaluation}: {header.get('actor')} acted there; name an evaluation of a policy")
     protocol = from_values(header.get("protocol") or {}, str(evaluation))
     failed = [r for r in read_records(evaluation) if not r.success and (not tasks or r.task_id in tasks)]
-    return protocol, sorted(_identity(record) for record in failed)
-
-
-def _identity(record: EpisodeRecord) -> EpisodeId:
-    return EpisodeId(record.suite, record.task_id, record.init, record.index)  # type: ignore[arg-type]
+    return protocol, sorted(EpisodeId.parse(record.key) for record in failed)
 
 
 def watch_policy(

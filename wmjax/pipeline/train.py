@@ -82,9 +82,7 @@ def run(
 def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     """The stages, in a folder that belongs to this job."""
     experiment, first = plan.experiment, distributed.is_first()
-    start = starting_point(experiment.train.init_from)
-    if start is not None:
-        start.require_fit(experiment.model)
+    start = _start(experiment)
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
@@ -99,6 +97,14 @@ def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
+
+
+def _start(experiment: Experiment) -> Start | None:
+    """The checkpoint that the training starts from; None if it names none."""
+    start = starting_point(experiment.train.init_from)
+    if start is not None:
+        start.require_fit(experiment.model)
+    return start
 
 
 def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
@@ -118,10 +124,7 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
 
     """
     require_side_by_side(experiment)
-    start = starting_point(experiment.train.init_from)
-    if start is not None:
-        start.require_fit(experiment.model)
-    plans = []
+    start, plans = _start(experiment), []
     for config in seeds_of(experiment.train):
         own = None if folder is None else folder.with_name(f"{folder.name}-s{config.seed}")
         plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.core.paths import listed, resource_folder
+from wmjax.core.paths import listed, resource_folder, without_cache
 from wmjax.core.specs import ObservationSpec, from_dict
 from wmjax.reporting.evidence_blocks import outdated_blocks, write_blocks
-from wmjax.rollout.benchmark_log import without_cache
 from wmjax.rollout.capsule import Capsule, Outcome, Recorded, chosen, outcomes_of, read_capsule
+from wmjax.rollout.evaluation_shards import read_actions
 from wmjax.rollout.protocol import Protocol, from_values
-from wmjax.rollout.results import read_actions, read_header, read_records, read_summary
+from wmjax.rollout.results import read_header, read_records, read_summary
 from wmjax.sim.episode import EpisodeId
 
 log = logging.getLogger("wmjax.verify")
@@ -132,7 +132,7 @@ def _played(
     """Plays episodes task by task; yields each with its final state and what is wrong with it, if anything."""
 
     def task(stream: tuple[Outcome, Any, Any]) -> int:
-        return int(stream[0].key.split("/")[1])
+        return EpisodeId.parse(stream[0].key).task_id
 
     for task_id, group in groupby(sorted(streams, key=task), task):
         env: Any = protocol.environment(protocol.suite, task_id, spec)
@@ -145,8 +145,7 @@ def _played(
 
 def _play(env: Any, protocol: Protocol, outcome: Outcome, settled: Any, actions: Any) -> tuple[Any, str]:
     """The final state of one episode and what is wrong with it; empty if it ended as it should."""
-    suite, task, init, index = outcome.key.split("/")
-    episode = EpisodeId(suite, int(task), init, int(index))  # type: ignore[arg-type]
+    episode = EpisodeId.parse(outcome.key)
     env.reset(episode)
     start = float(np.abs(env.settled_state - settled).max()) if env.settled_state.shape == settled.shape else np.inf
     if start > SAME_STATE:

@@ -317,8 +317,8 @@ class Replay(Scripted):
 def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:
     """The identity that the recorder stored with an episode."""
     key = entry.get("episode")
-    parts = str(key).split("/")
-    if len(parts) != 4:
-        raise UserError(f"the store's episode {entry['index']} has the identity {key!r}; only recorded episodes replay")
-    suite, task_id, init, index = parts
-    return EpisodeId(suite, int(task_id), init, int(index))  # type: ignore[arg-type]
+    try:
+        return EpisodeId.parse(str(key))
+    except UserError as error:
+        told = f"the store's episode {entry['index']} has the identity {key!r}; only recorded episodes replay"
+        raise UserError(told) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors
-from wmjax.core.paths import cache_root
+from wmjax.core.paths import cache_root, without_cache
 from wmjax.core.reading import read_json
 
 log = logging.getLogger("wmjax.rollout")
@@ -40,12 +40,6 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
         log.warning("the benchmark's record goes to %s: %s", elsewhere, error)
         with disk_errors(elsewhere):
             return _keep(elsewhere, protocol, content)
-
-
-def without_cache(content: Any) -> Any:
-    """JSON values in which the folder of the cache is written as ``$WMJAX_CACHE``."""
-    root = json.dumps(str(cache_root()))[1:-1]
-    return json.loads(json.dumps(content, allow_nan=False).replace(root, "$WMJAX_CACHE"))
 
 
 def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:

@@ -20,6 +20,7 @@ from wmjax.core.files import hash_file, hash_json, read_npz, write_json, write_n
 from wmjax.core.reading import read_json
 from wmjax.rollout.protocol import Protocol, from_values
 from wmjax.rollout.results import EpisodeRecord
+from wmjax.sim.episode import EpisodeId
 
 FORMAT_VERSION = 1
 REPLAYED = 20
@@ -110,7 +111,7 @@ class Capsule:
         """Successes and episodes of each task, in order."""
         found: dict[int, tuple[int, int]] = {}
         for outcome in self.outcomes:
-            task = int(outcome.key.split("/")[1])
+            task = EpisodeId.parse(outcome.key).task_id
             successes, episodes = found.get(task, (0, 0))
             found[task] = successes + outcome.success, episodes + 1
         return dict(sorted(found.items()))

@@ -12,9 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
+
+from wmjax.core.errors import UserError
 from wmjax.core.paths import listed
 from wmjax.core.shards import WHOLE, Shard, check_shard
-from wmjax.rollout.results import EpisodeRecord, Results, read_header, read_records, require_same_header
+from wmjax.rollout.results import (
+    EpisodeRecord,
+    Results,
+    actions_path,
+    read_header,
+    read_records,
+    require_same_header,
+)
 from wmjax.sim.episode import EpisodeId
 
 
@@ -49,6 +60,23 @@ def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
         for record in records:
             found.setdefault(record.key, record)
     return found
+
+
+def read_actions(out: Path, key: str) -> Float32[np.ndarray, "steps action"]:
+    """What an episode of an evaluation executed, whichever shard ran it.
+
+    Raises:
+        UserError: it is not there, as of evaluations before December 2026, or damaged.
+
+    """
+    places = (actions_path(folder, key) for folder in (out, *shard_folders(out)))
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        raise UserError(f"{out}: the actions of {key} are missing; evaluate again into another folder")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); evaluate again into another folder") from error
 
 
 def merge(results: Results, records: Mapping[str, EpisodeRecord], order: Sequence[EpisodeId]) -> None:

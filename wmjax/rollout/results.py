@@ -6,6 +6,7 @@ its last complete line. ``header.json`` describes what was run; another header i
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,11 +19,10 @@ from jaxtyping import Float32
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, disk_errors, write_json
 from wmjax.core.reading import parse_json, read_json, read_text, typed
+from wmjax.rollout.protocol import Protocol
 
 FORMAT_VERSION = 1
 Outcome = Literal["success", "failure", "timeout", "crash"]
-ADDED = {"protocol.corruption": "none", "protocol.sentence": "own"}
-"""Header fields that earlier evaluations lack, with the value that they used: such an evaluation can be resumed."""
 DESCRIBED = "training."
 """Prefix of the header fields that spell out what ``recipe_hash`` identifies; earlier evaluations lack them."""
 
@@ -118,7 +118,7 @@ class Results:
 
     def keep_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
         """Writes what an episode executed; before :meth:`add`, so that no finished episode lacks it."""
-        path = _actions_path(self.folder, key)
+        path = actions_path(self.folder, key)
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, actions)
@@ -244,24 +244,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_actions(folder: Path, key: str) -> Float32[np.ndarray, "steps action"]:
-    """What an episode of an evaluation executed, also if a shard of it ran the episode.
-
-    Raises:
-        UserError: it is not there, as of evaluations before December 2026, or damaged.
-
-    """
-    places = [Path(folder), *sorted((Path(folder) / "shards").glob("*-of-*"))]
-    path = next((path for place in places if (path := _actions_path(place, key)).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder}: the actions of {key} are missing; evaluate again into another folder")
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); evaluate again into another folder") from error
-
-
-def _actions_path(folder: Path, key: str) -> Path:
+def actions_path(folder: Path, key: str) -> Path:
+    """The file of what an episode executed."""
     return folder / "actions" / f"{key.replace('/', '-')}.npy"
 
 
@@ -315,12 +299,19 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Header fields that differ, with both values. Fields that only one header describes do not count as different."""
-    left, right = ADDED | dict(flatten(a)), ADDED | dict(flatten(b))
+    left, right = ({**protocol_defaults(), **dict(flatten(header))} for header in (a, b))
     names = {*left, *right}
     for side in (left, right):
         if not any(name.startswith(DESCRIBED) for name in side):
             names = {name for name in names if not name.startswith(DESCRIBED)}
     return {name: (left.get(name), right.get(name)) for name in sorted(names) if left.get(name) != right.get(name)}
+
+
+@functools.cache
+def protocol_defaults() -> Mapping[str, Any]:
+    """Header fields that earlier evaluations may lack, with the value that they used, so that they can be resumed."""
+    fields = (field for field in dataclasses.fields(Protocol) if field.default is not dataclasses.MISSING)
+    return {f"protocol.{field.name}": field.default for field in fields}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -150,10 +150,6 @@ def named_episode(name: str) -> EpisodeId:
 
     Any other name is that of a suite, with the key ``NAME/0/random/0``: noise follows from keys alone.
     """
-    parts = name.rsplit("/", 3)
-    if len(parts) == 4 and parts[1].isdecimal() and parts[3].isdecimal():
-        with contextlib.suppress(UserError):
-            episode = EpisodeId(parts[0], int(parts[1]), parts[2], int(parts[3]))  # type: ignore[arg-type]
-            if episode.key == name:
-                return episode
+    with contextlib.suppress(UserError):
+        return EpisodeId.parse(name)
     return EpisodeId(name, 0, "random", 0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from wmjax.core.errors import UserError, unknown_name
 
@@ -49,6 +49,21 @@ class EpisodeId:
             value = getattr(self, field)
             if value < 0:
                 raise UserError(f"EpisodeId.{field} is {value!r}; it must be 0 or more")
+
+    @classmethod
+    def parse(cls, key: str) -> "EpisodeId":
+        """The episode that has a :attr:`key`.
+
+        Raises:
+            UserError: it is no episode's.
+
+        """
+        suite, *rest = key.rsplit("/", 3)
+        if len(rest) == 3 and rest[0].isdecimal() and rest[2].isdecimal() and rest[1] in get_args(Init):
+            found = cls(suite, int(rest[0]), cast(Init, rest[1]), int(rest[2]))
+            if found.key == key:
+                return found
+        raise UserError(f"{key!r} is no episode's key; keys are like 'libero_spatial/3/random/17'")
 
     @property
     def key(self) -> str:

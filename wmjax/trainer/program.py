@@ -25,11 +25,12 @@ class Program:
     Args:
         name: for the warning.
         function: from :func:`jax.jit`.
+        given: its first arguments, which are the same at every call.
 
     """
 
-    def __init__(self, name: str, function: Any) -> None:
-        self._name, self._function, self._alone = name, function, takes_turns()
+    def __init__(self, name: str, function: Any, *given: Any) -> None:
+        self._name, self._function, self._given, self._alone = name, function, given, takes_turns()
         self._compiled = 0
         self._shapes: dict[str, Any] = {}
 
@@ -40,7 +41,7 @@ class Program:
 
     def __call__(self, *arguments: Any) -> Any:
         """Calls it; the results may still be computed when it returns."""
-        out = self._function(*arguments)
+        out = self._function(*self._given, *arguments)
         if self._alone:
             jax.block_until_ready(out)
         if (compiled := self._function._cache_size()) > self._compiled:

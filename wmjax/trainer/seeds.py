@@ -91,7 +91,7 @@ def train_seeds(
             if saved[number]:
                 stream.set_state(saved[number]["loader"]["0"])
             writer, saver = opened.enter_context(outputs(run, start, one))
-            steps = programs.train, Program("the validation step", programs.evaluation(number))
+            steps = programs.train, programs.evaluation(number)
             frozen = arrays[number].frozen
             lanes.append(Loop(one, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, None))
         last = _run(lanes, programs, arrays)
@@ -105,7 +105,7 @@ class _Programs:
     def __init__(
         self, built: Built, mesh: Any, specs: DataSpecs, config: TrainConfig, max_shift: int, seeds: Sequence[int]
     ) -> None:
-        self.seeds = jnp.array(seeds, jnp.int32)
+        self._seeds = jnp.array(seeds, jnp.int32)
 
         def steps(seed: jax.Array) -> Any:
             return make_steps(built.graph, built.optimizer, mesh, specs, config, max_shift=max_shift, seed=seed)
@@ -114,23 +114,12 @@ class _Programs:
             return steps(seed)[0](*arguments)
 
         mapped = jax.vmap(update, in_axes=(0, 0, 0, 0, 0, None))
-        self.train = Program("the training step", jax.jit(mapped, donate_argnums=(1, 2)))
+        self.train = Program("the training step", jax.jit(mapped, donate_argnums=(1, 2)), self._seeds)
         self._evaluate = jax.jit(lambda seed, *arguments: steps(seed)[1](*arguments))
 
-    def evaluation(self, number: int) -> Any:
+    def evaluation(self, number: int) -> Program:
         """The evaluation step of a seed, with the arguments of that of its own run."""
-        return _Called(self._evaluate, self.seeds[number])
-
-
-class _Called:
-    """A jitted function with its first argument given, which still knows how often it was compiled."""
-
-    def __init__(self, function: Any, first: Any) -> None:
-        self._function, self._first = function, first
-        self._cache_size = function._cache_size
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(self._first, *arguments)
+        return Program("the validation step", self._evaluate, self._seeds[number])
 
 
 def _run(lanes: Sequence[Loop], programs: _Programs, arrays: Sequence[Arrays]) -> list[Path | None]:
@@ -147,9 +136,7 @@ def _run(lanes: Sequence[Loop], programs: _Programs, arrays: Sequence[Arrays]) -
         for step in range(done + 1, config.steps + 1):
             with signals.at_once() if step == done + 1 else contextlib.nullcontext():  # it compiles
                 batch = jax.tree.map(lambda *parts: np.stack(parts), *(next(lane.stream) for lane in lanes))
-                state, guard, metrics = programs.train(
-                    programs.seeds, state, guard, frozen, batch, first.inputs.prompts
-                )
+                state, guard, metrics = programs.train(state, guard, frozen, batch, first.inputs.prompts)
             ends = step == config.steps
             if step % config.log_every == 0 or ends:
                 for number, lane in enumerate(lanes):
