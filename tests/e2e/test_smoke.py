@@ -49,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(module: str, cache: Path, *arguments: str, status: int = 0, **variables: str) -> str:
     """Runs a command as a user would, with its own cache; returns what it printed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-    flags = "--xla_backend_optimization_level=1"  # most of the time is compilation
+    flags = f"--xla_backend_optimization_level=1 {QUICK_FUSIONS}"  # most of the time is compilation
     environment |= {"WMJAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables}
     line = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=900)
