@@ -18,6 +18,9 @@ recording. Then no bit depends on a pixel, and all rungs must succeed at the sam
   controller  + one evaluation of the dynamics per substep instead of three, bit-identical
   render      + 112 px, no reflection, 3 mm mesh detail (part of ObservationSpec, what the policy was trained on)
   pool        + two simulator processes beside the policy
+  vla-eval    beside the ladder: vla-eval's own LIBERO benchmark, runner and client, the policy served to them by
+              ``python -m wmjax.serve`` (a process of its own), at the first initial states of the same task; left out
+              without the package, and with ``--replay``, because it starts nowhere else
 """
 
 import argparse
@@ -33,6 +36,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.rollout.actors import Actor, Decision, Plan, Replay
@@ -59,6 +63,7 @@ class Rung:
     soft_reset: bool = True
     quick_controller: bool = True
     workers: int = 1
+    served: bool = False
 
 
 RUNGS = (
@@ -69,6 +74,7 @@ RUNGS = (
     Rung("controller", "step end 256"),
     Rung("render", "step end 112", spec=OBSERVATION_SPEC),
     Rung("pool", "step end 112", spec=OBSERVATION_SPEC, workers=2),
+    Rung("vla-eval", "vla-eval 256", served=True),
 )
 
 
@@ -289,11 +295,40 @@ def pooled(rung: Rung, work: Work) -> Result:
     return Result(rung.name, rung.path, seconds, [r.steps for r in ended], [r.success for r in ended])
 
 
+def served_to_vla_eval(rung: Rung, work: Work) -> Result:
+    """The policy in another process, asked by vla-eval's own benchmark; as many episodes as the others."""
+    from benchmarks.vla_eval_libero import play_served
+
+    assert work.run is not None
+    first = work.episodes[0]
+    episodes = [EpisodeId(first.suite, first.task_id, "benchmark", index) for index in range(len(work.episodes))]
+    played = play_served(work.run, episodes, work.max_steps, WARM_UP)
+    return Result(rung.name, rung.path, played.seconds, played.steps, played.successes)
+
+
+def left_out(rung: Rung, work: Work) -> str:
+    """Why a rung cannot run; empty if it can."""
+    if not rung.served:
+        return ""
+    if work.store is not None or work.run is None:
+        return "vla-eval starts at the benchmark's initial states, not at recorded ones"
+    from benchmarks.vla_eval_libero import require_vla_eval
+
+    try:
+        require_vla_eval()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def measure(work: Work, fresh: bool = True) -> Iterator[Result]:
     """All rungs, each in a fresh process unless told otherwise."""
     context = multiprocessing.get_context("spawn")
     for rung in RUNGS:
-        body: Callable[..., Result] = serial if rung.workers == 1 else pooled
+        if reason := left_out(rung, work):
+            print(f"  {rung.name:<11} left out: {reason}")
+            continue
+        body: Callable[..., Result] = served_to_vla_eval if rung.served else serial if rung.workers == 1 else pooled
         if rung.workers > 1 or not fresh:  # the pool starts processes of its own
             yield body(rung, work)
             continue

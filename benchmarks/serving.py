@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import IO
 
 import numpy as np
 
@@ -54,8 +55,17 @@ def decisions(spec: ObservationSpec, frames: int, batch: int, number: int, horiz
 
 
 @contextlib.contextmanager
-def served(run: Path, batch: int, dialects: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The URLs of a server's dialects, while it runs."""
+def served(run: Path, batch: int, dialects: Sequence[str], *more: str) -> Iterator[dict[str, str]]:
+    """The URLs of a server's dialects, while it runs; ``more`` are further words of its command."""
+    with started(run, batch, dialects, *more) as (_, urls):
+        yield urls
+
+
+@contextlib.contextmanager
+def started(
+    run: Path, batch: int, dialects: Sequence[str], *more: str, log: IO[bytes] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """A server's process and the URLs of its dialects, while it runs; its lines go to ``log`` if there is one."""
     ports = {}
     with contextlib.ExitStack() as stack:
         for dialect in dialects:
@@ -64,14 +74,14 @@ def served(run: Path, batch: int, dialects: Sequence[str]) -> Iterator[dict[str,
             ports[dialect] = free.getsockname()[1]
     listen = [word for dialect, port in ports.items() for word in ("--listen", f"{dialect}:{port}")]
     line = [sys.executable, "-m", "wmjax.serve", "--run", str(run), *listen]
-    process = subprocess.Popen([*line, "--max-batch", str(batch), "--max-wait-ms", "20"])
+    process = subprocess.Popen([*line, "--max-batch", str(batch), "--max-wait-ms", "20", *more], stderr=log)
     try:
         deadline = time.monotonic() + STARTUP_S
         while not all(map(_answers, ports.values())):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the server did not start; see its lines above")
             time.sleep(0.2)
-        yield {dialect: f"ws://127.0.0.1:{port}" for dialect, port in ports.items()}
+        yield process, {dialect: f"ws://127.0.0.1:{port}" for dialect, port in ports.items()}
     finally:
         process.terminate()
         process.wait(30)

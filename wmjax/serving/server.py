@@ -168,7 +168,12 @@ class PolicyServer:
         with contextlib.suppress(ConnectionClosed, TimeoutError):
             async with asyncio.timeout(10):
                 await connection.send(frame)
-                await connection.close(INTERNAL_ERROR, "see the message before")
+                # While messages wait nothing more is read, so the client's answer to the close frame would not arrive.
+                unread = asyncio.create_task(_discard(connection))
+                try:
+                    await connection.close(INTERNAL_ERROR, "see the message before")
+                finally:
+                    unread.cancel()
 
 
 def _require_hold(service: Service) -> None:
@@ -178,6 +183,13 @@ def _require_hold(service: Service) -> None:
             f"realtime is {service.realtime!r}, but the policy's ActionSpec.hold is empty, so the actions before its "
             "first chunk are unknown; serve it with realtime 'none'"
         )
+
+
+async def _discard(connection: ServerConnection) -> None:
+    """Reads what a client still sends, until the connection is closed."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await connection.recv()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
