@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import copy
 import os
 import random
 from typing import Any
@@ -62,11 +63,16 @@ SHAPES = {
 START = pack_message(Message(MessageType.EPISODE_START, {"task": {"name": "a", "wmjax/episode": "steady"}}))
 
 
+def junk(dice: random.Random) -> Any:
+    """Something wrong, of its own: the next mutation may change what is inside it."""
+    return copy.deepcopy(dice.choice(JUNK))
+
+
 def mutated(dice: random.Random, tree: Any) -> Any:
     """A tree with one thing in it replaced, removed or added."""
     places = [(tree, key) for key in tree] if isinstance(tree, dict) else [(tree, i) for i in range(len(tree))]
     if not places:
-        return dice.choice(JUNK)
+        return junk(dice)
     place, key = dice.choice(places)
     inside = place[key]
     if isinstance(inside, dict | list) and inside and dice.random() < 0.7:
@@ -80,9 +86,9 @@ def mutated(dice: random.Random, tree: Any) -> Any:
         case 2:
             place[key] = nested(dice.randrange(30))
         case 3 if isinstance(place, dict):
-            place[dice.choice(["", "other", "type", "examples", "images", "wmjax/step"])] = dice.choice(JUNK)
+            place[dice.choice(["", "other", "type", "examples", "images", "wmjax/step"])] = junk(dice)
         case _:
-            place[key] = dice.choice(JUNK)
+            place[key] = junk(dice)
     return tree
 
 

@@ -52,7 +52,7 @@ UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
-STATE, SIDE = np.linspace(-0.4, 0.6, 8), 4
+STATE, SIDE, TASK = np.linspace(-0.4, 0.6, 8), 4, "a task of mine"
 
 
 def shown(step: int) -> np.ndarray:
@@ -61,25 +61,38 @@ def shown(step: int) -> np.ndarray:
 
 
 class Reference:
-    """The same run in this process."""
+    """The same run in this process, compiled for the server's batch."""
 
-    def __init__(self, run: Path) -> None:
-        self.policy = load_policy(run, batch_size=8)
-        self._actor = PolicyActor(self.policy)
-        self._actor.prepare(1, 8, self.policy.action_spec)
+    def __init__(self, run: Path, batch: int) -> None:
+        self._policy = load_policy(run, batch_size=batch)
+        self._actor = PolicyActor(self._policy)
+        self._actor.prepare(CLIENTS, 8, self._policy.action_spec)
 
-    def act(self, name: str, number: int, frames: np.ndarray, state: np.ndarray, instruction: str) -> np.ndarray:
-        """The chunk of a decision; ``frames`` [frames, cameras, side, side, 3] are enlarged as the server does it."""
-        size = self.policy.observation_spec.image_size
+    def decision(self, slot: int, name: str, number: int, frames: np.ndarray, state: np.ndarray) -> Decision:
+        """What the server makes of ``frames`` [frames, cameras, side, side, 3], which it enlarges."""
+        size = self._policy.observation_spec.image_size
         large = np.stack([[resize_image(view, size) for view in frame] for frame in frames])
         large = np.repeat(large, 2 // len(large), 0)
-        decision = Decision(0, named_episode(name), number, 8 * number, large, state.astype(np.float32), instruction)
-        return self._actor.act([decision])[0].actions
+        return Decision(slot, named_episode(name), number, 8 * number, large, state.astype(np.float32), TASK)
 
     def steady(self) -> list[np.ndarray]:
         """Both chunks of the steady episode."""
         second = np.stack([shown(4), shown(8)])
-        return [self.act("steady", n, f, STATE, "a task") for n, f in enumerate([shown(0)[None], second])]
+        decisions = [self.decision(0, "steady", n, f, STATE) for n, f in enumerate([shown(0)[None], second])]
+        return [self._actor.act([decision])[0].actions for decision in decisions]
+
+    def crowd(self) -> dict[tuple[int, int], np.ndarray]:
+        """The chunks of all of the crowd's clients and decisions."""
+        found = {}
+        for number in range(DECISIONS):
+            decisions = []
+            for index in range(CLIENTS):
+                sent = observation(index, number, frames=2)
+                frames = np.stack([sent["observation/image"], sent["observation/wrist_image"]], 1)
+                decisions.append(self.decision(index, f"e{index}", number, frames, sent["observation/state"]))
+            for index, plan in enumerate(self._actor.act(decisions)):
+                found[index, number] = plan.actions
+        return found
 
 
 def steady(client: Client) -> list[np.ndarray]:
@@ -88,7 +101,7 @@ def steady(client: Client) -> list[np.ndarray]:
     for step in range(9) if client.every_step else (0, 8):
         due = [step] if client.every_step or step == 0 else [4, 8]
         images = list(np.stack([shown(each) for each in due], axis=1))
-        client.ask(View(images, STATE, "a task", named_episode("steady"), step, step == 0), chosen)
+        client.ask(View(images, STATE, TASK, named_episode("steady"), step, step == 0), chosen)
         found.append(client.answer())
     return [np.concatenate(found[:8]), found[8]] if client.every_step else found
 
@@ -192,16 +205,11 @@ def run(tmp_path_factory) -> Path:
     return save_run(tmp_path_factory.mktemp("fuzz") / "e2", "e2", "flow")
 
 
-@pytest.fixture(scope="module")
-def reference(run) -> Reference:
-    return Reference(run)
-
-
 @pytest.mark.long
-def test_no_frame_harms_a_server_process(run, reference, tmp_path) -> None:
-    log, dice, counts = tmp_path / "server.log", random.Random(FRAMES), Counter()
+def test_no_frame_harms_a_server_process(run, tmp_path) -> None:
+    reference, log, dice, counts = Reference(run, 1), tmp_path / "server.log", random.Random(FRAMES), Counter()
     limit = ["--max-message-mb", str(LARGEST / 2**20), "--max-sessions", str(AT_ONCE + 32)]
-    with log.open("wb") as lines, started(run, 8, sorted(SHAPES), *limit, log=lines) as (process, urls):
+    with log.open("wb") as lines, started(run, 1, sorted(SHAPES), *limit, log=lines) as (process, urls):
         clients = {dialect: connected(KINDS.resolve(dialect), url) for dialect, url in urls.items()}
         expected, sizes, began = reference.steady(), [], time.monotonic()
         for _ in range(20):
@@ -222,11 +230,10 @@ def test_no_frame_harms_a_server_process(run, reference, tmp_path) -> None:
 
 
 @pytest.mark.long
-def test_thirty_of_a_hundred_clients_of_a_server_process_vanish(run, reference, tmp_path) -> None:
-    more = ["--max-sessions", str(CLIENTS)]
+def test_thirty_of_a_hundred_clients_of_a_server_process_vanish(run, tmp_path) -> None:
+    expected, more, sizes = Reference(run, 8).crowd(), ["--max-sessions", str(CLIENTS)], []
     with (tmp_path / "log").open("wb") as log, started(run, 8, ["openpi"], *more, log=log) as (process, urls):
         served: Any = SimpleNamespace(url=urls["openpi"])
-        sizes = []
         for _ in range(3):
             found: dict[int, list[np.ndarray]] = {}
             crowd = [threading.Thread(target=drive, args=(served, index, found)) for index in range(CLIENTS)]
@@ -235,17 +242,9 @@ def test_thirty_of_a_hundred_clients_of_a_server_process_vanish(run, reference, 
             for thread in crowd:
                 thread.join(400)
             sizes.append(memory(process))
-            check_crowd(found, reference)
+            assert sum(len(actions) == DECISIONS for actions in found.values()) == CLIENTS - VANISHING
+            for index, actions in found.items():
+                for number, chunk in enumerate(actions):
+                    np.testing.assert_array_equal(chunk, expected[index, number])
         assert process.poll() is None and sizes[-1] < 1.1 * sizes[0]
     print("\nserver's memory after each crowd, MB:", [round(size / 1e6) for size in sizes])
-
-
-def check_crowd(found: dict[int, list[np.ndarray]], reference: Reference) -> None:
-    """Who stayed has all actions, and each one's are those of the policy in process."""
-    assert sum(len(actions) == DECISIONS for actions in found.values()) == CLIENTS - VANISHING
-    for index, actions in found.items():
-        for number, chunk in enumerate(actions):
-            sent = observation(index, number, frames=2)
-            frames = np.stack([sent["observation/image"], sent["observation/wrist_image"]], 1)
-            expected = reference.act(f"e{index}", number, frames, sent["observation/state"], sent["prompt"])
-            np.testing.assert_array_equal(chunk, expected)
