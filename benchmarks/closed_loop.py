@@ -321,10 +321,10 @@ def left_out(rung: Rung, work: Work) -> str:
     return ""
 
 
-def measure(work: Work, fresh: bool = True) -> Iterator[Result]:
-    """All rungs, each in a fresh process unless told otherwise."""
+def measure(work: Work, fresh: bool = True, names: Sequence[str] = ()) -> Iterator[Result]:
+    """The rungs of these names, or all, each in a fresh process unless told otherwise."""
     context = multiprocessing.get_context("spawn")
-    for rung in RUNGS:
+    for rung in (rung for rung in RUNGS if not names or rung.name in names):
         if reason := left_out(rung, work):
             print(f"  {rung.name:<11} left out: {reason}")
             continue
@@ -344,11 +344,11 @@ def choose(task: int, count: int, store: Path | None) -> tuple[EpisodeId, ...]:
     return tuple(EpisodeId("libero_spatial", task, "random", first + i) for i in range(count))
 
 
-def show(work: Work, fresh: bool) -> list[dict[str, Any]]:
+def show(work: Work, fresh: bool, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Runs the ladder, prints a line per rung and returns its rows."""
     rows: list[dict[str, Any]] = []
     ends: dict[str, tuple[list[int], list[bool]]] = {}
-    for result in measure(work, fresh):
+    for result in measure(work, fresh, names):
         end = (result.steps, result.successes)
         same = ends.setdefault("recorded" if work.store else result.path, end) == end
         ratio = result.rate / rows[0]["rate"] if rows else 1.0
@@ -369,17 +369,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--task", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=4)
     parser.add_argument("--max-steps", type=int, default=MAX_STEPS)
+    parser.add_argument(
+        "--rungs", type=lambda text: text.split(","), default=[], help="these alone, such as plain,pool"
+    )
     parser.add_argument("--here", action="store_true", help="no process for each rung: quick, its numbers mean little")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if not options.runs and options.replay is None:
         parser.error("give a RUN, or --replay STORE")
+    if unknown := set(options.rungs) - {rung.name for rung in RUNGS}:
+        parser.error(f"--rungs names {', '.join(sorted(unknown))}; there are {', '.join(rung.name for rung in RUNGS)}")
     episodes = choose(options.task, options.episodes, options.replay)
     table: dict[str, list[dict[str, Any]]] = {}
     for run in options.runs or [None]:
         name = "recordings alone" if run is None else run.name
         print(f"{name}: {len(episodes)} episodes of libero_spatial task {options.task}")
-        table[name] = show(Work(run, options.replay, episodes, options.max_steps), fresh=not options.here)
+        table[name] = show(Work(run, options.replay, episodes, options.max_steps), not options.here, options.rungs)
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

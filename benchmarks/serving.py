@@ -6,8 +6,9 @@ The server is a process of its own (``python -m wmjax.serve``) with a port per d
 many as the batch has rows, which ask at the same moment. Every repeat measures one call for a full batch in process and
 then each dialect, so that what else the machine does falls on all of them. Medians in milliseconds: ``served`` is the
 time until a client has its actions, ``added`` the median of the repeats' differences, and of the ``fastest tenth`` the
-difference between the two, which other programs of a busy machine disturb less. For ``vla-eval``, which asks at
-every control step, it is the step at which the policy decides; ``between`` is a step whose action is there already.
+difference between the two, which other programs of a busy machine disturb less. ``openpi`` says how long the policy
+took in the server: ``beside the policy`` is the rest of the same decisions. For ``vla-eval``, which asks at every
+control step, it is the step at which the policy decides; ``between`` is a step whose action is there already.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision
 from wmjax.serving.clients.client import CLIENTS, Client, View
 from wmjax.serving.clients.conventions import Conventions
+from wmjax.serving.clients.openpi import OpenPIClient
 from wmjax.serving.clients.served_policy import connected, resolved
 from wmjax.serving.sessions import named_episode
 
@@ -105,14 +107,19 @@ class Asking:
         self.chosen: Conventions = resolved(self.clients[0], {})
         self._together, self._threads = Barrier(batch), ThreadPoolExecutor(batch)
 
-    def ask(self, asked: Sequence[Decision], horizon: int) -> tuple[float, float]:
-        """Median milliseconds of one decision, and of a step between decisions (NaN if the dialect has none)."""
-        times = list(self._threads.map(lambda d: self._row(d, horizon), asked))
-        return float(np.median([t[0] for t in times])), float(
-            np.median([t for row in times for t in row[1:] or [np.nan]])
-        )
+    def ask(self, asked: Sequence[Decision], horizon: int) -> tuple[float, float, float]:
+        """Median milliseconds of one decision, of what it took beside the policy, and of a step between decisions.
 
-    def _row(self, decision: Decision, horizon: int) -> list[float]:
+        The second is NaN if the server does not say how long the policy took, the third if the dialect has no such
+        steps.
+        """
+        rows = list(self._threads.map(lambda d: self._row(d, horizon), asked))
+        between = [time for times, _ in rows for time in times[1:] or [np.nan]]
+        decided, policy = (np.array(column) for column in zip(*((times[0], told) for times, told in rows), strict=True))
+        return float(np.median(decided)), float(np.median(decided - policy)), float(np.median(between))
+
+    def _row(self, decision: Decision, horizon: int) -> tuple[list[float], float]:
+        """Milliseconds of each step, and of the policy as the server says."""
         client, times = self.clients[decision.slot], []
         every = client.every_step
         frames = decision.frames[-1:] if every or decision.number == 0 else decision.frames
@@ -126,7 +133,8 @@ class Asking:
             client.ask(view, self.chosen)
             client.answer()
             times.append(1e3 * (time.perf_counter() - began))
-        return times
+        told = client.timing["policy_ms"] if isinstance(client, OpenPIClient) else np.nan
+        return times, told
 
     def close(self) -> None:
         """Ends the connections, so that the next dialect's batches wait for nobody else."""
@@ -145,15 +153,15 @@ def measure(run: Path, batch: int, dialects: Sequence[str], repeats: int) -> dic
     with served(run, batch, dialects) as urls:
         for dialect, url in urls.items():
             asking = Asking(url, dialect, batch)
-            here, there, between = np.zeros((3, repeats + WARM_UP))
+            here, there, beside, between = times = np.zeros((4, repeats + WARM_UP))
             for number in range(repeats + WARM_UP):
                 asked = decisions(spec, frames, batch, number, horizon)
                 began = time.perf_counter()
                 actor.act(asked)
                 here[number] = 1e3 * (time.perf_counter() - began)
-                there[number], between[number] = asking.ask(asked, horizon)
+                there[number], beside[number], between[number] = asking.ask(asked, horizon)
             asking.close()
-            here, there, between = here[WARM_UP:], there[WARM_UP:], between[WARM_UP:]
+            here, there, beside, between = times[:, WARM_UP:]
             row = {
                 "in process": np.median(here),
                 "served": np.median(there),
@@ -162,6 +170,8 @@ def measure(run: Path, batch: int, dialects: Sequence[str], repeats: int) -> dic
             }
             if asking.clients[0].every_step:
                 row["between"] = np.median(between)
+            if isinstance(asking.clients[0], OpenPIClient):
+                row |= {"beside the policy": np.median(beside), "its fastest tenth": np.quantile(beside, 0.1)}
             table[f"{dialect}, batch {batch}"] = {name: float(value) for name, value in row.items()}
     return table
 

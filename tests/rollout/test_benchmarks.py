@@ -2,10 +2,11 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from benchmarks import closed_loop, policy_latency
+from benchmarks import closed_loop, policy_latency, vla_eval_libero
 from tests.rollout.runs import save_run
 from wmjax.sim.libero import OBSERVATION_SPEC
 
@@ -53,3 +54,32 @@ def test_a_benchmark_needs_someone_who_acts(capsys):
     with pytest.raises(SystemExit):
         closed_loop.main([])
     assert "give a RUN, or --replay STORE" in capsys.readouterr().err
+
+
+def test_a_rung_without_its_package_says_what_to_install(monkeypatch):
+    rung, work = closed_loop.RUNGS[-1], closed_loop.Work(Path("mini"), None, ())
+    assert closed_loop.left_out(rung, work) == ""
+    monkeypatch.setattr(vla_eval_libero.importlib.util, "find_spec", lambda name: None)
+    told = "package vla_eval is not installed; run pip install --no-deps vla-eval==0.8.0"
+    assert closed_loop.left_out(rung, work) == told
+    assert "recorded" in closed_loop.left_out(rung, closed_loop.Work(None, Path("store"), ()))
+
+
+@pytest.mark.sim
+@pytest.mark.long
+def test_vla_evals_environment_is_ours_but_for_what_is_listed(tmp_path):
+    out = tmp_path / "found.json"
+    vla_eval_libero.main(["observations", "--task", "1", "--episodes", "1", "--out", str(out)])
+    (found,) = json.loads(out.read_text()).values()
+    equal = {"objects and arm", "with vla-eval's fixtures", "physics", "earlier"}
+    for name, value in found.items():
+        assert (value == 0) == any(word in name for word in equal), (name, value)
+
+
+@pytest.mark.sim
+@pytest.mark.long
+def test_vla_evals_benchmark_gets_the_actions_of_the_policy_in_process(tmp_path):
+    run, out = save_run(tmp_path / "e2", "e2", "flow"), tmp_path / "outcomes.json"
+    vla_eval_libero.main(["outcomes", str(run), "--episodes", "2", "--max-steps", "13", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["same actions"] == 2 and found["theirs, served"]["steps"] == [13, 13]

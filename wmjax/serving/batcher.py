@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
@@ -13,6 +15,8 @@ from wmjax.data.observation import Prompt
 from wmjax.rollout.actors import Decision, Plan
 
 log = logging.getLogger("wmjax.serve")
+POLICY_MS = "policy_ms"
+"""What :attr:`wmjax.rollout.actors.Plan.info` calls the milliseconds that the policy took for the plan's batch."""
 
 
 @runtime_checkable
@@ -59,7 +63,7 @@ class Batcher:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._actor.prepare, slots, horizon, action_spec)
 
     async def decide(self, decision: Decision) -> Plan:
-        """The plan for one decision, made together with those of others.
+        """The plan for one decision, made together with those of others; its numbers hold :data:`POLICY_MS`.
 
         Raises:
             UserError: an instruction that the policy cannot read, or the policy failed.
@@ -98,7 +102,7 @@ class Batcher:
         futures = [future for _, future in batch]
         self.batches += 1
         try:
-            plans = await asyncio.get_running_loop().run_in_executor(self._thread, self._actor.propose, decisions)
+            plans = await asyncio.get_running_loop().run_in_executor(self._thread, self._propose, decisions)
         except Exception:  # whatever it was, later batches are made
             log.exception("a batch of %d decisions failed", len(batch))
             for future in futures:
@@ -108,3 +112,10 @@ class Batcher:
         for future, plan in zip(futures, plans, strict=True):
             if not future.done():
                 future.set_result(plan)
+
+    def _propose(self, decisions: Sequence[Decision]) -> list[Plan]:
+        """The plans, with the time that they took; called in the policy's thread."""
+        began = time.perf_counter()
+        plans = self._actor.propose(decisions)
+        took = {POLICY_MS: 1e3 * (time.perf_counter() - began)}
+        return [dataclasses.replace(plan, info={**plan.info, **took}) for plan in plans]

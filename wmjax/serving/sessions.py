@@ -10,7 +10,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.rollout.actors import Chunk, Decision
 from wmjax.rollout.execution import Execution
-from wmjax.serving.batcher import Batcher
+from wmjax.serving.batcher import POLICY_MS, Batcher
 from wmjax.serving.request import Request, Service
 from wmjax.sim.episode import EpisodeId
 
@@ -22,11 +22,13 @@ class Reply:
     Attributes:
         actions: raw, within their bounds; the first one is for the control step that the decision takes effect at.
         history: whether the policy remembered the ``episode``, or was shown the ``newest frame`` as all of the past.
+        policy_ms: how long the policy took, for all decisions that shared its call.
 
     """
 
     actions: Chunk
     history: Literal["episode", "newest frame"]
+    policy_ms: float
 
 
 class Session:
@@ -76,7 +78,7 @@ class Session:
         if self._execution is not None:
             self._execution.add(plan.actions)
             self._execution.take(self._service.horizon)
-        return Reply(plan.actions, "episode" if remembers else "newest frame")
+        return Reply(plan.actions, "episode" if remembers else "newest frame", plan.info[POLICY_MS])
 
     def _pending(self) -> Chunk | None:
         """What the client still executes: it is taken to execute what it was answered, from when it takes effect."""

@@ -1,5 +1,7 @@
 """A client of openpi's protocol, as ``openpi_client.websocket_client_policy`` has it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,15 @@ GREETING_S = 30.0
 
 
 class OpenPIClient(Client):
-    """The server greets with a map; each packed observation gets packed actions."""
+    """The server greets with a map; each packed observation gets packed actions.
+
+    Attributes:
+        timing: what the server says about the time of its last answer.
+
+    """
 
     dialect = "openpi"
+    timing: Mapping[str, Any] = MappingProxyType({})
 
     def greet(self) -> None:
         """Reads the server's metadata.
@@ -55,4 +63,6 @@ class OpenPIClient(Client):
 
         """
         message = self._read()
+        timing = message.get("server_timing")
+        self.timing = timing if isinstance(timing, dict) else {}
         return np.atleast_2d(self._numbers(message.get("actions")))

@@ -51,7 +51,7 @@ class OpenPI(Dialect):
         request = self._request(unpack(frame, self.service.limits))
         asked = time.perf_counter()
         reply = await session.decide(request)
-        timing = {"infer_ms": 1e3 * (time.perf_counter() - asked)}
+        timing = {"infer_ms": 1e3 * (time.perf_counter() - asked), "policy_ms": reply.policy_ms}
         if self._previous_ms is not None:
             timing["prev_total_ms"] = self._previous_ms
         answer = pack({"actions": reply.actions, "server_timing": timing, "wmjax/history": reply.history})
