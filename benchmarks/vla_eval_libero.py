@@ -260,7 +260,7 @@ def show(theirs: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def begin(episode: EpisodeId, theirs: Any, ours: Any) -> dict[str, float]:
-    """Starts an episode in both environments, without settling; fixtures stand where vla-eval's do afterwards."""
+    """Starts an episode in both environments, without settling; the fixtures are those of vla-eval afterwards."""
     draw_in(theirs)
     task = theirs.get_tasks()[episode.task_id]
     asyncio.run(theirs.start_episode({**task, "episode_idx": episode.index}))
@@ -272,6 +272,7 @@ def begin(episode: EpisodeId, theirs: Any, ours: Any) -> dict[str, float]:
     }
     ours.sim.model.body_pos[:], ours.sim.model.body_quat[:] = env.sim.model.body_pos, env.sim.model.body_quat
     ours.sim.forward()
+    ours.sim.data.qacc_warmstart[:] = env.sim.data.qacc_warmstart  # where the contact solver starts, as resets left it
     found["start with vla-eval's fixtures: images"] = far(images, ours.render())
     found["start with vla-eval's fixtures: state"] = far(state, ours.state())
     return found
