@@ -68,18 +68,13 @@ def started(
     run: Path, batch: int, dialects: Sequence[str], *more: str, log: IO[bytes] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
     """A server's process and the URLs of its dialects, while it runs; its lines go to ``log`` if there is one."""
-    ports = {}
-    with contextlib.ExitStack() as stack:
-        for dialect in dialects:
-            free = stack.enter_context(socket.socket())
-            free.bind(("127.0.0.1", 0))
-            ports[dialect] = free.getsockname()[1]
+    ports = dict(zip(dialects, free_ports(len(dialects)), strict=True))
     listen = [word for dialect, port in ports.items() for word in ("--listen", f"{dialect}:{port}")]
     line = [sys.executable, "-m", "wmjax.serve", "--run", str(run), *listen]
     process = subprocess.Popen([*line, "--max-batch", str(batch), "--max-wait-ms", "20", *more], stderr=log)
     try:
         deadline = time.monotonic() + STARTUP_S
-        while not all(map(_answers, ports.values())):
+        while not all(map(answers, ports.values())):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the server did not start; see its lines above")
             time.sleep(0.2)
@@ -89,8 +84,17 @@ def started(
         process.wait(30)
 
 
-def _answers(port: int) -> bool:
-    """Whether a port is open; each dialect has another page."""
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def answers(port: int) -> bool:
+    """Whether a port is open; each dialect has another page for it."""
     for page in ("healthz", "health"):
         try:
             return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5).read())

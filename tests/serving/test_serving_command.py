@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import serving
+from benchmarks import serving, serving_stages
 from examples import serve_openpi
 from tests.rollout.fakes import SPEC, FakeEnv
 from tests.rollout.runs import save_run
@@ -27,6 +27,16 @@ def test_latency_is_measured_beside_the_policy_in_process(tmp_path, capsys) -> N
         assert all(map(math.isfinite, row.values()))
         assert row["in process"] > 0 and row["served"] > 0 and f"{dialect}, batch 2: in process" in printed
     assert table["vla-eval, batch 2"]["between"] > 0
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_decision_are_measured(tmp_path) -> None:
+    run, out = save_run(tmp_path / "e0", "e0", "regression"), tmp_path / "stages.json"
+    serving_stages.main([str(run), "--repeats", "10", "--asleep", "--out", str(out)])
+    table = json.loads(out.read_text())
+    stages = {name: median for name, (median, _) in table.items() if name in serving_stages.STAGES}
+    assert set(stages) == set(serving_stages.STAGES) and min(stages.values()) > 0
+    assert stages["policy"] >= 90 > table["beside the policy"][1] >= table["sum of the fastest tenths"][1]
 
 
 def test_the_example_drives_episodes_and_is_remembered_unless_plain() -> None:
