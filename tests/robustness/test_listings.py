@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import pytest
 
 from tests.data.synthetic import make_episode, make_store
-from tests.robustness.sources import SIZE, write_hdf5, write_v21, write_v30
+from tests.robustness.sources import CAMERAS, SIZE, write_hdf5, write_v21, write_v30
 from tests.rollout.test_results import record
 from wmjax.core.paths import listed
 from wmjax.data.formats import libero_hdf5
-from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.formats.lerobot.convert import convert, source_files
+from wmjax.data.formats.lerobot.dataset import LeRobotDataset
 from wmjax.data.store import finalize, part_names, write_part
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, weight_files
 from wmjax.experiment import config
+from wmjax.pipeline.convert import ConvertSettings, convert_dataset
 from wmjax.reporting.gallery import find_clips
 from wmjax.rollout import protocol
 from wmjax.rollout.evaluation_shards import gather, shard_folders
@@ -139,4 +141,38 @@ def test_what_is_listed_is_in_order_and_not_hidden(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in listed(tmp_path, "*.x")] == ["a.x", "b.x"]
     assert [path.name for path in listed(tmp_path, "**/*.x")] == ["a.x", "b.x", "c.x"]
-    assert listed(tmp_path / "nothing", "*") == []
+    assert listed(tmp_path / "nothing", "*") == listed(tmp_path / "nothing", "**/*") == []
+
+
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    """Data lie on another disk, and the folder of a dataset has links to them."""
+    (tmp_path / "disk/far").mkdir(parents=True)
+    (tmp_path / "disk/far/a.x").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "disk")
+    (tmp_path / "data/link2").symlink_to(tmp_path / "disk/far")
+    (tmp_path / "disk/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/gone").symlink_to(tmp_path / "nothing")
+    found = listed(tmp_path / "data", "**/*.x")
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in found] == ["link/far/a.x"]
+
+
+@pytest.mark.parametrize("place", ["data/chunk-000", "data", "meta/episodes", f"videos/{CAMERAS[0]}", "videos", "meta"])
+def test_a_dataset_of_linked_folders(place: str, tmp_path: Path) -> None:
+    source = write_v30(tmp_path / "data", (9, 7), video=True)
+    whole = convert(str(source), tmp_path / "whole", image_size=SIZE)
+    content = source_files(LeRobotDataset(source))
+    shutil.move(source / place, tmp_path / "elsewhere")
+    (source / place).symlink_to(tmp_path / "elsewhere")
+    assert convert(str(source), tmp_path / "out", image_size=SIZE).hash == whole.hash
+    assert source_files(LeRobotDataset(source)) == content  # also of what lies behind the link
+
+
+@pytest.mark.parametrize("name", ["a_demo.h5", "a_demo.HDF5"])
+def test_hdf5_files_of_linked_folders_and_other_endings(name: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    write_hdf5(tmp_path / "disk" / name)
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites/libero_spatial").symlink_to(tmp_path / "disk")
+    assert convert_dataset(str(tmp_path / "suites"), tmp_path / "out", ConvertSettings(image_size=16)).spec.image_size
+    assert libero_hdf5.find_files(tmp_path / "disk" / name) == [tmp_path / "disk" / name]

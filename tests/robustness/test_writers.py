@@ -87,6 +87,24 @@ def test_a_file_system_without_locks(
         pass
 
 
+def test_two_conversions_into_one_folder(tmp_path: Path) -> None:
+    """The second one is refused, whether the first is at work or has just ended."""
+    source = write_v21(tmp_path / "data", (9, 7))
+    refusals: list[str] = []
+
+    def again(done: int, total: int) -> None:
+        with pytest.raises(UserError) as caught:
+            convert(str(source), tmp_path / "out", image_size=SIZE)
+        refusals.append(str(caught.value))
+
+    store = convert(str(source), tmp_path / "out", image_size=SIZE, progress=again)
+    assert len(store.episodes) == 2 and not (tmp_path / "out/parts").exists()
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    assert len(refusals) == 2 and all(f"is in use by {holder}; wait" in text for text in refusals)
+    with pytest.raises(UserError, match="holds a finished store"):
+        convert(str(source), tmp_path / "out", image_size=SIZE)
+
+
 def half(values: Any) -> Any:
     return [[value / 2 for value in row] for row in values]
 

@@ -119,7 +119,7 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"{what} {folder} is a file, or below one; {fix}") from error
-        file = (folder / LOCK).open("a+")
+        file = (folder / LOCK).open("a+", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

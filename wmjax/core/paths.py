@@ -18,9 +18,11 @@ def expand(path: str | Path) -> Path:
     """A path with ``~`` as the home folder: a shell leaves it behind ``=`` and in files of environments as it is.
 
     Raises:
-        UserError: there is no such home folder.
+        UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it.
 
     """
+    if not str(path).strip() or "\0" in str(path):
+        raise UserError(f"the path is {str(path)!r}; name a file or folder, such as . for the current one")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -30,13 +32,29 @@ def expand(path: str | Path) -> Path:
 def listed(folder: Path, pattern: str) -> list[Path]:
     """What lies below a folder and fits a pattern, in order, without anything hidden.
 
-    macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders.
+    macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders. A pattern
+    that begins with ``**/`` looks into linked folders too, which :meth:`pathlib.Path.glob` passes over.
     """
+    places = _folders(folder) if pattern.startswith("**/") else [folder]
     return sorted(
         path
-        for path in folder.glob(pattern)
+        for place in places
+        for path in place.glob(pattern.removeprefix("**/"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """A folder and those below it, each once however many links lead to it."""
+    seen = set()
+    for place, names, _ in os.walk(folder, followlinks=True):
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield Path(place)
 
 
 def cache_root() -> Path:

@@ -104,6 +104,8 @@ def check_episode(episode: EpisodeData, spec: ObservationSpec | None, action: Ac
     instruction = episode.meta["instruction"]
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in instruction):  # half a character; no tokenizer reads it
+        raise UserError(f"{where}: instruction is {instruction!r}, which is no Unicode text; write it anew")
     _check_columns(episode, spec, action, where)
     _check_frames(episode, where)
     _check_optional(episode, action, where)

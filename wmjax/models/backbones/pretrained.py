@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import expand
 from wmjax.models.backbones.base import BACKBONES, BackboneConfig
 from wmjax.models.backbones.weight_files import weight_files
 
@@ -25,8 +26,8 @@ def backbone_folder(name: str, setting: str = "train.backbone_weights") -> Path:
         UserError: no such folder and the hub does not deliver it.
 
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := expand(name)).is_dir():
+        return folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UserError(
             f"{setting} {name!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-VL-3B-Instruct; give its place "

@@ -258,7 +258,8 @@ class LeRobotDataset:
         """A list column as float32 [n, dim]."""
         column, shape = table[name], self.features[name].shape
         dim = shape[0] if shape is not None and len(shape) == 1 else 0
-        lists = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        lists = any(is_kind(column.type) for is_kind in kinds)
         numbers = lists and (
             pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
         )

@@ -215,7 +215,7 @@ def _path(folder: Path, template: str, **place: Any) -> Path:
     """A file's path from its template in ``info.json``."""
     try:
         return folder / template.format(**place)
-    except (LookupError, ValueError, AttributeError, TypeError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError, MemoryError) as error:
         raise UserError(
             f"{folder}/meta/info.json: the path {template!r} does not fit {', '.join(place)} ({error}); {FIX}"
         ) from error

@@ -9,6 +9,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
+from wmjax.core.paths import expand
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import Progress, convert_episodes, refuse_finished
@@ -95,7 +96,7 @@ def _read_episode(dataset: LeRobotDataset, like: TrainingStore, source: str, ent
         executed=unknown,
         settled_state=np.zeros(0),
         meta={
-            "suite": dataset.layout.name if Path(source).is_dir() else source,
+            "suite": dataset.layout.name if expand(source).is_dir() else source,
             "task_id": task,
             "instruction": instruction,
             "source_episode": entry.index,
