@@ -1,5 +1,6 @@
 """Foreign files in folders that are listed: copies, notes, and what systems and editors leave beside other files."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from wmjax.encoders.vjepa2.files import MINI_FOLDER, weight_files
 from wmjax.experiment import config
 from wmjax.pipeline.convert import ConvertSettings, convert_dataset
 from wmjax.reporting.gallery import find_clips
+from wmjax.reporting.sweep_tables import read_results
 from wmjax.rollout import protocol
 from wmjax.rollout.evaluation_shards import gather, shard_folders
 from wmjax.rollout.results import Results
@@ -94,6 +96,13 @@ def clips(folder: Path) -> bool:
     return [clip.path.name for clip in find_clips(folder)] == [name]
 
 
+def sweeps(folder: Path) -> bool:
+    cell = {"cell": "a", "seed": 0, "minutes": {"training": 1.0}, "evaluations": {"p": {"episodes": {}}}}
+    (folder / "a.json").write_text(json.dumps(cell), encoding="utf-8")
+    litter(folder, ["a.json"])
+    return [result.cell for result in read_results(folder)] == ["a"]
+
+
 def shards(folder: Path) -> bool:
     header = {"actor": "noop"}
     Results(folder / "shards" / "0-of-2", header).add(record(0, 0, "success"))
@@ -104,7 +113,7 @@ def shards(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "check", [parts, lerobot(write_v21), lerobot(write_v30), hdf5, encoder, checkpoints, clips, shards]
+    "check", [parts, lerobot(write_v21), lerobot(write_v30), hdf5, encoder, checkpoints, clips, shards, sweeps]
 )
 def test_foreign_files_are_passed_over(check: Callable[[Path], bool], tmp_path: Path) -> None:
     assert check(tmp_path)

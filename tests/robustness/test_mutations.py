@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,23 @@ def test_a_file_that_is_being_written_is_not_called_damaged(tmp_path):
         with pytest.raises(UserError, match=r"a_demo\.hdf5: another program has it open .* HDF5_USE_FILE_LOCKING"):
             libero_hdf5.convert(path, tmp_path / "out", image_size=16)
     assert len(libero_hdf5.convert(path, tmp_path / "out", image_size=16).episodes) == 2
+
+
+def test_totals_of_hdf5_files_are_compared_with_what_is_there(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs.update({"num_demos": 2, "total": 16})
+        file["data/demo_1"].attrs["num_samples"] = 8
+    libero_hdf5.convert(path, tmp_path / "whole", image_size=16)
+    assert not caplog.text
+    with h5py.File(path, "a") as file:
+        file["data"].attrs.update({"num_demos": 50, "total": np.int64(7000)})
+        file["data/demo_1"].attrs["num_samples"] = 90
+        file["data/demo_0"].attrs["num_samples"] = "many"
+    libero_hdf5.convert(path, tmp_path / "part", image_size=16)
+    for words in ("50 demonstrations, 2 are there", "7000 rows, 16 are there", "90 rows of demo_1, 8 are there"):
+        assert f"a_demo.hdf5: its attributes announce {words}" in caplog.text
 
 
 def test_copies_without_attributes_say_how_their_rows_lie(tmp_path):

@@ -34,10 +34,10 @@ from wmjax.data.store import TrainingStore
 from wmjax.encoders.export import parse_grid
 from wmjax.encoders.vjepa2.files import resolve_folder
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
-from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.models.backbones.qwen2_5_vl.config import from_hf_config, preset
 from wmjax.models.backbones.qwen2_5_vl.names import IGNORED, published_name
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
-from wmjax.models.backbones.qwen2_5_vl.weights import INDEX, weight_files
+from wmjax.models.backbones.qwen2_5_vl.weights import INDEX, to_hf_config, weight_files
 from wmjax.policy.saved import find_policy
 from wmjax.reporting.dataset_page import parse_episodes
 from wmjax.reporting.html import element, write_document
@@ -45,6 +45,7 @@ from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.benchmark_log import count_records, keep_record
 from wmjax.rollout.protocol import read_protocol
 from wmjax.scaling.chips import parse_topology
+from wmjax.serving.clients.openpi import OpenPIClient
 from wmjax.sim import preparation
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
@@ -142,6 +143,14 @@ def test_places_that_cannot_be_used_are_one_line(capsys, error):
     assert run_command(body) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: /a") and message.count("\n") == 1
+
+
+def test_a_machine_without_temporary_files_is_one_line(capsys):
+    def body() -> int:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    assert run_command(body) == 2
+    assert capsys.readouterr().err.endswith("in ['/tmp']; set TMPDIR to a folder that can be written to\n")
 
 
 def test_errors_of_wmjax_itself_are_not_hidden():
@@ -325,6 +334,62 @@ def test_without_a_single_file_the_index_names_the_shards(tmp_path):
     shards = {"a": "model-00002-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
     assert [path.name for path in weight_files(tmp_path)] == sorted(shards.values())
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.fp16.safetensors", "model-q4.gguf"])
+def test_weights_in_another_form_are_named(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"neither model.safetensors nor .* but {name}; save the model again"):
+        backbone_hash(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "dangling link"])
+def test_a_shard_that_is_not_there_is_named(kind, tmp_path):
+    shard = tmp_path / "model-00001-of-00001.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": shard.name}}), encoding="utf-8")
+    if kind == "folder":
+        shard.mkdir()
+    if kind == "dangling link":
+        shard.symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=rf"{shard.name}: (missing|a folder.*); download the checkpoint again"):
+        backbone_hash(tmp_path)
+
+
+def test_a_number_that_a_config_says_is_not_replaced():
+    values = to_hf_config(preset("mini"))
+    with pytest.raises(UserError, match="rope_theta is 0"):
+        from_hf_config({**values, "rope_theta": 0})
+    assert from_hf_config({k: v for k, v in values.items() if k != "rope_theta"}).text.rope_theta == 1e6
+
+
+TEMPLATES = [
+    "{{ 1 / 0 }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% include 'x' %}",
+    "{{ nothing.at.all }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_fails_is_one_line(template, tmp_path):
+    folder = shutil.copytree(MINI_TOKENIZER, tmp_path / "tokenizer")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"chat_template.jinja: the chat template refuses a message of 2 images"
+    ) as caught:
+        PromptBuilder(folder, [(112, 112)] * 2, 16, 120, preset("mini"))("lift it")
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_character_is_no_prompt():
+    with pytest.raises(UserError, match="which is no Unicode text"):
+        PromptBuilder(MINI_TOKENIZER, [(112, 112)] * 2, 16, 120, preset("mini"))("lift \ud83e")
+
+
+@pytest.mark.parametrize("url", ["ws://[bad", "ws://localhost:99999", "ws://", "ws://:x", "ws:///"])
+def test_an_address_that_is_none_is_one_line(url):
+    with pytest.raises(UserError, match=r"cannot connect to .*; start the server, or correct --policy"):
+        OpenPIClient(url, timeout_s=1.0)
 
 
 @pytest.mark.parametrize(

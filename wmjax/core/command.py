@@ -51,21 +51,27 @@ def run_command(body: Callable[[], int]) -> int:
             raise
         return 0
     except OSError as error:
-        if error.filename is None and error.errno in FULL:  # a write says no name, and may be that of the output
-            print(f"error: the output, or a file: {error.strerror}; free some space", file=sys.stderr)
-            _empty_output()
-            return 2
-        if error.filename is None or error.errno not in REFUSED:
+        if (reason := _refused(error)) is None:
             raise
-        print(
-            f"error: {error.filename}: {error.strerror}; choose another place, or change its permissions",
-            file=sys.stderr,
-        )
+        print(f"error: {reason}", file=sys.stderr)
+        _empty_output()
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
         signals.say(stopped)
         return stopped.status
+
+
+def _refused(error: OSError) -> str | None:
+    """What is wrong with a place, and the fix; None for a bug or a broken disk."""
+    if error.filename is not None:
+        place = f"{error.filename}: {error.strerror}; choose another place, or change its permissions"
+        return place if error.errno in REFUSED else None
+    if error.errno in FULL:  # a write says no name, and may be that of the output
+        return f"the output, or a file: {error.strerror}; free some space"
+    if "temporary directory" in str(error):
+        return f"{error.strerror}; set TMPDIR to a folder that can be written to"
+    return None
 
 
 def _reader_has_gone() -> bool:

@@ -297,6 +297,8 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         if not word.startswith("--"):
             raise UserError(f"unexpected argument {word!r}; settings are written --name.of.setting VALUE")
         name, equals, text = word[2:].partition("=")
+        if not all(name.split(".")):
+            raise UserError(f"--{name} has an empty part; settings are written --name.of.setting VALUE")
         if not equals:
             if not pending:
                 raise UserError(f"--{name} has no value; write --{name} VALUE")

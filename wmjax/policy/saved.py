@@ -65,6 +65,8 @@ class SavedPolicy:
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The settings of the training, with the places that hold here."""
+        if "experiment" not in self.meta:
+            raise UserError(f"{self.folder}: the settings of its training are missing; name another run or policy")
         return experiment_at(self.meta["experiment"], self.home, self.places)
 
     def parameters(self) -> Parameters:

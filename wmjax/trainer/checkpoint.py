@@ -292,7 +292,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(text)
         version, step = int(manifest["format_version"]), int(manifest["step"])
         _ = {**manifest["meta"]}, {**manifest["sha256"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(damaged.format(MANIFEST)) from error
     if version != FORMAT_VERSION:
         raise UserError(

@@ -13,6 +13,7 @@ action j. Nothing in the file says so, so it must be said: ``rows="before"``. Th
 import contextlib
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,6 +204,7 @@ class DemonstrationFile:
             self.demos = sorted(data.keys(), key=lambda name: (len(name), name))
             if not self.demos:
                 raise UserError(f"{path}: no demonstrations in the group 'data'; {FIX}")
+            self._check_totals(data)
             self.image_size = self._image_size(data)
 
     def episode(self, demo: str, spec: ObservationSpec, gripper: Gripper = "open-negative") -> EpisodeData:
@@ -262,6 +264,20 @@ class DemonstrationFile:
                 f"images are not read); {SKIP}"
             )
         return np.stack([resize_image(orient_image(raw), spec.image_size) for raw in images[steps]])
+
+    def _check_totals(self, data: "h5py.Group") -> None:
+        """Says with both numbers if another number of demonstrations or of rows is announced than is there."""
+        import h5py
+
+        lengths = {demo: data[demo].get("actions") for demo in self.demos if isinstance(data.get(demo), h5py.Group)}
+        rows = {demo: found.shape[0] for demo, found in lengths.items() if getattr(found, "shape", None)}
+        said = [("demonstrations", data.attrs.get("num_demos"), len(self.demos))]
+        said.append(("rows", data.attrs.get("total"), sum(rows.values())))
+        said += [(f"rows of {demo}", data[demo].attrs.get("num_samples"), count) for demo, count in rows.items()]
+        for what, announced, found in said:
+            if isinstance(announced, int | np.integer) and announced != found:
+                text = "%s: its attributes announce %d %s, %d are there; a part may be missing"
+                logging.getLogger("wmjax").warning(text, self.path, announced, what, found)
 
     def _image_size(self, data: "h5py.Group") -> tuple[int, int]:
         """Of the first demonstration that has images; the others must be like it."""

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import expand
+from wmjax.core.reading import reading
 from wmjax.models.backbones.base import BACKBONES, BackboneConfig
 from wmjax.models.backbones.weight_files import weight_files
 
@@ -40,12 +41,12 @@ def backbone_hash(folder: Path) -> str:
     """The first 16 hex digits of the SHA-256 over a backbone's weight files: which base a policy was trained on.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one that the index names is missing.
 
     """
     digest = hashlib.sha256()
     for path in weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
-        with path.open("rb") as file:
+        with reading(path, "download the checkpoint again"), path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()[:16]

@@ -81,7 +81,8 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in dataset.episodes[:max_episodes]
     }
-    content = hash_json([dataclasses.asdict(dataset.info), *source_files(dataset), gripper])
+    content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
+    content = hash_json([content, *source_files(dataset), gripper])
     plan = {"source": source, "content": content}
     return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
 

@@ -61,7 +61,8 @@ def convert_video(
     episodes = {
         f"episode-{entry.index:06d}": functools.partial(read, entry) for entry in dataset.episodes[:max_episodes]
     }
-    content = hash_json([dataclasses.asdict(dataset.info), source_files(dataset), VIDEO_ONLY, _chunk_steps(like)])
+    content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
+    content = hash_json([content, source_files(dataset), VIDEO_ONLY, _chunk_steps(like)])
     plan = {"source": source, "content": content}
     return convert_episodes(out, like.spec, like.action_spec, plan, episodes, progress, skip_bad=skip_bad)
 
