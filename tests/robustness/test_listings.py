@@ -1,6 +1,7 @@
 """Foreign files in folders that are listed: copies, notes, and what systems and editors leave beside other files."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,30 @@ def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
     (tmp_path / "data/gone").symlink_to(tmp_path / "nothing")
     found = listed(tmp_path / "data", "**/*.x")
     assert [path.relative_to(tmp_path / "data").as_posix() for path in found] == ["link/far/a.x"]
+
+
+@pytest.mark.parametrize("hidden", ["data", "data/b", "data/link"])
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    hidden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "disk"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/disk")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / hidden and access(path, mode))
+    with pytest.raises(PermissionError) as caught:
+        listed(tmp_path / "data", "**/*.x")
+    assert caught.value.filename == str(tmp_path / hidden)
+
+
+def test_checkpoints_that_cannot_be_read_are_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run/checkpoints/00000001").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as caught:
+        checkpoint.find(tmp_path / "run")
+    assert caught.value.filename == str(tmp_path / "run/checkpoints")
 
 
 @pytest.mark.parametrize("place", ["data/chunk-000", "data", "meta/episodes", f"videos/{CAMERAS[0]}", "videos", "meta"])

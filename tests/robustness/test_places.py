@@ -24,7 +24,7 @@ from wmjax.core import command, paths
 from wmjax.core.command import run_command, whole_number
 from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
-from wmjax.core.files import disk_errors
+from wmjax.core.files import atomic_path, disk_errors
 from wmjax.core.location import local, location
 from wmjax.core.paths import resource_folder
 from wmjax.core.shards import own_shard, parse_shard
@@ -275,6 +275,15 @@ def test_the_fix_of_a_cache_is_another_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"), disk_errors(tmp_path / "file" / "x"):
         (tmp_path / "file" / "x").mkdir()
+
+
+def test_a_file_that_may_not_grow_is_one_line(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"x: larger than its disk or the limit .*; choose another folder"),
+        atomic_path(tmp_path / "x"),
+    ):
+        raise OSError(27, "File too large")
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_device_is_one_line(monkeypatch):

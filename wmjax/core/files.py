@@ -43,6 +43,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no disk space left; free some space or {fix}") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"{path}: larger than its disk or the limit of a file's size (ulimit -f) allows; {fix}"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{path}: not writable ({error.strerror}); {fix}") from error
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) or error.errno in NO_NAME:

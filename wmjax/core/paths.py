@@ -1,6 +1,7 @@
 """Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -34,7 +35,12 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
     macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders. A pattern
     that begins with ``**/`` looks into linked folders too, which :meth:`pathlib.Path.glob` passes over.
+
+    Raises:
+        PermissionError: a folder cannot be read, which would look like an empty one.
+
     """
+    require_readable(folder)
     places = _folders(folder) if pattern.startswith("**/") else [folder]
     return sorted(
         path
@@ -42,6 +48,17 @@ def listed(folder: Path, pattern: str) -> list[Path]:
         for path in place.glob(pattern.removeprefix("**/"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def require_readable(folder: Path) -> None:
+    """Refuses a folder that is there and cannot be listed: to :meth:`pathlib.Path.glob` it is empty.
+
+    Raises:
+        PermissionError: names it.
+
+    """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -54,6 +71,8 @@ def _folders(folder: Path) -> Iterator[Path]:
             continue
         seen.add((state.st_dev, state.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in names:
+            require_readable(Path(place) / name)
         yield Path(place)
 
 
