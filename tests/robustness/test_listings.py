@@ -1,5 +1,6 @@
 """Foreign files in folders that are listed: copies, notes, and what systems and editors leave beside other files."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.data.synthetic import make_episode, make_store
@@ -17,16 +20,18 @@ from wmjax.core.paths import listed
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert, source_files
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.store import finalize, part_names, write_part
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, weight_files
 from wmjax.experiment import config
 from wmjax.pipeline.convert import ConvertSettings, convert_dataset
 from wmjax.reporting.gallery import find_clips
 from wmjax.reporting.sweep_tables import read_results
+from wmjax.reporting.video.clips import write_video
 from wmjax.rollout import protocol
 from wmjax.rollout.evaluation_shards import gather, shard_folders
 from wmjax.rollout.results import Results
-from wmjax.sim.libero import ACTION_SPEC
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer import checkpoint
 
 LEFT = ("._{}", ".{}", ".ipynb_checkpoints/{}", ".cache/huggingface/{}", "{}.bak", "{}~", "notes.txt", "Thumbs.db")
@@ -200,6 +205,21 @@ def test_a_dataset_of_linked_folders(place: str, tmp_path: Path) -> None:
     (source / place).symlink_to(tmp_path / "elsewhere")
     assert convert(str(source), tmp_path / "out", image_size=SIZE).hash == whole.hash
     assert source_files(LeRobotDataset(source)) == content  # also of what lies behind the link
+
+
+@pytest.mark.parametrize("name", ["a:b", "file:x", "a b", "a%20b#c?d", "-x", "a[1]*", "é中", "a\nb", "%03d", "$x"])
+def test_folders_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_v21(tmp_path / name / "data", (9,), video=True)
+    store = convert(f"{name}/data", Path(name) / "store", image_size=SIZE)
+    assert len(store.frames) == 3
+    clip = Path(name) / "clip.mp4"
+    write_video(clip, np.asarray(store.frames[:]), ["", "", ""], 5.0)
+    with av.open(str(clip.absolute())) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=28, frame_stride=1)
+    write_lerobot_v30(Path(name) / "written", [make_episode(0, 9, 28, 1, 1)], spec, ACTION_SPEC)
+    assert [entry.length for entry in LeRobotDataset(Path(name) / "written").episodes] == [9]
 
 
 @pytest.mark.parametrize("name", ["a_demo.h5", "a_demo.HDF5"])

@@ -228,7 +228,7 @@ def test_numbers_within_a_text_are_decimal_digits(value, read, form, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["", " ", "a\0b"])
+@pytest.mark.parametrize("place", ["", " ", "a\0b", os.fsdecode(b"run\xff")])
 @pytest.mark.parametrize("read", [local, location, paths.expand, find_policy, TrainingStore])
 def test_an_empty_path_is_not_the_current_folder(place, read, tmp_path, monkeypatch):
     """As ``--out "$OUT"`` says when OUT is not set."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, require_unicode
 
 COMPILED_BYTES = 2_000_000_000
 """Cap of the compiled programs kept; jax itself never evicts without one."""
@@ -19,11 +19,13 @@ def expand(path: str | Path) -> Path:
     """A path with ``~`` as the home folder: a shell leaves it behind ``=`` and in files of environments as it is.
 
     Raises:
-        UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it.
+        UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it, or
+            not UTF-8.
 
     """
     if not str(path).strip() or "\0" in str(path):
         raise UserError(f"the path is {str(path)!r}; name a file or folder, such as . for the current one")
+    require_unicode(str(path), "the path")  # neither Arrow nor Orbax opens what is not UTF-8
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

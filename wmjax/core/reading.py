@@ -179,7 +179,7 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int |
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    with reading(path, fix), pq.ParquetFile(path) as file:
+    with reading(path, fix), pq.ParquetFile(path.absolute()) as file:
         wanted = list(dict.fromkeys([*columns, *(["episode_index"] if rows_of is not None else [])]))
         names = file.schema_arrow.names
         if missing := sorted(set(wanted) - set(names)):
@@ -201,7 +201,7 @@ def parquet_columns(path: Path, fix: str) -> list[str]:
     """
     import pyarrow.parquet as pq
 
-    with reading(path, fix), pq.ParquetFile(path) as file:
+    with reading(path, fix), pq.ParquetFile(path.absolute()) as file:
         return list(file.schema_arrow.names)
 
 

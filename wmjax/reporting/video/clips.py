@@ -110,7 +110,8 @@ def write_video(
 ) -> None:
     """Encodes an H.264 mp4, atomically."""
     with atomic_path(path) as temporary:
-        _encode(str(temporary), frames, captions, rate, strips)
+        # Absolute: of a relative path, FFmpeg takes what stands before a colon for a protocol.
+        _encode(str(temporary.absolute()), frames, captions, rate, strips)
 
 
 def _encode(

@@ -80,7 +80,7 @@ def decode_video(
     """
     import av
 
-    with reading(path, "download the dataset again"), av.open(str(path)) as container:
+    with reading(path, "download the dataset again"), av.open(str(path.absolute())) as container:
         stream = container.streams.video[0]
         _require_frames(path, stream, start, len(times), step)
         if frames is not None and stream.frames > frames:

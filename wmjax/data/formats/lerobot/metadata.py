@@ -151,7 +151,7 @@ def _by_index(lines: Iterable[_TaskLine], path: Path) -> dict[int, str]:
 
 def _task_column(path: Path, names: list[str]) -> str:
     """The column of the instructions: the table's pandas index, else ``task``, else the only other one."""
-    with reading(path, FIX), pq.ParquetFile(path) as file:
+    with reading(path, FIX), pq.ParquetFile(path.absolute()) as file:
         text = (file.schema_arrow.metadata or {}).get(b"pandas", b"{}")
         index = json.loads(text).get("index_columns", [])
     others = [name for name in names if name != "task_index"]
