@@ -22,7 +22,6 @@ from wmjax.data.statistics import (
     denormalise_action,
     normalise_action,
     normalise_latents,
-    normalise_state,
 )
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
@@ -35,6 +34,7 @@ from wmjax.policy.interventions import Donor, Errors, mix
 from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
+from wmjax.policy.told import Told
 
 
 class Carry(NamedTuple):
@@ -92,7 +92,9 @@ class Policy:
         corruption: what the action tokens get in the place of the world memory.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
-        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
+        told: what the network is told of pending actions.
+        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none. The
+            first ``told.steps`` are for the network, all of them for the continuation of earlier chunks.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
     """
@@ -135,7 +137,8 @@ class Policy:
             realtime, chunk=self.action_spec.chunk, horizon=open_loop_horizon, delay=execution_delay,
             trained_delay=experiment.train.delay,
         )  # fmt: skip
-        self.pending_steps = 0 if self.handover is None else self.handover.pending
+        self.told = Told.of(experiment, self.observation_spec, self.action_spec)
+        self.pending_steps = self.told.steps if self.handover is None else self.handover.pending
         self.committed = 0 if self.handover is None else self.handover.committed
         require_inpainting(experiment.model.head.kind, realtime)
         self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
@@ -214,8 +217,8 @@ class Policy:
             keys: the randomness of the head and of the corruption ``noise``, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
-            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None at an episode's
-                first decision, or without real-time execution.
+            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None for a policy
+                that takes none, and at an episode's first decision, when nothing but holding still is pending.
 
         Returns:
             The carry, raw actions within their bounds, and numbers of each row: ``memory/gate``,
@@ -227,7 +230,7 @@ class Policy:
 
         Raises:
             ValueError: a future without an oracle, or an oracle without the future; the same of a donor; another number
-                of pending actions than the policy takes.
+                of pending actions than the policy takes, or none after an episode's first decision.
 
         """
         if (future is None) != (self.oracle is None):
@@ -236,7 +239,8 @@ class Policy:
             raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
         if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
             raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
-        return self._step(self._state, carry, observation, keys, future, donor, pending)
+        told, continued = self.told.rows(pending, observation), None if self.handover is None else pending
+        return self._step(self._state, carry, observation, keys, future, donor, continued, told)
 
     def _act(
         self,
@@ -248,6 +252,7 @@ class Policy:
         future: UInt8[Array, "batch future cameras height width 3"] | None,
         donor: Donor | None,
         pending: Float32[Array, "batch pending dim"] | None,
+        told: Float32[Array, "batch told dim"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
         history = memory = None
@@ -258,11 +263,9 @@ class Policy:
             history = normalise_latents(carry.latents, self.encoder_spec)
         inputs = ModelInput(
             images=observation.images[:, -1],
-            state=normalise_state(observation.state, self.action_spec),
             prompt=observation.prompt,
             latents=history,
-            future=None,
-            future_mask=None,
+            **self.told.inputs(observation.state, told),
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
@@ -360,7 +363,9 @@ def load_policy(
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
-        realtime: of the same class; every call but an episode's first then takes pending actions.
+        realtime: of the same class; every call but an episode's first then takes pending actions. So does every call
+            of a policy that was trained to be told them (``model.pending`` or ``model.roll_state``): see
+            :meth:`Policy.__call__` and :attr:`Policy.pending_steps`.
         execution_delay: of the same class; only real-time execution depends on it.
         places: what to use in place of folders that the settings name, such as
             ``{"encoder": {"model": FOLDER}}`` on another machine.
