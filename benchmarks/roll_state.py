@@ -4,8 +4,8 @@ python -m benchmarks.roll_state STORE [--delay 8] [--episodes 150]
 
 For each frame of the episodes, the state is rolled forward by the executed actions of the next ``--delay`` control
 steps and compared with the state that was recorded then. The rows are the state as it is, the state rolled by the
-controller's full deltas (0.05 m, 0.5 rad), and the state as a policy with ``model.roll_state`` gets it; the last line
-has the least squares that ``wmjax.data.motion.METRES`` and ``RADIANS`` are from.
+controller's full deltas (0.05 m, 0.5 rad), and the state as a policy with ``model.roll_state`` gets it; the last lines
+have the least squares for each axis that ``wmjax.data.motion.METRES`` and ``RADIANS`` are from.
 """
 
 import argparse
@@ -13,13 +13,14 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float32
+from scipy.spatial.transform import Rotation
 
 from wmjax.data.labels import pending_actions
 from wmjax.data.motion import Motion, find_motion, roll_state
 from wmjax.data.store import TrainingStore
-from wmjax.diagnostics.samples import rotation_columns
 
-FULL = {"metres": 0.05, "radians": 0.5}
+FULL = {"metres": (0.05,) * 3, "radians": (0.5,) * 3}
+State = Float32[np.ndarray, "n state"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,41 +44,23 @@ def main(arguments: list[str] | None = None) -> None:
     for name, found in (ways | {"model.roll_state": roll_state(before, actions, motion)}).items():
         position, rotation = errors(found, after, motion)
         print(f"{name:<18}{100 * position:8.2f} cm{rotation:8.3f} rad")
-    metres, radians = fit(before, after, actions, motion)
-    print(f"least squares: {metres:.4f} m, {radians:.4f} rad per control step and delta of 1")
+    moved, turned = (after - before)[:, motion.position], turn(before, after, motion)
+    for unit, did, asked in (("m", moved, motion.translation), ("rad", turned, motion.rotation)):
+        total = actions[..., asked].sum(1)
+        print(f"{unit} per control step and delta of 1: {np.round((did * total).sum(0) / (total**2).sum(0), 4)}")
 
 
-def errors(
-    found: Float32[np.ndarray, "n s"], wanted: Float32[np.ndarray, "n s"], motion: Motion
-) -> tuple[float, float]:
+def errors(found: State, wanted: State, motion: Motion) -> tuple[float, float]:
     """Root mean squares of the distance (m) and of the angle (rad) between two poses."""
-    distance = np.linalg.norm((found - wanted)[:, motion.position], axis=-1)
-    a, b = (matrix(x[:, motion.orientation]) for x in (found, wanted))
-    cosine = (np.einsum("nij,nij->n", a, b) - 1) / 2
-    angle = np.arccos(np.clip(cosine, -1, 1))
-    return float(np.sqrt(np.mean(distance**2))), float(np.sqrt(np.mean(angle**2)))
+    both = (found - wanted)[:, motion.position], turn(found, wanted, motion)
+    position, rotation = (np.sqrt(np.square(each).sum(1).mean()) for each in both)
+    return float(position), float(rotation)
 
 
-def matrix(vector: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3 3"]:
-    """Rotation matrices of rotation vectors."""
-    columns = rotation_columns(vector).reshape(-1, 2, 3)
-    return np.stack([columns[:, 0], columns[:, 1], np.cross(columns[:, 0], columns[:, 1])], axis=-1)
-
-
-def fit(
-    before: Float32[np.ndarray, "n s"],
-    after: Float32[np.ndarray, "n s"],
-    actions: Float32[np.ndarray, "n steps a"],
-    motion: Motion,
-) -> tuple[float, float]:
-    """The metres and the radians of a delta of 1 that give the smallest errors; the radians on a grid."""
-    moved = (after - before)[:, motion.position]
-    asked = actions[..., motion.translation].sum(1)
-    grid = np.linspace(0.0, 0.25, 51)
-    turned = [
-        errors(roll_state(before, actions, dataclasses.replace(motion, radians=x)), after, motion)[1] for x in grid
-    ]
-    return float((moved * asked).sum() / (asked**2).sum()), float(grid[int(np.argmin(turned))])
+def turn(before: State, after: State, motion: Motion) -> Float32[np.ndarray, "n 3"]:
+    """The rotation vector, about the axes of the world, from one orientation to another."""
+    one, other = (Rotation.from_rotvec(state[:, motion.orientation]) for state in (before, after))
+    return np.asarray((other * one.inv()).as_rotvec(), np.float32)
 
 
 if __name__ == "__main__":
