@@ -13,7 +13,6 @@ from flax import nnx
 from tests.models.vla_helpers import (
     BATCH,
     TinyBackbone,
-    fit,
     head_config,
     make_actions,
     make_inputs,
@@ -41,7 +40,7 @@ def told(variant: str, head: str = "regression", **changes: Any) -> VLA:
 
 @functools.cache
 def started(pending: int) -> dict[str, jax.Array]:
-    config = tiny_config("e2", pending=pending)
+    config = tiny_config("e0", head=head_config("regression"), pending=pending)
     model = jax.jit(lambda: nnx.state(VLA(config, rngs=nnx.Rngs(1), backbone=TinyBackbone(nnx.Rngs(0)))))()
     return {name: np.asarray(value) for name, value in to_named(model).items()}
 
@@ -56,8 +55,7 @@ def test_it_has_the_parameters_of_the_one_that_is_not_told_and_one_embedding() -
     assert {name.split("/")[0] for name in other.keys() - plain.keys()} == {"pending_in"}
     assert not plain.keys() - other.keys()
     for name, value in plain.items():
-        if not name.startswith("world"):  # drawn last, because variants differ in it
-            np.testing.assert_array_equal(other[name], value)
+        np.testing.assert_array_equal(other[name], value)
 
 
 def test_a_network_that_is_not_told_does_not_read_them() -> None:
@@ -83,19 +81,18 @@ def test_without_a_state_they_are_told_all_the_same() -> None:
     assert np.abs(sample(model, TOLD._replace(pending=-PENDING)) - sample(model, TOLD)).max() > 1e-4
 
 
-@pytest.mark.parametrize("head", ["regression", "flow"])
-def test_the_action_loss_trains_the_embedding(head: str) -> None:
-    graph, params, rest = nnx.split(told("e2", head), nnx.Param, ...)
+@pytest.mark.parametrize("head", ["regression", pytest.param("flow", marks=pytest.mark.slow)])
+def test_the_action_loss_reaches_the_embedding(head: str) -> None:
+    graph, params, rest = nnx.split(told("e0", head), nnx.Param, ...)
 
-    def loss(params: nnx.State, key: jax.Array) -> tuple[jax.Array, Any]:
-        return nnx.merge(graph, params, rest).loss(TOLD, ACTION, MASK, key, train=True)
+    def loss(params: nnx.State) -> tuple[jax.Array, Any]:
+        return nnx.merge(graph, params, rest).loss(TOLD, ACTION, MASK, KEY, train=True)
 
-    gradients = jax.jit(jax.grad(loss, has_aux=True))(params, KEY)[0]
-    for name, gradient in to_named(gradients["pending_in"]).items():
+    gradients = jax.jit(jax.grad(loss, has_aux=True))(params)[0]
+    named = to_named(gradients["pending_in"])
+    assert len(named) == 4
+    for name, gradient in named.items():
         assert np.abs(gradient).max() > 1e-6, name
-    before = {name: np.asarray(value) for name, value in to_named(params["pending_in"]).items()}
-    after = to_named(fit(params, loss, 2)[0]["pending_in"])
-    assert all(np.abs(after[name] - value).max() > 0 for name, value in before.items())
 
 
 def test_what_is_missing_or_of_another_number_is_refused() -> None:

@@ -13,9 +13,6 @@ from wmjax.data.observation import Observation
 from wmjax.data.statistics import normalise_action, normalise_state
 from wmjax.experiment.config import Experiment
 
-Rows = Float32[Array | np.ndarray, "batch steps dim"]
-"""Raw actions."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Told:
@@ -46,7 +43,9 @@ class Told:
         motion = find_motion(observation, action) if model.roll_state else None
         return cls(experiment.told_steps, bool(model.pending), motion, action)
 
-    def rows(self, pending: Rows | None, observation: Observation) -> Rows | None:
+    def rows(
+        self, pending: Float32[Array | np.ndarray, "batch pending dim"] | None, observation: Observation
+    ) -> Float32[Array | np.ndarray, "batch steps dim"] | None:
         """The actions of these steps, raw; None if there are none.
 
         Args:
@@ -69,7 +68,9 @@ class Told:
         hold = np.array(self.spec.hold, np.float32)
         return np.broadcast_to(hold, (len(observation.state), self.steps, len(hold)))
 
-    def inputs(self, state: Float32[Array, "batch state"], rows: Rows | None) -> dict[str, Any]:
+    def inputs(
+        self, state: Float32[Array, "batch state"], rows: Float32[Array, "batch steps dim"] | None
+    ) -> dict[str, Any]:
         """``state`` and ``pending`` of a :class:`wmjax.models.inputs.ModelInput`, normalised; traceable by jax."""
         if self.motion is not None and rows is not None:
             state = roll_state(jnp.asarray(state), rows, self.motion)
