@@ -22,6 +22,7 @@ from tests.models.vla_helpers import (
 )
 from tests.variants import VARIANTS
 from wmjax.core.errors import UserError
+from wmjax.diagnostics.passes import input_conditions
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
 
@@ -103,3 +104,13 @@ def test_what_is_missing_or_of_another_number_is_refused() -> None:
         model.hidden(TOLD._replace(pending=PENDING[:, :2]))
     with pytest.raises(UserError, match=r"model\.roll_state is true with model\.use_state false"):
         dataclasses.replace(tiny_config("e0"), roll_state=True, use_state=False)
+
+
+def test_a_diagnosis_exchanges_them_between_samples() -> None:
+    plain, more = (input_conditions(tiny_config("e0", pending=steps), 2) for steps in (0, STEPS))
+    (condition,) = [each for each in more if each.name not in {one.name for one in plain}]
+    assert condition.name == "another sample's pending actions" and condition.change is not None
+    batch = {"pending": np.asarray(PENDING), "state": np.zeros((BATCH, 8))}
+    changed = condition.change(batch, np.random.default_rng(0))
+    np.testing.assert_array_equal(changed["pending"], np.asarray(PENDING)[[2, 0, 1]])
+    assert changed["state"] is batch["state"]

@@ -1,6 +1,7 @@
 """A policy that is told its pending actions, or the state that they lead to."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ from tests.rollout.runs import parameters, plain_specs, tiny_experiment
 from wmjax.core.errors import UserError
 from wmjax.data.motion import find_motion, roll_state
 from wmjax.data.observation import Observation
+from wmjax.data.store import TrainingStore
 from wmjax.models.prompts import join_prompts
 from wmjax.policy.policy import Policy
+from wmjax.policy.recorded_decisions import decide_on_recording
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 DELAY = 2
@@ -94,6 +97,21 @@ def test_with_real_time_execution_the_first_of_them_are_told_and_the_rest_is_con
     np.testing.assert_allclose(led[:, 4:], alone[:, 4:], atol=1e-5)  # behind the overlap
     np.testing.assert_array_equal(led[:, :2], longer[:, DELAY : DELAY + 2])
     np.testing.assert_allclose(decide(late, None, first=True), decide(told, HOLD), atol=1e-6)
+
+
+def test_on_a_recording_it_is_told_what_was_executed_then(told: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, seen = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes"), []
+
+    def note(self: Policy, carry: Any, observation: Observation, keys: Any, **given: Any) -> tuple[Any, Any, dict]:
+        seen.append(given["pending"])
+        return carry, np.zeros((1, 8, 7), np.float32), {}
+
+    monkeypatch.setattr(Policy, "__call__", note)
+    decide_on_recording(told, store, 1)
+    episode = store.episode(1)
+    assert len(seen) == len(episode.frame_step) > 10
+    for pending, step in zip(seen[:-1], episode.frame_step, strict=False):
+        np.testing.assert_array_equal(pending, episode.executed[step : step + DELAY][None])
 
 
 def test_what_does_not_fit_is_refused(told: Policy) -> None:
