@@ -75,7 +75,7 @@ def test_rows_do_not_depend_on_each_other(told: Policy) -> None:
 def test_the_network_gets_them_in_its_units(told: Policy) -> None:
     """The same parameters on actions that are normalised already."""
     plain = make(pending=DELAY)
-    plain.told = dataclasses.replace(plain.told, spec=dataclasses.replace(ACTION_SPEC, chunk=8))
+    plain.pending_input = dataclasses.replace(plain.pending_input, spec=dataclasses.replace(ACTION_SPEC, chunk=8))
     units = (PENDING - np.float32([0.1] * 6 + [0.0])) / np.float32([0.5] * 6 + [1.0])
     np.testing.assert_allclose(decide(plain, units), decide(told, PENDING), atol=1e-6)
 

@@ -242,7 +242,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
         )
     if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
         yield reason
-    delay = experiment.told_steps
+    delay = experiment.pending_steps
     if delay and protocol.realtime == "none" and protocol.execution_delay != delay:
         yield (
             f"execution_delay is {protocol.execution_delay}, but the policy is told which actions are executed in the "

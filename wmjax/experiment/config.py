@@ -76,7 +76,7 @@ class Experiment:
         return "-".join(part for part in parts if part)
 
     @property
-    def told_steps(self) -> int:
+    def pending_steps(self) -> int:
         """How many pending actions the policy depends on, those of ``train.delay`` control steps; 0 for none."""
         return self.train.delay if self.model.pending or self.model.roll_state else 0
 

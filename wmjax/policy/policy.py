@@ -18,12 +18,7 @@ from wmjax.core.rng import stable_hash
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
-from wmjax.data.statistics import (
-    clip_action,
-    denormalise_action,
-    normalise_action,
-    normalise_latents,
-)
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_action, normalise_latents
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.base import Known, require_inpainting
@@ -35,7 +30,7 @@ from wmjax.policy.interventions import Donor, Errors, mix
 from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
-from wmjax.policy.told import Told
+from wmjax.policy.pending_input import PendingInput
 
 
 class Carry(NamedTuple):
@@ -93,9 +88,8 @@ class Policy:
         corruption: what the action tokens get in the place of the world memory.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
-        told: what the network is told of pending actions.
-        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none. The
-            first ``told.steps`` are for the network, all of them for the continuation of earlier chunks.
+        pending_input: what the network is told of pending actions.
+        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
     """
@@ -138,8 +132,8 @@ class Policy:
             realtime, chunk=self.action_spec.chunk, horizon=open_loop_horizon, delay=execution_delay,
             trained_delay=experiment.train.delay,
         )  # fmt: skip
-        self.told = Told.of(experiment, self.observation_spec, self.action_spec)
-        self.pending_steps = self.told.steps if self.handover is None else self.handover.pending
+        self.pending_input = PendingInput.of(experiment, self.observation_spec, self.action_spec)
+        self.pending_steps = self.pending_input.steps if self.handover is None else self.handover.pending
         self.committed = 0 if self.handover is None else self.handover.committed
         require_inpainting(experiment.model.head.kind, realtime)
         self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
@@ -242,7 +236,8 @@ class Policy:
             raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
         if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
             raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
-        told, continued = self.told.rows(pending, observation), None if self.handover is None else pending
+        told = self.pending_input.rows(pending, observation)
+        continued = None if self.handover is None else pending
         return self._step(self._state, carry, observation, keys, future, donor, continued, told)
 
     def _act(
@@ -268,7 +263,7 @@ class Policy:
             images=observation.images[:, -1],
             prompt=observation.prompt,
             latents=history,
-            **self.told.inputs(observation.state, told),
+            **self.pending_input.inputs(observation.state, told),
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
@@ -372,9 +367,8 @@ def load_policy(
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
-        realtime: of the same class; every call but an episode's first then takes pending actions. So does every call
-            of a policy that was trained to be told them (``model.pending`` or ``model.roll_state``): see
-            :meth:`Policy.__call__` and :attr:`Policy.pending_steps`.
+        realtime: of the same class; every call but an episode's first then takes ``pending`` actions, as those of a
+            policy that was trained to be told them (``model.pending`` or ``model.roll_state``) always do.
         execution_delay: of the same class; only real-time execution depends on it.
         places: what to use in place of folders that the settings name, such as
             ``{"encoder": {"model": FOLDER}}`` on another machine.

@@ -65,7 +65,7 @@ def decide_on_recording(policy: Policy, store: TrainingStore, index: int, *, see
     prompt, carry, key = policy.prompt(episode.meta["instruction"]), policy.initial_carry(), jax.random.key(seed)
     actions, infos = [], []
     frames = np.flatnonzero(store.frame_episode == index)
-    pending = pending_actions(store, frames, policy.told.steps) if policy.told.steps else None
+    pending = pending_actions(store, frames, policy.pending_input.steps) if policy.pending_input.steps else None
     for frame, step in enumerate(episode.frame_step):
         images, state = episode.images[frame : frame + 1], episode.state[step]
         observation = Observation(np.asarray(images)[None], state[None], prompt, np.array([frame == 0]))

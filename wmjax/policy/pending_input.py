@@ -15,7 +15,7 @@ from wmjax.experiment.config import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class PendingInput:
     """The pending actions of a policy.
 
     Attributes:
@@ -32,7 +32,7 @@ class Told:
     spec: ActionSpec
 
     @classmethod
-    def of(cls, experiment: Experiment, observation: ObservationSpec, action: ActionSpec) -> "Told":
+    def of(cls, experiment: Experiment, observation: ObservationSpec, action: ActionSpec) -> "PendingInput":
         """What the network of an experiment is told.
 
         Raises:
@@ -41,7 +41,7 @@ class Told:
         """
         model = experiment.model
         motion = find_motion(observation, action) if model.roll_state else None
-        return cls(experiment.told_steps, bool(model.pending), motion, action)
+        return cls(experiment.pending_steps, bool(model.pending), motion, action)
 
     def rows(
         self, pending: Float32[Array | np.ndarray, "batch pending dim"] | None, observation: Observation
