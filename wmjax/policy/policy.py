@@ -27,10 +27,10 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
+from wmjax.policy.pending_input import PendingInput
 from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
-from wmjax.policy.pending_input import PendingInput
 
 
 class Carry(NamedTuple):
