@@ -252,6 +252,9 @@ def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:
     evaluation, train, _ = printed(frozen, tmp_path)
     assert evaluation[-4:] == ["--protocol", "libero_spatial", "--tasks", "0,1,2,4,6"]
     assert train[4] == "prior_e2_flow" and train[-2:] == list(weights)
+    late = ("--train.delay", "8", "--model.pending", "8", "--evaluation.protocol", "spatial_delay8")
+    assert printed(experiment(*late), tmp_path)[0][-2:] == ["--delay", "8"]  # another delay would be refused
+    assert "--delay" not in printed(experiment(*late[:2], *late[4:]), tmp_path)[0]
     # The benchmark was the evaluation after training already.
     assert [line[2] for line in printed(experiment(scale="3b"), tmp_path)[:-1]] == ["wmjax.train"]
 

@@ -82,7 +82,7 @@ def test_without_a_state_they_are_told_all_the_same() -> None:
     assert np.abs(sample(model, TOLD._replace(pending=-PENDING)) - sample(model, TOLD)).max() > 1e-4
 
 
-@pytest.mark.parametrize("head", ["regression", pytest.param("flow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head", ["regression", "flow"])
 def test_the_action_loss_reaches_the_embedding(head: str) -> None:
     graph, params, rest = nnx.split(told("e0", head), nnx.Param, ...)
 
