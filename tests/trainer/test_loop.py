@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -71,9 +72,13 @@ def test_no_seed_learns_from_episodes_that_another_is_scored_on(inputs: Inputs) 
 
 
 @pytest.mark.slow
-def test_every_parameter_moves_and_metrics_are_written(inputs: Inputs, tmp_path: Path) -> None:
+def test_every_parameter_moves_and_metrics_are_written(
+    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_config()
+    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
     last = fit(inputs, tmp_path)
+    assert not [record for record in caplog.records if "compiled again" in record.message]
     start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
     before, after = to_named(split_model(start, trainable_filter("all"))[1]), saved(last, model)
     still = [name for name in before if np.array_equal(before[name], after[name])]
@@ -197,6 +202,17 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
     assert before.keys() | trained.keys() == to_named(nnx.state(start, nnx.Param)).keys()
     assert [name for name in trained if np.array_equal(first[name], trained[name])] == []
     assert sum("lora" in name for name in trained) == 2 * len(model.backbone.lora.targets)
+
+
+@pytest.mark.slow
+def test_what_embeds_pending_actions_trains(store: TrainingStore, tmp_path: Path) -> None:
+    model = dataclasses.replace(tiny_config("e0", "regression"), pending=4, roll_state=True)
+    config = dataclasses.replace(CONFIG, steps=2, eval_every=2, checkpoint_every=2, delay=4)
+    made = make_inputs(store, None, PromptConfig(length=56), model, config)
+    start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
+    before, after = to_named(nnx.state(start.pending_in)), saved(fit(made, tmp_path, config, model), model)
+    assert len(before) == 4
+    assert [name for name in before if np.array_equal(before[name], after[f"pending_in/{name}"])] == []
 
 
 @pytest.mark.long  # the smoke test's sweep trains e0; e1 is e2 without a loss

@@ -20,18 +20,33 @@ def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
         UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
 
     """
-    if store.action_chunk is None:
-        return
-    steps, stride = store.action_chunk.shape[1], store.spec.frame_stride
+    if store.action_chunk is not None:
+        steps, stride = store.action_chunk.shape[1], store.spec.frame_stride
+        require_labels(steps, stride, chunk, delay, f"the chunk labels in {store.folder}")
+
+
+def require_labels(steps: int, stride: int, chunk: int, delay: int, what: str) -> None:
+    """Refuses a chunk that labels do not contain.
+
+    Args:
+        steps: control steps of a label.
+        stride: control steps from one label to the next.
+        chunk: control steps that the policy answers.
+        delay: control steps between the observation and the chunk.
+        what: the labels, for the error.
+
+    Raises:
+        UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
+
+    """
     if chunk > steps:
         raise UserError(
-            f"model.chunk is {chunk}, but the chunk labels in {store.folder} have {steps} control steps; lower it, or "
-            f"record with data.demonstrations.label_steps {chunk} or more"
+            f"model.chunk is {chunk}, but {what} have {steps} control steps; lower it, or record with "
+            f"data.demonstrations.label_steps {chunk} or more"
         )
     if delay % stride:
         raise UserError(
-            f"train.delay is {delay}, but {store.folder} has chunk labels every {stride} control steps only; choose a "
-            f"multiple of {stride}"
+            f"train.delay is {delay}, but {what} begin every {stride} control steps only; choose a multiple of {stride}"
         )
 
 
@@ -66,6 +81,26 @@ def chunk_labels(
     later, exists = future_indices(frames + ahead - 1, end, 1)
     mask = np.repeat(exists, chunk, axis=1)
     return pad_actions(store.action_chunk[later[:, 0], :chunk], mask, store.action_spec), mask
+
+
+def pending_actions(
+    store: TrainingStore, frames: Int[np.ndarray, " n"], delay: int
+) -> Float32[np.ndarray, "n delay action"]:
+    """The actions that are still to be executed at some frames, raw: those of the next ``delay`` control steps.
+
+    They are the actions that the recording executed, noise and holding still included, not the labels. Behind the
+    episode's end, where no frame has a label either, the robot stays where it is.
+
+    Args:
+        store: the training store.
+        frames: indices of its frames.
+        delay: control steps between a frame and the first action of its chunk.
+
+    """
+    entries = [store.episodes[index] for index in store.frame_episode[frames]]
+    end = np.array([entry["step_start"] + entry["length"] for entry in entries])
+    rows, mask = chunk_indices(store.frame_row[frames], end, delay)
+    return pad_actions(store.executed[rows], mask, store.action_spec)
 
 
 def undisturbed_between(

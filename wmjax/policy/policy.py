@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, UInt8
 
 from wmjax.core.corruption import SHUFFLED, Corruption
@@ -16,14 +17,8 @@ from wmjax.core.handover import Realtime, make_handover
 from wmjax.core.rng import stable_hash
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
-from wmjax.data.observation import Observation, Prompt
-from wmjax.data.statistics import (
-    clip_action,
-    denormalise_action,
-    normalise_action,
-    normalise_latents,
-    normalise_state,
-)
+from wmjax.data.observation import Observation, Prompt, require_observation
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_action, normalise_latents
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.base import Known, require_inpainting
@@ -32,6 +27,7 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
+from wmjax.policy.pending_input import PendingInput
 from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
@@ -92,6 +88,7 @@ class Policy:
         corruption: what the action tokens get in the place of the world memory.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
+        pending_input: what the network is told of pending actions.
         pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
@@ -135,7 +132,8 @@ class Policy:
             realtime, chunk=self.action_spec.chunk, horizon=open_loop_horizon, delay=execution_delay,
             trained_delay=experiment.train.delay,
         )  # fmt: skip
-        self.pending_steps = 0 if self.handover is None else self.handover.pending
+        self.pending_input = PendingInput.of(experiment, self.observation_spec, self.action_spec)
+        self.pending_steps = self.pending_input.steps if self.handover is None else self.handover.pending
         self.committed = 0 if self.handover is None else self.handover.committed
         require_inpainting(experiment.model.head.kind, realtime)
         self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
@@ -168,11 +166,13 @@ class Policy:
         if spec is not None:
             clip = (spec.clip_length, len(spec.cameras))
             history = (prophet.history, spec.tokens_per_frame, spec.dim)
-        return Carry(
+        empty = Carry(
             jnp.zeros((batch, *clip, size, size, 3), jnp.uint8),
             jnp.zeros((batch, *history)),
             jnp.zeros((batch, *future)),
         )
+        # Where the decisions' own carries are, or the second decision would be compiled anew.
+        return jax.device_put(empty, _beside(jax.tree.leaves(self._state)[0]))
 
     def prompt(self, instruction: str) -> Prompt:
         """The tokenised instruction (batch 1, numpy).
@@ -181,6 +181,8 @@ class Policy:
             UserError: empty, or too long for the model's prompt bucket.
 
         """
+        if not isinstance(instruction, str):
+            raise UserError(f"instruction is {instruction!r}; give a text")
         return self._prepare(instruction)
 
     def require_prompts(self, hashes: dict[str, str]) -> None:
@@ -214,8 +216,8 @@ class Policy:
             keys: the randomness of the head and of the corruption ``noise``, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
-            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None at an episode's
-                first decision, or without real-time execution.
+            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None for a policy
+                that takes none, and at an episode's first decision, when nothing but holding still is pending.
 
         Returns:
             The carry, raw actions within their bounds, and numbers of each row: ``memory/gate``,
@@ -226,8 +228,9 @@ class Policy:
             up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
 
         Raises:
+            UserError: an observation of other types or shapes than the policy takes.
             ValueError: a future without an oracle, or an oracle without the future; the same of a donor; another number
-                of pending actions than the policy takes.
+                of pending actions than the policy takes, or none after an episode's first decision.
 
         """
         if (future is None) != (self.oracle is None):
@@ -236,7 +239,10 @@ class Policy:
             raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
         if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
             raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
-        return self._step(self._state, carry, observation, keys, future, donor, pending)
+        require_observation(observation, keys, self.observation_spec)
+        told = self.pending_input.rows(pending, observation)
+        continued = None if self.handover is None else pending
+        return self._step(self._state, carry, observation, keys, future, donor, continued, told)
 
     def _act(
         self,
@@ -248,6 +254,7 @@ class Policy:
         future: UInt8[Array, "batch future cameras height width 3"] | None,
         donor: Donor | None,
         pending: Float32[Array, "batch pending dim"] | None,
+        told: Float32[Array, "batch told dim"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
         history = memory = None
@@ -258,11 +265,9 @@ class Policy:
             history = normalise_latents(carry.latents, self.encoder_spec)
         inputs = ModelInput(
             images=observation.images[:, -1],
-            state=normalise_state(observation.state, self.action_spec),
             prompt=observation.prompt,
             latents=history,
-            future=None,
-            future_mask=None,
+            **self.pending_input.inputs(observation.state, told),
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
@@ -333,6 +338,12 @@ class Policy:
         return None if self._encoder is None else functools.partial(self._encoder.apply, params)
 
 
+def _beside(leaf: Array) -> jax.sharding.Sharding:
+    """Where arrays lie whole on the devices of one that may be split."""
+    place = leaf.sharding
+    return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+
+
 def _inside(corruption: Corruption) -> Corruption:
     """The part of a corruption that the network itself applies."""
     return "none" if corruption == "noise" else corruption
@@ -360,7 +371,8 @@ def load_policy(
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
-        realtime: of the same class; every call but an episode's first then takes pending actions.
+        realtime: of the same class; every call but an episode's first then takes ``pending`` actions, as those of a
+            policy that was trained to be told them (``model.pending`` or ``model.roll_state``) always do.
         execution_delay: of the same class; only real-time execution depends on it.
         places: what to use in place of folders that the settings name, such as
             ``{"encoder": {"model": FOLDER}}`` on another machine.
@@ -370,6 +382,8 @@ def load_policy(
             the policy's head or chunk.
 
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size is {batch_size!r}; give a whole number of rows, at least 1")
     found = find_policy(path, places)
     meta = found.meta
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]
