@@ -124,13 +124,13 @@ def test_the_checkpoints_units_are_kept(run: Path, inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("head", "ends"),
     [
-        ("flow", {"head/action_in/kernel", "head/out/kernel", "head/out/bias"}),
-        ("regression", {"head/mlp/down/kernel", "head/mlp/down/bias"}),
+        ("flow", {"head/action_in/kernel/value", "head/out/kernel/value", "head/out/bias/value"}),
+        ("regression", {"head/mlp/down/kernel/value", "head/mlp/down/bias/value"}),
     ],
 )
 def test_the_ends_are_the_parameters_whose_size_is_a_robots(head: str, ends: set[str]) -> None:
-    state = {"state_in/up/kernel"}
-    gripper = {"head/gripper/mlp/down/kernel", "head/gripper/mlp/down/bias"}
+    state = {"state_in/up/kernel/value"}
+    gripper = {f"head/gripper/mlp/down/{name}/value" for name in ("kernel", "bias")}
     found = experiment(tiny_config(head=head))
     assert end_parameters(found, ("state", "action")) == state | ends | gripper
     assert end_parameters(found, ("state",)) == state
@@ -169,8 +169,8 @@ def test_an_end_of_the_same_size_is_new_if_it_is_of_another_robot(run: Path, inp
     assert fitted.offset == (*inputs.action_spec.offset[:6], 0.5) and fitted.state_offset == (0.25,) * 8
     params = fresh(tiny_config(), seed=5)
     found = to_named(start.load(*params, end_parameters(experiment(tiny_config()), ("state",)))[0])
-    np.testing.assert_array_equal(found["state_in/up/kernel"], to_named(params[0])["state_in/up/kernel"])
-    np.testing.assert_array_equal(found["head/out/kernel"], start.saved.parameters()["head/out/kernel"])
+    np.testing.assert_array_equal(found["state_in/up/kernel/value"], to_named(params[0])["state_in/up/kernel/value"])
+    np.testing.assert_array_equal(found["head/out/kernel/value"], start.saved.parameters()["head/out/kernel/value"])
 
 
 def test_a_run_that_took_units_over_is_read_with_them(run: Path, inputs: Inputs) -> None:
@@ -189,7 +189,7 @@ def test_a_run_that_took_units_over_is_read_with_them(run: Path, inputs: Inputs)
 def test_a_policy_that_ships_with_wmjax_is_a_start() -> None:
     start = starting_point("mini")
     assert start is not None and not start.is_world
-    assert start.experiment.recipe == "e2_flow" and start.saved.parameters().keys() >= {"state_in/up/kernel"}
+    assert start.experiment.recipe == "e2_flow" and start.saved.parameters().keys() >= {"state_in/up/kernel/value"}
 
 
 def test_nothing_to_start_from_is_refused(tmp_path: Path) -> None:
