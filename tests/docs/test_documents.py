@@ -18,6 +18,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^(?:<!-- not checked: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 MARKS = {
     ("docs/experiments.md", "a loop of the shell"),
+    ("docs/quickstart.md", "commands of Docker"),
     ("docs/results.md", "brace expansion of a shell"),
     ("docs/scaling.md", "environment variables of a launcher"),
     ("docs/scaling.md", "command lines of cloud tools"),
