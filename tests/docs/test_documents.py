@@ -17,6 +17,7 @@ from tests.rollout.runs import save_run
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^(?:<!-- not checked: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 MARKS = {
+    ("docs/data.md", "commands of other packages"),
     ("docs/experiments.md", "a loop of the shell"),
     ("docs/quickstart.md", "commands of Docker"),
     ("docs/results.md", "brace expansion of a shell"),

@@ -21,7 +21,7 @@ from wmjax.policy.saved import SavedPolicy, find_policy
 from wmjax.trainer.config import Inputs
 
 log = logging.getLogger("wmjax.train")
-SHOWN = 24
+SHOWN = 200
 """Names of parameters that the log lists of those that were not taken over."""
 STATE, ACTION = ("state", "state_units"), ("names", "units", "definition", "grippers")
 """Fields of an ObservationSpec and of an ActionSpec by which a state and an action are those of the same robot."""
