@@ -77,6 +77,7 @@ def in_process(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> tupl
     with pytest.MonkeyPatch.context() as patch:
         found = noted(patch, PolicyActor, 8)
         evaluate(PolicyActor(policy, STEADY.seed), STEADY, folder, workers=2)
+    assert policy._step._cache_size() == 1, "an episode's second decision was compiled anew"
     return outcomes(folder), {name: action for name, action in found.items() if name[0] != "padding/0/random/0"}
 
 

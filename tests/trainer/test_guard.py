@@ -121,6 +121,14 @@ def test_a_second_compilation_names_what_changed(logged: pytest.LogCaptureFixtur
     assert "the step was compiled again: 0/images was float32[4, 3], now it is float32[5, 3]" in record.message
 
 
+def test_a_second_compilation_names_a_weak_type(logged: pytest.LogCaptureFixture) -> None:
+    program = Program("the step", jax.jit(lambda gate: 2.0 * gate))
+    program(program(jnp.full((1,), 0.1)))
+    program(jnp.full((1,), 0.1, jnp.float32))
+    (record,) = [record for record in logged.records if record.name.startswith("wmjax")]
+    assert "0 was weak float32[1], now it is float32[1]" in record.message
+
+
 def test_every_loader_of_a_training_is_closed(
     store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -71,9 +72,13 @@ def test_no_seed_learns_from_episodes_that_another_is_scored_on(inputs: Inputs) 
 
 
 @pytest.mark.slow
-def test_every_parameter_moves_and_metrics_are_written(inputs: Inputs, tmp_path: Path) -> None:
+def test_every_parameter_moves_and_metrics_are_written(
+    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_config()
+    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
     last = fit(inputs, tmp_path)
+    assert not [record for record in caplog.records if "compiled again" in record.message]
     start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
     before, after = to_named(split_model(start, trainable_filter("all"))[1]), saved(last, model)
     still = [name for name in before if np.array_equal(before[name], after[name])]

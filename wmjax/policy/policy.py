@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, UInt8
 
 from wmjax.core.corruption import SHUFFLED, Corruption
@@ -168,11 +169,13 @@ class Policy:
         if spec is not None:
             clip = (spec.clip_length, len(spec.cameras))
             history = (prophet.history, spec.tokens_per_frame, spec.dim)
-        return Carry(
+        empty = Carry(
             jnp.zeros((batch, *clip, size, size, 3), jnp.uint8),
             jnp.zeros((batch, *history)),
             jnp.zeros((batch, *future)),
         )
+        # Where the decisions' own carries are, or the second decision would be compiled anew.
+        return jax.device_put(empty, _beside(jax.tree.leaves(self._state)[0]))
 
     def prompt(self, instruction: str) -> Prompt:
         """The tokenised instruction (batch 1, numpy).
@@ -331,6 +334,12 @@ class Policy:
     def _encode(self, params: Any) -> Any:
         """From clips to latents, with the encoder's parameters inside jit."""
         return None if self._encoder is None else functools.partial(self._encoder.apply, params)
+
+
+def _beside(leaf: Array) -> jax.sharding.Sharding:
+    """Where arrays lie whole on the devices of one that may be split."""
+    place = leaf.sharding
+    return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
 
 
 def _inside(corruption: Corruption) -> Corruption:

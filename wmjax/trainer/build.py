@@ -96,7 +96,9 @@ def build(
     def initialise() -> Arrays:
         model = build_model(nnx.Rngs(named_key(config.seed, "parameters")))
         _, params, frozen = split_model(model, trainable)
-        return Arrays(initial_state(params, optimizer), initial_guard(), frozen)
+        made = Arrays(initial_state(params, optimizer), initial_guard(), frozen)
+        # A weak type, as of jnp.full(shape, 0.1), would be gone after the first step, which would be compiled twice.
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), made)
 
     graph = split_model(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), trainable)[0]
     shapes = jax.eval_shape(initialise)

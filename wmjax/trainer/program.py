@@ -65,7 +65,12 @@ class Program:
 def _shapes(arguments: tuple[Any, ...]) -> dict[str, str]:
     """Type, shape and layout by path. Donated arrays still know theirs."""
     leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
-    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}{_layout(leaf)}" for path, leaf in leaves}
+    return {path_name(path): f"{_type(leaf)}{list(leaf.shape)}{_layout(leaf)}" for path, leaf in leaves}
+
+
+def _type(leaf: Any) -> str:
+    """An array's type; a weak one, that of a Python number, is another to the compiler."""
+    return f"weak {leaf.dtype}" if getattr(leaf, "weak_type", False) else str(leaf.dtype)
 
 
 def _layout(leaf: Any) -> str:

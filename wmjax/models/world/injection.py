@@ -77,7 +77,7 @@ class GatedCrossAttention(nnx.Module):
         self.attention = Attention(
             config.width, config.heads, target=hidden_dim, source=latent_dim, dtype=dtype, rngs=rngs
         )
-        start = jnp.full((hidden_dim if config.gate_per_channel else 1,), config.gate_start)
+        start = jnp.full((hidden_dim if config.gate_per_channel else 1,), config.gate_start, jnp.float32)
         self.gate = Gate(start, out_sharding=(None,), eager_sharding=False)
 
     def __call__(
