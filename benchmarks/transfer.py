@@ -14,8 +14,8 @@ The recording is written again as the dataset of another robot, and goes the way
 
 Both trainings have the same settings, data, seeds and number of steps; only ``train.init_from`` differs. Scored are the
 episodes that neither saw: the root mean square distance between the predicted and the demonstrated target of the hand
-over all steps of all chunks (mm), beside that of a hand that stays where it is; the same of the rotation's columns; and
-the share of right finger commands.
+over all steps of all chunks (mm), of all episodes and of each, beside that of a hand that stays where it is; the same
+of the rotation's columns; and the share of right finger commands.
 """
 
 import argparse
@@ -59,12 +59,16 @@ HELD_OUT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Errors on the held-out episodes: of the hand's target (mm), of the rotation's columns, right finger commands."""
+    """Errors on the held-out episodes: of the hand's target (mm), of the rotation's columns, right finger commands.
+
+    ``episodes_mm`` is the error of the hand's target in each episode alone, by its number.
+    """
 
     position_mm: float
     staying_mm: float
     rotation: float
     fingers: float
+    episodes_mm: dict[int, float]
 
 
 def matrices(vector: Float32[np.ndarray, "n 3"]) -> np.ndarray:
@@ -149,11 +153,14 @@ def score(folder: Path) -> Score:
     state = inputs.store.state[inputs.store.frame_row[outcome.frames]]
     here = np.broadcast_to(state[:, None, :3], (*windows.mask.shape, 3))[windows.mask]
     right = closing(chunk, inputs.action_spec) == closing(actual, inputs.action_spec)
+    episode = np.broadcast_to(inputs.store.frame_episode[outcome.frames][:, None], windows.mask.shape)[windows.mask]
+    error = 1000 * (chunk[:, :3] - actual[:, :3])
     return Score(
-        1000 * distance(chunk[:, :3] - actual[:, :3]),
+        distance(error),
         1000 * distance(here - actual[:, :3]),
         distance(chunk[:, 3:9] - actual[:, 3:9]),
         float(right.mean()),
+        {int(index): distance(error[episode == index]) for index in np.unique(episode)},
     )
 
 
