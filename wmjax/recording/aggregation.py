@@ -1,4 +1,4 @@
-"""The parent's side of DAgger: episodes of a policy become episodes of a training store, with the expert's labels."""
+"""DAgger in the main process: writes a policy's episodes, with the expert's labels, into a training store."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from wmjax.sim.libero import ACTION_SPEC
 
 PLAN = "recording.json"
 PLACEMENTS = 7
-"""Number of the attempt whose placements are a policy's: a recording has fewer attempts."""
+"""The attempt number of the placements that policies start from. Recordings make fewer attempts than this."""
 
 
 class Aggregation:
@@ -50,10 +50,10 @@ class Aggregation:
         claim_plan(folder / PLAN, plan, "episodes")
 
     def missing(self, suite: str, tasks: Sequence[int], per_task: int) -> list[EpisodeId]:
-        """The episodes that are not recorded yet: random placements of this seed that no demonstration begins with.
+        """The episodes that are not recorded yet. They start from random placements that no demonstration uses.
 
         Raises:
-            UserError: a number of episodes that there is not.
+            UserError: ``per_task`` is out of range.
 
         """
         if not 1 <= per_task <= SLOTS_PER_ATTEMPT:
@@ -65,7 +65,7 @@ class Aggregation:
         return [episode for episode in wanted if _part(episode) not in done]
 
     def add(self, episode: EpisodeId, outcome: str, moments: Sequence[Labelled]) -> None:
-        """Writes a finished episode; one that could not be run is left out."""
+        """Writes a finished episode. An episode that could not be run is left out."""
         if outcome not in ("success", "failure"):
             return
         meta = {"policy": self._policy["hash"], "outcome": outcome} | self._drift
@@ -87,7 +87,7 @@ class Aggregation:
         return finalize(self.folder, self._spec, ACTION_SPEC, describe=self._describe)
 
     def _describe(self, episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Who acted, and how often it succeeded, for the store's manifest."""
+        """The policy and its outcomes, for the store's manifest."""
         outcomes = Counter(str(episode["outcome"]) for episode in episodes)
         return {"policy": self._policy, "outcomes": dict(sorted(outcomes.items()))}
 

@@ -71,16 +71,17 @@ class DemonstrationConfig(Settings, section="demonstrations"):
             )
 
     def identity(self) -> dict[str, Any]:
-        """Everything that changes what is recorded. Younger settings are left out where they are off.
+        """The settings that change what is recorded, as plain values.
 
-        Recordings from before these settings existed so keep their names.
+        ``target_velocity`` and ``hold_steps`` were added later. They are left out when they are off, so that earlier
+        recordings keep their names.
         """
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if value or name not in ("target_velocity", "hold_steps")}
 
 
 def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: int) -> EpisodeId:
-    """The random placement for the ``attempt``-th try at a slot; never a benchmark state, never an evaluation's."""
+    """The random placement of the ``attempt``-th try at a slot. No evaluation, random or benchmark, starts from it."""
     index = DEMONSTRATION_INDEX * (1 + seed) + SLOTS_PER_ATTEMPT * attempt + slot
     return EpisodeId(suite, task_id, "random", index)
 
@@ -105,7 +106,7 @@ class _Noise:
 
 @dataclasses.dataclass
 class _Track:
-    """What happened in an episode, control step by control step, and the simulator's state at every frame."""
+    """The record of an episode: one entry per control step, and the simulator's state at every frame."""
 
     images: list[np.ndarray] = field(default_factory=list)
     frame_step: list[int] = field(default_factory=list)
@@ -159,7 +160,12 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
 def _act(
     env: LiberoEnv, expert: Expert, noise: _Noise, failures: Failures, config: DemonstrationConfig, track: _Track
 ) -> int | None:
-    """Acts to the end of the episode; the control steps until the first success, None if it failed or did not last."""
+    """Runs the episode to its end.
+
+    Returns:
+        The number of control steps until the first success; None if there was none or it did not last.
+
+    """
     success_step, success, step = None, False, 0
     while step < config.max_steps if success_step is None else step < success_step + config.steps_after_success:
         if step % env.spec.frame_stride == 0:
@@ -187,15 +193,16 @@ def _act(
 
 
 def _label_frames(env: LiberoEnv, expert: Expert, track: _Track, steps: int) -> Float32[np.ndarray, "f steps 7"]:
-    """The expert's next ``steps`` actions from every frame on, had nothing disturbed it.
+    """The next ``steps`` actions that the undisturbed expert would execute from every frame.
 
-    The expert's action is a function of the state, so where its actions were executed they are those. Elsewhere the
-    frame's state is restored and it acts; the simulation is left wherever that ends.
+    The expert's action is a function of the state. Where its own actions were executed, the labels of these steps are
+    the chunk. Elsewhere the frame's state is restored and the expert acts from there. The simulation is left in the
+    state in which this ends.
     """
     chunks = []
     for step, state in zip(track.frame_step, track.frame_state, strict=True):
         chunk = np.stack(track.label[step : step + steps])
-        # What was executed last has no bearing on the labels.
+        # The label of a chunk's last step does not depend on what was executed in that step.
         if len(chunk) < steps or not np.array_equal(chunk[:-1], np.stack(track.executed[step : step + steps])[:-1]):
             env.restore(state)
             chunk = undisturbed(env, expert, steps)
@@ -204,7 +211,7 @@ def _label_frames(env: LiberoEnv, expert: Expert, track: _Track, steps: int) -> 
 
 
 def undisturbed(env: LiberoEnv, expert: Expert, steps: int) -> Float32[np.ndarray, "steps 7"]:
-    """The expert's next actions, while they are executed."""
+    """Executes the expert's next actions and returns them."""
     actions = []
     for _ in range(steps):
         actions.append(expert.act().astype(np.float32))

@@ -1,6 +1,6 @@
-"""Failures that a recording provokes, so that the demonstrations show how they are mended.
+"""Failures that are provoked while demonstrations are recorded, so that the data show how to recover from them.
 
-What is executed during a failure is nobody's label: the store marks these control steps as injected.
+The actions that are executed during a failure are not labels; the store marks these control steps as injected.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from wmjax.sim.episode import EpisodeId
 START = "start"
 KINDS = ("push", "miss", "drop", "beside")
 QUIET = 12
-"""Control steps that the expert has to itself between two failures."""
+"""Smallest number of control steps between two failures."""
 LATEST_PUSH = 100
-"""The control step before which a push is planned."""
+"""Pushes are planned for control steps before this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class FailureConfig(Settings, section="failures"):
     start: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses numbers that mean nothing.
+        """Checks that a failure can be drawn.
 
         Raises:
             UserError: names the setting, its value and what it may be.
@@ -67,13 +67,13 @@ class FailureConfig(Settings, section="failures"):
 
 
 def disturbance(episode: EpisodeId) -> float:
-    """A number in [0, 1): every kind of disturbance happens in the episodes for which it is below the kind's share."""
+    """The episode's random number in [0, 1). A disturbance happens in the episodes whose number is below its share."""
     return float(np.random.default_rng(episode.stream("disturbance")).random())
 
 
 @dataclasses.dataclass
 class _Running:
-    """A failure that is going on: at each of its ``length`` control steps ``script`` says what is executed."""
+    """A failure under way: ``script`` gives the action to execute at each of its ``length`` control steps."""
 
     script: Callable[[int], Action]
     length: int
@@ -103,7 +103,7 @@ class Failures:
             self._begin(START, OPEN)
 
     def action(self, step: int, expert: Expert, label: Action) -> Action | None:
-        """What is executed instead of ``label`` at a control step; None while nothing fails.
+        """The action to execute instead of ``label`` at a control step; None while no failure is under way.
 
         Args:
             step: the control step.
@@ -173,14 +173,14 @@ def _move(translation: Float64[np.ndarray, "3"], gripper: float) -> Action:
 
 
 def _miss(aside: Float64[np.ndarray, "3"], step: int) -> Action:
-    """Aside, closing, and up."""
+    """Moves aside, closes the gripper on nothing and moves up."""
     if step < 5:
         return _move(aside * 0.5, CLOSE if step >= 2 else OPEN)
     return _move(np.array([0, 0, 0.0 if step < 10 else 0.8]), CLOSE)
 
 
 def _beside(aside: Float64[np.ndarray, "3"], step: int) -> Action:
-    """Aside and down, letting go, and up."""
+    """Moves aside and down, releases the object and moves up."""
     if step < 5:
         return _move(aside * 0.6 + [0, 0, -0.5], CLOSE)
     height = -0.5 if step < 12 else 0.0 if step < 16 else 0.7

@@ -1,6 +1,6 @@
-"""The expert beside a policy that acts: in every state that the policy reaches it says what it would do.
+"""DAgger in a worker process: labels every state that a policy reaches with the expert's action.
 
-This is the worker's side of DAgger (Ross, Gordon and Bagnell 2011, "A reduction of imitation learning and structured
+The method is DAgger (Ross, Gordon and Bagnell 2011, "A reduction of imitation learning and structured
 prediction to no-regret online learning"). The labels are those of a recording (:mod:`wmjax.recording.demonstration`).
 """
 
@@ -17,7 +17,7 @@ from wmjax.sim.env import LiberoEnv
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A state that a policy reached, and what the expert would do in it.
+    """A state that a policy reached, with the expert's labels.
 
     Attributes:
         action: what the policy executed last; None at the start of an episode.
@@ -40,7 +40,7 @@ class Labelled:
 class Labeller:
     """Labels the states of one episode, as a :class:`wmjax.sim.worker.Watcher`.
 
-    The simulation is stepped for a frame's chunk and then restored, so the policy's episode goes on as without.
+    The simulation is stepped to label a frame's chunk and then restored, so the policy's episode is not changed.
 
     Args:
         env: of the episode, which has settled.
@@ -71,7 +71,7 @@ class Labeller:
         return Labelled(executed, state, label, image, chunk, start)
 
     def _about(self) -> dict[str, Any]:
-        """What the recorder notes of an episode beside its identity."""
+        """The metadata of an episode beside its identity."""
         style = self._expert.style
         return {
             "instruction": self._env.instruction,

@@ -1,7 +1,7 @@
 """Recording of frames for encoder pre-training: smooth random arm motion in the scenes of many LIBERO tasks.
 
-No task is solved. The arm moves between way points, many of them just above objects, closes and opens its gripper,
-pushes and sometimes lifts things, so that the frames cover what can happen in a scene. The result is an ordinary
+No task is solved. The arm moves between way points, many of them just above objects. It closes and opens its gripper,
+pushes objects and sometimes lifts them, so that the frames cover what can happen in a scene. The result is an ordinary
 training store whose episode metas carry the objects' positions at every frame (for probes).
 
     python -m wmjax.record --random-motion --out FOLDER [--suites libero_object libero_goal libero_10 libero_90]
@@ -39,7 +39,7 @@ GAIN = 0.6
 EPISODE_TIMEOUT = 600.0
 """Seconds after which an episode's worker counts as hung; an episode takes about 5 on two cores."""
 HOPELESS_FAULTS = 3
-"""So many faults before the first episode mean that the simulator does not run at all."""
+"""If this many workers fail before the first episode is recorded, the simulator does not run at all."""
 
 
 class Wanderer:
@@ -86,7 +86,7 @@ class Wanderer:
 
 
 def record_episode(env: Any, index: int, steps: int = STEPS) -> EpisodeData:
-    """Wanders for ``steps`` control steps from a random placement of ``env``'s task, with frames by its spec."""
+    """Records ``steps`` control steps of random motion from a random placement of ``env``'s task."""
     episode = EpisodeId(env.suite, env.task_id, "random", SCENE_INDEX + index)
     env.reset(episode)
     wanderer = Wanderer(np.random.default_rng(episode.seed), env.state()[:3].astype(np.float64))

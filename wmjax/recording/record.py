@@ -113,7 +113,7 @@ def _leaving_no_empty_folder(folder: Path) -> Iterator[None]:
 
 
 def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int) -> None:
-    """Room for the missing parts, and for the merged store beside all parts."""
+    """Requires disk space for the missing parts, and for the merged store beside all parts."""
     episode = TYPICAL_STEPS // spec.frame_stride * len(spec.cameras) * spec.image_size**2 * 3
     require_space(folder, int(1.1 * episode * (max(wanted - done, 0) + max(wanted, done))))
 
@@ -170,7 +170,7 @@ def _finalize(folder: Path, suite: str, tasks: Sequence[int], spec: ObservationS
 
 
 def describe(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How demonstrations were made, for the store's manifest.
+    """Summarises how demonstrations were made, for the store's manifest.
 
     Args:
         episodes: the manifest's table of episodes.
@@ -195,7 +195,7 @@ def describe(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _record_missing(
     folder: Path, slots: Sequence[Slot], spec: ObservationSpec, workers: int, config: DemonstrationConfig
 ) -> None:
-    """Records slots into parts, and reports how that went."""
+    """Records slots into parts and logs a report per task."""
     tally = _Tally(len(slots))
     job = functools.partial(record_slot, folder=folder, config=config)
     most = MAX_ATTEMPTS * config.max_steps * (1 + config.label_steps / spec.frame_stride)
@@ -204,7 +204,7 @@ def _record_missing(
 
 
 def record_slot(env: Any, slot: Slot, folder: Path, config: DemonstrationConfig) -> Outcome:
-    """Tries placements until one succeeds, and writes it; the job of a worker process."""
+    """Tries placements until the expert succeeds, and writes that episode; the job of a worker process."""
     for attempt in range(MAX_ATTEMPTS):
         episode = demonstration_id(slot.suite, slot.task_id, slot.number, attempt, config.seed)
         data = record_demonstration(env, episode, config)
@@ -216,7 +216,7 @@ def record_slot(env: Any, slot: Slot, folder: Path, config: DemonstrationConfig)
 
 
 class _Tally:
-    """Counts what came of the slots of this call, and decides which are tried again."""
+    """Counts the reports of this call's slots, and decides which slots are tried again."""
 
     def __init__(self, total: int) -> None:
         self._total, self._started = total, time.monotonic()
@@ -236,7 +236,7 @@ class _Tally:
         LOG.info("%s %s: %s%s; %.1f min left", progress, part_name(slot), what, failures, left / 60)
 
     def retry(self, slot: Slot, fault: Fault) -> bool:
-        """Lets a slot be tried again whose worker died or hung.
+        """Returns True if the slot of a worker that died or hung is to be tried again.
 
         Raises:
             RuntimeError: the worker raised, or too many have died.

@@ -1,4 +1,4 @@
-"""The worker processes of recordings: one slot after the other, each written by a job function of the recording."""
+"""Worker processes of recordings. A worker records one slot after another by calling the recording's job function."""
 
 import functools
 import logging
@@ -18,7 +18,7 @@ Outcome = TypeVar("Outcome")
 
 
 class Slot(NamedTuple):
-    """An episode that is to be recorded; what it holds depends on nothing but its task and its number."""
+    """An episode to record. Its content depends on its task and its number only."""
 
     suite: str
     task_id: int
@@ -26,7 +26,7 @@ class Slot(NamedTuple):
 
 
 Job = Callable[[Any, Slot], Outcome]
-"""Records a slot in its task's environment, writes it, and says what came of it."""
+"""Records a slot in its task's environment, writes it and returns a report."""
 
 
 class Recorder(Generic[Outcome]):
@@ -76,7 +76,7 @@ def record_slots(
 
 
 class _Lanes(Generic[Outcome]):
-    """The slot that each worker is at, and how many tasks its process has entered."""
+    """The slot that each worker records, and how many tasks its process has entered."""
 
     def __init__(self, pool: Pool[Slot, Outcome], schedule: Schedule[Slot]) -> None:
         self._pool, self._schedule = pool, schedule

@@ -1,7 +1,7 @@
-"""A privileged witness of an episode: what the simulator's state says after every control step.
+"""Reads the simulator's privileged state after every control step of an episode.
 
-Workers build it beside a policy, which never sees what it reads, as a :class:`wmjax.sim.worker.Watcher`. Why an episode
-failed is worked out from it in :mod:`wmjax.diagnostics.failure_classes`.
+A worker runs it beside a policy, as a :class:`wmjax.sim.worker.Watcher`; the policy never sees what it reads.
+:mod:`wmjax.diagnostics.failure_classes` derives from it why an episode failed.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Watch:
         self._others = [name for name in env.movable if name != self._item]
 
     def look(self, action: np.ndarray | None, image: np.ndarray | None) -> Moment:
-        """The state now, whatever led to it and however it looks."""
+        """The current state. The last action and the image are not used."""
         scene = self._scene
         seen = scene.look(self._item, self._target)
         gap = float(np.linalg.norm(scene.vertices(self._item) - seen.hand, axis=1).min())

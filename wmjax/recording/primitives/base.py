@@ -1,4 +1,4 @@
-"""The seam of primitives: which predicates of a goal the scripted expert can make true, and by what.
+"""The interface of primitives, and the table of the predicates that they make true.
 
 A primitive is a class in a module of its own and a line of :data:`PRIMITIVES`. It must be Markov: its action is a
 function of the simulator's state, so that it can take over from anywhere. That makes its labels independent of who led

@@ -1,7 +1,8 @@
-"""The one way in which the expert grasps a task's object, chosen over random resets and kept on the disk.
+"""The grasp that the expert uses in all demonstrations of a task, chosen over random resets and cached on disk.
 
-Several grasps of a scene are often equally good, and a policy that learns all of them does none. So the choice is
-made once per task and object, from seeds alone: by how bad a grasp is in a bad scene, and by whether it succeeds.
+Several grasps are often equally good, and a policy that is trained on a mixture of them averages them and misses. The
+choice is therefore made once per task and object, from fixed seeds: by the 90 % quantile of a grasp's cost over resets,
+and by whether the expert succeeds with it in trials.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ TRIALS, TRIAL_STEPS = 12, 180
 CLEARANCE = 0.008
 """Distance (m) that the hand should keep from obstacles while grasping."""
 METHOD = 2
-"""Counts the ways in which the choice was made; a change makes kept choices void."""
+"""Version of the method. A new version invalidates cached choices."""
 
 
 def usual_grasp(env: "LiberoEnv") -> GraspStyle | None:
