@@ -152,7 +152,7 @@ def test_another_robot_gets_new_ends_and_the_rest(
     for name in before:
         np.testing.assert_array_equal(found[name], (before if name in ends else saved)[name], err_msg=name)
     said = next(line for line in caplog.messages if "another robot" in line)
-    assert "states of 10 values (there 8), actions of 9 (there 7), another cameras, state," in said
+    assert "states of 10 values (there 8), actions of 9 (there 7); observations differ in cameras, state," in said
     assert f"6 new: {', '.join(sorted(ends))}" in caplog.messages
     assert f"6 left out: {', '.join(sorted(ends))}" in caplog.messages
 

@@ -192,7 +192,8 @@ def _another_robot(inputs: Inputs, observation: ObservationSpec, action: ActionS
     others = [field.name for field in dataclasses.fields(spec) if _differing(spec, observation, (field.name,))]
     return (
         f"another robot than that of %s: states of {spec.state_dim} values (there {observation.state_dim}), actions of "
-        f"{inputs.action_spec.dim} (there {action.dim}), another {', '.join(others)}; new: {' and '.join(ends)} end"
+        f"{inputs.action_spec.dim} (there {action.dim}); observations differ in {', '.join(others) or 'nothing'}; new: "
+        f"{' and '.join(ends)} end"
     )
 
 
