@@ -122,7 +122,9 @@ def command(name: str, *arguments: str) -> None:
 
 
 def fit(store: Path, run: Path, start: str, seed: int, steps: int) -> Path:
-    """Trains, or goes on with a training; returns its last checkpoint."""
+    """Trains, or goes on with a training that has not finished; returns its last checkpoint."""
+    if (run / "checkpoints" / f"{steps:08d}" / "manifest.json").exists():
+        return checkpoint.find(run)
     episodes = len(json.loads((store / "manifest.json").read_text(encoding="utf-8"))["episodes"])
     settings = {
         "data.path": store,
