@@ -104,7 +104,13 @@ def costs(system: System) -> Costs:
         return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
 
     columns = batch_shapes(experiment, 1)
-    inputs = ModelInput(columns["images"], columns["state"], prompt_shapes(experiment, 1), columns.get("latents"))
+    inputs = ModelInput(
+        columns["images"],
+        columns["state"],
+        prompt_shapes(experiment, 1),
+        columns.get("latents"),
+        pending=columns.get("pending"),
+    )
     trained = count(state.params)
     decision = flops(decide, state.params, frozen, inputs, jax.random.key(0))
     looks = experiment.model.memory.reads_latents

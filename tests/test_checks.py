@@ -141,6 +141,32 @@ def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
         require_fit(experiment("--model.chunk", "24", "--prompt.length", "96"))
 
 
+def test_a_policy_is_told_the_pending_actions_of_its_delay_and_evaluated_with_it(store: TrainingStore) -> None:
+    late = ("--train.delay", "8", "--evaluation.protocol", "spatial_delay8")
+    for recipe in ("e0_l1", "e1_flow", "e0state_mse", "oracle_l1"):
+        fits = late if recipe != "oracle_l1" else (*late[:3], "spatial_moving_delay8_oracle")
+        require_fit(experiment(*fits, "--model.pending", "8", recipe=recipe))
+    for steps in ("4", "16"):
+        with pytest.raises(
+            UserError, match=rf"pending is {steps}, .* train\.delay 8 there are 8 .* set .* to 8, or to 0"
+        ):
+            require_fit(experiment(*late, "--model.pending", steps))
+    with pytest.raises(UserError, match=r"model\.pending is 8, but with train\.delay 0"):
+        require_fit(experiment("--model.pending", "8"))
+    for told in (("--model.pending", "8"), ("--model.roll_state", "true")):
+        with pytest.raises(
+            UserError, match=r"spatial_dev: execution_delay is 0, but the policy is told .* the 8 control"
+        ):
+            require_fit(experiment("--train.delay", "8", *told))
+    slow = experiment(*late, "--data.observation.control_hz", "10", recipe="e0state_mse")
+    with pytest.raises(UserError, match=r"it is not known how actions .* 10 Hz.* move the state"):
+        require_fit(slow)
+    other = dataclasses.replace(store.action_spec, definition="joint positions")
+    joints = types.SimpleNamespace(spec=store.spec, action_spec=other, episodes=store.episodes, tasks=store.tasks)
+    with pytest.raises(UserError, match=r"how actions \(joint positions, 20 Hz\) move the state"):
+        require_fit(experiment(*late, "--prompt.length", "96", recipe="e0state_mse"), joints)
+
+
 def test_something_must_train_the_prophet() -> None:
     off = ("--model.memory.action_gradient", "false")
     with pytest.raises(UserError, match=r"world_loss is 0 and model\.memory\.action_gradient false"):
@@ -226,6 +252,9 @@ def test_the_next_commands_of_other_runs(tmp_path: Path) -> None:
     evaluation, train, _ = printed(frozen, tmp_path)
     assert evaluation[-4:] == ["--protocol", "libero_spatial", "--tasks", "0,1,2,4,6"]
     assert train[4] == "prior_e2_flow" and train[-2:] == list(weights)
+    late = ("--train.delay", "8", "--model.pending", "8", "--evaluation.protocol", "spatial_delay8")
+    assert printed(experiment(*late), tmp_path)[0][-2:] == ["--delay", "8"]  # another delay would be refused
+    assert "--delay" not in printed(experiment(*late[:2], *late[4:]), tmp_path)[0]
     # The benchmark was the evaluation after training already.
     assert [line[2] for line in printed(experiment(scale="3b"), tmp_path)[:-1]] == ["wmjax.train"]
 

@@ -70,6 +70,11 @@ def test_variants_differ_in_their_memory_only(head: str) -> None:
         assert variant != "e1" or differing == {"recipe", "model.memory.world_loss"}
 
 
+def test_a_rolled_state_is_all_that_e0state_has_of_its_own() -> None:
+    one, other = (config.dotted(to_dict(load(name))) for name in ("e0_l1", "e0state_l1"))
+    assert {key for key in one if one[key] != other[key]} == {"recipe", "model.roll_state"}
+
+
 def test_the_command_line_wins_over_recipe_and_scale() -> None:
     changed = load("e2_flow", overrides=parse_overrides(["--model.memory.world_loss", "0.1", "--train.steps=7"]))
     assert (changed.model.memory.world_loss, changed.train.steps) == (0.1, 7)

@@ -65,3 +65,19 @@ class Continuing(FakePolicy):
         if pending is not None:
             chunk = jnp.concatenate([pending, jnp.repeat(pending[:, -1:], chunk.shape[1] - pending.shape[1], 1)], 1)
         return carry, chunk, info
+
+
+class Told(FakePolicy):
+    """The fake policy, whose chunks are moved by the pending actions of the ``delay`` that it was trained for."""
+
+    def __init__(self, batch_size: int = 2, horizon: int = 4, delay: int = 8) -> None:
+        super().__init__(batch_size, horizon // SPEC.frame_stride)
+        self.pending_steps = delay
+
+    def __call__(self, carry, observation, keys, future=None, pending=None):
+        if pending is None:
+            assert np.all(observation.first)
+            pending = np.tile(np.array(ACTIONS.hold, np.float32), (self.batch_size, self.pending_steps, 1))
+        weights = 0.1 + 0.01 * np.arange(self.pending_steps, dtype=np.float32)
+        carry, chunk, info = super().__call__(carry, observation, keys)
+        return carry, chunk + jnp.einsum("bsa,s->ba", pending, weights)[:, None], info

@@ -20,12 +20,16 @@ from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer import checkpoint
 
 
-def tiny_experiment(variant: str, head: str, **backbone: Any) -> Experiment:
-    """A recipe with a network of :func:`tests.tiny.tiny_config`, on the latents of the mini encoder."""
+def tiny_experiment(variant: str, head: str, *, pending: int = 0, **backbone: Any) -> Experiment:
+    """A recipe with a network of :func:`tests.tiny.tiny_config`, on the latents of the mini encoder.
+
+    ``pending`` is the delay that it is trained for, and the number of pending actions that it is told.
+    """
     prophet = ProphetConfig(width=24, heads=2, layers=1)
-    model = dataclasses.replace(tiny_config(variant, head, **backbone), prophet=prophet)
+    model = dataclasses.replace(tiny_config(variant, head, **backbone), prophet=prophet, pending=pending)
     kind = {"flow": "flow", "regression": "mse"}[head]
-    return dataclasses.replace(load(f"{variant}_{kind}"), model=model)
+    recipe = load(f"{variant}_{kind}")
+    return dataclasses.replace(recipe, model=model, train=dataclasses.replace(recipe.train, delay=pending))
 
 
 def parameters(experiment: Experiment) -> dict[str, Any]:
@@ -55,9 +59,9 @@ def plain_specs(observation: ObservationSpec) -> dict[str, Any]:
     return {name: specs.to_dict(spec) for name, spec in found.items()}
 
 
-def save_run(folder: Path, variant: str, head: str, **backbone: Any) -> Path:
+def save_run(folder: Path, variant: str, head: str, *, pending: int = 0, **backbone: Any) -> Path:
     """Writes a run's checkpoint and returns the run's folder; ``backbone`` are settings of the backbone."""
-    experiment = tiny_experiment(variant, head, **backbone)
+    experiment = tiny_experiment(variant, head, pending=pending, **backbone)
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, trainable="all"))
     found = plain_specs(OBSERVATION_SPEC) | ({"encoder": None} if variant == "e0" else {})
     meta = {"experiment": to_dict(experiment), "specs": found, "backbone_hash": None}

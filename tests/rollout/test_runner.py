@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from tests.rollout.fake_policy import Continuing, FakePolicy
+from tests.rollout.fake_policy import Continuing, FakePolicy, Told
 from tests.rollout.fakes import PROTOCOL, SPEC, fault_name
 from wmjax.core.errors import UserError
 from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Expert, Noop, Random, Scripted
-from wmjax.rollout.results import read_records
+from wmjax.rollout.results import actions_path, read_records
 
 SAME = ("key", "success", "steps", "outcome", "decisions", "info", "settled_hash", "seed", "instruction")
 
@@ -156,6 +156,32 @@ def test_a_decision_knows_what_is_executed_before_it_and_what_the_last_chunk_has
     later = [decision.step + delay for decision, _ in actor.noted if decision.number]
     jumps = [np.linalg.norm((timeline[step] - timeline[step - 1])[:6]) for step in later]
     assert record.info["action/jump"] == pytest.approx(np.mean(jumps), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize(("delay", "horizon"), [(8, 4), (3, 4), (6, 8)])
+def test_a_policy_that_was_trained_to_be_told_knows_what_is_executed_during_the_delay(run, tmp_path, delay, horizon):
+    actor = Noting(Told(2, horizon, delay), seed=3)
+    shape = {"tasks": (0,), "episodes_per_task": 1, "max_steps": 40, "open_loop_horizon": horizon}
+    (record,) = run(actor, **shape, execution_delay=delay).values()
+    executed = np.load(actions_path(tmp_path / "out", record.key))
+    np.testing.assert_array_equal(executed[:delay], np.tile(actor._policy.action_spec.hold, (delay, 1)))
+    told = 0
+    for decision, _ in actor.noted:
+        if decision.number == 0:
+            assert decision.pending is None
+            continue
+        assert decision.pending.shape == (delay, 7)
+        happened = executed[decision.step : decision.step + delay]
+        np.testing.assert_array_equal(decision.pending[: len(happened)], happened)
+        told += len(happened)
+    assert told >= 3 * delay
+
+
+def test_a_policy_that_is_told_is_run_with_the_delay_that_it_was_trained_for(run):
+    shape = {"tasks": (0,), "episodes_per_task": 1, "open_loop_horizon": 4}
+    for delay in (0, 3):
+        with pytest.raises(UserError, match=rf"execution_delay is {delay}, the policy was .* the 8 control .* to 8"):
+            run(PolicyActor(Told()), **shape, execution_delay=delay)
 
 
 def test_real_time_execution_belongs_to_a_policy_that_was_loaded_for_it(run):

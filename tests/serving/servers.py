@@ -94,12 +94,17 @@ class InProcess:
         policy = policy or FakePolicy(batch_size)
         self._actor = PolicyActor(policy, seed=1)
         self._episode = named_episode(name)
-        self._actor.prepare(1, 8, policy.action_spec)
+        self._horizon = policy.frames_per_decision * policy.observation_spec.frame_stride
+        self._actor.prepare(1, self._horizon, policy.action_spec)
 
-    def act(self, sent: dict[str, Any], number: int, forget: bool = False) -> np.ndarray:
+    def act(
+        self, sent: dict[str, Any], number: int, forget: bool = False, pending: np.ndarray | None = None
+    ) -> np.ndarray:
         images = [sent["observation/image"], sent["observation/wrist_image"]]
         frames = np.stack([image.reshape(-1, 4, 4, 3) for image in images], 1)
-        frames = np.repeat(frames, 2 // len(frames), 0)
-        state = sent["observation/state"].astype(np.float32)
-        decision = Decision(0, self._episode, number, 8 * number, frames, state, sent["prompt"], forget=forget)
+        frames = np.repeat(frames, self._horizon // 4 // len(frames), 0)
+        state, step = sent["observation/state"].astype(np.float32), self._horizon * number
+        decision = Decision(
+            0, self._episode, number, step, frames, state, sent["prompt"], pending=pending, forget=forget
+        )
         return self._actor.act([decision])[0].actions

@@ -22,6 +22,7 @@ SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_ste
 Actions = dict[tuple[str, int], bytes]
 
 
+TOLD = dataclasses.replace(SHORT, open_loop_horizon=4, execution_delay=8)
 LATE = dataclasses.replace(SHORT, open_loop_horizon=4, execution_delay=3, realtime="rtc")
 
 
@@ -32,11 +33,13 @@ LATE = dataclasses.replace(SHORT, open_loop_horizon=4, execution_delay=3, realti
         ("e2", "flow", 2, SHORT),
         ("e0", "regression", 2, SHORT),
         pytest.param(("e0", "flow", 2, LATE), id="real time"),
+        pytest.param(("e0", "flow", 2, TOLD), id="told"),
     ],
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Protocol]:
     variant, head, batch, protocol = request.param
-    folder = save_run(tmp_path_factory.mktemp("run") / variant, variant, head)
+    pending = protocol.execution_delay if protocol.realtime == "none" else 0
+    folder = save_run(tmp_path_factory.mktemp("run") / variant, variant, head, pending=pending)
     timing = {name: getattr(protocol, name) for name in ("open_loop_horizon", "execution_delay", "realtime")}
     return load_policy(folder, batch_size=batch, **timing), protocol
 
@@ -71,8 +74,9 @@ class Noting(PolicyActor):
 class Remote(Noting):
     """The same, asked through a socket: one of openpi's clients per simulator."""
 
-    def __init__(self, policy: Policy, served: Running, plain: bool = False) -> None:
+    def __init__(self, policy: Policy, served: Running, plain: bool = False, says: bool = False) -> None:
         super().__init__(policy)
+        self._says = says  # what it still executes
         self._clients = [served.client() for _ in range(2)]
         self._plain = plain
 
@@ -94,12 +98,15 @@ class Remote(Noting):
         }
         if not self._plain:
             sent |= {"wmjax/episode": decision.episode.key, "wmjax/step": decision.step}
+        if self._says and decision.pending is not None:
+            sent["wmjax/pending"] = decision.pending
         return self._clients[decision.slot].infer(sent)["actions"]
 
 
 @pytest.fixture(scope="module")
 def served(policy: Policy, protocol: Protocol) -> Iterator[Running]:
-    timing = {"execution_delay": protocol.execution_delay, "realtime": protocol.realtime}
+    late = protocol.realtime != "none"
+    timing = {"execution_delay": protocol.execution_delay, "realtime": protocol.realtime} if late else {}
     with running(policy, max_batch=policy.batch_size, max_sessions=6, seed=SHORT.seed, **timing) as found:
         yield found
 
@@ -115,6 +122,10 @@ def test_named_episodes_have_the_actions_of_the_policy_in_process(
     here, there = Noting(policy), Remote(policy, served)
     assert outcomes(here, protocol, tmp_path / "here") == outcomes(there, protocol, tmp_path / "there")
     assert len(here.noted) >= 8 and here.noted == there.noted
+    if policy.pending_steps:
+        says = Remote(policy, served, says=True)
+        outcomes(says, protocol, tmp_path / "says")
+        assert says.noted == here.noted
 
 
 def test_a_plain_client_has_other_actions_after_the_first_decision(

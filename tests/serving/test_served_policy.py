@@ -10,7 +10,7 @@ import pytest
 from vla_eval.model_servers.predict import PredictModelServer
 
 import wmjax.evaluate as command
-from tests.rollout.fake_policy import Continuing
+from tests.rollout.fake_policy import Continuing, Told
 from tests.rollout.fakes import PROTOCOL, SPEC
 from tests.rollout.runs import save_run
 from tests.rollout.test_replay import recorded
@@ -259,6 +259,9 @@ def test_what_a_server_of_ours_says_is_not_set_again(capsys, tmp_path, monkeypat
     with running(Continuing(1), seed=0, max_sessions=2, realtime="rtc", execution_delay=3) as served:
         error = refused(capsys, "--policy", served.url, "--delay", "8")
         assert "execution_delay is 8, ws://127" in error and "serves for 3 control steps; give --delay 3" in error
+    with running(Told(1), seed=0, max_sessions=2) as served:
+        error = refused(capsys, "--policy", served.url, "--delay", "3")
+        assert "serves for 8 control steps; give --delay 8, for which it was trained" in error
 
 
 def test_a_server_that_fails_is_one_line(capsys, tmp_path, monkeypatch) -> None:

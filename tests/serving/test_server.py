@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import wmjax.serve as command
-from tests.rollout.fake_policy import Continuing, FakePolicy
+from tests.rollout.fake_policy import Continuing, FakePolicy, Told
 from tests.serving.servers import ANY_PORT, InProcess, Running, observation, running
 from wmjax.core.errors import UserError
 from wmjax.serving.server import PolicyServer
@@ -255,6 +255,15 @@ def test_real_time_execution_needs_to_know_what_is_executed_first() -> None:
     policy.action_spec = dataclasses.replace(policy.action_spec, hold=())
     with pytest.raises(UserError, match=r"ActionSpec\.hold is empty, so the actions before its first chunk"):
         PolicyServer(policy, dataclasses.replace(ANY_PORT, realtime="rtc", execution_delay=3))
+
+
+def test_a_policy_that_is_told_needs_clients_that_go_on_and_a_robot_that_holds_still() -> None:
+    policy = Told(1)
+    with pytest.raises(UserError, match="takes 8 pending actions, but clients of vla-eval wait for the action of"):
+        PolicyServer(policy, dataclasses.replace(ANY_PORT, listen=("openpi:0", "vla-eval:0")))
+    policy.action_spec = dataclasses.replace(policy.action_spec, hold=())
+    with pytest.raises(UserError, match=r"the policy takes pending actions, but .*; serve a policy without model"):
+        PolicyServer(policy, ANY_PORT)
 
 
 def test_a_port_that_is_taken_is_one_line(served: Running) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.rollout.fake_policy import Continuing
+from tests.rollout.fake_policy import Continuing, Told
+from tests.rollout.fakes import ACTIONS
 from tests.serving.servers import InProcess, Running, observation, running
 from wmjax.serving.sessions import named_episode
 from wmjax.sim.episode import EpisodeId
@@ -89,6 +90,50 @@ def test_what_a_client_still_executes_is_known_at_its_next_decision() -> None:
         assert np.ptp(ask(0, **{"wmjax/episode": "b"})[:, 0]) > 0
         for number in range(2):  # who does not say which episode it is in has nothing that it executes
             assert np.ptp(ask(number)[:, 0]) > 0
+
+
+def test_a_policy_that_is_told_what_is_executed_believes_the_client_or_its_own_answers() -> None:
+    hold, random = np.array(ACTIONS.hold, np.float32), np.random.default_rng(0)
+    with running(Told(1, delay=8)) as told:
+        client, alone = told.client(), InProcess("a", policy=Told(1, delay=8))
+        card = client.get_server_metadata()
+        assert (card["realtime"], card["execution_delay"], card["pending_steps"]) == ("none", 8, 8)
+        assert card["keys"]["others"]["pending"] == "wmjax/pending"
+        executed = [hold] * 8
+        for number in range(4):
+            sent, pending = observation(5, number, frames=1), np.stack(executed[4 * number : 4 * number + 8])
+            answer = client.infer({**sent, "wmjax/episode": "a"})["actions"]
+            np.testing.assert_array_equal(answer, alone.act(sent, number, pending=pending if number else None))
+            executed += list(answer[:4])
+        other = random.uniform(-1, 1, (8, 7))
+        sent = observation(5, 4, frames=1)
+        answer = client.infer({**sent, "wmjax/episode": "a", "wmjax/pending": other})["actions"]
+        np.testing.assert_array_equal(answer, alone.act(sent, 4, pending=other.astype(np.float32)))
+        for wrong, message in (
+            (other[:7], r"wmjax/pending is float64\[7, 7\]; send an array of \[8, 7\] numbers, the next 8 actions"),
+            (other.tolist(), "wmjax/pending is list; send an array"),
+            (np.full((8, 7), 1e300), "wmjax/pending has numbers that are not finite in float32"),
+            (np.full((8, 7), np.nan), "not finite"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                told.client().infer({**sent, "wmjax/pending": wrong})
+
+
+def test_a_client_that_names_no_episode_is_taken_to_hold_still_unless_it_says_otherwise() -> None:
+    with running(Told(1, delay=8)) as told:
+        client, other = told.client(), np.random.default_rng(0).uniform(-1, 1, (8, 7)).astype(np.float32)
+        for request in range(1, 4):
+            more = {"wmjax/pending": other} if request == 3 else {}
+            answer = client.infer({**observation(2, 0), **more})["actions"]
+            number = told.server._sessions._opened
+            alone = InProcess(f"connection-{number}-{request}", policy=Told(1, delay=8))
+            expected = alone.act(observation(2, 0), 0, pending=more.get("wmjax/pending"))
+            np.testing.assert_array_equal(answer, expected)
+
+
+def test_a_policy_that_is_not_told_refuses_pending_actions(served: Running) -> None:
+    with pytest.raises(RuntimeError, match="wmjax/pending is sent, but the policy takes no pending actions"):
+        served.client().infer({**observation(frames=2), "wmjax/pending": np.zeros((8, 7))})
 
 
 def test_names_of_episodes_are_their_keys() -> None:

@@ -7,6 +7,7 @@ import pytest
 from openpi_client import msgpack_numpy
 from websockets.sync.client import ClientConnection, connect
 
+from tests.rollout.fake_policy import Told
 from tests.serving.servers import InProcess, Running, observation, running
 
 
@@ -80,6 +81,21 @@ def test_ping_changes_nothing_and_reset_begins_another_episode(served: Running) 
             kinds += answer["wmjax/history"]
     client.close()
     assert kinds == ["episode"] * 4
+
+
+def test_pending_actions_have_the_grippers_of_the_dialect() -> None:
+    raw = np.random.default_rng(0).uniform(-1, 1, (8, 7)).astype(np.float32)
+    raw[:, 6] = [-1, -1, 1, 1, -1, 1, 1, -1]
+    theirs = raw.copy()
+    theirs[:, 6] = (1 - raw[:, 6]) / 2
+    with running(Told(1, delay=8), listen=("starvla:0",)) as told:
+        client, alone = opened(told)[0], InProcess("a", policy=Told(1, delay=8))
+        sent = observation(3, 0, frames=1)
+        answer = asked(client, {"examples": [example(sent, **{"wmjax/episode": "a", "wmjax/pending": theirs})]})
+        client.close()
+    expected = alone.act(sent, 0, pending=raw)
+    np.testing.assert_allclose(gripper_as_libero(answer["data"]["actions"][0]), expected, atol=1e-6)
+    assert np.abs(expected - alone.act(sent, 0)).max() > 1e-2
 
 
 def test_several_examples_are_episodes_by_themselves(served: Running) -> None:

@@ -204,6 +204,17 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
     assert sum("lora" in name for name in trained) == 2 * len(model.backbone.lora.targets)
 
 
+@pytest.mark.slow
+def test_what_embeds_pending_actions_trains(store: TrainingStore, tmp_path: Path) -> None:
+    model = dataclasses.replace(tiny_config("e0", "regression"), pending=4, roll_state=True)
+    config = dataclasses.replace(CONFIG, steps=2, eval_every=2, checkpoint_every=2, delay=4)
+    made = make_inputs(store, None, PromptConfig(length=56), model, config)
+    start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
+    before, after = to_named(nnx.state(start.pending_in)), saved(fit(made, tmp_path, config, model), model)
+    assert len(before) == 4
+    assert [name for name in before if np.array_equal(before[name], after[f"pending_in/{name}"])] == []
+
+
 @pytest.mark.long  # the smoke test's sweep trains e0; e1 is e2 without a loss
 @pytest.mark.parametrize("variant", ["e0", "e1"])
 def test_other_variants_train(inputs: Inputs, tmp_path: Path, variant: str) -> None:

@@ -68,6 +68,26 @@ def chunk_labels(
     return pad_actions(store.action_chunk[later[:, 0], :chunk], mask, store.action_spec), mask
 
 
+def pending_actions(
+    store: TrainingStore, frames: Int[np.ndarray, " n"], delay: int
+) -> Float32[np.ndarray, "n delay action"]:
+    """The actions that are still to be executed at some frames, raw: those of the next ``delay`` control steps.
+
+    They are the actions that the recording executed, noise and holding still included, not the labels. Behind the
+    episode's end, where no frame has a label either, the robot stays where it is.
+
+    Args:
+        store: the training store.
+        frames: indices of its frames.
+        delay: control steps between a frame and the first action of its chunk.
+
+    """
+    entries = [store.episodes[index] for index in store.frame_episode[frames]]
+    end = np.array([entry["step_start"] + entry["length"] for entry in entries])
+    rows, mask = chunk_indices(store.frame_row[frames], end, delay)
+    return pad_actions(store.executed[rows], mask, store.action_spec)
+
+
 def undisturbed_between(
     store: TrainingStore, frames: Int[np.ndarray, " n"], others: Int[np.ndarray, "n others"]
 ) -> Bool[np.ndarray, "n others"]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.data.labels import check_labels, chunk_labels, label_ends, undisturbed_between
+from wmjax.data.labels import check_labels, chunk_labels, label_ends, pending_actions, undisturbed_between
 from wmjax.data.latents import LatentStore
+from wmjax.data.motion import find_motion, roll_state
 from wmjax.data.shift import MAX_SHIFT, ViewTable
 from wmjax.data.store import TrainingStore
 from wmjax.data.weights import UNIFORM, Mixture, draw_weighted, expected_draws
@@ -43,7 +44,9 @@ class LoaderConfig:
     injected failures are masked out of the future. With the target ``past`` the batch's ``future`` holds the frames
     before the history instead, newest first. ``mixture`` says how often a sample is drawn where samples are shuffled.
     Of the episodes ``video_only`` nothing but the video is used: their actions are zeros and masked, and their
-    state is the mean state of the other episodes.
+    state is the mean state of the other episodes. With ``pending`` the batch has the actions that are executed in the
+    ``delay`` control steps before the chunk (:func:`wmjax.data.labels.pending_actions`), and with ``rolls_state`` its
+    state is rolled forward by them (:func:`wmjax.data.motion.roll_state`).
     Without ``images`` none are read, and the batch has none.
     """
 
@@ -59,6 +62,8 @@ class LoaderConfig:
     num_epochs: int | None = None
     drop_remainder: bool = True
     delay: int = 0
+    pending: bool = False
+    rolls_state: bool = False
     mixture: Mixture = UNIFORM
     images: bool = True
     video_only: tuple[int, ...] = ()
@@ -78,12 +83,14 @@ def make_loader(
     i32 [B, 2] (dy, dx, yet to be applied to the pixels), sample_id i32 [B] (frame index in the store),
     sample_mask bool [B] (False only on the filler of a last batch kept by ``drop_remainder=False``); with
     latents also latents f32 [B, history, tokens, dim] (raw), future f32 [B, future, tokens, dim] and
-    future_mask bool [B, future]. A table of views gives the same batches as the store of latents, without the latents.
+    future_mask bool [B, future]; if asked for, pending f32 [B, delay, action] (raw). A table of views gives the same
+    batches as the store of latents, without the latents.
 
     The iterator's ``get_state()`` and ``set_state()`` resume at the exact next sample, with any host count.
 
     Raises:
-        UserError: latents of another store, no samples, or a batch that does not divide over the hosts.
+        UserError: latents of another store, no samples, a batch that does not divide over the hosts, or a state to be
+            rolled forward by actions of which it is not known how they move it.
 
     """
     import grain
@@ -111,6 +118,7 @@ class BatchSource:
             )
         entry = {name: np.array([e[name] for e in store.episodes]) for name in _EPISODE_COLUMNS}
         self._label_ends = label_ends(store)
+        self._motion = find_motion(store.spec, store.action_spec) if config.rolls_state else None
         self._frame_start, self._task = entry["frame_start"], entry["task"].astype(np.int32)
         self._frame_end = entry["frame_start"] + entry["num_frames"]
         self._expected = (
@@ -141,12 +149,22 @@ class BatchSource:
             "sample_id": frames.astype(np.int32),
             "sample_mask": mask,
         }
+        if self.config.pending or self._motion is not None:
+            batch |= self._pending_columns(frames, batch["state"])
         if self._mean_state is not None:
             video = np.isin(episode, self.config.video_only)
             batch["action_mask"] = action_mask & ~video[:, None]
             batch["action"] = np.where(video[:, None, None], np.float32(0), action)
             batch["state"] = np.where(video[:, None], self._mean_state, batch["state"])
+            if self.config.pending:
+                batch["pending"] = np.where(video[:, None, None], np.float32(0), batch["pending"])
         return batch | self._latent_columns(frames, views, episode)
+
+    def _pending_columns(self, frames: np.ndarray, state: np.ndarray) -> Batch:
+        """The pending actions, raw, if the batch is to have them, and the state as it is to be."""
+        pending = pending_actions(self.store, frames, self.config.delay)
+        columns = {"pending": pending} if self.config.pending else {}
+        return columns if self._motion is None else columns | {"state": roll_state(state, pending, self._motion)}
 
     def _known_states(self) -> np.ndarray:
         """The states of the frames that are used for more than their video."""

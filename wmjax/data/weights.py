@@ -79,7 +79,8 @@ def expected_draws(
         chance = chance / np.bincount(task, chance)[task]
     if share is not None:
         video = np.isin(episodes, video_only)
-        chance = np.where(video, (1 - share) / chance[video].sum(), share / chance[~video].sum()) * chance
+        for group, part in ((video, 1 - share), (~video, share)):
+            chance[group] *= part / max(chance[group].sum(), 1e-12)  # a split may have no episode of a group
     return chance * (len(samples) / chance.sum())
 
 

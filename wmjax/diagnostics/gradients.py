@@ -28,6 +28,7 @@ from wmjax.trainer.step import model_input
 PARTS = {
     "backbone": "VLM",
     "state_in": "state and action queries",
+    "pending_in": "state and action queries",
     "queries": "state and action queries",
     "world/prophet": "Prophet",
     "world/injection": "gated cross-attention",

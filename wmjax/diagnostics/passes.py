@@ -83,10 +83,18 @@ def input_conditions(config: VLAConfig, tasks: int) -> list[Condition]:
         Condition("images black", _black_images),
         Condition("images white", lambda batch, _: batch | {"images": np.full_like(batch["images"], 255)}),
         Condition("images uniform noise", _noise_images),
-        Condition("another sample's images", lambda batch, _: batch | {"images": np.roll(batch["images"], 1, axis=0)}),
+        Condition("another sample's images", lambda batch, _: batch | {"images": _next(batch["images"])}),
     ]
+    if config.pending:
+        conditions.append(
+            Condition("another sample's pending actions", lambda batch, _: batch | {"pending": _next(batch["pending"])})
+        )
     wrong = Condition("another task's instruction", lambda batch, _: batch | {"task": (batch["task"] + 1) % tasks})
     return [*conditions, wrong] if tasks > 1 else conditions
+
+
+def _next(column: np.ndarray) -> np.ndarray:
+    return np.roll(column, 1, axis=0)
 
 
 def _black_images(batch: Batch, _: np.random.Generator) -> Batch:

@@ -9,6 +9,7 @@ from pathlib import Path
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.handover import make_handover
 from wmjax.core.location import location
+from wmjax.data.motion import find_motion
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import join_stores
@@ -19,7 +20,7 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import unfit_memory
 from wmjax.models.world_model import require_world_objective
 from wmjax.rollout.protocol import Protocol, load_protocol
-from wmjax.sim.libero import SUITES, task_instructions
+from wmjax.sim.libero import ACTION_SPEC, SUITES, task_instructions
 
 
 def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
@@ -48,6 +49,7 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
     if experiment.train.objective == "world":
         require_world_objective(experiment.model)
     _require_memory(experiment, stride)
+    _require_pending(experiment, store)
     if evaluates:
         _require_protocol(experiment, final_protocol(experiment, store), stride)
 
@@ -204,6 +206,22 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
         )
 
 
+def _require_pending(experiment: Experiment, store: TrainingStore | None) -> None:
+    """Requires that the network is told as many pending actions as there are, and that a state can be rolled forward.
+
+    Without a delay nothing is pending, so a rolled state is the state.
+    """
+    model, delay = experiment.model, experiment.train.delay
+    if model.pending not in (0, delay):
+        raise UserError(
+            f"model.pending is {model.pending}, but with train.delay {delay} there are {delay} pending actions; set "
+            f"model.pending to {delay}, or to 0 for a network that is not told them"
+        )
+    if model.roll_state and (store is not None or not experiment.data.places):
+        observation = experiment.data.observation if store is None else store.spec
+        find_motion(observation, ACTION_SPEC if store is None else store.action_spec)
+
+
 def _require_protocol(experiment: Experiment, protocol: Protocol, stride: int | None) -> None:
     """Refuses what the closed loop would refuse. A delay does not shorten the chunk: its first action waits."""
     for reason in _misfits(experiment, protocol, stride):
@@ -224,6 +242,12 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
         )
     if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
         yield reason
+    delay = experiment.pending_steps
+    if delay and protocol.realtime == "none" and protocol.execution_delay != delay:
+        yield (
+            f"execution_delay is {protocol.execution_delay}, but the policy is told which actions are executed in the "
+            f"{delay} control steps (train.delay) before its own; set train.delay to {protocol.execution_delay}"
+        )
     try:
         require_inpainting(experiment.model.head.kind, protocol.realtime)
         make_handover(

@@ -75,6 +75,11 @@ class Experiment:
         parts = self.recipe, self.scale, self.dataset, f"s{self.train.seed}", objective, *backbone
         return "-".join(part for part in parts if part)
 
+    @property
+    def pending_steps(self) -> int:
+        """How many pending actions the policy depends on, those of ``train.delay`` control steps; 0 for none."""
+        return self.train.delay if self.model.pending or self.model.roll_state else 0
+
 
 SECTIONS = tuple(
     each.name for each in dataclasses.fields(Experiment) if each.name not in ("recipe", "scale", "dataset")
@@ -87,6 +92,7 @@ AXES: dict[str, tuple[str, ...]] = {
         "model.world",
         "model.use_state",
         "model.use_images",
+        "model.roll_state",
         "model.cameras",
         "model.prophet.history",
         "model.prophet.future",

@@ -15,7 +15,8 @@ def next_steps(experiment: Experiment, run: Path, done: Protocol) -> list[str]:
     if acts and done.suite in protocol_names() and done.name != done.suite:
         tasks = "" if done.tasks == load_protocol(done.suite).tasks else f" --tasks {','.join(map(str, done.tasks))}"
         evaluation = ["python", "-m", "wmjax.evaluate", "--run", str(run), "--protocol", done.suite]
-        steps.append(f"{shlex.join(evaluation)}{tasks}   # the benchmark, once per recipe")
+        delay = f" --delay {experiment.pending_steps}" if experiment.pending_steps else ""
+        steps.append(f"{shlex.join(evaluation)}{tasks}{delay}   # the benchmark, once per recipe")
     other, purpose = _other_variant(experiment.recipe)
     command = ["python", "-m", "wmjax.train", "--config", other, "--scale", experiment.scale]
     command += ["--dataset", experiment.dataset, *_changed_settings(experiment)]

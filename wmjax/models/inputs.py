@@ -10,7 +10,8 @@ from wmjax.data.observation import Prompt
 class ModelInput(NamedTuple):
     """A batch for the policy. ``future`` and its mask serve the world loss only and never reach an action.
 
-    ``images`` are None for a Prophet that is trained alone.
+    ``images`` are None for a Prophet that is trained alone. ``pending`` are the normalised actions that are still to be
+    executed before the chunk begins, for a policy that is told them.
     """
 
     images: UInt8[Array, "batch cameras height width 3"] | None
@@ -19,3 +20,4 @@ class ModelInput(NamedTuple):
     latents: Float32[Array, "batch history tokens dim"] | None = None
     future: Float32[Array, "batch future tokens dim"] | None = None
     future_mask: Bool[Array, "batch future"] | None = None
+    pending: Float32[Array, "batch pending action"] | None = None

@@ -39,7 +39,10 @@ class VLAConfig(Settings, section="model"):
 
     Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
     number of the observation's cameras that the VLM gets, from the first (None: all). Without ``use_images`` it gets
-    black ones, at the same cost, so that a policy sees only through its world memory. ``query_std`` is the initial size
+    black ones, at the same cost, so that a policy sees only through its world memory. ``pending`` is the number of
+    pending actions that the network is told, the actions of the ``train.delay`` control steps before its chunk begins
+    (0: none; else ``train.delay``). With ``roll_state`` the state that it gets is rolled forward by them, see
+    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size
     of the action queries; with published weights it is that of their token embeddings (:func:`match_embeddings`).
     ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
     ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
@@ -60,6 +63,8 @@ class VLAConfig(Settings, section="model"):
     use_state: bool = True
     cameras: Depth | None = None
     use_images: bool = True
+    pending: Annotated[int, Range(0, 10_000)] = 0
+    roll_state: bool = False
     query_std: Annotated[float, Range(0, 100, above=True)] = 0.5
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -71,6 +76,8 @@ class VLAConfig(Settings, section="model"):
                 f"prophet.linear_rank is {self.prophet.linear_rank} with world.target {self.world.target!r}; the "
                 "linear part predicts changes, set world.target to delta or prophet.linear_rank to 0"
             )
+        if self.roll_state and not self.use_state:
+            raise UserError("model.roll_state is true with model.use_state false; set one of them otherwise")
         depth = self.backbone.depth
         for layer in self.injection.layers:
             if not 0 <= layer < depth:
@@ -155,13 +162,15 @@ class VLA(nnx.Module):
         self.queries = embedding_table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
+        told = config.pending * config.action_dim
+        self.pending_in = Mlp(told, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs) if told else None
         self.world = make_world(config, config.memory, rngs)
 
     def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden:
         """The VLM's hidden states, with the state and the action queries at the last positions.
 
         Raises:
-            UserError: the prompt is shorter than its placeholders, or the state has another size.
+            UserError: the prompt is shorter than its placeholders, or state or pending actions have another size.
 
         """
         return self.backbone.decode(self._encode(inputs, key), _fold(key, DECODE))[0]
@@ -188,9 +197,19 @@ class VLA(nnx.Module):
             state = self.state_in(inputs.state)[:, None]
         else:
             state = jnp.broadcast_to(self.state_in[...], (batch, *self.state_in.shape))
+        if self.pending_in is not None:
+            state = state + self.pending_in(self._pending(inputs))[:, None]
         queries = jnp.broadcast_to(self.queries[...], (batch, *self.queries.shape))
         own = jnp.concatenate([state, queries], axis=1)
         return self.backbone.encode(inputs.prompt, images, own, _fold(key, EMBED))
+
+    def _pending(self, inputs: ModelInput) -> Float32[Array, "batch values"]:
+        """The pending actions of each sample as one row."""
+        size = (self.config.pending, self.config.action_dim)
+        if inputs.pending is None or inputs.pending.shape[1:] != size:
+            found = "missing" if inputs.pending is None else list(inputs.pending.shape)
+            raise UserError(f"pending actions are {found}; the model is told [batch, {size[0]}, {size[1]}]")
+        return inputs.pending.reshape(len(inputs.pending), -1)
 
     def action_tokens(
         self,

@@ -159,11 +159,13 @@ def _served_protocol(client: "Client", chosen: "Conventions", protocol: Protocol
             f"seed is {protocol.seed}, the noise of {client.url} has the seed {client.card['seed']}; give --seed "
             f"{client.card['seed']}, or serve it with --seed {protocol.seed}"
         )
-    served_delay = client.card.get("execution_delay", 0)
-    if client.own and client.card.get("realtime", "none") != "none" and served_delay != protocol.execution_delay:
+    served_delay, realtime = client.card.get("execution_delay", 0), client.card.get("realtime", "none") != "none"
+    timed = realtime or client.card.get("pending_steps", 0)
+    if client.own and timed and served_delay != protocol.execution_delay:
+        other = f", or serve it with --delay {protocol.execution_delay}" if realtime else ", for which it was trained"
         raise UserError(
             f"execution_delay is {protocol.execution_delay}, {client.url} serves for {served_delay} control steps; "
-            f"give --delay {served_delay}, or serve it with --delay {protocol.execution_delay}"
+            f"give --delay {served_delay}{other}"
         )
     horizon = asked or chosen.horizon or protocol.open_loop_horizon
     wait = chosen.wait_steps

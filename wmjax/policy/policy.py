@@ -18,13 +18,7 @@ from wmjax.core.rng import stable_hash
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt
-from wmjax.data.statistics import (
-    clip_action,
-    denormalise_action,
-    normalise_action,
-    normalise_latents,
-    normalise_state,
-)
+from wmjax.data.statistics import clip_action, denormalise_action, normalise_action, normalise_latents
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.base import Known, require_inpainting
@@ -33,6 +27,7 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
 from wmjax.policy.interventions import Donor, Errors, mix
+from wmjax.policy.pending_input import PendingInput
 from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
@@ -93,6 +88,7 @@ class Policy:
         corruption: what the action tokens get in the place of the world memory.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
+        pending_input: what the network is told of pending actions.
         pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
@@ -136,7 +132,8 @@ class Policy:
             realtime, chunk=self.action_spec.chunk, horizon=open_loop_horizon, delay=execution_delay,
             trained_delay=experiment.train.delay,
         )  # fmt: skip
-        self.pending_steps = 0 if self.handover is None else self.handover.pending
+        self.pending_input = PendingInput.of(experiment, self.observation_spec, self.action_spec)
+        self.pending_steps = self.pending_input.steps if self.handover is None else self.handover.pending
         self.committed = 0 if self.handover is None else self.handover.committed
         require_inpainting(experiment.model.head.kind, realtime)
         self._prepare = make_prepare(experiment.prompt, experiment.model, self.observation_spec)
@@ -217,8 +214,8 @@ class Policy:
             keys: the randomness of the head and of the corruption ``noise``, one per row.
             future: the next ``future_frames`` frames of every row, under an oracle.
             donor: what other episodes had seen, under a corruption of ``SHUFFLED``.
-            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None at an episode's
-                first decision, or without real-time execution.
+            pending: raw actions of earlier chunks for the next ``pending_steps`` control steps; None for a policy
+                that takes none, and at an episode's first decision, when nothing but holding still is pending.
 
         Returns:
             The carry, raw actions within their bounds, and numbers of each row: ``memory/gate``,
@@ -230,7 +227,7 @@ class Policy:
 
         Raises:
             ValueError: a future without an oracle, or an oracle without the future; the same of a donor; another number
-                of pending actions than the policy takes.
+                of pending actions than the policy takes, or none after an episode's first decision.
 
         """
         if (future is None) != (self.oracle is None):
@@ -239,7 +236,9 @@ class Policy:
             raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
         if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
             raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
-        return self._step(self._state, carry, observation, keys, future, donor, pending)
+        told = self.pending_input.rows(pending, observation)
+        continued = None if self.handover is None else pending
+        return self._step(self._state, carry, observation, keys, future, donor, continued, told)
 
     def _act(
         self,
@@ -251,6 +250,7 @@ class Policy:
         future: UInt8[Array, "batch future cameras height width 3"] | None,
         donor: Donor | None,
         pending: Float32[Array, "batch pending dim"] | None,
+        told: Float32[Array, "batch told dim"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
         history = memory = None
@@ -261,11 +261,9 @@ class Policy:
             history = normalise_latents(carry.latents, self.encoder_spec)
         inputs = ModelInput(
             images=observation.images[:, -1],
-            state=normalise_state(observation.state, self.action_spec),
             prompt=observation.prompt,
             latents=history,
-            future=None,
-            future_mask=None,
+            **self.pending_input.inputs(observation.state, told),
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
@@ -369,7 +367,8 @@ def load_policy(
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
-        realtime: of the same class; every call but an episode's first then takes pending actions.
+        realtime: of the same class; every call but an episode's first then takes ``pending`` actions, as those of a
+            policy that was trained to be told them (``model.pending`` or ``model.roll_state``) always do.
         execution_delay: of the same class; only real-time execution depends on it.
         places: what to use in place of folders that the settings name, such as
             ``{"encoder": {"model": FOLDER}}`` on another machine.

@@ -70,7 +70,7 @@ class PolicyActor:
     """Serves any number of slots with one policy of fixed batch size.
 
     The carry of every slot is a row of a table; the rows of a batch are gathered from it and scattered back, with a
-    spare row for padding. So which decisions share a batch changes nothing for any of them. First decisions, which know
+    spare row for padding. So which decisions share a batch changes nothing for any of them. First decisions, which have
     no pending actions, share no batch with others if the policy takes pending actions. A plan leaves out a chunk's
     committed rows: its first action is for the step that the decision takes effect at.
 

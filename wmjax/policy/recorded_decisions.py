@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wmjax.core.specs import ObservationSpec, from_dict, require_equal
+from wmjax.data.labels import pending_actions
 from wmjax.data.observation import Observation
 from wmjax.data.store import TrainingStore
 from wmjax.policy.policy import Policy, load_policy
@@ -51,7 +52,7 @@ def load_for_recording(run: str, store: TrainingStore) -> Policy:
 
 
 def decide_on_recording(policy: Policy, store: TrainingStore, index: int, *, seed: int = 0) -> RecordedDecisions:
-    """Shows a policy every frame of a recorded episode, in order.
+    """Shows a policy every frame of a recorded episode, in order, and what was executed then, if it is told that.
 
     Args:
         policy: of :func:`load_for_recording`.
@@ -63,10 +64,13 @@ def decide_on_recording(policy: Policy, store: TrainingStore, index: int, *, see
     episode = store.episode(index)
     prompt, carry, key = policy.prompt(episode.meta["instruction"]), policy.initial_carry(), jax.random.key(seed)
     actions, infos = [], []
+    frames = np.flatnonzero(store.frame_episode == index)
+    pending = pending_actions(store, frames, policy.pending_input.steps) if policy.pending_input.steps else None
     for frame, step in enumerate(episode.frame_step):
         images, state = episode.images[frame : frame + 1], episode.state[step]
         observation = Observation(np.asarray(images)[None], state[None], prompt, np.array([frame == 0]))
-        carry, chunk, info = policy(carry, observation, jax.random.fold_in(key, frame)[None])
+        now = None if pending is None else pending[frame][None]
+        carry, chunk, info = policy(carry, observation, jax.random.fold_in(key, frame)[None], pending=now)
         actions.append(np.asarray(chunk[0, 0]))
         infos.append({name: np.asarray(value[0]) for name, value in info.items()})
     together = {name: np.stack([info[name] for info in infos]) for name in infos[0]}

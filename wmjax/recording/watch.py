@@ -39,10 +39,11 @@ class Watch:
             UserError: the task's goal is of another kind.
 
         """
-        if env.goals > 1 or len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
+        more = len(env.predicates) - 1
+        if more or len(env.goal) != 3 or env.goal[0] not in ("on", "in"):
             raise UserError(
                 f"{env.suite} task {env.task_id}: failures have classes where one object is put on or in something, "
-                f"this goal is {' '.join(env.goal)!r} and {env.goals - 1} more; leave the task out with --tasks"
+                f"this goal is {' '.join(env.goal)!r} and {more} more; leave the task out with --tasks"
             )
         self._scene = Scene(env.sim)
         self._item, self._target = env.goal[1:]

@@ -90,7 +90,8 @@ class Actor(Protocol):
         future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
         corruption: what is done to its world memory; ``none`` without one.
         realtime: how its chunks continue earlier ones under a delay.
-        pending_steps: how many pending actions decisions carry, from an episode's second on; 0 for none.
+        pending_steps: how many pending actions decisions carry, from an episode's second on; 0 for none. Without
+            real-time execution they are those of the execution delay.
 
     """
 

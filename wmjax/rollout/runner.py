@@ -338,6 +338,12 @@ def _require_applicable(actor: Actor, protocol: Protocol) -> None:
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
             "evaluate a policy with a world memory that was loaded for it, or leave oracle out"
         )
+    told = actor.pending_steps if actor.realtime == "none" else 0
+    if told and protocol.execution_delay != told:
+        raise UserError(
+            f"execution_delay is {protocol.execution_delay}, the {actor.name} was trained to be told which actions are "
+            f"executed in the {told} control steps (train.delay) before its own; set it to {told}"
+        )
     if protocol.realtime != actor.realtime:
         raise UserError(
             f"realtime is {protocol.realtime!r}, the {actor.name} acts with {actor.realtime!r}; evaluate a policy that "

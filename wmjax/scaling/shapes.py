@@ -49,6 +49,8 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
         columns["future_mask"] = ((shape.future,), jnp.bool_)
     if experiment.train.objective == "world":
         del columns["images"]
+    if model.pending:
+        columns["pending"] = ((model.pending, model.action_dim), jnp.float32)
     return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
 
 

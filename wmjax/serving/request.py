@@ -29,7 +29,7 @@ class Service:
         horizon: control steps between two decisions of an episode.
         frames_per_decision: frames that fall due in that time.
         realtime: how a chunk continues what is executed while it is computed.
-        delay: control steps between an observation and the execution of its actions.
+        delay: control steps between an observation and the execution of its actions, where that is known.
         pending_steps: how many pending actions a decision carries.
         limits: of every message.
         card: which policy it is, for the dialects that tell their clients.
@@ -56,6 +56,7 @@ class Service:
             "frames_per_decision": self.frames_per_decision,
             "realtime": self.realtime,
             "execution_delay": self.delay,
+            "pending_steps": self.pending_steps,
         }
 
 
@@ -70,6 +71,7 @@ class Request:
         episode: name of the episode, which the noise follows from; None if the client does not say.
         session: of the client's own; another one is another episode. None if the client does not say.
         step: control steps since the episode's start; None if the client does not say.
+        pending: raw actions that the client still executes; None if it does not say.
 
     """
 
@@ -79,6 +81,7 @@ class Request:
     episode: str | None = None
     session: str | None = None
     step: int | None = None
+    pending: Float32[np.ndarray, "steps action"] | None = None
 
 
 def read_frames(
@@ -134,6 +137,26 @@ def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, "
     if not np.isfinite(state).all():
         raise UserError(f"{name} has numbers that are too large for float32; send metres and radians")
     return state
+
+
+def read_pending(name: str, value: Any, service: Service) -> Float32[np.ndarray, "steps action"]:
+    """The actions that a client still executes, raw, from the control step of its observation on.
+
+    Raises:
+        UserError: the policy takes none; not numbers, another number of them, or too large for float32.
+
+    """
+    size = (service.pending_steps, service.action.dim)
+    if not service.pending_steps:
+        raise UserError(f"{name} is sent, but the policy takes no pending actions; leave it out")
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape != size:
+        found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{name} is {found}; send an array of {list(size)} numbers, the next {size[0]} actions")
+    with np.errstate(over="ignore"):
+        pending = value.astype(np.float32)
+    if not np.isfinite(pending).all():
+        raise UserError(f"{name} has numbers that are not finite in float32; send raw actions")
+    return pending
 
 
 def read_text(name: str, value: Any) -> str:

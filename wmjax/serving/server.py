@@ -41,7 +41,7 @@ class PolicyServer:
         card: which policy it is, for the clients.
 
     Raises:
-        UserError: real-time execution of a robot whose action before the first chunk is unknown.
+        UserError: pending actions of a robot whose action before the first chunk is unknown, or of clients that wait.
 
     Attributes:
         addresses: where it listens, a dialect's name and a port each.
@@ -57,12 +57,13 @@ class PolicyServer:
             horizon,
             policy.frames_per_decision,
             policy.realtime,
-            settings.execution_delay,
+            policy.pending_steps if policy.realtime == "none" else settings.execution_delay,
             policy.pending_steps,
             Limits(size=settings.max_message),
             {"server": "wmjax", "seed": settings.seed, **(card or {})},
         )
         _require_hold(self.service)
+        _require_asynchronous(self.service, settings)
         self._actor = PolicyActor(policy, settings.seed)
         self._stack = contextlib.AsyncExitStack()
         self._numbers = itertools.count(1)
@@ -172,11 +173,24 @@ class PolicyServer:
 
 
 def _require_hold(service: Service) -> None:
-    """Refuses real-time execution if nothing says what is executed before the first chunk takes effect."""
+    """Refuses pending actions if nothing says what is executed before the first chunk takes effect."""
     if service.pending_steps and not service.action.hold:
+        always = service.realtime == "none"
+        why = "the policy takes pending actions" if always else f"realtime is {service.realtime!r}"
+        fix = "a policy without model.pending" if always else "it with realtime 'none'"
         raise UserError(
-            f"realtime is {service.realtime!r}, but the policy's ActionSpec.hold is empty, so the actions before its "
-            "first chunk are unknown; serve it with realtime 'none'"
+            f"{why}, but the policy's ActionSpec.hold is empty, so the actions before its first chunk are unknown; "
+            f"serve {fix}"
+        )
+
+
+def _require_asynchronous(service: Service, settings: ServeSettings) -> None:
+    """Refuses dialects whose clients execute nothing while they wait, for a policy that is told what they execute."""
+    waiting = [dialect.name for dialect, _ in settings.listeners if dialect.every_step]
+    if service.pending_steps and waiting:
+        raise UserError(
+            f"the policy takes {service.pending_steps} pending actions, but clients of {waiting[0]} wait for the "
+            "action of every step; listen with another dialect"
         )
 
 

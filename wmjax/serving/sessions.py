@@ -65,9 +65,10 @@ class Session:
             frames = frames[-1:]
         if len(frames) != needed:
             frames = np.repeat(frames, needed, axis=0)
+        known = self._pending()
         decision = Decision(
             self._row, self._episode, number, number * self._service.horizon, frames, request.state,
-            request.instruction, pending=self._pending(), forget=not remembers,
+            request.instruction, pending=known if request.pending is None else request.pending, forget=not remembers,
         )  # fmt: skip
         plan = await self._batcher.decide(decision)
         self._decisions += 1

@@ -48,8 +48,8 @@ class LiberoEnv:
         task_id: the task's index.
         spec: the observation spec, with ``simulator`` filled in.
         instruction: the task in words.
-        goal: LIBERO's goal predicate, for example ``("on", "akita_black_bowl_1", "plate_1")``; the first of several.
-        goals: how many predicates the goal has.
+        predicates: LIBERO's goal, predicates that must all hold, such as ``("on", "akita_black_bowl_1", "plate_1")``.
+        goal: the first of them.
         settled_state: the full simulator state in which the current episode started, see :meth:`sim_state`.
         settled_hash: the identity of that state, 16 hex digits.
 
@@ -75,9 +75,8 @@ class LiberoEnv:
         self.instruction = task.instruction
         self._initial_states = task.initial_states
         self._env = _build(task.bddl_file, spec.control_hz)
-        predicates = self._env.parsed_problem["goal_state"]
-        self.goal: tuple[str, ...] = tuple(predicates[0])
-        self.goals = len(predicates)
+        self.predicates = tuple(map(tuple, self._env.parsed_problem["goal_state"]))
+        self.goal: tuple[str, ...] = self.predicates[0]
         self._pristine = _pristine_model(self._env)
         self._renderer: Renderer | None = None
         self._drift: Drift | None = None
@@ -120,8 +119,18 @@ class LiberoEnv:
             self._shared_goals = SharedGoals(self._env, self.suite, self.task_id)
         return self._shared_goals.held()
 
-    def articulation(self, fixture: str, state: str) -> tuple[float, float]:
-        """The values (m or rad) of a fixture's joint for which a predicate such as ``turnon`` holds."""
+    def holds(self, predicate: tuple[str, ...]) -> bool:
+        """Whether a predicate of the goal holds now, as LIBERO judges it."""
+        return bool(self._env._eval_predicate(predicate))
+
+    def joint(self, region: str) -> str | None:
+        """Name of the joint that moves a region; None if nothing moves it, or if it is a fixture."""
+        joints = getattr(self._env.object_sites_dict.get(region), "joints", None)
+        return joints[0] if joints else None
+
+    def articulation(self, name: str, state: str) -> tuple[float, float]:
+        """The values (m or rad) of the joint of a fixture or region for which a predicate such as ``turnon`` holds."""
+        fixture = getattr(self._env.object_sites_dict.get(name), "parent_name", name)
         low, high = self._env.get_object(fixture).object_properties["articulation"][f"default_{state}_ranges"]
         return float(low), float(high)
 

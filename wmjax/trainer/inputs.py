@@ -56,6 +56,8 @@ def make_inputs(
         loader=LoaderConfig(
             chunk=model.chunk,
             delay=config.delay,
+            pending=bool(model.pending),
+            rolls_state=model.roll_state,
             history=model.prophet.history,
             future=model.prophet.future,
             target=model.memory.target,

@@ -38,11 +38,12 @@ Metrics = dict[str, Array]
 
 
 def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_spec: EncoderSpec | None) -> ModelInput:
-    """A batch of the loader in the model's units: normalised state and latents, each task's prompt looked up."""
+    """A batch of the loader in the model's units: normalised state, actions and latents, each task's prompt found."""
     inputs = ModelInput(
         images=batch.get("images"),
         state=normalise_state(batch["state"], action_spec),
         prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
+        pending=normalise_action(batch["pending"], action_spec) if "pending" in batch else None,
     )
     if encoder_spec is None:
         return inputs

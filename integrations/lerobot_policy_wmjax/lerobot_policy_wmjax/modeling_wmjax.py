@@ -12,6 +12,7 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_wmjax.configuration_wmjax import TRAINS, WmjaxConfig
+from wmjax.core.errors import UserError
 from wmjax.data.observation import resize_image
 from wmjax.policy.policy import load_policy
 from wmjax.policy.policy_actor import PolicyActor
@@ -115,6 +116,11 @@ class WmjaxPolicy(PreTrainedPolicy):
         if self._steps:
             raise ValueError(f"{self._rows} environments became {rows} within an episode; call reset() between them")
         policy = load_policy(self._folder, batch_size=rows, open_loop_horizon=self.config.open_loop_horizon)
+        if policy.pending_steps:
+            raise UserError(
+                f"the policy is told the {policy.pending_steps} actions that are executed while it decides, but "
+                "LeRobot waits for each action; serve it with wmjax.serve, or export one without model.pending"
+            )
         self._needed, self._rows = policy.frames_per_decision, rows
         self._stride, self._size = policy.observation_spec.frame_stride, policy.observation_spec.image_size
         self._actor = PolicyActor(policy, self.config.seed)

@@ -16,7 +16,7 @@ from wmjax.sim.env import LiberoEnv
 
 
 class Primitive(Protocol):
-    """Makes one predicate true; built as ``Class(env, style)``, where ``env.goal`` is that predicate.
+    """Makes one predicate true.
 
     Attributes:
         phase: of the last action.
@@ -29,8 +29,23 @@ class Primitive(Protocol):
     seen: Seen
     style: GraspStyle | None
 
-    def __init__(self, env: LiberoEnv, style: GraspStyle | None = None) -> None:
-        """Reads ``env``, which is never stepped; an episode may be under way in it."""
+    def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
+        """Reads ``env``, which is never stepped; an episode may be under way in it. ``goal`` is the predicate."""
+
+    @property
+    def done(self) -> bool:
+        """Whether ``seen`` is a state in which the predicate is reached."""
+
+    @property
+    def holding(self) -> bool:
+        """Whether in ``seen`` the hand holds the object for this predicate, and must let go before it turns away."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the hand of ``seen`` can turn to another object without touching this one."""
+
+    def look(self) -> Seen:
+        """Reads the current state into ``seen``."""
 
     def act(self) -> Action:
         """The action for the current state, each value in [-1, 1]."""
@@ -44,28 +59,24 @@ PRIMITIVES: Registry[Any] = Registry(
     {
         "on": "wmjax.recording.primitives.put:Put",
         "in": "wmjax.recording.primitives.put:Put",
+        "open": "wmjax.recording.primitives.drawer:Drawer",
+        "close": "wmjax.recording.primitives.drawer:Drawer",
         "turnon": "wmjax.recording.primitives.turn:Turn",
     },
 )
 """By the predicate, as LIBERO spells it in a parsed goal; each is a :class:`Primitive`."""
 
 
-def primitive_for(env: LiberoEnv) -> type[Primitive]:
-    """The primitive that reaches a task's goal.
+def primitive_for(env: LiberoEnv, goal: tuple[str, ...]) -> type[Primitive]:
+    """The primitive that makes a predicate of a task's goal true.
 
     Raises:
-        UserError: no primitive makes the goal's predicate true, or the goal has several.
+        UserError: there is none.
 
     """
-    task, goal = f"{env.suite} task {env.task_id}", " ".join(env.goal)
-    if env.goal[0] not in PRIMITIVES.known:
+    if goal[0] not in PRIMITIVES.known:
         raise UserError(
-            f"{task}: no primitive reaches {goal!r}; there are primitives for {', '.join(PRIMITIVES.known)}, leave the "
-            "task out"
+            f"{env.suite} task {env.task_id}: no primitive reaches {' '.join(goal)!r}; there are primitives for "
+            f"{', '.join(PRIMITIVES.known)}, leave the task out"
         )
-    if env.goals > 1:
-        raise UserError(
-            f"{task}: its goal is {goal!r} and {env.goals - 1} more, and the expert reaches goals of one predicate; "
-            "leave the task out"
-        )
-    return PRIMITIVES.resolve(env.goal[0])
+    return PRIMITIVES.resolve(goal[0])

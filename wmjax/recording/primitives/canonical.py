@@ -18,6 +18,7 @@ from wmjax.recording.primitives.privileged_scene import Scene
 from wmjax.sim.episode import EpisodeId
 
 if TYPE_CHECKING:
+    from wmjax.recording.primitives.base import Primitive
     from wmjax.sim.env import LiberoEnv
 
 RESETS = 16
@@ -35,52 +36,56 @@ METHOD = 2
 """Version of the method. A new version invalidates cached choices."""
 
 
-def usual_grasp(env: "LiberoEnv") -> GraspStyle | None:
-    """The task's grasp: read from the cache, or chosen now (seconds) in a simulation of its own and kept there.
+def usual_grasp(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
+    """The grasp for a predicate of a task's goal, read from the cache.
+
+    If it is not there, it is chosen (seconds) in a simulation of its own and cached.
 
     Args:
         env: the task's environment, neither stepped nor reset.
+        goal: the predicate.
 
     Returns:
         None if no grasp fits the object in any reset.
 
     """
     key = hash_json(
-        {"method": METHOD, "simulator": env.spec.simulator, "goal": env.goal, "resets": RESETS, "trials": TRIALS}
+        {"method": METHOD, "simulator": env.spec.simulator, "goal": goal, "resets": RESETS, "trials": TRIALS}
     )
     path = cache_root() / "grasps" / f"{env.suite}-{env.task_id:02d}-{key}.json"
     if not path.exists():
-        style = _choose_apart(env)
+        style = _choose_apart(env, goal)
         write_json(path, None if style is None else dataclasses.asdict(style))
     return read_json(path, GraspStyle | None, "delete it, it is made again")
 
 
-def _choose_apart(env: "LiberoEnv") -> GraspStyle | None:
+def _choose_apart(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
     """Chooses in a second simulation, so that the episode of ``env`` is left alone."""
     from wmjax.sim.env import LiberoEnv
 
     random = np.random.get_state()
     other = LiberoEnv(env.suite, env.task_id, env.spec)
     try:
-        return choose_grasp(other)
+        return choose_grasp(other, goal)
     finally:
         other.close()
         np.random.set_state(random)
 
 
-def choose_grasp(env: "LiberoEnv") -> GraspStyle | None:
+def choose_grasp(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
     """The first of the cheapest styles with which the expert succeeds in every trial, or else the most successful.
 
     Args:
         env: the task's environment, which is reset.
+        goal: a predicate of its goal.
 
     Returns:
         None if no grasp fits the object in any reset.
 
     """
     best, best_failures = None, TRIALS + 1
-    for style in rank_styles(env)[:CANDIDATES]:
-        failures = _failures(env, style, best_failures)
+    for style in rank_styles(env, goal)[:CANDIDATES]:
+        failures = _failures(env, goal, style, best_failures)
         if failures < best_failures:
             best, best_failures = style, failures
         if not failures:
@@ -88,12 +93,12 @@ def choose_grasp(env: "LiberoEnv") -> GraspStyle | None:
     return best
 
 
-def rank_styles(env: "LiberoEnv") -> list[GraspStyle]:
+def rank_styles(env: "LiberoEnv", goal: tuple[str, ...]) -> list[GraspStyle]:
     """All styles by the 90 % quantile of preference and obstacle cost over :data:`RESETS` random resets, best first.
 
     Where a style does not fit the object it is as bad as a hopeless one.
     """
-    item, target = env.goal[1:]
+    item, target = goal[1:]
     scene = Scene(env.sim)
     costs: dict[GraspStyle, list[float]] = {}
     for number in range(RESETS):
@@ -114,18 +119,26 @@ def _reset(env: "LiberoEnv", number: int) -> EpisodeId:
     return EpisodeId(env.suite, env.task_id, "random", FIRST_INDEX + number)
 
 
-def _failures(env: "LiberoEnv", style: GraspStyle, enough: int) -> int:
+def _failures(env: "LiberoEnv", goal: tuple[str, ...], style: GraspStyle, enough: int) -> int:
     """In how many of :data:`TRIALS` resets the expert fails with a style; it stops counting at ``enough``."""
     from wmjax.recording.primitives.base import primitive_for
 
     failures = 0
     for number in range(RESETS, RESETS + TRIALS):
         env.reset(_reset(env, number))
-        expert = primitive_for(env)(env, style)
-        failures += not any(env.step(expert.act()) for _ in range(TRIAL_STEPS))
+        failures += not _reaches(env, goal, primitive_for(env, goal)(env, goal, style))
         if failures >= min(enough, 3):
             break
     return failures
+
+
+def _reaches(env: "LiberoEnv", goal: tuple[str, ...], primitive: "Primitive") -> bool:
+    """Whether a primitive makes its predicate true within a trial."""
+    for _ in range(TRIAL_STEPS):
+        env.step(primitive.act())
+        if env.holds(goal):
+            return True
+    return False
 
 
 def is_rim(item: str) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float64
 
 from wmjax.recording.primitives.privileged_scene import (
     HOME_JOINTS,
@@ -19,8 +20,16 @@ from wmjax.recording.primitives.privileged_scene import (
 RIM_RADIUS = 0.046
 RIM_HEIGHT = 0.034
 """The rim of a LIBERO bowl relative to its origin (m)."""
-MAX_OPENING = 0.078
-"""Largest width (m) that fits between the fingers."""
+MAX_OPENING = 0.074
+"""Largest width (m) that fits between the fingers, with room to arrive."""
+WALL_WIDTH, WALL_SLAB = 0.035, 0.012
+"""Largest width (m) of a part that is gripped by itself, and how near (m) it is to a line through the middle."""
+WALL_BAND, WALL_BANDS = 0.03, 3
+"""Height (m) of a band in which parts are looked for, and how many bands there are below the top."""
+WALL_DEPTH = 0.022
+"""How far (m) below the top of a wall the fingertips close."""
+FINGER_ROOM = 0.025
+"""A gap (m) that a finger fits into."""
 MAX_TURN = np.deg2rad(100)
 TILTS = (0.0, 0.12, 0.24, 0.36)
 APPROACH_HEIGHTS = (0.10, 0.05, 0.02, 0.0)
@@ -206,15 +215,53 @@ def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
             yield _Side(float(angle), np.r_[centre, height], 4 * max(0.0, width - 0.05), (np.zeros(3),))
 
 
+def _wall_sides(scene: Scene, item: str) -> Iterator[_Side]:
+    """Thin parts of an object that is too wide as a whole: walls of a cup, one finger inside, and handles.
+
+    They are looked for in horizontal bands from the top down, and the first band that has some counts. In every
+    direction a band is cut along a line through its middle. The vertices there are grouped where a finger fits between.
+    """
+    vertices = scene.vertices(item)
+    middle, top = (vertices[:, :2].max(0) + vertices[:, :2].min(0)) / 2, float(vertices[:, 2].max())
+    for level in range(WALL_BANDS):
+        high = top - level * WALL_BAND
+        inside = (vertices[:, 2] <= high) & (vertices[:, 2] > high - WALL_BAND)
+        parts = list(_parts(vertices[inside, :2] - middle))
+        for angle, place in parts:
+            yield _Side(angle, np.r_[middle + place, high - WALL_DEPTH], 0.0, (np.zeros(3),))
+        if parts:
+            return
+
+
+def _parts(points: Float64[np.ndarray, "n 2"]) -> Iterator[tuple[float, Float64[np.ndarray, "2"]]]:
+    """The direction (rad) and the middle (m) of the innermost thin part of a horizontal section in every direction."""
+    for angle in np.deg2rad(np.arange(-180, 180, 15)):
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        along, beside = points @ direction, points @ np.array([-direction[1], direction[0]])
+        line = np.sort(along[np.abs(beside) < WALL_SLAB])
+        parts = np.split(line, np.flatnonzero(np.diff(line) > FINGER_ROOM) + 1)
+        thin = [part for part in parts if len(part) and part[0] > 0 and part[-1] - part[0] <= WALL_WIDTH]
+        if thin:
+            yield float(angle), (thin[0][0] + thin[0][-1]) / 2 * direction
+
+
+def _sides(scene: Scene, item: str, rim: bool) -> Iterator[_Side]:
+    """The places to close the fingers: around a rim, across the whole object, or across a part of a wide one."""
+    if rim:
+        yield from _rim_sides(scene, item)
+        return
+    whole = list(_width_sides(scene, item))
+    yield from whole or _wall_sides(scene, item)
+
+
 def grasp_candidates(scene: Scene, item: str, rim: bool, only: GraspStyle | None = None) -> Iterator[Candidate]:
     """Hand poses for each side of an object: both headings, four tilts towards the robot, the side's shifts.
 
     With ``only`` they are those of that style.
     """
-    sides = _rim_sides(scene, item) if rim else _width_sides(scene, item)
     radial = (scene.position(item) - scene.shoulder_position) * [1, 1, 0]
     tilt_axis = np.cross(UP, radial / np.linalg.norm(radial))
-    for side in sides:
+    for side in _sides(scene, item, rim):
         angle = round(np.rad2deg(side.angle))
         if only is not None and angle != only.angle:
             continue

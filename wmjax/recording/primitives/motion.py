@@ -21,6 +21,8 @@ WIDE = 0.065
 """Fingers this far (m) apart fit around what is to be grasped."""
 EMPTY = 0.004
 """Fingers this near (m) to each other hold nothing."""
+CLEAR_ASIDE, CLEAR_ABOVE = 0.10, 0.14
+"""A hand this far (m) from an object, sideways or above it, does not touch it when it turns to another one."""
 RISE = 0.03
 """Height (m) above the grasp up to which the hand rises with closed fingers after a miss."""
 
@@ -36,6 +38,8 @@ class Phase(StrEnum):
     CARRY = "carry"
     LOWER = "lower"
     TURN = "turn"
+    PULL = "pull"
+    PUSH = "push"
     OPEN = "open"
     RETREAT = "retreat"
 
@@ -57,17 +61,35 @@ def firm(seen: Seen) -> bool:
     return seen.command < 0.001 and abs(seen.closing) < 0.015
 
 
-def reach_and_close(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
-    """The phase and the action of a hand that holds nothing: towards the grasp, from above; there the fingers close."""
+def across(vector: Vector, direction: Vector) -> float:
+    """Length of a vector's part that is perpendicular to a direction (unit vector)."""
+    return float(np.linalg.norm(vector - (vector @ direction) * direction))
+
+
+def clear(seen: Seen) -> bool:
+    """Whether the hand can turn to another object without touching this one."""
+    away = seen.hand - seen.item
+    return across(away, UP) > CLEAR_ASIDE or float(away[2]) > CLEAR_ABOVE
+
+
+def reach_and_close(seen: Seen, grasp: Grasp, back: Vector = UP) -> tuple[Phase, Action]:
+    """The phase and the action of a hand that holds nothing: it moves to the grasp and closes its fingers there.
+
+    Args:
+        seen: the state.
+        grasp: where to close the fingers; its travel height is measured along ``back``.
+        back: the direction (unit vector) in which the hand keeps its distance until it is aligned.
+
+    """
     away = seen.hand - grasp.position
-    sideways, high = float(np.linalg.norm(away[:2])), float(away[2])
+    sideways, high = across(away, back), float(away @ back)
     turn = rotation_vector(grasp.rotation @ seen.rotation.T)
     wrong = float(np.linalg.norm(turn))
     at_grasp = sideways < 0.02 and wrong < 0.3
     if at_grasp and high < RISE and seen.opening < WIDE:
         # How far apart the fingers are decides, not which way they move: one camera frame shows only the former.
         if seen.opening < EMPTY:
-            return Phase.REGRASP, towards(seen, grasp.position + (RISE + 0.015) * UP, turn, CLOSE, 1.0)
+            return Phase.REGRASP, towards(seen, grasp.position + (RISE + 0.015) * back, turn, CLOSE, 1.0)
         return Phase.CLOSE, still(CLOSE)
     if at_grasp and abs(high) < 0.02:
         close_enough = sideways < 0.008 and abs(high) < 0.006
@@ -77,7 +99,7 @@ def reach_and_close(seen: Seen, grasp: Grasp) -> tuple[Phase, Action]:
     above = travel * max(ramp(sideways, 0.01, 0.03), ramp(wrong, 0.08, 0.2))
     if seen.opening < WIDE:
         above = max(above, RISE + 0.015)
-    goal = grasp.position + above * UP
+    goal = grasp.position + above * back
     near = sideways < 0.03 and wrong < 0.2
     return (Phase.DESCEND if near else Phase.APPROACH), towards(seen, goal, turn, OPEN, 0.6 if near else 1.0)
 

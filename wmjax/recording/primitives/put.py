@@ -9,6 +9,7 @@ from wmjax.recording.primitives.motion import (
     OPEN,
     Action,
     Phase,
+    clear,
     firm,
     held,
     leave,
@@ -46,28 +47,48 @@ class Put:
 
     """
 
-    def __init__(self, env: LiberoEnv, style: GraspStyle | None = None) -> None:
+    def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it.
 
         Args:
-            env: the environment; its goal is one of these predicates.
+            env: the environment.
+            goal: one of these predicates.
             style: how to grasp; the task's usual grasp when None, see
                 :func:`wmjax.recording.primitives.canonical.usual_grasp`.
 
         """
-        relation, self._item, self._target = env.goal
-        self.style = style or usual_grasp(env)
+        relation, self._item, self._target = goal
+        self.style = style or usual_grasp(env, goal)
         self.phase = Phase.APPROACH
         self._scene = Scene(env.sim)
-        self.seen = self._scene.look(self._item, self._target)
+        self.look()
         self._drop = DROP_HEIGHT if relation == "in" else 0.0
         self._done = DONE_INSIDE if relation == "in" else DONE
         self._plans: dict[tuple[int, ...], Grasp | None] = {}
 
+    @property
+    def done(self) -> bool:
+        """Whether the object lies where it may stay."""
+        return not held(self.seen) and self.seen.aside < self._done and self.seen.height < (self._drop or 0.03)
+
+    @property
+    def holding(self) -> bool:
+        """Whether the fingers hold the object."""
+        return held(self.seen)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the hand can turn to another object without touching this one."""
+        return clear(self.seen)
+
+    def look(self) -> Seen:
+        """Reads the current state into ``seen``."""
+        self.seen = self._scene.look(self._item, self._target)
+        return self.seen
+
     def act(self) -> Action:
         """The action for the current state, each value in [-1, 1]."""
-        self.seen = self._scene.look(self._item, self._target)
-        self.phase, action = self._decide(self.seen)
+        self.phase, action = self._decide(self.look())
         return np.clip(action, -1.0, 1.0)
 
     def plan(self) -> Grasp | None:
@@ -99,7 +120,7 @@ class Put:
             if not firm(seen):
                 return Phase.CLOSE, still(CLOSE)
             return self._carry(seen)
-        if seen.aside < self._done and seen.height < (self._drop or 0.03):
+        if self.done:
             return leave(seen)
         grasp = self.plan()
         return leave(seen) if grasp is None else reach_and_close(seen, grasp)

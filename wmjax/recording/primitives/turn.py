@@ -10,6 +10,7 @@ from wmjax.recording.primitives.motion import (
     CLOSE,
     Action,
     Phase,
+    clear,
     firm,
     held,
     leave,
@@ -42,21 +43,40 @@ class Turn:
 
     style: GraspStyle | None = None
 
-    def __init__(self, env: LiberoEnv, style: GraspStyle | None = None) -> None:
+    def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here."""
-        predicate, fixture = env.goal
+        predicate, fixture = goal
         self._scene = Scene(env.sim)
         self._knob = f"{fixture}_button"
         self._bar, self._axis = _find_bar(self._scene, self._scene.body(self._knob))
         self._joint = env.sim.model.get_joint_qpos_addr(self._knob)
         self._enough = env.articulation(fixture, predicate)[0] + PAST
         self.phase = Phase.APPROACH
+        self.look()
+
+    @property
+    def done(self) -> bool:
+        """Whether the knob is turned far enough."""
+        return float(self._scene.data.qpos[self._joint]) >= self._enough
+
+    @property
+    def holding(self) -> bool:
+        """Whether the fingers hold the object."""
+        return held(self.seen)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the hand can turn to another object without touching this one."""
+        return clear(self.seen)
+
+    def look(self) -> Seen:
+        """Reads the current state into ``seen``."""
         self.seen = self._scene.look(self._knob, self._knob)
+        return self.seen
 
     def act(self) -> Action:
         """The action for the current state, each value in [-1, 1]."""
-        self.seen = self._scene.look(self._knob, self._knob)
-        self.phase, action = self._decide(self.seen)
+        self.phase, action = self._decide(self.look())
         return np.clip(action, -1.0, 1.0)
 
     def plan(self) -> Grasp:
@@ -68,7 +88,7 @@ class Turn:
 
     def _decide(self, seen: Seen) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
-        if float(self._scene.data.qpos[self._joint]) >= self._enough:
+        if self.done:
             return leave(seen)
         grasp = self._grasp()
         if not held(seen):

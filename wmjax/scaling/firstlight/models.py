@@ -245,7 +245,9 @@ def _hidden(bench: Bench, dtype: str, *, exactly: bool = False) -> np.ndarray:
     graph, shapes = nnx.split(nnx.eval_shape(lambda: VLA(config, rngs=nnx.Rngs(0))))
     columns = jax.tree.map(jnp.asarray, random_batch(experiment, 1))
     prompt = jax.tree.map(lambda field: field[:1], bench.prompts())
-    inputs = ModelInput(columns["images"], columns["state"], prompt, columns.get("latents"))
+    inputs = ModelInput(
+        columns["images"], columns["state"], prompt, columns.get("latents"), pending=columns.get("pending")
+    )
     run = jax.jit(lambda state, inputs: nnx.merge(graph, state).hidden(inputs).tokens)
     with _exactly() if exactly else contextlib.nullcontext():
         return np.asarray(run(filled(shapes), inputs), np.float32)[np.asarray(prompt.mask)]

@@ -10,13 +10,22 @@ from typing import Any
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.serving.dialect import Dialect, Frame
 from wmjax.serving.packed import pack, unpack
-from wmjax.serving.request import Request, Service, read_frames, read_state, read_step, read_text, required
+from wmjax.serving.request import (
+    Request,
+    Service,
+    read_frames,
+    read_pending,
+    read_state,
+    read_step,
+    read_text,
+    required,
+)
 from wmjax.serving.sessions import Session
 
 LIBERO_NAMES = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
 """What openpi's LIBERO example calls our cameras."""
-STATE, PROMPT, SESSION, EPISODE, STEP = (
-    "observation/state", "prompt", "session_id", "wmjax/episode", "wmjax/step"
+STATE, PROMPT, SESSION, EPISODE, STEP, PENDING = (
+    "observation/state", "prompt", "session_id", "wmjax/episode", "wmjax/step", "wmjax/pending"
 )  # fmt: skip
 
 
@@ -29,7 +38,7 @@ class OpenPI(Dialect):
         super().__init__(service)
         self._cameras = {camera: _names(camera) for camera in service.observation.cameras}
         images = [name for names in self._cameras.values() for name in names]
-        self._known = (*images, STATE, PROMPT, SESSION, EPISODE, STEP)
+        self._known = (*images, STATE, PROMPT, SESSION, EPISODE, STEP, PENDING)
         self._previous_ms: float | None = None
 
     def greeting(self) -> Frame:
@@ -39,6 +48,7 @@ class OpenPI(Dialect):
                 **self.service.about(),
                 "keys": {"images": {camera: list(names) for camera, names in self._cameras.items()}, "others": {
                     "state": STATE, "prompt": PROMPT, "session": SESSION, "episode": EPISODE, "step": STEP,
+                    "pending": PENDING,
                 }},
             }
         )  # fmt: skip
@@ -70,6 +80,7 @@ class OpenPI(Dialect):
             episode=read_text(EPISODE, message[EPISODE]) if EPISODE in message else None,
             session=read_text(SESSION, message[SESSION]) if SESSION in message else None,
             step=read_step(STEP, message[STEP]) if STEP in message else None,
+            pending=read_pending(PENDING, message[PENDING], self.service) if PENDING in message else None,
         )
 
     def _image(self, message: dict[str, Any], camera: str) -> tuple[str, Any]:

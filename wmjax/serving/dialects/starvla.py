@@ -14,10 +14,20 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.specs import ActionSpec
 from wmjax.serving.dialect import Dialect, Frame
 from wmjax.serving.packed import pack, unpack
-from wmjax.serving.request import Request, Service, read_frames, read_state, read_step, read_text, required
+from wmjax.serving.request import (
+    Request,
+    Service,
+    read_frames,
+    read_pending,
+    read_state,
+    read_step,
+    read_text,
+    required,
+)
 from wmjax.serving.sessions import Session
 
-IMAGE, LANGUAGE, STATE, EPISODE, STEP = "image", "lang", "state", "wmjax/episode", "wmjax/step"
+IMAGE, LANGUAGE, STATE = "image", "lang", "state"
+EPISODE, STEP, PENDING = "wmjax/episode", "wmjax/step", "wmjax/pending"
 UNNORM_KEY = "wmjax"
 """The name of the one set of statistics that a policy of ours has."""
 MAX_EXAMPLES = 64
@@ -101,7 +111,7 @@ class StarVLA(Dialect):
         return examples
 
     def _request(self, example: dict[str, Any], session: Session) -> Request:
-        known = (IMAGE, LANGUAGE, STATE, EPISODE, STEP)
+        known = (IMAGE, LANGUAGE, STATE, EPISODE, STEP, PENDING)
         for key in example:
             if key not in known:
                 raise unknown_name("key of an example", str(key)[:60], known)
@@ -120,7 +130,15 @@ class StarVLA(Dialect):
             episode=read_text(EPISODE, example[EPISODE]) if EPISODE in example else None,
             session=f"{session.name}-reset-{self._resets}" if self._resets else None,
             step=read_step(STEP, example[STEP]) if STEP in example else None,
+            pending=self._pending(example[PENDING]) if PENDING in example else None,
         )
+
+    def _pending(self, value: Any) -> Float32[np.ndarray, "steps action"]:
+        """Pending actions, raw, of ones whose grippers are as starVLA has them."""
+        found, spec = read_pending(PENDING, value, self.service), self.service.action
+        for index, opened, closed in zip(spec.grippers, spec.gripper_open, spec.gripper_closed, strict=True):
+            found[:, index] = closed + (opened - closed) * found[:, index]
+        return found
 
 
 def read_request_id(value: Any) -> str | int:

@@ -1,0 +1,196 @@
+"""Opening and closing a drawer: ``(open R)`` and ``(close R)``, where R is a region that moves along a slide."""
+
+import numpy as np
+
+from wmjax.core.errors import UserError
+from wmjax.recording.primitives.canonical import CLEARANCE
+from wmjax.recording.primitives.grasp import HOPELESS, Grasp, GraspStyle
+from wmjax.recording.primitives.motion import (
+    CLOSE,
+    OPEN,
+    WIDE,
+    Action,
+    Phase,
+    across,
+    firm,
+    held,
+    ramp,
+    reach_and_close,
+    still,
+    towards,
+)
+from wmjax.recording.primitives.privileged_scene import (
+    HOME_JOINTS,
+    UP,
+    Matrix,
+    Scene,
+    Seen,
+    Vector,
+    rotation_vector,
+)
+from wmjax.sim.env import LiberoEnv
+
+PITCH = np.deg2rad(75)
+"""How far (rad) the hand is pitched up from pointing down, so that it reaches under the handle of the drawer above."""
+RETREAT = 0.10
+"""Distance (m) from the handle, against the fingers' direction, at which the hand arrives and leaves."""
+PASSABLE = 0.03
+"""A drawer that lacks at most this much (m) of being open can be filled: the hand may push it in a little."""
+CLEAR = 0.05
+"""Distance (m) from the handle at which the fingers are off it."""
+LEAD = 0.04
+"""Distance (m) ahead of the handle to which the hand is sent while it pulls or pushes."""
+PAST = {"open": 0.003, "close": 0.0005}
+"""How far (m) beyond the first position that counts the drawer is moved; a closed one has no more room."""
+TOUCH = 0.02
+"""Distance (m) in front of the handle's middle at which the closed fingers begin to push."""
+
+
+class Drawer:
+    """Grips the handle of a drawer and pulls it open, or pushes it closed with closed fingers.
+
+    Attributes:
+        phase: of the last action.
+        seen: the state that the last action answered; the item is the drawer, at its handle.
+        style: None, because the way to grip follows from the handle.
+
+    """
+
+    style: GraspStyle | None = None
+
+    def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
+        """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here.
+
+        Raises:
+            UserError: what the predicate names does not move along a slide.
+
+        """
+        import mujoco
+
+        predicate, region = goal
+        self._opens = predicate == "open"
+        self._scene = Scene(env.sim)
+        model = self._scene.model
+        joint = env.joint(region)
+        if joint is None or model.joint(joint).type[0] != mujoco.mjtJoint.mjJNT_SLIDE:
+            raise UserError(
+                f"{env.suite} task {env.task_id}: no primitive reaches {' '.join(goal)!r}, drawers are opened and "
+                f"closed and {region} is none; leave the task out"
+            )
+        self._joint = model.joint(joint).id
+        body = int(model.jnt_bodyid[self._joint])
+        self._drawer = model.body(body).name
+        opened, closed = (float(np.mean(env.articulation(region, state))) for state in ("open", "close"))
+        self._sign = np.sign(opened - closed)
+        limits = np.sort(np.array(env.articulation(region, predicate)) * self._sign)
+        # In the direction of opening: beyond the least opening that counts, or short of the largest.
+        self._enough = limits[0] + PAST["open"] if self._opens else limits[1] - PAST["close"]
+        geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_contype > 0))
+        self._handle = int(max(geoms, key=lambda geom: float(self._scene.data.geom_xpos[geom] @ self._outward)))
+        self.phase = Phase.APPROACH
+        self.look()
+
+    @property
+    def done(self) -> bool:
+        """Whether the drawer is open, or closed, as the predicate wants it."""
+        return self._value >= self._enough if self._opens else self._value <= self._enough
+
+    @property
+    def passable(self) -> bool:
+        """Whether the drawer that is to be opened is open so far that something can be put in."""
+        return self._value >= self._enough - PASSABLE
+
+    @property
+    def holding(self) -> bool:
+        """Whether the fingers hold the handle to pull it."""
+        return self._opens and held(self.seen)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the hand is away from the handle."""
+        return float(np.linalg.norm(self.seen.hand - self._position)) > CLEAR
+
+    def look(self) -> Seen:
+        """Reads the current state into ``seen``."""
+        self.seen = self._scene.look(self._drawer, self._drawer)._replace(item=self._position)
+        return self.seen
+
+    def act(self) -> Action:
+        """The action for the current state, each value in [-1, 1]."""
+        self.phase, action = self._decide(self.look())
+        return np.clip(action, -1.0, 1.0)
+
+    def plan(self) -> Grasp:
+        """How the handle would be gripped where it is now, with the cost of reaching that."""
+        joints, bad = np.array(HOME_JOINTS), 0.0
+        for distance in (RETREAT, 0.5 * RETREAT, 0.0):
+            solution = self._scene.solve(self._position - distance * self._fingers, self._rotation, joints)
+            joints = solution.joints
+            bad += not solution.reached
+            bad += 10 * self._scene.clearance_violation(self._drawer, CLEARANCE / 2)
+        return self._grasp(min(5 * bad, 2 * HOPELESS))
+
+    @property
+    def _value(self) -> float:
+        """How far (m) the drawer is open."""
+        return float(self._sign * self._scene.data.qpos[self._scene.model.jnt_qposadr[self._joint]])
+
+    @property
+    def _outward(self) -> Vector:
+        """The direction (unit vector, world) in which the drawer opens."""
+        return self._sign * self._scene.data.xaxis[self._joint]
+
+    @property
+    def _fingers(self) -> Vector:
+        """The direction (unit vector, world) of the fingers at the handle."""
+        return -np.sin(PITCH) * self._outward - np.cos(PITCH) * UP
+
+    @property
+    def _position(self) -> Vector:
+        """The middle of the handle (m, world)."""
+        return self._scene.data.geom_xpos[self._handle].copy()
+
+    @property
+    def _rotation(self) -> Matrix:
+        """The hand at the handle, its fingers above and below it, in the heading that is nearer home."""
+        closing, fingers = np.cos(PITCH) * self._outward - np.sin(PITCH) * UP, self._fingers
+        both = [np.stack([sign * closing, np.cross(fingers, sign * closing), fingers], axis=1) for sign in (1, -1)]
+        return max(both, key=lambda rotation: float(np.trace(rotation @ self._scene.home_rotation.T)))
+
+    def _grasp(self, cost: float = 0.0) -> Grasp:
+        position = self._position
+        style = GraspStyle(0, 1, float(PITCH))
+        return Grasp(0.0, position, self._rotation, np.zeros(3), float(position[2]) + RETREAT, cost, style)
+
+    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+        """The phase that a state is in, and what to do in it."""
+        if self.done:
+            return self._leave(seen)
+        return self._pull(seen) if self._opens else self._push(seen)
+
+    def _pull(self, seen: Seen) -> tuple[Phase, Action]:
+        grasp = self._grasp()
+        if not held(seen):
+            return reach_and_close(seen, grasp, -self._fingers)
+        if not firm(seen):
+            return Phase.CLOSE, still(CLOSE)
+        turn = rotation_vector(grasp.rotation @ seen.rotation.T)
+        return Phase.PULL, towards(seen, grasp.position + LEAD * self._outward, turn, CLOSE, 0.6)
+
+    def _push(self, seen: Seen) -> tuple[Phase, Action]:
+        """Arrives in front of the handle, then goes on inward."""
+        start = self._position + TOUCH * self._outward
+        turn = rotation_vector(self._rotation @ seen.rotation.T)
+        sideways, wrong = across(seen.hand - start, self._outward), float(np.linalg.norm(turn))
+        back = RETREAT * max(ramp(sideways, 0.015, 0.035), ramp(wrong, 0.1, 0.25))
+        if back > 0.0:
+            return Phase.APPROACH, towards(seen, start + back * self._outward, turn, CLOSE, 1.0)
+        return Phase.PUSH, towards(seen, self._position - LEAD * self._outward, turn, CLOSE, 0.6)
+
+    def _leave(self, seen: Seen) -> tuple[Phase, Action]:
+        """Lets go, and away from the handle."""
+        near = float(np.linalg.norm(seen.hand - self._position)) < 0.05
+        if self._opens and near and seen.opening < WIDE:
+            return Phase.OPEN, still(OPEN)
+        goal = self._position - 1.2 * RETREAT * self._fingers
+        return Phase.RETREAT, towards(seen, goal, np.zeros(3), OPEN, 0.6)
