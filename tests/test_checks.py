@@ -138,7 +138,8 @@ def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
     require_fit(experiment(*delay, recipe="e0_flow"))
     require_fit(experiment("--train.delay", "8"))
     with pytest.raises(UserError, match=r"train\.delay is 0, .* \(model\.chunk 24\) end 24 control steps"):
-        require_fit(experiment("--model.chunk", "24", "--prompt.length", "96"))
+        labels = ("--data.demonstrations.label_steps", "24")
+        require_fit(experiment("--model.chunk", "24", "--prompt.length", "96", *labels))
 
 
 def test_a_policy_is_told_the_pending_actions_of_its_delay_and_evaluated_with_it(store: TrainingStore) -> None:
@@ -163,6 +164,7 @@ def test_a_policy_is_told_the_pending_actions_of_its_delay_and_evaluated_with_it
         require_fit(slow)
     other = dataclasses.replace(store.action_spec, definition="joint positions")
     joints = types.SimpleNamespace(spec=store.spec, action_spec=other, episodes=store.episodes, tasks=store.tasks)
+    joints.action_chunk = None
     with pytest.raises(UserError, match=r"how actions \(joint positions, 20 Hz\) move the state"):
         require_fit(experiment(*late, "--prompt.length", "96", recipe="e0state_mse"), joints)
 

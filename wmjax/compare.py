@@ -9,21 +9,21 @@ python -m wmjax.compare RUN_A RUN_B --until decided  runs episodes of both polic
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from wmjax.analysis.sequential import StoppingRule
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.options import CommandParser
+from wmjax.core.paths import expand
 from wmjax.pipeline.compare import SHORTS, run_comparison
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("compare", __doc__)
-    parser.add_argument("folders", type=Path, nargs="*", help="results folders of the baseline and of other runs")
-    parser.add_argument("--a", type=Path, nargs="+", default=[], help="the baseline's evaluations, one per seed")
-    parser.add_argument("--b", type=Path, nargs="+", default=[], help="the other system's evaluations, one per seed")
+    parser.add_argument("folders", type=expand, nargs="*", help="results folders of the baseline and of other runs")
+    parser.add_argument("--a", type=expand, nargs="+", default=[], help="the baseline's evaluations, one per seed")
+    parser.add_argument("--b", type=expand, nargs="+", default=[], help="the other system's evaluations, one per seed")
     parser.add_argument("--unpaired", action="store_true", help="the episodes differ, only the tasks are the same")
     parser.add_argument("--until", choices=("decided",), help="run episodes of both until the difference is decided")
     parser.add_argument("--protocol", default="spatial_final", help="whose episodes are run, at most all of them")

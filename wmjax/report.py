@@ -4,11 +4,11 @@ python -m wmjax.report EVALUATION [--compare CONTROL ...]
 """
 
 import sys
-from pathlib import Path
 
 from wmjax.core.command import run_command
 from wmjax.core.location import local
 from wmjax.core.options import CommandParser
+from wmjax.core.paths import expand
 from wmjax.reporting.evaluation_page import write_report
 
 __all__ = ["main", "write_report"]
@@ -17,11 +17,11 @@ __all__ = ["main", "write_report"]
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("report", __doc__)
-    parser.add_argument("evaluation", type=Path, help="results folder, such as RUN/evaluations/STEP/PROTOCOL")
+    parser.add_argument("evaluation", type=expand, help="results folder, such as RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--out", type=local, help="the HTML file; default: report.html in the results folder")
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=expand,
         nargs="+",
         action="extend",
         default=[],

@@ -13,12 +13,12 @@ elsewhere in the same success at the same step and a state within 1e-6. The exit
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser
+from wmjax.core.paths import expand
 from wmjax.pipeline.verify import add, evidence_folder, rewrite, verify
 
 DOCUMENTS = ("README.md", "docs/results.md")
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("verify", __doc__)
     parser.add_argument("--replays", type=int, help="episodes of each evaluation to replay; default all recorded ones")
     parser.add_argument("--write", action="store_true", help="write the tables in README and docs anew")
-    parser.add_argument("--add", type=Path, metavar="RESULTS", help="results folder to make evidence of")
+    parser.add_argument("--add", type=expand, metavar="RESULTS", help="results folder to make evidence of")
     parser.add_argument("--name", help="of the evidence, with --add")
 
     def body() -> int:

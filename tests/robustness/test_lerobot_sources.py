@@ -112,6 +112,18 @@ def test_a_video_that_lacks_a_frame_in_the_middle_is_refused(tmp_path):
     refused(source, "15 frames for rows 0 to 15")
 
 
+@pytest.mark.parametrize("cameras", [CAMERAS, CAMERAS[1:]])
+def test_rows_that_were_cut_off_beside_a_whole_video_are_refused(tmp_path, cameras):
+    """The frames of the first rows would be shown for the last ones, or the reverse."""
+    source = write_v21(tmp_path / "d", (16, 12), video=True)
+    for camera in cameras:
+        sources.write_mp4(source / f"videos/chunk-000/{camera}/episode_000001.mp4", sources.frames(15))
+    refused(source, r"episode_000001.mp4: 15 frames for 12 rows; rows were cut off")
+    store = imported(source, skip_bad=True)
+    require_right_rows(store)
+    assert [entry["source_episode"] for entry in store.episodes] == [0]
+
+
 def test_a_video_that_begins_late_counts_from_its_first_frame(tmp_path):
     source = write_v21(tmp_path / "d", (16,), video=True)
     for camera in CAMERAS:
@@ -419,6 +431,25 @@ def test_a_bad_episode_is_named_and_can_be_left_out(tmp_path, capsys, damage, me
     skipped = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["skipped"]
     assert [entry["episode"] for entry in skipped] == ["episode-000001"] and skipped[0]["reason"]
     assert [entry["source_episode"] for entry in TrainingStore(out).episodes] == [0, 2]
+
+
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_an_index_with_two_instructions_is_refused(tmp_path, version):
+    if version == "v21":
+        source = write_v21(tmp_path / "d", (9,))
+        lines = [{"task_index": 0, "task": task} for task in ("open it", "open it", "close it")]
+        sources.write_lines(source / "meta/tasks.jsonl", lines)
+    else:
+        source = write_v30(tmp_path / "d", (9,))
+        table = pa.table({"task_index": [0, 0, 0], "task": ["open it", "open it", "close it"]})
+        pq.write_table(table, source / "meta/tasks.parquet")
+    refused(source, "task_index 0 is both 'open it' and 'close it'")
+
+
+def test_a_list_of_no_episodes_is_refused(tmp_path):
+    source = write_v21(tmp_path / "d", (9,))
+    (source / "meta/episodes.jsonl").write_text("\n", encoding="utf-8")
+    refused(source, "meta: no episodes are listed; download")
 
 
 def test_nothing_but_bad_episodes_is_no_store(tmp_path):

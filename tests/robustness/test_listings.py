@@ -1,27 +1,37 @@
 """Foreign files in folders that are listed: copies, notes, and what systems and editors leave beside other files."""
 
+import dataclasses
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.data.synthetic import make_episode, make_store
-from tests.robustness.sources import SIZE, write_hdf5, write_v21, write_v30
+from tests.robustness.sources import CAMERAS, SIZE, write_hdf5, write_v21, write_v30
 from tests.rollout.test_results import record
 from wmjax.core.paths import listed
 from wmjax.data.formats import libero_hdf5
-from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.formats.lerobot.convert import convert, source_files
+from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.store import finalize, part_names, write_part
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, weight_files
 from wmjax.experiment import config
+from wmjax.pipeline.convert import ConvertSettings, convert_dataset
 from wmjax.reporting.gallery import find_clips
+from wmjax.reporting.sweep_tables import read_results
+from wmjax.reporting.video.clips import write_video
 from wmjax.rollout import protocol
 from wmjax.rollout.evaluation_shards import gather, shard_folders
 from wmjax.rollout.results import Results
-from wmjax.sim.libero import ACTION_SPEC
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer import checkpoint
 
 LEFT = ("._{}", ".{}", ".ipynb_checkpoints/{}", ".cache/huggingface/{}", "{}.bak", "{}~", "notes.txt", "Thumbs.db")
@@ -92,6 +102,13 @@ def clips(folder: Path) -> bool:
     return [clip.path.name for clip in find_clips(folder)] == [name]
 
 
+def sweeps(folder: Path) -> bool:
+    cell = {"cell": "a", "seed": 0, "minutes": {"training": 1.0}, "evaluations": {"p": {"episodes": {}}}}
+    (folder / "a.json").write_text(json.dumps(cell), encoding="utf-8")
+    litter(folder, ["a.json"])
+    return [result.cell for result in read_results(folder)] == ["a"]
+
+
 def shards(folder: Path) -> bool:
     header = {"actor": "noop"}
     Results(folder / "shards" / "0-of-2", header).add(record(0, 0, "success"))
@@ -102,7 +119,7 @@ def shards(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "check", [parts, lerobot(write_v21), lerobot(write_v30), hdf5, encoder, checkpoints, clips, shards]
+    "check", [parts, lerobot(write_v21), lerobot(write_v30), hdf5, encoder, checkpoints, clips, shards, sweeps]
 )
 def test_foreign_files_are_passed_over(check: Callable[[Path], bool], tmp_path: Path) -> None:
     assert check(tmp_path)
@@ -139,4 +156,77 @@ def test_what_is_listed_is_in_order_and_not_hidden(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in listed(tmp_path, "*.x")] == ["a.x", "b.x"]
     assert [path.name for path in listed(tmp_path, "**/*.x")] == ["a.x", "b.x", "c.x"]
-    assert listed(tmp_path / "nothing", "*") == []
+    assert listed(tmp_path / "nothing", "*") == listed(tmp_path / "nothing", "**/*") == []
+
+
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    """Data lie on another disk, and the folder of a dataset has links to them."""
+    (tmp_path / "disk/far").mkdir(parents=True)
+    (tmp_path / "disk/far/a.x").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "disk")
+    (tmp_path / "data/link2").symlink_to(tmp_path / "disk/far")
+    (tmp_path / "disk/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/gone").symlink_to(tmp_path / "nothing")
+    found = listed(tmp_path / "data", "**/*.x")
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in found] == ["link/far/a.x"]
+
+
+@pytest.mark.parametrize("hidden", ["data", "data/b", "data/link"])
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    hidden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "disk"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/disk")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / hidden and access(path, mode))
+    with pytest.raises(PermissionError) as caught:
+        listed(tmp_path / "data", "**/*.x")
+    assert caught.value.filename == str(tmp_path / hidden)
+
+
+def test_checkpoints_that_cannot_be_read_are_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run/checkpoints/00000001").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as caught:
+        checkpoint.find(tmp_path / "run")
+    assert caught.value.filename == str(tmp_path / "run/checkpoints")
+
+
+@pytest.mark.parametrize("place", ["data/chunk-000", "data", "meta/episodes", f"videos/{CAMERAS[0]}", "videos", "meta"])
+def test_a_dataset_of_linked_folders(place: str, tmp_path: Path) -> None:
+    source = write_v30(tmp_path / "data", (9, 7), video=True)
+    whole = convert(str(source), tmp_path / "whole", image_size=SIZE)
+    content = source_files(LeRobotDataset(source))
+    shutil.move(source / place, tmp_path / "elsewhere")
+    (source / place).symlink_to(tmp_path / "elsewhere")
+    assert convert(str(source), tmp_path / "out", image_size=SIZE).hash == whole.hash
+    assert source_files(LeRobotDataset(source)) == content  # also of what lies behind the link
+
+
+@pytest.mark.parametrize("name", ["a:b", "file:x", "a b", "a%20b#c?d", "-x", "a[1]*", "é中", "a\nb", "%03d", "$x"])
+def test_folders_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_v21(tmp_path / name / "data", (9,), video=True)
+    store = convert(f"{name}/data", Path(name) / "store", image_size=SIZE)
+    assert len(store.frames) == 3
+    clip = Path(name) / "clip.mp4"
+    write_video(clip, np.asarray(store.frames[:]), ["", "", ""], 5.0)
+    with av.open(str(clip.absolute())) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=28, frame_stride=1)
+    write_lerobot_v30(Path(name) / "written", [make_episode(0, 9, 28, 1, 1)], spec, ACTION_SPEC)
+    assert [entry.length for entry in LeRobotDataset(Path(name) / "written").episodes] == [9]
+
+
+@pytest.mark.parametrize("name", ["a_demo.h5", "a_demo.HDF5"])
+def test_hdf5_files_of_linked_folders_and_other_endings(name: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    write_hdf5(tmp_path / "disk" / name)
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites/libero_spatial").symlink_to(tmp_path / "disk")
+    assert convert_dataset(str(tmp_path / "suites"), tmp_path / "out", ConvertSettings(image_size=16)).spec.image_size
+    assert libero_hdf5.find_files(tmp_path / "disk" / name) == [tmp_path / "disk" / name]

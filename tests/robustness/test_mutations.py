@@ -1,6 +1,8 @@
 """Damaged files of others and of our own: one line or a whole result, never a traceback."""
 
+import fcntl
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,62 @@ def test_columns_of_another_type(tmp_path, datasets, name, column, kind):
     assert imports(copy, tmp_path / "out") is None
 
 
+@pytest.mark.parametrize(("name", "file", "column"), [
+    ("v21", "data/chunk-000/episode_000001.parquet", "action"),
+    ("v30", "data/chunk-000/file-000.parquet", "episode_index"),
+    ("v30", "meta/episodes/chunk-000/file-000.parquet", "length"),
+    ("v30", "meta/tasks.parquet", "task_index"),
+])  # fmt: skip
+def test_a_column_that_is_there_twice(tmp_path, datasets, name, file, column):
+    copy = shutil.copytree(datasets[name], tmp_path / "in")
+    table = pq.read_table(copy / file)
+    pq.write_table(table.append_column(column, table[column]), copy / file)
+    with pytest.raises(UserError, match=rf"{file}: columns {column} are there more than once"):
+        convert(str(copy), tmp_path / "out", image_size=SIZE)
+
+
+def test_lists_as_polars_writes_them(tmp_path, datasets):
+    copy = shutil.copytree(datasets["v21"], tmp_path / "in")
+    for path in sorted(copy.glob("data/*/*.parquet")):
+        table = pq.read_table(path)
+        for name in ("action", "observation.state"):
+            column = table[name].cast(pa.large_list(pa.float64()))
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        pq.write_table(table, path)
+    plain = convert(str(datasets["v21"]), tmp_path / "plain", image_size=SIZE)
+    np.testing.assert_array_equal(convert(str(copy), tmp_path / "out", image_size=SIZE).action, plain.action)
+
+
+def test_the_mark_that_editors_of_windows_put_before_a_text(tmp_path, datasets):
+    copy = shutil.copytree(datasets["v21"], tmp_path / "in")
+    layout = tmp_path / "mine.toml"
+    layout.write_text('state = "observation.state"\naction = "action"\n[cameras]\nimage = "observation.images.image"\n',
+                      encoding="utf-8")  # fmt: skip
+    for path in (*sorted((copy / "meta").iterdir()), layout):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    store = convert(str(copy), tmp_path / "out", image_size=SIZE, layout=str(layout))
+    assert store.spec.cameras == ("image",) and store.tasks[0].instruction == "pick up the bowl"
+
+
+def test_half_a_character_is_no_instruction(tmp_path, datasets):
+    """JSON may hold it, as ``\\ud83e`` without its other half; neither a tokenizer nor a page takes it."""
+    copy = shutil.copytree(datasets["v21"], tmp_path / "in")
+    (copy / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "lift it \\ud83e"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"instruction is 'lift it \\ud83e', which is no Unicode text"):
+        convert(str(copy), tmp_path / "out", image_size=SIZE)
+    (copy / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "lift it \\ud83e\\udd63"}\n', encoding="utf-8")
+    assert convert(str(copy), tmp_path / "out", image_size=SIZE).tasks[0].instruction == "lift it \U0001f963"
+
+
+@pytest.mark.parametrize("template", ["{episode_index:99999999999d}", "{episode_index.x}", "{other}", "{}", "{", "\0"])
+def test_templates_of_paths_that_are_none(tmp_path, datasets, template):
+    copy = shutil.copytree(datasets["v21"], tmp_path / "in")
+    path = copy / "meta/info.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(info | {"data_path": f"data/{template}.parquet"}), encoding="utf-8")
+    assert imports(copy, tmp_path / "out") is None
+
+
 @pytest.mark.parametrize("value", [10**400, -(10**400), "x" * 5000, "a\nb", ["x" * 900] * 9])
 @pytest.mark.parametrize("key", ["fps", "total_episodes", "total_frames", "codebase_version", "data_path", "features"])
 def test_numbers_and_texts_of_any_length(tmp_path, datasets, key, value):
@@ -253,6 +311,40 @@ def test_hdf5_attributes_that_are_something_else(tmp_path, name, value):
         file["data"].attrs[name] = value
     store = imports_hdf5(path, tmp_path / "out")
     assert store is None or name == "bddl_file_name"
+
+
+@pytest.mark.parametrize("sentence", [["lift", "it"], ["l", "i", "f", "t", " ", "i", "t"], ["lift it"], '"lift it"'])
+def test_a_sentence_in_pieces_is_put_together(tmp_path, sentence):
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": sentence})
+    assert imports_hdf5(path, tmp_path / "out").tasks[0].instruction == "lift it"
+
+
+def test_a_file_that_is_being_written_is_not_called_damaged(tmp_path):
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process that writes it does
+        with pytest.raises(UserError, match=r"a_demo\.hdf5: another program has it open .* HDF5_USE_FILE_LOCKING"):
+            libero_hdf5.convert(path, tmp_path / "out", image_size=16)
+    assert len(libero_hdf5.convert(path, tmp_path / "out", image_size=16).episodes) == 2
+
+
+def test_totals_of_hdf5_files_are_compared_with_what_is_there(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
+    path = write_hdf5(tmp_path / "a_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs.update({"num_demos": 2, "total": 16})
+        file["data/demo_1"].attrs["num_samples"] = 8
+    libero_hdf5.convert(path, tmp_path / "whole", image_size=16)
+    assert not caplog.text
+    with h5py.File(path, "a") as file:
+        file["data"].attrs.update({"num_demos": 50, "total": np.int64(7000)})
+        file["data/demo_1"].attrs["num_samples"] = 90
+        file["data/demo_0"].attrs["num_samples"] = "many"
+    libero_hdf5.convert(path, tmp_path / "part", image_size=16)
+    for words in ("50 demonstrations, 2 are there", "7000 rows, 16 are there", "90 rows of demo_1, 8 are there"):
+        assert f"a_demo.hdf5: its attributes announce {words}" in caplog.text
 
 
 def test_copies_without_attributes_say_how_their_rows_lie(tmp_path):

@@ -1,10 +1,14 @@
 """Folders, environments and pipes as other people's machines have them."""
 
 import ast
+import contextlib
 import functools
 import http.server
+import importlib
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,18 +24,30 @@ from wmjax.core import command, paths
 from wmjax.core.command import run_command, whole_number
 from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
-from wmjax.core.files import disk_errors
-from wmjax.core.location import local
-from wmjax.core.shards import own_shard
+from wmjax.core.files import atomic_path, disk_errors
+from wmjax.core.location import local, location
+from wmjax.core.paths import resource_folder
+from wmjax.core.shards import own_shard, parse_shard
+from wmjax.data.formats.lerobot.convert import resolve
+from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.store import TrainingStore
-from wmjax.models.backbones.pretrained import backbone_hash
-from wmjax.models.backbones.qwen2_5_vl.config import preset
+from wmjax.encoders.export import parse_grid
+from wmjax.encoders.vjepa2.files import resolve_folder
+from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
+from wmjax.models.backbones.qwen2_5_vl.config import from_hf_config, preset
 from wmjax.models.backbones.qwen2_5_vl.names import IGNORED, published_name
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
-from wmjax.models.backbones.qwen2_5_vl.weights import INDEX, weight_files
+from wmjax.models.backbones.qwen2_5_vl.weights import INDEX, to_hf_config, weight_files
+from wmjax.policy.saved import find_policy
+from wmjax.reporting.dataset_page import parse_episodes
+from wmjax.reporting.html import element, write_document
 from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.protocol import read_protocol
+from wmjax.scaling.chips import parse_topology
+from wmjax.serving.clients.openpi import OpenPIClient
 from wmjax.sim import preparation
+from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
 from wmjax.sim.preparation import egl_devices, prepare, require_shared_memory, why_not
 
@@ -51,7 +67,7 @@ def unencoded(path: Path) -> list[str]:
         names = {keyword.arg for keyword in node.keywords}
         place = {"read_text": 0, "write_text": 1, "open": 1}.get(name)
         modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        text = name != "open" or (modes and modes[-1] in ("r", "w", "a", "x"))
+        text = name != "open" or (modes and re.fullmatch(r"[rwaxt+]+", modes[-1]))
         if place is not None and text and "encoding" not in names and len(node.args) <= place:
             found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     return found
@@ -66,9 +82,10 @@ def test_the_lint_sees_what_it_is_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / "x.py"
     path.write_text(
-        'p.read_text()\np.open("w")\np.write_text(t)\np.open("rb")\np.read_text(encoding="x")\n', encoding="utf-8"
+        'p.read_text()\np.open("w")\np.write_text(t)\np.open("rb")\np.read_text(encoding="x")\np.open("a+")\n',
+        encoding="utf-8",
     )
-    assert unencoded(path) == ["x.py:1", "x.py:2", "x.py:3"]
+    assert unencoded(path) == ["x.py:1", "x.py:2", "x.py:3", "x.py:6"]
 
 
 # Commands.
@@ -90,6 +107,26 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path):
     assert (tmp_path / "err").read_text(encoding="utf-8") == ""
 
 
+PRINTS = "from wmjax.core.command import run_command as r; import sys; sys.exit(r(lambda: print('x' * {}) or 0))"
+
+
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_an_output_on_a_full_disk_is_one_line(size):
+    line = [sys.executable, "-c", PRINTS.format(size)]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=240, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the output, or a file: No space left on device; free some space\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_an_output_that_was_closed_before_the_start_is_none(closed, tmp_path):
+    line = f'{sys.executable} -c "{PRINTS.format(9)}" >{tmp_path}/out 2>{tmp_path}/err {closed}'
+    assert subprocess.run(line, shell=True, cwd=ROOT, timeout=240, check=False).returncode == 0
+    assert (tmp_path / "err").read_text(encoding="utf-8") == ""
+    assert (tmp_path / "out").read_text(encoding="utf-8") == ("" if closed.startswith(">") else "xxxxxxxxx\n")
+
+
 def test_what_a_terminal_cannot_show_is_escaped():
     code = "from wmjax.core.command import run_command; run_command(lambda: print('Schl\\u00fcssel \\u2028') or 0)"
     done = run(code, PYTHONIOENCODING="ascii")
@@ -106,6 +143,14 @@ def test_places_that_cannot_be_used_are_one_line(capsys, error):
     assert run_command(body) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: /a") and message.count("\n") == 1
+
+
+def test_a_machine_without_temporary_files_is_one_line(capsys):
+    def body() -> int:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    assert run_command(body) == 2
+    assert capsys.readouterr().err.endswith("in ['/tmp']; set TMPDIR to a folder that can be written to\n")
 
 
 def test_errors_of_wmjax_itself_are_not_hidden():
@@ -154,10 +199,43 @@ def test_options_are_whole_numbers_in_a_range(text):
     assert whole_number("videos", 0)("0") == 0
 
 
-@pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "None"])
+NO_NUMBERS = ["", "x", "-1", "1.5", "None", "²", "9" * 5000, "0x1", "1_0", "+1"]
+"""Texts that Python's own checks and conversions disagree about among them."""
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
 def test_a_launchers_variables_are_numbers(value):
     with pytest.raises(UserError, match="SLURM_PROCID is"):
         own_shard({"SLURM_PROCID": value, "SLURM_STEP_NUM_TASKS": "2"})
+    assert own_shard({"SLURM_PROCID": " 1", "SLURM_STEP_NUM_TASKS": "2"}) == (1, 2)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize(
+    ("read", "form", "message"),
+    [
+        (parse_shard, "{}/2", "is not i/n"),
+        (parse_shard, "0/{}", "is not i/n"),
+        (parse_episodes, "0,{}", "--episodes is"),
+        (parse_topology, "v5e:4x{}", "--topology is"),
+        (parse_grid, "{0}x{0}", "grid is"),
+        (EpisodeId.parse, "libero_spatial/0/random/{}", "is no episode's key"),
+    ],
+)
+def test_numbers_within_a_text_are_decimal_digits(value, read, form, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(form.format(value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["", " ", "a\0b", os.fsdecode(b"run\xff")])
+@pytest.mark.parametrize("read", [local, location, paths.expand, find_policy, TrainingStore])
+def test_an_empty_path_is_not_the_current_folder(place, read, tmp_path, monkeypatch):
+    """As ``--out "$OUT"`` says when OUT is not set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the path is"):
+        read(place)
+    assert local(".") == Path() and not list(tmp_path.iterdir())
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
@@ -169,6 +247,27 @@ def test_home_is_expanded(monkeypatch, tmp_path):
         local("~nobody_of_that_name/x")
 
 
+def test_home_is_expanded_wherever_something_is_read(monkeypatch, tmp_path):
+    """A shell leaves ``~`` behind ``=``, and nobody expands it in a file of settings."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("data", "backbone", "encoder"):
+        (tmp_path / name).mkdir()
+    shutil.copyfile(resource_folder("eval") / "protocols/spatial_dev.toml", tmp_path / "mine.toml")
+    assert resolve("~/data", None) == tmp_path / "data"
+    assert backbone_folder("~/backbone") == tmp_path / "backbone"
+    assert resolve_folder("~/encoder") == tmp_path / "encoder"
+    assert read_protocol("~/mine.toml")[0] == tmp_path / "mine.toml"
+    with pytest.raises(UserError, match=f"{tmp_path}/run"):
+        find_policy("~/run")
+    with pytest.raises(UserError, match=f"{tmp_path}/x.toml: missing"):
+        load_layout("~/x.toml")
+    for command_, words in (("report", ["~/results"]), ("diagnose", ["--run=~/run"]), ("sweep", ["~/plan.toml"])):
+        error = io.StringIO()
+        with contextlib.redirect_stderr(error):
+            assert importlib.import_module(f"wmjax.{command_}").main(words) == 2
+        assert f"error: {tmp_path}" in error.getvalue() or f"'{tmp_path}" in error.getvalue()
+
+
 def test_the_fix_of_a_cache_is_another_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="set WMJAX_CACHE to another folder"), disk_errors(tmp_path / "runs/a"):
@@ -176,6 +275,15 @@ def test_the_fix_of_a_cache_is_another_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"), disk_errors(tmp_path / "file" / "x"):
         (tmp_path / "file" / "x").mkdir()
+
+
+def test_a_file_that_may_not_grow_is_one_line(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"x: larger than its disk or the limit .*; choose another folder"),
+        atomic_path(tmp_path / "x"),
+    ):
+        raise OSError(27, "File too large")
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_device_is_one_line(monkeypatch):
@@ -235,6 +343,62 @@ def test_without_a_single_file_the_index_names_the_shards(tmp_path):
     shards = {"a": "model-00002-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
     assert [path.name for path in weight_files(tmp_path)] == sorted(shards.values())
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.fp16.safetensors", "model-q4.gguf"])
+def test_weights_in_another_form_are_named(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"neither model.safetensors nor .* but {name}; save the model again"):
+        backbone_hash(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "dangling link"])
+def test_a_shard_that_is_not_there_is_named(kind, tmp_path):
+    shard = tmp_path / "model-00001-of-00001.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": shard.name}}), encoding="utf-8")
+    if kind == "folder":
+        shard.mkdir()
+    if kind == "dangling link":
+        shard.symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=rf"{shard.name}: (missing|a folder.*); download the checkpoint again"):
+        backbone_hash(tmp_path)
+
+
+def test_a_number_that_a_config_says_is_not_replaced():
+    values = to_hf_config(preset("mini"))
+    with pytest.raises(UserError, match="rope_theta is 0"):
+        from_hf_config({**values, "rope_theta": 0})
+    assert from_hf_config({k: v for k, v in values.items() if k != "rope_theta"}).text.rope_theta == 1e6
+
+
+TEMPLATES = [
+    "{{ 1 / 0 }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% include 'x' %}",
+    "{{ nothing.at.all }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_fails_is_one_line(template, tmp_path):
+    folder = shutil.copytree(MINI_TOKENIZER, tmp_path / "tokenizer")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"chat_template.jinja: the chat template refuses a message of 2 images"
+    ) as caught:
+        PromptBuilder(folder, [(112, 112)] * 2, 16, 120, preset("mini"))("lift it")
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_character_is_no_prompt():
+    with pytest.raises(UserError, match="which is no Unicode text"):
+        PromptBuilder(MINI_TOKENIZER, [(112, 112)] * 2, 16, 120, preset("mini"))("lift \ud83e")
+
+
+@pytest.mark.parametrize("url", ["ws://[bad", "ws://localhost:99999", "ws://", "ws://:x", "ws:///"])
+def test_an_address_that_is_none_is_one_line(url):
+    with pytest.raises(UserError, match=r"cannot connect to .*; start the server, or correct --policy"):
+        OpenPIClient(url, timeout_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +470,12 @@ def test_a_damaged_record_loses_no_other(tmp_path, content):
     assert count_records(tmp_path, CONTENT["header"]) == 1
 
 
+def test_a_name_that_is_not_utf8_is_shown_on_a_page(tmp_path):
+    name = os.fsdecode(b"b\xff.hdf5")
+    write_document(tmp_path / "x.html", name, "dataset_page.css", [element("p", name)])
+    assert "<p>b\\udcff.hdf5</p>" in (tmp_path / "x.html").read_text(encoding="utf-8")
+
+
 # The simulator's environment.
 
 
@@ -339,6 +509,7 @@ def test_shared_memory_that_is_too_small_is_said(monkeypatch, tmp_path):
         (AttributeError("'NoneType' object has no attribute 'eglQueryString'"), "apt-get install libosmesa6"),
         (ImportError("Cannot initialize a EGL device display"), "apt-get install libosmesa6"),
         (ValueError("something else"), "cannot be imported (ValueError: something else)"),
+        (ImportError("Numba needs NumPy 2.2 or less. Got NumPy 2.3."), "cannot be imported (ImportError: Numba needs"),
     ],
 )
 def test_every_cause_has_its_own_fix(monkeypatch, cause, words):
@@ -375,6 +546,24 @@ def test_a_folder_for_compiled_code_is_found(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     prepare()
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "numba")
+
+
+def test_a_container_without_temporary_files_is_prepared_too(monkeypatch, tmp_path):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(preparation.tempfile, "gettempdir", none)
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+    assert preparation._own_folder("numba") == tmp_path / "numba"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "file"))
+    assert preparation._own_folder("numba") is None
+
+
+def test_an_empty_choice_of_opengl_is_none(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "")
+    prepare()
+    assert os.environ["MUJOCO_GL"] == "egl"
 
 
 # URLs.

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import random
+import re
 import shutil
 from typing import Annotated, Any, get_args, get_origin
 
@@ -13,11 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.robustness_step import TRAINS, Stepper
+from tests.data.synthetic import make_episode
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
+from wmjax.data.store import finalize, write_part
+from wmjax.experiment.checks import require_fit
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 BAD = ("-1", "nan", "inf", "-inf", "1e300", "99999999999999999999", "true", "[]", "''", "{}", "x")
 """What nothing but a text or a list can be."""
@@ -170,6 +175,45 @@ def test_values_in_their_ranges_train_a_finite_step_or_are_refused(tmp_path):
         except UserError as error:
             assert "\n" not in str(error)
     assert trained == 2
+
+
+LATE = [
+    (["--data.demonstrations.label_steps", "4"], "model.chunk is 8, but the chunk labels of .* have 4 control steps"),
+    (["--model.chunk", "16", "--prompt.length", "88"], "model.chunk is 16, but the chunk labels of .* have 8"),
+    (["--train.delay", "3"], "train.delay is 3, but .* begin every 4 control steps only"),
+    (["--encoder.max_shift", "112"], "encoder.max_shift is 112, but the images have 112 pixels"),
+    (["--encoder.max_shift", "60", "--data.observation.image_size", "56"], "but the images have 56 pixels"),
+]
+"""What the loader refuses, and an encoder makes nothing of, with what it is refused by."""
+
+
+@pytest.mark.parametrize(("words", "message"), LATE)
+@pytest.mark.parametrize("recipe", ["e2_flow", "e0_mse"])
+def test_what_training_would_refuse_is_refused_before_anything_is_recorded(recipe, words, message):
+    require_fit(load(recipe, "smoke"))
+    with pytest.raises(UserError, match=message):
+        require_fit(load(recipe, "smoke", overrides=parse_overrides(words)))
+
+
+def test_labels_and_images_of_given_demonstrations_are_looked_at_too(tmp_path):
+    folder = tmp_path / "store"
+    spec = dataclasses.replace(OBSERVATION_SPEC, image_size=56)
+    for index in range(4):
+        episode = make_episode(index, 9, 56)
+        chunk = np.zeros((len(episode.images), 4, 7), np.float32)
+        write_part(folder, f"{index}", dataclasses.replace(episode, action_chunk=chunk), spec)
+    store = finalize(folder, spec, ACTION_SPEC)
+    given_ = ["--data.path", str(store.folder), "--encoder.max_shift", "8"]
+    for more, message in (([], r"the chunk labels in .*store have 4"), (["--encoder.max_shift", "56"], "56 pixels")):
+        own = ["--model.chunk", "4"] if more else []
+        with pytest.raises(UserError, match=message):
+            require_fit(load("e2_flow", "smoke", overrides=parse_overrides([*given_, *own, *more])), store)
+
+
+@pytest.mark.parametrize("name", ["train..steps", ".train.steps", "train.steps.", ".", "..", "train..", ""])
+def test_a_name_with_an_empty_part_is_no_setting(name):
+    with pytest.raises(UserError, match=rf"--{re.escape(name)} has an empty part; settings are written"):
+        parse_overrides([f"--{name}", "5"])
 
 
 @given(st.lists(st.text(max_size=12), max_size=5))

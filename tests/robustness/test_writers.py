@@ -22,12 +22,15 @@ import wmjax.probe
 import wmjax.record
 import wmjax.view
 from tests.data.synthetic import make_store
-from tests.robustness.sources import SIZE, edit_table, set_column, write_hdf5, write_v21, write_v30
+from tests.robustness.sources import CAMERAS, SIZE, edit_table, set_column, write_hdf5, write_v21, write_v30
+from tests.rollout.fakes import PROTOCOL, SPEC
 from tests.rollout.runs import save_run
 from wmjax.core.errors import UserError
 from wmjax.core.files import only_one, owned
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert
+from wmjax.pipeline.evaluate import evaluate
+from wmjax.rollout.actors import Random
 
 
 @pytest.mark.parametrize("what", ["run", "sweep"])
@@ -87,6 +90,24 @@ def test_a_file_system_without_locks(
         pass
 
 
+def test_two_conversions_into_one_folder(tmp_path: Path) -> None:
+    """The second one is refused, whether the first is at work or has just ended."""
+    source = write_v21(tmp_path / "data", (9, 7))
+    refusals: list[str] = []
+
+    def again(done: int, total: int) -> None:
+        with pytest.raises(UserError) as caught:
+            convert(str(source), tmp_path / "out", image_size=SIZE)
+        refusals.append(str(caught.value))
+
+    store = convert(str(source), tmp_path / "out", image_size=SIZE, progress=again)
+    assert len(store.episodes) == 2 and not (tmp_path / "out/parts").exists()
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    assert len(refusals) == 2 and all(f"is in use by {holder}; wait" in text for text in refusals)
+    with pytest.raises(UserError, match="holds a finished store"):
+        convert(str(source), tmp_path / "out", image_size=SIZE)
+
+
 def half(values: Any) -> Any:
     return [[value / 2 for value in row] for row in values]
 
@@ -130,6 +151,35 @@ def test_a_source_is_known_by_its_content(
     with pytest.raises(UserError, match="holds episodes of another content"):
         convert(str(source), tmp_path / "out", image_size=SIZE)
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_an_import_does_not_go_on_under_another_layout(tmp_path: Path) -> None:
+    """Which is not to be seen from the names of its cameras and values."""
+    source, layout = write_v21(tmp_path / "data", (9, 7)), tmp_path / "mine.toml"
+    text = 'state = "observation.state"\naction = "action"\n[cameras]\na = "{}"\nb = "{}"\n'
+    layout.write_text(text.format(*CAMERAS), encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(source), tmp_path / "out", image_size=SIZE, layout=str(layout), progress=_stop)
+    layout.write_text(text.format(*reversed(CAMERAS)), encoding="utf-8")
+    with pytest.raises(UserError, match="holds episodes of another content"):
+        convert(str(source), tmp_path / "out", image_size=SIZE, layout=str(layout))
+
+
+def test_two_evaluations_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would record every episode once more."""
+    refusals: list[str] = []
+
+    def again(*_: Any, **__: Any) -> int:
+        with pytest.raises(UserError) as caught:
+            evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")
+        refusals.append(str(caught.value))
+        return 1
+
+    monkeypatch.setattr("wmjax.pipeline.evaluate._run", again)
+    evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")
+    assert len(refusals) == 1 and f"is in use by process {os.getpid()}" in refusals[0]
+    evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")  # and afterwards it goes on
+    assert len(refusals) == 2
 
 
 @pytest.mark.parametrize("place", ["demo_0/actions", "demo_1/actions", "demo_1/obs/ee_pos", "demo_1/obs/agentview_rgb"])

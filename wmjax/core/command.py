@@ -15,8 +15,9 @@ from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT,
 )  # fmt: skip
 """What the system says of a place that cannot be used, as opposed to a bug or a broken disk."""
@@ -26,13 +27,16 @@ def run_command(body: Callable[[], int]) -> int:
     """Runs a command's body.
 
     Returns:
-        Its exit status; 2 after a :class:`UserError`, or a file that cannot be read or written, which is printed as one
-        line; 128 + the signal's number after one of :data:`wmjax.core.signals.SIGNALS`: 130 after Ctrl-C, 143 after
-        SIGTERM, 129 after SIGHUP. A reader of the output that has gone (``| head -1``) ends it with 0.
+        Its exit status; 2 after a :class:`UserError`, a file that cannot be read or written, or an output on a full
+        disk, which is printed as one line; 128 + the signal's number after one of
+        :data:`wmjax.core.signals.SIGNALS`: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. A reader of the
+        output that has gone (``| head -1``) ends it with 0.
 
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u..., and is no error
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:  # it was closed before the start, as some daemons do
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, open to the end
+        elif isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u..., and is no error
             stream.reconfigure(errors="backslashreplace")
     try:
         with signals.handled():
@@ -47,17 +51,27 @@ def run_command(body: Callable[[], int]) -> int:
             raise
         return 0
     except OSError as error:
-        if error.filename is None or error.errno not in REFUSED:
+        if (reason := _refused(error)) is None:
             raise
-        print(
-            f"error: {error.filename}: {error.strerror}; choose another place, or change its permissions",
-            file=sys.stderr,
-        )
+        print(f"error: {reason}", file=sys.stderr)
+        _empty_output()
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
         signals.say(stopped)
         return stopped.status
+
+
+def _refused(error: OSError) -> str | None:
+    """What is wrong with a place, and the fix; None for a bug or a broken disk."""
+    if error.filename is not None:
+        place = f"{error.filename}: {error.strerror}; choose another place, or change its permissions"
+        return place if error.errno in REFUSED else None
+    if error.errno in FULL:  # a write says no name, and may be that of the output
+        return f"the output, or a file: {error.strerror}; free some space"
+    if "temporary directory" in str(error):
+        return f"{error.strerror}; set TMPDIR to a folder that can be written to"
+    return None
 
 
 def _reader_has_gone() -> bool:
@@ -66,8 +80,20 @@ def _reader_has_gone() -> bool:
     poller.register(sys.stdout.fileno(), select.POLLOUT)
     gone = any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poller.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     return gone
+
+
+def _empty_output() -> None:
+    """Keeps the interpreter from a second failure at its end, with what is left of an output on a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str], int]:

@@ -25,6 +25,17 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     return " ".join(str(error).split())[:limit]
 
 
+def require_unicode(text: str, what: str) -> None:
+    """Refuses a text with half a character, which JSON may hold; no file, page or tokenizer takes it.
+
+    Raises:
+        UserError: begins with ``what``.
+
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{what} is {text!r}, which is no Unicode text; write it anew")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names that do."""
     names = sorted(known)

@@ -43,6 +43,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no disk space left; free some space or {fix}") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"{path}: larger than its disk or the limit of a file's size (ulimit -f) allows; {fix}"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{path}: not writable ({error.strerror}); {fix}") from error
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) or error.errno in NO_NAME:
@@ -119,7 +123,7 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"{what} {folder} is a file, or below one; {fix}") from error
-        file = (folder / LOCK).open("a+")
+        file = (folder / LOCK).open("a+", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """Folders: the cache (``$WMJAX_CACHE``, else ``~/.cache/wmjax``), and the files of ``train`` and ``eval``."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, require_unicode
 
 COMPILED_BYTES = 2_000_000_000
 """Cap of the compiled programs kept; jax itself never evicts without one."""
@@ -18,9 +19,13 @@ def expand(path: str | Path) -> Path:
     """A path with ``~`` as the home folder: a shell leaves it behind ``=`` and in files of environments as it is.
 
     Raises:
-        UserError: there is no such home folder.
+        UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it, or
+            not UTF-8.
 
     """
+    if not str(path).strip() or "\0" in str(path):
+        raise UserError(f"the path is {str(path)!r}; name a file or folder, such as . for the current one")
+    require_unicode(str(path), "the path")  # neither Arrow nor Orbax opens what is not UTF-8
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -30,13 +35,47 @@ def expand(path: str | Path) -> Path:
 def listed(folder: Path, pattern: str) -> list[Path]:
     """What lies below a folder and fits a pattern, in order, without anything hidden.
 
-    macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders.
+    macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders. A pattern
+    that begins with ``**/`` looks into linked folders too, which :meth:`pathlib.Path.glob` passes over.
+
+    Raises:
+        PermissionError: a folder cannot be read, which would look like an empty one.
+
     """
+    require_readable(folder)
+    places = _folders(folder) if pattern.startswith("**/") else [folder]
     return sorted(
         path
-        for path in folder.glob(pattern)
+        for place in places
+        for path in place.glob(pattern.removeprefix("**/"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def require_readable(folder: Path) -> None:
+    """Refuses a folder that is there and cannot be listed: to :meth:`pathlib.Path.glob` it is empty.
+
+    Raises:
+        PermissionError: names it.
+
+    """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """A folder and those below it, each once however many links lead to it."""
+    seen = set()
+    for place, names, _ in os.walk(folder, followlinks=True):
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in names:
+            require_readable(Path(place) / name)
+        yield Path(place)
 
 
 def cache_root() -> Path:

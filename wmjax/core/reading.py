@@ -57,7 +57,7 @@ def reading(path: Location, fix: str) -> Iterator[None]:
 
 
 def read_text(path: Location, fix: str) -> str:
-    """A file's text.
+    """A file's text, without the mark that editors of Windows put before it.
 
     Raises:
         UserError: missing, a folder, not readable, not UTF-8.
@@ -65,9 +65,9 @@ def read_text(path: Location, fix: str) -> str:
     """
     if isinstance(path, Remote):
         with reading(path, fix):
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); {fix}") from error
     except (OSError, ValueError) as error:
@@ -149,8 +149,18 @@ def open_hdf5(path: Path, fix: str) -> "Iterator[h5py.File]":
     """An HDF5 file for reading; what h5py raises in the block is one line too."""
     import h5py
 
-    with reading(path, fix), h5py.File(path, "r") as file:
-        yield file
+    with reading(path, fix):
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            if "unable to lock file" not in str(error):
+                raise
+            raise UserError(
+                f"{path}: another program has it open for writing, or its file system has no locks; close it there, "
+                "or set the environment variable HDF5_USE_FILE_LOCKING to FALSE"
+            ) from error
+        with file:
+            yield file
 
 
 def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int | None = None) -> "pa.Table":
@@ -169,10 +179,13 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int |
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    with reading(path, fix), pq.ParquetFile(path) as file:
+    with reading(path, fix), pq.ParquetFile(path.absolute()) as file:
         wanted = list(dict.fromkeys([*columns, *(["episode_index"] if rows_of is not None else [])]))
-        if missing := sorted(set(wanted) - set(file.schema_arrow.names)):
+        names = file.schema_arrow.names
+        if missing := sorted(set(wanted) - set(names)):
             raise UserError(f"{path}: columns {', '.join(missing)} are missing; {fix}")
+        if doubled := [name for name in wanted if names.count(name) > 1]:
+            raise UserError(f"{path}: columns {', '.join(doubled)} are there more than once; {fix}")
         table = file.read(wanted) if rows_of is None else file.read_row_groups(_groups(file, rows_of), wanted)
         # A damaged text column is read without complaint and fails where its cells are decoded.
         table.validate(full=True)
@@ -188,7 +201,7 @@ def parquet_columns(path: Path, fix: str) -> list[str]:
     """
     import pyarrow.parquet as pq
 
-    with reading(path, fix), pq.ParquetFile(path) as file:
+    with reading(path, fix), pq.ParquetFile(path.absolute()) as file:
         return list(file.schema_arrow.names)
 
 

@@ -121,6 +121,15 @@ def _item_hint(hints: tuple[Any, ...], number: int) -> Any:
     return hints[0] if len(hints) == 2 and hints[1] is Ellipsis else hints[min(number, len(hints) - 1)]
 
 
+def whole(text: str) -> int | None:
+    """The number that decimal digits spell, as environments and options do; None if the text is anything else.
+
+    Also of more than 18 digits: nothing is counted so far, and :class:`int` refuses thousands of them.
+    """
+    digits = text.strip()
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None
+
+
 def shown(value: Any) -> str:
     """A value in a part of a line, however large it is."""
     short = reprlib.Repr()
@@ -288,6 +297,8 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         if not word.startswith("--"):
             raise UserError(f"unexpected argument {word!r}; settings are written --name.of.setting VALUE")
         name, equals, text = word[2:].partition("=")
+        if not all(name.split(".")):
+            raise UserError(f"--{name} has an empty part; settings are written --name.of.setting VALUE")
         if not equals:
             if not pending:
                 raise UserError(f"--{name} has no value; write --{name} VALUE")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 
 from wmjax.core.errors import UserError
+from wmjax.core.settings import shown, whole
 
 Shard = tuple[int, int]
 """Index and count."""
@@ -44,9 +45,11 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         UserError: it is none.
 
     """
-    if not environment[name].strip().isdecimal():
-        raise UserError(f"the environment variable {name} is {environment[name]!r}; set it to a number, or unset it")
-    return int(environment[name])
+    if (number := whole(environment[name])) is None:
+        raise UserError(
+            f"the environment variable {name} is {shown(environment[name])}; set it to a number, or unset it"
+        )
+    return number
 
 
 def parse_shard(text: str | None) -> Shard:
@@ -58,10 +61,10 @@ def parse_shard(text: str | None) -> Shard:
     """
     if text is None:
         return own_shard()
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit()):
-        raise UserError(f"shard {text!r} is not i/n with 0 <= i < n; for example --shard 0/4")
-    return check_shard((int(index), int(count)))
+    index, count = (whole(part) for part in text.partition("/")[::2])
+    if index is None or count is None:
+        raise UserError(f"shard {shown(text)} is not i/n with 0 <= i < n; for example --shard 0/4")
+    return check_shard((index, count))
 
 
 def check_shard(shard: Shard) -> Shard:

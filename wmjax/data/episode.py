@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, require_unicode
 from wmjax.core.files import read_npz, write_npz
 from wmjax.core.reading import parse_json
 from wmjax.core.specs import ActionSpec, ObservationSpec
@@ -104,6 +104,7 @@ def check_episode(episode: EpisodeData, spec: ObservationSpec | None, action: Ac
     instruction = episode.meta["instruction"]
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError(f"{where}: instruction is {instruction!r}; give every task a non-empty instruction")
+    require_unicode(instruction, f"{where}: instruction")
     _check_columns(episode, spec, action, where)
     _check_frames(episode, where)
     _check_optional(episode, action, where)

@@ -20,18 +20,33 @@ def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
         UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
 
     """
-    if store.action_chunk is None:
-        return
-    steps, stride = store.action_chunk.shape[1], store.spec.frame_stride
+    if store.action_chunk is not None:
+        steps, stride = store.action_chunk.shape[1], store.spec.frame_stride
+        require_labels(steps, stride, chunk, delay, f"the chunk labels in {store.folder}")
+
+
+def require_labels(steps: int, stride: int, chunk: int, delay: int, what: str) -> None:
+    """Refuses a chunk that labels do not contain.
+
+    Args:
+        steps: control steps of a label.
+        stride: control steps from one label to the next.
+        chunk: control steps that the policy answers.
+        delay: control steps between the observation and the chunk.
+        what: the labels, for the error.
+
+    Raises:
+        UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
+
+    """
     if chunk > steps:
         raise UserError(
-            f"model.chunk is {chunk}, but the chunk labels in {store.folder} have {steps} control steps; lower it, or "
-            f"record with data.demonstrations.label_steps {chunk} or more"
+            f"model.chunk is {chunk}, but {what} have {steps} control steps; lower it, or record with "
+            f"data.demonstrations.label_steps {chunk} or more"
         )
     if delay % stride:
         raise UserError(
-            f"train.delay is {delay}, but {store.folder} has chunk labels every {stride} control steps only; choose a "
-            f"multiple of {stride}"
+            f"train.delay is {delay}, but {what} begin every {stride} control steps only; choose a multiple of {stride}"
         )
 
 

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
+from wmjax.core.errors import UserError
+from wmjax.core.specs import ObservationSpec
+
 Array = Any
 """A numpy or jax array; this module must not import jax."""
 
@@ -28,6 +31,41 @@ class Observation(NamedTuple):
     state: Float32[Array, "batch state"]
     prompt: Prompt
     first: Bool[Array, " batch"]
+
+
+def require_observation(observation: Observation, keys: Array, spec: ObservationSpec) -> None:
+    """Refuses what a policy would misread, such as images of colours from 0 to 1, or could not compute.
+
+    Args:
+        observation: for a policy.
+        keys: the randomness, one key per row.
+        spec: the observations that the policy was trained on.
+
+    Raises:
+        UserError: names the first field of another type or shape, and what it must be.
+
+    """
+    shape, edge = np.shape(observation.images), spec.image_size
+    batch = shape[0] if shape else 1
+    frames = shape[1] if len(shape) > 1 and shape[1] else 1
+    _require_array(observation.images, "images", np.uint8, (batch, frames, len(spec.cameras), edge, edge, 3))
+    _require_array(observation.state, "state", np.floating, (batch, spec.state_dim))
+    _require_array(observation.first, "first", np.bool_, (batch,))
+    if isinstance(observation.state, np.ndarray) and not np.isfinite(observation.state).all():
+        raise UserError(f"observation.state is {observation.state.tolist()}; give finite numbers")
+    if isinstance(text := observation.prompt, str):
+        raise UserError(f"observation.prompt is {text!r}; give policy.prompt({text!r})")
+    if np.shape(keys)[:1] != (batch,):
+        raise UserError(
+            f"keys have shape {np.shape(keys)}; give one for each of {batch} rows, as jax.random.split does"
+        )
+
+
+def _require_array(value: Any, name: str, kind: type[np.generic], shape: tuple[int, ...]) -> None:
+    found = getattr(value, "dtype", None)
+    if found is None or not np.issubdtype(found, kind) or np.shape(value) != shape:
+        given = f"{type(value).__name__ if found is None else found} {np.shape(value)}"
+        raise UserError(f"observation.{name} is {given}; the policy takes {kind.__name__} {shape}")
 
 
 def orient_image(raw: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from wmjax.core.errors import UserError
+
 MAX_SHIFT = 1
 """Largest shift of the default views, pixels.
 
@@ -62,6 +64,17 @@ def _clamped(xp: Any, images: Array, offset: Array | int, size: int) -> Array:
     offset = xp.asarray(offset, dtype=xp.int32)
     offset = offset.reshape(offset.shape + (1,) * (images.ndim - 3 - offset.ndim))
     return xp.clip(xp.arange(size, dtype=xp.int32) - offset[..., None], 0, size - 1)
+
+
+def require_shift(max_shift: int, size: int, name: str) -> None:
+    """Refuses shifts of a whole image of ``size`` pixels, of which only repetitions of its edge would be left.
+
+    Raises:
+        UserError: names the setting ``name``.
+
+    """
+    if max_shift >= size:
+        raise UserError(f"{name} is {max_shift}, but the images have {size} pixels; lower it")
 
 
 def draw_views(episodes: int, views: int, seed: int, max_shift: int = MAX_SHIFT) -> Int32[np.ndarray, "e v 2"]:

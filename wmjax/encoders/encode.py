@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.specs import EncoderSpec, require_equal
 from wmjax.data.latents import Dtype, LatentStore, LatentWriter
-from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, shift_images
+from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, require_shift, shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
 from wmjax.encoders.base import Exporter
@@ -113,6 +113,7 @@ def encode_store(
 
     """
     require_numbers(views=views, max_shift=max_shift, batch=batch)
+    require_shift(max_shift, store.spec.image_size, "max-shift")
     cameras = camera_indices(store, encoder.spec)
     shifts = draw_views(len(store.episodes), views, seed, max_shift)
     writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)

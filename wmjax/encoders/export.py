@@ -15,7 +15,7 @@ from typing import Any, get_args
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location, local, location
 from wmjax.core.options import CommandParser, Short
-from wmjax.core.settings import build, merge
+from wmjax.core.settings import build, merge, shown, whole
 from wmjax.core.shards import parse_shard
 from wmjax.data.latents import Dtype, LatentStore
 from wmjax.data.store import TrainingStore
@@ -33,9 +33,12 @@ def parse_grid(text: str) -> int:
     if text == "none":
         return 0
     rows, _, columns = text.partition("x")
-    if not rows.isdecimal() or columns not in ("", rows):
-        raise UserError(f"grid is {text!r}; give a number that divides the encoder's grid, such as 4 or 4x4, or none")
-    return int(rows)
+    number = whole(rows)
+    if number is None or columns not in ("", rows):
+        raise UserError(
+            f"grid is {shown(text)}; give a number that divides the encoder's grid, such as 4 or 4x4, or none"
+        )
+    return number
 
 
 SHORTS = {

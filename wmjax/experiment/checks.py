@@ -9,7 +9,9 @@ from pathlib import Path
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.handover import make_handover
 from wmjax.core.location import location
+from wmjax.data.labels import check_labels, require_labels
 from wmjax.data.motion import find_motion
+from wmjax.data.shift import require_shift
 from wmjax.data.split import SPLIT_SEED, split_episodes
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import join_stores
@@ -44,6 +46,8 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
     else:
         stride = None if experiment.data.places else experiment.data.observation.frame_stride
     _require_tasks(experiment)
+    _require_labels(experiment, store)
+    _require_shift(experiment, store)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
     if experiment.train.objective == "world":
@@ -136,6 +140,23 @@ def _require_tasks(experiment: Experiment) -> None:
         raise UserError(
             f"data.tasks is {list(data.tasks)}; name tasks of {data.suite}, 0..{SUITES[data.suite] - 1}, and each once"
         )
+
+
+def _require_labels(experiment: Experiment, store: TrainingStore | None) -> None:
+    """The chunk's actions are in the labels that there are, or that will be recorded."""
+    chunk, delay, data = experiment.model.chunk, experiment.train.delay, experiment.data
+    if store is not None:
+        check_labels(store, chunk, delay)
+    elif not data.places and (steps := data.demonstrations.label_steps):
+        stride = data.observation.frame_stride
+        require_labels(steps, stride, chunk, delay, "the chunk labels of data.demonstrations.label_steps")
+
+
+def _require_shift(experiment: Experiment, store: TrainingStore | None) -> None:
+    """A shift leaves something of the image."""
+    if store is not None or not experiment.data.places:
+        spec = experiment.data.observation if store is None else store.spec
+        require_shift(experiment.encoder.max_shift, spec.image_size, "encoder.max_shift")
 
 
 def _require_prompts(experiment: Experiment, store: TrainingStore | None) -> None:

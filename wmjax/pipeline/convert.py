@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn, get_args
 from wmjax.core.errors import UserError
 from wmjax.core.location import location
 from wmjax.core.options import Short, number_list
+from wmjax.core.paths import expand
 from wmjax.core.settings import Count, Depth, Range, Settings
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.importer import Gripper
@@ -127,14 +128,14 @@ def convert_dataset(
     lerobot: dict[str, Any] = {name: getattr(settings, name) for name in ("layout", "revision", "grippers", "select")}
     if settings.video_only is not None:
         return _convert_video(data, out, settings, progress)
-    if not libero_hdf5.find_files(Path(data)):
+    if not libero_hdf5.find_files(expand(data)):
         if settings.rows is not None:
             raise UserError(f"--rows is for LIBERO's HDF5 files, {data} holds none; leave it out")
         return convert(data, out, **{**lerobot, "select": settings.select or ()}, **shared)
     for name, value in lerobot.items():
         if value is not None:
             raise UserError(f"--{name} is for LeRobot datasets, {data} holds HDF5 files; leave it out")
-    return libero_hdf5.convert(Path(data), out, rows=settings.rows or "after", **shared)
+    return libero_hdf5.convert(expand(data), out, rows=settings.rows or "after", **shared)
 
 
 def _convert_video(

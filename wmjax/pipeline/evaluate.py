@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.analysis.summary import Summary, summarize
-from wmjax.core.files import only_one, write_json
+from wmjax.core.files import only_one, owned, write_json
 from wmjax.core.provenance import provenance
 from wmjax.core.specs import to_dict
 from wmjax.reporting.evaluation_page import REPORT, write_report
@@ -60,7 +60,8 @@ def evaluate(
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
 
     Raises:
-        UserError: ``out`` holds another evaluation, the actor does not fit the protocol, bad input in the simulator.
+        UserError: ``out`` holds another evaluation, or another process is at work there; the actor does not fit the
+            protocol, bad input in the simulator.
 
     """
     out, header = Path(out), dict(header or {})
@@ -73,13 +74,16 @@ def evaluate(
     left = [episode for episode in part(wanted, shard) if episode.key not in finished]
     log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
-        started = time.monotonic()
-        keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
-        keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
-        recipe = str(header.get("recipe_hash", ""))
-        steps = _run(actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe)
-        seconds = time.monotonic() - started
-        _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
+        with owned(results.folder, "evaluation", "choose another folder with --out"):
+            results = Results(results.folder, about | specs | header)  # another process may have ended meanwhile
+            left = [episode for episode in left if episode.key not in results.finished]
+            started = time.monotonic()
+            keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
+            keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
+            recipe = str(header.get("recipe_hash", ""))
+            steps = _run(actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe)
+            seconds = time.monotonic() - started
+            _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:

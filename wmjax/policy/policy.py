@@ -17,7 +17,7 @@ from wmjax.core.handover import Realtime, make_handover
 from wmjax.core.rng import stable_hash
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
-from wmjax.data.observation import Observation, Prompt
+from wmjax.data.observation import Observation, Prompt, require_observation
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action, normalise_latents
 from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
@@ -181,6 +181,8 @@ class Policy:
             UserError: empty, or too long for the model's prompt bucket.
 
         """
+        if not isinstance(instruction, str):
+            raise UserError(f"instruction is {instruction!r}; give a text")
         return self._prepare(instruction)
 
     def require_prompts(self, hashes: dict[str, str]) -> None:
@@ -226,6 +228,7 @@ class Policy:
             up to z(t), and ``imagined`` [batch, future, tokens, dim], what is predicted to follow.
 
         Raises:
+            UserError: an observation of other types or shapes than the policy takes.
             ValueError: a future without an oracle, or an oracle without the future; the same of a donor; another number
                 of pending actions than the policy takes, or none after an episode's first decision.
 
@@ -236,6 +239,7 @@ class Policy:
             raise ValueError(f"corruption is {self.corruption!r}; donors belong to {SHUFFLED} and to nothing else")
         if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
             raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
+        require_observation(observation, keys, self.observation_spec)
         told = self.pending_input.rows(pending, observation)
         continued = None if self.handover is None else pending
         return self._step(self._state, carry, observation, keys, future, donor, continued, told)
@@ -378,6 +382,8 @@ def load_policy(
             the policy's head or chunk.
 
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size is {batch_size!r}; give a whole number of rows, at least 1")
     found = find_policy(path, places)
     meta = found.meta
     horizon = open_loop_horizon or meta["specs"]["action"]["chunk"]

@@ -21,7 +21,7 @@ from safetensors.flax import load_file, save
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, hash_json, write_json
-from wmjax.core.paths import cache_root
+from wmjax.core.paths import cache_root, expand
 from wmjax.core.reading import read_json, typed
 from wmjax.core.settings import Range
 from wmjax.experiment.config import Experiment
@@ -65,6 +65,8 @@ class SavedPolicy:
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The settings of the training, with the places that hold here."""
+        if "experiment" not in self.meta:
+            raise UserError(f"{self.folder}: the settings of its training are missing; name another run or policy")
         return experiment_at(self.meta["experiment"], self.home, self.places)
 
     def parameters(self) -> Parameters:
@@ -103,7 +105,7 @@ def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = 
     if is_on_hub(path):
         name = str(path).removeprefix(PREFIX).partition("@")[0].replace("/", "--")
         return _read_folder(download_policy(str(path)), places or {}, name)
-    folder = Path(path)
+    folder = expand(path)
     if not folder.exists() and (SHIPPED / str(path) / SETTINGS).is_file():
         folder = SHIPPED / str(path)
     if (folder / SETTINGS).is_file():

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
 from wmjax.core.paths import require_place
+from wmjax.core.settings import shown, whole
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
@@ -47,10 +48,10 @@ def parse_episodes(text: str) -> list[int]:
         UserError: not whole numbers separated by commas.
 
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"--episodes is {text!r}; give episode numbers separated by commas, such as 0,5,9")
-    return [int(part) for part in parts]
+    numbers = [whole(part) for part in text.split(",")]
+    if None in numbers:
+        raise UserError(f"--episodes is {shown(text)}; give episode numbers separated by commas, such as 0,5,9")
+    return [number for number in numbers if number is not None]
 
 
 def choose_episodes(

@@ -68,7 +68,8 @@ def write_document(path: Path, title: str, stylesheet: str, body: Iterable[objec
 
     """
     require_place(path, "--out", "HTML file")
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    # A file's name need not be UTF-8: what cannot be encoded is shown as \\udc... on the page.
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f'<!DOCTYPE html>\n<html lang="en">{_head(title, stylesheet)}<body><main>')
         for part in body:
             file.write(join([part]) + "\n")

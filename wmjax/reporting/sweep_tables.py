@@ -11,6 +11,7 @@ from wmjax.analysis.intervals import wilson
 from wmjax.analysis.seeds import student_interval
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path
+from wmjax.core.paths import listed
 from wmjax.core.reading import read_json
 from wmjax.reporting.html import element
 
@@ -67,7 +68,7 @@ def write_tables(folder: Path) -> list[Path]:
 def read_results(folder: Path) -> list[Result]:
     """Every evaluation of every finished cell, by protocol, cell and seed."""
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in listed(folder, "*.json"):
         values = read_json(path, dict[str, Any], "delete it, and the cell is run again")
         try:
             minutes = values["minutes"]["training"]

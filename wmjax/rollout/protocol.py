@@ -9,7 +9,7 @@ from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short, number_list
-from wmjax.core.paths import listed, resource_folder
+from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Settings, build, with_origin
 from wmjax.sim.disturbance import MAX_VELOCITY, Disturbance
@@ -158,7 +158,7 @@ def read_protocol(name: str) -> tuple[Path, dict[str, Any]]:
         UserError: there is none, or it is no TOML.
 
     """
-    path = Path(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
+    path = expand(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
     if not path.is_file():
         raise unknown_name("protocol", name, protocol_names())
     return path, read_toml(path, dict[str, Any], "correct the file")

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import shown, whole
 
 Platform = Literal["tpu", "gpu", "cpu"]
 
@@ -121,10 +122,9 @@ def parse_topology(text: str) -> Topology:
     name, _, rest = text.partition(":")
     if name != "cpu" and name not in CHIPS:
         raise unknown_name("chip of --topology", name, [*CHIPS, "cpu"])
-    sides = rest.split("x")
-    if not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise UserError(f"--topology is {text!r}; write a chip and its number, such as {EXAMPLES}")
-    shape = tuple(map(int, sides))
+    shape = tuple(whole(side) or 0 for side in rest.split("x"))
+    if 0 in shape:
+        raise UserError(f"--topology is {shown(text)}; write a chip and its number, such as {EXAMPLES}")
     axes = {SLICES[name]} if name in SLICES else {1} if name == "cpu" else {1, 2}
     if len(shape) not in axes:
         wanted = " or ".join(map(str, sorted(axes)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short
-from wmjax.core.settings import Count, Depth, Range, Seed, Settings
+from wmjax.core.settings import Count, Depth, Range, Seed, Settings, shown, whole
 
 if TYPE_CHECKING:
     from wmjax.serving.dialect import Dialect
@@ -124,8 +124,9 @@ def _listener(text: str) -> tuple[type["Dialect"], int]:
     from wmjax.serving.dialect import DIALECTS
 
     name, _, port = text.rpartition(":")
-    if not port.isdecimal():
-        raise UserError(f"listen is {text!r}; write it as DIALECT:PORT, such as openpi:8000")
-    if int(port) > 65535:
+    number = whole(port)
+    if number is None:
+        raise UserError(f"listen is {shown(text)}; write it as DIALECT:PORT, such as openpi:8000")
+    if number > 65535:
         raise UserError(f"listen is {text!r}; a port is at most 65535, such as openpi:8000")
-    return DIALECTS.resolve(name), int(port)
+    return DIALECTS.resolve(name), number

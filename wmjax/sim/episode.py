@@ -5,6 +5,7 @@ import hashlib
 from typing import Literal, cast, get_args
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import whole
 
 Init = Literal["benchmark", "random"]
 
@@ -59,10 +60,12 @@ class EpisodeId:
 
         """
         suite, *rest = key.rsplit("/", 3)
-        if len(rest) == 3 and rest[0].isdecimal() and rest[2].isdecimal() and rest[1] in get_args(Init):
-            found = cls(suite, int(rest[0]), cast(Init, rest[1]), int(rest[2]))
-            if found.key == key:
-                return found
+        if len(rest) == 3 and rest[1] in get_args(Init):
+            task, index = whole(rest[0]), whole(rest[2])
+            if task is not None and index is not None:
+                found = cls(suite, task, cast(Init, rest[1]), index)
+                if found.key == key:
+                    return found
         raise UserError(f"{key!r} is no episode's key; keys are like 'libero_spatial/3/random/17'")
 
     @property

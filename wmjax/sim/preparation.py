@@ -17,6 +17,7 @@ from types import ModuleType
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import cache_root
+from wmjax.core.settings import whole
 
 GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"
 GL_SIGNS = ("egl", "osmesa", "opengl", "libgl", "glx", "'nonetype' object has no attribute", "display")
@@ -26,7 +27,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def prepare() -> None:
     """Sets the variables that the simulator reads while it is imported; the user's settings stay if they work."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ["MUJOCO_GL"] = os.environ.get("MUJOCO_GL") or "egl"
     _prepare_home()
     macros = _robosuite_macros()
     if macros is not None:
@@ -90,10 +91,11 @@ def _is_writable(folder: Path) -> bool:
 
 def _own_folder(name: str) -> Path | None:
     """A folder of this user in the cache, else among the temporary files; None if neither can be written to."""
-    temporary = Path(tempfile.gettempdir()) / f"wmjax-{os.getuid()}"
-    places = [temporary / name]
+    places = []
     with contextlib.suppress(UserError):
-        places.insert(0, cache_root() / name)
+        places.append(cache_root() / name)
+    with contextlib.suppress(FileNotFoundError):  # a container whose disk is read-only has no place for such files
+        places.append(Path(tempfile.gettempdir()) / f"wmjax-{os.getuid()}" / name)
     for place in places:
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -112,7 +114,8 @@ def egl_devices() -> Iterator[None]:
     first = (hidden or "").split(",")[0].strip()
     chosen = False
     try:
-        if first.isdecimal() and "MUJOCO_EGL_DEVICE_ID" not in os.environ and int(first) < _count_egl_devices():
+        device = whole(first)
+        if device is not None and "MUJOCO_EGL_DEVICE_ID" not in os.environ and device < _count_egl_devices():
             os.environ["MUJOCO_EGL_DEVICE_ID"], chosen = first, True
         yield
     finally:
@@ -158,7 +161,7 @@ def why_not(cause: BaseException) -> UserError:
         return UserError(f"package {cause.name} is not installed; run ./setup.sh sim")
     if isinstance(cause, PermissionError):
         return UserError(f"the simulator cannot read or write {cause.filename}; give this user the permission to")
-    if "cannot cache function" in low or "numba" in low:
+    if "cannot cache function" in low or ("numba" in low and "cache" in low):
         return UserError(f"the simulator cannot keep compiled code ({text}); set NUMBA_CACHE_DIR to a writable folder")
     if "mujoco_gl" in low or (gl or "").lower() not in ("egl", "osmesa", "glfw", "glx", ""):
         return UserError(f"MUJOCO_GL is {gl!r}, which does not work here ({text}); set it to egl or osmesa")

@@ -27,6 +27,7 @@ from jax.sharding import SingleDeviceSharding
 from wmjax.core import distributed
 from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors, hash_file, require_space, sync
+from wmjax.core.paths import require_readable
 from wmjax.trainer.orbax_errors import end_of, is_not_of_orbax, writing
 
 FORMAT_VERSION = 2
@@ -216,6 +217,7 @@ def evaluations(folder: Path) -> Path:
 
 def _step_folders(root: Path) -> list[Path]:
     """Folders that are named as checkpoints are, ascending."""
+    require_readable(root)
     found = [path for path in root.glob("[0-9]*") if path.is_dir() and _is_step(path.name)]
     return sorted(found, key=lambda path: int(path.name))
 
@@ -292,7 +294,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(text)
         version, step = int(manifest["format_version"]), int(manifest["step"])
         _ = {**manifest["meta"]}, {**manifest["sha256"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(damaged.format(MANIFEST)) from error
     if version != FORMAT_VERSION:
         raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import claim_plan, hash_file, hash_json
+from wmjax.core.files import claim_plan, hash_file, hash_json, owned
 from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.core.store_files import MANIFEST
 from wmjax.data.episode import EpisodeData, check_episode
@@ -77,10 +77,28 @@ def convert_episodes(
     """
     refuse_finished(out)
     chosen = {"episodes": hash_json(list(episodes)), "observation_spec": to_dict(spec), "action_spec": to_dict(action)}
+    with owned(out / PARTS, "conversion", "choose another folder with --out"):
+        refuse_finished(out)  # another one may just have ended
+        skipped = _write_parts(out, spec, action, {**source, **chosen}, episodes, progress, skip_bad)
+        store = finalize(out, spec, action, skipped=skipped)
+        shutil.rmtree(out / PARTS)
+    return store
+
+
+def _write_parts(
+    out: Path,
+    spec: ObservationSpec,
+    action: ActionSpec,
+    plan: Mapping[str, Any],
+    episodes: Mapping[str, Callable[[], EpisodeData]],
+    progress: Progress,
+    skip_bad: bool,
+) -> list[dict[str, str]]:
+    """Writes the episodes that are not there yet; what was left out, and why."""
     done = set(part_names(out))
     if not done:  # what was refused before its first episode binds nobody to its settings
         (out / PARTS / PLAN).unlink(missing_ok=True)
-    claim_plan(out / PARTS / PLAN, {**source, **chosen}, "episodes")
+    claim_plan(out / PARTS / PLAN, plan, "episodes")
     skipped: list[dict[str, str]] = []
     for number, (name, read) in enumerate(episodes.items(), 1):
         if name not in done:
@@ -97,9 +115,7 @@ def convert_episodes(
         progress(number, len(episodes))
     if len(skipped) == len(episodes):
         raise UserError(f"no episode can be used: {skipped[0]['reason']}" if skipped else "no episodes")
-    store = finalize(out, spec, action, skipped=skipped)
-    shutil.rmtree(out / PARTS)
-    return store
+    return skipped
 
 
 def identify(folder: Path, files: Iterable[Path]) -> str:

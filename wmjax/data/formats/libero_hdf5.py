@@ -13,6 +13,7 @@ action j. Nothing in the file says so, so it must be said: ``rows="before"``. Th
 import contextlib
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"
 STATE = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
 """Columns of the state, in the order of ``ObservationSpec.state``, and their sizes."""
 CONVENTION = "opengl"
+SUFFIXES = (".hdf5", ".h5")
 FIX = "download it again, or leave it out"
 SKIP = "repair it, or leave such demonstrations out with --skip-bad"
 ATTRIBUTES = ("problem_info", "bddl_file_name", "macros_image_convention", "env_args")
@@ -72,9 +74,8 @@ class _EnvArgs:
 
 def find_files(source: Path) -> list[Path]:
     """The HDF5 files of a folder and of those below it, sorted, or the given one; empty if there are none."""
-    if source.is_file():
-        return [source] if source.suffix == ".hdf5" else []
-    return listed(source, "**/*.hdf5") if source.is_dir() else []
+    found = [source] if source.is_file() else listed(source, "**/*") if source.is_dir() else []
+    return [path for path in found if path.suffix.lower() in SUFFIXES]
 
 
 def convert(
@@ -167,7 +168,7 @@ def _open_files(
                 raise
             bad[f"task-{index:03d}-{path.stem}"] = functools.partial(_refuse, error)
     if not files:
-        reason = f"none of its {len(paths)} .hdf5 files can be used" if paths else "no .hdf5 files there"
+        reason = f"none of its {len(paths)} HDF5 files can be used" if paths else "no HDF5 files there"
         raise UserError(f"{source}: {reason}; give the folder of LIBERO's demonstrations")
     return files, bad
 
@@ -203,6 +204,7 @@ class DemonstrationFile:
             self.demos = sorted(data.keys(), key=lambda name: (len(name), name))
             if not self.demos:
                 raise UserError(f"{path}: no demonstrations in the group 'data'; {FIX}")
+            self._check_totals(data)
             self.image_size = self._image_size(data)
 
     def episode(self, demo: str, spec: ObservationSpec, gripper: Gripper = "open-negative") -> EpisodeData:
@@ -263,6 +265,20 @@ class DemonstrationFile:
             )
         return np.stack([resize_image(orient_image(raw), spec.image_size) for raw in images[steps]])
 
+    def _check_totals(self, data: "h5py.Group") -> None:
+        """Says with both numbers if another number of demonstrations or of rows is announced than is there."""
+        import h5py
+
+        lengths = {demo: data[demo].get("actions") for demo in self.demos if isinstance(data.get(demo), h5py.Group)}
+        rows = {demo: found.shape[0] for demo, found in lengths.items() if getattr(found, "shape", None)}
+        said = [("demonstrations", data.attrs.get("num_demos"), len(self.demos))]
+        said.append(("rows", data.attrs.get("total"), sum(rows.values())))
+        said += [(f"rows of {demo}", data[demo].attrs.get("num_samples"), count) for demo, count in rows.items()]
+        for what, announced, found in said:
+            if isinstance(announced, int | np.integer) and announced != found:
+                text = "%s: its attributes announce %d %s, %d are there; a part may be missing"
+                logging.getLogger("wmjax").warning(text, self.path, announced, what, found)
+
     def _image_size(self, data: "h5py.Group") -> tuple[int, int]:
         """Of the first demonstration that has images; the others must be like it."""
         for demo in self.demos:
@@ -288,9 +304,10 @@ class DemonstrationFile:
         self._require(
             "env_args.env_kwargs.control_freq", environment.env_kwargs.control_freq, OBSERVATION_SPEC.control_hz
         )
-        # Some files store the sentence in quotation marks, or letter by letter.
+        # Some files store the sentence in quotation marks, letter by letter, or word by word.
         sentence = parse_json(problem, _Problem, f"{self.path}: problem_info", FIX).language_instruction
-        return Path(bddl).parent.name, "".join(sentence).strip().strip('"').strip()
+        letters = all(len(part) == 1 for part in sentence)
+        return Path(bddl).parent.name, ("" if letters else " ").join(sentence).strip().strip('"').strip()
 
     def _require(self, name: str, found: Any, expected: Any) -> None:
         if found != expected:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.paths import listed
+from wmjax.core.paths import expand, listed
 from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.config import VJEPA2Config, from_hf_config
@@ -69,8 +69,8 @@ def resolve_folder(name: str) -> Path:
     if name == "mini":
         return MINI_FOLDER
     name = PUBLISHED.get(name, name)
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := expand(name)).is_dir():
+        return folder
     try:
         from huggingface_hub import snapshot_download
 
@@ -107,7 +107,7 @@ def encoder_spec(
     side = grid or config.grid_size
     return EncoderSpec(
         kind="vjepa2",
-        name=folder.name if Path(name).is_dir() else name,
+        name=folder.name if expand(name).is_dir() else name,
         weights_hash=weights_hash(folder),
         parameters={
             "revision": str(_read_json(folder).get("wmjax_revision", "published")),

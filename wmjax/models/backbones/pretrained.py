@@ -11,6 +11,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import expand
+from wmjax.core.reading import reading
 from wmjax.models.backbones.base import BACKBONES, BackboneConfig
 from wmjax.models.backbones.weight_files import weight_files
 
@@ -25,8 +27,8 @@ def backbone_folder(name: str, setting: str = "train.backbone_weights") -> Path:
         UserError: no such folder and the hub does not deliver it.
 
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := expand(name)).is_dir():
+        return folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UserError(
             f"{setting} {name!r} is neither a folder nor a hub id such as Qwen/Qwen2.5-VL-3B-Instruct; give its place "
@@ -39,12 +41,12 @@ def backbone_hash(folder: Path) -> str:
     """The first 16 hex digits of the SHA-256 over a backbone's weight files: which base a policy was trained on.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one that the index names is missing.
 
     """
     digest = hashlib.sha256()
     for path in weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
-        with path.open("rb") as file:
+        with reading(path, "download the checkpoint again"), path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()[:16]

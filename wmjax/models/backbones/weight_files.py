@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from wmjax.core.errors import UserError
+from wmjax.core.paths import listed
 from wmjax.core.reading import read_json
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -24,7 +25,15 @@ def weight_files(folder: Path) -> list[Path]:
 
     """
     single, index = folder / SINGLE_FILE, folder / INDEX
-    if single.is_file() or not index.is_file():
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        others = [*listed(folder, "*.safetensors"), *listed(folder, "*.bin"), *listed(folder, "*.gguf")]
+        if others and not single.exists():
+            raise UserError(
+                f"{folder}: neither {SINGLE_FILE} nor {INDEX} is there, but {others[0].name}; save the model again "
+                "with save_pretrained of transformers, which writes them"
+            )
         return [single]
     shards = set(read_json(index, _Index, "download it again").weight_map.values())
     if bad := sorted(name for name in shards if Path(name).name != name or not name):

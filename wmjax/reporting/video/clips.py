@@ -1,6 +1,6 @@
 """Videos of episodes: all cameras side by side, a caption and strips below, at the rate of the frames."""
 
-import tempfile
+import io
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -109,9 +109,17 @@ def write_video(
     path: Path, frames: Frames, captions: Sequence[str], rate: float, strips: Sequence[Strips] = ()
 ) -> None:
     """Encodes an H.264 mp4, atomically."""
+    with atomic_path(path) as temporary:
+        # Absolute: of a relative path, FFmpeg takes what stands before a colon for a protocol.
+        _encode(str(temporary.absolute()), frames, captions, rate, strips)
+
+
+def _encode(
+    target: str | io.BytesIO, frames: Frames, captions: Sequence[str], rate: float, strips: Sequence[Strips] = ()
+) -> None:
     pictures = [_compose(*parts) for parts in zip(frames, captions, _below(strips, len(frames)), strict=True)]
     height, width = pictures[0].shape[:2]
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(rate), options={"crf": "20"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures:
@@ -121,10 +129,9 @@ def write_video(
 
 def video_bytes(frames: Frames, captions: Sequence[str], rate: float) -> bytes:
     """The bytes of an H.264 mp4 of at least one frame per second."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "episode.mp4"
-        write_video(path, frames, captions, max(rate, 1.0))
-        return path.read_bytes()
+    content = io.BytesIO()
+    _encode(content, frames, captions, max(rate, 1.0))
+    return content.getvalue()
 
 
 def _below(strips: Sequence[Strips], frames: int) -> Strips:

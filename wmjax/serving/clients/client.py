@@ -78,7 +78,7 @@ class Client(abc.ABC):
                 ping_interval=None,
             )  # fmt: skip
             self._socket: ClientConnection = self._stack.enter_context(opened)
-        except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
+        except (OSError, InvalidHandshake, InvalidURI, EOFError, ValueError) as error:  # ValueError: no port or host
             raise UserError(f"cannot connect to {url} ({error}); start the server, or correct --policy") from None
         self.card: dict[str, Any] = {}
 

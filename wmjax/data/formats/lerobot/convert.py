@@ -11,7 +11,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
-from wmjax.core.paths import listed
+from wmjax.core.paths import expand, listed
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import (
@@ -84,7 +84,8 @@ def convert(
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
         for entry in selection.entries(dataset)[:max_episodes]
     }
-    content = hash_json([dataclasses.asdict(dataset.info), *source_files(dataset), gripper])
+    content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
+    content = hash_json([content, *source_files(dataset), gripper])
     plan = {"source": source, "content": content}
     return convert_episodes(out, spec, action, plan, episodes, progress, skip_bad=skip_bad)
 
@@ -104,8 +105,8 @@ def resolve(source: str, revision: str | None) -> Path:
         UserError: neither a folder nor a hub id, or the download fails.
 
     """
-    if Path(source).is_dir():
-        return Path(source)
+    if (folder := expand(source)).is_dir():
+        return folder
     if not HUB_ID.fullmatch(source):
         raise UserError(f"data is {source!r}, no folder there and no hub id; give a folder or OWNER/NAME")
     from huggingface_hub import snapshot_download
@@ -224,7 +225,7 @@ def read_episode(
     steps = np.arange(0, entry.length, spec.frame_stride, dtype=np.int32)
     full = dataset.images(entry, steps)
     images = np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])
-    name = dataset.layout.name if Path(source).is_dir() else source
+    name = dataset.layout.name if expand(source).is_dir() else source
     return EpisodeData(
         images=images,
         frame_step=steps,

@@ -180,9 +180,8 @@ class LeRobotDataset:
             if abs(times[0]) * self.info.fps > STEADY:
                 raise UserError(f"{entry.data}: episode {entry.index} begins at {times[0]:.3f} s, expected 0; {SKIP}")
             step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / self.info.fps
-            return stack_images(
-                decode_video(place.path, place.start, times, rows, step), self.image_size, str(place.path)
-            )
+            frames = decode_video(place.path, place.start, times, rows, step, place.frames)
+            return stack_images(frames, self.image_size, str(place.path))
         where = f"{entry.data}: episode {entry.index} {key}"
         with reading(entry.data, FIX):
             cells = self._rows(entry, [key])[key].take(pa.array(rows)).to_pylist()
@@ -270,7 +269,8 @@ class LeRobotDataset:
         """A list column as float32 [n, dim]."""
         column, shape = table[name], self.features[name].shape
         dim = shape[0] if shape is not None and len(shape) == 1 else 0
-        lists = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        lists = any(is_kind(column.type) for is_kind in kinds)
         numbers = lists and (
             pa.types.is_floating(column.type.value_type) or pa.types.is_integer(column.type.value_type)
         )

@@ -52,7 +52,12 @@ def encode_png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
 
 
 def decode_video(
-    path: Path, start: float, times: Float64[np.ndarray, " rows"], rows: np.ndarray, step: float
+    path: Path,
+    start: float,
+    times: Float64[np.ndarray, " rows"],
+    rows: np.ndarray,
+    step: float,
+    frames: int | None = None,
 ) -> UInt8[np.ndarray, "n height width 3"]:
     """The frames of some rows of an episode from an MP4.
 
@@ -66,16 +71,23 @@ def decode_video(
         times: of all rows, from the episode's start (s).
         rows: which rows are asked for, increasing.
         step: time between two rows (s).
+        frames: that the file has if it is this episode's alone; None if it may have others.
 
     Raises:
-        UserError: missing or damaged file, fewer frames than rows, or frames that are not those of the rows.
+        UserError: missing or damaged file, another number of frames than rows, or frames that are not those of the
+            rows.
 
     """
     import av
 
-    with reading(path, "download the dataset again"), av.open(str(path)) as container:
+    with reading(path, "download the dataset again"), av.open(str(path.absolute())) as container:
         stream = container.streams.video[0]
         _require_frames(path, stream, start, len(times), step)
+        if frames is not None and stream.frames > frames:
+            raise UserError(
+                f"{path}: {stream.frames} frames for {frames} rows; rows were cut off, and nothing says at which end: "
+                "encode the frames of the rows that are left"
+            )
         return np.stack(_matching(path, container, stream, start + times[rows], rows, step))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.paths import expand
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import build
 from wmjax.sim.environment import ENVIRONMENTS
@@ -80,7 +81,7 @@ def load_layout(name: str) -> Layout:
 
     """
     if name.endswith(".toml"):
-        return _read_layout(Path(name))
+        return _read_layout(expand(name))
     known = layouts()
     if name not in known:
         raise unknown_name("layout", name, known)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,11 +48,15 @@ class Info:
 
 @dataclasses.dataclass(frozen=True)
 class VideoPlace:
-    """An episode's part of an MP4: where it begins in it, and how long it is, both in seconds."""
+    """An episode's part of an MP4: where it begins in it, and how long it is, both in seconds.
+
+    ``frames`` are those of the whole file where it is one episode's; None where the place in it is given.
+    """
 
     path: Path
     start: float
     seconds: float
+    frames: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,25 +136,33 @@ def read_tasks(folder: Path, version: str) -> dict[int, str]:
     """The instruction of each task index.
 
     Raises:
-        UserError: damaged metadata, or a table in which nothing says which column is the task.
+        UserError: damaged metadata, an index with two instructions, or a table in which nothing says which column is
+            the task.
 
     """
     if version != "v3.0":
-        return {line.task_index: line.task for line in read_json_lines(folder / "meta/tasks.jsonl", _TaskLine, FIX)}
+        path = folder / "meta/tasks.jsonl"
+        return _by_index(read_json_lines(path, _TaskLine, FIX), path)
     path = folder / "meta/tasks.parquet"
     names = parquet_columns(path, FIX)
     column = _task_column(path, names)
     table = read_parquet(path, ["task_index", column], FIX)
     rows = zip(table["task_index"].to_pylist(), table[column].to_pylist(), strict=True)
-    return {
-        row.task_index: row.task
-        for row in (typed({"task_index": i, "task": t}, _TaskLine, str(path), FIX) for i, t in rows)
-    }
+    return _by_index((typed({"task_index": i, "task": t}, _TaskLine, str(path), FIX) for i, t in rows), path)
+
+
+def _by_index(lines: Iterable[_TaskLine], path: Path) -> dict[int, str]:
+    tasks: dict[int, str] = {}
+    for line in lines:
+        if tasks.setdefault(line.task_index, line.task) != line.task:
+            both = f"{tasks[line.task_index]!r} and {line.task!r}"
+            raise UserError(f"{path}: task_index {line.task_index} is both {both}; {FIX}")
+    return tasks
 
 
 def _task_column(path: Path, names: list[str]) -> str:
     """The column of the instructions: the table's pandas index, else ``task``, else the only other one."""
-    with reading(path, FIX), pq.ParquetFile(path) as file:
+    with reading(path, FIX), pq.ParquetFile(path.absolute()) as file:
         text = (file.schema_arrow.metadata or {}).get(b"pandas", b"{}")
         index = json.loads(text).get("index_columns", [])
     others = [name for name in names if name != "task_index"]
@@ -164,13 +176,15 @@ def read_episodes(folder: Path, info: Info, video_keys: list[str]) -> list[Episo
     """The episodes that the metadata lists, by index.
 
     Raises:
-        UserError: damaged metadata, an episode that is listed twice.
+        UserError: damaged metadata, no episode, one that is listed twice.
 
     """
     if video_keys and info.video_path is None:
         raise UserError(f"{folder}/meta/info.json: video_path is null, but {video_keys[0]} is a video; {FIX}")
     read = _episodes_v3 if info.codebase_version == "v3.0" else _episodes_v2
     entries = sorted(read(folder, info, video_keys), key=lambda entry: entry.index)
+    if not entries:
+        raise UserError(f"{folder}/meta: no episodes are listed; {FIX}")
     for one, other in itertools.pairwise(entries):
         if one.index == other.index:
             raise UserError(f"{folder}/meta: episode {one.index} is listed twice; {FIX}")
@@ -183,7 +197,9 @@ def _episodes_v2(folder: Path, info: Info, video_keys: list[str]) -> list[Episod
         index = line.episode_index
         place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         videos = {
-            key: VideoPlace(_path(folder, info.video_path or "", video_key=key, **place), 0.0, line.length / info.fps)
+            key: VideoPlace(
+                _path(folder, info.video_path or "", video_key=key, **place), 0.0, line.length / info.fps, line.length
+            )
             for key in video_keys
         }
         entries.append(EpisodeEntry(index, line.length, _path(folder, info.data_path, **place), videos))
@@ -227,7 +243,7 @@ def _path(folder: Path, template: str, **place: Any) -> Path:
     """A file's path from its template in ``info.json``."""
     try:
         return folder / template.format(**place)
-    except (LookupError, ValueError, AttributeError, TypeError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError, MemoryError) as error:
         raise UserError(
             f"{folder}/meta/info.json: the path {template!r} does not fit {', '.join(place)} ({error}); {FIX}"
         ) from error

@@ -9,6 +9,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
+from wmjax.core.paths import expand
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import Progress, convert_episodes, refuse_finished
@@ -60,7 +61,8 @@ def convert_video(
     episodes = {
         f"episode-{entry.index:06d}": functools.partial(read, entry) for entry in dataset.episodes[:max_episodes]
     }
-    content = hash_json([dataclasses.asdict(dataset.info), source_files(dataset), VIDEO_ONLY, _chunk_steps(like)])
+    content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
+    content = hash_json([content, source_files(dataset), VIDEO_ONLY, _chunk_steps(like)])
     plan = {"source": source, "content": content}
     return convert_episodes(out, like.spec, like.action_spec, plan, episodes, progress, skip_bad=skip_bad)
 
@@ -95,7 +97,7 @@ def _read_episode(dataset: LeRobotDataset, like: TrainingStore, source: str, ent
         executed=unknown,
         settled_state=np.zeros(0),
         meta={
-            "suite": dataset.layout.name if Path(source).is_dir() else source,
+            "suite": dataset.layout.name if expand(source).is_dir() else source,
             "task_id": task,
             "instruction": instruction,
             "source_episode": entry.index,

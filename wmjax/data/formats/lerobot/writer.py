@@ -60,7 +60,7 @@ def write_lerobot_v30(
         UserError: folder exists, no episodes, an episode with missing images or bad values, full disk.
 
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # of a relative path, Arrow takes what stands before a colon for a file system
     if folder.exists():
         raise UserError(f"{folder}: exists already, nothing was overwritten; choose a new folder or delete it")
     staging = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"

@@ -30,14 +30,16 @@ class ChatTemplate:
             UserError: no template there, or a damaged one.
 
         """
-        self.source, path = _read(folder)
+        self.source, self._path = _read(folder)
         # The environment of transformers' apply_chat_template: templates count on its treatment of white space.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         try:
             self._template = environment.from_string(self.source)
         except TemplateError as error:
-            raise UserError(f"{path}: the chat template is damaged ({one_line(error)}); download it again") from error
+            raise UserError(
+                f"{self._path}: the chat template is damaged ({one_line(error)}); download it again"
+            ) from error
 
     def __call__(self, instruction: str, images: int) -> str:
         """The text, with one image placeholder per image.
@@ -49,8 +51,12 @@ class ChatTemplate:
         parts: Sequence[dict[str, str]] = [{"type": "image"}] * images + [{"type": "text", "text": instruction}]
         try:
             return self._template.render(messages=[{"role": "user", "content": parts}], add_generation_prompt=True)
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses a message of {images} images and a text: {error}") from error
+        except Exception as error:  # a template is a program, which may divide by zero or call itself
+            reason = one_line(error)
+            raise UserError(
+                f"{self._path}: the chat template refuses a message of {images} images and a text ({reason}); take "
+                "another checkpoint's"
+            ) from error
 
 
 def _read(folder: Path) -> tuple[str, Path]:

@@ -201,7 +201,7 @@ def from_hf_config(values: dict[str, Any], where: str = "config.json", **changes
             heads=file.text.num_attention_heads,
             kv_heads=file.text.num_key_value_heads or file.text.num_attention_heads,
             mlp=file.text.intermediate_size,
-            rope_theta=rope.rope_theta or file.text.rope_theta or 1e6,
+            rope_theta=next(x for x in (rope.rope_theta, file.text.rope_theta, 1e6) if x is not None),
             rope_sections=rope.mrope_section or (16, 24, 24),
             norm_epsilon=file.text.rms_norm_eps,
         ),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from tokenizers import Tokenizer
 
-from wmjax.core.errors import UserError, one_line
+from wmjax.core.errors import UserError, one_line, require_unicode
 from wmjax.models.backbones.qwen2_5_vl import chat
 from wmjax.models.backbones.qwen2_5_vl.chat import ChatTemplate
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
@@ -132,6 +132,7 @@ class PromptBuilder:
         """
         if not instruction.strip():
             raise UserError("instruction is empty; every prompt needs the task in words")
+        require_unicode(instruction, "instruction")
         added = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())
         special = [token for token in added if token in instruction]
         if special:
