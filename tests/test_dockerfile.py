@@ -32,7 +32,7 @@ def instructions(name: str) -> list[str]:
 
 def modes() -> list[str]:
     """What setup.sh can be told to install."""
-    return re.findall(r"^  (\w+)\) extras=", SETUP, re.M)
+    return [mode for line in re.findall(r"^  ([\w|]+)\) extras=", SETUP, re.M) for mode in line.split("|")]
 
 
 def test_every_step_is_one_of_setup_or_a_command_of_ours() -> None:
@@ -50,9 +50,10 @@ def test_the_modes_are_those_of_setup() -> None:
     assert instructions("ARG") == ["MODE=sim"]
     named = re.findall(r"MODE=(\w+)", DOCKERFILE)
     assert set(named) == {"sim", "cuda"} <= set(modes())
-    extras = re.search(r"^  cuda\) extras=([\w,]+)", SETUP, re.M)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert extras is not None and set(extras[1].split(",")) <= project["optional-dependencies"].keys()
+    for mode, extras in re.findall(r"^  ([\w|]+)\) extras=([\w,$]+)", SETUP, re.M):
+        chosen = {name for one in mode.split("|") for name in extras.replace("$mode", one).split(",")}
+        assert chosen <= project["optional-dependencies"].keys()
 
 
 def test_setup_refuses_another_mode_with_the_ones_that_it_has() -> None:
