@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv with everything the main job (sim), the PyTorch export (export) or the tests (test) need; or
-# .venv-estimate with the compilers of TPUs and GPUs, for wmjax.estimate (estimate, 2.5 GB).
-# Usage: ./setup.sh sim|export|test|estimate     Environment: PYTHON=python3.12 to choose the interpreter.
+# Makes .venv with everything the main job (sim), the main job on NVIDIA GPUs (cuda, or cuda13 for Blackwell) or TPUs
+# (tpu), the PyTorch export (export) or the tests (test) need; or .venv-estimate with the compilers of TPUs and GPUs, for
+# wmjax.estimate (estimate, 2.5 GB).
+# Usage: ./setup.sh sim|cuda|cuda13|tpu|export|test|estimate     Environment: PYTHON=python3.12 to choose the interpreter.
+# The Dockerfile runs it too.
 set -euo pipefail
 cd "$(dirname "$0")"
 mode=${1:-sim}
@@ -9,10 +11,11 @@ venv=.venv
 fail() { printf 'setup.sh: %s\n' "$1" >&2; exit 2; }
 case $mode in
   sim) extras=sim ;;
+  cuda|cuda13|tpu) extras=sim,$mode ;;
   export) extras=sim,export ;;
   test) extras=sim,export,serve,dev ;;
   estimate) extras=tpu venv=.venv-estimate ;;
-  *) fail "unknown mode '$mode'; use sim, export, test or estimate" ;;
+  *) fail "unknown mode '$mode'; use sim, cuda, cuda13, tpu, export, test or estimate" ;;
 esac
 
 # Headless rendering needs Mesa's software GL; on a machine with a GPU driver these are harmless.

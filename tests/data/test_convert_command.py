@@ -20,6 +20,7 @@ from wmjax.pipeline.convert import SHORTS, ConvertSettings
         ("--grippers a,b", "'a,b' is not a list of numbers; write them as 0,1"),
         ("--gripper-convention open", "convert.gripper_convention is 'open'; choose one of 'open-negative', 'open-pos"),
         ("--gripper open-one", "--gripper is now called --gripper-convention; write --gripper-convention open-one"),
+        ("--convert.select 3", "convert.select is 3; expected tuple[str, ...]"),
         ("--rows between", "convert.rows is 'between'; choose one of"),
         ("--convert.rows before", "--rows is for LIBERO's HDF5 files, nowhere holds none"),
         ("--record.suite x", "unknown section of settings 'record'; known: convert"),
@@ -37,10 +38,12 @@ def test_every_setting_of_a_conversion_has_a_short_option() -> None:
     parser.add_settings("convert", SHORTS, ConvertSettings())
     line = (
         "--image-size 64 --frame-stride 2 --max-episodes 3 --gripper-convention open-one --skip-bad --layout 8 "
-        "--grippers none --revision 1234 --video-only STORE --rows before"
+        "--grippers none --select cameras=top tasks=0,2 --revision 1234 --video-only STORE --rows before"
     )
     found = build(ConvertSettings, parser.read(line.split())[1]["convert"])
-    assert found == ConvertSettings(64, 2, 3, "open-one", True, "8", (), "1234", "STORE", "before")
+    assert found == ConvertSettings(
+        64, 2, 3, "open-one", True, "8", (), ("cameras=top", "tasks=0,2"), "1234", "STORE", "before"
+    )
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])

@@ -17,7 +17,9 @@ from tests.rollout.runs import save_run
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^(?:<!-- not checked: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 MARKS = {
+    ("docs/data.md", "commands of other packages"),
     ("docs/experiments.md", "a loop of the shell"),
+    ("docs/quickstart.md", "commands of Docker"),
     ("docs/results.md", "brace expansion of a shell"),
     ("docs/scaling.md", "environment variables of a launcher"),
     ("docs/scaling.md", "command lines of cloud tools"),

@@ -3,7 +3,10 @@
 Two arms of six joints with a gripper each, in the middle and at the end of the action; three cameras, 50 Hz.
 """
 
+import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,8 +97,6 @@ def test_grippers_can_be_named(store: TrainingStore, tmp_path: Path, option: str
 def test_wrong_grippers_are_refused(
     store: TrainingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
-    import re
-
     source = str(Path(store.folder).parent / "lerobot")
     assert convert.main([source, "--out", str(tmp_path / "store"), "--grippers", option]) == 2
     assert re.search(message, capsys.readouterr().err)
@@ -111,6 +112,69 @@ def test_a_layout_file_says_what_the_metadata_does_not(store: TrainingStore, tmp
     assert convert.main([*arguments, "--max-episodes", "1"]) == 0
     made = TrainingStore(tmp_path / "store")
     assert (made.spec.cameras, made.spec.control_hz, made.action_spec.gripper_closed) == (("front",), 25.0, (1.0,))
+
+
+def converted(source: Path, out: Path, *words: str) -> TrainingStore:
+    assert convert.main([str(source), "--out", str(out), *words]) == 0
+    return TrainingStore(out)
+
+
+def test_some_cameras_and_episodes_can_be_selected(store: TrainingStore, tmp_path: Path) -> None:
+    source = Path(store.folder).parent / "lerobot"
+    made = converted(source, tmp_path / "store", "--select", "cameras=right_wrist,top", "episodes=1:3")
+    assert made.spec.cameras == ("right_wrist", "top") and made.action_spec.dim == 14
+    assert [entry["source_episode"] for entry in made.episodes] == [1, 2]
+    np.testing.assert_array_equal(made.frames, store.frames[6:18][:, [2, 0]])
+    np.testing.assert_array_equal(made.state, store.state[24:72])
+
+
+def test_some_tasks_can_be_selected(tmp_path: Path) -> None:
+    def of_three_tasks() -> Iterator[EpisodeData]:
+        for index, episode in enumerate(episodes()):
+            yield dataclasses.replace(episode, meta={**episode.meta, "instruction": f"task {index % 3}"})
+
+    write_lerobot_v30(tmp_path / "lerobot", of_three_tasks(), OBSERVATION, ACTION)
+    made = converted(tmp_path / "lerobot", tmp_path / "store", "--select", "tasks=0,2", "--max-episodes", "2")
+    assert [entry["source_episode"] for entry in made.episodes] == [0, 2]
+    assert [task.instruction for task in made.tasks] == ["task 0", "task 2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cameras=front"], "camera of --select 'front'"),
+        (["cameras=top,top"], "--select cameras=top,top names a camera twice"),
+        (["episodes=2:5"], "--select episodes: .* has no 4, but 0 to 3; choose of these"),
+        (["tasks=1"], "--select tasks: .* has no 1, but 0 to 0; choose of these"),
+        (["episodes=3:3"], "'3:3' is neither a number nor a range such as 0:20"),
+        (["episodes=-1"], "'-1' is neither a number nor a range"),
+        (["tasks=0", "tasks=0"], "--select has 'tasks=0'; write --select .*, each once"),
+        (["length=3"], "--select has 'length=3'; write --select cameras=NAME"),
+    ],
+)
+def test_what_cannot_be_selected_is_refused(
+    store: TrainingStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    source = str(Path(store.folder).parent / "lerobot")
+    assert convert.main([source, "--out", str(tmp_path / "store"), "--select", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_depth_camera_is_left_out_and_named(
+    store: TrainingStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "lerobot"
+    shutil.copytree(Path(store.folder).parent / "lerobot", source)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["observation.images.left_wrist"]["info"] = {"video.is_depth_map": True}
+    info["features"]["observation.images.right_wrist"]["shape"] = [112, 112, 1]
+    (source / "meta/info.json").write_text(json.dumps(info))
+    made = converted(source, tmp_path / "store", "--max-episodes", "1")
+    assert made.spec.cameras == ("top",)
+    (said,) = (line for line in caplog.messages if "depth" in line)
+    assert "observation.images.left_wrist, observation.images.right_wrist: no colour images (depth), left out" in said
 
 
 def arguments(store: TrainingStore, run: Path, recipe: str = "e2_flow", **more: object) -> list[str]:
@@ -134,7 +198,10 @@ def test_it_trains_is_diagnosed_and_acts(
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
-    assert train.main(arguments(store, run)) == 0
+    assert train.main(arguments(store, run, train__init_from="mini")) == 0
+    log = (run / "log.txt").read_text()
+    assert "another robot than that of" in log and "states of 14 values (there 8), actions of 14 (there 7)" in log
+    assert re.search(r" \d+ new: .*head/action_in/kernel/value, .*state_in/up/kernel/value", log)
     model = json.loads((run / "config.json").read_text())["model"]
     assert (model["action_dim"], model["grippers"], model["state_dim"]) == (14, 2, 14)
     measured = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -568,6 +568,12 @@ def test_places_that_are_no_files(tmp_path, read):
             read(path, dict[str, Any], "copy it again")
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": 1, "c": 2, "b": 1}}'])
+def test_a_key_that_stands_twice_is_refused(text):
+    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' stands there twice\); copy it again"):
+        parse_json(text, dict[str, Any], "it", "copy it again")
+
+
 @given(st.text(max_size=30) | st.binary(max_size=30))
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_json_or_one_line(text):

@@ -253,3 +253,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and str(blocked) in last
     assert blocked.is_dir() or blocked.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "frames.npy", "train.parquet", "header.json"])
+@pytest.mark.parametrize("command", FILES)
+def test_a_report_replaces_no_data(
+    command: str, name: str, inputs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main_, words = OUTPUTS[command]
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    line = [word.format(**inputs) for word in words]
+    assert main_([*line, "--json" if command == "probe" else "--out", str(tmp_path / name)]) == 2
+    assert "a file of data is there, nothing was overwritten; choose another name" in capsys.readouterr().err
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"

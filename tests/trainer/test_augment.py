@@ -1,7 +1,9 @@
 """Augmentation: the pixels of the latents' camera move as its latents do, wherever that camera stands."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import pytest
 from tests.data.synthetic import make_episode, make_latents, make_store
 from tests.data.test_encode_vjepa2 import FakeEncoder
 from tests.tiny import tiny_config
+from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core.errors import UserError
 from wmjax.data.loader import make_loader
 from wmjax.data.shift import ViewTable, shift_images
@@ -21,6 +24,7 @@ from wmjax.experiment.plan import plan_run
 from wmjax.models.prompts import PromptConfig
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+from wmjax.trainer.colours import ColourConfig, change_colours, jitter_colours
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import augment
@@ -74,3 +78,61 @@ def test_what_reads_no_latents_gets_the_shifts_and_no_encoder(
     wrong = {**given, "encoder": {**given["encoder"], "cameras": ["ceiling"]}}
     with pytest.raises(UserError, match=r"encoder.cameras has 'ceiling'"):
         latents_or_views(load(recipe, "smoke", overrides=wrong), store, None)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 2, 6, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "factors", [(1.3, 1.0, 1.0), (1.0, 0.6, 1.0), (1.0, 1.0, 1.5), (0.7, 1.4, 0.5), (1.0, 1.0, 0.0)]
+)
+def test_colours_are_changed_by_the_formulas_of_torchvision(factors: tuple[float, float, float]) -> None:
+    """Written out, because torchvision does not import beside a CPU build of torch."""
+    torch = pytest.importorskip("torch")
+
+    def blend(one: Any, other: Any, ratio: float) -> Any:
+        return (ratio * one + (1.0 - ratio) * other).clamp(0, 255)
+
+    def grey(image: Any) -> Any:
+        red, green, blue = image.unbind(dim=-3)
+        return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(dim=-3)
+
+    expected = torch.from_numpy(IMAGES).permute(0, 1, 4, 2, 3).float()
+    expected = blend(expected, torch.zeros_like(expected), factors[0])
+    expected = blend(expected, grey(expected).mean(dim=(-3, -2, -1), keepdim=True), factors[1])
+    expected = blend(expected, grey(expected), factors[2]).permute(0, 1, 3, 4, 2).numpy()
+    found = change_colours(jnp.asarray(IMAGES), jnp.broadcast_to(jnp.array(factors, jnp.float32), (5, 2, 3)))
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.502)  # half a step of rounding
+
+
+def test_every_image_gets_its_own_colours_within_the_bounds() -> None:
+    grey = jnp.full((64, 2, 4, 4, 3), 100, jnp.uint8)
+    found = np.asarray(jitter_colours(grey, jax.random.key(0), ColourConfig(brightness=0.3)))
+    levels = found[..., 0, 0, 0]
+    assert (found == levels[..., None, None, None]).all()
+    assert levels.min() >= 70 and levels.max() <= 130 and levels.min() < 75 and levels.max() > 125
+    assert (levels[:, 0] != levels[:, 1]).mean() > 0.8
+    again = jitter_colours(grey, jax.random.key(1), ColourConfig(brightness=0.3))
+    assert (np.asarray(again) != found).any()
+    assert not ColourConfig().changes and ColourConfig(saturation=0.1).changes
+    unchanged = jitter_colours(jnp.asarray(IMAGES), jax.random.key(0), ColourConfig())
+    np.testing.assert_array_equal(unchanged, IMAGES)
+
+
+def test_training_sees_other_colours_and_validation_does_not(tmp_path: Path) -> None:
+    store, seen = make_store(tmp_path / "store"), {}
+    for name, colours in (("plain", ColourConfig()), ("bright", ColourConfig(brightness=0.9))):
+        config = toy_config(steps=4, eval_every=4, colours=colours)
+        fit_toy(toy_inputs(store, config), tmp_path / name, config)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        seen[name] = {split: [x["pixels"] for x in lines if x["split"] == split] for split in ("train", "val")}
+    assert seen["plain"]["val"] == seen["bright"]["val"] and len(seen["plain"]["train"]) == 4
+    assert all(abs(a - b) > 1e-3 for a, b in zip(seen["plain"]["train"], seen["bright"]["train"], strict=True))
+
+
+def test_colours_are_a_setting_of_training() -> None:
+    found = load("e2_flow", "smoke", overrides={"train": {"colours": {"contrast": 0.4}}})
+    assert found.train.colours == ColourConfig(contrast=0.4)
+    with pytest.raises(UserError, match=r"colours\.brightness is 1\.5"):
+        load("e2_flow", "smoke", overrides={"train": {"colours": {"brightness": 1.5}}})

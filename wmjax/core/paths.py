@@ -11,6 +11,26 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError, require_unicode
 
+KEPT = frozenset({"manifest.json", "config.json", "recording.json", "header.json", "summary.json", "tokenizer.json"})
+"""JSON files of stores, runs and models, which no output replaces."""
+DATA = frozenset(
+    {
+        ".json",
+        ".jsonl",
+        ".npy",
+        ".npz",
+        ".parquet",
+        ".safetensors",
+        ".h5",
+        ".hdf5",
+        ".mp4",
+        ".toml",
+        ".txt",
+        ".py",
+        ".bin",
+    }
+)
+"""Endings of files that hold something else than a report."""
 COMPILED_BYTES = 2_000_000_000
 """Cap of the compiled programs kept; jax itself never evicts without one."""
 
@@ -102,13 +122,17 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
         kind: what is written.
 
     Raises:
-        UserError: a file where a folder is needed or the reverse, or no permission.
+        UserError: a file where a folder is needed or the reverse, a file of data that would be replaced, or no
+            permission.
 
     """
-    if kind != "folder" and path.is_dir():
-        endings = {"HTML file": ("an HTML file", "html"), "Rerun file": ("a Rerun file", "rrd")}
-        wanted, ending = endings.get(kind, ("a JSON file", "json"))
-        raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name.{ending}'}")
+    if kind != "folder":
+        endings = {"HTML file": ("an HTML file", ".html"), "Rerun file": ("a Rerun file", ".rrd")}
+        wanted, ending = endings.get(kind, ("a JSON file", ".json"))
+        if path.is_dir():
+            raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name{ending}'}")
+        if path.is_file() and (path.name in KEPT or path.suffix in DATA - {ending}):
+            raise UserError(f"{option} {path}: a file of data is there, nothing was overwritten; choose another name")
     places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
     if blocked := next((place for place in places if place.is_file()), None):
         raise UserError(f"{option} {path}: {blocked} is a file, not a folder; choose another place")

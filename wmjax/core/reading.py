@@ -7,6 +7,7 @@ Each reader says in one line which file, what is wrong with it and what to do. T
 import contextlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,12 +89,21 @@ def parse_json(text: str | bytes, hint: Any, where: str, fix: str) -> Any:
 
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError, TypeError) as error:
         pointer = text.startswith(LFS_POINTER.decode() if isinstance(text, str) else LFS_POINTER)  # type: ignore[arg-type]
         reason = "a Git LFS pointer, run `git lfs pull`" if pointer else f"not valid JSON ({error})"
         raise UserError(f"{where}: {reason}; {fix}") from error
     return typed(value, hint, where, fix)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands in it twice nobody can say which value is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
 
 
 def typed(value: Any, hint: Any, where: str, fix: str) -> Any:

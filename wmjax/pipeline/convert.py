@@ -30,6 +30,8 @@ class ConvertSettings(Settings, section="convert"):
         skip_bad: leave out episodes that cannot be used, and list them in the manifest.
         layout: of LeRobot's columns: a known name or a TOML file; chosen by the columns when None.
         grippers: LeRobot: action dimensions that are gripper commands; found by their names when None.
+        select: LeRobot: words that name some cameras, episodes or tasks, as in ``cameras=top,wrist``,
+            ``episodes=0:20,25``, ``tasks=0,2``; all without.
         revision: of the hub dataset.
         video_only: LeRobot: the training store beside which only the frames of this dataset are used, whose actions
             may be missing; None converts demonstrations.
@@ -44,6 +46,7 @@ class ConvertSettings(Settings, section="convert"):
     skip_bad: bool = False
     layout: str | None = None
     grippers: tuple[int, ...] | None = None
+    select: tuple[str, ...] | None = None
     revision: str | None = None
     video_only: str | None = None
     rows: libero_hdf5.Rows | None = None
@@ -72,6 +75,13 @@ SHORTS = {
         "action dimensions that are gripper commands, such as 6,13, or none; those with 'gripper' in their name if "
         "not given",
         number_list,
+    ),
+    "select": Short(
+        "select",
+        "convert only some cameras, episodes or tasks of a LeRobot dataset, such as cameras=top,wrist episodes=0:20,25 "
+        "tasks=0,2",
+        str,
+        words=True,
     ),
     "revision": Short("revision", "revision of the hub dataset", str),
     "video-only": Short(
@@ -115,13 +125,13 @@ def convert_dataset(
         "skip_bad": settings.skip_bad,
         "progress": progress,
     }
-    lerobot: dict[str, Any] = {name: getattr(settings, name) for name in ("layout", "revision", "grippers")}
+    lerobot: dict[str, Any] = {name: getattr(settings, name) for name in ("layout", "revision", "grippers", "select")}
     if settings.video_only is not None:
         return _convert_video(data, out, settings, progress)
     if not libero_hdf5.find_files(expand(data)):
         if settings.rows is not None:
             raise UserError(f"--rows is for LIBERO's HDF5 files, {data} holds none; leave it out")
-        return convert(data, out, **lerobot, **shared)
+        return convert(data, out, **{**lerobot, "select": settings.select or ()}, **shared)
     for name, value in lerobot.items():
         if value is not None:
             raise UserError(f"--{name} is for LeRobot datasets, {data} holds HDF5 files; leave it out")
@@ -133,7 +143,7 @@ def _convert_video(
 ) -> TrainingStore:
     """Converts a LeRobot dataset's frames; what the other store says cannot be said again."""
     assert settings.video_only is not None
-    names = ("image_size", "frame_stride", "gripper_convention", "grippers", "rows")
+    names = ("image_size", "frame_stride", "gripper_convention", "grippers", "select", "rows")
     for name in names:
         value = getattr(settings, name)
         if value != getattr(ConvertSettings(), name):

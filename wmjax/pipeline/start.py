@@ -1,11 +1,11 @@
 """Training that goes on from another run's policy: what is taken over from its checkpoint, and what is not."""
 
 import dataclasses
-import functools
 import logging
 import operator
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -14,34 +14,41 @@ from jax.sharding import Sharding
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec, from_dict, require_equal
 from wmjax.experiment.config import Experiment
-from wmjax.experiment.config import from_dict as experiment_from_dict
 from wmjax.models.parameters import from_named, to_named
 from wmjax.models.vla import VLAConfig
-from wmjax.policy.restore import averaged_parameters
-from wmjax.trainer import checkpoint
+from wmjax.policy.restore import parameter_shapes
+from wmjax.policy.saved import SavedPolicy, find_policy
 from wmjax.trainer.config import Inputs
 
 log = logging.getLogger("wmjax.train")
-SHOWN = 4
+SHOWN = 200
 """Names of parameters that the log lists of those that were not taken over."""
+STATE, ACTION = ("state", "state_units"), ("names", "units", "definition", "grippers")
+"""Fields of an ObservationSpec and of an ActionSpec by which a state and an action are those of the same robot."""
+End = Literal["state", "action"]
+"""The parts of the network whose sizes are a robot's: what reads its state, and what makes its actions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The checkpoint from which a training starts, and what was saved in it beside the parameters."""
+    """The policy, or the Prophet that was trained alone, from which a training starts."""
 
-    folder: Path
-    meta: dict[str, Any]
+    saved: SavedPolicy
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoint or of the policy."""
+        return self.saved.folder
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings that it was trained with."""
+        return self.saved.experiment
 
     @property
     def is_world(self) -> bool:
         """Whether it is of a Prophet that was trained alone."""
         return self.experiment.train.objective == "world"
-
-    @functools.cached_property
-    def experiment(self) -> Experiment:
-        """The settings that it was trained with."""
-        return experiment_from_dict(self.meta["experiment"])
 
     def require_fit(self, model: VLAConfig) -> None:
         """Refuses a Prophet that was trained alone if the model has none, or another one.
@@ -70,40 +77,63 @@ class Start:
     def fit_inputs(self, inputs: Inputs) -> Inputs:
         """The inputs in the checkpoint's units: its parameters are for values normalised as there.
 
-        Of a Prophet that was trained alone these are the latents', and the state's if it is conditioned on it.
+        Of a Prophet that was trained alone these are the latents', and the state's if it is conditioned on it. The
+        states or actions of another robot (:meth:`new_ends`) keep the units of the data.
 
         Raises:
-            UserError: the data's observation spec is not the checkpoint's, or the chunk has another length; latents
+            UserError: the same robot with other observations, or the same actions in chunks of another length; latents
                 that are not of the Prophet's encoder.
 
         """
-        specs = self.meta["specs"]
+        specs = self.saved.meta["specs"]
         names = "the training data", f"train.init_from {self.folder}"
         if self.is_world and inputs.encoder_spec is not None:
             encoder = from_dict(EncoderSpec, specs["encoder"], names[1])
             require_equal(inputs.encoder_spec, encoder, *names, ignore=("mean", "std"))
         if self.is_world and not self.experiment.model.prophet.condition:
             return inputs.with_statistics(specs["encoder"], names[1])
-        require_equal(inputs.store.spec, from_dict(ObservationSpec, specs["observation"], names[1]), *names)
-        saved = from_dict(ActionSpec, specs["action"], names[1])
-        if saved.chunk != inputs.action_spec.chunk:
+        ends, saved = self.new_ends(inputs), from_dict(ActionSpec, specs["action"], names[1])
+        observation = from_dict(ObservationSpec, specs["observation"], names[1])
+        if ends:
+            log.info(_another_robot(inputs, observation, saved, ends), self.folder)
+        else:
+            require_equal(inputs.store.spec, observation, *names)
+        if "action" not in ends and saved.chunk != inputs.action_spec.chunk:
             raise UserError(
                 f"model.chunk is {inputs.action_spec.chunk}, the policy of train.init_from {self.folder} has "
                 f"{saved.chunk}; use that"
             )
-        fitted = dataclasses.replace(inputs, action_spec=saved)
+        fitted = dataclasses.replace(inputs, action_spec=_in_units(inputs.action_spec, saved, ends))
         return fitted.with_statistics(specs["encoder"], names[1])
 
-    def load(self, params: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+    def new_ends(self, inputs: Inputs) -> tuple[End, ...]:
+        """The ends of the network that another robot's data need new; none for the robot of the checkpoint.
+
+        A Prophet that was trained alone has no such ends: what it is conditioned on must be the same.
+        """
+        if self.is_world:
+            return ()
+        specs, where = self.saved.meta["specs"], f"train.init_from {self.folder}"
+        observation = from_dict(ObservationSpec, specs["observation"], where)
+        action = from_dict(ActionSpec, specs["action"], where)
+        ends: list[End] = ["state"] if _differing(inputs.store.spec, observation, STATE) else []
+        return (*ends, "action") if _differing(inputs.action_spec, action, ACTION) else tuple(ends)
+
+    def load(self, params: nnx.State, frozen: nnx.State, new: Collection[str] = ()) -> tuple[nnx.State, nnx.State]:
         """Puts the checkpoint's averaged parameters in the place of those of the same name and shape; logs the rest.
+
+        Args:
+            params: what is trained.
+            frozen: the rest, which is returned as it is.
+            new: names of parameters that stay as they are even if the shape is the same.
 
         Raises:
             UserError: no parameter is of the same name and shape.
 
         """
-        saved = averaged_parameters(self.folder, self.experiment)
-        named = to_named(params)
-        taken = {name: saved[name] for name in named if name in saved and saved[name].shape == named[name].shape}
+        saved, named = self.saved.parameters(), to_named(params)
+        fits = {name for name in named if name in saved and saved[name].shape == named[name].shape}
+        taken = {name: saved[name] for name in fits - set(new)}
         if not taken:
             raise UserError(
                 f"train.init_from {self.folder}: none of its {len(saved)} parameters fits this model; name a run of "
@@ -118,19 +148,57 @@ class Start:
 
 
 def starting_point(run: str) -> Start | None:
-    """The checkpoint that ``train.init_from`` names; None if it is empty.
+    """The policy that ``train.init_from`` names; None if it is empty.
 
     Raises:
-        UserError: there is no complete checkpoint, or it is damaged.
+        UserError: there is none, or it is damaged.
 
     """
     if not run:
         return None
     try:
-        folder = checkpoint.find(Path(run))
+        return Start(find_policy(run, acts=False))
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from error
-    return Start(folder, checkpoint.read_meta(folder))
+
+
+def end_parameters(experiment: Experiment, ends: Sequence[End]) -> frozenset[str]:
+    """Names of the trained parameters whose shape depends on the size of a state or of an action."""
+    model = experiment.model
+    if "state" in ends:
+        model = dataclasses.replace(model, state_dim=model.state_dim + 1)
+    if "action" in ends:  # one gripper more and one other dimension more: some heads have a part for each
+        model = dataclasses.replace(model, action_dim=model.action_dim + 2, grippers=model.grippers + 1)
+    shapes, others = (parameter_shapes(dataclasses.replace(experiment, model=m)) for m in (experiment.model, model))
+    return frozenset(name for name, leaf in shapes.items() if name not in others or others[name].shape != leaf.shape)
+
+
+def _in_units(data: ActionSpec, saved: ActionSpec, ends: Sequence[End]) -> ActionSpec:
+    """The data's actions and states, of the ends that are not new in the units of a saved spec."""
+    units: dict[str, Any] = {}
+    if "state" not in ends:
+        units |= {"state_offset": saved.state_offset, "state_scale": saved.state_scale}
+    if "action" not in ends:  # a gripper's are always those of its open and its closed value in the data
+        units["normalisation"] = saved.normalisation
+        for name in ("offset", "scale"):
+            pairs = enumerate(zip(getattr(data, name), getattr(saved, name), strict=True))
+            units[name] = tuple(mine if index in data.grippers else theirs for index, (mine, theirs) in pairs)
+    return dataclasses.replace(data, **units)
+
+
+def _another_robot(inputs: Inputs, observation: ObservationSpec, action: ActionSpec, ends: Sequence[End]) -> str:
+    """What differs, for the log; has a ``%s`` for the checkpoint's folder."""
+    spec = inputs.store.spec
+    others = [field.name for field in dataclasses.fields(spec) if _differing(spec, observation, (field.name,))]
+    return (
+        f"another robot than that of %s: states of {spec.state_dim} values (there {observation.state_dim}), actions of "
+        f"{inputs.action_spec.dim} (there {action.dim}); observations differ in {', '.join(others) or 'nothing'}; new: "
+        f"{' and '.join(ends)} end"
+    )
+
+
+def _differing(mine: Any, theirs: Any, fields: Sequence[str]) -> bool:
+    return any(getattr(mine, name) != getattr(theirs, name) for name in fields)
 
 
 def _sharding(array: jax.Array) -> Sharding:

@@ -29,7 +29,7 @@ from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
-from wmjax.pipeline.start import Start, starting_point
+from wmjax.pipeline.start import Start, end_parameters, starting_point
 from wmjax.pipeline.verdict import verdict
 from wmjax.policy.places import keep_assets
 from wmjax.scaling.dry_run import describe
@@ -225,7 +225,8 @@ def training_inputs(
     if not resumes and not (start is not None and start.is_world):
         loads.append(functools.partial(start_at_ridge, inputs, experiment.model))
     if start is not None:
-        loads.append(start.load)
+        ends = start.new_ends(inputs)
+        loads.append(functools.partial(start.load, new=end_parameters(experiment, ends) if ends else ()))
     return inputs, functools.partial(_load_all, loads) if loads else None
 
 

@@ -137,6 +137,7 @@ def make_steps(
         ema_decay=config.ema_decay,
         max_shift=max_shift,
         state_noise=config.state_noise,
+        colours=config.colours,
         cameras=specs.cameras,
     )
     update = _on(mesh, guarded(step, config.spike_factor))

@@ -18,6 +18,10 @@ from wmjax.data.statistics import Normalisation, same_statistics
 from wmjax.data.store import TrainingStore
 from wmjax.models.parameters import RANDOM, Trainable
 from wmjax.models.world_model import Objective
+from wmjax.trainer.colours import ColourConfig
+
+UNITS = ("normalisation", "offset", "scale", "state_offset", "state_scale")
+"""Fields of an ActionSpec that follow from statistics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +30,13 @@ class TrainConfig(Settings, section="train"):
 
     The ``objective`` ``world`` trains the Prophet alone, on the world loss: no image is read, and neither VLM nor head
     is in the program. Policies of any variant with a Prophet start from such a run by ``init_from``.
-    ``state_noise`` is in units of the state's normalisation scale. ``backbone_weights`` is a folder or hub id of
-    weights to start the backbone from; empty or ``random`` starts from random ones, which follow from ``seed``. With
-    ``trainable`` ``adapters`` they stay as they are, so it must be said. The chunks that are learned begin ``delay``
-    control steps after the observation, for evaluations with that ``execution_delay``. ``init_from`` is a run, or one
-    of its checkpoints, from whose averaged parameters the training starts, with its normalisation of actions, states
-    and latents.
+    ``state_noise`` is in units of the state's normalisation scale, ``colours`` changes those of training images.
+    ``backbone_weights`` is a folder or hub id of weights to start the backbone from; empty or ``random`` starts from
+    random ones, which follow from ``seed``. With ``trainable`` ``adapters`` they stay as they are, so it must be said.
+    The chunks that are learned begin ``delay`` control steps after the observation, for evaluations with that
+    ``execution_delay``. ``init_from`` is a run, one of its checkpoints or any other name of a policy (``mini``), from
+    whose averaged parameters the training starts, with its normalisation of actions, states and latents. For another
+    robot's data the parts of the network that read its state and make its actions are new, in the units of the data.
 
     Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
     evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
@@ -64,6 +69,7 @@ class TrainConfig(Settings, section="train"):
     max_skipped: Count = 50
     accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     init_from: str = ""
+    colours: ColourConfig = dataclasses.field(default_factory=ColourConfig)
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -130,8 +136,20 @@ class Inputs:
             UserError: see :meth:`require_same`.
 
         """
-        self.require_same(meta)
-        return self.with_statistics(meta["specs"]["encoder"], "the checkpoint")
+        inputs = self._in_units_of(meta)
+        inputs.require_same(meta)
+        return inputs.with_statistics(meta["specs"]["encoder"], "the checkpoint")
+
+    def _in_units_of(self, meta: dict[str, Any]) -> "Inputs":
+        """These in the units of a checkpoint that took them over from another one (``train.init_from``)."""
+        if not meta.get("experiment", {}).get("train", {}).get("init_from"):
+            return self
+        saved = from_dict(ActionSpec, meta["specs"]["action"], "the checkpoint")
+        if (saved.dim, len(saved.state_offset)) != (self.action_spec.dim, len(self.action_spec.state_offset)):
+            return self  # of another robot, which is refused
+        spec = dataclasses.replace(self.action_spec, **{name: getattr(saved, name) for name in UNITS})
+        fitted = dataclasses.replace(self, action_spec=spec)
+        return fitted.with_statistics(meta["specs"]["encoder"], "the checkpoint")
 
     def with_statistics(self, saved: dict[str, Any] | None, name: str) -> "Inputs":
         """These with the statistics of a saved spec, if it is of the same latents.

@@ -16,6 +16,7 @@ from wmjax.data.shift import shift_images
 from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
 from wmjax.models.inputs import ModelInput
 from wmjax.models.world_model import WorldModel
+from wmjax.trainer.colours import ColourConfig, jitter_colours
 
 
 class TrainState(NamedTuple):
@@ -93,6 +94,7 @@ def make_train_step(
     ema_decay: float,
     max_shift: int,
     state_noise: float,
+    colours: ColourConfig | None = None,
     cameras: tuple[int, ...] = (0,),
 ) -> Callable[[TrainState, nnx.State, Batch, Prompt], tuple[TrainState, Metrics]]:
     """The update ``(state, frozen, batch, prompts) -> (state, metrics)``; differentiates ``state.params`` only.
@@ -103,6 +105,9 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: nnx.State, batch: Batch, prompts: Prompt) -> tuple[TrainState, Metrics]:
         batch = augment(batch, named_key(seed, "augment", state.step), max_shift, noise, cameras)
+        if colours is not None and colours.changes and "images" in batch:
+            images = jitter_colours(batch["images"], named_key(seed, "colours", state.step), colours)
+            batch = {**batch, "images": images}
         inputs = model_input(batch, prompts, action_spec, encoder_spec)
         action = normalise_action(batch["action"], action_spec)
 

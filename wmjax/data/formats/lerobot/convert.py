@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from wmjax.data.formats.importer import (
 from wmjax.data.formats.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.metadata import Feature
+from wmjax.data.formats.lerobot.selection import parse_selection
 from wmjax.data.observation import resize_image
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
@@ -44,6 +45,7 @@ def convert(
     max_episodes: int | None = None,
     revision: str | None = None,
     grippers: tuple[int, ...] | None = None,
+    select: Sequence[str] = (),
     gripper: Gripper = "open-negative",
     skip_bad: bool = False,
     progress: Progress = lambda done, total: None,
@@ -59,9 +61,10 @@ def convert(
         image_size: pixels.
         frame_stride: control steps per frame.
         layout: name of a layout, or a TOML file; chosen by the columns when None.
-        max_episodes: only the first so many.
+        max_episodes: only the first so many of those selected.
         revision: of the hub dataset.
         grippers: action dimensions that are gripper commands, see :func:`action_spec`.
+        select: which cameras, episodes and tasks, see :func:`wmjax.data.formats.lerobot.selection.parse_selection`.
         gripper: what opens the gripper in the dataset.
         skip_bad: leave out episodes that cannot be used, and list them in the store's manifest.
         progress: called with episodes done and their total.
@@ -73,13 +76,13 @@ def convert(
     out = local(out)
     refuse_finished(out)
     require_positive(image_size, frame_stride, max_episodes)
-    folder = resolve(source, revision)
-    dataset = LeRobotDataset(folder, load_layout(layout) if layout else None)
+    selection = parse_selection(select)
+    dataset = selection.open(resolve(source, revision), load_layout(layout) if layout else None)
     spec = observation_spec(dataset, image_size, frame_stride)
     action = action_spec(dataset, grippers)
     episodes = {
         f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
-        for entry in dataset.episodes[:max_episodes]
+        for entry in selection.entries(dataset)[:max_episodes]
     }
     content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
     content = hash_json([content, *source_files(dataset), gripper])

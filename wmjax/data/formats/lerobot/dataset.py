@@ -25,6 +25,7 @@ from wmjax.data.formats.lerobot.metadata import (
     Feature,
     clock_faults,
     height_and_width,
+    holds_depth,
     read_episodes,
     read_info,
     read_tasks,
@@ -71,6 +72,7 @@ class LeRobotDataset:
         self.features = self.info.features
         features, where = _as_mappings(self.features), str(self.folder)
         if layout is None:
+            features = self._without_depth(features)
             layout = choose_layout(features, where) if cameras is None else video_layout(features, cameras, where)
         require_columns(layout, self.features, where, video_only=cameras is not None)
         self.layout = layout
@@ -81,6 +83,16 @@ class LeRobotDataset:
         self.data_files = DataFiles(self.folder) if self.version == "v3.0" else None
         self._clock_faults = clock_faults(self.episodes) if self.version == "v3.0" else {}
         self._check_totals()
+
+    def _without_depth(self, features: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Leaves columns of depth out, and says so; all of them stay if no camera of colours is beside them."""
+        images = {key for key, feature in features.items() if feature.get("dtype") in ("image", "video")}
+        depth = {key for key in images if holds_depth(self.features[key])}
+        if not depth or depth == images:
+            return features
+        text = "%s: %s: no colour images (depth), left out"
+        logging.getLogger("wmjax").warning(text, self.folder, ", ".join(sorted(depth)))
+        return {key: feature for key, feature in features.items() if key not in depth}
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,17 +108,28 @@ def height_and_width(info: Info, column: str, where: str) -> tuple[int, int]:
     shape, names = feature.shape, feature.names
     if shape is None or len(shape) != 3 or min(shape) < 1:
         raise UserError(f"{where}: features[{column!r}].shape is {shape}; give height, width and channels, or {FIX}")
-    if isinstance(names, list) and len(names) == 3 and {"height", "width"} <= {str(name) for name in names}:
-        place = names.index("height"), names.index("width")
+    place = _axes(shape, names)
+    if holds_depth(feature):
         channels = shape[3 - sum(place)]
-    else:
-        place = (1, 2) if shape[0] == 3 != shape[-1] else (0, 1)
-        channels = shape[3 - sum(place)]
-    described = {**(feature.info if isinstance(feature.info, dict) else {})}
-    described |= feature.video_info if isinstance(feature.video_info, dict) else {}
-    if channels != 3 or described.get("video.is_depth_map") or described.get("is_depth_map"):
         raise UserError(f"{where}: {column} has {channels} channels or holds depth; choose a layout of colour cameras")
     return shape[place[0]], shape[place[1]]
+
+
+def holds_depth(feature: Feature) -> bool:
+    """Whether an image column is no colour camera's: another number of channels than 3, or marked as depth."""
+    described = {**(feature.info if isinstance(feature.info, dict) else {})}
+    described |= feature.video_info if isinstance(feature.video_info, dict) else {}
+    if described.get("video.is_depth_map") or described.get("is_depth_map"):
+        return True
+    shape = feature.shape
+    return shape is not None and len(shape) == 3 and shape[3 - sum(_axes(shape, feature.names))] != 3
+
+
+def _axes(shape: Sequence[int], names: object) -> tuple[int, int]:
+    """The axes of height and width."""
+    if isinstance(names, list) and len(names) == 3 and {"height", "width"} <= {str(name) for name in names}:
+        return names.index("height"), names.index("width")
+    return (1, 2) if shape[0] == 3 != shape[-1] else (0, 1)
 
 
 def read_tasks(folder: Path, version: str) -> dict[int, str]:
