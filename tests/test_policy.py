@@ -25,8 +25,9 @@ from wmjax.encoders.vjepa2.files import MINI_FOLDER
 from wmjax.experiment.config import Experiment, load
 from wmjax.models.prompts import join_prompts
 from wmjax.models.world.prophet import ProphetConfig
+from wmjax.policy.carry import Carry
 from wmjax.policy.interventions import Errors
-from wmjax.policy.policy import Carry, Policy
+from wmjax.policy.policy import Policy
 
 STORE = TrainingStore(Path(__file__).parent / "fixtures" / "two_episodes")
 AHEAD = 2

@@ -21,7 +21,7 @@ from wmjax.experiment.config import load
 from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.inputs import ModelInput
 from wmjax.models.vla import VLA
-from wmjax.policy.policy import Carry, observe
+from wmjax.policy.carry import Carry, observe
 from wmjax.scaling.arrays import compiled, filled_model, peak_gb
 from wmjax.scaling.clock import clocked
 from wmjax.scaling.shapes import batch_shapes

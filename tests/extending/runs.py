@@ -18,7 +18,8 @@ from wmjax.data.store import TrainingStore
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
-from wmjax.policy.policy import Carry, Policy
+from wmjax.policy.carry import Carry
+from wmjax.policy.policy import Policy
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import train
 

@@ -2,13 +2,12 @@
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, UInt8
 
 from wmjax.core.corruption import SHUFFLED, Corruption
@@ -19,62 +18,18 @@ from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt, require_observation
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action, normalise_latents
-from wmjax.data.windows import clip_indices
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.base import Known, require_inpainting
 from wmjax.models.inputs import ModelInput
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
 from wmjax.models.world.config import unfit_memory
+from wmjax.policy.carry import Carry, beside, encode_new_frames, observe
 from wmjax.policy.interventions import Donor, Errors, mix
 from wmjax.policy.pending_input import PendingInput
 from wmjax.policy.places import Places
 from wmjax.policy.restore import restore_encoder, restore_model
 from wmjax.policy.saved import find_policy
-
-
-class Carry(NamedTuple):
-    """The state of a policy for each slot's episode: the clips' frames and the latent history, oldest first.
-
-    ``prediction`` is what the last decision expected of the next frames; it is only compared with what came.
-    """
-
-    clip: UInt8[Array, "batch clip cameras height width 3"]
-    latents: Float32[Array, "batch history tokens dim"]
-    prediction: Float32[Array, "batch future tokens dim"]
-
-
-def observe(carry: Carry, frames: UInt8[Array, "batch n cameras height width 3"], first: Array, encode: Any) -> Carry:
-    """Pushes the newly due frames through the clip buffer and their latents into the history.
-
-    At an episode's first decision both buffers are filled with the first frame, which is what the clip and history
-    windows of the training data do (``data.windows``: indices clamped at the episode's first frame).
-    """
-    clip = jnp.where(first[:, None, None, None, None, None], frames[:, :1], carry.clip)
-    clip, new = encode_new_frames(clip, frames, encode)
-    history = jnp.where(first[:, None, None, None], new[:, :1], carry.latents)
-    latents = jnp.concatenate([history, new], 1)[:, -history.shape[1] :]
-    return carry._replace(clip=clip, latents=latents)
-
-
-def encode_new_frames(
-    clip: UInt8[Array, "batch clip cameras height width 3"],
-    frames: UInt8[Array, "batch n cameras height width 3"],
-    encode: Any,
-) -> tuple[UInt8[Array, "batch clip cameras height width 3"], Float32[Array, "batch n tokens dim"]]:
-    """Pushes new frames through the clip buffer and encodes each of them.
-
-    Returns:
-        The clip that ends with the last new frame, and the latent of each new frame, in which the cameras' tokens
-        follow one another.
-
-    """
-    length, n = clip.shape[1], frames.shape[1]
-    every = jnp.concatenate([clip, frames], 1)
-    clips = every[:, clip_indices(np.arange(length, length + n), 0, length)]  # the windows of the training data
-    clips = jnp.moveaxis(clips, 3, 2)
-    new = encode(clips.reshape(-1, *clips.shape[3:]))
-    return every[:, -length:], new.reshape(clips.shape[0], n, -1, new.shape[-1])
 
 
 class Policy:
@@ -172,7 +127,7 @@ class Policy:
             jnp.zeros((batch, *future)),
         )
         # Where the decisions' own carries are, or the second decision would be compiled anew.
-        return jax.device_put(empty, _beside(jax.tree.leaves(self._state)[0]))
+        return jax.device_put(empty, beside(jax.tree.leaves(self._state)[0]))
 
     def prompt(self, instruction: str) -> Prompt:
         """The tokenised instruction (batch 1, numpy).
@@ -336,12 +291,6 @@ class Policy:
     def _encode(self, params: Any) -> Any:
         """From clips to latents, with the encoder's parameters inside jit."""
         return None if self._encoder is None else functools.partial(self._encoder.apply, params)
-
-
-def _beside(leaf: Array) -> jax.sharding.Sharding:
-    """Where arrays lie whole on the devices of one that may be split."""
-    place = leaf.sharding
-    return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
 
 
 def _inside(corruption: Corruption) -> Corruption:
