@@ -147,6 +147,8 @@ def check_shell(text: str) -> None:
 
 def check_command(words: list[str]) -> None:
     """Checks the program, the module or script, its options and the values of those that choose a file."""
+    while re.match(r"[A-Z_]+=", words[0]):  # a variable of the environment
+        words = words[1:]
     program = Path(words[0]).name
     if program == "python" and words[1] == "-m":
         check_arguments(words[2], words[3:])
@@ -156,7 +158,8 @@ def check_command(words: list[str]) -> None:
     elif program == "wmjax":
         check_arguments(f"wmjax.{words[1]}", words[2:])
     elif program == "setup.sh":
-        assert f"  {words[1]}) extras=" in (ROOT / "setup.sh").read_text(), f"setup.sh has no mode {words[1]}"
+        modes = "|".join(re.findall(r"^  ([\w|]+)\) extras=", (ROOT / "setup.sh").read_text(), re.M)).split("|")
+        assert words[1] in modes, f"setup.sh has no mode {words[1]}"
     elif program != "pip":
         assert program in tools(), f"{program} is no tool of pyproject.toml"
 

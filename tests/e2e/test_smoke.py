@@ -34,6 +34,7 @@ IN_ONE_PROCESS = (
     "e2stop_mse",
     "e2only_mse",
     "oracle_mse",
+    "e0state_mse",
     "e2aux_mse",
     "prior_e0_flow",
     "prior_e2_mse",
