@@ -46,6 +46,22 @@ TOUCH = 0.02
 """Distance (m) in front of the handle's middle at which the closed fingers begin to push."""
 
 
+def find_slide(env: LiberoEnv, region: str) -> tuple[int, float] | None:
+    """The id of the joint on which a drawer's region slides, and the sign of its axis in the direction of opening.
+
+    Returns:
+        None if the region is not that of a drawer.
+
+    """
+    import mujoco
+
+    name, model = env.joint(region), env.sim.model._model
+    if name is None or model.joint(name).type[0] != mujoco.mjtJoint.mjJNT_SLIDE:
+        return None
+    opened, closed = (float(np.mean(env.articulation(region, state))) for state in ("open", "close"))
+    return model.joint(name).id, float(np.sign(opened - closed))
+
+
 class Drawer:
     """Grips the handle of a drawer and pulls it open, or pushes it closed with closed fingers.
 
@@ -65,23 +81,18 @@ class Drawer:
             UserError: what the predicate names does not move along a slide.
 
         """
-        import mujoco
-
         predicate, region = goal
         self._opens = predicate == "open"
         self._scene = Scene(env.sim)
-        model = self._scene.model
-        joint = env.joint(region)
-        if joint is None or model.joint(joint).type[0] != mujoco.mjtJoint.mjJNT_SLIDE:
+        model, slide = self._scene.model, find_slide(env, region)
+        if slide is None:
             raise UserError(
                 f"{env.suite} task {env.task_id}: no primitive reaches {' '.join(goal)!r}, drawers are opened and "
                 f"closed and {region} is none; leave the task out"
             )
-        self._joint = model.joint(joint).id
+        self._joint, self._sign = slide
         body = int(model.jnt_bodyid[self._joint])
         self._drawer = model.body(body).name
-        opened, closed = (float(np.mean(env.articulation(region, state))) for state in ("open", "close"))
-        self._sign = np.sign(opened - closed)
         limits = np.sort(np.array(env.articulation(region, predicate)) * self._sign)
         # In the direction of opening: beyond the least opening that counts, or short of the largest.
         self._enough = limits[0] + PAST["open"] if self._opens else limits[1] - PAST["close"]

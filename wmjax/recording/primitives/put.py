@@ -3,6 +3,7 @@
 import numpy as np
 
 from wmjax.recording.primitives.canonical import CLEARANCE, is_rim, usual_grasp
+from wmjax.recording.primitives.drawer import find_slide
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle, NoGraspError, grasp_now, plan_grasp, reach_height
 from wmjax.recording.primitives.motion import (
     CLOSE,
@@ -27,6 +28,8 @@ DONE, DONE_INSIDE = 0.028, 0.08
 """An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
 AT_PLACE = 0.015
 """A held object this near (m, sideways) to its place may be let go."""
+FORWARD = 0.03
+"""Distance (m) from a drawer's middle, towards its handle, at which an object is put in."""
 ROOM = 0.055
 """What must be free (m) below a held object before it is carried far."""
 NEAR = 0.10
@@ -61,10 +64,16 @@ class Put:
         self.style = style or usual_grasp(env, goal)
         self.phase = Phase.APPROACH
         self._scene = Scene(env.sim)
+        self._shift = self._forward(env)
         self.look()
         self._drop = DROP_HEIGHT if relation == "in" else 0.0
         self._done = DONE_INSIDE if relation == "in" else DONE
         self._plans: dict[tuple[int, ...], Grasp | None] = {}
+
+    def _forward(self, env: LiberoEnv) -> Vector:
+        """How far (m) in front of a drawer's middle its object is put: above the middle is the drawer above."""
+        slide = find_slide(env, self._target)
+        return np.zeros(3) if slide is None else FORWARD * slide[1] * self._scene.data.xaxis[slide[0]]
 
     @property
     def done(self) -> bool:
@@ -83,7 +92,8 @@ class Put:
 
     def look(self) -> Seen:
         """Reads the current state into ``seen``."""
-        self.seen = self._scene.look(self._item, self._target)
+        seen = self._scene.look(self._item, self._target)
+        self.seen = seen._replace(place=seen.place + self._shift)
         return self.seen
 
     def act(self) -> Action:
