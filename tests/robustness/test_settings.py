@@ -143,6 +143,12 @@ def test_any_value_of_any_setting_is_refused_in_one_line_or_builds(name, value):
         assert not is_number(hint) or item is None or math.isfinite(item)
 
 
+def _beside(end: float, towards: float) -> float:
+    """The next number that float32 holds, and XLA does not take for 0."""
+    found = float(np.nextafter(np.float32(end), np.float32(towards)))
+    return found if end else float(np.finfo(np.float32).tiny)
+
+
 def ranges(built: Any, path: str = "") -> dict[str, tuple[float, float]]:
     """The least and the largest value of every setting of a training step that is one fraction, weight or size."""
     found: dict[str, tuple[float, float]] = {}
@@ -152,8 +158,8 @@ def ranges(built: Any, path: str = "") -> dict[str, tuple[float, float]]:
             found |= ranges(value, f"{path}{field.name}.")
         elif get_origin(hint) is Annotated and get_args(hint)[0] is float:
             range_ = next(extra for extra in hint.__metadata__ if isinstance(extra, Range))
-            low = math.nextafter(range_.min, math.inf) if range_.above else range_.min
-            found[f"{path}{field.name}"] = low, math.nextafter(range_.max, 0) if range_.below else range_.max
+            low = _beside(range_.min, math.inf) if range_.above else range_.min
+            found[f"{path}{field.name}"] = low, _beside(range_.max, 0) if range_.below else range_.max
     return {name: ends for name, ends in found.items() if name.startswith(TRAINS)}
 
 
@@ -279,6 +285,7 @@ class Example(Settings, section="example"):
     ("values", "words"),
     [
         ({"share": 1.0}, "example.share is 1.0; it must be at least 0 and below 1"),
+        ({"share": 0.9999999999999999}, "example.share is 0.9999999999999999; it must be at least 0 and below 1"),
         ({"share": float("nan")}, "example.share is nan"),
         ({"share": "0.5"}, "example.share is '0.5'"),
         ({"sizes": (1, 10)}, "example.sizes[1] is 10; it must be at least 1 and at most 9"),

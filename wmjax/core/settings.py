@@ -20,6 +20,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from wmjax.core.errors import UserError, unknown_name
 
 T = TypeVar("T")
@@ -27,7 +29,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers from ``min`` to ``max``; ``above`` and ``below`` leave out the ends themselves."""
+    """The numbers from ``min`` to ``max``; ``above`` and ``below`` leave out the ends themselves.
+
+    What float32 rounds to such an end is left out too: programs compute in it, and 1 - b1 would be 0.
+    """
 
     min: float = -math.inf
     max: float = math.inf
@@ -36,13 +41,22 @@ class Range:
 
     def admits(self, value: float) -> bool:
         """Whether a number is in the range."""
-        low = value > self.min if self.above else value >= self.min
-        return low and (value < self.max if self.below else value <= self.max)
+        if not self.min <= value <= self.max:
+            return False
+        return not ((self.above and _single(value) <= self.min) or (self.below and _single(value) >= self.max))
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.min:g}"
         high = f"{'below' if self.below else 'at most'} {self.max:g}"
         return " and ".join([low] * (self.min > -math.inf) + [high] * (self.max < math.inf))
+
+
+def _single(value: float) -> float:
+    """A number as programs compute with it: in float32, where XLA takes what is below the normal numbers for 0."""
+    limits = np.finfo(np.float32)
+    if not -limits.max <= value <= limits.max:
+        return value
+    return 0.0 if abs(value) < limits.tiny else float(np.float32(value))
 
 
 Count = Annotated[int, Range(1, 1_000_000_000)]
