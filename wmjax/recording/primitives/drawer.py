@@ -42,6 +42,8 @@ LEAD = 0.04
 """Distance (m) ahead of the handle to which the hand is sent while it pulls or pushes."""
 PAST = {"open": 0.003, "close": 0.0005}
 """How far (m) beyond the first position that counts the drawer is moved; a closed one has no more room."""
+OVER = 0.18
+"""Height (m) above the handle at which the hand passes over a drawer that it will close."""
 TOUCH = 0.02
 """Distance (m) in front of the handle's middle at which the closed fingers begin to push."""
 
@@ -189,13 +191,15 @@ class Drawer:
         return Phase.PULL, towards(seen, grasp.position + LEAD * self._outward, turn, CLOSE, 0.6)
 
     def _push(self, seen: Seen) -> tuple[Phase, Action]:
-        """Arrives in front of the handle, then goes on inward."""
+        """Arrives in front of the handle, over what is in the drawer, then goes on inward."""
         start = self._position + TOUCH * self._outward
         turn = rotation_vector(self._rotation @ seen.rotation.T)
         sideways, wrong = across(seen.hand - start, self._outward), float(np.linalg.norm(turn))
         back = RETREAT * max(ramp(sideways, 0.015, 0.035), ramp(wrong, 0.1, 0.25))
         if back > 0.0:
-            return Phase.APPROACH, towards(seen, start + back * self._outward, turn, CLOSE, 1.0)
+            behind = 1.0 - ramp(float((seen.hand - start) @ self._outward), back - 0.05, back - 0.02)
+            goal = start + back * self._outward + behind * OVER * UP
+            return Phase.APPROACH, towards(seen, goal, turn, CLOSE, 1.0)
         return Phase.PUSH, towards(seen, self._position - LEAD * self._outward, turn, CLOSE, 0.6)
 
     def _leave(self, seen: Seen) -> tuple[Phase, Action]:
