@@ -1,10 +1,10 @@
 """Who may connect, and that one bad client changes nothing for the others."""
 
+import contextlib
 import dataclasses
 import http.client
 import socket
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -65,14 +65,13 @@ def test_an_error_is_a_text_frame_and_then_close_code_1011(served: Running) -> N
 def test_a_client_that_sent_more_behind_a_wrong_message_is_let_go_at_once(served: Running) -> None:
     with connect(served.url, compression=None) as client:
         client.recv()
-        for _ in range(5):
-            client.send("text")
+        with contextlib.suppress(ConnectionClosed):  # the server may be faster than the last of them
+            for _ in range(5):
+                client.send("text")
         assert "the message is text" in client.recv()
-        began = time.monotonic()
         with pytest.raises(ConnectionClosed) as closed:
-            client.recv()
+            client.recv(timeout=8)  # what was left unread once kept the connection for 10 s
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1011
-        assert time.monotonic() - began < 8  # what was left unread once kept the connection for 10 s
 
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)

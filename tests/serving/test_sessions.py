@@ -113,7 +113,7 @@ def test_a_policy_that_is_told_what_is_executed_believes_the_client_or_its_own_a
         for wrong, message in (
             (other[:7], r"wmjax/pending is float64\[7, 7\]; send an array of \[8, 7\] numbers, the next 8 actions"),
             (other.tolist(), "wmjax/pending is list; send an array"),
-            (np.full((8, 7), 1e300), "wmjax/pending has numbers that are not finite in float32"),
+            (np.full((8, 7), 1e300), "wmjax/pending has numbers that are too large for float32"),
             (np.full((8, 7), np.nan), "not finite"),
         ):
             with pytest.raises(RuntimeError, match=message):

@@ -64,18 +64,16 @@ def evaluate(
             protocol, bad input in the simulator.
 
     """
-    out, header = Path(out), dict(header or {})
+    out, header = Path(out), _identity(actor, protocol) | dict(header or {})
     spec, environment = actor.observation_spec, protocol.environment
-    about = {"actor": actor.name, "protocol": dataclasses.asdict(protocol)}
-    specs = {"observation": to_dict(spec), "action": to_dict(environment.action_spec)}
-    results = Results(shard_folder(out, shard), about | specs | header)
+    results = Results(shard_folder(out, shard), header)
     wanted = protocol.episodes() if episodes is None else list(episodes)
     finished = gather(out, results.header)
     left = [episode for episode in part(wanted, shard) if episode.key not in finished]
     log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
         with owned(results.folder, "evaluation", "choose another folder with --out"):
-            results = Results(results.folder, about | specs | header)  # another process may have ended meanwhile
+            results = Results(results.folder, header)  # another process may have ended meanwhile
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
             keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
@@ -91,6 +89,12 @@ def evaluate(
     elif finished and (left or set(finished) != _keys(out) or not (out / REPORT).is_file()):
         _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
     return summarize(finished.values())
+
+
+def _identity(actor: Actor, protocol: Protocol) -> dict[str, Any]:
+    """Who acts, in what, under which conventions."""
+    specs = {"observation": to_dict(actor.observation_spec), "action": to_dict(protocol.environment.action_spec)}
+    return {"actor": actor.name, "protocol": dataclasses.asdict(protocol), **specs}
 
 
 def watch(

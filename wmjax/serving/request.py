@@ -128,15 +128,8 @@ def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, "
         UserError: not numbers, another number of them, or too large for float32.
 
     """
-    size = service.observation.state_dim
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape != (size,):
-        found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{name} is {found}; send an array of {size} numbers ({', '.join(service.observation.state)})")
-    with np.errstate(over="ignore"):
-        state = value.astype(np.float32)
-    if not np.isfinite(state).all():
-        raise UserError(f"{name} has numbers that are too large for float32; send metres and radians")
-    return state
+    names = service.observation.state
+    return _numbers(name, value, (len(names),), f"{len(names)} numbers ({', '.join(names)})", "metres and radians")
 
 
 def read_pending(name: str, value: Any, service: Service) -> Float32[np.ndarray, "steps action"]:
@@ -146,17 +139,22 @@ def read_pending(name: str, value: Any, service: Service) -> Float32[np.ndarray,
         UserError: the policy takes none; not numbers, another number of them, or too large for float32.
 
     """
-    size = (service.pending_steps, service.action.dim)
-    if not service.pending_steps:
+    steps, dim = service.pending_steps, service.action.dim
+    if not steps:
         raise UserError(f"{name} is sent, but the policy takes no pending actions; leave it out")
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape != size:
+    return _numbers(name, value, (steps, dim), f"{[steps, dim]} numbers, the next {steps} actions", "raw actions")
+
+
+def _numbers(name: str, value: Any, shape: tuple[int, ...], wanted: str, fix: str) -> Float32[np.ndarray, "..."]:
+    """An array of numbers of a shape."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape != shape:
         found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{name} is {found}; send an array of {list(size)} numbers, the next {size[0]} actions")
+        raise UserError(f"{name} is {found}; send an array of {wanted}")
     with np.errstate(over="ignore"):
-        pending = value.astype(np.float32)
-    if not np.isfinite(pending).all():
-        raise UserError(f"{name} has numbers that are not finite in float32; send raw actions")
-    return pending
+        numbers = value.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{name} has numbers that are too large for float32; send {fix}")
+    return numbers
 
 
 def read_text(name: str, value: Any) -> str:

@@ -5,17 +5,20 @@ function of the simulator's state, so that it can take over from anywhere. That 
 to a state.
 """
 
-from typing import Any, Protocol
+import abc
+from typing import Any
+
+import numpy as np
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle
-from wmjax.recording.primitives.motion import Action, Phase
+from wmjax.recording.primitives.motion import Action, Phase, clear, held
 from wmjax.recording.primitives.privileged_scene import Seen
 from wmjax.sim.env import LiberoEnv
 
 
-class Primitive(Protocol):
+class Primitive(abc.ABC):
     """Makes one predicate true.
 
     Attributes:
@@ -25,33 +28,45 @@ class Primitive(Protocol):
 
     """
 
-    phase: Phase
+    phase = Phase.APPROACH
     seen: Seen
-    style: GraspStyle | None
+    style: GraspStyle | None = None
 
+    @abc.abstractmethod
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it. ``goal`` is the predicate."""
 
     @property
+    @abc.abstractmethod
     def done(self) -> bool:
         """Whether ``seen`` is a state in which the predicate is reached."""
+
+    @abc.abstractmethod
+    def look(self) -> Seen:
+        """Reads the current state into ``seen``."""
+
+    @abc.abstractmethod
+    def decide(self, seen: Seen) -> tuple[Phase, Action]:
+        """The phase that a state is in, and what to do in it."""
+
+    @abc.abstractmethod
+    def plan(self) -> Grasp | None:
+        """How the object would be grasped where it is now; None if nothing could grasp it."""
+
+    def act(self) -> Action:
+        """The action for the current state, each value in [-1, 1]."""
+        self.phase, action = self.decide(self.look())
+        return np.clip(action, -1.0, 1.0)
 
     @property
     def holding(self) -> bool:
         """Whether in ``seen`` the hand holds the object for this predicate, and must let go before it turns away."""
+        return held(self.seen)
 
     @property
     def clear(self) -> bool:
         """Whether the hand of ``seen`` can turn to another object without touching this one."""
-
-    def look(self) -> Seen:
-        """Reads the current state into ``seen``."""
-
-    def act(self) -> Action:
-        """The action for the current state, each value in [-1, 1]."""
-
-    def plan(self) -> Grasp | None:
-        """How the object would be grasped where it is now; None if nothing could grasp it."""
+        return clear(self.seen)
 
 
 PRIMITIVES: Registry[Any] = Registry(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from wmjax.core.errors import UserError
+from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE
 from wmjax.recording.primitives.grasp import HOPELESS, Grasp, GraspStyle
 from wmjax.recording.primitives.motion import (
@@ -64,7 +65,7 @@ def find_slide(env: LiberoEnv, region: str) -> tuple[int, float] | None:
     return model.joint(name).id, float(np.sign(opened - closed))
 
 
-class Drawer:
+class Drawer(Primitive):
     """Grips the handle of a drawer and pulls it open, or pushes it closed with closed fingers.
 
     Attributes:
@@ -73,8 +74,6 @@ class Drawer:
         style: None, because the way to grip follows from the handle.
 
     """
-
-    style: GraspStyle | None = None
 
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here.
@@ -100,7 +99,6 @@ class Drawer:
         self._enough = limits[0] + PAST["open"] if self._opens else limits[1] - PAST["close"]
         geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_contype > 0))
         self._handle = int(max(geoms, key=lambda geom: float(self._scene.data.geom_xpos[geom] @ self._outward)))
-        self.phase = Phase.APPROACH
         self.look()
 
     @property
@@ -127,11 +125,6 @@ class Drawer:
         """Reads the current state into ``seen``."""
         self.seen = self._scene.look(self._drawer, self._drawer)._replace(item=self._position)
         return self.seen
-
-    def act(self) -> Action:
-        """The action for the current state, each value in [-1, 1]."""
-        self.phase, action = self._decide(self.look())
-        return np.clip(action, -1.0, 1.0)
 
     def plan(self) -> Grasp:
         """How the handle would be gripped where it is now, with the cost of reaching that."""
@@ -175,7 +168,7 @@ class Drawer:
         style = GraspStyle(0, 1, float(PITCH))
         return Grasp(0.0, position, self._rotation, np.zeros(3), float(position[2]) + RETREAT, cost, style)
 
-    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, seen: Seen) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
         if self.done:
             return self._leave(seen)
@@ -204,8 +197,7 @@ class Drawer:
 
     def _leave(self, seen: Seen) -> tuple[Phase, Action]:
         """Lets go, and away from the handle."""
-        near = float(np.linalg.norm(seen.hand - self._position)) < 0.05
-        if self._opens and near and seen.opening < WIDE:
+        if self._opens and not self.clear and seen.opening < WIDE:
             return Phase.OPEN, still(OPEN)
         goal = self._position - 1.2 * RETREAT * self._fingers
         return Phase.RETREAT, towards(seen, goal, np.zeros(3), OPEN, 0.6)

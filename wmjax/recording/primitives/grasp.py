@@ -20,12 +20,12 @@ from wmjax.recording.primitives.privileged_scene import (
 RIM_RADIUS = 0.046
 RIM_HEIGHT = 0.034
 """The rim of a LIBERO bowl relative to its origin (m)."""
-MAX_OPENING = 0.074
-"""Largest width (m) that fits between the fingers, with room to arrive."""
+MAX_OPENING = 0.078
+"""Largest width (m) that fits between the fingers."""
 WALL_WIDTH, WALL_SLAB = 0.035, 0.012
 """Largest width (m) of a part that is gripped by itself, and how near (m) it is to a line through the middle."""
-WALL_BAND, WALL_BANDS = 0.03, 3
-"""Height (m) of a band in which parts are looked for, and how many bands there are below the top."""
+WALL_BAND = 0.03
+"""Height (m) of the band below the top in which walls are looked for."""
 WALL_DEPTH = 0.022
 """How far (m) below the top of a wall the fingertips close."""
 FINGER_ROOM = 0.025
@@ -216,21 +216,15 @@ def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
 
 
 def _wall_sides(scene: Scene, item: str) -> Iterator[_Side]:
-    """Thin parts of an object that is too wide as a whole: walls of a cup, one finger inside, and handles.
+    """The walls of an object that is too wide as a whole, such as a cup, which one finger is inside of.
 
-    They are looked for in horizontal bands from the top down, and the first band that has some counts. In every
-    direction a band is cut along a line through its middle. The vertices there are grouped where a finger fits between.
+    In every direction the band below the top is cut along a line through its middle. The vertices there are grouped
+    where a finger fits between.
     """
     vertices = scene.vertices(item)
     middle, top = (vertices[:, :2].max(0) + vertices[:, :2].min(0)) / 2, float(vertices[:, 2].max())
-    for level in range(WALL_BANDS):
-        high = top - level * WALL_BAND
-        inside = (vertices[:, 2] <= high) & (vertices[:, 2] > high - WALL_BAND)
-        parts = list(_parts(vertices[inside, :2] - middle))
-        for angle, place in parts:
-            yield _Side(angle, np.r_[middle + place, high - WALL_DEPTH], 0.0, (np.zeros(3),))
-        if parts:
-            return
+    for angle, place in _parts(vertices[vertices[:, 2] > top - WALL_BAND, :2] - middle):
+        yield _Side(angle, np.r_[middle + place, top - WALL_DEPTH], 0.0, (np.zeros(3),))
 
 
 def _parts(points: Float64[np.ndarray, "n 2"]) -> Iterator[tuple[float, Float64[np.ndarray, "2"]]]:
@@ -246,7 +240,7 @@ def _parts(points: Float64[np.ndarray, "n 2"]) -> Iterator[tuple[float, Float64[
 
 
 def _sides(scene: Scene, item: str, rim: bool) -> Iterator[_Side]:
-    """The places to close the fingers: around a rim, across the whole object, or across a part of a wide one."""
+    """The places to close the fingers: around a rim, across the whole object, or a wall of a wide one."""
     if rim:
         yield from _rim_sides(scene, item)
         return

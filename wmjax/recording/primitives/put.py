@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE, is_rim, usual_grasp
 from wmjax.recording.primitives.drawer import find_slide
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle, NoGraspError, grasp_now, plan_grasp, reach_height
@@ -10,7 +11,6 @@ from wmjax.recording.primitives.motion import (
     OPEN,
     Action,
     Phase,
-    clear,
     firm,
     held,
     leave,
@@ -40,7 +40,7 @@ MOVED = 0.015
 """Size (m) of the cells of positions of the object in which the grasp is planned anew."""
 
 
-class Put:
+class Put(Primitive):
     """Picks an object up and puts it where the predicate says.
 
     Attributes:
@@ -62,7 +62,6 @@ class Put:
         """
         relation, self._item, self._target = goal
         self.style = style or usual_grasp(env, goal)
-        self.phase = Phase.APPROACH
         self._scene = Scene(env.sim)
         self._shift = self._forward(env)
         self.look()
@@ -80,26 +79,11 @@ class Put:
         """Whether the object lies where it may stay."""
         return not held(self.seen) and self.seen.aside < self._done and self.seen.height < (self._drop or 0.03)
 
-    @property
-    def holding(self) -> bool:
-        """Whether the fingers hold the object."""
-        return held(self.seen)
-
-    @property
-    def clear(self) -> bool:
-        """Whether the hand can turn to another object without touching this one."""
-        return clear(self.seen)
-
     def look(self) -> Seen:
         """Reads the current state into ``seen``."""
         seen = self._scene.look(self._item, self._target)
         self.seen = seen._replace(place=seen.place + self._shift)
         return self.seen
-
-    def act(self) -> Action:
-        """The action for the current state, each value in [-1, 1]."""
-        self.phase, action = self._decide(self.look())
-        return np.clip(action, -1.0, 1.0)
 
     def plan(self) -> Grasp | None:
         """How the object would be grasped where it is now; None if nothing could grasp it, as when it has fallen.
@@ -122,7 +106,7 @@ class Put:
         except NoGraspError:
             return None
 
-    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, seen: Seen) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
         if held(seen):
             if self._may_let_go(seen):

@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 
+from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE
 from wmjax.recording.primitives.grasp import HOPELESS, Candidate, Grasp, GraspStyle, facing_down, obstacle_cost
 from wmjax.recording.primitives.motion import (
     CLOSE,
     Action,
     Phase,
-    clear,
     firm,
     held,
     leave,
@@ -31,7 +31,7 @@ TRAVEL = 0.10
 """Height (m) above the grasp at which the hand travels."""
 
 
-class Turn:
+class Turn(Primitive):
     """Grips the bar of a knob across its width and turns it about the vertical.
 
     Attributes:
@@ -41,8 +41,6 @@ class Turn:
 
     """
 
-    style: GraspStyle | None = None
-
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here."""
         predicate, fixture = goal
@@ -51,7 +49,6 @@ class Turn:
         self._bar, self._axis = _find_bar(self._scene, self._scene.body(self._knob))
         self._joint = env.sim.model.get_joint_qpos_addr(self._knob)
         self._enough = env.articulation(fixture, predicate)[0] + PAST
-        self.phase = Phase.APPROACH
         self.look()
 
     @property
@@ -59,25 +56,10 @@ class Turn:
         """Whether the knob is turned far enough."""
         return float(self._scene.data.qpos[self._joint]) >= self._enough
 
-    @property
-    def holding(self) -> bool:
-        """Whether the fingers hold the object."""
-        return held(self.seen)
-
-    @property
-    def clear(self) -> bool:
-        """Whether the hand can turn to another object without touching this one."""
-        return clear(self.seen)
-
     def look(self) -> Seen:
         """Reads the current state into ``seen``."""
         self.seen = self._scene.look(self._knob, self._knob)
         return self.seen
-
-    def act(self) -> Action:
-        """The action for the current state, each value in [-1, 1]."""
-        self.phase, action = self._decide(self.look())
-        return np.clip(action, -1.0, 1.0)
 
     def plan(self) -> Grasp:
         """How the knob would be gripped at its angle now, with the cost of reaching that."""
@@ -86,7 +68,7 @@ class Turn:
         cost = obstacle_cost(self._scene, self._knob, self._knob, candidate, CLEARANCE, HOPELESS)
         return dataclasses.replace(grasp, cost=cost)
 
-    def _decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, seen: Seen) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
         if self.done:
             return leave(seen)
