@@ -149,6 +149,8 @@ def summary(asked: list[dict[str, float]], stamps: list[tuple[str, float]]) -> d
     rows = []
     for each in asked[len(asked) // 10 :]:
         within = {name: moment for name, moment in stamps if each["asked"] <= moment <= each["answered"]} | each
+        # A client that loses its core right after sending notes it late: the server may have begun by then.
+        within["sent"] = min(within["sent"], within["answer"])
         rows.append([1e3 * (within[end] - within[begin]) for begin, end in STAGES.values()])
     times = np.array(rows)
     table = {name: (np.median(column), np.quantile(column, 0.1)) for name, column in zip(STAGES, times.T, strict=True)}
