@@ -34,7 +34,7 @@ from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
-from wmjax.data.statistics import closing, denormalise_action
+from wmjax.data.statistics import closing
 from wmjax.diagnostics.passes import PLAIN, Network, batches, observe
 from wmjax.diagnostics.samples import action_windows, rotation_columns
 from wmjax.pipeline.diagnose import load
@@ -150,7 +150,7 @@ def score(folder: Path) -> Score:
     stream = batches(inputs, "val", 1_000, 32, seed=0)
     outcome = observe(Network(model, inputs, experiment.train.seed), stream, [])
     windows = action_windows(inputs, outcome.frames)
-    chunk = np.asarray(denormalise_action(outcome.chunks[PLAIN], inputs.action_spec))[windows.mask]
+    chunk = outcome.raw_chunks(inputs)[PLAIN][windows.mask]
     actual = windows.action[windows.mask]
     state = inputs.store.state[inputs.store.frame_row[outcome.frames]]
     here = np.broadcast_to(state[:, None, :3], (*windows.mask.shape, 3))[windows.mask]

@@ -20,6 +20,7 @@ class Outer:
     inner: Inner = Inner()
     rate: float = 1e-3
     tasks: tuple[int, ...] = ()
+    cameras: tuple[str, ...] = ()
     path: str | None = None
     on: bool = False
 
@@ -53,6 +54,13 @@ def test_errors_name_setting_value_and_fix(values: dict, words: list[str]) -> No
 def test_command_line_values_are_toml_or_strings() -> None:
     words = ["--inner.rank=32", "--rate", "5e-4", "--tasks", "[0, 3]", "--path", "/data/x", "--on", "true"]
     assert build(Outer, parse_overrides(words)) == Outer(Inner(rank=32), 5e-4, (0, 3), "/data/x", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("top", ("top",)), ("top,wrist", ("top", "wrist")), ('["a,b"]', ("a,b",)), ("[]", ())]
+)
+def test_names_need_no_brackets(text: str, names: tuple[str, ...]) -> None:
+    assert build(Outer, parse_overrides(["--cameras", text])).cameras == names
 
 
 def test_command_line_without_value_or_name() -> None:

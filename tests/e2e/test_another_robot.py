@@ -198,7 +198,7 @@ def test_it_trains_is_diagnosed_and_acts(
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
-    assert train.main(arguments(store, run, train__init_from="mini")) == 0
+    assert train.main(arguments(store, run, train__init_from="mini", train__delta_actions="all")) == 0
     log = (run / "log.txt").read_text()
     assert "another robot than that of" in log and "states of 14 values (there 8), actions of 14 (there 7)" in log
     assert re.search(r" \d+ new: .*head/action_in/kernel/value, .*state_in/up/kernel/value", log)
@@ -226,10 +226,11 @@ def acts(store: TrainingStore, run: Path) -> None:
     assert chunk.shape == (1, 8, 14) and np.isfinite(chunk).all()
     spec = policy.action_spec
     assert spec.grippers == (6, 13)
+    assert spec.relative_to == (*range(6), -1, *range(7, 13), -1)
     for place, dimension in enumerate(spec.grippers):
         values = (spec.gripper_open[place], spec.gripper_closed[place])
         assert np.isclose(chunk[0, :, dimension, None], values, atol=1e-5).any(-1).all()
-    normal = normalise_action(chunk, spec)
+    normal = normalise_action(chunk, spec, observation.state)
     np.testing.assert_allclose(np.abs(normal[..., 12:]), 1.0, rtol=1e-4)
     assert np.abs(normal[..., :12]).max() < 6.0
     with pytest.raises(UserError, match="open_loop_horizon"):

@@ -106,7 +106,7 @@ def recorded() -> tuple[np.ndarray, np.ndarray]:
     """Two recorded episodes, normalised: the arm's chunks ``[181, 8, 6]`` and the states before them, ``[181, 8]``."""
     first = np.concatenate([entry["step_start"] + np.arange(entry["length"] - 7) for entry in STORE.episodes])
     spec = action_spec(STORE, np.arange(2), 8, "mean_std")
-    chunks = normalise_action(STORE.action[first[:, None] + np.arange(8)], spec)[..., :6]
+    chunks = normalise_action(STORE.action[first[:, None] + np.arange(8)], spec, STORE.state[first])[..., :6]
     return chunks, normalise_state(STORE.state[first], spec).astype(np.float32)
 
 

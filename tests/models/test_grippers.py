@@ -15,6 +15,7 @@ from wmjax.models.heads.regression import RegressionConfig, RegressionHead
 
 SIZES = HeadSizes(hidden=16, width=16, layers=1, heads=2)
 RNG = np.random.default_rng
+STATE = np.zeros((4, 8), np.float32)
 PLACES = [(), (0,), (2,), (0, 3), (1, 4)]
 
 
@@ -37,14 +38,14 @@ def test_a_normalised_action_ends_in_its_grippers_and_comes_back(grippers: tuple
     spec = spec_with(grippers)
     action = RNG(0).uniform(-3, 3, (4, 6, 5)).astype(np.float32)
     action[..., list(grippers)] = np.where(RNG(1).random((4, 6, len(grippers))) < 0.5, 0.08, 0.0)
-    normal = normalise_action(action, spec)
+    normal = normalise_action(action, spec, STATE)
     arm = len(spec.arm)
     np.testing.assert_allclose(normal[..., :arm], (action[..., list(spec.arm)] - 0.5) / 2.0, rtol=1e-6)
     closed = np.where(action[..., list(grippers)] == 0.0, 1.0, -1.0)
     np.testing.assert_allclose(normal[..., arm:], closed, atol=1e-6)
     np.testing.assert_array_equal(closing(action, spec), closed > 0)
-    np.testing.assert_allclose(denormalise_action(normal, spec), action, atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(normalise_action(jnp.asarray(action), spec)), normal)
+    np.testing.assert_allclose(denormalise_action(normal, spec, STATE), action, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(normalise_action(jnp.asarray(action), spec, STATE)), normal)
 
 
 def test_actions_are_clipped_to_their_bounds_if_they_have_any() -> None:

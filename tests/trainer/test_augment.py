@@ -26,6 +26,7 @@ from wmjax.pipeline.latents import latents_or_views
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer.colours import ColourConfig, change_colours, jitter_colours
 from wmjax.trainer.config import TrainConfig
+from wmjax.trainer.crops import crop, crop_at_random
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import augment
 
@@ -120,15 +121,37 @@ def test_every_image_gets_its_own_colours_within_the_bounds() -> None:
     np.testing.assert_array_equal(unchanged, IMAGES)
 
 
-def test_training_sees_other_colours_and_validation_does_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "share"), [((0.0, 1.0), 0.5), ((0.3, 0.6), 0.8), ((1.0, 0.0), 1.0)])
+def test_a_crop_is_the_part_of_the_image_at_its_place(place: tuple[float, float], share: float) -> None:
+    """Bilinear interpolation, written out: rows and columns one after the other, edges repeated."""
+    image = IMAGES[0, 0].astype(np.float64)
+    for axis, at in enumerate(place):
+        size = image.shape[axis]
+        where = at * (1 - share) * size + (np.arange(size) + 0.5) * share - 0.5
+        image = np.apply_along_axis(lambda row, w=where, n=size: np.interp(w, np.arange(n), row), axis, image)
+    found = crop(jnp.asarray(IMAGES[0, 0]), jnp.array(place), share)
+    np.testing.assert_allclose(found, image, atol=1e-2)
+
+
+def test_every_image_is_cropped_at_a_place_of_its_own() -> None:
+    ramp = jnp.broadcast_to(jnp.arange(200, dtype=jnp.uint8)[:, None, None], (64, 2, 200, 4, 3))
+    found = np.asarray(crop_at_random(ramp, jax.random.key(0), 0.9)).astype(int)
+    first, last = found[:, :, 0, 0, 0], found[:, :, -1, 0, 0]
+    assert (abs(last - first - 179) <= 1).all() and first.min() <= 1 and first.max() >= 18
+    assert (first[:, 0] != first[:, 1]).mean() > 0.7
+
+
+def test_training_sees_changed_images_and_validation_does_not(tmp_path: Path) -> None:
     store, seen = make_store(tmp_path / "store"), {}
-    for name, colours in (("plain", ColourConfig()), ("bright", ColourConfig(brightness=0.9))):
-        config = toy_config(steps=4, eval_every=4, colours=colours)
+    bright = ColourConfig(brightness=0.9)
+    for name, changes in (("plain", {}), ("bright", {"colours": bright}), ("cropped", {"crop": 0.2})):
+        config = toy_config(steps=4, eval_every=4, **changes)
         fit_toy(toy_inputs(store, config), tmp_path / name, config)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         seen[name] = {split: [x["pixels"] for x in lines if x["split"] == split] for split in ("train", "val")}
-    assert seen["plain"]["val"] == seen["bright"]["val"] and len(seen["plain"]["train"]) == 4
-    assert all(abs(a - b) > 1e-3 for a, b in zip(seen["plain"]["train"], seen["bright"]["train"], strict=True))
+    for name in ("bright", "cropped"):
+        assert seen["plain"]["val"] == seen[name]["val"] and len(seen["plain"]["train"]) == 4
+        assert all(a != b for a, b in zip(seen["plain"]["train"], seen[name]["train"], strict=True))
 
 
 def test_colours_are_a_setting_of_training() -> None:

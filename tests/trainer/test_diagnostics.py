@@ -128,7 +128,8 @@ def test_a_whole_diagnosis(inputs: Inputs, model: VLA, tmp_path: Path) -> None:
     assert {part for part, reached in world.items() if reached} == {"Prophet"} and len(world) == 5
     frames = np.flatnonzero(np.isin(inputs.store.frame_episode, inputs.val_episodes))
     windows = action_windows(inputs, frames)
-    whole = normalise_action(windows.action[windows.mask.all(1)], inputs.action_spec)[..., :6]
+    complete = windows.mask.all(1)
+    whole = normalise_action(windows.action[complete], inputs.action_spec, windows.state[complete])[..., :6]
     assert content["flow"]["loss"]["zero velocity"] == pytest.approx(np.square(whole).mean() + 1, rel=1e-5)
     assert content["flow"]["chunks"] == len(whole) and sum(content["world"]["samples"]) > 0
 
@@ -231,7 +232,8 @@ def test_the_gradients_of_both_losses_are_those_of_their_sum(inputs: Inputs) -> 
         seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
         mask = batch["sample_mask"][:, None]
         seen = seen._replace(future_mask=seen.future_mask & mask)
-        action, key = normalise_action(batch["action"], inputs.action_spec), named_key(0, "diagnose gradients", number)
+        action = normalise_action(batch["action"], inputs.action_spec, batch["state"])
+        key = named_key(0, "diagnose gradients", number)
         network = nnx.merge(graph, params)
         return network.loss(seen, action, batch["action_mask"] & mask, key, train=False)[0] * mask.sum()
 

@@ -57,7 +57,7 @@ def wide_open(graph: Any, params: nnx.State, frozen: nnx.State, batch: dict, inp
         seen = model_input(batch, inputs.prompts, inputs.action_spec, inputs.encoder_spec)
         return nnx.merge(graph, params, frozen).sample(seen, jax.random.key(0))[0]
 
-    return denormalise_action(np.asarray(act(params)), inputs.action_spec)
+    return denormalise_action(np.asarray(act(params)), inputs.action_spec, np.asarray(batch["state"]))
 
 
 @pytest.mark.slow

@@ -173,6 +173,16 @@ def test_an_end_of_the_same_size_is_new_if_it_is_of_another_robot(run: Path, inp
     np.testing.assert_array_equal(found["head/out/kernel/value"], start.saved.parameters()["head/out/kernel/value"])
 
 
+def test_actions_that_are_differences_are_others(run: Path, inputs: Inputs) -> None:
+    """The same robot, whose actions were targets for the source."""
+    data = dataclasses.replace(
+        inputs, action_spec=dataclasses.replace(inputs.action_spec, relative_to=(0,) + (-1,) * 6)
+    )
+    start = found_start(run)
+    assert start.new_ends(inputs) == () and start.new_ends(data) == ("action",)
+    assert start.fit_inputs(data).action_spec.relative_to == data.action_spec.relative_to
+
+
 def test_a_run_that_took_units_over_is_read_with_them(run: Path, inputs: Inputs) -> None:
     """Its own data have other statistics."""
     start = found_start(run)

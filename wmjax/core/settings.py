@@ -220,7 +220,12 @@ def _finite(value: float, path: str) -> float:
 
 
 def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, surplus: bool) -> Any:
-    """The items of a tuple, list or dictionary as their types; None if the value is another kind of thing."""
+    """The items of a tuple, list or dictionary as their types; None if the value is another kind of thing.
+
+    Where names are expected, a text is one or several of them, separated by commas.
+    """
+    if origin is tuple and hints == (str, Ellipsis) and isinstance(value, str) and value:
+        value = value.split(",")
     if origin is dict:
         if not isinstance(value, dict):
             return None

@@ -115,6 +115,9 @@ class ActionSpec(Settings, section="ActionSpec"):
         offset, scale: a raw action becomes ``(action - offset) / scale``, with the grippers then moved behind the other
             dimensions (:func:`wmjax.data.statistics.normalise_action`); empty if it stays as it is.
         state_offset, state_scale: the same for the state.
+        relative_to: for each dimension the index of the state's value that is subtracted before the action is
+            normalised, or -1 for none; empty if nothing is subtracted. All actions of a chunk are then differences to
+            the state at which the chunk is decided, as openpi's delta actions are.
 
     """
 
@@ -133,6 +136,7 @@ class ActionSpec(Settings, section="ActionSpec"):
     scale: tuple[float, ...] = ()
     state_offset: tuple[float, ...] = ()
     state_scale: tuple[float, ...] = ()
+    relative_to: tuple[int, ...] = ()
     format_version: Annotated[int, Range(0, 1_000)] = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -144,13 +148,20 @@ class ActionSpec(Settings, section="ActionSpec"):
         """
         super().__post_init__()
         _require_lengths(self, self.dim, "names", ("units",))
-        optional = ("low", "high", "hold", "offset", "scale")
+        optional = ("low", "high", "hold", "offset", "scale", "relative_to")
         _require_lengths(self, self.dim, "names", tuple(name for name in optional if getattr(self, name)))
         _require_lengths(self, len(self.grippers), "grippers", ("gripper_open", "gripper_closed"))
         _require_indices(self, "grippers", self.dim)
         if any(a == b for a, b in zip(self.gripper_open, self.gripper_closed, strict=True)):
             raise UserError(
                 f"ActionSpec.gripper_open is {self.gripper_open}, as gripper_closed; give values that differ"
+            )
+        states = len(self.state_offset) or max((0, *self.relative_to)) + 1
+        wrong = [i for i in self.relative_to if not -1 <= i < states]
+        if wrong or any(self.relative_to[i] >= 0 for i in self.grippers if self.relative_to):
+            raise UserError(
+                f"ActionSpec.relative_to is {self.relative_to}; give indices from 0 to {states - 1} of the state's "
+                "values, or -1, and -1 for grippers"
             )
 
     @property
@@ -164,6 +175,9 @@ class ActionSpec(Settings, section="ActionSpec"):
         return tuple(i for i in range(self.dim) if i not in self.grippers)
 
 
+ADDED = ("relative_to",)
+"""Fields that files of this format version may lack, and are not written if empty: they came later, and a spec's hash
+stays what it was."""
 RAW_ACTION = ("names", "units", "definition", "grippers", "gripper_open", "gripper_closed", "low", "high", "hold")
 """Fields of an :class:`ActionSpec` that are a robot's, not a policy's."""
 OTHER_ROBOT = "evaluate it in an environment with the actions that it was trained on"
@@ -197,7 +211,8 @@ S = TypeVar("S", ObservationSpec, EncoderSpec, ActionSpec)
 
 def to_dict(spec: Spec) -> dict[str, Any]:
     """The spec as plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(spec)))
+    values = {name: value for name, value in dataclasses.asdict(spec).items() if name not in ADDED or value}
+    return json.loads(json.dumps(values))
 
 
 def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
@@ -219,9 +234,9 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
             f"{FORMAT_VERSION}; rebuild the file with the command that made it"
         )
     hints = type_hints(kind)
-    if set(values) != set(hints):
-        differing = ", ".join(sorted(set(values) ^ set(hints)))
-        raise UserError(f"{where}: {kind.__name__} has missing or surplus fields: {differing}; rebuild the file")
+    if differing := (set(values) ^ set(hints)) - (set(ADDED) & set(hints)):
+        names = ", ".join(sorted(differing))
+        raise UserError(f"{where}: {kind.__name__} has missing or surplus fields: {names}; rebuild the file")
     try:
         return convert(values, kind, kind.__name__)
     except UserError as error:

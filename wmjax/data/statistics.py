@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from wmjax.core.errors import UserError
-from wmjax.core.specs import ActionSpec, EncoderSpec
+from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
+from wmjax.data.labels import chunk_labels, label_ends
 from wmjax.data.store import TrainingStore
 
 MIN_ACTION_SCALE = 0.02
@@ -129,6 +130,64 @@ def label_statistics(store: TrainingStore, episodes: np.ndarray, chunk: int) -> 
     return _statistics([part.reshape(-1, part.shape[-1]) for part in chunks])
 
 
+def delta_statistics(
+    store: TrainingStore, episodes: np.ndarray, chunk: int, delay: int, relative_to: tuple[int, ...]
+) -> Statistics:
+    """Statistics of the actions that are learned, as differences to the states at which their chunks are decided.
+
+    Raises:
+        UserError: no episodes.
+
+    """
+    if not len(episodes):
+        return column_statistics(store, "action", episodes)
+    ends, parts = label_ends(store), []
+    for frames in np.array_split(np.flatnonzero(np.isin(store.frame_episode, episodes)), len(episodes)):
+        actions, exists = chunk_labels(store, frames, chunk, delay, ends)
+        state = store.state[store.frame_row[frames]]
+        parts.append((actions - reference(state, relative_to))[exists])
+    return _statistics(parts)
+
+
+def delta_indices(names: Sequence[str], observation: ObservationSpec, action: ActionSpec) -> tuple[int, ...]:
+    """Which value of the state each dimension of an action is a difference to, see ``ActionSpec.relative_to``.
+
+    Args:
+        names: ``ACTION`` for a dimension of the same name as its value of the state, ``ACTION=STATE`` for another
+            name, or ``all`` alone for every dimension that the state has by name, but grippers.
+        observation: names the state's values.
+        action: names the action's dimensions.
+
+    Raises:
+        UserError: a name that is not there or stands twice, a gripper, or values in other units.
+
+    """
+    setting, found = f"train.delta_actions is {', '.join(names)}", [-1] * action.dim
+    if tuple(names) == ("all",):
+        names = [action.names[i] for i in action.arm if action.names[i] in observation.state]
+        if not names:
+            raise UserError(
+                f"{setting}, but no dimension of the actions ({', '.join(action.names)}) has the name of a value of "
+                f"the state ({', '.join(observation.state)}); give pairs ACTION=STATE"
+            )
+    for name in names:
+        ours, _, theirs = name.partition("=")
+        for part, known, what in ((ours, action.names, "actions"), (theirs or ours, observation.state, "state")):
+            if part not in known:
+                raise UserError(f"{setting}, but the {what} have no {part!r}; choose of {', '.join(known)}")
+        mine, other = action.names.index(ours), observation.state.index(theirs or ours)
+        if mine in action.grippers or found[mine] >= 0:
+            why = "is a gripper command" if mine in action.grippers else "stands there twice"
+            raise UserError(f"{setting}, but {ours!r} {why}; leave it out")
+        if action.units[mine] != observation.state_units[other]:
+            raise UserError(
+                f"{setting}, but {ours!r} is in {action.units[mine]!r} as an action and in "
+                f"{observation.state_units[other]!r} in the state; name targets in the units of the state only"
+            )
+        found[mine] = other
+    return tuple(found) if names else ()
+
+
 def _statistics(rows: list[np.ndarray]) -> Statistics:
     """Statistics of the rows of all parts."""
     moments = RunningMoments(rows[0].shape[1])
@@ -143,21 +202,41 @@ def _quantiles(parts: list[np.ndarray]) -> np.ndarray:
     return np.quantile(np.concatenate(parts, dtype=np.float64), (0.01, 0.99), overwrite_input=True)
 
 
-def action_spec(store: TrainingStore, train_episodes: np.ndarray, chunk: int, normalisation: str) -> ActionSpec:
+def action_spec(
+    store: TrainingStore,
+    train_episodes: np.ndarray,
+    chunk: int,
+    normalisation: str,
+    deltas: Sequence[str] = (),
+    delay: int = 0,
+) -> ActionSpec:
     """The ActionSpec of a training run: statistics of the training episodes only.
 
     ``quantile`` maps [q01, q99] to [-1, 1], ``mean_std`` to zero mean and unit deviation; a gripper command becomes -1
     where it opens and +1 where it closes. Scales below ``MIN_ACTION_SCALE`` and ``MIN_STATE_SCALE`` are raised to them.
 
+    Args:
+        store: the training store.
+        train_episodes: indices of its episodes.
+        chunk: control steps of a chunk.
+        normalisation: its kind.
+        deltas: see :func:`delta_indices`.
+        delay: control steps between a state and the first action of its chunk; differences grow with it.
+
     Raises:
-        UserError: unknown normalisation, no training episodes.
+        UserError: unknown normalisation, no training episodes, wrong names of differences.
 
     """
     if normalisation not in get_args(Normalisation):
         raise UserError(f"normalisation is {normalisation!r}; choose one of {', '.join(get_args(Normalisation))}")
     kind = cast(Normalisation, normalisation)
-    offset, scale = _affine(label_statistics(store, train_episodes, chunk), kind, MIN_ACTION_SCALE)
     raw = store.action_spec
+    relative_to = delta_indices(deltas, store.spec, raw)
+    if relative_to:
+        learned = delta_statistics(store, train_episodes, chunk, delay, relative_to)
+    else:
+        learned = label_statistics(store, train_episodes, chunk)
+    offset, scale = _affine(learned, kind, MIN_ACTION_SCALE)
     for index, opened, closed in zip(raw.grippers, raw.gripper_open, raw.gripper_closed, strict=True):
         offset[index], scale[index] = (opened + closed) / 2, (closed - opened) / 2
     state_offset, state_scale = _affine(column_statistics(store, "state", train_episodes), kind, MIN_STATE_SCALE)
@@ -169,6 +248,7 @@ def action_spec(store: TrainingStore, train_episodes: np.ndarray, chunk: int, no
         scale=_floats(scale),
         state_offset=_floats(state_offset),
         state_scale=_floats(state_scale),
+        relative_to=relative_to,
     )
 
 
@@ -191,16 +271,35 @@ def _row(values: tuple[float, ...]) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def normalise_action(action: Float[Array, "*batch action"], spec: ActionSpec) -> Float[Array, "*batch action"]:
-    """Raw action to normalised action, with the grippers moved behind the other dimensions; numpy or jax."""
-    values = (action - _row(spec.offset)) / _row(spec.scale) if spec.scale else action
+def normalise_action(
+    action: Float[Array, "*batch steps action"], spec: ActionSpec, state: Float[Array, "*batch state"]
+) -> Float[Array, "*batch steps action"]:
+    """Raw actions to normalised ones, with the grippers moved behind the other dimensions; numpy or jax.
+
+    Args:
+        action: the chunk, raw.
+        spec: with the normalisation.
+        state: raw, at which the chunk is decided; it matters where ``spec.relative_to`` names its values.
+
+    """
+    values = action - reference(state, spec.relative_to) if spec.relative_to else action
+    values = (values - _row(spec.offset)) / _row(spec.scale) if spec.scale else values
     return values if _is_ordered(spec) else values[..., np.array(spec.arm + spec.grippers)]
 
 
-def denormalise_action(action: Float[Array, "*batch action"], spec: ActionSpec) -> Float[Array, "*batch action"]:
+def denormalise_action(
+    action: Float[Array, "*batch steps action"], spec: ActionSpec, state: Float[Array, "*batch state"]
+) -> Float[Array, "*batch steps action"]:
     """Inverse of :func:`normalise_action`; does not clip."""
     values = action if _is_ordered(spec) else action[..., np.argsort(spec.arm + spec.grippers)]
-    return values * _row(spec.scale) + _row(spec.offset) if spec.scale else values
+    values = values * _row(spec.scale) + _row(spec.offset) if spec.scale else values
+    return values + reference(state, spec.relative_to) if spec.relative_to else values
+
+
+def reference(state: Float[Array, "*batch state"], relative_to: tuple[int, ...]) -> Float[Array, "*batch 1 action"]:
+    """What is subtracted from every action of a chunk: the state's value of each dimension, 0 where there is none."""
+    index = np.array(relative_to)
+    return state[..., None, np.maximum(index, 0)] * (index >= 0).astype(np.float32)
 
 
 def _is_ordered(spec: ActionSpec) -> bool:

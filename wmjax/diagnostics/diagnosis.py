@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 
 from wmjax.core.errors import UserError
 from wmjax.data.loader import Batch
-from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
+from wmjax.data.statistics import clip_action, normalise_action
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import input_section, memory_section
 from wmjax.diagnostics.flow_bounds import flow_section
@@ -95,7 +95,7 @@ def diagnose(
     outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
     log.info("scored %d samples of the %s split under %d conditions", len(outcome.frames), split, len(outcome.chunks))
     windows = action_windows(inputs, outcome.frames)
-    chunks = {name: np.asarray(denormalise_action(c, inputs.action_spec)) for name, c in outcome.chunks.items()}
+    chunks = outcome.raw_chunks(inputs)
     names = {index: task.instruction for index, task in enumerate(inputs.store.tasks)}
     sections: dict[str, Section] = {
         "actions": action_section(clip_action(chunks[PLAIN], windows.spec), windows, names),
@@ -143,7 +143,7 @@ def forecast(
     @jax.jit
     def step(state: nnx.State, batch: dict[str, jax.Array]) -> jax.Array:
         seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
-        action = normalise_action(batch["action"], inputs.action_spec)
+        action = normalise_action(batch["action"], inputs.action_spec, batch["state"])
         merged: VLA | WorldModel = nnx.merge(graph, state)
         return merged.recall(seen, action, batch["action_mask"])
 
@@ -178,8 +178,9 @@ def _gradients(model: VLA, inputs: Inputs, seed: int, trainable: Trainable) -> S
 
 def _complete(windows: ActionWindows, inputs: Inputs, dim: int) -> np.ndarray:
     """Complete chunks in the flow head's units, ``[n, chunk * dim]``."""
-    action = windows.action[windows.mask.all(1)]
-    return np.asarray(normalise_action(action, inputs.action_spec))[..., :dim].reshape(len(action), -1)
+    complete = windows.mask.all(1)
+    action, state = windows.action[complete], windows.state[complete]
+    return np.asarray(normalise_action(action, inputs.action_spec, state))[..., :dim].reshape(len(action), -1)
 
 
 def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:

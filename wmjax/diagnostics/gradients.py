@@ -84,7 +84,7 @@ def gradient_section(model: VLA, inputs: Inputs, stream: Iterable[Batch], traina
         real = batch["sample_mask"][:, None]
         batch = {**batch, **{name: batch[name] & real for name in ("action_mask", "future_mask") if name in batch}}
         seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
-        action = normalise_action(batch["action"], inputs.action_spec)
+        action = normalise_action(batch["action"], inputs.action_spec, batch["state"])
         key = named_key(seed, "diagnose gradients", index)
 
         def losses(params: nnx.State) -> tuple[Array, Array]:

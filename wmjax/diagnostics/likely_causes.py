@@ -167,7 +167,7 @@ def _states(evidence: Evidence) -> Iterator[Cause]:
         "recover: its demonstrations do not show how. Record what the expert does in the states that the policy "
         "reaches, and train on both.",
         f"python -m wmjax.record --run {evidence.run} --out AGGREGATE && "
-        + _train(evidence, f"--train.init_from {evidence.run}", '--data.paths \'["DEMONSTRATIONS", "AGGREGATE"]\''),
+        + _train(evidence, f"--train.init_from {evidence.run}", "--data.paths DEMONSTRATIONS,AGGREGATE"),
     )
 
 

@@ -20,7 +20,7 @@ from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.rng import named_key
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import Batch, make_loader
-from wmjax.data.statistics import normalise_action
+from wmjax.data.statistics import denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.base import Hidden, State
 from wmjax.models.vla import VLA, VLAConfig
@@ -73,6 +73,12 @@ class Outcome:
     memory: dict[str, Float32[np.ndarray, " n"]]
     head: dict[str, dict[str, float]]
     complete: int
+
+    def raw_chunks(self, inputs: Inputs) -> dict[str, Float32[np.ndarray, "n chunk action"]]:
+        """The chunks in the units of the robot, not clipped."""
+        state = inputs.store.state[inputs.store.frame_row[self.frames]]
+        spec = inputs.action_spec
+        return {name: np.asarray(denormalise_action(chunk, spec, state)) for name, chunk in self.chunks.items()}
 
 
 def input_conditions(config: VLAConfig, tasks: int) -> list[Condition]:
@@ -196,7 +202,7 @@ class Network:
             theirs = donor.normalised(self._inputs.encoder_spec, self._inputs.action_spec)
             memory = model.recall(inputs._replace(**theirs._asdict()))
         out = model.act_on(hidden, inputs, key=key, corruption=corruption, memory=memory)
-        action = normalise_action(batch["action"], self._inputs.action_spec)
+        action = normalise_action(batch["action"], self._inputs.action_spec, batch["state"])
         complete = jnp.broadcast_to(complete_chunks(batch)[:, None], batch["action_mask"].shape)
         loss = model.head.loss(out.tokens, action, complete, named_key(self._seed, "diagnose flow", index))
         prediction = out.prediction

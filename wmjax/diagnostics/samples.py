@@ -156,7 +156,7 @@ def training_windows(inputs: Inputs, model: VLAConfig) -> LatentWindows:
 
 @dataclasses.dataclass(frozen=True)
 class ActionWindows:
-    """The expert's chunks of frames, raw, as ``spec`` describes them.
+    """The expert's chunks of frames, raw, as ``spec`` describes them, and the states at which they are decided.
 
     ``near_change`` marks chunk steps close to a change of each gripper's command, ``held`` says whether the command
     executed just before each frame closes it: what a policy that never changes its mind would repeat.
@@ -164,6 +164,7 @@ class ActionWindows:
 
     action: Float32[np.ndarray, "n chunk action"]
     mask: Bool[np.ndarray, "n chunk"]
+    state: Float32[np.ndarray, "n state"]
     near_change: Bool[np.ndarray, "n chunk grippers"]
     held: Bool[np.ndarray, "n grippers"]
     spec: ActionSpec
@@ -184,6 +185,7 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, " n"], within: int = 
     return ActionWindows(
         action=action,
         mask=mask,
+        state=store.state[where.row],
         near_change=near[rows] & inside[..., None],
         held=held,
         spec=store.action_spec,

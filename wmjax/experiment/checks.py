@@ -13,6 +13,7 @@ from wmjax.data.labels import check_labels, require_labels
 from wmjax.data.motion import find_motion
 from wmjax.data.shift import require_shift
 from wmjax.data.split import SPLIT_SEED, split_episodes
+from wmjax.data.statistics import delta_indices
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import join_stores
 from wmjax.encoders.base import ENCODERS
@@ -47,6 +48,9 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         stride = None if experiment.data.places else experiment.data.observation.frame_stride
     _require_tasks(experiment)
     _require_labels(experiment, store)
+    if store is not None or not experiment.data.places:
+        seen = experiment.data.observation if store is None else store.spec
+        delta_indices(experiment.train.delta_actions, seen, ACTION_SPEC if store is None else store.action_spec)
     _require_shift(experiment, store)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
@@ -237,6 +241,11 @@ def _require_pending(experiment: Experiment, store: TrainingStore | None) -> Non
         raise UserError(
             f"model.pending is {model.pending}, but with train.delay {delay} there are {delay} pending actions; set "
             f"model.pending to {delay}, or to 0 for a network that is not told them"
+        )
+    if model.roll_state and experiment.train.delta_actions:
+        raise UserError(
+            f"train.delta_actions is {', '.join(experiment.train.delta_actions)}, but model.roll_state gives the "
+            "network another state than the differences are to; leave one of them out"
         )
     if model.roll_state and (store is not None or not experiment.data.places):
         observation = experiment.data.observation if store is None else store.spec

@@ -23,7 +23,7 @@ from wmjax.trainer.config import Inputs
 log = logging.getLogger("wmjax.train")
 SHOWN = 200
 """Names of parameters that the log lists of those that were not taken over."""
-STATE, ACTION = ("state", "state_units"), ("names", "units", "definition", "grippers")
+STATE, ACTION = ("state", "state_units"), ("names", "units", "definition", "grippers", "relative_to")
 """Fields of an ObservationSpec and of an ActionSpec by which a state and an action are those of the same robot."""
 End = Literal["state", "action"]
 """The parts of the network whose sizes are a robot's: what reads its state, and what makes its actions."""
@@ -117,7 +117,9 @@ class Start:
         observation = from_dict(ObservationSpec, specs["observation"], where)
         action = from_dict(ActionSpec, specs["action"], where)
         ends: list[End] = ["state"] if _differing(inputs.store.spec, observation, STATE) else []
-        return (*ends, "action") if _differing(inputs.action_spec, action, ACTION) else tuple(ends)
+        if _differing(inputs.action_spec, action, ACTION) or (ends and action.relative_to):
+            ends.append("action")
+        return tuple(ends)
 
     def load(self, params: nnx.State, frozen: nnx.State, new: Collection[str] = ()) -> tuple[nnx.State, nnx.State]:
         """Puts the checkpoint's averaged parameters in the place of those of the same name and shape; logs the rest.

@@ -15,7 +15,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs
-from wmjax.data.statistics import action_spec, clip_action, denormalise_action
+from wmjax.data.statistics import action_spec, clip_action
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import InputSection, input_section
@@ -162,7 +162,7 @@ def open_loop(experiment: Experiment, model: VLA, inputs: Inputs) -> OpenLoop:
     looks = input_conditions(config, len(inputs.store.tasks))
     outcome = _observe(model, inputs, "val", seed, looks)
     windows = action_windows(inputs, outcome.frames)
-    chunks = {name: np.asarray(denormalise_action(c, inputs.action_spec)) for name, c in outcome.chunks.items()}
+    chunks = outcome.raw_chunks(inputs)
     acted = clip_action(chunks[PLAIN], windows.spec)
     section = action_section(acted, windows, {})
     draws = {"one draw": section.r2_arm["all"]}
@@ -187,7 +187,7 @@ def _observe(model: VLA, inputs: Inputs, split: Split, seed: int, conditions: li
 def _arm(outcome: Outcome, inputs: Inputs) -> float:
     """R² of the arm's clipped actions."""
     windows: ActionWindows = action_windows(inputs, outcome.frames)
-    chunk = np.asarray(denormalise_action(outcome.chunks[PLAIN], inputs.action_spec))
+    chunk = outcome.raw_chunks(inputs)[PLAIN]
     return action_section(clip_action(chunk, windows.spec), windows, {}).r2_arm["all"]
 
 

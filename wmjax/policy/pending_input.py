@@ -72,7 +72,7 @@ class PendingInput:
         self, state: Float32[Array, "batch state"], rows: Float32[Array, "batch steps dim"] | None
     ) -> dict[str, Any]:
         """``state`` and ``pending`` of a :class:`wmjax.models.inputs.ModelInput`, normalised; traceable by jax."""
+        pending = normalise_action(rows, self.spec, state) if self.as_input and rows is not None else None
         if self.motion is not None and rows is not None:
             state = roll_state(jnp.asarray(state), rows, self.motion)
-        pending = normalise_action(rows, self.spec) if self.as_input and rows is not None else None
         return {"state": normalise_state(state, self.spec), "pending": pending}

@@ -230,7 +230,7 @@ class Policy:
             numbers = errors.named("oracle")
         if self.corruption in ("noise", *SHUFFLED):
             memory = self._other_memory(model, inputs, keys, donor)
-        inside, known = _inside(self.corruption), self._known(pending)
+        inside, known = _inside(self.corruption), self._known(pending, observation.state)
         action, info = model.sample(inputs, keys, corruption=inside, memory=memory, known=known)
         info |= numbers
         prediction = info.pop("prediction", None)
@@ -238,21 +238,26 @@ class Policy:
             info |= self._errors(model, before, history, observation.first)
             info |= {"observed": model.world.prepare(history), "imagined": prediction}
             carry = carry._replace(prediction=prediction)
-        return carry, self._raw(action, pending), info
+        return carry, self._raw(action, pending, observation.state), info
 
-    def _known(self, pending: Float32[Array, "batch pending dim"] | None) -> Known | None:
+    def _known(
+        self, pending: Float32[Array, "batch pending dim"] | None, state: Float32[Array, "batch state"]
+    ) -> Known | None:
         """What the head has to continue with real-time chunking."""
         if pending is None or self.handover is None or self.handover.method != "rtc":
             return None
-        previous = normalise_action(self.handover.previous(pending), self.action_spec)
+        previous = normalise_action(self.handover.previous(pending), self.action_spec, state)
         free = self.handover.chunk - self.handover.overlap
         return Known(jnp.pad(previous, ((0, 0), (0, free), (0, 0))), self.handover.weights())
 
     def _raw(
-        self, action: Float32[Array, "batch chunk dim"], pending: Float32[Array, "batch pending dim"] | None
+        self,
+        action: Float32[Array, "batch chunk dim"],
+        pending: Float32[Array, "batch pending dim"] | None,
+        state: Float32[Array, "batch state"],
     ) -> Float32[Array, "batch chunk dim"]:
         """Raw actions within their bounds, blended with the previous chunk's if so asked."""
-        raw = clip_action(denormalise_action(action, self.action_spec), self.action_spec)
+        raw = clip_action(denormalise_action(action, self.action_spec, state), self.action_spec)
         if pending is None or self.handover is None or self.handover.method != "blend":
             return raw
         return self.handover.blend(raw, self.handover.previous(pending), self.action_spec)

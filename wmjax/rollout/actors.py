@@ -309,7 +309,8 @@ class Replay(Scripted):
         rows = slice(entry["step_start"] + start, entry["step_start"] + max(start, end))
         recorded = self._store.executed[rows]
         padded = np.concatenate([recorded, self.hold(self.horizon - len(recorded))])
-        actions = denormalise_action(normalise_action(padded, self._spec), self._spec)
+        state = np.asarray(decision.state, np.float32)
+        actions = denormalise_action(normalise_action(padded, self._spec, state), self._spec, state)
         acted = clip_action(actions, self._spec)
         # An object that is let go and falls amplifies even a rounding error.
         return np.where(np.abs(acted - padded) <= ROUNDING, padded, acted).astype(np.float32)

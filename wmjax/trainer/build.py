@@ -137,6 +137,7 @@ def make_steps(
         ema_decay=config.ema_decay,
         max_shift=max_shift,
         state_noise=config.state_noise,
+        crop=config.crop,
         colours=config.colours,
         cameras=specs.cameras,
     )

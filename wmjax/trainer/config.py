@@ -20,7 +20,7 @@ from wmjax.models.parameters import RANDOM, Trainable
 from wmjax.models.world_model import Objective
 from wmjax.trainer.colours import ColourConfig
 
-UNITS = ("normalisation", "offset", "scale", "state_offset", "state_scale")
+UNITS = ("normalisation", "offset", "scale", "state_offset", "state_scale", "relative_to")
 """Fields of an ActionSpec that follow from statistics."""
 
 
@@ -30,7 +30,11 @@ class TrainConfig(Settings, section="train"):
 
     The ``objective`` ``world`` trains the Prophet alone, on the world loss: no image is read, and neither VLM nor head
     is in the program. Policies of any variant with a Prophet start from such a run by ``init_from``.
-    ``state_noise`` is in units of the state's normalisation scale, ``colours`` changes those of training images.
+    ``state_noise`` is in units of the state's normalisation scale, ``colours`` changes those of training images, and of
+    a ``crop`` below 1 a random part with that share of height and width is enlarged to the image (openpi uses 0.95).
+    ``delta_actions`` names the dimensions of the actions, such as joint targets, that are learned as differences to the
+    state at which a chunk is decided; ``all`` are those that the state has by the same name
+    (:func:`wmjax.data.statistics.delta_indices`). The policy's actions are targets as in the data.
     ``backbone_weights`` is a folder or hub id of weights to start the backbone from; empty or ``random`` starts from
     random ones, which follow from ``seed``. With ``trainable`` ``adapters`` they stay as they are, so it must be said.
     The chunks that are learned begin ``delay`` control steps after the observation, for evaluations with that
@@ -60,6 +64,7 @@ class TrainConfig(Settings, section="train"):
     eval_every: Count = 500
     eval_batches: Count = 4
     normalisation: Normalisation = "mean_std"
+    delta_actions: tuple[str, ...] = ()
     checkpoint_every: Count = 250
     threads: Depth = 2
     delay: Annotated[int, Range(0, 10_000)] = 0
@@ -69,6 +74,7 @@ class TrainConfig(Settings, section="train"):
     max_skipped: Count = 50
     accumulate: Annotated[int, Range(1, 1_000_000)] = 1
     init_from: str = ""
+    crop: Annotated[float, Range(0.1, 1)] = 1.0
     colours: ColourConfig = dataclasses.field(default_factory=ColourConfig)
     trackers: tuple[str, ...] = ("tensorboard",)
 

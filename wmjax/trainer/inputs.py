@@ -50,7 +50,7 @@ def make_inputs(
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         encoder_spec=encoder_spec,
-        action_spec=action_spec(store, labelled, model.chunk, config.normalisation),
+        action_spec=action_spec(store, labelled, model.chunk, config.normalisation, config.delta_actions, config.delay),
         prompts=join_prompts([prepare(task.instruction) for task in store.tasks]),
         prompt_hashes=prepare.hashes,
         loader=LoaderConfig(

@@ -340,9 +340,10 @@ def validate(
         for index, batch in zip(range(batches), stream, strict=False):
             batch = shard_batch(batch, mesh)
             chunk, metrics = eval_step(state.ema, frozen, batch, inputs.prompts, np.int32(index))
-            chunk, action, mask, metrics = fetch((chunk, batch["action"], batch["action_mask"], metrics))
+            needed = batch["action"], batch["state"], batch["action_mask"]
+            chunk, action, decided_at, mask, metrics = fetch((chunk, *needed, metrics))
             predicted.append(chunk)
-            actual.append(np.asarray(normalise_action(action, inputs.action_spec)))
+            actual.append(np.asarray(normalise_action(action, inputs.action_spec, decided_at)))
             masks.append(mask)
             losses.append(metrics)
             if stopping() and index + 1 < batches:

@@ -17,6 +17,7 @@ from wmjax.data.statistics import normalise_action, normalise_latents, normalise
 from wmjax.models.inputs import ModelInput
 from wmjax.models.world_model import WorldModel
 from wmjax.trainer.colours import ColourConfig, jitter_colours
+from wmjax.trainer.crops import crop_at_random
 
 
 class TrainState(NamedTuple):
@@ -43,7 +44,7 @@ def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_
         images=batch.get("images"),
         state=normalise_state(batch["state"], action_spec),
         prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
-        pending=normalise_action(batch["pending"], action_spec) if "pending" in batch else None,
+        pending=normalise_action(batch["pending"], action_spec, batch["state"]) if "pending" in batch else None,
     )
     if encoder_spec is None:
         return inputs
@@ -94,6 +95,7 @@ def make_train_step(
     ema_decay: float,
     max_shift: int,
     state_noise: float,
+    crop: float = 1.0,
     colours: ColourConfig | None = None,
     cameras: tuple[int, ...] = (0,),
 ) -> Callable[[TrainState, nnx.State, Batch, Prompt], tuple[TrainState, Metrics]]:
@@ -105,11 +107,13 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: nnx.State, batch: Batch, prompts: Prompt) -> tuple[TrainState, Metrics]:
         batch = augment(batch, named_key(seed, "augment", state.step), max_shift, noise, cameras)
+        if crop < 1.0 and "images" in batch:
+            batch = {**batch, "images": crop_at_random(batch["images"], named_key(seed, "crop", state.step), crop)}
         if colours is not None and colours.changes and "images" in batch:
             images = jitter_colours(batch["images"], named_key(seed, "colours", state.step), colours)
             batch = {**batch, "images": images}
         inputs = model_input(batch, prompts, action_spec, encoder_spec)
-        action = normalise_action(batch["action"], action_spec)
+        action = normalise_action(batch["action"], action_spec, batch["state"])
 
         def loss(params: nnx.State) -> tuple[Float32[Array, ""], Metrics]:
             model = nnx.merge(graph, params, frozen)
@@ -149,7 +153,7 @@ def make_eval_step(
         params: nnx.State, frozen: nnx.State, batch: Batch, prompts: Prompt, index: Int32[Array, ""]
     ) -> tuple[Float32[Array, "batch chunk dim"] | None, Metrics]:
         inputs = model_input(batch, prompts, action_spec, encoder_spec)
-        action = normalise_action(batch["action"], action_spec)
+        action = normalise_action(batch["action"], action_spec, batch["state"])
         model = nnx.merge(graph, params, frozen)
         value, metrics = model.loss(inputs, action, batch["action_mask"], named_key(seed, "eval", index), train=False)
         metrics = {**metrics, "loss": value}
