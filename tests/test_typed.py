@@ -20,9 +20,9 @@ class Outer:
     inner: Inner = Inner()
     rate: float = 1e-3
     tasks: tuple[int, ...] = ()
-    cameras: tuple[str, ...] = ()
     path: str | None = None
     on: bool = False
+    cameras: tuple[str, ...] = ()
 
 
 def test_nested_values_and_defaults() -> None:
