@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
-from wmjax.core.command import run_command
+from wmjax.core.command import run_command, whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser
 from wmjax.core.paths import expand
@@ -27,7 +27,8 @@ DOCUMENTS = ("README.md", "docs/results.md")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("verify", __doc__)
-    parser.add_argument("--replays", type=int, help="episodes of each evaluation to replay; default all recorded ones")
+    replays = whole_number("replays", 0)
+    parser.add_argument("--replays", type=replays, help="episodes of each evaluation to replay; default all recorded")
     parser.add_argument("--write", action="store_true", help="write the tables in README and docs anew")
     parser.add_argument("--add", type=expand, metavar="RESULTS", help="results folder to make evidence of")
     parser.add_argument("--name", help="of the evidence, with --add")
@@ -39,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         documents = [path for name in DOCUMENTS if (path := root.parents[1] / name).is_file()]
         if bool(options.add) != bool(options.name):
             raise UserError("--add and --name belong together; give both")
-        if options.replays is not None and options.replays < 0:
-            raise UserError(f"--replays is {options.replays}; give 0 or more")
         if options.add:
             print(add(root, options.add, options.name))
             return 0
