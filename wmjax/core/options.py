@@ -1,7 +1,9 @@
 """The options of commands. Every setting is spelled ``--section.name VALUE``; some have a short option beside it.
 
 Options without a section are a command's own: what it works on and where it writes, such as ``--run`` and ``--out``.
-They set nothing of an experiment, a protocol or a store. A short option is documented in ``--help`` with the setting that it stands for, and the value goes the same way: it is
+They set nothing of an experiment, a protocol or a store.
+
+A short option is documented in ``--help`` with the setting that it stands for, and the value goes the same way: it is
 read as TOML, converted to the field's type, and checked against the range that the field declares.
 """
 
