@@ -107,14 +107,10 @@ def host_devices(environment: Mapping[str, str] = os.environ) -> str:
     import jax
 
     used = jax.local_device_count()
-    there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment)))) if _on_gpus() else used
+    there = used
+    if jax.default_backend() == "gpu":
+        there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment))))
     return f"{used} of {max(used, there)} devices of this host"
-
-
-def _on_gpus() -> bool:
-    import jax
-
-    return jax.default_backend() == "gpu"
 
 
 def _detect(value: str) -> None:

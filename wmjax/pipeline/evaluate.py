@@ -79,7 +79,7 @@ def evaluate(
             keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
             keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
             recipe = str(header.get("recipe_hash", ""))
-            steps = _run(actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe)
+            steps = run_episodes(actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe)
             seconds = time.monotonic() - started
             _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
@@ -123,10 +123,10 @@ def watch(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         videos = Videos(folder, 0, actor.observation_spec.control_hz, protocol.environment.action_spec)
-        _run(actor, protocol, episodes, Results(folder, {}), videos, workers, watcher=watcher, watched=watched)
+        run_episodes(actor, protocol, episodes, Results(folder, {}), videos, workers, watcher=watcher, watched=watched)
 
 
-def _run(
+def run_episodes(
     actor: Actor,
     protocol: Protocol,
     episodes: Sequence[EpisodeId],
