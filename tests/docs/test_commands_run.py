@@ -1,6 +1,7 @@
 """The commands in the bash blocks of README and the quick start run, one after the other, at the scale smoke."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.docs.test_documents import CHECKED
 DOCUMENTS = ("README.md", "docs/quickstart.md")
 RUN, STEP = "e2_flow-smoke-smoke-s0", "00000030"
 """The run that the documents' training leaves at the scale smoke, and its last step."""
-SMALLER = {"train": ["--scale", "smoke"], "evaluate": ["--tasks", "2", "--episodes", "1", "--videos", "0"]}
+SMALLER = {"train": ["--scale", "smoke"], "evaluate": ["--episodes", "1", "--videos", "0"]}
 """What is added to a command so that it takes little time; a later option wins."""
 
 
@@ -29,9 +30,14 @@ def commands(cache: Path) -> list[list[str]]:
             if Path(words[0]).name == "python" and words[2].startswith("wmjax."):
                 name = words[2].removeprefix("wmjax.")
                 smaller = [] if "--dry-run" in words else SMALLER.get(name, [])
-                path = [word.replace("RUN", str(cache / "runs" / RUN)).replace("00003000", STEP) for word in words]
-                found.append([*path[1:], *smaller])
+                found.append([*(_of_smoke(word, cache) for word in words[1:]), *smaller])
     return [words for number, words in enumerate(found) if words not in found[:number]]
+
+
+def _of_smoke(word: str, cache: Path) -> str:
+    """A word with the run at the scale smoke in it, and results with what :data:`SMALLER` changes in their name."""
+    smaller = re.sub(r"(/evaluations/)\d+(/.*)", rf"\g<1>{STEP}\g<2>-n1", word)
+    return smaller.replace("RUN", str(cache / "runs" / RUN))
 
 
 def test_the_documents_train_evaluate_and_look_at_a_run(tmp_path: Path) -> None:
@@ -54,4 +60,5 @@ def test_the_commands_run_at_smoke_size(tmp_path: Path) -> None:
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, (words, done.stdout + done.stderr)
     results = cache / "runs" / RUN / "evaluations" / STEP
-    assert (results / "libero_spatial" / "report.html").is_file() and (results / "smoke" / "summary.json").is_file()
+    assert (results / "libero_spatial-tasks0,1,2,4,6-n1" / "report.html").is_file()
+    assert (results / "smoke" / "summary.json").is_file()
