@@ -15,8 +15,11 @@ from tests.docs.test_documents import CHECKED
 DOCUMENTS = ("README.md", "docs/quickstart.md")
 RUN, STEP = "e2_flow-smoke-smoke-s0", "00000030"
 """The run that the documents' training leaves at the scale smoke, and its last step."""
-SMALLER = {"train": ["--scale", "smoke"], "evaluate": ["--episodes", "1", "--videos", "0"]}
-"""What is added to a command so that it takes little time; a later option wins."""
+SMALLER = {
+    "train": ["--scale", "smoke", "--data.episodes_per_task", "4"],
+    "evaluate": ["--episodes", "1", "--videos", "0"],
+}
+"""What is added to a command so that it takes little time. A diagnosis needs more demonstrations than the scale has."""
 
 
 def commands(cache: Path) -> list[list[str]]:
