@@ -78,7 +78,7 @@ def _refused(error: OSError) -> str | None:
 
 
 def _reader_has_gone() -> bool:
-    """Whether nobody reads the output any more; if so, the rest of it goes nowhere."""
+    """Whether the output's reader has closed it; if so, the rest of the output is dropped."""
     poller = select.poll()
     poller.register(sys.stdout.fileno(), select.POLLOUT)
     gone = any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poller.poll(0))

@@ -61,8 +61,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or was told by jax's own
-    ``JAX_LOCAL_DEVICE_IDS``.
+    """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or if
+    ``JAX_LOCAL_DEVICE_IDS`` names them.
 
     jax itself gives each task the one GPU of its number on the host, also where one task has the host for itself.
 

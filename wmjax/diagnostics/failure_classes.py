@@ -17,11 +17,11 @@ from wmjax.recording.primitives.privileged_scene import UP
 from wmjax.recording.watch import Moment
 
 CLOSED, OPENED = 0.03, 0.05
-"""Commanded finger distances (m) below which the gripper counts as told to close, above which to open."""
+"""Commanded finger distances (m) below which the gripper counts as commanded to close, above which to open."""
 RISING = 0.005
 """A commanded distance (m) that rises by so much opens the fingers: it takes 8 control steps from closed to open."""
 SQUEEZED = 0.002
-"""Fingers that one object keeps this far (m) from where they are told to be hold it."""
+"""Fingers that one object keeps this far (m) from their commanded distance hold it."""
 LIFTED = 0.015
 """A held object this far (m) above where it was taken is lifted."""
 LOST = 3
@@ -120,7 +120,7 @@ class _Track:
         return _Hold(start, end, bool(rise.max() > LIFTED))
 
     def _crossings(self) -> list[int]:
-        """The control steps at which the gripper was told to close, each after it had been open."""
+        """The control steps at which the gripper was commanded to close, each after it had been open."""
         found, closed = [], bool(self.command[0] < CLOSED)
         for step, command in enumerate(self.command):
             if not closed and command < CLOSED:
@@ -138,7 +138,7 @@ class _Track:
         return min(step + REST, self.length - 1)
 
     def slipped(self, hold: _Hold) -> bool:
-        """Whether a hold ended although the fingers were told to stay closed."""
+        """Whether a hold ended although the fingers were commanded to stay closed."""
         told = self.command[hold.end : hold.end + LOST + 2]
         return bool(told.max() < told[0] + RISING)
 
@@ -214,7 +214,7 @@ def _without_a_hold(track: _Track) -> tuple[Kind, str]:
 
 
 def _events(track: _Track) -> list[Event]:
-    """Everything worth telling, in no order."""
+    """The events of a time line, unordered."""
     events = [_closing(track, step) for step in track.closings]
     for step in track.closings:
         if not any(hold.lifted and hold.start <= step + REST and hold.end >= step for hold in track.holds):
@@ -262,7 +262,7 @@ def _touch(hold: _Hold) -> list[Event]:
 
 
 def _pushes(track: _Track) -> list[Event]:
-    """Objects that moved without being held, each told once, when it had moved far enough."""
+    """Objects that moved without being held, each reported once, when it had moved far enough."""
     free = ~_bridged(track.held, 2 * REST)
     events = []
     for start, end in _stretches(free):

@@ -232,7 +232,7 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
 
 
 def _require_pending(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Requires that the network is told as many pending actions as there are, and that a state can be rolled forward.
+    """Requires as many pending actions in the network as there are, and a state that can be rolled forward.
 
     Without a delay nothing is pending, so a rolled state is the state.
     """

@@ -204,7 +204,7 @@ class Random(Scripted):
 
 
 REPLAYS_SUCCEED = 0.99
-"""Share of the replays that must succeed before any policy is worth evaluating."""
+"""Share of the replays that must succeed before an evaluation of a policy is meaningful."""
 ROUNDING = 1e-6
 """Difference of an action, of at most 1, that comes from normalising in float32; any other is executed."""
 

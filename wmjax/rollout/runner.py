@@ -56,7 +56,7 @@ class _Running:
     reached: list[int] | None = None
 
     def note_goals(self, reply: Reply) -> None:
-        """Takes down which goals hold. Of goals reached since the last reply the one that was told comes first."""
+        """Records the goals that hold; among those newly reached, the instructed goal comes first."""
         if reply.goals is None:
             return
         if self.reached is None:

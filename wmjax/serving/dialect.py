@@ -47,7 +47,7 @@ class Dialect(abc.ABC):
         """
 
     def error(self, message: str) -> Frame:
-        """What a client is told before the connection is closed."""
+        """The error that a client gets before the connection is closed."""
         return message
 
 

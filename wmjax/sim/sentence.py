@@ -1,4 +1,4 @@
-"""The sentence that a policy is told in an episode: the task's own, a neutral one, or another task's.
+"""The sentence that a policy gets as its instruction in an episode: the task's own, a neutral one, or another task's.
 
 This module imports no simulator.
 """

@@ -129,7 +129,7 @@ class Watcher(Protocol):
     def look(
         self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None
     ) -> Any:
-        """What there is to tell about the current state.
+        """The reply that describes the current state.
 
         Args:
             action: what was executed last; None at the start of an episode.

@@ -166,7 +166,7 @@ class Saver:
         self._prune()
 
     def _prune(self) -> None:
-        """Removes old checkpoints. One that was saved while updates were being skipped replaces no good one."""
+        """Removes old checkpoints. One that was saved while updates were skipped never replaces a good one."""
         steps = complete_steps(self._root)
         good = [step for step in steps if not _is_bad(self._root / f"{step:08d}")]
         kept = {*steps[-1:], *good[-self._keep.max_to_keep :]}
@@ -343,7 +343,7 @@ def _files(folder: Path, item: str, wanted: dict[str, str]) -> list[str]:
 
 
 def _file_state(path: Path) -> tuple[int, int, int]:
-    """What tells a file from one that was written in its place since."""
+    """Size, time and inode, which differ if the file was replaced."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 

@@ -84,7 +84,7 @@ class Client(abc.ABC):
 
     @property
     def own(self) -> bool:
-        """Whether it is a server of wmjax, which is told the episode and all frames."""
+        """Whether it is a server of wmjax, which receives the episode's name and all frames."""
         return bool(self.card.get("server") == OWN)
 
     @abc.abstractmethod
