@@ -12,11 +12,11 @@ for package in LOCKED["package"]:
 
 
 def test_the_tested_versions_are_locked() -> None:
-    found = tomllib.loads((lock.ROOT / "uv.toml").read_text(encoding="utf-8"))["constraint-dependencies"]
-    assert found == lock.constraints()
+    project = tomllib.loads((lock.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["uv"]["constraint-dependencies"] == lock.constraints()
     tested = {name: version for name, version in lock.pins().items() if name in VERSIONS}
     assert len(tested) > 100
-    assert {name for name, version in tested.items() if version not in VERSIONS[name]} == lock.UNLIKE
+    assert {name for name, version in tested.items() if version not in VERSIONS[name]} <= lock.UNLIKE
 
 
 def test_the_pins_of_newer_pythons_are_locked() -> None:

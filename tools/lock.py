@@ -2,9 +2,9 @@
 
     python tools/lock.py    # needs uv and an index
 
-The versions of Python 3.11 are those of ``constraints/py311.txt``, with which the tests run; they are written to
-``uv.toml``, which uv reads. Those of newer Pythons are the newest that fit. Run it after a change of the dependencies
-in pyproject.toml.
+The versions of Python 3.11 are those of ``constraints/py311.txt``, with which the tests run; they are written to the
+end of pyproject.toml, where uv reads them. Those of newer Pythons are the newest that fit. Run it after a change of the
+dependencies.
 """
 
 import re
@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 TESTED, NEWER = ROOT / "constraints/py311.txt", ROOT / "constraints/py312.txt"
 UNLIKE = {"pillow", "pymdown-extensions"}
 """Packages whose tested version fits not every extra (trackers want an older pillow), or not every Python 3.11."""
+SECTION = "[tool.uv]  # written by tools/lock.py\nconstraint-dependencies = [\n"
+"""Where uv's constraints begin in pyproject.toml."""
 EVERYWHERE = {"torch"}
 """Packages whose tested version is pinned for all Pythons."""
 
@@ -38,9 +40,9 @@ def constraints() -> list[str]:
 
 def main() -> None:
     """Writes the three files."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition(f"\n{SECTION}")[0]
     items = "".join(f'    "{line}",\n' for line in constraints())
-    text = f"# Written by tools/lock.py from constraints/py311.txt.\nconstraint-dependencies = [\n{items}]\n"
-    (ROOT / "uv.toml").write_text(text, encoding="utf-8")
+    (ROOT / "pyproject.toml").write_text(f"{project}\n{SECTION}{items}]\n", encoding="utf-8")
     subprocess.run(["uv", "lock", "--quiet"], cwd=ROOT, check=True)
     export = ["uv", "export", "--frozen", "--quiet", "--all-extras", "--all-groups", "--no-emit-project", "--no-hashes"]
     lines = subprocess.run(export, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
