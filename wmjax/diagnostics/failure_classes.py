@@ -98,19 +98,19 @@ class _Track:
     """The moments as arrays over control steps, and the stretches in which the object was held."""
 
     def __init__(self, moments: Sequence[Moment]) -> None:
-        seen = [moment.seen for moment in moments]
+        states = [moment.state for moment in moments]
         self.length = len(moments)
-        self.hand = np.stack([s.hand for s in seen])
-        self.item = np.stack([s.item for s in seen])
-        self.place = np.stack([s.place for s in seen])
-        self.aside = np.array([s.aside for s in seen])
-        self.command = np.array([s.command for s in seen])
+        self.hand = np.stack([s.hand for s in states])
+        self.item = np.stack([s.item for s in states])
+        self.place = np.stack([s.place for s in states])
+        self.aside = np.array([s.aside for s in states])
+        self.command = np.array([s.command for s in states])
         self.gap = np.array([moment.gap for moment in moments])
-        upright = seen[0].item_rotation.T @ UP
-        self.lean = np.array([(s.item_rotation @ upright)[2] for s in seen])
+        upright = states[0].item_rotation.T @ UP
+        self.lean = np.array([(s.item_rotation @ upright)[2] for s in states])
         self.others = {name: np.stack([m.others[name] for m in moments]) for name in moments[0].others}
-        squeezed = np.array([s.opening - s.command for s in seen])
-        touching = np.array([s.touching for s in seen])
+        squeezed = np.array([s.opening - s.command for s in states])
+        touching = np.array([s.touching for s in states])
         self.held = (squeezed > 0) & ((touching == 2) | ((touching > 0) & (squeezed > SQUEEZED)))
         self.holds = [self._hold(start, end) for start, end in _stretches(_bridged(self.held, LOST))]
         self.closings = self._crossings()

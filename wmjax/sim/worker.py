@@ -126,10 +126,10 @@ class Reply:
 class Watcher(Protocol):
     """Reads the simulator beside the policy, which never sees what it reads."""
 
-    def look(
+    def observe(
         self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None
     ) -> Any:
-        """The reply that describes the current state.
+        """Describes the current state.
 
         Args:
             action: what was executed last; None at the start of an episode.
@@ -220,8 +220,9 @@ class Host:
     def _watch(self, action: np.ndarray | None) -> None:
         """Shows the watcher, if there is one, the current state."""
         if self._watcher is not None:
-            seen = self._frame_steps[-1:] == [self._step]
-            self._watched.append(self._watcher.look(action, self._buffer[len(self._frame_steps) - 1] if seen else None))
+            rendered = self._frame_steps[-1:] == [self._step]
+            image = self._buffer[len(self._frame_steps) - 1] if rendered else None
+            self._watched.append(self._watcher.observe(action, image))
 
     def _expert_class(self) -> Any:
         place = self._env.expert
