@@ -338,11 +338,11 @@ def _require_applicable(actor: Actor, protocol: Protocol) -> None:
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
             "evaluate a policy with a world memory that was loaded for it, or leave oracle out"
         )
-    told = actor.pending_steps if actor.realtime == "none" else 0
-    if told and protocol.execution_delay != told:
+    trained = actor.pending_steps if actor.realtime == "none" else 0
+    if trained and protocol.execution_delay != trained:
         raise UserError(
-            f"execution_delay is {protocol.execution_delay}, the {actor.name} was trained to be told which actions are "
-            f"executed in the {told} control steps (train.delay) before its own; set it to {told}"
+            f"execution_delay is {protocol.execution_delay}, the {actor.name} was trained with the pending actions of "
+            f"{trained} control steps (train.delay); set it to {trained}"
         )
     if protocol.realtime != actor.realtime:
         raise UserError(
