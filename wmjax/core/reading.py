@@ -1,4 +1,4 @@
-"""What comes from outside, read as what it must be: JSON, JSON lines, TOML, parquet and HDF5.
+"""Readers of files from outside, with the types that they must have: JSON, JSON lines, TOML, parquet and HDF5.
 
 Each reader says in one line which file, what is wrong with it and what to do. Types and ranges are those of
 :mod:`wmjax.core.settings`. Text is UTF-8 whatever the locale.

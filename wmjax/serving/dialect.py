@@ -1,4 +1,4 @@
-"""What a protocol of robot policies looks like to the server: one object per connection."""
+"""The interface between the server and a protocol of robot policies: one object per connection."""
 
 import abc
 from typing import ClassVar

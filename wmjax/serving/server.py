@@ -1,4 +1,4 @@
-"""The server: listens on a port per dialect, lets clients in, and keeps what one does wrong from the others."""
+"""The server: listens on a port per dialect, accepts clients, and isolates one's errors from the others."""
 
 import asyncio
 import contextlib

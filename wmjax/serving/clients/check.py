@@ -1,4 +1,4 @@
-"""Whether a served policy is shown what it was trained on: its answers to recorded observations, under each preset."""
+"""The check of a served policy's conventions: its answers to recorded observations, under each preset."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

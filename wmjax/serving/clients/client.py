@@ -1,4 +1,4 @@
-"""One connection to a policy that another program serves: the base of all dialects, and what it is asked."""
+"""One connection to a policy that another program serves: the base of all dialects, and its requests."""
 
 import abc
 import contextlib
