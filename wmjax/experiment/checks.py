@@ -20,7 +20,7 @@ from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.base import require_inpainting
 from wmjax.models.prompts import make_prepare
-from wmjax.models.world.config import unfit_memory
+from wmjax.models.world.config import intervention_error
 from wmjax.models.world_model import require_world_objective
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.sim.libero import ACTION_SPEC, SUITES, task_instructions
@@ -270,7 +270,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
             f"ensemble is {protocol.ensemble:g}, but chunks of model.chunk {chunk} actions do not overlap at "
             f"open_loop_horizon {horizon}; raise model.chunk"
         )
-    if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
+    if reason := intervention_error(memory, protocol.oracle, protocol.corruption):
         yield reason
     delay = experiment.pending_steps
     if delay and protocol.realtime == "none" and protocol.execution_delay != delay:

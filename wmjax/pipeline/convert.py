@@ -141,7 +141,7 @@ def convert_dataset(
 def _convert_video(
     data: str, out: Path, settings: ConvertSettings, progress: Callable[[int, int], None]
 ) -> TrainingStore:
-    """Converts a LeRobot dataset's frames; settings that the other store determines are refused."""
+    """Converts a LeRobot dataset's frames; what the other store says cannot be said again."""
     assert settings.video_only is not None
     names = ("image_size", "frame_stride", "gripper_convention", "grippers", "select", "rows")
     for name in names:

@@ -23,7 +23,7 @@ from wmjax.models.heads.base import Known, require_inpainting
 from wmjax.models.inputs import ModelInput
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
-from wmjax.models.world.config import unfit_memory
+from wmjax.models.world.config import intervention_error
 from wmjax.policy.carry import Carry, beside, encode_new_frames, observe
 from wmjax.policy.interventions import Donor, Errors, mix
 from wmjax.policy.pending_input import PendingInput
@@ -80,7 +80,7 @@ class Policy:
         self.oracle = oracle
         self.future_frames = 0 if oracle is None else experiment.model.prophet.future
         self.corruption: Corruption = corruption
-        if reason := unfit_memory(experiment.model.memory, oracle, corruption):
+        if reason := intervention_error(experiment.model.memory, oracle, corruption):
             raise UserError(reason)
         self.realtime: Realtime = realtime
         self.handover = make_handover(

@@ -192,5 +192,5 @@ def outcomes_of(records: Iterable[EpisodeRecord], protocol: Protocol) -> tuple[O
 
 
 def chosen(keys: Sequence[str], count: int = REPLAYED) -> list[str]:
-    """The episodes to replay: those with the smallest SHA-256 of their key, a choice that cannot be steered."""
+    """The episodes to replay: those with the smallest SHA-256 of their key, so that nobody chooses them."""
     return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())[:count]
