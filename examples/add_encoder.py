@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains and says where the run is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run, made here")
+    parser.add_argument("--config", default="e2_flow", help="a variant with latents, and a head (default: e2_flow)")
     parser.add_argument("--cells", type=int, default=4, help="tokens along an edge of the image (default: 4)")
     parser.add_argument("--steps", type=int, default=4, help="training steps (default: 4)")
     options = parser.parse_args(arguments)
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         "model": {"prophet": {"tokens": options.cells**2, "latent_dim": CHANNELS}},
         "train": {"steps": options.steps, "checkpoint_every": options.steps},
     }
-    train.run("e2_flow", "smoke", None, merge(SETTINGS, given), folder=options.run, evaluates=False)
+    train.run(options.config, "smoke", None, merge(SETTINGS, given), folder=options.run, evaluates=False)
     print(f"run: {options.run}")
 
 

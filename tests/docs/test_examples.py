@@ -38,7 +38,8 @@ def test_a_tiny_policy_trains_and_acts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_encoder_of_the_examples_trains_and_acts(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shown = example("add_encoder.py", str(run), "--steps", "2", "--cells", "2", cache=tmp_path / "cache")
+    line = (str(run), "--config", "e2_mse", "--steps", "2", "--cells", "2")
+    shown = example("add_encoder.py", *line, cache=tmp_path / "cache")
     assert shown.endswith(f"run: {run}\n")
     (stores,) = (tmp_path / "cache" / "latents").iterdir()
     latents = LatentStore(stores)
