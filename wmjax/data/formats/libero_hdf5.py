@@ -226,7 +226,8 @@ class DemonstrationFile:
                 raise UserError(f"{where} has {len(actions)} actions and {len(state)} states; {SKIP}")
             steps = np.arange(0, length, spec.frame_stride, dtype=np.int32)
             images = [self._images(observations, key, steps, len(actions), demo, spec) for key in CAMERAS.values()]
-        state, actions = state[:length], prepare_action(actions[late:], state[:length], gripper, where)
+        state = state[:length]
+        actions = prepare_action(actions[late:], state, gripper, ACTION_SPEC, OBSERVATION_SPEC, where)
         return EpisodeData(
             images=np.stack(images, axis=1),
             frame_step=steps,
