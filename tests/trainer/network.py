@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.tiny import IMAGE_SIZE, LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
 from wmjax.scaling.hlo import Program, summarise
-from wmjax.scaling.shapes import Prompt
 from wmjax.sim.libero import ACTION_SPEC
 from wmjax.trainer.build import Built, DataSpecs, build
 from wmjax.trainer.config import TrainConfig

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.core.specs import ActionSpec, EncoderSpec
+from wmjax.data.observation import Prompt
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
-from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
+from wmjax.models import prompts
 from wmjax.sim.libero import ACTION_SPEC
 
 CONVERTED_SIZE = 224
@@ -61,13 +62,10 @@ def latent_tokens(experiment: Experiment) -> int:
 
 
 def prompt_shapes(experiment: Experiment, batch: int) -> Prompt:
-    """Tokenised prompts."""
-    length = experiment.prompt.length
-    return Prompt(
-        jax.ShapeDtypeStruct((batch, length), jnp.int32),
-        jax.ShapeDtypeStruct((batch, length), jnp.bool_),
-        jax.ShapeDtypeStruct((batch, 3, length), jnp.int32),
-    )
+    """The prompts of so many instructions, as the experiment's backbone makes them."""
+    spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
+    one = prompts.prompt_shapes(experiment.prompt, experiment.model, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), one)
 
 
 def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]:
