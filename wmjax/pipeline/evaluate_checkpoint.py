@@ -1,6 +1,7 @@
 """The closed-loop evaluation of a checkpoint."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def evaluate_checkpoint(
     videos: int = 2,
     batch_size: int = 1,
     shard: Shard = WHOLE,
+    metrics: Sequence[str] = (),
     data: Location | None = None,
     places: Places | None = None,
 ) -> Summary:
@@ -58,7 +60,18 @@ def evaluate_checkpoint(
 
     """
     actor, header, album = load_actor(path, protocol, videos=videos, batch_size=batch_size, data=data, places=places)
-    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
+    return evaluate(
+        actor,
+        protocol,
+        out,
+        workers,
+        videos,
+        header,
+        records=records_folder(),
+        album=album,
+        shard=shard,
+        metrics=metrics,
+    )
 
 
 def load_actor(
