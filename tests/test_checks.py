@@ -187,11 +187,22 @@ def test_what_trains_is_float32() -> None:
 @pytest.mark.parametrize("scale", ["mini", "3b", "7b"])
 def test_whatever_ships_trains_in_float32(scale: str) -> None:
     found = experiment(scale=scale)
-    model = of_store(found.model, None)
+    model = of_store(found, None).model
     shapes = nnx.eval_shape(lambda: VLA(model, rngs=nnx.Rngs(0)))
     _, trained, frozen = split_model(shapes, trainable_filter(found.train.trainable))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen)} == (set() if scale == "mini" else {"bfloat16"})
+
+
+def test_the_latents_are_of_the_first_camera_unless_a_setting_says_which(store: TrainingStore) -> None:
+    assert experiment().encoder.cameras == ("agentview",)  # the first of LIBERO's, which is recorded
+    given = experiment("--data.path", str(store.folder))
+    assert given.encoder.cameras == ()
+    spec = dataclasses.replace(store.spec, cameras=("top", "wrist"))
+    other = types.SimpleNamespace(spec=spec, action_spec=store.action_spec, folder=store.folder)
+    assert of_store(given, other).encoder.cameras == ("top",)  # type: ignore[arg-type]
+    named = experiment("--data.path", str(store.folder), "--encoder.cameras", "wrist")
+    assert of_store(named, other).encoder.cameras == ("wrist",)  # type: ignore[arg-type]
 
 
 def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:

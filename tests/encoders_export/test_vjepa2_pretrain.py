@@ -136,7 +136,7 @@ def test_the_shipped_encoder_says_which_scenes_it_has_seen():
     config = json.loads((MINI_FOLDER / "config.json").read_text(encoding="utf-8"))
     tasks = sorted(task for suite in SUITES for task in choose_tasks([suite], TASKS_PER_SUITE))
     assert config["wmjax_scenes"] == {suite: [number for other, number in tasks if other == suite] for suite in SUITES}
-    assert encoder_spec("mini").parameters["revision"] == config["wmjax_revision"]
+    assert encoder_spec("mini", ("agentview",)).parameters["revision"] == config["wmjax_revision"]
 
 
 def test_the_target_gets_no_gradient_and_follows_the_online_encoder(store: TrainingStore, tmp_path: Path):

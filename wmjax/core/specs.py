@@ -85,7 +85,7 @@ class EncoderSpec(Settings, section="EncoderSpec"):
     weights_hash: str = ""
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     clip_length: Depth = 4
-    cameras: tuple[str, ...] = ("agentview",)
+    cameras: tuple[str, ...] = dataclasses.field(kw_only=True)
     tokens_per_frame: Width = 16
     dim: Width = 192
     mean: tuple[float, ...] = ()

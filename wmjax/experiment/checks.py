@@ -190,7 +190,8 @@ def _require_precision(experiment: Experiment) -> None:
 
 def _require_latents(experiment: Experiment) -> None:
     """Requires a Prophet of the encoder's tokens and channels, as far as they are known without a download."""
-    encoder, prophet = experiment.encoder, experiment.model.prophet
+    # How many tokens there are does not depend on which camera it is.
+    encoder, prophet = experiment.encoder.seeing(experiment.data.observation.cameras), experiment.model.prophet
     if not experiment.model.memory.reads_latents:
         return
     tokens, dim = ENCODERS.resolve(encoder.kind).shape(encoder)

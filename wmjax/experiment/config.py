@@ -221,11 +221,12 @@ def load(
 
 
 def _with_dimensions(experiment: Experiment) -> Experiment:
-    """The experiment with the sizes of what it records; those of a given store are known once that is opened."""
+    """The experiment with sizes and camera of what it records; those of a given store are known once it is opened."""
     if experiment.data.places:
         return experiment
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
-    return dataclasses.replace(experiment, model=model)
+    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    return dataclasses.replace(experiment, model=model, encoder=encoder)
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:

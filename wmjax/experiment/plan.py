@@ -90,7 +90,7 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     """
     store = given_store(experiment)
     if store is not None:
-        experiment = dataclasses.replace(experiment, model=of_store(experiment.model, store))
+        experiment = of_store(experiment, store)
     require_fit(experiment, store, evaluates=evaluates)
     distributed.join()
     require_devices()

@@ -156,7 +156,7 @@ def _protocol(experiment: Experiment, name: str, episodes: int | None) -> Protoc
     """The protocol of one evaluation, on the tasks that are trained on; refuses what does not fit the training."""
     store = given_store(experiment, needed=False)
     settings = dataclasses.replace(experiment.evaluation, protocol=name, episodes_per_task=episodes)
-    judged = dataclasses.replace(experiment, model=of_store(experiment.model, store), evaluation=settings)
+    judged = dataclasses.replace(of_store(experiment, store), evaluation=settings)
     require_fit(judged, store)
     return final_protocol(judged, store)
 

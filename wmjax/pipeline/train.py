@@ -170,7 +170,7 @@ def dry_run(
     """
     experiment = load(recipe, scale, dataset, settings)
     given = given_store(experiment, needed=False)
-    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
+    experiment = of_store(experiment, given)
     require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
     distributed.join()
     require_devices()

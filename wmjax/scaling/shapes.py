@@ -57,7 +57,8 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
 
 def latent_tokens(experiment: Experiment) -> int:
     """Latent tokens of a frame, those of all of the encoder's cameras; the Prophet may pool them."""
-    found, _ = ENCODERS.resolve(experiment.encoder.kind).shape(experiment.encoder)
+    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    found, _ = ENCODERS.resolve(encoder.kind).shape(encoder)
     return int(found or experiment.model.prophet.tokens)
 
 
@@ -76,5 +77,6 @@ def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]
     )
     if not model.memory.reads_latents:
         return action, None
-    tokens = latent_tokens(experiment)
-    return action, EncoderSpec(dim=dim, tokens_per_frame=tokens, mean=(0.0,) * dim, std=(1.0,) * dim)
+    cameras = experiment.encoder.seeing(experiment.data.observation.cameras).cameras
+    statistics = {"mean": (0.0,) * dim, "std": (1.0,) * dim}
+    return action, EncoderSpec(dim=dim, tokens_per_frame=latent_tokens(experiment), cameras=cameras, **statistics)

@@ -48,7 +48,7 @@ class VJEPA2(Encoder):
     @classmethod
     def describe(cls, config: VJEPA2Settings) -> EncoderSpec:
         """Identity from the weight files, preprocessing and shape from ``config.json``."""
-        return encoder_spec(config.model, config.pooling_grid, config.clip_length, config.cameras)
+        return encoder_spec(config.model, config.cameras, config.pooling_grid, config.clip_length)
 
     @classmethod
     def files(cls, config: VJEPA2Settings) -> list[Path]:

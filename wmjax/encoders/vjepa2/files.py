@@ -82,16 +82,14 @@ def resolve_folder(name: str) -> Path:
         ) from error
 
 
-def encoder_spec(
-    name: str, grid: int = 4, clip_length: int = 4, cameras: tuple[str, ...] = ("agentview",)
-) -> EncoderSpec:
+def encoder_spec(name: str, cameras: tuple[str, ...], grid: int = 4, clip_length: int = 4) -> EncoderSpec:
     """The spec of latents made with an encoder: identity from its weight files, statistics still empty.
 
     Args:
         name: ``mini``, ``vitl``, ``vitg``, a folder, or a hub id.
+        cameras: the cameras whose frames are encoded.
         grid: pooling grid; 0 keeps every token (recorded as the encoder's own grid).
         clip_length: frames per clip.
-        cameras: the cameras whose frames are encoded.
 
     Raises:
         UserError: unknown encoder, or a clip or grid that does not fit it.
