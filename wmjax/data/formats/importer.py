@@ -1,6 +1,5 @@
 """The conversion that every dataset format shares: episodes are written as parts, then merged into a training store."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import claim_plan, hash_file, hash_json, owned
+from wmjax.core.files import claim_plan, hash_bytes, hash_file, hash_json, owned
 from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.core.store_files import MANIFEST
 from wmjax.data.episode import EpisodeData, check_episode
@@ -132,7 +131,7 @@ def identify(folder: Path, files: Iterable[Path]) -> str:
             with path.open("rb") as file:
                 head = file.read(EDGE_BYTES)
                 file.seek(-EDGE_BYTES, 2)
-                look = [hashlib.sha256(head + file.read()).hexdigest(), path.stat().st_mtime_ns]
+                look = [hash_bytes(head + file.read()), path.stat().st_mtime_ns]
         known.append([str(path.relative_to(folder)), size, *look])
     return hash_json(known)
 
