@@ -23,7 +23,7 @@ import wmjax.pipeline.latents
 import wmjax.pipeline.train as pipeline
 import wmjax.sim.env
 import wmjax.train as command
-from tests.tiny import LATENT_DIM, tiny_config
+from tests.tiny import LATENT_DIM, averaged_parameters, tiny_config
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 from wmjax.experiment.plan import RunPlan
@@ -92,8 +92,6 @@ def main(job: dict[str, Any]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def judge(plan: RunPlan, checkpoint: Path) -> str:
-        from wmjax.policy.restore import averaged_parameters
-
         parameters = averaged_parameters(checkpoint, plan.experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())

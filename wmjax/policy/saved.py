@@ -128,11 +128,6 @@ def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = 
     )
 
 
-def shipped_policies() -> list[str]:
-    """Names of the policies that ship with wmjax."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{SETTINGS}"))
-
-
 def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> None:
     """Writes a policy as a folder of two files, and of the copies that its run keeps of encoder and tokenizer.
 
