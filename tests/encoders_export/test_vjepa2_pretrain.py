@@ -18,8 +18,7 @@ from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, main  # noqa: E402
 from encoders_export.vjepa import preprocess  # noqa: E402
-from wmjax.analysis.rank import token_rank  # noqa: E402
-from wmjax.analysis.ridge import ridge_r2  # noqa: E402
+from wmjax.analysis.ridge import ridge_r2, token_rank  # noqa: E402
 from wmjax.core.errors import UserError  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
 from wmjax.diagnostics.probe import format_table, object_scores, objects_of, probe  # noqa: E402

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from wmjax.analysis.rank import token_rank
-from wmjax.analysis.ridge import ridge_r2
+from wmjax.analysis.ridge import ridge_r2, token_rank
 from wmjax.core.errors import UserError
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from wmjax.analysis.summary import Summary
-from wmjax.core.corruption import SHUFFLED
 from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs, records_folder
-from wmjax.core.settings import dotted
+from wmjax.core.settings import SHUFFLED, dotted
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore

@@ -21,6 +21,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import given_store, require_fit, require_side_by_side
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
+from wmjax.experiment.next_steps import next_steps
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
 from wmjax.models.vla import match_embeddings
@@ -30,7 +31,6 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
-from wmjax.pipeline.verdict import verdict
 from wmjax.policy.places import keep_assets
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
@@ -258,3 +258,11 @@ def judge(plan: RunPlan, checkpoint: Path) -> Summary:
     assert plan.protocol is not None
     settings, out = plan.experiment.evaluation, plan.evaluation_folder(checkpoint)
     return evaluate_checkpoint(checkpoint, plan.protocol, out, workers=settings.workers, videos=settings.videos)
+
+
+def verdict(plan: RunPlan, summary: Summary) -> str:
+    """The outcome of a finished run in a few lines: the success table, the run's folder, and what to do next."""
+    assert plan.protocol is not None
+    steps = next_steps(plan.experiment, plan.folder, plan.protocol)
+    lines = ["", summary.table(), "", f"run: {plan.folder}", "next:", *(f"  {line}" for line in steps)]
+    return "\n".join(lines)
