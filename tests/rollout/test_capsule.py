@@ -134,11 +134,12 @@ def test_actions_that_do_not_lead_to_the_outcome_are_no_evidence(evaluation, tmp
         add_evidence(tmp_path / "evidence", other, "other")
 
 
-def test_an_evaluation_without_actions_gives_outcomes_only(evaluation, tmp_path):
-    old = shutil.copytree(evaluation, tmp_path / "old")
-    shutil.rmtree(old / "actions")
-    capsule = read_capsule(add_evidence(tmp_path / "evidence", old, "old"))
-    assert len(capsule.outcomes) == 2 * EPISODES and not capsule.replays
+def test_an_evaluation_without_actions_is_no_evidence(evaluation, tmp_path):
+    other = shutil.copytree(evaluation, tmp_path / "other")
+    shutil.rmtree(other / "actions")
+    with pytest.raises(UserError, match=r"the actions of .* are missing; evaluate again"):
+        add_evidence(tmp_path / "evidence", other, "other")
+    assert not (tmp_path / "evidence").exists()
 
 
 def _capsule(name: str, solved: tuple[int, int], **experiment: object) -> Capsule:

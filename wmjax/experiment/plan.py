@@ -164,7 +164,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
     """
     before, now = dotted(old), dotted(new)
     defaults = dotted(to_dict(Experiment("", "", ""))).items()
-    before = {**{k: v for k, v in defaults if k in now}, **before}  # settings that are younger than the run
+    before = {**{k: v for k, v in defaults if k in now}, **before}  # the committed cells of a sweep lack some
     places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
     free = {*RESUMABLE, *(k for k in places if before.get(k) and now.get(k))}
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]

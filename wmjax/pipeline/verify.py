@@ -112,15 +112,13 @@ def rewrite(root: Path, documents: Sequence[Path]) -> list[Path]:
 def add_evidence(root: Path, evaluation: Path, name: str) -> Path:
     """Makes a capsule of a finished evaluation; its episodes are replayed here first.
 
-    An evaluation from before December 2026 kept no actions: then the capsule has outcomes only.
-
     Args:
         root: folder of the capsules.
         evaluation: results folder.
         name: of the capsule.
 
     Raises:
-        UserError: the evaluation is not finished, or a replay does not end as recorded.
+        UserError: the evaluation is not finished, its actions are missing, or a replay does not end as recorded.
 
     """
     header, records = read_header(evaluation), read_records(evaluation)
@@ -132,14 +130,12 @@ def add_evidence(root: Path, evaluation: Path, name: str) -> Path:
     by_key = {record.key: record for record in records}
     instructions = {record.task_id: record.instruction for record in records}
     capsule = Capsule(name, about, header, dict(sorted(instructions.items())), outcomes)
-    streams: list[tuple[Outcome, Any, Any]] = []
-    if (evaluation / "actions").is_dir() or (evaluation / "shards").is_dir():
-        wanted = chosen([outcome.key for outcome in outcomes])
-        streams = [
-            (outcome, np.array(by_key[outcome.key].settled_state), read_actions(evaluation, outcome.key))
-            for outcome in outcomes
-            if outcome.key in wanted
-        ]
+    wanted = chosen([outcome.key for outcome in outcomes])
+    streams = [
+        (outcome, np.array(by_key[outcome.key].settled_state), read_actions(evaluation, outcome.key))
+        for outcome in outcomes
+        if outcome.key in wanted
+    ]
     recorded = []
     for outcome, settled, actions, final, wrong in _played(protocol, _spec(capsule), streams):
         if wrong:

@@ -262,8 +262,7 @@ def _means(infos: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     A ratio of means: where nothing moves, a copy of the present is off by next to nothing.
     """
-    # Earlier policies reported skills of single decisions.
-    names = {name for info in infos for name in info if not name.endswith("/skill")}
+    names = {name for info in infos for name in info}
     means = {name: float(np.mean([info[name] for info in infos if name in info])) for name in names}
     for name in names:
         if (error := measured_by(name)) in means and means[name] > 0.0:

@@ -78,5 +78,5 @@ def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]
     if not model.memory.reads_latents:
         return action, None
     cameras = experiment.encoder.seeing(experiment.data.observation.cameras).cameras
-    statistics = {"mean": (0.0,) * dim, "std": (1.0,) * dim}
-    return action, EncoderSpec(dim=dim, tokens_per_frame=latent_tokens(experiment), cameras=cameras, **statistics)
+    tokens, (zeros, ones) = latent_tokens(experiment), ((value,) * dim for value in (0.0, 1.0))
+    return action, EncoderSpec(dim=dim, tokens_per_frame=tokens, cameras=cameras, mean=zeros, std=ones)
