@@ -50,7 +50,10 @@ if [ ! -x $venv/bin/python ]; then
 fi
 pip=($venv/bin/python -m pip --quiet --disable-pip-version-check)
 constraints=()
-if [ "$version" = 311 ]; then constraints=(-c constraints/py311.txt); fi
+case $version in # exact versions, as tested
+  311) constraints=(-c constraints/py311.txt) ;;
+  312 | 313) constraints=(-c constraints/py312.txt) ;;
+esac
 # torch by itself and first: left to the resolver, some indexes answer with a CUDA build of several gigabytes.
 case $extras in *export*) [ "$version" = 311 ] && "${pip[@]}" install torch==2.13.0 ;; esac
 docs=()

@@ -18,7 +18,15 @@ CLEAN = "rm -rf /var/lib/apt/lists/*"
 """What setup.sh does not do: the package lists that its apt-get downloads are of no use in an image."""
 
 INSTALLED = (
-    *("setup.sh", "pyproject.toml", "README.md", "LICENSE", "LICENSES", "constraints/py311.txt"),
+    *(
+        "setup.sh",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "LICENSES",
+        "constraints/py311.txt",
+        "constraints/py312.txt",
+    ),
     *("wmjax", "wmjax/core/console.py", "encoders_export", "train/scales", "eval/protocols", "eval/evidence"),
 )
 """What the installation, or a command, reads of the tree."""

@@ -17,7 +17,6 @@ from wmjax.core import logs
 from wmjax.core.command import run_command, whole_number
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
-from wmjax.core.paths import expand
 from wmjax.pipeline.diagnose import BATCHES, diagnose_checkpoint
 from wmjax.policy.places import GROUPS, read_places
 
@@ -25,7 +24,7 @@ from wmjax.policy.places import GROUPS, read_places
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("diagnose", __doc__)
-    parser.add_argument("--run", type=expand, required=True, help="folder of a run, or one of its checkpoints")
+    parser.add_argument("--run", type=location, required=True, help="folder or URL of a run, or one of its checkpoints")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
     count = whole_number("batches", 1)
     parser.add_argument("--batches", type=count, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")

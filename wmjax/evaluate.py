@@ -27,7 +27,7 @@ def parser() -> CommandParser:
     """The command line."""
     parser = CommandParser("evaluate", __doc__)
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--run", type=local, help="folder of a run or policy, mini, or hub:OWNER/NAME")
+    who.add_argument("--run", type=location, help="folder or URL of a run or policy, mini, or hub:OWNER/NAME")
     who.add_argument("--policy", type=policy_name, help=f"{', '.join(SCRIPTED)}, or the URL of a server")
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")

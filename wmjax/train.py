@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
-from wmjax.core.location import local
+from wmjax.core.location import location
 from wmjax.core.options import CommandParser
 from wmjax.core.settings import merge
 from wmjax.experiment.config import SECTIONS
@@ -26,7 +26,7 @@ def parser() -> CommandParser:
     parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
-    parser.add_argument("--run", type=local, help="the run's folder (default: <cache>/runs/<name>)")
+    parser.add_argument("--run", type=location, help="the run's folder, or URL (default: <cache>/runs/<name>)")
     parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch no data and no weights")
     parser.add_argument("--tracker", type=tracker_names, help="tensorboard, wandb, trackio beside metrics.jsonl (a,b)")
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")

@@ -233,7 +233,7 @@ def test_missing_and_truncated_objects(bucket):
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (PermissionError("403\nforbidden"), "no permission to read .403 forbidden.; log in"),
+        (PermissionError("403\nforbidden"), "cannot be read, no permission .403 forbidden.; log in"),
         (ConnectionError("no route"), "cannot be read .ConnectionError: no route.; check the URL, the network"),
         (TimeoutError(), "cannot be read .TimeoutError"),
         (RuntimeError("backend's own"), "cannot be read .RuntimeError: backend's own"),
@@ -255,6 +255,8 @@ def test_a_bucket_that_does_not_answer(bucket, monkeypatch, raised, said):
 @pytest.mark.parametrize(("url", "package"), [("gs://b/x", "gcsfs"), ("s3://b/x", "s3fs")])
 def test_a_missing_backend(monkeypatch, url, package):
     monkeypatch.setitem(sys.modules, package, None)
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)  # another test may have imported it
     with pytest.raises(
         UserError, match=f"{url}/manifest.json: {url[:2]}:// needs a package .*; pip install {package}$"
     ) as error:
@@ -332,7 +334,8 @@ def test_the_page_of_a_remote_store(stores, bucket, tmp_path, capsys):
     assert probe.main(["--data", bucket[0], "--backbone", "random", "--json", "gs://b/x"]) == 2
     said += capsys.readouterr().err.splitlines()
     errors = [line for line in said if line.startswith("error: ")]
-    assert len(errors) == 9 and sum("gs://b/x: wmjax writes to local folders only" in line for line in errors) == 7
+    assert len(errors) == 9 and sum("gs://b/x: wmjax writes to local folders only" in line for line in errors) == 6
+    assert "error: gs://b/x: gs:// needs a package that is not installed; pip install gcsfs" in errors
 
 
 def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
@@ -360,3 +363,13 @@ def test_settings_that_are_urls(stores, bucket, tmp_path, monkeypatch):
         save_settings(tmp_path / "run", values)
     with pytest.raises(UserError, match=r"started with encoder\.path = .*, now it is ''"):
         save_settings(tmp_path / "run", none)
+
+
+def test_the_cache_is_no_url(monkeypatch, capsys):
+    monkeypatch.setenv("WMJAX_CACHE", "gs://bucket/cache")
+    assert train.main(["--config", "e2_flow"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
+        "error: WMJAX_CACHE is gs://bucket/cache, but the cache is a local folder; name one, and give a run's URL to "
+        "--run"
+    ]

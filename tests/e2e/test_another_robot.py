@@ -22,7 +22,7 @@ from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.observation import Observation
 from wmjax.data.statistics import closing, normalise_action
 from wmjax.data.store import TrainingStore
-from wmjax.policy.policy import load_policy
+from wmjax.policy.policy import Policy, load_policy
 
 CAMERAS = ("top", "left_wrist", "right_wrist")
 JOINTS = tuple(f"{side}_{name}" for side in ("left", "right") for name in (*(f"joint{i}" for i in range(6)), "gripper"))
@@ -177,7 +177,7 @@ def test_a_depth_camera_is_left_out_and_named(
     assert "observation.images.left_wrist, observation.images.right_wrist: no colour images (depth), left out" in said
 
 
-def arguments(store: TrainingStore, run: Path, recipe: str = "e2_flow", **more: object) -> list[str]:
+def arguments(store: TrainingStore, run: Path | str, recipe: str = "e2_flow", **more: object) -> list[str]:
     """Of the train command, with everything tiny."""
     settings = {**SETTINGS, "data.path": store.folder, **{k.replace("__", "."): v for k, v in more.items()}}
     flags = [f"--{name}={value}" for name, value in settings.items()]
@@ -235,3 +235,35 @@ def acts(store: TrainingStore, run: Path) -> None:
     assert np.abs(normal[..., :12]).max() < 6.0
     with pytest.raises(UserError, match="open_loop_horizon"):
         load_policy(run, open_loop_horizon=6)
+
+
+@pytest.mark.slow
+def test_a_run_at_a_url_is_trained_resumed_and_acts(
+    store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second machine has neither the cache nor the run's folder of the first one."""
+    url = f"file://{tmp_path / 'bucket'}/run"
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "first"))
+    assert train.main(arguments(store, url, "e0_l1")) == 0
+    shutil.rmtree(tmp_path / "first")
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "second"))
+    assert train.main(arguments(store, url, "e0_l1", train__seed=1)) == 2
+    assert "was started with train.seed = 0, now it is 1" in capsys.readouterr().err
+    assert train.main(arguments(store, url, "e0_l1")) == 0
+    (run,) = (tmp_path / "second/mirrored").iterdir()
+    assert "resumed at step 2" in (run / "log.txt").read_text()
+    shutil.rmtree(tmp_path / "second")
+    acts_alike(store, load_policy(url, batch_size=1), load_policy(tmp_path / "bucket/run", batch_size=1))
+    fetched = [path.name for path in (tmp_path / "second/fetched").rglob("*") if path.is_dir()]
+    assert "ema" in fetched and "state" not in fetched
+    assert diagnose.main(["--run", url, "--batches", "1", "--data", str(store.folder)]) == 0
+
+
+def acts_alike(store: TrainingStore, one: Policy, other: Policy) -> None:
+    """Two policies give the same chunk, bit for bit."""
+    episode, chunks = store.episode(0), []
+    for policy in (one, other):
+        images = np.asarray(episode.images)[None, [0] * policy.frames_per_decision]
+        observation = Observation(images, episode.state[:1], policy.prompt(INSTRUCTION), np.ones(1, bool))
+        chunks.append(policy(policy.initial_carry(), observation, jax.random.split(jax.random.key(0), 1))[1])
+    np.testing.assert_array_equal(*chunks)

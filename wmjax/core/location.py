@@ -1,7 +1,8 @@
-"""The place of a finished store: a local folder, or a URL that fsspec reads, such as ``gs://bucket/demos``.
+"""The place of a store or of a run: a local folder, or a URL that fsspec knows, such as ``gs://bucket/demos``.
 
 :class:`Remote` is the part of :class:`pathlib.Path` that reading a store needs, so that the same code reads folders
-and URLs; :class:`RemoteArray` is the corresponding part of a memory map. Nothing is ever written to a URL.
+and URLs; :class:`RemoteArray` is the corresponding part of a memory map. Only copies of runs are written to a URL
+(:mod:`wmjax.trainer.mirror`).
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,8 +104,34 @@ class Remote:
                 raise UserError(f"{self}: ends at byte {start + len(block)}, truncated; copy the whole store again")
         return blocks
 
+    def files(self) -> list[str]:
+        """Names of all objects below it, relative to it; none if there is nothing."""
+        with self._access() as (fs, path):
+            fs.invalidate_cache()
+            return sorted(name[len(path) :].lstrip("/") for name in fs.find(path))
+
+    def download(self, folder: Path, names: Sequence[str]) -> None:
+        """Copies objects below it to files of the same names below a folder."""
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with self._access() as (fs, path):
+            fs.get([f"{path}/{name}" for name in names], [str(folder / name) for name in names])
+
+    def upload(self, folder: Path, names: Sequence[str]) -> None:
+        """Copies files below a folder to objects of the same names below it, and returns when all are there."""
+        with self._access("written") as (fs, path):
+            for parent in sorted({f"{path}/{name}".rpartition("/")[0] for name in names}):
+                fs.makedirs(parent, exist_ok=True)  # an object store has no folders, a file system has
+            fs.put([str(folder / name) for name in names], [f"{path}/{name}" for name in names])
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes objects below it, in this order."""
+        with self._access("written") as (fs, path):
+            for name in names:
+                fs.rm_file(f"{path}/{name}")
+
     @contextlib.contextmanager
-    def _access(self) -> Iterator[tuple[Any, str]]:
+    def _access(self, what: str = "read") -> Iterator[tuple[Any, str]]:
         """The file system and the path on it; whatever goes wrong in the block is a UserError."""
         import fsspec
 
@@ -121,12 +148,13 @@ class Remote:
             fix = f"pip install {package}" if package else f"install what fsspec needs for it ({_line(error)})"
             raise UserError(f"{self}: {scheme}:// needs a package that is not installed; {fix}") from error
         except PermissionError as error:
-            raise UserError(f"{self}: no permission to read ({_line(error)}); log in, or ask its owner") from error
-        except Exception as error:  # every backend has its own kinds
             raise UserError(
-                f"{self}: cannot be read ({type(error).__name__}: {_line(error)}); check the URL, the network and the "
-                "credentials"
+                f"{self}: cannot be {what}, no permission ({_line(error)}); log in, or ask its owner"
             ) from error
+        except Exception as error:  # every backend has its own kinds
+            said = f"{type(error).__name__}: {_line(error)}"
+            fix = "check the URL, the network and the credentials"
+            raise UserError(f"{self}: cannot be {what} ({said}); {fix}") from error
 
 
 Location = Path | Remote

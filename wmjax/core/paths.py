@@ -102,10 +102,14 @@ def cache_root() -> Path:
     """The cache folder (not created).
 
     Raises:
-        UserError: this user has no home folder and WMJAX_CACHE is not set.
+        UserError: this user has no home folder and WMJAX_CACHE is not set, or it is a URL.
 
     """
     if given := os.environ.get("WMJAX_CACHE"):
+        if "://" in given:
+            raise UserError(
+                f"WMJAX_CACHE is {given}, but the cache is a local folder; name one, and give a run's URL to --run"
+            )
         return expand(given)
     try:
         return Path.home() / ".cache" / "wmjax"

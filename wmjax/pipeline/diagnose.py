@@ -8,7 +8,7 @@ import numpy as np
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
-from wmjax.core.location import Location
+from wmjax.core.location import Location, Remote
 from wmjax.core.paths import keep_compiled_programs, require_place
 from wmjax.core.provenance import provenance
 from wmjax.core.specs import require_equal
@@ -23,6 +23,7 @@ from wmjax.experiment.config import Experiment
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate_checkpoint import identity
 from wmjax.pipeline.latents import encode, find_latents
+from wmjax.policy.fetch import fetch_policy
 from wmjax.policy.places import Places
 from wmjax.policy.saved import find_policy
 from wmjax.trainer import checkpoint
@@ -34,7 +35,7 @@ BATCHES = 16
 
 
 def diagnose_checkpoint(
-    run: Path,
+    run: Location,
     *,
     split: Literal["val", "train"] = "val",
     batches: int = BATCHES,
@@ -61,7 +62,7 @@ def diagnose_checkpoint(
     keep_compiled_programs()
     if batches < 1:
         raise UserError(f"--batches is {batches}; it must be at least 1")
-    folder = checkpoint.find(run)
+    folder = checkpoint.find(fetch_policy(run) if isinstance(run, Remote) else run)
     name = split if held_out is None else "held-out"
     out = out or folder.parent.parent / "diagnostics" / f"{folder.name}-{name}.json"
     require_place(out, "--out", "JSON file")

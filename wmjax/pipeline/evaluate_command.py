@@ -125,7 +125,7 @@ def run_evaluation(
 
 def _run_list(
     cells: ProtocolList,
-    run: Path | None,
+    run: Location | None,
     policy: str | None,
     out: Path | None,
     shared: dict[str, Any],

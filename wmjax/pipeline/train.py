@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from flax import nnx
 from wmjax.analysis.summary import Summary
 from wmjax.core import distributed, logs
 from wmjax.core.devices import require_devices
+from wmjax.core.errors import UserError
 from wmjax.core.files import owned
+from wmjax.core.location import Location, Remote
 from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
@@ -37,6 +39,7 @@ from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import LoadBase, train
+from wmjax.trainer.mirror import MIRRORED, Mirror, local_folder
 from wmjax.trainer.seeds import seeds_of, train_seeds
 from wmjax.trainer.trackers import require_trackers
 
@@ -47,7 +50,7 @@ def run(
     dataset: str | None,
     settings: dict[str, Any],
     *,
-    folder: Path | None = None,
+    folder: Location | None = None,
     evaluates: bool = True,
 ) -> None:
     """Runs all stages of an experiment.
@@ -57,11 +60,12 @@ def run(
         scale: a file of ``train/scales``.
         dataset: a file of ``train/data``; the scale's when None.
         settings: nested settings, laid over the files.
-        folder: the run's folder; ``<cache>/runs/<name>`` when None.
+        folder: the run's folder; ``<cache>/runs/<name>`` when None. Of a URL the folder is in the cache, and a copy is
+            kept there, from which another machine goes on (:mod:`wmjax.trainer.mirror`).
         evaluates: whether the closed-loop evaluation follows the training.
 
     Raises:
-        UserError: bad settings, data or weights.
+        UserError: bad settings, data or weights, or a URL that cannot be read or written to.
 
     """
     keep_compiled_programs()
@@ -69,34 +73,44 @@ def run(
     experiment = load(recipe, scale, dataset, settings)
     require_trackers(experiment.train.trackers)
     evaluates = evaluates and experiment.train.objective == "policy"  # nothing else acts
+    mirror = Mirror(folder) if isinstance(folder, Remote) else None
+    own = folder if not isinstance(folder, Remote) else local_folder(folder, MIRRORED)
     if experiment.train.seeds > 1:
-        _run_seeds(experiment, folder, evaluates=evaluates)
+        if mirror is not None:
+            raise UserError(f"--run is {mirror.place}, but train.seeds keeps no copies of its runs; name a folder")
+        _run_seeds(experiment, own, evaluates=evaluates)
         return
-    plan = plan_run(experiment, folder, evaluates=evaluates)
+    plan = plan_run(experiment, own, evaluates=evaluates)
     with contextlib.ExitStack() as held:
         if distributed.is_first():
             held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
-        _run_stages(plan, evaluates=evaluates)
+        _run_stages(plan, mirror, evaluates=evaluates)
 
 
-def _run_stages(plan: RunPlan, *, evaluates: bool) -> None:
+def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> None:
     """The stages, in a folder that belongs to this job."""
     experiment, first = plan.experiment, distributed.is_first()
     start = _start(experiment)
     log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
+    if mirror is not None:
+        distributed.alone(mirror.fetch)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
     distributed.alone(lambda: keep_assets(plan.folder, experiment))
+    if mirror is not None:  # a place that cannot be written to is refused now
+        distributed.alone(mirror.push)
     # 2. Demonstrations. 3. Latents.
     store, latents = _data(plan)
     # 4. Training.
-    checkpoint = train_policy(plan, store, latents, start)
+    checkpoint = train_policy(plan, store, latents, start, on_commit=mirror.push if mirror else None)
     if experiment.train.objective == "world":
         distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
     if evaluates:
         distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
+    if mirror is not None:
+        distributed.alone(mirror.push)
 
 
 def _start(experiment: Experiment) -> Start | None:
@@ -159,7 +173,7 @@ def dry_run(
     dataset: str | None,
     settings: dict[str, Any],
     *,
-    folder: Path | None = None,
+    folder: Location | None = None,
     evaluates: bool = True,
 ) -> None:
     """Prints what :func:`run` would do with the same arguments; touches neither data nor weights.
@@ -179,9 +193,15 @@ def dry_run(
 
 
 def train_policy(
-    plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None = None
+    plan: RunPlan,
+    store: TrainingStore,
+    latents: LatentStore | ViewTable,
+    start: Start | None = None,
+    on_commit: Callable[[], None] | None = None,
 ) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
+
+    ``on_commit`` is called in the background after each checkpoint.
 
     Raises:
         UserError: the data do not fit the model or ``start``.
@@ -200,6 +220,7 @@ def train_policy(
         meta=_meta(plan),
         on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
         load_base=load,
+        on_commit=on_commit,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wmjax.core.errors import UserError, one_line
+from wmjax.core.location import Location
 from wmjax.core.paths import cache_root
 from wmjax.policy.places import ASSETS
 
@@ -20,7 +21,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 LOGIN = "log in with 'hf auth login', or set HF_TOKEN"
 
 
-def is_on_hub(path: str | Path) -> bool:
+def is_on_hub(path: str | Location) -> bool:
     """Whether a policy's place is one on the hub."""
     return str(path).startswith(PREFIX)
 

@@ -319,7 +319,7 @@ def load_policy(
     Args:
         path: a run's folder, whose newest checkpoint is taken, ``<run>/checkpoints/<step>``, a folder that
             ``python -m wmjax.export --policy`` wrote, the name of a policy that ships with wmjax, or
-            ``hub:OWNER/NAME[@REVISION]`` on the Hugging Face hub.
+            ``hub:OWNER/NAME[@REVISION]`` on the Hugging Face hub, or a URL such as ``gs://bucket/run``.
         batch_size: rows per call, for as many simulators.
         open_loop_horizon: control steps executed per decision; the whole chunk by default.
         oracle: α of the oracle bracket (:class:`wmjax.rollout.protocol.Protocol`); every call then needs the future.

@@ -20,10 +20,12 @@ from safetensors.flax import load_file, save
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, hash_bytes, hash_json, write_json
-from wmjax.core.paths import cache_root, expand
+from wmjax.core.location import Location, Remote, location
+from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, typed
 from wmjax.core.settings import Range
 from wmjax.experiment.config import Experiment
+from wmjax.policy.fetch import fetch_policy
 from wmjax.policy.hub import PARAMETERS, PREFIX, SETTINGS, download_policy, is_on_hub
 from wmjax.policy.places import ASSETS, Places, experiment_at
 from wmjax.policy.restore import parameter_shapes, restore_model
@@ -87,13 +89,13 @@ class SavedPolicy:
         return restore_model(self.experiment, self.parameters(), self.meta.get("backbone_hash"))
 
 
-def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = True) -> SavedPolicy:
+def find_policy(path: str | Location, places: Places | None = None, *, acts: bool = True) -> SavedPolicy:
     """A policy by its place.
 
     Args:
         path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, the name
-            of a policy that ships with wmjax (``mini``), unless a folder of that name is here, or
-            ``hub:OWNER/NAME[@REVISION]`` (:mod:`wmjax.policy.hub`).
+            of a policy that ships with wmjax (``mini``), unless a folder of that name is here,
+            ``hub:OWNER/NAME[@REVISION]`` (:mod:`wmjax.policy.hub`), or a URL (:mod:`wmjax.policy.fetch`).
         places: what to use in place of folders that its settings name, as on another machine.
         acts: whether a run that trained its Prophet alone is refused.
 
@@ -104,7 +106,8 @@ def find_policy(path: str | Path, places: Places | None = None, *, acts: bool = 
     if is_on_hub(path):
         name = str(path).removeprefix(PREFIX).partition("@")[0].replace("/", "--")
         return _read_folder(download_policy(str(path)), places or {}, name)
-    folder = expand(path)
+    place = location(path)
+    folder = fetch_policy(place) if isinstance(place, Remote) else place
     if not folder.exists() and (SHIPPED / str(path) / SETTINGS).is_file():
         folder = SHIPPED / str(path)
     if (folder / SETTINGS).is_file():

@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -71,11 +71,13 @@ class Saver:
     Args:
         root: the folder of all checkpoints; made if needed.
         keep: which ones stay.
+        on_commit: called by the first process after each checkpoint, in the background. If it raises a UserError, that
+            is a warning.
 
     """
 
-    def __init__(self, root: Path, keep: Keep | None = None) -> None:
-        self._root, self._keep = root.resolve(), keep or Keep()
+    def __init__(self, root: Path, keep: Keep | None = None, on_commit: Callable[[], None] | None = None) -> None:
+        self._root, self._keep, self._on_commit = root.resolve(), keep or Keep(), on_commit
         self._writers: dict[str, ocp.StandardCheckpointer] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -163,6 +165,11 @@ class Saver:
         staging.rename(folder)
         sync(self._root)
         self._prune()
+        if self._on_commit is not None:
+            try:
+                self._on_commit()
+            except UserError as error:
+                log.warning("%s", error)
 
     def _prune(self) -> None:
         """Removes old checkpoints. One that was saved while updates were being skipped replaces no good one."""

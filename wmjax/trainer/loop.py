@@ -49,6 +49,7 @@ def train(
     meta: dict[str, Any],
     load_base: LoadBase | None = None,
     on_checkpoint: OnCheckpoint | None = None,
+    on_commit: Callable[[], None] | None = None,
 ) -> Path:
     """Trains to ``config.steps`` and returns the last checkpoint's folder; a killed run resumes bit for bit.
 
@@ -64,6 +65,7 @@ def train(
         load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
         on_checkpoint: called with (step, folder) after each checkpoint, on process 0; the others wait. A run that
             resumes calls it again with the checkpoint that it resumes from: it may have been killed in it.
+        on_commit: called in the background after each checkpoint, see :class:`wmjax.trainer.checkpoint.Saver`.
 
     Raises:
         UserError: batch and mesh do not fit, a checkpoint does not belong to this run or cannot be written, or updates
@@ -90,7 +92,7 @@ def train(
         if on_checkpoint is not None:
             distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
     # 6. The loop.
-    with contextlib.closing(stream), outputs(run, int(state.step), config) as (writer, saver):
+    with contextlib.closing(stream), outputs(run, int(state.step), config, on_commit) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
         loop = Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
         last = loop.run(state, guard) or folder
@@ -108,11 +110,13 @@ def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
 
 
 @contextlib.contextmanager
-def outputs(run: Path, step: int, config: TrainConfig) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
+def outputs(
+    run: Path, step: int, config: TrainConfig, on_commit: Callable[[], None] | None = None
+) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
     """What a run writes: metrics from a step on, and checkpoints."""
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
     keep = checkpoint.Keep(config.max_to_keep, config.keep_period)
-    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", keep) as saver:
+    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", keep, on_commit) as saver:
         yield metrics, saver
 
 

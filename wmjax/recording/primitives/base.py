@@ -77,6 +77,7 @@ PRIMITIVES: Registry[Any] = Registry(
         "open": "wmjax.recording.primitives.drawer:Drawer",
         "close": "wmjax.recording.primitives.drawer:Drawer",
         "turnon": "wmjax.recording.primitives.turn:Turn",
+        "turnoff": "wmjax.recording.primitives.turn:Turn",
     },
 )
 """By the predicate, as LIBERO spells it in a parsed goal; each is a :class:`Primitive`."""

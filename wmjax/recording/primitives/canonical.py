@@ -13,7 +13,7 @@ from wmjax.core.files import hash_json, write_json
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
 from wmjax.recording.primitives.base import Primitive, primitive_for
-from wmjax.recording.primitives.grasp import HOPELESS, GraspStyle, grasp_candidates, obstacle_cost
+from wmjax.recording.primitives.grasp import HOPELESS, RIMS, GraspStyle, grasp_candidates, obstacle_cost
 from wmjax.recording.primitives.privileged_scene import Scene
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
@@ -135,5 +135,5 @@ def _reaches(env: LiberoEnv, goal: tuple[str, ...], primitive: Primitive) -> boo
 
 
 def is_rim(item: str) -> bool:
-    """Whether an object is grasped by its rim, as bowls are."""
-    return "bowl" in item
+    """Whether an object is grasped by its rim, as bowls and plates are."""
+    return any(kind in item for kind in RIMS)

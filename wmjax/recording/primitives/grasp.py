@@ -17,9 +17,8 @@ from wmjax.recording.primitives.privileged_scene import (
     rotation_z,
 )
 
-RIM_RADIUS = 0.046
-RIM_HEIGHT = 0.034
-"""The rim of a LIBERO bowl relative to its origin (m)."""
+RIMS = {"bowl": (0.046, 0.034), "plate": (0.060, 0.009)}
+"""Radius and height (m, from the origin) at which the fingers close on the rim of LIBERO's bowls and plates."""
 MAX_OPENING = 0.078
 """Largest width (m) that fits between the fingers."""
 WALL_WIDTH, WALL_SLAB = 0.035, 0.012
@@ -119,7 +118,7 @@ def plan_grasp(
         scene: the scene now.
         item: object to grasp.
         target: object, fixture or region to put it onto.
-        rim: grasp the rim (bowls) instead of the whole width.
+        rim: grasp the rim (:data:`RIMS`) instead of the whole width.
         clearance: distance (m) that the hand should keep from everything else.
         style: taken unless its cost is :data:`HOPELESS` or more; the best of all then, or when None.
 
@@ -152,7 +151,7 @@ def grasp_now(scene: Scene, item: str, grasp: Grasp, *, rim: bool) -> Grasp | No
         scene: the scene now.
         item: object to grasp.
         grasp: planned when the object was about there.
-        rim: grasp the rim (bowls) instead of the whole width.
+        rim: grasp the rim (:data:`RIMS`) instead of the whole width.
 
     """
     for candidate in grasp_candidates(scene, item, rim, grasp.style):
@@ -190,11 +189,12 @@ def _tilt(scene: Scene, item: str) -> Matrix:
 
 
 def _rim_sides(scene: Scene, item: str) -> Iterator[_Side]:
-    """Every 15 degrees around a bowl's rim, at two depths."""
+    """Every 15 degrees around a rim, at two depths."""
     origin, tilt = scene.position(item), _tilt(scene, item)
+    radius, height = next(size for kind, size in RIMS.items() if kind in item)
     shifts = (np.zeros(3), tilt @ np.array([0, 0, 0.009]))
     for angle in np.deg2rad(np.arange(-180, 180, 15)):
-        rim = np.array([np.cos(angle) * RIM_RADIUS, np.sin(angle) * RIM_RADIUS, RIM_HEIGHT])
+        rim = np.array([np.cos(angle) * radius, np.sin(angle) * radius, height])
         yield _Side(float(angle), origin + tilt @ rim, 0.0, shifts)
 
 

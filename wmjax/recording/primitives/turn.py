@@ -1,4 +1,4 @@
-"""Turning the knob of a stove on: ``(turnon A)``."""
+"""Turning the knob of a stove: ``(turnon A)`` and ``(turnoff A)``."""
 
 import dataclasses
 
@@ -25,8 +25,8 @@ DEPTH = 0.022
 """How far (m) below the top of the knob's bar the fingertips close."""
 LEAD = 0.35
 """How far (rad) the hand is turned ahead of the knob that it holds."""
-PAST = 0.06
-"""How far (rad) beyond the first angle that counts the knob is turned before it is let go."""
+PAST = {"turnon": 0.06, "turnoff": 0.002}
+"""How far (rad) beyond the first angle that counts the knob is turned before it is let go; off is at its stop."""
 TRAVEL = 0.10
 """Height (m) above the grasp at which the hand travels."""
 
@@ -48,13 +48,15 @@ class Turn(Primitive):
         self._knob = f"{fixture}_button"
         self._bar, self._axis = _find_bar(self._scene, self._scene.body(self._knob))
         self._joint = env.sim.model.get_joint_qpos_addr(self._knob)
-        self._enough = env.articulation(fixture, predicate)[0] + PAST
+        self._sign = 1 if predicate == "turnon" else -1
+        # In the direction of turning: beyond the least angle that counts.
+        self._enough = min(self._sign * angle for angle in env.articulation(fixture, predicate)) + PAST[predicate]
         self.look()
 
     @property
     def done(self) -> bool:
         """Whether the knob is turned far enough."""
-        return float(self._scene.data.qpos[self._joint]) >= self._enough
+        return self._sign * float(self._scene.data.qpos[self._joint]) >= self._enough
 
     def look(self) -> Seen:
         """Reads the current state into ``seen``."""
@@ -77,7 +79,7 @@ class Turn(Primitive):
             return reach_and_close(seen, grasp)
         if not firm(seen):
             return Phase.CLOSE, still(CLOSE)
-        ahead = rotation_z(LEAD) @ grasp.rotation
+        ahead = rotation_z(self._sign * LEAD) @ grasp.rotation
         return Phase.TURN, towards(seen, grasp.position, rotation_vector(ahead @ seen.rotation.T), CLOSE, 0.4)
 
     def _grasp(self) -> Grasp:

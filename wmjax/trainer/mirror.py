@@ -1,0 +1,144 @@
+"""A run's copy at a URL, such as ``gs://bucket/e2``, for machines whose disk does not outlive them.
+
+A run writes to a local folder, and after each checkpoint the first process copies what is new. A checkpoint's manifest
+is copied last and removed first, so that what has one is complete, and its hashes tell whether it is intact. Another
+machine goes on from the copy: it fetches the newest checkpoint and the run's other files. Only one machine at a time
+may train a run; nothing at a URL could stop a second one.
+"""
+
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from wmjax.core.errors import UserError
+from wmjax.core.files import disk_errors, hash_json
+from wmjax.core.location import Remote
+from wmjax.core.paths import cache_root
+from wmjax.trainer import checkpoint
+
+CHECKPOINTS, MIRRORED = "checkpoints", "mirrored"
+COMPLETE = re.compile(rf"{CHECKPOINTS}/(\d{{8}})/{re.escape(checkpoint.MANIFEST)}")
+"""The object that makes a checkpoint complete."""
+FETCHING = ".fetching"
+
+log = logging.getLogger("wmjax.train")
+
+
+def local_folder(place: Remote, kind: str) -> Path:
+    """The folder in the cache that belongs to a URL; ``kind`` names what it is used for."""
+    return cache_root() / kind / f"{place.name}-{hash_json(place.url)[:10]}"
+
+
+def steps_at(files: Sequence[str]) -> list[int]:
+    """The steps of the complete checkpoints among the files of a run, ascending."""
+    return sorted(int(found[1]) for name in files if (found := COMPLETE.fullmatch(name)))
+
+
+class Mirror:
+    """The copy of one run.
+
+    Args:
+        place: the URL of the copy.
+
+    """
+
+    def __init__(self, place: Remote) -> None:
+        self.place, self.run = place, local_folder(place, MIRRORED)
+        self._lock = threading.Lock()
+        self._sent: dict[str, tuple[int, int]] = {}
+
+    def fetch(self) -> None:
+        """Brings the local folder to where the copy is, if that has a later checkpoint.
+
+        A checkpoint that arrives damaged is named in a warning, and the one before is fetched.
+
+        Raises:
+            UserError: the URL cannot be read, the disk cannot be written to, or no checkpoint there is intact.
+
+        """
+        files = self.place.files()
+        steps, own = steps_at(files), checkpoint.complete_steps(self.run / CHECKPOINTS)
+        newer = [step for step in steps if step > max(own, default=-1)]
+        for step in reversed(newer):
+            try:
+                self._fetch_checkpoint(step, files)
+            except UserError as error:
+                log.warning("%s: step %d: %s", self.place, step, error)
+                continue
+            rest = [name for name in files if not name.startswith(f"{CHECKPOINTS}/")]
+            with disk_errors(self.run):
+                self.place.download(self.run, rest)
+            log.info("fetched step %d from %s", step, self.place)
+            return
+        if newer and not own:
+            raise UserError(f"{self.place}: none of its {len(newer)} checkpoints is intact; train under another URL")
+
+    def push(self) -> None:
+        """Copies the checkpoints that the URL lacks and the files that changed, and removes checkpoints that are gone.
+
+        Raises:
+            UserError: the URL cannot be written to. The next call copies what is missing.
+
+        """
+        with self._lock:
+            try:
+                self._push()
+            except UserError as error:
+                raise UserError(f"{error}; {self.run} has what was to be copied") from error
+
+    def _push(self) -> None:
+        there = self.place.files()
+        own = checkpoint.complete_steps(self.run / CHECKPOINTS)
+        for step in set(steps_at(there)) - set(own):
+            self._remove_checkpoint(step, there)
+        lacking = [step for step in own if not self._has(step, there)]
+        for step in lacking:
+            self._remove_checkpoint(step, there)
+            folder = self.run / CHECKPOINTS / f"{step:08d}"
+            names = [str(path.relative_to(self.run)) for path in sorted(folder.rglob("*")) if path.is_file()]
+            self.place.upload(self.run, [name for name in names if not COMPLETE.fullmatch(name)])
+        self._push_rest()
+        for step in lacking:  # after the metrics: whoever goes on from it has those of its step
+            self.place.upload(self.run, [_manifest(step)])
+
+    def _push_rest(self) -> None:
+        """Copies the files beside the checkpoints that changed since they were copied."""
+        states = {}
+        for path in sorted(self.run.rglob("*")):
+            name = str(path.relative_to(self.run))
+            hidden = any(part.startswith(".") for part in Path(name).parts)
+            if path.is_file() and not hidden and not name.startswith(f"{CHECKPOINTS}/"):
+                states[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+        changed = [name for name, state in states.items() if self._sent.get(name) != state]
+        if changed:
+            self.place.upload(self.run, changed)
+            self._sent |= {name: states[name] for name in changed}
+
+    def _has(self, step: int, there: Sequence[str]) -> bool:
+        """Whether the copy has this very checkpoint: its manifest holds the hashes of all its files."""
+        name = _manifest(step)
+        return name in there and (self.place / name).read_bytes() == (self.run / name).read_bytes()
+
+    def _remove_checkpoint(self, step: int, there: Sequence[str]) -> None:
+        names = [name for name in there if name.startswith(f"{CHECKPOINTS}/{step:08d}/")]
+        self.place.remove(sorted(names, key=lambda name: name != _manifest(step)))
+
+    def _fetch_checkpoint(self, step: int, files: Sequence[str]) -> None:
+        """Downloads a checkpoint beside the others, and lets it in if it is intact."""
+        prefix = f"{CHECKPOINTS}/{step:08d}/"
+        staging, folder = self.run / FETCHING, self.run / prefix
+        with disk_errors(self.run):
+            shutil.rmtree(staging, ignore_errors=True)
+            self.place.download(staging, [name for name in files if name.startswith(prefix)])
+            checkpoint.verify(staging / prefix)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            (staging / prefix).rename(folder)
+            shutil.rmtree(staging)
+
+
+def _manifest(step: int) -> str:
+    return f"{CHECKPOINTS}/{step:08d}/{checkpoint.MANIFEST}"
