@@ -88,9 +88,13 @@ def encoder_spec(name: str, cameras: tuple[str, ...], grid: int = 4, clip_length
         clip_length: frames per clip.
 
     Raises:
-        UserError: unknown encoder, or a clip or grid that does not fit it.
+        UserError: no camera, unknown encoder, or a clip or grid that does not fit it.
 
     """
+    if not cameras:
+        raise UserError(
+            "encoder.cameras names no camera, and no demonstrations are at hand that have a first one; name one"
+        )
     name = PUBLISHED.get(name, name)
     folder = resolve_folder(name)
     config = read_config(folder)
