@@ -24,9 +24,9 @@ from wmjax.encoders.encode import LATENT_BOUND, encode_store
 TARGET = 1.5
 
 
-def make_encoder(backend: str, model: str) -> Exporter:
-    """The encoder in PyTorch or in Flax."""
-    config = build(EncoderConfig, {"backend": backend, "model": model})
+def make_encoder(backend: str, model: str, cameras: tuple[str, ...]) -> Exporter:
+    """The encoder of the first camera in PyTorch or in Flax."""
+    config = build(EncoderConfig, {"backend": backend, "model": model}).seeing(cameras)
     return ENCODERS.resolve(config.kind).for_export(config)
 
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(arguments)
     store = TrainingStore(options.store)
-    found = measure(store, make_encoder(options.backend, options.model), options.rounds)
+    found = measure(store, make_encoder(options.backend, options.model, store.spec.cameras), options.rounds)
     print(
         f"{len(store.frame_step)} frames, {options.model} in {options.backend}: export {found['export']:.1f} frames/s, "
         f"per frame {found['per frame']:.1f} frames/s, {found['ratio']:.2f}x (target {TARGET:g}x)"

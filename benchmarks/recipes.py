@@ -72,7 +72,7 @@ class System:
 
 def build(experiment: Experiment) -> System:
     """As ``wmjax.trainer.loop.train`` builds it, for LIBERO's states and actions."""
-    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, None))
+    experiment = of_store(experiment, None)
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
     trains = trainable_filter(experiment.train.trainable)
 

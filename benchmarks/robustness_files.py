@@ -124,7 +124,9 @@ def _parts(folder: Path, scratch: Path, lenient: bool) -> object:
     return len(episodes)
 
 
-PLANNED = dataclasses.replace(encoder_spec("mini"), kind="vjepa2", name="synthetic", weights_hash="", parameters={})
+PLANNED = dataclasses.replace(
+    encoder_spec("mini", ("agentview",)), kind="vjepa2", name="synthetic", weights_hash="", parameters={}
+)
 
 
 def _evaluation(folder: Path, scratch: Path, lenient: bool) -> object:
@@ -167,7 +169,7 @@ def _tokenizer(folder: Path, scratch: Path, lenient: bool) -> object:
 
 def _encoder(folder: Path, scratch: Path, lenient: bool) -> object:
     load_encoder(folder)
-    return encoder_spec(str(folder)).dim
+    return encoder_spec(str(folder), ("agentview",)).dim
 
 
 def _make_policy(folder: Path) -> None:

@@ -67,8 +67,9 @@ class Stepper:
 
     def _train(self, experiment: Experiment, name: str) -> None:
         """One step."""
-        model, config = of_store(experiment.model, self._store), experiment.train
-        require_fit(dataclasses.replace(experiment, model=model), self._store, evaluates=False)
+        experiment = of_store(experiment, self._store)
+        model, config = experiment.model, experiment.train
+        require_fit(experiment, self._store, evaluates=False)
         require_divisible(config.batch_size, make_mesh(experiment.mesh))
         inputs = make_inputs(self._store, self._latents, experiment.prompt, model, config)
         optimizer = make_optimizer(experiment.optimizer, config.steps, config.accumulate)

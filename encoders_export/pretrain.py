@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from encoders_export.jepa import Jepa, PredictorConfig
 from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
-from wmjax.analysis.rank import token_rank
+from wmjax.analysis.ridge import token_rank
 from wmjax.core import logs, signals
 from wmjax.core.command import number, run_command, whole_number
 from wmjax.core.errors import UserError

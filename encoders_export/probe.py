@@ -30,8 +30,8 @@ from wmjax.encoders.vjepa2.config import preset, to_hf_config
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 
 
-def random_encoder(seed: int = 0) -> TorchEncoder:
-    """The mini architecture with its initial weights."""
+def random_encoder(cameras: tuple[str, ...], seed: int = 0) -> TorchEncoder:
+    """The mini architecture with its initial weights, for these cameras."""
     from safetensors.torch import save_file
 
     model = build_model(preset("mini"), PredictorConfig(hidden_size=32, num_layers=1, num_heads=1), seed)
@@ -39,7 +39,7 @@ def random_encoder(seed: int = 0) -> TorchEncoder:
         tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("encoder.")}
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         (Path(folder) / "config.json").write_text(json.dumps(to_hf_config(preset("mini"))), encoding="utf-8")
-        return TorchEncoder(VJEPA2Settings(model=folder))
+        return TorchEncoder(VJEPA2Settings(model=folder, cameras=cameras))
 
 
 def encode(
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--encoder", action="append", help="mini, a folder or random; repeatable (default: mini, random)"
     )
-    parser.add_argument("--camera", default="agentview")
+    parser.add_argument("--camera", help="whose tokens are read (default: the first of the stores)")
     parser.add_argument("--json", type=local, help="also write the numbers there")
     return run_command(lambda: _run(parser.parse_args(arguments)))
 
@@ -67,8 +67,10 @@ def _run(options: argparse.Namespace) -> int:
     names = options.encoder or ["mini", "random"]
     stores = [TrainingStore(folder) for folder in options.data]
     camera = find_camera(stores, options.camera)
+    seen = (stores[0].spec.cameras[camera],)
     encoders = {
-        name: random_encoder() if name == "random" else TorchEncoder(VJEPA2Settings(model=name)) for name in names
+        name: random_encoder(seen) if name == "random" else TorchEncoder(VJEPA2Settings(model=name, cameras=seen))
+        for name in names
     }
     kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]
     table = probe(stores, camera, kinds)

@@ -13,6 +13,7 @@ from flax import nnx
 import wmjax.train as command
 from tests.data.synthetic import make_store
 from wmjax.core.errors import UserError
+from wmjax.core.paths import resource_folder
 from wmjax.core.settings import dotted, parse_overrides
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import parser
@@ -187,11 +188,22 @@ def test_what_trains_is_float32() -> None:
 @pytest.mark.parametrize("scale", ["mini", "3b", "7b"])
 def test_whatever_ships_trains_in_float32(scale: str) -> None:
     found = experiment(scale=scale)
-    model = of_store(found.model, None)
+    model = of_store(found, None).model
     shapes = nnx.eval_shape(lambda: VLA(model, rngs=nnx.Rngs(0)))
     _, trained, frozen = split_model(shapes, trainable_filter(found.train.trainable))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen)} == (set() if scale == "mini" else {"bfloat16"})
+
+
+def test_the_latents_are_of_the_first_camera_unless_a_setting_says_which(store: TrainingStore) -> None:
+    assert experiment().encoder.cameras == ("agentview",)  # the first of LIBERO's, which is recorded
+    given = experiment("--data.path", str(store.folder))
+    assert given.encoder.cameras == ()
+    spec = dataclasses.replace(store.spec, cameras=("top", "wrist"))
+    other = types.SimpleNamespace(spec=spec, action_spec=store.action_spec, folder=store.folder)
+    assert of_store(given, other).encoder.cameras == ("top",)  # type: ignore[arg-type]
+    named = experiment("--data.path", str(store.folder), "--encoder.cameras", "wrist")
+    assert of_store(named, other).encoder.cameras == ("wrist",)  # type: ignore[arg-type]
 
 
 def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:
@@ -208,7 +220,7 @@ def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) 
 
 def test_the_tasks_of_the_evaluation_are_those_of_the_store(store: TrainingStore) -> None:
     def tasks(*settings: str, scale: str = "mini", known: TrainingStore | None = store) -> tuple[int, ...]:
-        return final_protocol(experiment(*settings, scale=scale), known).tasks
+        return final_protocol(experiment(*settings, scale=scale), known).protocol.tasks
 
     given = ("--data.path", "given")
     assert tasks(*given, scale="3b") == (0, 1)
@@ -216,6 +228,19 @@ def test_the_tasks_of_the_evaluation_are_those_of_the_store(store: TrainingStore
     # Published demonstrations and other suites number their tasks in their own way.
     assert tasks(*given, "--evaluation.protocol", "object_dev") == tuple(range(10))
     assert tasks(known=None) == (0, 1, 2, 4, 6)
+
+
+def test_a_plan_reads_its_protocol_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its file has it, and as it is run; the folder of the results needs both."""
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+    path = tmp_path / "short.toml"
+    path.write_text((resource_folder("eval") / "protocols" / "spatial_dev.toml").read_text())
+    found = experiment("--evaluation.protocol", str(path), "--evaluation.episodes_per_task", "3")
+    evaluation = require_fit(found)
+    path.unlink()
+    assert evaluation is not None and evaluation.protocol.episodes_per_task == 3
+    assert evaluation.folder(tmp_path).name == "short-tasks0,1,2,4,6-n3"
+    assert require_fit(found, evaluates=False) is None
 
 
 def test_missing_demonstrations_are_named_at_once(
@@ -228,7 +253,7 @@ def test_missing_demonstrations_are_named_at_once(
 
 def printed(found: Experiment, run: Path) -> list[list[str]]:
     """The next commands, as a shell would split them."""
-    done = final_protocol(found, given_store(found, needed=False))
+    done = final_protocol(found, given_store(found, needed=False)).protocol
     return [shlex.split(line, comments=True) for line in next_steps(found, run, done)]
 
 

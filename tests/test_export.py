@@ -9,7 +9,7 @@ from flax import nnx
 
 from tests.models.vla_helpers import initialised
 from tests.rollout.runs import save_run
-from tests.tiny import tiny_config
+from tests.tiny import averaged_parameters, tiny_config
 from wmjax.experiment.config import from_dict
 from wmjax.export import main
 from wmjax.models.backbones.qwen2_5_vl import adapters, names, weights
@@ -18,7 +18,7 @@ from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.prompts import PromptConfig
-from wmjax.policy.restore import averaged_parameters, restore_model
+from wmjax.policy.restore import restore_model
 from wmjax.trainer import checkpoint
 
 

@@ -36,7 +36,8 @@ AHEAD = 2
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), VJEPA2(VJEPA2Settings()), views=1)
+    encoder = VJEPA2(VJEPA2Settings(cameras=("agentview",)))
+    store = encode_store(STORE, tmp_path_factory.mktemp("latents"), encoder, views=1)
     assert store is not None
     return store
 
@@ -110,7 +111,8 @@ def test_latents_of_a_rollout_are_the_stored_ones_from_first_frame_to_last(
         from encoders_export.vjepa import TorchEncoder as Encoder
     else:
         Encoder = VJEPA2
-    latents = encode_store(STORE, tmp_path / "latents", Encoder(VJEPA2Settings(model=str(folder))), views=1)
+    encoder = Encoder(VJEPA2Settings(cameras=("agentview",), model=str(folder)))
+    latents = encode_store(STORE, tmp_path / "latents", encoder, views=1)
     assert latents is not None and latents.backend == backend and latents.spec.parameters["resize"] == resize
     chosen = dataclasses.replace(experiment, encoder=dataclasses.replace(experiment.encoder, model=str(folder)))
     policy = make_policy(chosen, ({**artefacts[0], "encoder": specs.to_dict(latents.spec)}, artefacts[1]))

@@ -11,7 +11,7 @@ from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 SPECS = [
     dataclasses.replace(OBSERVATION_SPEC, simulator="mujoco 3.3.2"),
-    EncoderSpec(parameters={"bins": 3}, mean=(0.5,), std=(2.0,)),
+    EncoderSpec(cameras=("agentview",), parameters={"bins": 3}, mean=(0.5,), std=(2.0,)),
     dataclasses.replace(ACTION_SPEC, scale=(0.5,) * 7),
 ]
 TWO_ARMS = ActionSpec(

@@ -1,19 +1,30 @@
 """The whole policy network at a size that compiles and steps in seconds."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
+
+from jaxtyping import Array
 
 from tests.variants import VARIANTS
 from wmjax.core.settings import build
+from wmjax.experiment.config import Experiment
 from wmjax.models.backbones.qwen2_5_vl.config import preset
 from wmjax.models.heads.base import HeadConfig, HeadSizes
 from wmjax.models.vla import VLAConfig
 from wmjax.models.world.injection import InjectionConfig
 from wmjax.models.world.prophet import ProphetConfig
+from wmjax.policy.restore import parameter_shapes
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+from wmjax.trainer import checkpoint
 
 LATENT_DIM = 24
 IMAGE_SIZE = 56
+
+
+def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
+    """The trained parameters of a checkpoint, averaged over steps, by name."""
+    return checkpoint.restore(folder, "ema", parameter_shapes(experiment))
 
 
 def tiny_config(variant: str = "e2", head: str = "flow", **backbone: Any) -> VLAConfig:

@@ -10,7 +10,8 @@ from wmjax.core.command import run_command, show_episodes
 from wmjax.core.location import local
 from wmjax.core.options import CommandParser
 from wmjax.core.settings import build
-from wmjax.pipeline.convert import SHORTS, ConvertSettings, convert_dataset, describe_store
+from wmjax.data.formats.base import ConvertSettings
+from wmjax.pipeline.convert import SHORTS, convert_dataset, describe_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

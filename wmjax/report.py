@@ -11,8 +11,6 @@ from wmjax.core.options import CommandParser
 from wmjax.core.paths import expand
 from wmjax.reporting.evaluation_page import write_report
 
-__all__ = ["main", "write_report"]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""

@@ -10,18 +10,14 @@ episodes, chosen by the hash of their names. A replay on the recording's kind of
 elsewhere in the same success at the same step and a state within 1e-6. The exit status is 1 if anything differs.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
 from wmjax.core.command import run_command, whole_number
-from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser
 from wmjax.core.paths import expand
-from wmjax.pipeline.verify import add, evidence_folder, rewrite, verify
-
-DOCUMENTS = ("README.md", "docs/results.md")
+from wmjax.pipeline.verify import run_verification
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,19 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         options = parser.read(arguments)[0]
         logs.set_up()
-        root = evidence_folder()
-        documents = [path for name in DOCUMENTS if (path := root.parents[1] / name).is_file()]
-        if bool(options.add) != bool(options.name):
-            raise UserError("--add and --name belong together; give both")
-        if options.add:
-            print(add(root, options.add, options.name))
-            return 0
-        if options.write:
-            print(*rewrite(root, documents), sep="\n")
-            return 0
-        wrong = verify(root, documents, replays=options.replays)
-        logging.getLogger("wmjax.verify").info("%s", "; ".join(wrong) or "everything is as recorded")
-        return bool(wrong)
+        return run_verification(**vars(options))
 
     return run_command(body)
 

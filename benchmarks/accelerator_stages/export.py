@@ -70,7 +70,9 @@ def torch_encoders(folder: Path) -> dict[str, Encode]:
 
     from encoders_export.vjepa import TorchEncoder, pool_last_tubelet, preprocess
 
-    encoder = TorchEncoder(VJEPA2Settings(model=str(folder), pooling_grid=GRID, clip_length=CLIP))
+    encoder = TorchEncoder(
+        VJEPA2Settings(cameras=("agentview",), model=str(folder), pooling_grid=GRID, clip_length=CLIP)
+    )
 
     def tf32(clips: np.ndarray) -> np.ndarray:
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -60,7 +60,7 @@ def make_latents(
     folder: Path, store: TrainingStore, *, views: int = 3, grid: int = 4, dim: int = 24, max_shift: int = 6
 ) -> LatentStore:
     """Writes and opens a latent store of noise, except channel 0 = frame index / 100 and channel 1 = view."""
-    spec = EncoderSpec(name="synthetic", tokens_per_frame=grid * grid, dim=dim)
+    spec = EncoderSpec(cameras=("agentview",), name="synthetic", tokens_per_frame=grid * grid, dim=dim)
     writer = LatentWriter(folder, spec, store, draw_views(len(store.episodes), views, 0, max_shift), "jax")
     for index in writer.pending():
         writer.write(index, episode_latents(store, index, views, grid, dim))

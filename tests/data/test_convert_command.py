@@ -7,7 +7,8 @@ import pytest
 from wmjax import convert, diagnose
 from wmjax.core.options import CommandParser
 from wmjax.core.settings import build
-from wmjax.pipeline.convert import SHORTS, ConvertSettings
+from wmjax.data.formats.base import ConvertSettings
+from wmjax.pipeline.convert import SHORTS
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,14 @@ from wmjax.pipeline.convert import SHORTS, ConvertSettings
         ("--convert.max_episodes 0", "convert.max_episodes is 0; it must be at least 1"),
         ("--grippers a,b", "'a,b' is not a list of numbers; write them as 0,1"),
         ("--gripper-convention open", "convert.gripper_convention is 'open'; choose one of 'open-negative', 'open-pos"),
-        ("--gripper open-one", "--gripper is now called --gripper-convention; write --gripper-convention open-one"),
+        ("--format tarball", "unknown convert.format 'tarball'; known: "),
+        ("--format libero_hdf5 --layout x", "--layout is for LeRobot datasets, nowhere is converted as LIBERO"),
         ("--convert.select 3", "convert.select is 3; expected tuple[str, ...]"),
         ("--rows between", "convert.rows is 'between'; choose one of"),
-        ("--convert.rows before", "--rows is for LIBERO's HDF5 files, nowhere holds none"),
+        (
+            "--convert.rows before",
+            "--rows is for LIBERO's HDF5 files, nowhere is converted as LeRobot datasets",
+        ),
         ("--record.suite x", "unknown section of settings 'record'; known: convert"),
     ],
 )
@@ -38,11 +43,12 @@ def test_every_setting_of_a_conversion_has_a_short_option() -> None:
     parser.add_settings("convert", SHORTS, ConvertSettings())
     line = (
         "--image-size 64 --frame-stride 2 --max-episodes 3 --gripper-convention open-one --skip-bad --layout 8 "
-        "--grippers none --select cameras=top tasks=0,2 --revision 1234 --video-only STORE --rows before"
+        "--grippers none --select cameras=top tasks=0,2 --revision 1234 --video-only STORE --rows before "
+        "--format lerobot"
     )
     found = build(ConvertSettings, parser.read(line.split())[1]["convert"])
     assert found == ConvertSettings(
-        64, 2, 3, "open-one", True, "8", (), ("cameras=top", "tasks=0,2"), "1234", "STORE", "before"
+        64, 2, 3, "open-one", True, "8", (), ("cameras=top", "tasks=0,2"), "1234", "STORE", "before", "lerobot"
     )
 
 

@@ -43,7 +43,7 @@ class FakeEncoder:
     """The last tubelet's mean colours, plus a trace of the older frames."""
 
     backend = "jax"
-    spec = EncoderSpec(name="fake", weights_hash="0", tokens_per_frame=4, dim=3)
+    spec = EncoderSpec(cameras=("agentview",), name="fake", weights_hash="0", tokens_per_frame=4, dim=3)
 
     def __init__(self, fail_after: int | None = None, gain: float = 1.0) -> None:
         self.left, self.gain, self.seen = fail_after, gain, 0

@@ -9,7 +9,7 @@ from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import LatentStore, LatentWriter
 from wmjax.data.shift import draw_views
 
-SPEC = EncoderSpec(name="synthetic", tokens_per_frame=4, dim=6)
+SPEC = EncoderSpec(cameras=("agentview",), name="synthetic", tokens_per_frame=4, dim=6)
 
 
 def writer(folder, store, *, spec=SPEC, views=2, seed=0, backend="jax", dtype="float16"):
@@ -68,7 +68,10 @@ def test_an_episode_s_latents_do_not_depend_on_its_neighbours(tmp_path, store):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spec": EncoderSpec(name="other", tokens_per_frame=4, dim=6)}, "another encoder_spec"),
+        (
+            {"spec": EncoderSpec(cameras=("agentview",), name="other", tokens_per_frame=4, dim=6)},
+            "another encoder_spec",
+        ),
         ({"views": 3}, "another views"),
         ({"seed": 1}, "another views"),
         ({"backend": "torch"}, "another backend: 'jax' there, 'torch' now"),

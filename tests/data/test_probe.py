@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.synthetic import make_store
-from wmjax.analysis.rank import token_rank
+from wmjax.analysis.ridge import token_rank
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.probe import find_camera, format_table, probe

@@ -291,7 +291,7 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp."""
 
     backend = "jax"
-    spec = EncoderSpec(name="fake", tokens_per_frame=4, dim=3)
+    spec = EncoderSpec(cameras=("agentview",), name="fake", tokens_per_frame=4, dim=3)
 
     def encode(self, clips):
         ramp = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)

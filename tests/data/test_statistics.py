@@ -105,7 +105,7 @@ def test_latents_normalise_to_unit_scale(latents):
     np.testing.assert_allclose(normal[..., 2:].reshape(-1, 4).std(axis=0), 1, atol=1e-3)
     back = stats.denormalise_latents(normal, latents.spec)
     np.testing.assert_allclose(back, latents.latents[0].astype(np.float32), atol=1e-5)
-    constant = EncoderSpec(dim=1, mean=(2.0,), std=(0.0,))
+    constant = EncoderSpec(cameras=("agentview",), dim=1, mean=(2.0,), std=(0.0,))
     assert np.isfinite(stats.normalise_latents(np.full((3, 1), 2.0, np.float16), constant)).all()
 
 

@@ -41,6 +41,7 @@ def test_an_error_counts_in_its_phase():
     windows = ActionWindows(
         action=action,
         mask=np.ones((40, 8), bool),
+        state=np.zeros((40, 8), np.float32),
         near_change=np.zeros((40, 8, 1), bool),
         held=np.zeros((40, 1), bool),
         spec=ACTION_SPEC,

@@ -15,8 +15,8 @@ from wmjax.analysis.sequential import StoppingRule
 from wmjax.core import console
 from wmjax.core.options import setting_names
 from wmjax.core.settings import dotted
+from wmjax.data.formats.base import ConvertSettings
 from wmjax.experiment.config import axis_names, load, recipe_names, to_dict
-from wmjax.pipeline.convert import ConvertSettings
 from wmjax.pipeline.evaluate_command import EvaluateSettings
 from wmjax.pipeline.record import RecordSettings
 from wmjax.rollout.protocol import Protocol, protocol_names

@@ -26,6 +26,7 @@ MARKS = {
     ("docs/scaling.md", "needs a bucket"),
     ("docs/scaling.md", "minutes of a CPU, and a GPU"),
     ("docs/scaling.md", "a GPU"),
+    ("docs/scaling.md", "needs a bucket"),
     ("docs/scaling.md", "writes an archive"),
     ("docs/sharing.md", "a download"),
     ("docs/sharing.md", "a command of LeRobot"),

@@ -30,7 +30,6 @@ OBSERVATION = ObservationSpec(CAMERAS, JOINTS, ("rad",) * 14, control_hz=50.0, f
 ACTION = ActionSpec(JOINTS, ("rad",) * 14, grippers=(6, 13), gripper_open=(1.0, 1.0), gripper_closed=(0.0, 0.0))
 INSTRUCTION = "hand the cube over"
 SETTINGS = {
-    "encoder.cameras": ["top"],
     "encoder.views": 2,
     "prompt.length": 112,
     "model.backbone.vision.depth": 1,

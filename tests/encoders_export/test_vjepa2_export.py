@@ -65,7 +65,8 @@ def stores(store: TrainingStore, tmp_path_factory) -> dict[str, LatentStore]:
 @pytest.fixture(scope="module")
 def encoders() -> dict[str, TorchEncoder | VJEPA2]:
     """The shipped encoder in both frameworks."""
-    return {"torch": TorchEncoder(VJEPA2Settings()), "jax": VJEPA2(VJEPA2Settings())}
+    settings = VJEPA2Settings(cameras=("agentview",))
+    return {"torch": TorchEncoder(settings), "jax": VJEPA2(settings)}
 
 
 def test_backends_agree_within_the_stated_bound(store: TrainingStore, stores: dict[str, LatentStore], encoders):
@@ -105,17 +106,19 @@ def test_resized_frames_are_preprocessed_alike():
 
 def test_an_encoder_is_its_weights_that_are_loaded_and_its_preprocessing(tmp_path: Path):
     mine = shutil.copytree(MINI_FOLDER, tmp_path / "mine")
-    plain = encoder_spec(str(mine))
-    assert plain.parameters["resize"] == 112 and plain.weights_hash == encoder_spec("mini").weights_hash
+    plain = encoder_spec(str(mine), ("agentview",))
+    assert plain.parameters["resize"] == 112 and plain.weights_hash == encoder_spec("mini", ("agentview",)).weights_hash
     (mine / "model_older.safetensors").write_bytes(b"never read")
     (mine / "pytorch_model.bin").write_bytes(b"a pickle")
-    assert encoder_spec(str(mine)) == plain
+    assert encoder_spec(str(mine), ("agentview",)) == plain
     config = json.loads((mine / "config.json").read_text())
     (mine / "config.json").write_text(json.dumps(config | {"resize": 128}))
-    assert encoder_spec(str(mine)) == dataclasses.replace(plain, parameters={**plain.parameters, "resize": 128})
+    assert encoder_spec(str(mine), ("agentview",)) == dataclasses.replace(
+        plain, parameters={**plain.parameters, "resize": 128}
+    )
     (mine / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"needs config\.json and model\.safetensors"):
-        TorchEncoder(VJEPA2Settings(model=str(mine)))
+        TorchEncoder(VJEPA2Settings(cameras=("agentview",), model=str(mine)))
 
 
 MAINS = {"torch": torch_main, "jax": jax_main}
@@ -210,9 +213,9 @@ def test_every_token_can_be_kept_in_float32(store, stores, tmp_path, capsys):
 def test_short_names_are_published_encoders(monkeypatch, name):
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub, **_: asked.append(hub) or str(MINI_FOLDER))
-    spec = encoder_spec(name)
+    spec = encoder_spec(name, ("agentview",))
     assert asked == [spec.name] == [f"facebook/vjepa2-{name}-fpc64-256"]
-    assert spec == encoder_spec(spec.name)
+    assert spec == encoder_spec(spec.name, ("agentview",))
 
 
 def test_the_frameworks_do_not_import_each_other():

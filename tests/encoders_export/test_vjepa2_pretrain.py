@@ -18,8 +18,7 @@ from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, main  # noqa: E402
 from encoders_export.vjepa import preprocess  # noqa: E402
-from wmjax.analysis.rank import token_rank  # noqa: E402
-from wmjax.analysis.ridge import ridge_r2  # noqa: E402
+from wmjax.analysis.ridge import ridge_r2, token_rank  # noqa: E402
 from wmjax.core.errors import UserError  # noqa: E402
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part  # noqa: E402
 from wmjax.diagnostics.probe import format_table, object_scores, objects_of, probe  # noqa: E402
@@ -136,7 +135,7 @@ def test_the_shipped_encoder_says_which_scenes_it_has_seen():
     config = json.loads((MINI_FOLDER / "config.json").read_text(encoding="utf-8"))
     tasks = sorted(task for suite in SUITES for task in choose_tasks([suite], TASKS_PER_SUITE))
     assert config["wmjax_scenes"] == {suite: [number for other, number in tasks if other == suite] for suite in SUITES}
-    assert encoder_spec("mini").parameters["revision"] == config["wmjax_revision"]
+    assert encoder_spec("mini", ("agentview",)).parameters["revision"] == config["wmjax_revision"]
 
 
 def test_the_target_gets_no_gradient_and_follows_the_online_encoder(store: TrainingStore, tmp_path: Path):

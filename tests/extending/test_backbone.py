@@ -13,6 +13,10 @@ from wmjax.core.errors import UserError
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.experiment.plan import starting_weights
 from wmjax.export import main as export
+from wmjax.models.prompts import make_prepare, prompt_shapes
+from wmjax.scaling.estimate import estimate
+from wmjax.scaling.request import Request
+from wmjax.train import main as train
 
 KIND = "tests.extending.bag_of_words:BagOfWords"
 
@@ -48,3 +52,24 @@ def test_weights_for_a_backbone_that_reads_none_are_refused(tmp_path: Path) -> N
     given = experiment(train={"backbone_weights": str(tmp_path)})
     with pytest.raises(UserError, match=rf"train.backbone_weights is '{tmp_path}', but the backbone .* reads none"):
         starting_weights(given)
+
+
+@pytest.mark.parametrize("kind", [KIND, "qwen2_5_vl"])
+def test_the_shapes_of_prompts_are_known_without_a_prompt(kind: str) -> None:
+    made = load("e2_flow", overrides={"model": {"backbone": {"kind": kind}}})
+    arguments = made.prompt, made.model, made.data.observation
+    prompt, shapes = make_prepare(*arguments)(INSTRUCTIONS[0]), prompt_shapes(*arguments)
+    assert jax.tree.structure(shapes) == jax.tree.structure(prompt)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), shapes) == jax.tree.map(lambda a: (a.shape, a.dtype), prompt)
+
+
+def test_a_dry_run_and_an_estimate_count_it(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--model.backbone.kind", KIND, "--model.backbone.hidden", "16"]
+    assert train(["--config", "e0_mse", "--dry-run", *settings]) == 0
+    printed = capsys.readouterr().out
+    assert "  backbone: 2," in printed and 'model.backbone.kind = "tests.extending' in printed
+    overrides = {"model": {"backbone": {"kind": KIND, "hidden": 16}}, "train": {"batch_size": 4}}
+    found = estimate(Request("e0_mse", "mini", "cpu:1", settings=overrides))
+    assert found["parameters"] == found["trainable"] and found["remat"] is None
+    # The prompts whose shapes the backbone gives are among the arguments that the compiler counts.
+    assert found["arguments_gb"] == pytest.approx(found["memory"]["arguments_gb"], rel=1e-3)

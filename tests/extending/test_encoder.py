@@ -78,5 +78,5 @@ def test_its_settings_are_typed_checked_and_survive_a_checkpoint() -> None:
         require_fit(made)
     with pytest.raises(UserError, match=r"unknown setting 'encoder.model'"):
         load("e2_flow", overrides={"encoder": {"kind": KIND, "model": "mini"}})
-    with pytest.raises(UserError, match=r"encoder.cameras is \['a', 'a'\]; name at least one camera, and each once"):
+    with pytest.raises(UserError, match=r"encoder.cameras is \['a', 'a'\]; name each camera once"):
         load("e2_flow", overrides={"encoder": {"cameras": ["a", "a"]}})

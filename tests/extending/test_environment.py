@@ -9,6 +9,11 @@ import pytest
 from tests.extending.point_robot import STEP, PointRobot
 from tests.rollout.fake_policy import FakePolicy
 from wmjax.core.errors import UserError
+from wmjax.core.specs import ActionSpec
+from wmjax.data.episode import EpisodeData
+from wmjax.data.formats.importer import Gripper, prepare_action
+from wmjax.data.formats.lerobot.convert import convert
+from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.evaluate_scripted import evaluate_scripted
 from wmjax.policy.policy_actor import PolicyActor
@@ -24,6 +29,15 @@ episodes_per_task = 2
 init = "benchmark"
 max_steps = 12
 open_loop_horizon = 4
+"""
+
+
+LAYOUT = """
+state = "observation.state"
+action = "action"
+environment = "tests.extending.point_robot:PointRobot"
+[cameras]
+above = "observation.images.above"
 """
 
 
@@ -100,3 +114,35 @@ def test_what_it_cannot_do_is_refused(protocol: Protocol, tmp_path: Path) -> Non
         evaluate_scripted("expert", protocol, tmp_path / "expert", workers=1, videos=0)
     with pytest.raises(UserError, match=r"ActionSpec\.names is .*'gripper'\) for the policy, \('dx', 'dy'\)"):
         evaluate(PolicyActor(FakePolicy()), dataclasses.replace(protocol, open_loop_horizon=8), tmp_path / "p", 1)
+
+
+def test_its_demonstrations_are_converted_with_its_specs_and_without_a_gripper(tmp_path: Path) -> None:
+    """The last action lies in [0, 1], as gripper commands of another convention would."""
+    steps = np.arange(8, dtype=np.int32)
+    action = np.stack([np.linspace(-1, 1, 8), np.linspace(0, 1, 8)], axis=1).astype(np.float32)
+    state = np.cumsum(action, axis=0, dtype=np.float32) / 10
+    written = action.copy()
+    written[-1, 0] += 1e-6  # rounded on its way, which is put right at the bounds
+    meta = {"suite": "corners", "task_id": 3, "instruction": "go to corner 3"}
+    images = np.zeros((8, 1, 16, 16, 3), np.uint8)
+    episode = EpisodeData(images, steps, state, written, written, np.zeros(0), meta)
+    unbounded = dataclasses.replace(PointRobot.action_spec, low=(), high=())
+    write_lerobot_v30(tmp_path / "data", [episode], PointRobot.observation_spec, unbounded)
+    (tmp_path / "point.toml").write_text(LAYOUT)
+    store = convert(
+        str(tmp_path / "data"), tmp_path / "store", image_size=16, frame_stride=2, layout=str(tmp_path / "point.toml")
+    )
+    assert store.action_spec == PointRobot.action_spec and store.spec.state == ("x", "y")
+    np.testing.assert_array_equal(store.action, action)
+
+
+@pytest.mark.parametrize(
+    ("gripper", "given"), [("open-negative", (0.08, 0.0)), ("open-one", (1.0, 0.0)), ("open-positive", (1.0, -1.0))]
+)
+def test_grippers_become_the_commands_of_the_environment_wherever_they_stand(
+    gripper: Gripper, given: tuple[float, float]
+) -> None:
+    robot = ActionSpec(("width", "x"), ("m", ""), grippers=(0,), gripper_open=(0.08,), gripper_closed=(0.0,))
+    action = np.array([[given[0], 0.3], [given[1], 0.4]], np.float32)
+    found = prepare_action(action, np.zeros((2, 2), np.float32), gripper, robot, PointRobot.observation_spec, "here")
+    np.testing.assert_allclose(found, [[0.08, 0.3], [0.0, 0.4]], atol=1e-8)

@@ -18,13 +18,14 @@ from tests.robustness.sources import CAMERAS, SIZE, write_hdf5, write_v21, write
 from tests.rollout.test_results import record
 from wmjax.core.paths import listed
 from wmjax.data.formats import libero_hdf5
+from wmjax.data.formats.base import ConvertSettings
 from wmjax.data.formats.lerobot.convert import convert, source_files
 from wmjax.data.formats.lerobot.dataset import LeRobotDataset
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.store import finalize, part_names, write_part
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, weight_files
 from wmjax.experiment import config
-from wmjax.pipeline.convert import ConvertSettings, convert_dataset
+from wmjax.pipeline.convert import convert_dataset
 from wmjax.reporting.gallery import find_clips
 from wmjax.reporting.sweep_tables import read_results
 from wmjax.reporting.video.clips import write_video

@@ -45,7 +45,7 @@ def parameters(experiment: Experiment) -> dict[str, Any]:
 
 def plain_encoder_spec() -> EncoderSpec:
     """The mini encoder, with statistics that change nothing."""
-    spec = encoder_spec("mini")
+    spec = encoder_spec("mini", ("agentview",))
     return dataclasses.replace(spec, mean=(0.0,) * spec.dim, std=(1.0,) * spec.dim)
 
 

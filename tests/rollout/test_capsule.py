@@ -10,13 +10,20 @@ import pytest
 from tests.rollout.fakes import ENV, PROTOCOL, SPEC
 from wmjax.core.errors import UserError
 from wmjax.pipeline.evaluate import evaluate
-from wmjax.pipeline.verify import add, evidence_folder, read_capsules, replay, rewrite, verify
+from wmjax.pipeline.verify import (
+    DOCUMENTS,
+    add_evidence,
+    evidence_folder,
+    read_capsules,
+    replay,
+    rewrite,
+    verify,
+)
 from wmjax.reporting.evidence_blocks import table
 from wmjax.rollout.actors import Random
 from wmjax.rollout.capsule import Capsule, Outcome, chosen, outcomes_of, read_capsule
 from wmjax.rollout.evaluation_shards import read_actions
 from wmjax.rollout.results import read_header, read_records
-from wmjax.verify import DOCUMENTS
 
 EPISODES = 12
 NAME = "random-fake"
@@ -44,7 +51,7 @@ def evaluation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def root(evaluation, tmp_path_factory):
     root = tmp_path_factory.mktemp("evidence")
-    add(root, evaluation, NAME)
+    add_evidence(root, evaluation, NAME)
     return root
 
 
@@ -110,12 +117,12 @@ def test_every_flipped_bit_is_found(root, tmp_path):
 
 def test_evidence_is_neither_replaced_nor_made_of_half_an_evaluation(evaluation, root, tmp_path):
     with pytest.raises(UserError, match="evidence is not replaced"):
-        add(root, evaluation, NAME)
+        add_evidence(root, evaluation, NAME)
     half = shutil.copytree(evaluation, tmp_path / "half")
     lines = (half / "episodes.jsonl").read_text().splitlines(keepends=True)
     (half / "episodes.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match="is missing; repeat the evaluation's command"):
-        add(tmp_path / "evidence", half, "half")
+        add_evidence(tmp_path / "evidence", half, "half")
     assert not (tmp_path / "evidence").exists()
 
 
@@ -124,14 +131,15 @@ def test_actions_that_do_not_lead_to_the_outcome_are_no_evidence(evaluation, tmp
     for path in (other / "actions").iterdir():
         np.save(path, 0 * np.load(path))
     with pytest.raises(UserError, match=r"was recorded with .*evaluate again"):
-        add(tmp_path / "evidence", other, "other")
+        add_evidence(tmp_path / "evidence", other, "other")
 
 
-def test_an_evaluation_without_actions_gives_outcomes_only(evaluation, tmp_path):
-    old = shutil.copytree(evaluation, tmp_path / "old")
-    shutil.rmtree(old / "actions")
-    capsule = read_capsule(add(tmp_path / "evidence", old, "old"))
-    assert len(capsule.outcomes) == 2 * EPISODES and not capsule.replays
+def test_an_evaluation_without_actions_is_no_evidence(evaluation, tmp_path):
+    other = shutil.copytree(evaluation, tmp_path / "other")
+    shutil.rmtree(other / "actions")
+    with pytest.raises(UserError, match=r"the actions of .* are missing; evaluate again"):
+        add_evidence(tmp_path / "evidence", other, "other")
+    assert not (tmp_path / "evidence").exists()
 
 
 def _capsule(name: str, solved: tuple[int, int], **experiment: object) -> Capsule:

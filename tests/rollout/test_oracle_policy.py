@@ -119,7 +119,7 @@ def test_a_policy_whose_memory_is_the_true_future_acts_under_an_oracle_only():
 
 
 def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):
-    newest, encoder = 4, VJEPA2(VJEPA2Settings())
+    newest, encoder = 4, VJEPA2(VJEPA2Settings(cameras=("agentview",)))
     clips = EPISODE.images[clip_indices(np.arange(newest + 1, newest + 5), 0), 0]
     expected = encoder.encode(clips)
     policy, carry = truthful, truthful.initial_carry()

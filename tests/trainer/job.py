@@ -23,7 +23,7 @@ import wmjax.pipeline.latents
 import wmjax.pipeline.train as pipeline
 import wmjax.sim.env
 import wmjax.train as command
-from tests.tiny import LATENT_DIM, tiny_config
+from tests.tiny import LATENT_DIM, averaged_parameters, tiny_config
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 from wmjax.experiment.plan import RunPlan
@@ -41,7 +41,7 @@ class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp: different clips, different latents."""
 
     backend = "jax"
-    spec = EncoderSpec(name="synthetic", tokens_per_frame=16, dim=LATENT_DIM)
+    spec = EncoderSpec(cameras=("agentview",), name="synthetic", tokens_per_frame=16, dim=LATENT_DIM)
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
         ramp = np.linspace(-1, 1, 16 * LATENT_DIM, dtype=np.float32).reshape(16, LATENT_DIM)
@@ -68,7 +68,7 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
         model=small_model(),
         prompt=PromptConfig(length=56),
         data=wmjax.experiment.config.DataConfig(path=job["store"]),
-        encoder=VJEPA2Settings(views=2, max_shift=3),
+        encoder=VJEPA2Settings(cameras=("agentview",), views=2, max_shift=3),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
         train=TrainConfig(
             steps=4,
@@ -92,8 +92,6 @@ def main(job: dict[str, Any]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def judge(plan: RunPlan, checkpoint: Path) -> str:
-        from wmjax.policy.restore import averaged_parameters
-
         parameters = averaged_parameters(checkpoint, plan.experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())

@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.tiny import IMAGE_SIZE, LATENT_DIM, tiny_config
 from wmjax.core.specs import EncoderSpec
+from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
 from wmjax.scaling.hlo import Program, summarise
-from wmjax.scaling.shapes import Prompt
 from wmjax.sim.libero import ACTION_SPEC
 from wmjax.trainer.build import Built, DataSpecs, build
 from wmjax.trainer.config import TrainConfig
@@ -44,7 +44,9 @@ def built_for(job: Job) -> tuple[Built, Mesh]:
     zeros, ones = (0.0,) * LATENT_DIM, (1.0,) * LATENT_DIM
     statistics = {"state_offset": (0.0,) * STATE, "state_scale": (1.0,) * STATE}
     action = dataclasses.replace(ACTION_SPEC, chunk=model.chunk, **statistics)
-    specs = DataSpecs(action, EncoderSpec(dim=LATENT_DIM, tokens_per_frame=TOKENS, mean=zeros, std=ones))
+    specs = DataSpecs(
+        action, EncoderSpec(cameras=("agentview",), dim=LATENT_DIM, tokens_per_frame=TOKENS, mean=zeros, std=ones)
+    )
     adapters = {"trainable": "adapters", "backbone_weights": "random"} if job["lora"] else {}
     train = TrainConfig(batch_size=job["batch"], **adapters)
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)

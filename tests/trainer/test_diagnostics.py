@@ -171,16 +171,15 @@ def test_a_prophet_predicts_the_same_in_parts(model: VLA) -> None:
 
 
 def test_data_that_differ_from_the_checkpoint_are_refused(inputs: Inputs) -> None:
+    meta = inputs.meta()
+    inputs.require_same(meta)
+    for name in ("split", "store"):
+        with pytest.raises(UserError, match=rf"{name} differs: '\w+' in the training data, 'another'"):
+            inputs.require_same(meta | {name: "another"})
     specs = inputs.specs()
-    inputs.require_same({"specs": specs})
-    # Before the split had a seed of its own it followed from the run's.
-    by_seed = {"specs": specs, "experiment": {"train": {"validation_fraction": 0.3, "seed": 1}}}
-    with pytest.raises(UserError, match=r"split differs: '\w+' in the training data"):
-        inputs.require_same(by_seed)
-    inputs.require_same(by_seed | {"split": inputs.split_hash})
     other = dataclasses.replace(inputs.action_spec, chunk=9)
     with pytest.raises(UserError, match=r"ActionSpec.chunk differs: 8 in the training data, 9 in the checkpoint"):
-        inputs.require_same({"specs": specs | {"action": to_dict(other)}})
+        inputs.require_same(meta | {"specs": specs | {"action": to_dict(other)}})
 
 
 def test_missing_demonstrations_are_never_recorded(

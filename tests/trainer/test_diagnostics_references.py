@@ -63,9 +63,8 @@ def action_case() -> tuple[np.ndarray, ActionWindows]:
     mask = rng.uniform(size=(40, 4)) < 0.8
     held = rng.normal(size=(40, 1)) > 0
     near = (mask & (rng.uniform(size=(40, 4)) < 0.3))[..., None]
-    return action, ActionWindows(
-        action, mask, np.zeros((40, 8), np.float32), near, held, ACTION_SPEC, np.arange(40) % 2
-    )
+    state = rng.normal(size=(40, 8)).astype(np.float32)
+    return action, ActionWindows(action, mask, state, near, held, ACTION_SPEC, np.arange(40) % 2)
 
 
 def test_the_constant_predictor_scores_zero_and_the_truth_one() -> None:

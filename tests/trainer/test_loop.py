@@ -133,7 +133,6 @@ def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs
     meta = checkpoint.read_meta(last)
     with pytest.raises(UserError, match=r"store differs: .* in the training data, 'extended' in the checkpoint"):
         inputs.require_same(meta | {"store": "extended"})
-    inputs.require_same({key: value for key, value in meta.items() if key != "store"})  # an older checkpoint
 
 
 def test_statistics_of_latents_are_of_the_training_episodes(inputs: Inputs) -> None:
@@ -158,7 +157,7 @@ def test_statistics_of_latents_are_of_the_training_episodes(inputs: Inputs) -> N
 
 @pytest.mark.long  # three trainings
 def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(inputs: Inputs, tmp_path: Path) -> None:
-    """Runs before December 2026 have those of all episodes; what they learned is in units of those."""
+    """The policy that ships has those of all episodes; what it learned is in units of those."""
     assert isinstance(inputs.latents, LatentStore)
     older = dataclasses.replace(inputs, encoder_spec=inputs.latents.spec)
     straight = saved(fit(older, tmp_path / "straight"), tiny_config())

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.data.synthetic import make_latents, make_store
-from tests.tiny import LATENT_DIM, tiny_config
+from tests.tiny import LATENT_DIM, averaged_parameters, tiny_config
 from tests.trainer.test_loop import CONFIG, OPTIMIZER, KilledError, kill
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
@@ -28,7 +28,6 @@ from wmjax.models.world_model import WorldModel, network, require_world_objectiv
 from wmjax.pipeline.diagnose import as_held_out, describe
 from wmjax.pipeline.ridge_start import ridge_parameters, start_at_ridge
 from wmjax.pipeline.start import Start, starting_point
-from wmjax.policy.restore import averaged_parameters
 from wmjax.policy.saved import find_policy
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from wmjax.core.errors import UserError, one_line
 from wmjax.core.location import Location
 from wmjax.core.paths import cache_root
-from wmjax.core.reading import read_json
+from wmjax.core.reading import read_json, reading
 
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 """What the system says of a path that no file can have."""
@@ -190,19 +190,42 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def hash_bytes(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def hash_file(path: Location) -> str:
     """SHA-256 of a file's bytes, in hex, a block in memory at a time."""
     digest = hashlib.sha256()
+    _read_into(digest, path)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Iterable[Location], fix: str) -> str:
+    """SHA-256 of the bytes of files, one after the other, in hex.
+
+    Raises:
+        UserError: one cannot be read; ``fix`` says what to do.
+
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        with reading(path, fix):
+            _read_into(digest, path)
+    return digest.hexdigest()
+
+
+def _read_into(digest: Any, path: Location) -> None:
     with path.open("rb") as file:
         while block := file.read(CHUNK_BYTES):
             digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_json(content: Any) -> str:
     """The first 16 hex digits of the SHA-256 of canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hash_bytes(text.encode())[:16]
 
 
 def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping[str, Any] | None = None) -> None:

@@ -4,6 +4,8 @@ import logging
 import sys
 from pathlib import Path
 
+from wmjax.core.files import disk_errors
+
 LINE = "%(asctime)s %(levelname).1s %(message)s"
 
 
@@ -29,8 +31,6 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
     if not any(isinstance(h, StderrHandler) for h in logger.handlers):
         _add(logger, StderrHandler())
     if file is not None and not any(getattr(h, "baseFilename", None) == str(file.resolve()) for h in logger.handlers):
-        from wmjax.core.files import disk_errors
-
         with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             _add(logger, logging.FileHandler(file, encoding="utf-8"))

@@ -72,6 +72,11 @@ Weight = Annotated[float, Range(0, 1_000_000)]
 """A factor of a loss, a rate or a noise; 0 switches it off."""
 Seed = Annotated[int, Range(0, 2**31 - 1)]
 """A seed that JAX and NumPy both take: JAX folds larger ones without a word."""
+Corruption = Literal["none", "zero", "noise", "shuffled", "shuffled_in_task", "closed"]
+"""What an evaluation does to the world memory: nothing, or it replaces it by zeros (the mean latent), by unit noise, by
+another episode's memory (of any task, or of the same task), or by an empty memory (the gate closed)."""
+SHUFFLED: tuple[Corruption, ...] = ("shuffled", "shuffled_in_task")
+"""The corruptions that show the memory of another episode and so need one (:mod:`wmjax.policy.interventions`)."""
 
 
 class Settings:

@@ -6,11 +6,11 @@ share and raises an error if they differ. Imports neither jax nor torch.
 """
 
 import dataclasses
-import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_json
 from wmjax.core.settings import Depth, Range, Settings, Width, convert, type_hints
 
 FORMAT_VERSION = 2
@@ -85,7 +85,7 @@ class EncoderSpec(Settings, section="EncoderSpec"):
     weights_hash: str = ""
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
     clip_length: Depth = 4
-    cameras: tuple[str, ...] = ("agentview",)
+    cameras: tuple[str, ...] = dataclasses.field(kw_only=True)
     tokens_per_frame: Width = 16
     dim: Width = 192
     mean: tuple[float, ...] = ()
@@ -245,8 +245,7 @@ def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:
 
 def spec_hash(spec: Spec) -> str:
     """The first 16 hex digits of the SHA-256 of the spec's canonical JSON."""
-    text = json.dumps(to_dict(spec), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hash_json(to_dict(spec))
 
 
 def require_same_actions(policy: ActionSpec, other: ActionSpec, whose: str, fix: str) -> None:

@@ -6,7 +6,6 @@ no store, and a folder with one was complete when it was written.
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import os
 import secrets
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import LOCK, disk_errors, hash_file, only_one, sync, write_json
+from wmjax.core.files import LOCK, disk_errors, hash_bytes, hash_file, only_one, sync, write_json
 from wmjax.core.location import Location, Remote, RemoteArray, Rows, local
 from wmjax.core.reading import read_json, reading, typed
 from wmjax.core.settings import Range
@@ -209,5 +208,5 @@ def load_from(folder: Location, manifest: Mapping[str, Any], name: str) -> Path 
     if not isinstance(path, Remote):
         return path
     content = path.read_bytes()
-    _require_hash(path, hashlib.sha256(content).hexdigest(), manifest["files"][name]["sha256"])
+    _require_hash(path, hash_bytes(content), manifest["files"][name]["sha256"])
     return io.BytesIO(content)

@@ -42,6 +42,8 @@ class Motion:
 
 OSC_POSE = "OSC_POSE deltas and gripper command in [-1, 1]"
 """The ``definition`` of LIBERO's actions: a delta of 1 asks robosuite's controller for 0.05 m or 0.5 rad."""
+MEASURED_HZ = 20.0
+"""Control steps per second for which METRES and RADIANS hold."""
 METRES, RADIANS = (0.0105, 0.0121, 0.0117), (0.102, 0.057, 0.100)
 """What the hand does in one control step of 50 ms by a delta of 1: least squares over windows of 8 control steps of
 recorded demonstrations, about x, y and z (``benchmarks/roll_state.py``). It is 0.11 to 0.24 of what is asked for. In
@@ -56,12 +58,12 @@ def find_motion(observation: ObservationSpec, action: ActionSpec) -> Motion:
         UserError: the state has no pose of the end effector, or it is not known what the actions do to it.
 
     """
-    known = action.definition == OSC_POSE and action.dim == 7 and observation.control_hz == 20
+    known = action.definition == OSC_POSE and observation.control_hz == MEASURED_HZ
     if not known or len(observation.position) != 3 or len(observation.orientation) != 3:
         raise UserError(
             f"model.roll_state is true, but it is not known how actions ({action.definition or 'undefined'}, "
             f"{observation.control_hz:g} Hz) move the state ({', '.join(observation.state)}); it is for LIBERO's "
-            "OSC_POSE deltas at 20 Hz and states with the hand's pose, set it to false"
+            f"OSC_POSE deltas at {MEASURED_HZ:g} Hz and states with the hand's pose, set it to false"
         )
     return Motion(observation.position, observation.orientation, (0, 1, 2), (3, 4, 5), METRES, RADIANS)
 

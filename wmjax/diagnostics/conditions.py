@@ -75,7 +75,7 @@ class MemorySection:
     Attributes:
         gate: mean |tanh(gate)|; a small gate on a large context can still matter, hence the ratio.
         ratio: ‖injected‖ / ‖hidden‖ at the action tokens, averaged over samples.
-        effects: by condition, those of :data:`wmjax.core.corruption.Corruption`. A shuffled memory is that of another
+        effects: by condition, those of :data:`wmjax.core.settings.Corruption`. A shuffled memory is that of another
             episode, drawn for each sample, at the same control step. Last, the closed memory with black images too:
             what is left is instruction and state. Within a task memories at one step are much alike: a small effect
             of ``shuffled_in_task`` does not say that the memory is not used.

@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float32, Int
 
-from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.rng import named_key
+from wmjax.core.settings import SHUFFLED, Corruption
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import Batch, make_loader
 from wmjax.data.statistics import denormalise_action, normalise_action

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from wmjax.analysis.rank import token_rank
-from wmjax.analysis.ridge import ridge_r2
+from wmjax.analysis.ridge import ridge_r2, token_rank
 from wmjax.core.errors import UserError
 from wmjax.data.split import split_episodes
 from wmjax.data.store import TrainingStore
@@ -35,14 +34,15 @@ FALLEN = 0.1
 """An object this far (m) below where its task's objects of that name usually are has fallen out of the picture."""
 
 
-def find_camera(stores: Sequence[TrainingStore], camera: str) -> int:
-    """Index of a camera in the frames of stores that can be probed together.
+def find_camera(stores: Sequence[TrainingStore], camera: str | None) -> int:
+    """Index of a camera, the first if none is named, in the frames of stores that can be probed together.
 
     Raises:
         UserError: a store without the camera, or with other cameras or image sizes than the first.
 
     """
     first = stores[0].spec
+    camera = camera or first.cameras[0]
     for store in stores:
         if camera not in store.spec.cameras:
             raise UserError(f"camera {camera!r} is not in {store.folder}; choose from {', '.join(store.spec.cameras)}")

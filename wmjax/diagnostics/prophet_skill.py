@@ -8,8 +8,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from wmjax.analysis.rank import effective_rank, spectrum
-from wmjax.analysis.ridge import RIDGES, Ridge, held_out, predict_once
+from wmjax.analysis.ridge import RIDGES, Ridge, effective_rank, held_out, predict_once, spectrum
 from wmjax.core.errors import UserError
 from wmjax.core.text_table import text_table
 from wmjax.diagnostics.samples import LatentWindows

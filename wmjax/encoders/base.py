@@ -9,9 +9,9 @@ neither jax nor torch, so that both frameworks can export.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -34,7 +34,7 @@ class EncoderConfig(Settings, section="encoder"):
     A view is shifted by up to ``max_shift`` pixels; the images of the other cameras are shifted as far. ``path`` is a
     latent store that an export command wrote; empty, the latents are encoded once into the cache, by ``backend``. An
     encoder sees clips of ``clip_length`` frames of one camera; the tokens of several ``cameras`` stand one after the
-    other. An encoder's own settings are the fields of its subclass.
+    other. If none is named, it is the first of the observations. A subclass has an encoder's own settings as fields.
     """
 
     kind: str = "vjepa2"
@@ -43,7 +43,7 @@ class EncoderConfig(Settings, section="encoder"):
     max_shift: Annotated[int, Range(0, 1_000)] = MAX_SHIFT
     clip_length: Depth = 4
     path: str = ""
-    cameras: tuple[str, ...] = ("agentview",)
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot be honoured, before anything is recorded.
@@ -53,13 +53,17 @@ class EncoderConfig(Settings, section="encoder"):
 
         """
         super().__post_init__()
-        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise UserError(f"encoder.cameras is {list(self.cameras)}; name at least one camera, and each once")
+        if len(set(self.cameras)) != len(self.cameras):
+            raise UserError(f"encoder.cameras is {list(self.cameras)}; name each camera once")
 
     @classmethod
     def select(cls, values: dict[str, Any]) -> "type[EncoderConfig]":
         """The settings' class of the encoder that ``values`` name."""
         return ENCODERS.resolve(values.get("kind", cls.kind)).Config
+
+    def seeing(self, cameras: Sequence[str]) -> Self:
+        """These settings with the first of the observations' cameras, if they name none."""
+        return self if self.cameras else dataclasses.replace(self, cameras=tuple(cameras[:1]))
 
     def with_spec(self, spec: EncoderSpec) -> "EncoderConfig":
         """These settings with those that a spec records: what they must be to make its latents again."""
@@ -95,6 +99,8 @@ class Encoder(abc.ABC):
 
     Config: ClassVar[type[EncoderConfig]] = EncoderConfig
     """The class of its settings."""
+    MODELS: ClassVar[tuple[str, ...]] = ()
+    """Names that ``encoder.model``, if it has that setting, may have beside ``mini`` and that are no folders."""
     backend: Backend = "jax"
     spec: EncoderSpec
     params: Any

@@ -48,7 +48,9 @@ SHORTS = {
     "max-shift": Short("max_shift", "largest shift of the other views, pixels"),
     "grid": Short("pooling_grid", "tokens along an edge, such as 4 or 4x4; none keeps every token", parse_grid),
     "clip": Short("clip_length", "frames per clip"),
-    "camera": Short("cameras", "one, or several separated by commas", lambda text: text.split(",")),
+    "camera": Short(
+        "cameras", "one, or several separated by commas; the first if not given", lambda text: text.split(",")
+    ),
 }
 """The settings of the encoder that have a short option, by option."""
 
@@ -93,6 +95,7 @@ def run(options: argparse.Namespace, settings: dict[str, Any], make: MakeExporte
     shard = parse_shard(options.shard)
     config = encoder_config(settings, backend)
     out, store = local(options.out), TrainingStore(options.data)
+    config = config.seeing(store.spec.cameras)
     encoder = make(config)
     shown = sys.stderr.isatty()
 
@@ -116,7 +119,7 @@ def run(options: argparse.Namespace, settings: dict[str, Any], make: MakeExporte
         return 0
     worst = verify_latents(store, latents, encoder)
     print(f"{options.out}: latents {latents.latents.shape}, backend {latents.backend}, verified (largest {worst:.1e})")
-    taken = _settings(config.with_spec(latents.spec), options.out)
+    taken = _settings(config.with_spec(latents.spec), options.out, store.spec.cameras)
     print(f"train on them: python -m wmjax.train --data.path {options.data} {taken}")
     return 0
 
@@ -141,11 +144,13 @@ def verify(options: argparse.Namespace, settings: dict[str, Any], make: MakeExpo
     )
 
 
-def _settings(config: EncoderConfig, out: Location) -> str:
-    """The settings with which the train command takes this store."""
+def _settings(config: EncoderConfig, out: Location, cameras: tuple[str, ...]) -> str:
+    """The settings with which the train command takes this store; ``cameras`` are the demonstrations'."""
     changed: dict[str, Any] = {"path": str(out)}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "cameras" and value == cameras[:1]:
+            continue
         if field.name not in ("path", "backend") and value != field.default:
             changed[field.name] = value
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items()}

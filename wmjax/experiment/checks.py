@@ -23,11 +23,14 @@ from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import intervention_error
 from wmjax.models.world_model import require_world_objective
 from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.rollout.protocol_list import Cell
 from wmjax.sim.libero import ACTION_SPEC, SUITES, task_instructions
 
 
-def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> None:
+def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> Cell | None:
     """Refuses an experiment that could not be trained and evaluated to its end.
+
+    Returns the protocol of its evaluation, see :func:`final_protocol`; None if the closed loop does not follow.
 
     Args:
         experiment: all settings.
@@ -58,8 +61,11 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         require_world_objective(experiment.model)
     _require_memory(experiment, stride)
     _require_pending(experiment, store)
-    if evaluates:
-        _require_protocol(experiment, final_protocol(experiment, store), stride)
+    if not evaluates:
+        return None
+    evaluation = final_protocol(experiment, store)
+    _require_protocol(experiment, evaluation.protocol, stride)
+    return evaluation
 
 
 def require_side_by_side(experiment: Experiment) -> None:
@@ -77,8 +83,8 @@ def require_side_by_side(experiment: Experiment) -> None:
         )
 
 
-def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Protocol:
-    """The protocol of the evaluation after training, on the tasks that are trained on.
+def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Cell:
+    """The protocol of the evaluation after training, on the tasks that are trained on, and as its file has it.
 
     Args:
         experiment: all settings.
@@ -91,17 +97,16 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Proto
     """
     settings, data = experiment.evaluation, experiment.data
     origins = {"tasks": "data.tasks", "episodes_per_task": "evaluation.episodes_per_task"}
-    protocol = load_protocol(settings.protocol, origins, episodes_per_task=settings.episodes_per_task)
+    unchanged = load_protocol(settings.protocol)
     tasks: tuple[int, ...] | None = data.tasks
     if data.places:
         # LIBERO-PRO's suites have the tasks of the suite whose name they begin with.
-        known, recorded = protocol.environment.suites, store.tasks if store else ()
-        own = {t.task_id for t in recorded if t.suite in known and protocol.suite.startswith(t.suite)}
+        known, recorded = unchanged.environment.suites, store.tasks if store else ()
+        own = {t.task_id for t in recorded if t.suite in known and unchanged.suite.startswith(t.suite)}
         tasks = tuple(sorted(own)) or None
     oracle = 0.0 if experiment.model.memory.needs_future else None
-    return load_protocol(
-        settings.protocol, origins, tasks=tasks, episodes_per_task=settings.episodes_per_task, oracle=oracle
-    )
+    changes = {"tasks": tasks, "episodes_per_task": settings.episodes_per_task, "oracle": oracle}
+    return Cell(load_protocol(settings.protocol, origins, **changes), unchanged)
 
 
 def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore | None:
@@ -190,7 +195,8 @@ def _require_precision(experiment: Experiment) -> None:
 
 def _require_latents(experiment: Experiment) -> None:
     """Requires a Prophet of the encoder's tokens and channels, as far as they are known without a download."""
-    encoder, prophet = experiment.encoder, experiment.model.prophet
+    # How many tokens there are does not depend on which camera it is.
+    encoder, prophet = experiment.encoder.seeing(experiment.data.observation.cameras), experiment.model.prophet
     if not experiment.model.memory.reads_latents:
         return
     tokens, dim = ENCODERS.resolve(encoder.kind).shape(encoder)

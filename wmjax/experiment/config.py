@@ -21,8 +21,7 @@ from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, convert, dotted, merge, with_origin
 from wmjax.core.specs import to_dict as spec_to_dict
-from wmjax.encoders.base import EncoderConfig, default_encoder
-from wmjax.encoders.vjepa2.files import PUBLISHED
+from wmjax.encoders.base import ENCODERS, EncoderConfig, default_encoder
 from wmjax.experiment.data_config import DataConfig
 from wmjax.experiment.dimensions import with_dimensions
 from wmjax.models.backbones.base import BackboneConfig
@@ -222,11 +221,12 @@ def load(
 
 
 def _with_dimensions(experiment: Experiment) -> Experiment:
-    """The experiment with the sizes of what it records; those of a given store are known once that is opened."""
+    """The experiment with sizes and camera of what it records; those of a given store are known once it is opened."""
     if experiment.data.places:
         return experiment
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
-    return dataclasses.replace(experiment, model=model)
+    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    return dataclasses.replace(experiment, model=model, encoder=encoder)
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -245,19 +245,20 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 def anchor(experiment: Experiment) -> Experiment:
     """The experiment with the folders that it names absolute: it resumes and is evaluated from anywhere."""
     replaced: dict[str, Any] = {}
+    names = ENCODERS.resolve(experiment.encoder.kind).MODELS
     for group, name in (*FOLDERS, ("train", "init_from")):
         settings = replaced.get(group, getattr(experiment, group))
         value = getattr(settings, name, "")
-        if (found := _absolute(value)) != value:
+        if (found := _absolute(value, names)) != value:
             replaced[group] = dataclasses.replace(settings, **{name: found})
     data = replaced.get("data", experiment.data)
-    replaced["data"] = dataclasses.replace(data, paths=tuple(map(_absolute, data.paths)))
+    replaced["data"] = dataclasses.replace(data, paths=tuple(_absolute(path) for path in data.paths))
     return dataclasses.replace(experiment, **replaced)
 
 
-def _absolute(value: str) -> str:
-    """A setting as an absolute path if it names a folder here, else as it is."""
-    if value in ("", "mini", RANDOM, *PUBLISHED) or URL.match(value):
+def _absolute(value: str, names: tuple[str, ...] = ()) -> str:
+    """A setting as an absolute path if it names a folder here, else as it is, as ``names`` are."""
+    if value in ("", "mini", RANDOM, *names) or URL.match(value):
         return value
     return str(place.resolve()) if (place := expand(value)).is_dir() else value
 

@@ -1,12 +1,12 @@
 """The settings of the training data: what is recorded, or which stores are given, and how samples are drawn of them."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import field
 from typing import Annotated
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_bytes
 from wmjax.core.settings import Count, Depth, Range, Settings
 from wmjax.core.specs import ObservationSpec
 from wmjax.core.specs import to_dict as spec_to_dict
@@ -77,4 +77,4 @@ class DataConfig(Settings, section="data"):
             del values[name]
         values["demonstrations"] = self.demonstrations.identity()
         values["observation"] = spec_to_dict(self.observation)
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+        return hash_bytes(json.dumps(values, sort_keys=True).encode())[:10]

@@ -1,13 +1,16 @@
-"""The sizes of state and action follow from the demonstrations, not from a setting."""
+"""The sizes of state and action, and the latents' camera, follow from the demonstrations where no setting says them."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.store import TrainingStore
 from wmjax.models.vla import VLAConfig
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+
+if TYPE_CHECKING:
+    from wmjax.experiment.config import Experiment
 
 
 def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: ActionSpec, where: str) -> VLAConfig:
@@ -34,18 +37,23 @@ def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: Acti
     return dataclasses.replace(model, **found)
 
 
-def of_store(model: VLAConfig, store: TrainingStore | None) -> VLAConfig:
-    """The network's settings with the sizes of a training store; without one they are taken to be LIBERO's.
+def of_store(experiment: "Experiment", store: TrainingStore | None) -> "Experiment":
+    """An experiment with what follows from a training store: the network's sizes, and the camera of the latents.
+
+    Without a store the sizes are taken to be LIBERO's, and the cameras those of ``data.observation``.
 
     Raises:
         UserError: a size was given and is another one.
 
     """
+    model, spec = experiment.model, experiment.data.observation if store is None else store.spec
     if store is not None:
-        return with_dimensions(model, store.spec, store.action_spec, f"data.path {store.folder}")
-    return dataclasses.replace(
-        model,
-        action_dim=model.action_dim or ACTION_SPEC.dim,
-        grippers=model.grippers or len(ACTION_SPEC.grippers),
-        state_dim=model.state_dim or OBSERVATION_SPEC.state_dim,
-    )
+        model = with_dimensions(model, spec, store.action_spec, f"data.path {store.folder}")
+    else:
+        model = dataclasses.replace(
+            model,
+            action_dim=model.action_dim or ACTION_SPEC.dim,
+            grippers=model.grippers or len(ACTION_SPEC.grippers),
+            state_dim=model.state_dim or OBSERVATION_SPEC.state_dim,
+        )
+    return dataclasses.replace(experiment, model=model, encoder=experiment.encoder.seeing(spec.cameras))

@@ -16,13 +16,14 @@ from wmjax.core.settings import dotted
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import UnionStore
-from wmjax.experiment.checks import final_protocol, given_store, require_fit
+from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec, require_camera
 from wmjax.models.backbones.base import BACKBONES
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash
-from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
+from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.protocol_list import Cell
 from wmjax.sim.libero import simulator_version
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.sharding import make_mesh, require_divisible
@@ -47,7 +48,7 @@ class RunPlan:
         latent_spec: of the latents that the run trains on, whose statistics come with their store; None if the model
             reads none: then no encoder is needed.
         weights: of the backbone.
-        protocol: of the closed-loop evaluation, on the tasks that are trained on; None without an evaluation.
+        evaluation: protocol of the closed loop, on the tasks that are trained on; None if it does not follow.
 
     """
 
@@ -56,7 +57,12 @@ class RunPlan:
     store: TrainingStore | None
     latent_spec: EncoderSpec | None
     weights: StartingWeights
-    protocol: Protocol | None
+    evaluation: Cell | None
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """The protocol of the evaluation as it is run."""
+        return self.evaluation.protocol if self.evaluation else None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,9 +77,8 @@ class RunPlan:
 
     def evaluation_folder(self, checkpoint: Path) -> Path:
         """The results folder of a checkpoint's evaluation."""
-        assert self.protocol is not None
-        published = load_protocol(self.experiment.evaluation.protocol)
-        return protocol_folder(checkpoints.evaluations(checkpoint), self.protocol, published)
+        assert self.evaluation is not None
+        return self.evaluation.folder(checkpoints.evaluations(checkpoint))
 
 
 def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: bool = True) -> RunPlan:
@@ -90,8 +95,8 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     """
     store = given_store(experiment)
     if store is not None:
-        experiment = dataclasses.replace(experiment, model=of_store(experiment.model, store))
-    require_fit(experiment, store, evaluates=evaluates)
+        experiment = of_store(experiment, store)
+    evaluation = require_fit(experiment, store, evaluates=evaluates)
     distributed.join()
     require_devices()
     require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))
@@ -103,7 +108,7 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
         store=store,
         latent_spec=distributed.first(lambda: _latent_spec(experiment)),
         weights=distributed.first(lambda: starting_weights(experiment)),
-        protocol=final_protocol(experiment, store) if evaluates else None,
+        evaluation=evaluation,
     )
 
 
@@ -164,7 +169,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
     """
     before, now = dotted(old), dotted(new)
     defaults = dotted(to_dict(Experiment("", "", ""))).items()
-    before = {**{k: v for k, v in defaults if k in now}, **before}  # settings that are younger than the run
+    before = {**{k: v for k, v in defaults if k in now}, **before}  # the committed cells of a sweep lack some
     places = ["data.paths", *(f"{group}.{name}" for group, name in FOLDERS)]
     free = {*RESUMABLE, *(k for k in places if before.get(k) and now.get(k))}
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from wmjax.core.errors import UserError
 from wmjax.core.reading import read_json, read_toml
 from wmjax.core.settings import Count, Range, Seed, Settings, build, dotted, merge, shown
-from wmjax.experiment.checks import final_protocol, given_store, require_fit
+from wmjax.experiment.checks import given_store, require_fit
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.plan import first_difference
@@ -156,9 +156,10 @@ def _protocol(experiment: Experiment, name: str, episodes: int | None) -> Protoc
     """The protocol of one evaluation, on the tasks that are trained on; refuses what does not fit the training."""
     store = given_store(experiment, needed=False)
     settings = dataclasses.replace(experiment.evaluation, protocol=name, episodes_per_task=episodes)
-    judged = dataclasses.replace(experiment, model=of_store(experiment.model, store), evaluation=settings)
-    require_fit(judged, store)
-    return final_protocol(judged, store)
+    judged = dataclasses.replace(of_store(experiment, store), evaluation=settings)
+    evaluation = require_fit(judged, store)
+    assert evaluation is not None
+    return evaluation.protocol
 
 
 def finished(cells: list[Cell], folder: Path) -> set[str]:

@@ -11,7 +11,7 @@ from wmjax.data.observation import Prompt
 from wmjax.models.backbones.base import BACKBONES, Prepare, PromptConfig
 from wmjax.models.vla import VLAConfig
 
-__all__ = ["PromptConfig", "join_prompts", "make_prepare"]
+__all__ = ["PromptConfig", "join_prompts", "make_prepare", "prompt_shapes"]
 
 
 def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prepare:
@@ -22,14 +22,30 @@ def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) 
             not fit it.
 
     """
+    backbone = BACKBONES.resolve(model.backbone.kind)
+    return backbone.prepare(model.backbone, prompt, _image_sizes(model, spec), 1 + model.chunk)
+
+
+def prompt_shapes(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prompt:
+    """What :func:`make_prepare`'s function returns, as a pytree of ``jax.ShapeDtypeStruct``; nothing is downloaded.
+
+    Raises:
+        UserError: fewer cameras than the model wants to see, or settings that do not fit it.
+
+    """
+    backbone = BACKBONES.resolve(model.backbone.kind)
+    return backbone.prompt_shapes(model.backbone, prompt, _image_sizes(model, spec), 1 + model.chunk)
+
+
+def _image_sizes(model: VLAConfig, spec: ObservationSpec) -> list[tuple[int, int]]:
+    """(height, width) in pixels of each image that the model sees."""
     available = len(spec.cameras)
     seen = available if model.cameras is None else model.cameras
     if not 1 <= seen <= available:
         raise UserError(
             f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
         )
-    sizes = [(spec.image_size, spec.image_size)] * seen
-    return BACKBONES.resolve(model.backbone.kind).prepare(model.backbone, prompt, sizes, 1 + model.chunk)
+    return [(spec.image_size, spec.image_size)] * seen
 
 
 def join_prompts(prompts: Sequence[Prompt]) -> Prompt:

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float32
 
-from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
-from wmjax.core.settings import Depth, Range, Settings
+from wmjax.core.settings import Corruption, Depth, Range, Settings
 from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
 from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, InpaintingHead, Known, default_head
 from wmjax.models.inputs import ModelInput

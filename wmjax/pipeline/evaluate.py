@@ -19,6 +19,7 @@ from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.benchmark_log import keep_record
 from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
+from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records, read_summary
 from wmjax.rollout.runner import Runner, Watched, video_name
@@ -42,6 +43,7 @@ def evaluate(
     album: Album | None = None,
     shard: Shard = WHOLE,
     timeout: float = 120.0,
+    metrics: Sequence[str] = (),
 ) -> Summary:
     """Runs what is left of an evaluation and returns the verdict on all of it.
 
@@ -58,6 +60,7 @@ def evaluate(
         shard: which part of how many to run here, see :mod:`wmjax.rollout.evaluation_shards`; the verdict is then on
             what all shards have finished so far.
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
+        metrics: names of :data:`wmjax.rollout.metrics.METRICS`, or ``package.module:Class``.
 
     Raises:
         UserError: ``out`` holds another evaluation, or another process is at work there; the actor does not fit the
@@ -79,7 +82,9 @@ def evaluate(
             keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
             keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
             recipe = str(header.get("recipe_hash", ""))
-            steps = run_episodes(actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe)
+            steps = run_episodes(
+                actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe, metrics=metrics
+            )
             seconds = time.monotonic() - started
             _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
@@ -138,13 +143,15 @@ def run_episodes(
     recipe_hash: str = "",
     watcher: Callable[[Any], Watcher] | None = None,
     watched: Watched | None = None,
+    metrics: Sequence[str] = (),
 ) -> int:
     """Runs episodes in simulator processes; returns the number of control steps."""
     spec = actor.observation_spec
     frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
     settings = WorkerSettings(spec, frames, protocol.env, watcher)
+    measured = [METRICS.resolve(name)(protocol.environment.action_spec) for name in metrics]
     with RolloutPool(settings, min(workers, max(1, len(episodes))), timeout) as pool:
-        runner = Runner(pool, actor, protocol, results, videos, recipe_hash, watched)
+        runner = Runner(pool, actor, protocol, results, videos, recipe_hash, watched, measured)
         runner.run(episodes)
     return runner.control_steps
 

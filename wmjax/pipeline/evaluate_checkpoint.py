@@ -1,19 +1,19 @@
 """The closed-loop evaluation of a checkpoint."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wmjax.analysis.summary import Summary
-from wmjax.core.corruption import SHUFFLED
 from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
 from wmjax.core.paths import keep_compiled_programs, records_folder
-from wmjax.core.settings import dotted
+from wmjax.core.settings import SHUFFLED, dotted
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
@@ -44,6 +44,7 @@ def evaluate_checkpoint(
     videos: int = 2,
     batch_size: int = 1,
     shard: Shard = WHOLE,
+    metrics: Sequence[str] = (),
     data: Location | None = None,
     places: Places | None = None,
 ) -> Summary:
@@ -58,7 +59,18 @@ def evaluate_checkpoint(
 
     """
     actor, header, album = load_actor(path, protocol, videos=videos, batch_size=batch_size, data=data, places=places)
-    return evaluate(actor, protocol, out, workers, videos, header, records=records_folder(), album=album, shard=shard)
+    return evaluate(
+        actor,
+        protocol,
+        out,
+        workers,
+        videos,
+        header,
+        records=records_folder(),
+        album=album,
+        shard=shard,
+        metrics=metrics,
+    )
 
 
 def load_actor(

@@ -16,6 +16,7 @@ from wmjax.pipeline.evaluate_scripted import evaluate_scripted, replay_status
 from wmjax.pipeline.evaluate_served import check_served, evaluate_served, is_served, require_served
 from wmjax.policy.places import Places
 from wmjax.policy.saved import find_policy
+from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import load_protocol, protocol_folder
 from wmjax.rollout.protocol_list import ProtocolList, load_protocol_list
 
@@ -28,18 +29,33 @@ class EvaluateSettings(Settings, section="evaluation"):
         workers: simulator processes.
         videos: successes and failures per task to keep as videos.
         batch: rows per call of the policy.
+        metrics: what else is measured of each episode: names of :data:`wmjax.rollout.metrics.METRICS`, or
+            ``package.module:Class``.
 
     """
 
     workers: Depth = 2
     videos: Annotated[int, Range(0, 1_000_000)] = 2
     batch: Annotated[int, Range(1, 10_000)] = 1
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses metrics that are not there, before anything runs."""
+        super().__post_init__()
+        for name in self.metrics:
+            METRICS.resolve(name)
 
 
 SHORTS = {
     "workers": Short("workers", "simulator processes"),
     "batch": Short("batch", "rows per policy call; 1 is fastest on a CPU"),
     "videos": Short("videos", "successes and failures per task to keep as videos"),
+    "metrics": Short(
+        "metrics",
+        f"numbers to measure of each episode: {', '.join(METRICS.known)}, or package.module:Class",
+        str,
+        words=True,
+    ),
 }
 """The settings that have a short option, by option."""
 
@@ -86,6 +102,7 @@ def run_evaluation(
     if run is None and places:
         raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
     shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
+    shared["metrics"] = settings.metrics
     trained: dict[str, Any] = {"batch_size": settings.batch, "places": places}
     cells = load_protocol_list(protocol, **changes)
     if cells is not None:

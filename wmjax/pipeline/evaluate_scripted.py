@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def evaluate_scripted(
     workers: int = 2,
     videos: int = 2,
     shard: Shard = WHOLE,
+    metrics: Sequence[str] = (),
     data: Location | None = None,
 ) -> Summary:
     """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` acts what the training store ``data`` recorded.
@@ -41,7 +43,7 @@ def evaluate_scripted(
         seen = protocol.environment.observation_spec
         scripted = (actors.Expert(seen), actors.Noop(seen), actors.Random(seen, protocol.seed))
         chosen = next(actor for actor in scripted if actor.name == name)
-        return evaluate(chosen, protocol, out, workers, videos, shard=shard)
+        return evaluate(chosen, protocol, out, workers, videos, shard=shard, metrics=metrics)
     if data is None:
         raise UserError("--data is missing; --policy replay needs the training store to replay")
     store = TrainingStore(data)
@@ -50,7 +52,7 @@ def evaluate_scripted(
     episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
     protocol = dataclasses.replace(protocol, max_steps=actor.longest, target_velocity=actor.target_velocity(episodes))
     header = {"store": store.hash}
-    return evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, shard=shard)
+    return evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, shard=shard, metrics=metrics)
 
 
 def replay_status(summary: Summary) -> int:

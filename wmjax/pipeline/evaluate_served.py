@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ def evaluate_served(
     workers: int = 2,
     videos: int = 2,
     shard: Shard = WHOLE,
+    metrics: Sequence[str] = (),
 ) -> tuple[Summary, Path]:
     """Evaluates the policy behind a URL; returns the verdict and the results' folder.
 
@@ -94,6 +95,7 @@ def evaluate_served(
         workers: simulator processes.
         videos: successes and failures per task to keep as videos.
         shard: which part of how many to run here.
+        metrics: what else is measured of each episode, see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     Raises:
         UserError: no such server, conventions that do not fit, or see :func:`wmjax.pipeline.evaluate.evaluate`.
@@ -114,7 +116,7 @@ def evaluate_served(
     header: dict[str, Any] = {"served": {"dialect": dialect, **about}, "foreign": used}
     out = out or protocol_folder(Path("runs") / re.sub(r"[^\w.-]", "-", name), protocol, unchanged)
     try:
-        return evaluate(actor, protocol, out, workers, videos, header, shard=shard), out
+        return evaluate(actor, protocol, out, workers, videos, header, shard=shard, metrics=metrics), out
     finally:
         actor.close()
 

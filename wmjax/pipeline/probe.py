@@ -136,7 +136,7 @@ def probe_backbones(
     names: list[str],
     *,
     scale: str = "mini_lora",
-    camera: str = "agentview",
+    camera: str | None = None,
     settings: dict[str, Any] | None = None,
 ) -> Table:
     """Probes starting backbones on held-out episodes.
@@ -145,7 +145,7 @@ def probe_backbones(
         stores: training stores.
         names: what ``train.backbone_weights`` may name: folders, hub ids or ``random``.
         scale: a file of ``train/scales``.
-        camera: whose tokens are read.
+        camera: whose tokens are read; the first of the stores when None.
         settings: nested settings, laid over the files.
 
     Raises:

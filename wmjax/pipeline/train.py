@@ -23,6 +23,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.experiment.checks import given_store, require_fit, require_side_by_side
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
+from wmjax.experiment.next_steps import next_steps
 from wmjax.experiment.plan import RunPlan, default_folder, plan_run, require_saved, save_settings
 from wmjax.models.backbones.pretrained import load_backbone
 from wmjax.models.vla import match_embeddings
@@ -32,7 +33,6 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
-from wmjax.pipeline.verdict import verdict
 from wmjax.policy.places import keep_assets
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
@@ -184,7 +184,7 @@ def dry_run(
     """
     experiment = load(recipe, scale, dataset, settings)
     given = given_store(experiment, needed=False)
-    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, given))
+    experiment = of_store(experiment, given)
     require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
     distributed.join()
     require_devices()
@@ -279,3 +279,11 @@ def judge(plan: RunPlan, checkpoint: Path) -> Summary:
     assert plan.protocol is not None
     settings, out = plan.experiment.evaluation, plan.evaluation_folder(checkpoint)
     return evaluate_checkpoint(checkpoint, plan.protocol, out, workers=settings.workers, videos=settings.videos)
+
+
+def verdict(plan: RunPlan, summary: Summary) -> str:
+    """The outcome of a finished run in a few lines: the success table, the run's folder, and what to do next."""
+    assert plan.protocol is not None
+    steps = next_steps(plan.experiment, plan.folder, plan.protocol)
+    lines = ["", summary.table(), "", f"run: {plan.folder}", "next:", *(f"  {line}" for line in steps)]
+    return "\n".join(lines)

@@ -20,6 +20,8 @@ from wmjax.rollout.results import read_header, read_records, read_summary
 from wmjax.sim.episode import EpisodeId
 
 log = logging.getLogger("wmjax.verify")
+DOCUMENTS = ("README.md", "docs/results.md")
+"""Files of the repository with tables that are made of the evidence."""
 SAME_STATE = 1e-6
 """Largest difference of a final state on another processor, whose matrix products differ in the last bits."""
 
@@ -27,6 +29,40 @@ SAME_STATE = 1e-6
 def evidence_folder() -> Path:
     """The folder of the committed capsules."""
     return resource_folder("eval") / "evidence"
+
+
+def documents_of(root: Path) -> list[Path]:
+    """The :data:`DOCUMENTS` that are there, of the repository that holds the evidence."""
+    return [path for name in DOCUMENTS if (path := root.parents[1] / name).is_file()]
+
+
+def run_verification(*, replays: int | None, write: bool, add: Path | None, name: str | None) -> int:
+    """What the command's options ask for; returns the exit status, 1 if anything differs.
+
+    Args:
+        replays: episodes of each evaluation to replay; None for all that are recorded.
+        write: writes the generated blocks of the documents anew instead.
+        add: results folder to make evidence of instead.
+        name: of that evidence.
+
+    Raises:
+        UserError: options that do not go together, or see :func:`verify` and :func:`add_evidence`.
+
+    """
+    root = evidence_folder()
+    if (add is None) != (not name):
+        raise UserError("--add and --name belong together; give both")
+    if replays is not None and replays < 0:
+        raise UserError(f"--replays is {replays}; give 0 or more")
+    if add is not None and name:
+        print(add_evidence(root, add, name))
+        return 0
+    if write:
+        print(*rewrite(root, documents_of(root)), sep="\n")
+        return 0
+    wrong = verify(root, documents_of(root), replays=replays)
+    log.info("%s", "; ".join(wrong) or "everything is as recorded")
+    return int(bool(wrong))
 
 
 def read_capsules(root: Path) -> list[Capsule]:
@@ -73,10 +109,8 @@ def rewrite(root: Path, documents: Sequence[Path]) -> list[Path]:
     return write_blocks(documents, {capsule.name: capsule for capsule in read_capsules(root)})
 
 
-def add(root: Path, evaluation: Path, name: str) -> Path:
+def add_evidence(root: Path, evaluation: Path, name: str) -> Path:
     """Makes a capsule of a finished evaluation; its episodes are replayed here first.
-
-    An evaluation from before December 2026 kept no actions: then the capsule has outcomes only.
 
     Args:
         root: folder of the capsules.
@@ -84,7 +118,7 @@ def add(root: Path, evaluation: Path, name: str) -> Path:
         name: of the capsule.
 
     Raises:
-        UserError: the evaluation is not finished, or a replay does not end as recorded.
+        UserError: the evaluation is not finished, its actions are missing, or a replay does not end as recorded.
 
     """
     header, records = read_header(evaluation), read_records(evaluation)
@@ -96,14 +130,12 @@ def add(root: Path, evaluation: Path, name: str) -> Path:
     by_key = {record.key: record for record in records}
     instructions = {record.task_id: record.instruction for record in records}
     capsule = Capsule(name, about, header, dict(sorted(instructions.items())), outcomes)
-    streams: list[tuple[Outcome, Any, Any]] = []
-    if (evaluation / "actions").is_dir() or (evaluation / "shards").is_dir():
-        wanted = chosen([outcome.key for outcome in outcomes])
-        streams = [
-            (outcome, np.array(by_key[outcome.key].settled_state), read_actions(evaluation, outcome.key))
-            for outcome in outcomes
-            if outcome.key in wanted
-        ]
+    wanted = chosen([outcome.key for outcome in outcomes])
+    streams = [
+        (outcome, np.array(by_key[outcome.key].settled_state), read_actions(evaluation, outcome.key))
+        for outcome in outcomes
+        if outcome.key in wanted
+    ]
     recorded = []
     for outcome, settled, actions, final, wrong in _played(protocol, _spec(capsule), streams):
         if wrong:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
+from wmjax.core.settings import Corruption
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Prompt

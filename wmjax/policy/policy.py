@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, UInt8
 
-from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime, make_handover
 from wmjax.core.rng import stable_hash
+from wmjax.core.settings import SHUFFLED, Corruption
 from wmjax.core.specs import ActionSpec, EncoderSpec, ObservationSpec
 from wmjax.core.specs import from_dict as spec_from_dict
 from wmjax.data.observation import Observation, Prompt, require_observation

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
-from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime
 from wmjax.core.rng import named_key
+from wmjax.core.settings import SHUFFLED, Corruption
 from wmjax.core.specs import OTHER_ROBOT, ActionSpec, ObservationSpec, require_same_actions
 from wmjax.data.observation import Observation, Prompt
 from wmjax.models.prompts import join_prompts

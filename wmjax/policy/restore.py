@@ -1,6 +1,5 @@
 """The network and the encoder of a checkpoint, for everything that reads a run: policy, diagnosis, export."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from wmjax.experiment.config import Experiment
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
 from wmjax.models.world_model import network
-from wmjax.trainer import checkpoint
 
 
 def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> Any:
@@ -46,16 +44,6 @@ def restore_model(experiment: Experiment, params: dict[str, Array], base: str | 
                 )
             _, frozen = load_backbone(folder, experiment.model.backbone, trained, frozen)
     return nnx.merge(graph, trained, frozen)
-
-
-def averaged_parameters(folder: Path, experiment: Experiment) -> dict[str, Array]:
-    """The trained parameters of a checkpoint, averaged over steps, by name.
-
-    Raises:
-        UserError: a damaged checkpoint, or one of another network.
-
-    """
-    return checkpoint.restore(folder, "ema", parameter_shapes(experiment))
 
 
 def parameter_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

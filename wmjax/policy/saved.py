@@ -7,7 +7,6 @@ such folder ships with wmjax under the name ``mini``.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from jaxtyping import Array
 from safetensors.flax import load_file, save
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import atomic_path, hash_json, write_json
+from wmjax.core.files import atomic_path, hash_bytes, hash_json, write_json
 from wmjax.core.location import Location, Remote, location
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json, typed
@@ -132,11 +131,6 @@ def find_policy(path: str | Location, places: Places | None = None, *, acts: boo
     )
 
 
-def shipped_policies() -> list[str]:
-    """Names of the policies that ship with wmjax."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{SETTINGS}"))
-
-
 def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> None:
     """Writes a policy as a folder of two files, and of the copies that its run keeps of encoder and tokenizer.
 
@@ -159,7 +153,7 @@ def save_policy(path: str | Path, out: Path, dtype: Literal["float32", "bfloat16
         temporary.write_bytes(content)
     if (found.home / ASSETS).is_dir():
         shutil.copytree(found.home / ASSETS, out / ASSETS)
-    values = {"format_version": FORMAT_VERSION, "step": found.step, "sha256": _sha256(content), "meta": found.meta}
+    values = {"format_version": FORMAT_VERSION, "step": found.step, "sha256": hash_bytes(content), "meta": found.meta}
     write_json(out / SETTINGS, {**values, "seal": hash_json(json.loads(json.dumps(values)))})
 
 
@@ -196,7 +190,7 @@ def _read_parameters(folder: Path, digest: str, like: Shapes) -> Parameters:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; export the policy again") from error
-    if _sha256(content) != digest:
+    if hash_bytes(content) != digest:
         raise UserError(f"{path}: sha256 is not that in {SETTINGS}; the file is damaged, export the policy again")
     values = load_file(path)
     shapes = [{name: leaf.shape for name, leaf in tree.items()} for tree in (like, values)]
@@ -207,7 +201,3 @@ def _read_parameters(folder: Path, digest: str, like: Shapes) -> Parameters:
             "export the policy again with this version"
         )
     return {name: jax.device_put(jnp.asarray(value, like[name].dtype)) for name, value in values.items()}
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -138,6 +138,7 @@ def write_rerun(
 def _decider(run: str | None, store: TrainingStore) -> "Callable[[int], RecordedDecisions | None]":
     if run is None:
         return lambda index: None
+    # Imports jax, which only a policy needs: recordings are shown without it.
     from wmjax.policy.recorded_decisions import decide_on_recording, load_for_recording
 
     policy = load_for_recording(run, store)

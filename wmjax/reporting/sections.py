@@ -174,7 +174,7 @@ def training(metrics: Metrics | None, config: Mapping[str, Any], header: Mapping
 
 
 def closed_loop(records: Sequence[EpisodeRecord]) -> Html | None:
-    """The numbers that the policy reported while it acted, in successes and in failures; empty if there are none."""
+    """The numbers that the policy, or a metric, reported of successes and of failures; None if there are none."""
     groups = [[r.info for r in records if r.outcome == outcome] for outcome in ("success", "failure")]
     found = [_means(infos) for infos in groups]
     names = sorted({name for means in found for name in means})
@@ -188,7 +188,7 @@ def closed_loop(records: Sequence[EpisodeRecord]) -> Html | None:
         for name in names
     ]
     note = (
-        "Means over decisions, then over episodes, as the policy reported them in closed loop. A skill is 1 - the mean "
+        "Means over decisions, then over episodes, as the policy or a metric reported them. A skill is 1 - the mean "
         "error of the prediction / the mean error of a copy of the present latent: 0 is what copying scores."
     )
     columns = ("Number", "Mean in successes", "Mean in failures")
@@ -262,8 +262,7 @@ def _means(infos: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     A ratio of means: where nothing moves, a copy of the present is off by next to nothing.
     """
-    # Earlier policies reported skills of single decisions.
-    names = {name for info in infos for name in info if not name.endswith("/skill")}
+    names = {name for info in infos for name in info}
     means = {name: float(np.mean([info[name] for info in infos if name in info])) for name in names}
     for name in names:
         if (error := measured_by(name)) in means and means[name] > 0.0:

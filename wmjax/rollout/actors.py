@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime
+from wmjax.core.settings import Corruption
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore

@@ -7,7 +7,6 @@ Whoever has the simulator can replay the episodes. On the same kind of processor
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import hash_file, hash_json, read_npz, write_json, write_npz
+from wmjax.core.files import hash_bytes, hash_file, hash_json, read_npz, write_json, write_npz
 from wmjax.core.reading import read_json
 from wmjax.rollout.protocol import Protocol, from_values
 from wmjax.rollout.results import EpisodeRecord
@@ -193,4 +192,4 @@ def outcomes_of(records: Iterable[EpisodeRecord], protocol: Protocol) -> tuple[O
 
 def chosen(keys: Sequence[str], count: int = REPLAYED) -> list[str]:
     """The episodes to replay: those with the smallest SHA-256 of their key, so that nobody chooses them."""
-    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())[:count]
+    return sorted(keys, key=lambda key: hash_bytes(key.encode()))[:count]

@@ -66,7 +66,7 @@ def read_actions(out: Path, key: str) -> Float32[np.ndarray, "steps action"]:
     """What an episode of an evaluation executed, whichever shard ran it.
 
     Raises:
-        UserError: it is not there, as of evaluations before December 2026, or damaged.
+        UserError: it is not there, or damaged.
 
     """
     places = (actions_path(folder, key) for folder in (out, *shard_folders(out)))

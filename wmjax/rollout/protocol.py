@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short, number_list
 from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Fraction, Layer, Range, Seed, Settings, build, with_origin
+from wmjax.core.settings import Corruption, Count, Depth, Fraction, Layer, Range, Seed, Settings, build, with_origin
 from wmjax.sim.disturbance import MAX_VELOCITY, Disturbance
 from wmjax.sim.environment import ENVIRONMENTS, Environment
 from wmjax.sim.episode import DEMONSTRATION_INDEX, EpisodeId

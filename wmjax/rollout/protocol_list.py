@@ -29,7 +29,7 @@ class _ListFile(Settings, section="list"):
 
 
 class Cell(NamedTuple):
-    """One protocol of a list: as it is run, and as its file has it."""
+    """One protocol, of a list or alone: as it is run, and as its file has it."""
 
     protocol: Protocol
     unchanged: Protocol

@@ -49,8 +49,8 @@ class EpisodeRecord:
         info: mean over the decisions of what the policy reports (gate, latent error, ...).
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
-        settled_state: the full simulator state after settling; empty in evaluations before December 2026.
-        told: the sentence that the policy was given; empty in evaluations before December 2026.
+        settled_state: the full simulator state after settling; empty if no attempt ever reset the environment.
+        told: the sentence that the policy was given; empty likewise.
         told_task: the task of the suite whose sentence that is; None for a neutral one.
         reached: the tasks of the suite whose goals were reached, in the order in which they were, as seen after the
             control steps of each decision; a goal that held at the start is none of them. None if only the task's own
@@ -309,7 +309,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
 
 @functools.cache
 def protocol_defaults() -> Mapping[str, Any]:
-    """Header fields that earlier evaluations may lack, with the value that they used, so that they can be resumed."""
+    """Header fields that the committed evidence and records may lack, with the value that those evaluations used."""
     fields = (field for field in dataclasses.fields(Protocol) if field.default is not dataclasses.MISSING)
     return {f"protocol.{field.name}": field.default for field in fields}
 

@@ -15,6 +15,7 @@ from wmjax.core.logs import bar
 from wmjax.rollout.actors import Actor, Chunk, Decision, Plan, Replay, Scripted, no_frames
 from wmjax.rollout.decisions import Decided, EpisodeVideos, Imagined
 from wmjax.rollout.execution import Execution, blank, dropped_cameras
+from wmjax.rollout.metrics import EpisodeMetric, measure_all
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
 from wmjax.sim.episode import EpisodeId
@@ -80,6 +81,7 @@ class Runner:
         videos: takes frames of some of them.
         recipe_hash: noted with every episode.
         watched: is told of every finished episode, if the pool's workers have a watcher.
+        metrics: what else is measured of every finished episode.
 
     """
 
@@ -92,12 +94,13 @@ class Runner:
         videos: EpisodeVideos,
         recipe_hash: str = "",
         watched: Watched | None = None,
+        metrics: Sequence[EpisodeMetric] = (),
     ) -> None:
         _require_applicable(actor, protocol)
         self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
-        self._watched = watched
+        self._watched, self._metrics = watched, metrics
         self._schedule = Schedule[EpisodeId]([])
         self._running: dict[int, _Running] = {}
         self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
@@ -246,9 +249,13 @@ class Runner:
             log.warning("no video of %s: %s", run.episode.key, error)
         if self._watched is not None:
             self._watched(run.episode, outcome, run.watched)
+        record = self._record(run, outcome)
         if run.executed and outcome in ("success", "failure"):
-            self._results.keep_actions(run.episode.key, np.concatenate(run.executed)[: run.step])
-        self._results.add(self._record(run, outcome))
+            actions = np.concatenate(run.executed)[: run.step]
+            self._results.keep_actions(run.episode.key, actions)
+            measured = measure_all(self._metrics, record, actions)
+            record = dataclasses.replace(record, info=record.info | measured)
+        self._results.add(record)
         self.outcomes[outcome] += 1
         self._report(run, outcome)
         self._start(slot)

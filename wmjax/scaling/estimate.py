@@ -1,6 +1,5 @@
 """Compiles the real training step for a topology and counts what it needs; no device, no data and no weights."""
 
-import dataclasses
 import time
 from typing import Any
 
@@ -33,8 +32,7 @@ def estimate(request: Request) -> dict[str, Any]:
 
     """
     topology = parse_topology(request.topology)
-    experiment = load(request.recipe, request.scale, request.dataset, request.settings)
-    experiment = dataclasses.replace(experiment, model=of_store(experiment.model, None))
+    experiment = of_store(load(request.recipe, request.scale, request.dataset, request.settings), None)
     mesh = make_mesh(experiment.mesh, devices(topology))
     require_divisible(experiment.train.batch_size, mesh)
     built = programs(experiment, mesh)

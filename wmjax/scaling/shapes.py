@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.core.specs import ActionSpec, EncoderSpec
+from wmjax.data.observation import Prompt
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
-from wmjax.models.backbones.qwen2_5_vl.prompt import Prompt
+from wmjax.models import prompts
 from wmjax.sim.libero import ACTION_SPEC
 
 CONVERTED_SIZE = 224
@@ -56,18 +57,16 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
 
 def latent_tokens(experiment: Experiment) -> int:
     """Latent tokens of a frame, those of all of the encoder's cameras; the Prophet may pool them."""
-    found, _ = ENCODERS.resolve(experiment.encoder.kind).shape(experiment.encoder)
+    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    found, _ = ENCODERS.resolve(encoder.kind).shape(encoder)
     return int(found or experiment.model.prophet.tokens)
 
 
 def prompt_shapes(experiment: Experiment, batch: int) -> Prompt:
-    """Tokenised prompts."""
-    length = experiment.prompt.length
-    return Prompt(
-        jax.ShapeDtypeStruct((batch, length), jnp.int32),
-        jax.ShapeDtypeStruct((batch, length), jnp.bool_),
-        jax.ShapeDtypeStruct((batch, 3, length), jnp.int32),
-    )
+    """The prompts of so many instructions, as the experiment's backbone makes them."""
+    spec = dataclasses.replace(experiment.data.observation, image_size=image_size(experiment))
+    one = prompts.prompt_shapes(experiment.prompt, experiment.model, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), one)
 
 
 def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]:
@@ -78,5 +77,6 @@ def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]
     )
     if not model.memory.reads_latents:
         return action, None
-    tokens = latent_tokens(experiment)
-    return action, EncoderSpec(dim=dim, tokens_per_frame=tokens, mean=(0.0,) * dim, std=(1.0,) * dim)
+    cameras = experiment.encoder.seeing(experiment.data.observation.cameras).cameras
+    tokens, (zeros, ones) = latent_tokens(experiment), ((value,) * dim for value in (0.0, 1.0))
+    return action, EncoderSpec(dim=dim, tokens_per_frame=tokens, cameras=cameras, mean=zeros, std=ones)

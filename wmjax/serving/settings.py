@@ -121,6 +121,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _listener(text: str) -> tuple[type["Dialect"], int]:
+    # Imports msgpack, which comes with the extra [serve]: --help and the settings do without it.
     from wmjax.serving.dialect import DIALECTS
 
     name, _, port = text.rpartition(":")

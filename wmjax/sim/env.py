@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_bytes
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.observation import build_state
 from wmjax.sim.disturbance import Disturbance, Drift, start_drift
@@ -154,7 +154,7 @@ class LiberoEnv:
         else:
             raise UserError(f"episode {episode.key}: {', '.join(disturbed)} did not stand in {PLACEMENTS} placements")
         self.settled_state = self.sim_state()
-        self.settled_hash = hashlib.sha256(self.settled_state.tobytes()).hexdigest()[:16]
+        self.settled_hash = hash_bytes(self.settled_state.tobytes())[:16]
 
     def settle(self, episode: EpisodeId, placement: int) -> Motion:
         """Sets the ``placement``-th random placement of an episode and steps until it should have settled.

@@ -23,6 +23,7 @@ import numpy as np
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import listed
 from wmjax.core.specs import PUBLISHED, ActionSpec, ObservationSpec
+from wmjax.data.motion import OSC_POSE
 from wmjax.sim.preparation import egl_devices, prepare, why_not
 
 OBSERVATION_SPEC = ObservationSpec(
@@ -41,7 +42,7 @@ OBSERVATION_SPEC = ObservationSpec(
 ACTION_SPEC = ActionSpec(
     names=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
     units=("0.05 m", "0.05 m", "0.05 m", "0.5 rad", "0.5 rad", "0.5 rad", ""),
-    definition="OSC_POSE deltas and gripper command in [-1, 1]",
+    definition=OSC_POSE,
     grippers=(6,),
     gripper_open=(-1.0,),
     gripper_closed=(1.0,),

@@ -9,7 +9,6 @@ intact one is used (:func:`latest`). Other names in the folder, such as a user's
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -26,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 
 from wmjax.core import distributed
 from wmjax.core.errors import UserError
-from wmjax.core.files import disk_errors, hash_file, require_space, sync
+from wmjax.core.files import disk_errors, hash_bytes, hash_file, require_space, sync
 from wmjax.core.paths import require_readable
 from wmjax.trainer.orbax_errors import end_of, is_not_of_orbax, writing
 
@@ -160,7 +159,7 @@ class Saver:
             return
         manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(staging)}
         text = json.dumps(manifest, indent=1).encode()
-        (staging / SEAL).write_text(f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n", encoding="utf-8")
+        (staging / SEAL).write_text(f"{hash_bytes(text)}  {MANIFEST}\n", encoding="utf-8")
         (staging / MANIFEST).write_bytes(text)
         for path in (staging / SEAL, staging / MANIFEST, *(p for p in staging.rglob("*") if p.is_dir()), staging):
             sync(path)
@@ -297,7 +296,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         seal = (folder / SEAL).read_bytes() if (folder / SEAL).exists() else None
     except OSError as error:
         raise UserError(f"checkpoint {folder}: unreadable ({error.strerror}); use an earlier step") from error
-    if seal is not None and seal != f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode():
+    if seal is not None and seal != f"{hash_bytes(text)}  {MANIFEST}\n".encode():
         raise UserError(f"checkpoint {folder}: {MANIFEST} is not what {SEAL} says, damaged; use an earlier step")
     try:
         manifest = json.loads(text)

@@ -13,7 +13,6 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.loader import LoaderConfig
 from wmjax.data.observation import Prompt
 from wmjax.data.shift import ViewTable
-from wmjax.data.split import split_episodes
 from wmjax.data.statistics import Normalisation, same_statistics
 from wmjax.data.store import TrainingStore
 from wmjax.models.parameters import RANDOM, Trainable
@@ -186,12 +185,7 @@ class Inputs:
             require_equal(self.encoder_spec, encoder, *names, ignore=("mean", "std"))
             self._require_statistics(encoder)
         found = {"store": self.store.hash, "split": self.split_hash, **self.prompt_hashes}
-        # Older ones name no store, or no split, which followed from the run's seed.
-        saved = {"store": meta.get("store", self.store.hash), "split": meta.get("split"), **meta.get("prompt", {})}
-        if saved["split"] is None:
-            train = meta.get("experiment", {}).get("train", {})
-            old = split_episodes(self.store.episodes, train["validation_fraction"], train["seed"])[1] if train else None
-            saved["split"] = self.split_hash if old is None else hash_json(old.tolist())
+        saved = {"store": meta["store"], "split": meta["split"], **meta["prompt"]}
         for name in saved.keys() & found.keys():
             if saved[name] != found[name]:
                 raise UserError(
@@ -202,7 +196,7 @@ class Inputs:
     def _require_statistics(self, saved: EncoderSpec) -> None:
         """Refuses latents of other content: their statistics are not the checkpoint's.
 
-        Those of runs before December 2026 are of all episodes.
+        Those of the policy ``mini`` that ships are of all episodes, not of the training episodes.
         """
         assert self.encoder_spec is not None and isinstance(self.latents, LatentStore)
         known = (self.encoder_spec, self.latents.spec)

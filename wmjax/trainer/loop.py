@@ -320,8 +320,7 @@ def _shapes(tree: Any) -> Any:
 def _restore(folder: Path, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState]:
     saved = {name: checkpoint.restore(folder, name, tree) for name, tree in _shapes(_items(state)).items()}
     rest = from_named(state._replace(ema=None), saved["state"])
-    if (folder / GUARD).is_dir():  # checkpoints before December 2026 have none
-        guard = from_named(guard, checkpoint.restore(folder, GUARD, _shapes(to_named(guard))))
+    guard = from_named(guard, checkpoint.restore(folder, GUARD, _shapes(to_named(guard))))
     return rest._replace(ema=from_named(state.ema, saved["ema"])), guard
 
 

@@ -34,11 +34,6 @@ class Program:
         self._compiled = 0
         self._shapes: dict[str, Any] = {}
 
-    @property
-    def is_compiled(self) -> bool:
-        """Whether it has been called."""
-        return self._compiled > 0
-
     def __call__(self, *arguments: Any) -> Any:
         """Calls it; the results may still be computed when it returns."""
         out = self._function(*self._given, *arguments)

@@ -1,6 +1,5 @@
 """The conversion that every dataset format shares: episodes are written as parts, then merged into a training store."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import claim_plan, hash_file, hash_json, owned
+from wmjax.core.files import claim_plan, hash_bytes, hash_file, hash_json, owned
 from wmjax.core.specs import ActionSpec, ObservationSpec, to_dict
 from wmjax.core.store_files import MANIFEST
 from wmjax.data.episode import EpisodeData, check_episode
@@ -23,11 +22,11 @@ Progress = Callable[[int, int], None]
 WHOLE_BYTES, EDGE_BYTES = 4 << 20, 1 << 20
 """Source files up to this size are hashed whole; of larger ones this much of either end, and their time."""
 ROUNDING = 1e-5
-"""How far beyond [-1, 1] an action may lie and still be one that was rounded."""
+"""How far beyond its bounds an action may lie and still be one that was rounded."""
 Gripper = Literal["open-negative", "open-positive", "open-one", "open-zero"]
-"""What opens the gripper in a source: -1 (LIBERO's and the store's), +1, or of the two commands 0 and 1 one."""
+"""What opens the gripper in a source: -1 as in LIBERO (commands stay the environment's own), +1, or of 0 and 1 one."""
 FINGERS_METRES = 0.06
-"""No finger of the Panda is further from the middle; other numbers are no positions and say nothing."""
+"""Fingers further from the middle (the Panda's are not) are taken to be no positions and say nothing."""
 FOLLOWS = 8
 """Control steps in which the fingers follow a command."""
 MOVED_METRES = 0.02
@@ -132,52 +131,81 @@ def identify(folder: Path, files: Iterable[Path]) -> str:
             with path.open("rb") as file:
                 head = file.read(EDGE_BYTES)
                 file.seek(-EDGE_BYTES, 2)
-                look = [hashlib.sha256(head + file.read()).hexdigest(), path.stat().st_mtime_ns]
+                look = [hash_bytes(head + file.read()), path.stat().st_mtime_ns]
         known.append([str(path.relative_to(folder)), size, *look])
     return hash_json(known)
 
 
 def prepare_action(
-    action: Float32[np.ndarray, "n 7"], state: Float32[np.ndarray, "n 8"], gripper: Gripper, where: str
-) -> Float32[np.ndarray, "n 7"]:
-    """A source's actions in the store's convention, the gripper -1 to open and +1 to close.
+    action: Float32[np.ndarray, "n action"],
+    state: Float32[np.ndarray, "n state"],
+    gripper: Gripper,
+    robot: ActionSpec,
+    observation: ObservationSpec,
+    where: str,
+) -> Float32[np.ndarray, "n action"]:
+    """A source's actions as those of an environment: rounding at the bounds removed, grippers in its own values.
 
     Args:
         action: as in the source.
         state: of the same rows; tells whether the fingers follow the commands.
-        gripper: the source's convention.
+        gripper: the source's convention; the first leaves commands as they are.
+        robot: the environment's actions. Without bounds nothing is rounded, without grippers no command is changed.
+        observation: the environment's observations, which say where the fingers are.
         where: the episode, for errors.
 
     Raises:
         UserError: commands that are not of that convention, or after which the fingers do the opposite.
 
     """
-    action = np.where((np.abs(action) > 1) & (np.abs(action) <= 1 + ROUNDING), np.sign(action), action)
-    if action.ndim != 2 or not action.size:
-        return action
-    command = action[:, -1]
     if gripper not in get_args(Gripper):
         raise UserError(f"gripper is {gripper!r}; choose one of {', '.join(get_args(Gripper))}")
-    if gripper == "open-negative" and (command >= 0).all() and (command == 0).any():
+    if action.ndim != 2 or not action.size or action.shape[1] != robot.dim:
+        return action  # refused by check_episode, which names both shapes
+    action = _without_rounding(action, robot)
+    if not robot.grippers:
+        return action
+    columns = list(robot.grippers)
+    opened, closed = np.array(robot.gripper_open), np.array(robot.gripper_closed)
+    command = action[:, columns].astype(float)
+    _require_convention(command, gripper, bool((opened * closed < 0).all()), where)
+    signed = {
+        "open-negative": 2 * (command - opened) / (closed - opened) - 1, "open-positive": -command,
+        "open-one": 1 - 2 * command, "open-zero": 2 * command - 1,
+    }[gripper]  # fmt: skip
+    if len(columns) == 1 and observation.fingers and state.shape == (len(action), observation.state_dim):
+        _require_obeyed(signed[:, 0], state[:, list(observation.fingers)], where)
+    if gripper != "open-negative":
+        action = action.copy()
+        action[:, columns] = opened + (signed + 1) / 2 * (closed - opened)
+    return action.astype(np.float32)
+
+
+def _without_rounding(action: Float32[np.ndarray, "n action"], robot: ActionSpec) -> Float32[np.ndarray, "n action"]:
+    """Actions that lie beyond a bound by no more than rounding, at that bound."""
+    if not (robot.low and robot.high):
+        return action
+    low, high = np.array(robot.low, action.dtype), np.array(robot.high, action.dtype)
+    near = (action >= low - ROUNDING) & (action <= high + ROUNDING)
+    return np.where(near, np.clip(action, low, high), action)
+
+
+def _require_convention(command: Float[np.ndarray, "n grippers"], gripper: Gripper, signed: bool, where: str) -> None:
+    """Refuses commands that a convention does not have; ``signed`` says that the environment's are of both signs."""
+    if gripper == "open-negative" and signed and (command >= 0).all() and (command == 0).any():
         raise UserError(
-            f"{where}: gripper commands lie in [0, 1], LIBERO's are -1 to open and +1 to close; say what opens it with "
+            f"{where}: gripper commands lie in [0, 1], the environment's are -1 and +1; say what opens it with "
             "--gripper-convention open-one or open-zero"
         )
     if gripper in ("open-one", "open-zero") and ((command < 0) | (command > 1)).any():
         raise UserError(
             f"{where}: gripper commands lie outside [0, 1]; give --gripper-convention open-negative or open-positive"
         )
-    signed = {
-        "open-negative": command, "open-positive": -command, "open-one": 1 - 2 * command, "open-zero": 2 * command - 1,
-    }[gripper]  # fmt: skip
-    _require_obeyed(signed, state, where)
-    return np.concatenate([action[:, :-1], signed[:, None]], axis=1).astype(np.float32)
 
 
-def _require_obeyed(command: Float32[np.ndarray, " n"], state: Float32[np.ndarray, "n 8"], where: str) -> None:
-    """Refuses an episode in which the fingers part when told to close, and close when told to open."""
-    fingers = state[:, -2:]
-    if state.ndim != 2 or state.shape[1] != 8 or not np.abs(fingers).max() <= FINGERS_METRES:
+def _require_obeyed(command: Float[np.ndarray, " n"], fingers: Float32[np.ndarray, "n 2"], where: str) -> None:
+    """Refuses an episode in which the fingers part when told to close (+1), and close when told to open (-1)."""
+    if not np.abs(fingers).max() <= FINGERS_METRES:
         return
     width = np.abs(fingers).sum(axis=1)
     switches = np.flatnonzero(np.sign(command[1:]) != np.sign(command[:-1])) + 1

@@ -17,17 +17,18 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
-from wmjax.core.paths import listed
+from wmjax.core.paths import expand, listed
 from wmjax.core.reading import open_hdf5, parse_json
 from wmjax.core.specs import PUBLISHED, ObservationSpec
 from wmjax.data.episode import EpisodeData
+from wmjax.data.formats.base import ConvertSettings, DatasetFormat, Rows
 from wmjax.data.formats.importer import (
     Gripper,
     Progress,
@@ -53,8 +54,6 @@ FIX = "download it again, or leave it out"
 SKIP = "repair it, or leave such demonstrations out with --skip-bad"
 ATTRIBUTES = ("problem_info", "bddl_file_name", "macros_image_convention", "env_args")
 """What LIBERO writes beside its demonstrations."""
-Rows = Literal["after", "before"]
-"""Whether row j of the observations was taken after action j, or before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +69,33 @@ class _EnvKwargs:
 @dataclasses.dataclass(frozen=True)
 class _EnvArgs:
     env_kwargs: _EnvKwargs
+
+
+class LiberoHDF5(DatasetFormat):
+    """A folder of LIBERO's files, or one of them."""
+
+    title: ClassVar[str] = "LIBERO's HDF5 files"
+    options: ClassVar[tuple[str, ...]] = ("rows",)
+
+    @classmethod
+    def recognises(cls, data: str) -> bool:
+        """Whether there is an HDF5 file."""
+        return bool(find_files(expand(data)))
+
+    @classmethod
+    def convert(cls, data: str, out: Path, settings: ConvertSettings, progress: Progress) -> TrainingStore:
+        """See :func:`convert`."""
+        return convert(
+            expand(data),
+            out,
+            image_size=settings.image_size,
+            frame_stride=settings.frame_stride,
+            max_episodes=settings.max_episodes,
+            rows=settings.rows or "after",
+            gripper=settings.gripper_convention,
+            skip_bad=settings.skip_bad,
+            progress=progress,
+        )
 
 
 def find_files(source: Path) -> list[Path]:
@@ -226,7 +252,8 @@ class DemonstrationFile:
                 raise UserError(f"{where} has {len(actions)} actions and {len(state)} states; {SKIP}")
             steps = np.arange(0, length, spec.frame_stride, dtype=np.int32)
             images = [self._images(observations, key, steps, len(actions), demo, spec) for key in CAMERAS.values()]
-        state, actions = state[:length], prepare_action(actions[late:], state[:length], gripper, where)
+        state = state[:length]
+        actions = prepare_action(actions[late:], state, gripper, ACTION_SPEC, OBSERVATION_SPEC, where)
         return EpisodeData(
             images=np.stack(images, axis=1),
             frame_step=steps,

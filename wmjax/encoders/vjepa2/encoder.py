@@ -10,7 +10,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.base import Array, Encoder, EncoderConfig, Exporter
-from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec, read_config, resolve_folder, weight_files
+from wmjax.encoders.vjepa2.files import MINI_FOLDER, PUBLISHED, encoder_spec, read_config, resolve_folder, weight_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class VJEPA2(Encoder):
     """The last tubelet's tokens of a V-JEPA 2 encoder in Flax, pooled; PyTorch may export them too."""
 
     Config: ClassVar[type[EncoderConfig]] = VJEPA2Settings
+    MODELS: ClassVar[tuple[str, ...]] = tuple(PUBLISHED)
 
     def __init__(self, config: VJEPA2Settings) -> None:
         """Loads ``mini``, a checkpoint folder or a hub id.
@@ -47,7 +48,7 @@ class VJEPA2(Encoder):
     @classmethod
     def describe(cls, config: VJEPA2Settings) -> EncoderSpec:
         """Identity from the weight files, preprocessing and shape from ``config.json``."""
-        return encoder_spec(config.model, config.pooling_grid, config.clip_length, config.cameras)
+        return encoder_spec(config.model, config.cameras, config.pooling_grid, config.clip_length)
 
     @classmethod
     def files(cls, config: VJEPA2Settings) -> list[Path]:

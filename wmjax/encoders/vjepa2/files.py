@@ -1,11 +1,11 @@
 """The files of a V-JEPA 2 checkpoint and its identity. Imports neither jax nor torch."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_files
 from wmjax.core.paths import expand, listed
 from wmjax.core.reading import read_json
 from wmjax.core.specs import EncoderSpec
@@ -17,6 +17,7 @@ MINI_FOLDER = Path(__file__).parent / "mini"
 """The pre-trained mini encoder that ships with wmjax (float16 on disk, float32 in use)."""
 
 
+FIX = "copy the checkpoint again"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
@@ -46,17 +47,12 @@ def read_config(folder: Path) -> VJEPA2Config:
 def _read_json(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint folder's ``config.json``."""
     weight_files(folder)
-    return read_json(folder / "config.json", dict[str, Any], "copy the checkpoint again")
+    return read_json(folder / "config.json", dict[str, Any], FIX)
 
 
 def weights_hash(folder: Path) -> str:
     """The first 16 hex digits of the SHA-256 over the checkpoint's weight files: the encoder's identity."""
-    digest = hashlib.sha256()
-    for file in weight_files(folder):
-        with file.open("rb") as content:
-            while block := content.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    return hash_files(weight_files(folder), FIX)[:16]
 
 
 def resolve_folder(name: str) -> Path:
@@ -82,21 +78,23 @@ def resolve_folder(name: str) -> Path:
         ) from error
 
 
-def encoder_spec(
-    name: str, grid: int = 4, clip_length: int = 4, cameras: tuple[str, ...] = ("agentview",)
-) -> EncoderSpec:
+def encoder_spec(name: str, cameras: tuple[str, ...], grid: int = 4, clip_length: int = 4) -> EncoderSpec:
     """The spec of latents made with an encoder: identity from its weight files, statistics still empty.
 
     Args:
         name: ``mini``, ``vitl``, ``vitg``, a folder, or a hub id.
+        cameras: the cameras whose frames are encoded.
         grid: pooling grid; 0 keeps every token (recorded as the encoder's own grid).
         clip_length: frames per clip.
-        cameras: the cameras whose frames are encoded.
 
     Raises:
-        UserError: unknown encoder, or a clip or grid that does not fit it.
+        UserError: no camera, unknown encoder, or a clip or grid that does not fit it.
 
     """
+    if not cameras:
+        raise UserError(
+            "encoder.cameras names no camera, and no demonstrations are at hand that have a first one; name one"
+        )
     name = PUBLISHED.get(name, name)
     folder = resolve_folder(name)
     config = read_config(folder)

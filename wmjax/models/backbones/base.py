@@ -29,6 +29,8 @@ from wmjax.core.registry import Registry
 from wmjax.core.settings import Range, Settings, build
 from wmjax.data.observation import Prompt
 
+EXAMPLE = "pick up the bowl"
+"""An instruction for what depends on the shape of a prompt only."""
 State = Any
 """What ``encode`` hands to ``decode``: a pytree that only the backbone understands."""
 
@@ -136,6 +138,27 @@ class Backbone(nnx.Module):
 
         """
         raise NotImplementedError
+
+    @classmethod
+    def prompt_shapes(
+        cls, config: Any, prompt: PromptConfig, image_sizes: Sequence[tuple[int, int]], own: int
+    ) -> Prompt:
+        """The prompt of one instruction as a pytree of ``jax.ShapeDtypeStruct``, for programs without data.
+
+        By default an instruction is prepared. A backbone whose tokenizer may have to be downloaded overrides this.
+
+        Args:
+            config: its settings.
+            prompt: the settings of prompts.
+            image_sizes: (height, width) in pixels of each image that goes with a prompt.
+            own: number of the policy's own tokens.
+
+        Raises:
+            UserError: sizes or settings that do not fit.
+
+        """
+        made = cls.prepare(config, prompt, image_sizes, own)(EXAMPLE)
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), made)
 
     @classmethod
     def prompt_files(cls, prompt: PromptConfig) -> list[Path]:

@@ -1,6 +1,5 @@
 """Published weights under a policy network: its backbone's base parameters, by path, onto their devices."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from wmjax.core.errors import UserError
+from wmjax.core.files import hash_files
 from wmjax.core.paths import expand
-from wmjax.core.reading import reading
 from wmjax.models.backbones.base import BACKBONES, BackboneConfig
 from wmjax.models.backbones.weight_files import weight_files
 
@@ -44,12 +43,8 @@ def backbone_hash(folder: Path) -> str:
         UserError: there are none, or one that the index names is missing.
 
     """
-    digest = hashlib.sha256()
-    for path in weight_files(folder):  # not an adapter, or shards of an earlier save, that lie beside them
-        with reading(path, "download the checkpoint again"), path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    files = weight_files(folder)  # not an adapter, or shards of an earlier save, that lie beside them
+    return hash_files(files, "download the checkpoint again")[:16]
 
 
 def download(hub_id: str, revision: str = "main", cache: Path | None = None) -> Path:

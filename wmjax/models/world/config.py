@@ -6,9 +6,8 @@
 import dataclasses
 from typing import Literal, get_args
 
-from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import Rate, Settings, Weight
+from wmjax.core.settings import SHUFFLED, Corruption, Rate, Settings, Weight
 from wmjax.models.world.prophet import ProphetConfig
 
 Input = Literal["none", "latents", "constant", "copy", "history", "hidden", "future"]

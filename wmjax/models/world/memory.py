@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from wmjax.core.corruption import SHUFFLED, Corruption
 from wmjax.core.errors import UserError, unknown_name
+from wmjax.core.settings import SHUFFLED, Corruption
 from wmjax.models.backbones.base import Inject
 from wmjax.models.nn.stack import stack_layers
 from wmjax.models.world.conditioning import Context, ContextSizes

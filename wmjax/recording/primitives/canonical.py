@@ -6,20 +6,17 @@ and by whether the expert succeeds with it in trials.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wmjax.core.files import hash_json, write_json
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
+from wmjax.recording.primitives.base import Primitive, primitive_for
 from wmjax.recording.primitives.grasp import HOPELESS, RIMS, GraspStyle, grasp_candidates, obstacle_cost
 from wmjax.recording.primitives.privileged_scene import Scene
+from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
-
-if TYPE_CHECKING:
-    from wmjax.recording.primitives.base import Primitive
-    from wmjax.sim.env import LiberoEnv
 
 RESETS = 16
 """Random resets over which grasps are compared."""
@@ -36,7 +33,7 @@ METHOD = 2
 """Version of the method. A new version invalidates cached choices."""
 
 
-def usual_grasp(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
+def usual_grasp(env: LiberoEnv, goal: tuple[str, ...]) -> GraspStyle | None:
     """The grasp for a predicate of a task's goal, read from the cache.
 
     If it is not there, it is chosen (seconds) in a simulation of its own and cached.
@@ -59,10 +56,8 @@ def usual_grasp(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
     return read_json(path, GraspStyle | None, "delete it, it is made again")
 
 
-def _choose_apart(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
+def _choose_apart(env: LiberoEnv, goal: tuple[str, ...]) -> GraspStyle | None:
     """Chooses in a second simulation, so that the episode of ``env`` is left alone."""
-    from wmjax.sim.env import LiberoEnv
-
     random = np.random.get_state()
     other = LiberoEnv(env.suite, env.task_id, env.spec)
     try:
@@ -72,7 +67,7 @@ def _choose_apart(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
         np.random.set_state(random)
 
 
-def choose_grasp(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
+def choose_grasp(env: LiberoEnv, goal: tuple[str, ...]) -> GraspStyle | None:
     """The first of the cheapest styles with which the expert succeeds in every trial, or else the most successful.
 
     Args:
@@ -93,7 +88,7 @@ def choose_grasp(env: "LiberoEnv", goal: tuple[str, ...]) -> GraspStyle | None:
     return best
 
 
-def rank_styles(env: "LiberoEnv", goal: tuple[str, ...]) -> list[GraspStyle]:
+def rank_styles(env: LiberoEnv, goal: tuple[str, ...]) -> list[GraspStyle]:
     """All styles by the 90 % quantile of preference and obstacle cost over :data:`RESETS` random resets, best first.
 
     Where a style does not fit the object it is as bad as a hopeless one.
@@ -115,14 +110,12 @@ def _filled(costs: list[float]) -> list[float]:
     return costs + [HOPELESS] * (RESETS - len(costs))
 
 
-def _reset(env: "LiberoEnv", number: int) -> EpisodeId:
+def _reset(env: LiberoEnv, number: int) -> EpisodeId:
     return EpisodeId(env.suite, env.task_id, "random", FIRST_INDEX + number)
 
 
-def _failures(env: "LiberoEnv", goal: tuple[str, ...], style: GraspStyle, enough: int) -> int:
+def _failures(env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle, enough: int) -> int:
     """In how many of :data:`TRIALS` resets the expert fails with a style; it stops counting at ``enough``."""
-    from wmjax.recording.primitives.base import primitive_for
-
     failures = 0
     for number in range(RESETS, RESETS + TRIALS):
         env.reset(_reset(env, number))
@@ -132,7 +125,7 @@ def _failures(env: "LiberoEnv", goal: tuple[str, ...], style: GraspStyle, enough
     return failures
 
 
-def _reaches(env: "LiberoEnv", goal: tuple[str, ...], primitive: "Primitive") -> bool:
+def _reaches(env: LiberoEnv, goal: tuple[str, ...], primitive: Primitive) -> bool:
     """Whether a primitive makes its predicate true within a trial."""
     for _ in range(TRIAL_STEPS):
         env.step(primitive.act())

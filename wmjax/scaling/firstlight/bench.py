@@ -196,7 +196,7 @@ def at_hand(request: Request, scratch: Path) -> tuple[Experiment, TrainingStore 
         task = {"suite": first_episode["suite"], "tasks": (first_episode["task_id"],), "observation": store.spec}
         data = dataclasses.replace(found.data, path="", paths=(), weights=(), **task)
         found = dataclasses.replace(found, data=data)
-    return dataclasses.replace(found, model=of_store(found.model, store)), store
+    return of_store(found, store), store
 
 
 def _prompt(request: Request, first: Experiment) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from wmjax.core.corruption import Corruption
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime
+from wmjax.core.settings import Corruption
 from wmjax.core.specs import OTHER_ROBOT, ActionSpec, ObservationSpec, from_dict, require_same_actions
 from wmjax.rollout.actors import Chunk, Decision, Plan
 from wmjax.serving.clients.client import Client, View

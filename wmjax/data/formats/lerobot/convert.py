@@ -221,7 +221,8 @@ def read_episode(
     columns = dataset.columns(entry)
     action = columns.action
     if dataset.layout.environment:
-        action = prepare_action(action, columns.state, gripper, f"{entry.data}: episode {entry.index}")
+        robot = ENVIRONMENTS.resolve(dataset.layout.environment).action_spec
+        action = prepare_action(action, columns.state, gripper, robot, spec, f"{entry.data}: episode {entry.index}")
     steps = np.arange(0, entry.length, spec.frame_stride, dtype=np.int32)
     full = dataset.images(entry, steps)
     images = np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])

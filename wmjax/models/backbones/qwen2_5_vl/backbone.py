@@ -58,6 +58,18 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         return PromptBuilder(tokenizer_folder(prompt.tokenizer), image_sizes, own - 1, prompt.length, config)
 
     @classmethod
+    def prompt_shapes(
+        cls, config: Qwen2_5_VLConfig, prompt: PromptConfig, image_sizes: Sequence[tuple[int, int]], own: int
+    ) -> Prompt:
+        """Of the settings' length; no tokenizer is read."""
+        shape = (1, prompt.length)
+        return Prompt(
+            jax.ShapeDtypeStruct(shape, jnp.int32),
+            jax.ShapeDtypeStruct(shape, jnp.bool_),
+            jax.ShapeDtypeStruct((1, 3, prompt.length), jnp.int32),
+        )
+
+    @classmethod
     def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
         """Tokenizer, chat template and config of a checkpoint folder."""
         folder = Path(prompt.tokenizer)

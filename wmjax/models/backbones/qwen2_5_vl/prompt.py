@@ -1,6 +1,5 @@
 """Tokenised prompts, made on the host: chat template, image and action placeholders, positions."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from jaxtyping import Bool, Int32
 from tokenizers import Tokenizer
 
 from wmjax.core.errors import UserError, one_line, require_unicode
+from wmjax.core.files import hash_bytes
 from wmjax.models.backbones.qwen2_5_vl import chat
 from wmjax.models.backbones.qwen2_5_vl.chat import ChatTemplate
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config, preset
@@ -79,7 +79,7 @@ class PromptBuilder:
         self.chat = ChatTemplate(folder)
         self._check_ids(folder)
         self.hashes = {
-            name: hashlib.sha256(data).hexdigest()[:16]
+            name: hash_bytes(data)[:16]
             for name, data in (("tokenizer", content), ("template", self.chat.source.encode()))
         }
 

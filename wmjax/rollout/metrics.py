@@ -1,0 +1,64 @@
+"""The seam of episode metrics: numbers of what an episode of an evaluation executed, beside success.
+
+A metric is one class. ``evaluation.metrics`` names any number of them, by names of :data:`METRICS` or as
+``package.module:Class``. What they measure stands in the ``info`` of ``episodes.jsonl`` and in the report.
+"""
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32
+
+from wmjax.core.registry import Registry
+from wmjax.core.specs import ActionSpec
+
+if TYPE_CHECKING:
+    from wmjax.rollout.results import EpisodeRecord
+
+
+class EpisodeMetric(abc.ABC):
+    """What is measured of every episode that ended in a success or a failure.
+
+    Args:
+        robot: of the environment's raw actions.
+
+    """
+
+    def __init__(self, robot: ActionSpec) -> None:
+        self.robot = robot
+
+    @abc.abstractmethod
+    def measure(self, record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]) -> Mapping[str, float]:
+        """Numbers by name, such as ``action/change``; NaN and infinity are left out.
+
+        Args:
+            record: the episode's, without what the metrics measure.
+            actions: the raw actions that were executed.
+
+        """
+
+
+class Smoothness(EpisodeMetric):
+    """``action/change``: the mean Euclidean distance of an executed action from the one before, without grippers."""
+
+    def measure(self, record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]) -> Mapping[str, float]:
+        """In raw units; nothing for an episode of one step."""
+        arm = actions[:, list(self.robot.arm)].astype(float)
+        if len(arm) < 2:
+            return {}
+        return {"action/change": float(np.linalg.norm(np.diff(arm, axis=0), axis=1).mean())}
+
+
+METRICS: Registry[EpisodeMetric] = Registry("evaluation.metrics", {"smoothness": "wmjax.rollout.metrics:Smoothness"})
+"""The episode metrics that have a name."""
+
+
+def measure_all(
+    metrics: Sequence[EpisodeMetric], record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]
+) -> dict[str, float]:
+    """What all metrics measure of an episode, without what is not finite."""
+    found = {name: float(value) for metric in metrics for name, value in metric.measure(record, actions).items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
