@@ -93,6 +93,7 @@ FORMATS: Registry[DatasetFormat] = Registry(
         "libero_hdf5": "wmjax.data.formats.libero_hdf5:LiberoHDF5",
         "lerobot": "wmjax.data.formats.lerobot.format:LeRobot",
     },
+    DatasetFormat,  # type: ignore[type-abstract]
 )
 """The formats that have a name, in the order in which ``auto`` asks them."""
 SPECIFIC = ("layout", "grippers", "select", "revision", "video_only", "rows")
