@@ -239,7 +239,7 @@ def test_a_network_that_fails_while_fetching_is_no_damage(memory: Remote, monkey
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", refuse)
-    with pytest.raises(UserError, match="cannot be read .*no answer"):
+    with pytest.raises(UserError, match=r"cannot be read .*no answer"):
         mirror.fetch()
     assert steps_at(memory.files()) == [1, 2]
 
@@ -259,7 +259,7 @@ def test_a_fetch_that_is_interrupted_is_made_again(memory: Remote, monkeypatch: 
         get(self, source, target, **kwargs)
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", failing)
-    for allowed in range(100):
+    for allowed in range(100):  # noqa: B007
         fetched.clear()
         try:
             mirror.fetch()

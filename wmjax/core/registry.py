@@ -42,8 +42,9 @@ class Registry(Generic[T]):
             found: Any = getattr(importlib.import_module(module), attribute)
         except Exception as error:  # a module of somebody else's, which may raise anything
             why = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+            why = " ".join(why.split())
             raise UserError(
-                f"{self.setting} is {name!r}, which cannot be imported ({' '.join(why.split())}); give package.module:Class of an "
+                f"{self.setting} is {name!r}, which cannot be imported ({why}); give package.module:Class of an "
                 "installed package, or put its folder on PYTHONPATH"
             ) from error
         if not isinstance(found, type):

@@ -138,10 +138,12 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
 
     """
     require_side_by_side(experiment)
-    start, plans = _start(experiment), []
+    plans = []
     for config in seeds_of(experiment.train):
         own = None if folder is None else folder.with_name(f"{folder.name}-s{config.seed}")
         plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))
+    experiment = dataclasses.replace(plans[0].experiment, train=experiment.train)  # with the sizes of the data
+    start = _start(experiment)
     with contextlib.ExitStack() as held:
         for plan in plans:
             held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
