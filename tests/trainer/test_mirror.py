@@ -16,6 +16,7 @@ from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core.errors import UserError
 from wmjax.core.location import Remote
 from wmjax.policy.fetch import fetch_policy
+from wmjax.train import main as train_command
 from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.mirror import Mirror, steps_at
@@ -239,7 +240,7 @@ def test_a_network_that_fails_while_fetching_is_no_damage(memory: Remote, monkey
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", refuse)
-    with pytest.raises(UserError, match=r"cannot be read .*no answer"):
+    with pytest.raises(UserError, match=r"cannot be copied to .*no answer"):
         mirror.fetch()
     assert steps_at(memory.files()) == [1, 2]
 
@@ -282,6 +283,19 @@ def test_what_is_no_run_is_left_alone(memory: Remote, name: str, message: str) -
     fsspec.filesystem("memory").pipe_file(f"/bucket/run{name}", b"{}")
     with pytest.raises(UserError, match=message):
         Mirror(memory).fetch()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_seeds_side_by_side_keep_no_copy(memory: Remote, capsys: pytest.CaptureFixture[str], dry: list[str]) -> None:
+    assert train_command(["--run", memory.url, "--scale", "smoke", "--train.seeds", "2", *dry]) == 2
+    assert "--run is memory://bucket/run, but train.seeds keeps no copies of its runs" in capsys.readouterr().err
+
+
+def test_a_disk_without_a_place_for_it_is_named(memory: Remote) -> None:
+    mirror = Mirror(Remote("file:///proc/run"))
+    saved_run(mirror.run, (1,))
+    with pytest.raises(UserError, match=r"^file:///proc/run: cannot be written \(.*No such file"):
+        mirror.push()
 
 
 def test_the_settings_come_first(memory: Remote, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ class Remote:
         """Copies objects below it to files of the same names below a folder."""
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with self._access() as (fs, path):
+        with self._access(f"copied to {folder}") as (fs, path):
             fs.get([f"{path}/{name}" for name in names], [str(folder / name) for name in names])
 
     def upload(self, folder: Path, names: Sequence[str]) -> None:
@@ -165,6 +165,8 @@ class Remote:
         except UserError:
             raise
         except FileNotFoundError as error:
+            if what == "written":
+                raise UserError(f"{self}: cannot be written ({_line(error)}); check the URL") from error
             raise MissingError(f"{self}: missing; copy the whole store there, manifest.json last") from error
         except ImportError as error:
             scheme = self.url.split("://")[0]

@@ -58,5 +58,5 @@ class Registry(Generic[T]):
         if not issubclass(found, base):
             raise UserError(f"{self.setting} is {name!r}, which is no subclass of {place}; make it one")
         if inspect.isabstract(found):
-            lacking = ", ".join(sorted(found.__abstractmethods__))
+            lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             raise UserError(f"{self.setting} is {name!r}, which lacks {lacking} of {place}; give it these methods")

@@ -71,8 +71,9 @@ class Mirror:
         """
         files = self.place.files()
         steps, own = steps_at(files), checkpoint.complete_steps(self.run / CHECKPOINTS)
-        if files and not steps and CONFIG not in files:
-            raise UserError(f"{self.place}: holds {files[0]}, but no run's {CONFIG}; name another URL with --run")
+        others = [name for name in files if not name.startswith(".")]
+        if others and not steps and CONFIG not in files:
+            raise UserError(f"{self.place}: holds {others[0]}, but no run's {CONFIG}; name another URL with --run")
         newer = [step for step in steps if step > max(own, default=-1)]
         if any(self._fetch_step(step, files) for step in reversed(newer)):
             return

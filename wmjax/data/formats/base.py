@@ -60,7 +60,7 @@ class ConvertSettings(Settings, section="convert"):
 class DatasetFormat(abc.ABC):
     """How demonstrations are stored in files."""
 
-    title: ClassVar[str]
+    title: ClassVar[str] = "data of another format"
     """What data of the format are called, such as ``LeRobot datasets``."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings that not every format has, and that this one takes."""
