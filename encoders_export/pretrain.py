@@ -28,7 +28,7 @@ from encoders_export.masks import LONG, SHORT, draw_masks
 from encoders_export.vjepa import pool_last_tubelet, preprocess
 from wmjax.analysis.ridge import token_rank
 from wmjax.core import logs, signals
-from wmjax.core.command import run_command
+from wmjax.core.command import number, run_command, whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import local, location
@@ -248,13 +248,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     source.add_argument("--suites", nargs="+", default=list(SUITES), help="record scenes of these, without --data")
     parser.add_argument("--out", type=local, required=True, help="encoder folder to write")
-    parser.add_argument("--minutes", type=float, default=PretrainConfig.minutes)
-    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps instead")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=PretrainConfig.batch)
-    parser.add_argument("--target-layers", type=int, default=PretrainConfig.target_layers)
-    parser.add_argument("--spread", type=float, default=PretrainConfig.spread, help="weight against collapse")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: PyTorch decides)")
+    parser.add_argument("--minutes", type=number("minutes", 0.01), default=PretrainConfig.minutes)
+    parser.add_argument("--steps", type=whole_number("steps", 0), default=0, help="stop after this many steps instead")
+    parser.add_argument("--seed", type=whole_number("seed", 0), default=0)
+    parser.add_argument("--batch", type=whole_number("batch", 1), default=PretrainConfig.batch)
+    layers, spread = whole_number("target-layers", 1), number("spread", 0)
+    parser.add_argument("--target-layers", type=layers, default=PretrainConfig.target_layers)
+    parser.add_argument("--spread", type=spread, default=PretrainConfig.spread, help="weight against collapse")
+    parser.add_argument(
+        "--threads", type=whole_number("threads", 0), default=0, help="CPU threads (0: PyTorch decides)"
+    )
     return run_command(lambda: _run(parser.parse_args(arguments)))
 
 
@@ -270,8 +273,6 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.minutes <= 0 or options.steps < 0:
-        raise UserError(f"minutes is {options.minutes:g} and steps {options.steps}; set one of them above 0")
     options.out.mkdir(parents=True, exist_ok=True)
     stores = [TrainingStore(folder) for folder in options.data] if options.data else cached_scenes(options.suites)
     trainer = Pretrainer(Clips(stores, settings.camera, preset("mini")), options.out, settings, preset("mini"))

@@ -44,7 +44,8 @@ SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {item.nodeid, item.nodeid.partition("::")[0]} & SLOW:
+        # What is long is slow too: `-m "not slow"` replaces the configuration's `-m "not long"`.
+        if item.get_closest_marker("long") or {item.nodeid, item.nodeid.partition("::")[0]} & SLOW:
             item.add_marker(pytest.mark.slow)
 
 

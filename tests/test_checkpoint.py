@@ -189,7 +189,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
-    with checkpoint.Saver(tmp_path, checkpoint.Keep(max_to_keep=2, keep_period=4)) as saver:
+    with checkpoint.Saver(tmp_path, checkpoint.Retention(max_to_keep=2, keep_period=4)) as saver:
         for step in range(1, 11):
             saver.save(step, {"ema": {"a": jnp.zeros(1)}}, {checkpoint.BAD: step in (9, 10)})
     assert checkpoint.complete_steps(tmp_path) == [4, 7, 8, 10], "a bad one replaces no good one"

@@ -1,11 +1,13 @@
 """Experiments from files and the command line: precedence, ownership, errors that name the key."""
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.docs.commands import check_shell
 from tests.variants import ONE_SETTING_APART, VARIANTS
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
@@ -38,16 +40,17 @@ def test_a_variant_may_change_a_head() -> None:
     assert {load(f"e2_{head}").model.head.gripper for head in HEADS} == {"binary"}
 
 
-@pytest.mark.parametrize(
-    ("axis", "command"), [(axis, "python -m wmjax.train --config ") for axis in ("variants", "heads")]
-)
-def test_a_file_begins_with_its_command_its_time_and_its_success(axis: str, command: str) -> None:
-    for name in config.axis_names(axis):
-        lines = (resource_folder("train") / axis / f"{name}.toml").read_text().splitlines()
-        comment = "\n".join(line for line in lines[: lines.index(next(x for x in lines if x[:1] != "#"))])
-        (recipe,) = [line.rpartition(command)[2] for line in lines if command in line]
-        assert name in config.split_recipe(recipe)
-        assert "Time on two cores" in comment and "Success" in comment
+@pytest.mark.parametrize(("axis", "name"), [(axis, name) for axis in config.AXES for name in config.axis_names(axis)])
+def test_a_file_begins_with_its_command_its_time_and_its_success(axis: str, name: str) -> None:
+    lines = (resource_folder("train") / axis / f"{name}.toml").read_text().splitlines()
+    comment = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    commands = [line.removeprefix("#").strip() for line in comment if line.startswith("#   python -m wmjax.")]
+    check_shell("\n".join(commands))
+    (words,) = [command.split() for command in commands if command.startswith("python -m wmjax.train --config ")]
+    given = dict(itertools.pairwise(words))
+    chosen = {"scales": given.get("--scale"), "data": given.get("--dataset")}
+    assert name in (config.split_recipe(given["--config"]) if axis in ("variants", "heads") else [chosen[axis]])
+    assert any("Time on two cores: " in line for line in comment) and any("Success" in line for line in comment)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The layout that docs/design.md describes: commands at the top, one folder per concept, no circles between folders."""
+"""The layout that docs/concepts.md describes: commands at the top, one folder per concept, no import circles."""
 
 import ast
 from collections.abc import Iterator
@@ -78,3 +78,34 @@ def test_no_module_imports_a_command() -> None:
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
 def test_commands_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= COMMAND_LINES
+
+
+def private_names(tree: ast.AST) -> Iterator[str]:
+    """Names with a leading underscore that ``setattr`` replaces, or that are imported from one of our modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            names = [word.value for word in node.args[:2] if isinstance(word, ast.Constant)]
+            yield from (str(name) for name in names if _is_private(str(name)))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("wmjax", "encoders_export"):
+            yield from (alias.name for alias in node.names if _is_private(alias.name))
+
+
+def _is_private(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last.startswith("_") and not last.endswith("__")
+
+
+def test_a_private_name_is_found() -> None:
+    source = """
+from wmjax.a import _b, c
+patch.setattr(module, "_d", 1)
+monkeypatch.setattr("wmjax.a._e", 1)
+monkeypatch.setattr(Policy, "__call__", 1)
+monkeypatch.setattr(module, "f", "_g")
+"""
+    assert list(private_names(ast.parse(source))) == ["_b", "_d", "wmjax.a._e"]
+
+
+def test_tests_patch_and_import_public_names_only() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not list(private_names(ast.parse(path.read_text(encoding="utf-8")))), path

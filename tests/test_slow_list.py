@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tests.conftest import SLOW
+import pytest
+
+from tests.conftest import SLOW, pytest_collection_modifyitems
 from tools.slow_tests import slow
 
 LOG = """
@@ -25,3 +27,16 @@ def test_its_files_exist():
     root = Path(__file__).parents[1]
     names = {line.partition("::")[0] for line in SLOW if not line.startswith("#")}
     assert names and not [name for name in names if not (root / name).is_file()]
+
+
+def test_what_is_long_is_slow_too(request: pytest.FixtureRequest):
+    """The fast tier's ``-m "not slow and not sim"`` overrides the ``-m "not long"`` of the configuration."""
+
+    def marked_slow(*marks: str) -> bool:
+        item = pytest.Function.from_parent(request.node.parent, name="made", callobj=lambda: None)
+        for mark in marks:
+            item.add_marker(mark)
+        pytest_collection_modifyitems([item])
+        return item.get_closest_marker("slow") is not None
+
+    assert marked_slow("long") and not marked_slow() and not marked_slow("sim")

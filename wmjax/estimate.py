@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from wmjax.core.command import run_command, whole_number
-from wmjax.core.options import CommandParser
-from wmjax.core.settings import merge
+from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
 from wmjax.scaling import compilers, report
 from wmjax.scaling.chips import EXAMPLES
@@ -28,11 +27,11 @@ def parser() -> CommandParser:
     parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--topology", required=True, help=EXAMPLES)
-    parser.add_argument("--batch", type=whole_number("batch", 1), help="train.batch_size, over all devices")
     parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples of an epoch")
     parser.add_argument("--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="%% of roofline")
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
     parser.add_sections(SECTIONS)
     return parser
 
@@ -42,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().read(arguments)
-        if options.batch is not None:
-            settings = merge(settings, {"train": {"batch_size": options.batch}})
         chosen = options.config, options.scale, options.topology, options.dataset, settings
         request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
         if options.recommend:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
-from wmjax.core.command import run_command
+from wmjax.core.command import number, run_command
 from wmjax.core.options import CommandParser
 from wmjax.core.paths import expand
 from wmjax.pipeline.sweep import sweep, tables
@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("sweep", __doc__)
     parser.add_argument("plan", type=expand, help="a TOML file, see docs/experiments.md")
-    parser.add_argument("--minutes", type=float, help="begin only cells that are stated to fit into so many minutes")
+    minutes = number("minutes", 0)
+    parser.add_argument("--minutes", type=minutes, help="begin only cells that are stated to fit into so many minutes")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
     parser.add_argument("--tables", action="store_true", help="run nothing; write tables and figure anew")
 

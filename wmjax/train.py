@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from wmjax.core import distributed
 from wmjax.core.command import run_command, use_huge_pages
 from wmjax.core.location import location
-from wmjax.core.options import CommandParser
-from wmjax.core.settings import merge
+from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
 from wmjax.pipeline.train import dry_run, run
+from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.trackers import tracker_names
 
 
@@ -28,8 +28,9 @@ def parser() -> CommandParser:
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=location, help="the run's folder, or URL (default: <cache>/runs/<name>)")
     parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch no data and no weights")
-    parser.add_argument("--tracker", type=tracker_names, help="tensorboard, wandb, trackio beside metrics.jsonl (a,b)")
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
+    trackers = Short("trackers", "tensorboard, wandb, trackio beside metrics.jsonl (a,b)", tracker_names)
+    parser.add_settings("train", {"tracker": trackers}, TrainConfig)
     parser.add_sections(SECTIONS)
     return parser
 
@@ -39,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().read(arguments)
-        if options.tracker is not None:
-            settings = merge(settings, {"train": {"trackers": options.tracker}})
         chosen = options.config, options.scale, options.dataset, settings
         command = dry_run if options.dry_run else run
         command(*chosen, folder=options.run, evaluates=not options.no_evaluation)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from wmjax.core import logs
-from wmjax.core.command import run_command
+from wmjax.core.command import run_command, whole_number
 from wmjax.core.options import CommandParser
 from wmjax.core.paths import expand
 from wmjax.pipeline.verify import run_verification
@@ -23,7 +23,8 @@ from wmjax.pipeline.verify import run_verification
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("verify", __doc__)
-    parser.add_argument("--replays", type=int, help="episodes of each evaluation to replay; default all recorded ones")
+    replays = whole_number("replays", 0)
+    parser.add_argument("--replays", type=replays, help="episodes of each evaluation to replay; default all recorded")
     parser.add_argument("--write", action="store_true", help="write the tables in README and docs anew")
     parser.add_argument("--add", type=expand, metavar="RESULTS", help="results folder to make evidence of")
     parser.add_argument("--name", help="of the evidence, with --add")

@@ -1,4 +1,4 @@
-"""Says why a policy fails in closed loop although its loss is low: the likely causes first, with what mends them.
+"""Says why a policy fails in closed loop although its loss is low: the likely causes first, with commands.
 
 python -m wmjax.why --run RUN
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from wmjax import estimate, train
 from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser, Short, number_list
 from wmjax.core.settings import Count, Fraction, Settings, build, parse_value
@@ -101,3 +102,11 @@ def test_the_help_names_the_setting_behind_each_short_option_and_its_default() -
 )
 def test_a_list_of_numbers_needs_no_brackets(text: str, value: Any) -> None:
     assert parse_value(text) == value
+
+
+def test_short_options_of_a_training_name_their_settings() -> None:
+    assert "[--train.trackers; default tensorboard]" in " ".join(train.parser().format_help().split())
+    assert "[--train.batch_size]" in " ".join(estimate.parser().format_help().split())
+    _, settings = train.parser().read(["--tracker", "jsonl,wandb", "--train.steps", "3"])
+    assert settings["train"] == {"trackers": ["wandb"], "steps": 3}
+    assert estimate.parser().read(["--topology", "cpu:2", "--batch", "8"])[1]["train"] == {"batch_size": 8}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wmjax.diagnostics.failure_classes import Kind, classify
-from wmjax.recording.primitives.privileged_scene import Seen
+from wmjax.recording.primitives.privileged_scene import SceneState
 from wmjax.recording.watch import Moment
 
 PLACE = np.array([0.30, 0.0, 0.0])
@@ -28,7 +28,7 @@ class Episode:
     moments: list[Moment] = dataclasses.field(default_factory=list)
 
     def note(self) -> None:
-        seen = Seen(
+        state = SceneState(
             hand=self.hand.copy(),
             rotation=np.eye(3),
             speed=0.0,
@@ -42,7 +42,7 @@ class Episode:
             supported=False,
         )
         gap = float(np.linalg.norm(self.hand - self.item))
-        self.moments.append(Moment(seen, gap, {"ramekin": self.ramekin.copy()}))
+        self.moments.append(Moment(state, gap, {"ramekin": self.ramekin.copy()}))
 
     def go(self, goal, steps: int = 20, *, with_ramekin: bool = False) -> "Episode":
         for step in np.diff(np.linspace(self.hand, goal, steps + 1), axis=0):

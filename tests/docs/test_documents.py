@@ -23,6 +23,7 @@ MARKS = {
     ("docs/results.md", "brace expansion of a shell"),
     ("docs/scaling.md", "environment variables of a launcher"),
     ("docs/scaling.md", "command lines of cloud tools"),
+    ("docs/scaling.md", "needs a bucket"),
     ("docs/scaling.md", "minutes of a CPU, and a GPU"),
     ("docs/scaling.md", "a GPU"),
     ("docs/scaling.md", "needs a bucket"),

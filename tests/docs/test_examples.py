@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tools import episode_gif
+from wmjax.data.latents import LatentStore
+from wmjax.data.store import TrainingStore
 from wmjax.reporting.video.clips import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,24 @@ def test_a_tiny_policy_trains_and_acts(tmp_path: Path) -> None:
     lines = example("act.py", str(tmp_path / "run"), "--decisions", "3", cache=tmp_path).splitlines()
     assert [line.split(":")[0] for line in lines] == ["frame 0", "frame 1", "frame 2"]
     assert all("expert" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_an_encoder_of_the_examples_trains_and_acts(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    line = (str(run), "--config", "e2_mse", "--steps", "2", "--cells", "2")
+    shown = example("add_encoder.py", *line, cache=tmp_path / "cache")
+    assert shown.endswith(f"run: {run}\n")
+    (stores,) = (tmp_path / "cache" / "latents").iterdir()
+    latents = LatentStore(stores)
+    assert latents.spec.kind == "examples.add_encoder:ColourGrid" and latents.latents.shape[2:] == (4, 6)
+    store = TrainingStore(ROOT / "tests" / "fixtures" / "two_episodes")
+    frames = np.asarray(store.frames[[0, 3, 4], 0], np.float32) / 255  # view 0 is not shifted
+    colours = frames.reshape(3, 2, 56, 2, 56, 3).mean((2, 4)).reshape(3, 4, 3)
+    found = np.asarray(latents.latents[0, [0, 4]], np.float32)
+    np.testing.assert_allclose(found[..., :3], colours[[0, 2]], atol=1e-3)
+    np.testing.assert_allclose(found[1, :, 3:], colours[2] - colours[1], atol=1e-3)
+    assert len(example("act.py", str(run), "--decisions", "2", cache=tmp_path / "cache").splitlines()) == 2
 
 
 def videos(folder: Path) -> Path:

@@ -137,10 +137,10 @@ MAINS = {"torch": torch_main, "jax": jax_main}
         ("--camera", "sky", "camera 'sky' is not in"),
         ("--views", "0", "encoder.views is 0; it must be at least 1"),
         ("--max-shift", "-1", "encoder.max_shift is -1; it must be at least 0"),
-        ("--batch", "0", "batch is 0; set it to at least 1"),
+        ("--batch", "0", "--batch is '0'; give a whole number from 1"),
         ("--clip", "0", "encoder.clip_length is 0; it must be at least 1"),
         ("--clip", "-2", "encoder.clip_length is -2; it must be at least 1"),
-        ("--verify", "0", "verify is 0; set it to at least 1"),
+        ("--verify", "0", "--verify is '0'; give a whole number from 1"),
         ("--verify", "3", "no wmjax latent store there"),
     ],
 )

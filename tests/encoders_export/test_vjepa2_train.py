@@ -70,7 +70,7 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
     )
 
 
-def test_the_train_command_trains_on_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
+def test_the_train_command_takes_the_latents_of_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
     def train_policy(plan, store, latents, start):

@@ -483,7 +483,7 @@ def test_a_name_that_is_not_utf8_is_shown_on_a_page(tmp_path):
 def test_cuda_devices_are_kept_from_robosuite(monkeypatch, devices):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
-    monkeypatch.setattr(preparation, "_count_egl_devices", lambda: 1)
+    monkeypatch.setattr(preparation, "count_egl_devices", lambda: 1)
     with egl_devices():
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
         assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == ("0" if devices == "0" else None)

@@ -175,7 +175,7 @@ def test_two_evaluations_into_one_folder(tmp_path: Path, monkeypatch: pytest.Mon
         refusals.append(str(caught.value))
         return 1
 
-    monkeypatch.setattr("wmjax.pipeline.evaluate._run", again)
+    monkeypatch.setattr("wmjax.pipeline.evaluate.run_episodes", again)
     evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")
     assert len(refusals) == 1 and f"is in use by process {os.getpid()}" in refusals[0]
     evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")  # and afterwards it goes on

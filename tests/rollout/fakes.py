@@ -149,7 +149,7 @@ class FakeWatcher:
     def __init__(self, env: FakeEnv) -> None:
         self.env = env
 
-    def look(self, action, image) -> tuple:
+    def observe(self, action, image) -> tuple:
         shown = None if image is None else int(image[0, 0, 0, 1])
         return self.env.step_count, None if action is None else float(action[0]), shown
 

@@ -51,7 +51,7 @@ def test_looking_changes_nothing():
         for step in range(12):
             env.step(np.array([0.2, 0.1, -0.3, 0, 0, 0, 1.0 if step > 5 else -1.0]))
             if looks:
-                watcher.look(None, None)
+                watcher.observe(None, None)
         states.append(env.sim_state())
     env.close()
     assert np.array_equal(*states)

@@ -304,7 +304,7 @@ def test_caveats(tmp_path):
     assert "ran the benchmark 2 times" in limits(tmp_path, init="benchmark", runs=2)
     assert "Interrupted after 10 of 10 episodes" in limits(tmp_path, finished=False)
     bound = limits(tmp_path, oracle=0.5)
-    assert "a bound on what predicting could give" in bound and "Oracle bracket 0.5 of the memory" in bound
+    assert "an upper bound for predictions" in bound and "Oracle bracket 0.5 of the memory" in bound
     assert "bound" not in limits(tmp_path, oracle=1.0) and "Oracle" not in limits(tmp_path, oracle=None)
     assert "ceiling" in limits(tmp_path, actor="expert") and "floor" in limits(tmp_path, actor="noop")
 

@@ -180,7 +180,7 @@ def test_a_policy_that_was_trained_to_be_told_knows_what_is_executed_during_the_
 def test_a_policy_that_is_told_is_run_with_the_delay_that_it_was_trained_for(run):
     shape = {"tasks": (0,), "episodes_per_task": 1, "open_loop_horizon": 4}
     for delay in (0, 3):
-        with pytest.raises(UserError, match=rf"execution_delay is {delay}, the policy was .* the 8 control .* to 8"):
+        with pytest.raises(UserError, match=rf"execution_delay is {delay}, the policy was .* of 8 control .* to 8"):
             run(PolicyActor(Told()), **shape, execution_delay=delay)
 
 

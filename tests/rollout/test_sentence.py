@@ -16,7 +16,7 @@ from wmjax.rollout.actors import Noop, Plan
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import require_same_header
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.sentence import NEUTRAL, told
+from wmjax.sim.sentence import NEUTRAL, choose_instruction
 
 ENV = "tests.rollout.test_sentence:GoalsEnv"
 
@@ -84,18 +84,18 @@ def test_a_wrong_sentence_is_drawn_by_the_episodes_identity(run):
 
 def test_every_other_task_is_drawn_and_never_the_same_sentence():
     env = GoalsEnv("libero_spatial", 1, SPEC)
-    drawn = [told(env, EpisodeId("libero_spatial", 1, "random", i), "other").task_id for i in range(200)]
+    drawn = [choose_instruction(env, EpisodeId("libero_spatial", 1, "random", i), "other").task_id for i in range(200)]
     assert set(drawn) == {0, 2, 3, 4} and min(map(drawn.count, set(drawn))) > 30
     env.sentences = lambda: [env.instruction] * 3
     with pytest.raises(UserError, match="all tasks of libero_spatial have the same"):
-        told(env, EpisodeId("libero_spatial", 1, "random", 0), "other")
+        choose_instruction(env, EpisodeId("libero_spatial", 1, "random", 0), "other")
 
 
 def test_an_environment_without_sentences_cannot_tell_another():
     env = FakeEnv("libero_spatial", 1, SPEC)
-    assert told(env, EpisodeId("s", 1, "random", 0), "neutral") == (NEUTRAL, None)
+    assert choose_instruction(env, EpisodeId("s", 1, "random", 0), "neutral") == (NEUTRAL, None)
     with pytest.raises(UserError, match=r"FakeEnv has no method sentences\(\) .*; set it to 'own' or 'neutral'"):
-        told(env, EpisodeId("s", 1, "random", 0), "other")
+        choose_instruction(env, EpisodeId("s", 1, "random", 0), "other")
 
 
 def test_an_actor_that_reads_no_sentence_is_refused(run):

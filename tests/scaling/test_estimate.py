@@ -43,7 +43,7 @@ def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[
     ("arguments", "words"),
     [
         (["--topology", "v6:8"], "unknown chip of --topology 'v6'"),
-        (["--topology", "cpu:4", "--batch", "0"], "--batch is '0'; give a whole number"),
+        (["--topology", "cpu:4", "--batch", "0"], "train.batch_size is 0; it must be at least 1"),
         (["--topology", "cpu:4", "--efficiency", "200"], "--efficiency is '200'"),
         (
             ["--topology", "cpu:4", "--batch", "6"],

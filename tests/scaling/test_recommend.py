@@ -101,14 +101,14 @@ def test_an_estimate_is_kept_until_something_changes(tmp_path: Path, monkeypatch
         made.append(request)
         return {"fits": None, "batch": len(made)}
 
-    monkeypatch.setattr(compilers, "_compile", make)
+    monkeypatch.setattr(compilers, "compile_in_own_process", make)
     first = Request("e2_mse", "mini", "cpu:2")
     assert compilers.run(first) == compilers.run(first) and len(made) == 1
     other = Request("e2_mse", "mini", "cpu:2", settings={"train": {"batch_size": 8}})
     assert compilers.run(other)["batch"] == 2 and compilers.run(first)["batch"] == 1
     monkeypatch.setenv("XLA_FLAGS", "--xla_something=1")
     assert compilers.run(first)["batch"] == 3
-    monkeypatch.setattr(compilers, "_code_hash", lambda: "changed")
+    monkeypatch.setattr(compilers, "code_hash", lambda: "changed")
     assert compilers.run(first)["batch"] == 4
     for kept in (tmp_path / "estimates").iterdir():
         kept.write_text("{")

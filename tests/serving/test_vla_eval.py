@@ -5,6 +5,7 @@ import io
 import json
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,17 @@ def in_process(name: str, index: int, decisions: int) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("form", ["png", "raw"])
-def test_their_client_gets_the_actions_of_the_policy_in_process(served: Running, form, monkeypatch) -> None:
-    monkeypatch.setattr(numpy_codec, "_image_format", form)
+@pytest.fixture
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The form in which vla-eval's codec sends images during a test."""
+    before = numpy_codec.get_image_format()
+    numpy_codec.set_image_format(request.param)
+    yield request.param
+    numpy_codec.set_image_format(before)
 
+
+@pytest.mark.parametrize("form", ["png", "raw"], indirect=True)
+def test_their_client_gets_the_actions_of_the_policy_in_process(served: Running, form: str) -> None:
     async def drive() -> dict[str, list]:
         found: dict[str, list] = {}
         async with Connection(served.url) as connection:
@@ -168,9 +176,8 @@ def test_their_codec_and_ours_understand_each_other() -> None:
         assert found["a"].dtype == np.float32 and found["b"] == 0.5 and found["c"][0].tolist() == [False, False]
 
 
-@pytest.mark.parametrize("form", ["png", "jpeg"])
-def test_an_encoded_image_is_the_one_that_their_codec_decodes(form: str, monkeypatch) -> None:
-    monkeypatch.setattr(numpy_codec, "_image_format", form)
+@pytest.mark.parametrize("form", ["png", "jpeg"], indirect=True)
+def test_an_encoded_image_is_the_one_that_their_codec_decodes(form: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     frame = pack_message(Message(MessageType.OBSERVATION, {"i": image}))
     found = unpack(frame, Limits(), arrays)["payload"]["i"]

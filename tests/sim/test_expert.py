@@ -14,7 +14,7 @@ from wmjax.recording.failures import FailureConfig
 from wmjax.recording.primitives.canonical import usual_grasp
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle, NoGraspError, plan_grasp
 from wmjax.recording.primitives.motion import CLOSE, OPEN, Phase, reach_and_close
-from wmjax.recording.primitives.privileged_scene import Scene, Seen, rotation_about, rotation_vector
+from wmjax.recording.primitives.privileged_scene import Scene, SceneState, rotation_about, rotation_vector
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.libero import OBSERVATION_SPEC
@@ -192,8 +192,8 @@ def test_the_opening_decides_and_not_the_fingers_direction(closing, command, ope
     grasp = Grasp(0.0, np.zeros(3), np.eye(3), np.zeros(3), 0.2, 0.0, GraspStyle(0, 1, 0.0))
     hand = np.array([0.0, 0.0, height])
     item, place = np.array([0.05, 0.0, -0.03]), np.array([0.3, 0.0, 0.0])
-    seen = Seen(hand, np.eye(3), 0.0, opening, closing, command, item, np.eye(3), place, 0, True)
-    happens, action = reach_and_close(seen, grasp)
+    state = SceneState(hand, np.eye(3), 0.0, opening, closing, command, item, np.eye(3), place, 0, True)
+    happens, action = reach_and_close(state, grasp)
     assert (happens, action[6]) == (phase, gripper)
     if phase is Phase.REGRASP:
         assert action[2] > 0.2, "it rises"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.recording.demonstration import DemonstrationConfig, _Noise
+from wmjax.recording.demonstration import ActionNoise, DemonstrationConfig
 from wmjax.recording.failures import FailureConfig, Failures
 from wmjax.sim.episode import EpisodeId
 
@@ -49,7 +49,7 @@ def test_plans_follow_from_the_episode_and_the_shares():
 
 def test_an_episode_has_noise_and_failures_or_neither():
     config = DemonstrationConfig()
-    noise = [_Noise(episode(index), config).amplitude > 0 for index in range(200)]
+    noise = [ActionNoise(episode(index), config).amplitude > 0 for index in range(200)]
     failures = [bool(Failures(episode(index), config.failures)._plan) for index in range(200)]
     assert noise == failures and 25 < noise.count(False) < 55
 

@@ -29,13 +29,13 @@ def follow(env: LiberoEnv, actions: np.ndarray | None, *, labelled: bool) -> tup
     """Executes actions, or the expert's, and returns what was labelled and the states that came."""
     env.reset(EPISODE)
     labeller, expert = (Labeller(env, LABELS) if labelled else None), Expert(env)
-    moments = [labeller.look(None, None)] if labeller else []
+    moments = [labeller.observe(None, None)] if labeller else []
     states = [env.sim_state()]
     for step in range(STEPS):
         action = expert.act().astype(np.float32) if actions is None else actions[step]
         env.step(action)
         states.append(env.sim_state())
-        moments += [labeller.look(action, None)] if labeller else []
+        moments += [labeller.observe(action, None)] if labeller else []
     return moments, states
 
 

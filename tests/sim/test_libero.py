@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.sim.libero import INITIAL_STATES, OWN_SENTENCE, PERTURBED, _quiet, instruction, load_task, simulator_version
+from wmjax.sim.libero import (
+    INITIAL_STATES,
+    OWN_SENTENCE,
+    PERTURBED,
+    instruction,
+    load_task,
+    silenced,
+    simulator_version,
+)
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -57,7 +65,7 @@ def test_another_libero_on_the_path_is_not_taken_for_the_installed_one(tmp_path,
 
 
 def test_an_import_that_asks_a_question_gets_an_answer_and_prints_nothing(capsys):
-    with _quiet():
+    with silenced():
         print("Do you want to specify a custom path?")
         assert input() == "n"
     assert capsys.readouterr().out == ""

@@ -10,6 +10,7 @@ from wmjax.diagnostics.actions import action_section, pooled_r2
 from wmjax.diagnostics.conditions import effect_of, unused
 from wmjax.diagnostics.latent_probes import probe_section
 from wmjax.diagnostics.samples import ActionWindows, LatentWindows, near_change, rotation_columns
+from wmjax.diagnostics.section import Skipped
 from wmjax.sim.libero import ACTION_SPEC
 from wmjax.trainer.metrics import mean_r2, r2_over_steps
 
@@ -284,14 +285,23 @@ def test_the_posterior_mean_of_a_smoothed_mixture() -> None:
     assert found[0, 0] == pytest.approx((weight * grid).sum() / weight.sum(), rel=1e-6)
 
 
+def test_one_training_episode_gives_no_references_to_a_flow() -> None:
+    """As at the scale smoke, which trains on one of two episodes."""
+    chunks = gaussian_chunks(40, 0)
+    section = flow.flow_section(0.1, chunks[:20], chunks[20:], np.zeros(20, int), BETA)
+    assert isinstance(section, Skipped) and "two training episodes" in section.table()
+
+
 def test_zero_velocity_and_verdicts() -> None:
     chunks = gaussian_chunks(2000, 0)
     noise = RNG(1).normal(size=(200, *chunks.shape))
     assert flow.zero_velocity_loss(chunks) == pytest.approx(np.square(chunks - noise).mean(), rel=0.01)
     section = flow.flow_section(0.1, chunks[:500], chunks[500:], np.arange(1500) // 20, BETA)
+    assert isinstance(section, flow.FlowSection)
     _, upper, training, these, zero = section.loss.values()
     assert these < training < upper < zero  # fewer chunks are told apart earlier
     between = flow.flow_section(0.5 * (these + training), chunks[:500], chunks[500:], np.arange(1500) // 20, BETA)
+    assert isinstance(between, flow.FlowSection)
     assert section.verdict == flow.BEATS_ALL and between.verdict == flow.BEATS_KNOWN
     words = [flow.verdict(loss, 0.2, 0.5, 1.2) for loss in (0.1, 0.3, 0.7, 1.3)]
     assert words == [flow.BEATS_ALL, flow.BEATS_KNOWN, "WORSE THAN IGNORING THE OBSERVATION", words[3]]

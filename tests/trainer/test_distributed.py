@@ -249,7 +249,7 @@ def test_tasks_that_cannot_share_a_host_are_refused() -> None:
 
 def test_how_many_devices_of_the_host_are_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.host_devices({}) == "2 of 2 devices of this host"
-    monkeypatch.setattr(distributed, "_on_gpus", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert distributed.host_devices({"SLURM_GPUS_ON_NODE": "8"}) == "2 of 8 devices of this host"
 
 

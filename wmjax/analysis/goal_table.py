@@ -1,4 +1,4 @@
-"""Which goal was reached first, by the sentence that the policy was told: a confusion table of goals."""
+"""Which goal was reached first, by the policy's instruction: a confusion matrix of goals."""
 
 import dataclasses
 from collections import Counter
@@ -14,7 +14,7 @@ NONE = "none"
 
 @dataclasses.dataclass(frozen=True)
 class GoalRow:
-    """The episodes in which one sentence was told.
+    """The episodes with one instruction.
 
     Attributes:
         told_task: the task of the suite whose sentence it is; None for a neutral one.
@@ -35,7 +35,7 @@ class GoalTable:
     rows: tuple[GoalRow, ...]
 
     def table(self) -> str:
-        """Plain text: a row per sentence told, a column per goal reached first."""
+        """Plain text: a row per instruction, a column per goal reached first."""
         head, *rows = self.cells()
         return f"goal reached first (task), by the sentence told:\n{text_table(head, rows, left=(0, -1))}"
 

@@ -15,7 +15,7 @@ from wmjax.core.errors import UserError
 from wmjax.rollout.results import differences, read_header
 
 MAX_EXACT = 16
-"""Seeds up to which all sign flips are enumerated; nobody trains more."""
+"""Largest number of seeds for which all sign flips are enumerated."""
 MARGIN = 0.05
 """A difference in success rates that is too small to matter."""
 VARIES = ("checkpoint.hash", "experiment.seed", "recipe_hash")

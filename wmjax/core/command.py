@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from wmjax.core import signals
 from wmjax.core.errors import UserError
@@ -21,6 +22,8 @@ REFUSED = (
     errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT,
 )  # fmt: skip
 """What the system says of a place that cannot be used, as opposed to a bug or a broken disk."""
+
+N = TypeVar("N", int, float)
 
 
 def run_command(body: Callable[[], int]) -> int:
@@ -75,7 +78,7 @@ def _refused(error: OSError) -> str | None:
 
 
 def _reader_has_gone() -> bool:
-    """Whether nobody reads the output any more; if so, the rest of it goes nowhere."""
+    """Whether the output's reader has closed it; if so, the rest of the output is dropped."""
     poller = select.poll()
     poller.register(sys.stdout.fileno(), select.POLLOUT)
     gone = any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poller.poll(0))
@@ -105,14 +108,23 @@ def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str]
         most: the largest.
 
     """
+    return _in_range(name, int, "whole number", least, most)
 
-    def read(text: str) -> int:
+
+def number(name: str, least: float, most: float = 1_000_000) -> Callable[[str], float]:
+    """What argparse reads an option with: a number in a range, see :func:`whole_number`."""
+    return _in_range(name, float, "number", least, most)
+
+
+def _in_range(name: str, kind: Callable[[str], N], words: str, least: float, most: float) -> Callable[[str], N]:
+    def read(text: str) -> N:
+        value: N | None
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
             value = None
         if value is None or not least <= value <= most:
-            raise UserError(f"--{name} is {text!r}; give a whole number from {least} to {most}")
+            raise UserError(f"--{name} is {text!r}; give a {words} from {least} to {most}")
         return value
 
     return read

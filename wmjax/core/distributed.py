@@ -61,8 +61,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or was told by jax's own
-    ``JAX_LOCAL_DEVICE_IDS``.
+    """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or if
+    ``JAX_LOCAL_DEVICE_IDS`` names them.
 
     jax itself gives each task the one GPU of its number on the host, also where one task has the host for itself.
 
@@ -107,14 +107,10 @@ def host_devices(environment: Mapping[str, str] = os.environ) -> str:
     import jax
 
     used = jax.local_device_count()
-    there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment)))) if _on_gpus() else used
+    there = used
+    if jax.default_backend() == "gpu":
+        there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment))))
     return f"{used} of {max(used, there)} devices of this host"
-
-
-def _on_gpus() -> bool:
-    import jax
-
-    return jax.default_backend() == "gpu"
 
 
 def _detect(value: str) -> None:

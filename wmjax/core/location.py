@@ -34,7 +34,7 @@ STREAM_BYTES = 1 << 25
 
 
 class MissingError(UserError, FileNotFoundError):
-    """An object that is not there; where nobody expects that, it is one clear line like any other."""
+    """The object does not exist; uncaught, the error prints as one line."""
 
 
 @dataclasses.dataclass(frozen=True)

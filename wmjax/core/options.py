@@ -1,5 +1,8 @@
 """The options of commands. Every setting is spelled ``--section.name VALUE``; some have a short option beside it.
 
+Options without a section are a command's own: what it works on and where it writes, such as ``--run`` and ``--out``.
+They set nothing of an experiment, a protocol or a store.
+
 A short option is documented in ``--help`` with the setting that it stands for, and the value goes the same way: it is
 read as TOML, converted to the field's type, and checked against the range that the field declares.
 """
@@ -95,9 +98,9 @@ class CommandParser(argparse.ArgumentParser):
             group.add_argument(f"--{name}", dest=f"{section}.{name}", help=_help(section, short, defaults), **kind)
 
     def add_sections(self, sections: Iterable[str]) -> None:
-        """Takes the settings of several sections by their full names only."""
+        """Takes the settings of several sections by their full names, and by the short options added elsewhere."""
         names = list(sections)
-        self._sections |= {name: {} for name in names}
+        self._sections = {name: {} for name in names} | self._sections
         text = f"Every setting of the sections {', '.join(names)} can be given, such as --train.steps 500."
         self.add_argument_group("settings, --SECTION.NAME VALUE", text)
 

@@ -162,7 +162,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def keep_compiled_programs() -> None:
-    """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was told another folder."""
+    """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was given another folder."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:

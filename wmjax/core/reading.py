@@ -1,4 +1,4 @@
-"""What comes from outside, read as what it must be: JSON, JSON lines, TOML, parquet and HDF5.
+"""Readers of files from outside, with the types that they must have: JSON, JSON lines, TOML, parquet and HDF5.
 
 Each reader says in one line which file, what is wrong with it and what to do. Types and ranges are those of
 :mod:`wmjax.core.settings`. Text is UTF-8 whatever the locale.
@@ -25,7 +25,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def what_is_wrong(path: Path, error: BaseException | str) -> str:
-    """Why a file cannot be read: what stands in its place, or else what its reader said."""
+    """Why a file cannot be read: what is there instead, or else the error of its reader."""
     try:
         if path.is_dir():
             return "a folder, expected a file"
@@ -98,7 +98,7 @@ def parse_json(text: str | bytes, hint: Any, where: str, fix: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands in it twice nobody can say which value is meant."""
+    """A JSON object; duplicate keys are refused as ambiguous."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

@@ -98,7 +98,7 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Inside the block a signal is only a request: :func:`requested` tells of it, and who asks answers it."""
+    """Defers signals in the block; the caller of :func:`requested` must handle them."""
     stop_if_requested()
     _state.postponed += 1
     try:

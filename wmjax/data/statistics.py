@@ -320,7 +320,7 @@ def clip_action(action: Float[Array, "*batch action"], spec: ActionSpec) -> Floa
 
 
 def closing(action: Float[Array, "*batch action"], spec: ActionSpec) -> Bool[Array, "*batch grippers"]:
-    """Whether each gripper is told to close by a raw action, rather than to open; numpy or jax."""
+    """Whether a raw action commands each gripper to close, rather than to open; numpy or jax."""
     opened, closed = _row(spec.gripper_open), _row(spec.gripper_closed)
     commands = action[..., np.array(spec.grippers, int)]
     return (commands - (opened + closed) / 2) * (closed - opened) > 0.0

@@ -54,8 +54,8 @@ log = logging.getLogger("wmjax.train")
 TITLES = {
     "actions": "Actions",
     "flow": "Flow head",
-    "gradients": "Who trains what",
-    "inputs": "Does it look and listen?",
+    "gradients": "Gradients of both losses",
+    "inputs": "Effect of the inputs",
     "memory": "World memory in the actions",
     "world": "World model",
     "probe": "Position probe",

@@ -17,11 +17,11 @@ from wmjax.recording.primitives.privileged_scene import UP
 from wmjax.recording.watch import Moment
 
 CLOSED, OPENED = 0.03, 0.05
-"""Commanded finger distances (m) below which the gripper counts as told to close, above which to open."""
+"""Commanded finger distances (m) below which the gripper counts as commanded to close, above which to open."""
 RISING = 0.005
 """A commanded distance (m) that rises by so much opens the fingers: it takes 8 control steps from closed to open."""
 SQUEEZED = 0.002
-"""Fingers that one object keeps this far (m) from where they are told to be hold it."""
+"""Fingers that one object keeps this far (m) from their commanded distance hold it."""
 LIFTED = 0.015
 """A held object this far (m) above where it was taken is lifted."""
 LOST = 3
@@ -98,19 +98,19 @@ class _Track:
     """The moments as arrays over control steps, and the stretches in which the object was held."""
 
     def __init__(self, moments: Sequence[Moment]) -> None:
-        seen = [moment.seen for moment in moments]
+        states = [moment.state for moment in moments]
         self.length = len(moments)
-        self.hand = np.stack([s.hand for s in seen])
-        self.item = np.stack([s.item for s in seen])
-        self.place = np.stack([s.place for s in seen])
-        self.aside = np.array([s.aside for s in seen])
-        self.command = np.array([s.command for s in seen])
+        self.hand = np.stack([s.hand for s in states])
+        self.item = np.stack([s.item for s in states])
+        self.place = np.stack([s.place for s in states])
+        self.aside = np.array([s.aside for s in states])
+        self.command = np.array([s.command for s in states])
         self.gap = np.array([moment.gap for moment in moments])
-        upright = seen[0].item_rotation.T @ UP
-        self.lean = np.array([(s.item_rotation @ upright)[2] for s in seen])
+        upright = states[0].item_rotation.T @ UP
+        self.lean = np.array([(s.item_rotation @ upright)[2] for s in states])
         self.others = {name: np.stack([m.others[name] for m in moments]) for name in moments[0].others}
-        squeezed = np.array([s.opening - s.command for s in seen])
-        touching = np.array([s.touching for s in seen])
+        squeezed = np.array([s.opening - s.command for s in states])
+        touching = np.array([s.touching for s in states])
         self.held = (squeezed > 0) & ((touching == 2) | ((touching > 0) & (squeezed > SQUEEZED)))
         self.holds = [self._hold(start, end) for start, end in _stretches(_bridged(self.held, LOST))]
         self.closings = self._crossings()
@@ -120,7 +120,7 @@ class _Track:
         return _Hold(start, end, bool(rise.max() > LIFTED))
 
     def _crossings(self) -> list[int]:
-        """The control steps at which the gripper was told to close, each after it had been open."""
+        """The control steps at which the gripper was commanded to close, each after it had been open."""
         found, closed = [], bool(self.command[0] < CLOSED)
         for step, command in enumerate(self.command):
             if not closed and command < CLOSED:
@@ -138,7 +138,7 @@ class _Track:
         return min(step + REST, self.length - 1)
 
     def slipped(self, hold: _Hold) -> bool:
-        """Whether a hold ended although the fingers were told to stay closed."""
+        """Whether a hold ended although the fingers were commanded to stay closed."""
         told = self.command[hold.end : hold.end + LOST + 2]
         return bool(told.max() < told[0] + RISING)
 
@@ -214,7 +214,7 @@ def _without_a_hold(track: _Track) -> tuple[Kind, str]:
 
 
 def _events(track: _Track) -> list[Event]:
-    """Everything worth telling, in no order."""
+    """The events of a time line, unordered."""
     events = [_closing(track, step) for step in track.closings]
     for step in track.closings:
         if not any(hold.lifted and hold.start <= step + REST and hold.end >= step for hold in track.holds):
@@ -262,7 +262,7 @@ def _touch(hold: _Hold) -> list[Event]:
 
 
 def _pushes(track: _Track) -> list[Event]:
-    """Objects that moved without being held, each told once, when it had moved far enough."""
+    """Objects that moved without being held, each reported once, when it had moved far enough."""
     free = ~_bridged(track.held, 2 * REST)
     events = []
     for start, end in _stretches(free):

@@ -36,6 +36,7 @@ from jaxtyping import Float, Int
 
 from wmjax.analysis.ridge import held_out
 from wmjax.core.text_table import text_table
+from wmjax.diagnostics.section import Skipped
 
 DRAWS = 2048
 SMOOTHINGS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -74,8 +75,8 @@ def flow_section(
     train: Float[np.ndarray, "m values"],
     episode: Int[np.ndarray, " m"],
     beta: tuple[float, ...],
-) -> FlowSection:
-    """Puts a head's loss beside the references.
+) -> FlowSection | Skipped:
+    """Puts a head's loss beside the references; skipped with one training episode, from which none can be held out.
 
     Args:
         loss: of the head on complete chunks of the split.
@@ -85,6 +86,8 @@ def flow_section(
         beta: the distribution of the flow time.
 
     """
+    if len(np.unique(episode)) < 2:
+        return Skipped("complete chunks of two training episodes are needed, to choose the smoothing on one of them")
     rng = np.random.default_rng(0)
     smoothing = choose_smoothing(train, episode, beta, rng)
     looked_up = {name: unconditional_loss(c, 0.0, c, beta, rng) for name, c in (("training", train), ("these", test))}

@@ -63,7 +63,7 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """A likely cause in words, and the command that mends it or says more."""
+    """A likely cause in words, and the command that addresses it or says more."""
 
     text: str
     command: str

@@ -24,7 +24,7 @@ from wmjax.data.statistics import denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.base import Hidden, State
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.models.world.config import unfit_memory
+from wmjax.models.world.config import intervention_error
 from wmjax.policy.interventions import Donor, Donors
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.step import model_input
@@ -114,7 +114,7 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
     """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
-    applicable = [kind for kind in kinds if not unfit_memory(config.memory, None, kind)]
+    applicable = [kind for kind in kinds if not intervention_error(config.memory, None, kind)]
     episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
     nobody_else = {"shuffled": len(store.episodes) < 2, "shuffled_in_task": min(episodes.values()) < 2}
     applicable = [kind for kind in applicable if not nobody_else.get(kind)]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
+from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location, local, location
 from wmjax.core.options import CommandParser, Short
@@ -20,7 +21,7 @@ from wmjax.core.shards import parse_shard
 from wmjax.data.latents import Dtype, LatentStore
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.base import EncoderConfig, Exporter, default_encoder
-from wmjax.encoders.encode import BATCH, LATENT_BOUND, encode_store, require_numbers, verify_latents
+from wmjax.encoders.encode import BATCH, LATENT_BOUND, encode_store, verify_latents
 
 
 def parse_grid(text: str) -> int:
@@ -59,11 +60,11 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--data", type=location, required=True, help="training store")
     parser.add_argument("--out", type=location, required=True, help="latent store to write")
     parser.add_settings("encoder", SHORTS, default_encoder())
-    parser.add_argument("--batch", type=int, default=BATCH, help="clips per call of the encoder")
+    parser.add_argument("--batch", type=whole_number("batch", 1), default=BATCH, help="clips per call of the encoder")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="of the stored latents")
     parser.add_argument(
         "--verify",
-        type=int,
+        type=whole_number("verify", 1),
         metavar="N",
         help="encode nothing: check the hashes of the store at --out and re-encode N random latents of it with --model",
     )
@@ -93,7 +94,6 @@ def run(options: argparse.Namespace, settings: dict[str, Any], make: MakeExporte
         return 0
     shard = parse_shard(options.shard)
     config = encoder_config(settings, backend)
-    require_numbers(views=config.views, max_shift=config.max_shift, batch=options.batch)
     out, store = local(options.out), TrainingStore(options.data)
     config = config.seeing(store.spec.cameras)
     encoder = make(config)
@@ -131,8 +131,6 @@ def verify(options: argparse.Namespace, settings: dict[str, Any], make: MakeExpo
         UserError: bytes that changed, another encoder or source, or a latent that differs; the status is then 2.
 
     """
-    if options.verify < 1:
-        raise UserError(f"verify is {options.verify}; set it to at least 1")
     store, latents = TrainingStore(options.data), LatentStore(options.out)
     latents.check(store)
     store.verify()

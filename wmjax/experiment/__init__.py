@@ -1,1 +1,1 @@
-"""An experiment: its settings, the checks on them, the plan of a run, and the dry run."""
+"""An experiment: its settings, the checks on them, and the plan of a run."""

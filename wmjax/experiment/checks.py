@@ -20,7 +20,7 @@ from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models.heads.base import require_inpainting
 from wmjax.models.prompts import make_prepare
-from wmjax.models.world.config import unfit_memory
+from wmjax.models.world.config import intervention_error
 from wmjax.models.world_model import require_world_objective
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.rollout.protocol_list import Cell
@@ -238,7 +238,7 @@ def _require_memory(experiment: Experiment, stride: int | None) -> None:
 
 
 def _require_pending(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Requires that the network is told as many pending actions as there are, and that a state can be rolled forward.
+    """Requires as many pending actions in the network as there are, and a state that can be rolled forward.
 
     Without a delay nothing is pending, so a rolled state is the state.
     """
@@ -276,7 +276,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
             f"ensemble is {protocol.ensemble:g}, but chunks of model.chunk {chunk} actions do not overlap at "
             f"open_loop_horizon {horizon}; raise model.chunk"
         )
-    if reason := unfit_memory(memory, protocol.oracle, protocol.corruption):
+    if reason := intervention_error(memory, protocol.oracle, protocol.corruption):
         yield reason
     delay = experiment.pending_steps
     if delay and protocol.realtime == "none" and protocol.execution_delay != delay:

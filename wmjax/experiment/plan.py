@@ -177,7 +177,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
 
 
 def _has_started(run: Path) -> bool:
-    """Whether anything was trained there: what was refused before that binds nobody to its settings."""
+    """Whether training began; until then a run may restart with other settings."""
     return (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
 
 

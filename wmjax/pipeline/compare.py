@@ -1,4 +1,4 @@
-"""What the compare command does: the comparison that the given folders and settings ask for, as text."""
+"""What the compare command does: it compares the given evaluations, and returns the result as text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

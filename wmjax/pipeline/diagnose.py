@@ -82,7 +82,7 @@ def diagnose_checkpoint(
 
 
 def write_picture(path: Path, imagined: Imagined, inputs: Inputs) -> Path:
-    """Writes what the Prophet imagines, as the first camera of the latents sees it; returns the path."""
+    """Writes a picture of the Prophet's predictions for the first camera of the latents; returns the path."""
     assert isinstance(inputs.latents, LatentStore)
     with atomic_path(path) as temporary:
         draw(imagined, inputs.store, inputs.cameras[0]).save(temporary, format="PNG")

@@ -82,7 +82,7 @@ def evaluate(
             keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
             keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
             recipe = str(header.get("recipe_hash", ""))
-            steps = _run(
+            steps = run_episodes(
                 actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe, metrics=metrics
             )
             seconds = time.monotonic() - started
@@ -128,10 +128,10 @@ def watch(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         videos = Videos(folder, 0, actor.observation_spec.control_hz, protocol.environment.action_spec)
-        _run(actor, protocol, episodes, Results(folder, {}), videos, workers, watcher=watcher, watched=watched)
+        run_episodes(actor, protocol, episodes, Results(folder, {}), videos, workers, watcher=watcher, watched=watched)
 
 
-def _run(
+def run_episodes(
     actor: Actor,
     protocol: Protocol,
     episodes: Sequence[EpisodeId],

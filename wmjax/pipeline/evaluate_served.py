@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmjax.analysis.summary import Summary
+from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
 from wmjax.core.shards import WHOLE, Shard
@@ -53,7 +54,7 @@ def add_served_options(parser: argparse.ArgumentParser) -> None:
     )
     served.add_argument("--dialect", default="openpi", help="its protocol: openpi (default), starvla or vla-eval")
     served.add_argument(
-        "--check", type=int, nargs="?", const=CHECKED, metavar="N",
+        "--check", type=whole_number("check", 1), nargs="?", const=CHECKED, metavar="N",
         help=f"show it N ({CHECKED}) observations of --data under each preset, and print which one fits",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The failed episodes of an evaluation, run again under the eyes of a privileged witness, each with its class."""
+"""The failed episodes of an evaluation, run again with a privileged observer, each with its class."""
 
 import dataclasses
 import logging

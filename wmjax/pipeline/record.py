@@ -62,7 +62,7 @@ SHORTS = {
     "workers": Short("workers", "simulator processes"),
     "seed": Short("demonstrations.seed", "set of random placements"),
     "perturbed": Short("demonstrations.perturbed_fraction", "share of episodes whose executed actions are perturbed"),
-    "failures": Short("demonstrations.failures.fraction", "share with provoked failures that the expert mends"),
+    "failures": Short("demonstrations.failures.fraction", "share with provoked failures that the expert corrects"),
     "label-steps": Short(
         "demonstrations.label_steps",
         "control steps of the chunk that the undisturbed expert would execute from every image on, which training "

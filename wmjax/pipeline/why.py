@@ -222,7 +222,7 @@ def _replayed(found: Replay | None) -> str:
 
 
 def _open_loop_text(found: OpenLoop) -> list[str]:
-    sections: dict[str, Section] = {"Open loop, by phase": found.phases, "Does it look and listen?": found.inputs}
+    sections: dict[str, Section] = {"Open loop, by phase": found.phases, "Effect of the inputs": found.inputs}
     draws = ", ".join(f"{name} {value:.3f}" for name, value in found.draws.items())
     scores = f"R2 of the arm: training {found.training:.3f}, validation {found.validation:.3f}; {draws}"
     return [f"== {title} ==\n{section.table()}" for title, section in sections.items()] + [scores]

@@ -1,4 +1,4 @@
-"""What a policy's network is told of the actions that are still to be executed before its chunk begins."""
+"""The pending actions as an input of a policy's network: those still to be executed before its chunk begins."""
 
 import dataclasses
 from typing import Any
@@ -33,7 +33,7 @@ class PendingInput:
 
     @classmethod
     def of(cls, experiment: Experiment, observation: ObservationSpec, action: ActionSpec) -> "PendingInput":
-        """What the network of an experiment is told.
+        """The pending actions that the network of an experiment takes.
 
         Raises:
             UserError: it is not known how the actions move the state.

@@ -23,7 +23,7 @@ from wmjax.models.heads.base import Known, require_inpainting
 from wmjax.models.inputs import ModelInput
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
-from wmjax.models.world.config import unfit_memory
+from wmjax.models.world.config import intervention_error
 from wmjax.policy.carry import Carry, beside, encode_new_frames, observe
 from wmjax.policy.interventions import Donor, Errors, mix
 from wmjax.policy.pending_input import PendingInput
@@ -43,7 +43,7 @@ class Policy:
         corruption: what the action tokens get in the place of the world memory.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
-        pending_input: what the network is told of pending actions.
+        pending_input: how the network takes pending actions.
         pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
@@ -80,7 +80,7 @@ class Policy:
         self.oracle = oracle
         self.future_frames = 0 if oracle is None else experiment.model.prophet.future
         self.corruption: Corruption = corruption
-        if reason := unfit_memory(experiment.model.memory, oracle, corruption):
+        if reason := intervention_error(experiment.model.memory, oracle, corruption):
             raise UserError(reason)
         self.realtime: Realtime = realtime
         self.handover = make_handover(
@@ -195,9 +195,9 @@ class Policy:
         if pending is not None and (not self.pending_steps or pending.shape[1] != self.pending_steps):
             raise ValueError(f"{pending.shape[1]} pending actions; the policy takes {self.pending_steps}")
         require_observation(observation, keys, self.observation_spec)
-        told = self.pending_input.rows(pending, observation)
+        pending_rows = self.pending_input.rows(pending, observation)
         continued = None if self.handover is None else pending
-        return self._step(self._state, carry, observation, keys, future, donor, continued, told)
+        return self._step(self._state, carry, observation, keys, future, donor, continued, pending_rows)
 
     def _act(
         self,
@@ -209,7 +209,7 @@ class Policy:
         future: UInt8[Array, "batch future cameras height width 3"] | None,
         donor: Donor | None,
         pending: Float32[Array, "batch pending dim"] | None,
-        told: Float32[Array, "batch told dim"] | None,
+        pending_rows: Float32[Array, "batch rows dim"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
         model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
         history = memory = None
@@ -222,7 +222,7 @@ class Policy:
             images=observation.images[:, -1],
             prompt=observation.prompt,
             latents=history,
-            **self.pending_input.inputs(observation.state, told),
+            **self.pending_input.inputs(observation.state, pending_rows),
         )
         if self.oracle is not None and future is not None and history is not None:
             truth = self._true_future(model, encode, carry, future[:, :, self._cameras])
@@ -326,7 +326,7 @@ def load_policy(
         corruption: of the same class; with those of ``SHUFFLED`` every call needs donors
             (:mod:`wmjax.policy.interventions`).
         realtime: of the same class; every call but an episode's first then takes ``pending`` actions, as those of a
-            policy that was trained to be told them (``model.pending`` or ``model.roll_state``) always do.
+            policy that was trained with them (``model.pending`` or ``model.roll_state``) always do.
         execution_delay: of the same class; only real-time execution depends on it.
         places: what to use in place of folders that the settings name, such as
             ``{"encoder": {"model": FOLDER}}`` on another machine.

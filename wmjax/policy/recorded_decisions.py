@@ -52,7 +52,7 @@ def load_for_recording(run: str, store: TrainingStore) -> Policy:
 
 
 def decide_on_recording(policy: Policy, store: TrainingStore, index: int, *, seed: int = 0) -> RecordedDecisions:
-    """Shows a policy every frame of a recorded episode, in order, and what was executed then, if it is told that.
+    """Gives a policy every frame of a recorded episode, in order, and the pending actions if it takes them.
 
     Args:
         policy: of :func:`load_for_recording`.

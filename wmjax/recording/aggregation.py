@@ -104,15 +104,15 @@ def to_episode(
         meta: what else to note.
 
     """
-    *seen, _ = moments
-    assert seen[0].start is not None
-    settled, about = seen[0].start
-    frames = [(step, moment) for step, moment in enumerate(seen) if moment.image is not None]
+    *reached, _ = moments
+    assert reached[0].start is not None
+    settled, about = reached[0].start
+    frames = [(step, moment) for step, moment in enumerate(reached) if moment.image is not None]
     return EpisodeData(
         images=np.stack([moment.image for _, moment in frames]),  # type: ignore[misc]
         frame_step=np.array([step for step, _ in frames], np.int32),
-        state=np.stack([moment.state for moment in seen]),
-        action=np.stack([moment.label for moment in seen]),
+        state=np.stack([moment.state for moment in reached]),
+        action=np.stack([moment.label for moment in reached]),
         executed=np.stack([moment.action for moment in moments[1:]]),  # type: ignore[misc]
         settled_state=settled,
         meta={
@@ -123,12 +123,12 @@ def to_episode(
             "init_index": episode.index,
             "episode": episode.key,
             "perturbation": 0.0,
-            "success_step": len(seen) if success else None,
+            "success_step": len(reached) if success else None,
             **about,
             **meta,
         },
         action_chunk=np.stack([moment.chunk for _, moment in frames]),  # type: ignore[misc]
-        injected=np.zeros(len(seen), bool),
+        injected=np.zeros(len(reached), bool),
     )
 
 

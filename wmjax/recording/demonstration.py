@@ -86,7 +86,7 @@ def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: in
     return EpisodeId(suite, task_id, "random", index)
 
 
-class _Noise:
+class ActionNoise:
     """Exponentially smoothed Gaussian noise on the six arm values, reproducible from the episode's seed."""
 
     def __init__(self, episode: EpisodeId, config: DemonstrationConfig) -> None:
@@ -133,7 +133,7 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
     env.reset(episode)
     if config.target_velocity:
         env.disturb(Disturbance(config.target_velocity), episode)
-    expert, noise, failures = Expert(env), _Noise(episode, config), Failures(episode, config.failures)
+    expert, noise, failures = Expert(env), ActionNoise(episode, config), Failures(episode, config.failures)
     grasp = expert.plan()
     if grasp is None or grasp.cost >= HOPELESS:
         return None
@@ -158,7 +158,7 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
 
 
 def _act(
-    env: LiberoEnv, expert: Expert, noise: _Noise, failures: Failures, config: DemonstrationConfig, track: _Track
+    env: LiberoEnv, expert: Expert, noise: ActionNoise, failures: Failures, config: DemonstrationConfig, track: _Track
 ) -> int | None:
     """Runs the episode to its end.
 

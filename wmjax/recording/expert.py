@@ -10,7 +10,7 @@ from wmjax.recording.primitives.base import Primitive, primitive_for
 from wmjax.recording.primitives.drawer import Drawer
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle
 from wmjax.recording.primitives.motion import Action, Phase
-from wmjax.recording.primitives.privileged_scene import Seen
+from wmjax.recording.primitives.privileged_scene import SceneState
 from wmjax.sim.env import LiberoEnv
 
 LAST = ("close",)
@@ -53,9 +53,9 @@ class Expert:
         return self._active.phase
 
     @property
-    def seen(self) -> Seen:
+    def state(self) -> SceneState:
         """The state that the last action answered."""
-        return self._active.seen
+        return self._active.state
 
     @property
     def style(self) -> GraspStyle | None:
@@ -90,9 +90,9 @@ class Expert:
         needed: list[Primitive] = []
         finished: list[Primitive] = []
         for primitive, opener in zip(self._primitives, self._openers, strict=True):
-            primitive.look()
+            primitive.observe()
             if opener is not None:
-                opener.look()
+                opener.observe()
                 (finished if primitive.done or opener.passable else needed).append(opener)
             (finished if primitive.done else needed).append(primitive)
         return needed, finished
@@ -100,4 +100,4 @@ class Expert:
 
 def _aside(primitive: Primitive) -> float:
     """Distance (m, sideways) of the hand from the object."""
-    return float(np.linalg.norm((primitive.seen.hand - primitive.seen.item)[:2]))
+    return float(np.linalg.norm((primitive.state.hand - primitive.state.item)[:2]))

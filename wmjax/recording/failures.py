@@ -136,18 +136,18 @@ class Failures:
 
     def _allowed(self, item: tuple[str, int], step: int, expert: Expert) -> bool:
         kind, when = item
-        phase, seen = expert.phase, expert.seen
+        phase, state = expert.phase, expert.state
         if kind == "push":
             return step >= when and phase not in (Phase.RETREAT, Phase.OPEN)
         if kind == "miss":
             return (
                 phase is Phase.DESCEND
                 and (grasp := expert.plan()) is not None
-                and (seen.hand[2] - grasp.position[2] < 0.05)
+                and (state.hand[2] - grasp.position[2] < 0.05)
             )
         if kind == "drop":
             return phase is Phase.CARRY and self._random.random() < 0.12
-        return phase in (Phase.CARRY, Phase.LOWER) and seen.aside < 0.09
+        return phase in (Phase.CARRY, Phase.LOWER) and state.aside < 0.09
 
     def _begin(self, kind: str, gripper: float) -> None:
         """Starts a failure of random direction, size and length while the gripper's command is ``gripper``."""

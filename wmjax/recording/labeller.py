@@ -53,7 +53,7 @@ class Labeller:
         self._expert = Expert(env)
         self._step = 0
 
-    def look(
+    def observe(
         self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None
     ) -> Labelled:
         """The labels of the current state."""

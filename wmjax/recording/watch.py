@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.recording.primitives.privileged_scene import Scene, Seen, Vector
+from wmjax.recording.primitives.privileged_scene import Scene, SceneState, Vector
 from wmjax.sim.env import LiberoEnv
 
 
@@ -18,13 +18,13 @@ class Moment(NamedTuple):
     """The state after one control step.
 
     Attributes:
-        seen: the hand, the goal's object and its place.
+        state: the hand, the goal's object and its place.
         gap: distance (m) from the point between the fingertips to the object's nearest mesh vertex.
         others: positions (m) of the scene's other movable objects, by name.
 
     """
 
-    seen: Seen
+    state: SceneState
     gap: float
     others: Mapping[str, Vector]
 
@@ -49,9 +49,9 @@ class Watch:
         self._item, self._target = env.goal[1:]
         self._others = [name for name in env.movable if name != self._item]
 
-    def look(self, action: np.ndarray | None, image: np.ndarray | None) -> Moment:
+    def observe(self, action: np.ndarray | None, image: np.ndarray | None) -> Moment:
         """The current state. The last action and the image are not used."""
         scene = self._scene
-        seen = scene.look(self._item, self._target)
-        gap = float(np.linalg.norm(scene.vertices(self._item) - seen.hand, axis=1).min())
-        return Moment(seen, gap, {name: scene.position(name) for name in self._others})
+        state = scene.observe(self._item, self._target)
+        gap = float(np.linalg.norm(scene.vertices(self._item) - state.hand, axis=1).min())
+        return Moment(state, gap, {name: scene.position(name) for name in self._others})

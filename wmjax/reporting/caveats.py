@@ -126,7 +126,7 @@ def _about_actor(header: Mapping[str, Any]) -> Iterator[str]:
 def _about_memory(settings: Mapping[str, Any]) -> Iterator[str]:
     oracle = settings.get("oracle")
     if oracle is not None and oracle < 1:
-        yield "The memory held the simulator's future: a bound on what predicting could give, not a policy's success."
+        yield "The memory held the simulator's future: an upper bound for predictions, not a policy's success."
     corruption = settings.get("corruption", "none")
     if corruption != "none":
         yield f"The world memory was replaced ({corruption}): a test of what the policy uses, not its success."
@@ -136,9 +136,9 @@ SENTENCES = {"neutral": "a sentence that names no task", "other": "the sentence 
 
 
 def _about_sentence(settings: Mapping[str, Any]) -> Iterator[str]:
-    told = SENTENCES.get(str(settings.get("sentence")))
-    if told:
-        yield f"The policy was told {told}: a test of whether it listens. Success is the goal of its own task."
+    given = SENTENCES.get(str(settings.get("sentence")))
+    if given:
+        yield f"The instruction was {given}, to test whether the policy follows it. Success is its own task's goal."
 
 
 def timing(policy: Any, protocol: Protocol) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _goals(summary: Summary) -> list[Html]:
     if summary.goals is None:
         return []
     head, *lines = summary.goals.cells()
-    note = "Task whose goal was reached first, by the sentence that the policy was told; episodes are counted."
+    note = "Task whose goal was reached first, by the policy's instruction; episodes are counted."
     return [element("h3", "Goals reached"), table(head, [row(*line) for line in lines]), muted(note)]
 
 
@@ -149,7 +149,7 @@ def videos(summary: Summary, gallery: Gallery, records: Mapping[str, EpisodeReco
             "are in the evaluation's videos folder."
         )
     cards = element("div", *(task_card(task, gallery, records) for task in summary.tasks), class_="grid wide")
-    return section("videos", "Episodes to look at", muted(note), cards if total else None)
+    return section("videos", "Videos of episodes", muted(note), cards if total else None)
 
 
 def training(metrics: Metrics | None, config: Mapping[str, Any], header: Mapping[str, Any]) -> Html | None:

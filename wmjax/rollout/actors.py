@@ -39,7 +39,7 @@ class Decision:
         frames: the frames rendered since the last decision, oldest first; at the first decision the only frame,
             repeated. Empty for actors that need none.
         state: proprioception now.
-        instruction: the sentence that the policy is told.
+        instruction: the sentence that the policy gets.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
         pending: raw actions of earlier decisions for the control steps from ``step`` on, for actors that need them:
             first those that are executed whatever is decided now, under a delay, then what is left of the previous
@@ -204,7 +204,7 @@ class Random(Scripted):
 
 
 REPLAYS_SUCCEED = 0.99
-"""Share of the replays that must succeed before any policy is worth evaluating."""
+"""Share of the replays that must succeed before an evaluation of a policy is meaningful."""
 ROUNDING = 1e-6
 """Difference of an action, of at most 1, that comes from normalising in float32; any other is executed."""
 

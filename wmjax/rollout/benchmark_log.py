@@ -1,4 +1,4 @@
-"""The append-only log of benchmark runs, with which every run is reported and not only the best one."""
+"""The append-only log of benchmark runs, so that every run is reported, not only the best one."""
 
 import dataclasses
 import json

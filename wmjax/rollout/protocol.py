@@ -219,7 +219,7 @@ CHANGES: dict[str, Short] = {
     "camera-dropout": Short("camera_dropout", "probability that a camera is black at a decision, such as 0.5"),
     "oracle": Short("oracle", "share of the prediction in the memory, 0..1; the rest is the true future"),
     "corruption": Short("corruption", f"what replaces the world memory: {', '.join(get_args(Corruption))}"),
-    "sentence": Short("sentence", f"sentence that the policy is told: {', '.join(get_args(Sentence))}"),
+    "sentence": Short("sentence", f"the policy's instruction: {', '.join(get_args(Sentence))}"),
     "max-steps": Short("max_steps", "step limit, control steps"),
     "seed": Short("seed", "seed of the policy's noise"),
     "env": Short("env", "environment: libero, or package.module:Class"),

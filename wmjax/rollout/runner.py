@@ -57,13 +57,13 @@ class _Running:
     reached: list[int] | None = None
 
     def note_goals(self, reply: Reply) -> None:
-        """Takes down which goals hold. Of goals reached since the last reply the one that was told comes first."""
+        """Records the goals that hold; among those newly reached, the instructed goal comes first."""
         if reply.goals is None:
             return
         if self.reached is None:
             self.held_at_start, self.reached = frozenset(reply.goals), []
         new = set(reply.goals) - self.held_at_start - set(self.reached)
-        self.reached += sorted(new, key=lambda task: (task != reply.told.task_id, task))
+        self.reached += sorted(new, key=lambda task: (task != reply.given.task_id, task))
 
 
 Watched = Callable[[EpisodeId, Outcome, Sequence[Any]], None]
@@ -193,7 +193,7 @@ class Runner:
             run.info["observation/dropped_cameras"].append(float(dropped.sum()))
         begun = run.decisions > 0 and self._actor.pending_steps > 0
         return Decision(
-            slot, run.episode, run.decisions, run.step, frames, reply.state, reply.told.text, run.future,
+            slot, run.episode, run.decisions, run.step, frames, reply.state, reply.given.text, run.future,
             pending=run.execution.planned(self._actor.pending_steps) if begun else None,
         )  # fmt: skip
 
@@ -293,8 +293,8 @@ class Runner:
             open_loop_horizon=self._protocol.open_loop_horizon,
             execution_delay=self._protocol.execution_delay,
             settled_state=tuple(run.reply.settled_state.tolist()) if run.reply else (),
-            told=run.reply.told.text if run.reply else "",
-            told_task=run.reply.told.task_id if run.reply else None,
+            told=run.reply.given.text if run.reply else "",
+            told_task=run.reply.given.task_id if run.reply else None,
             reached=None if run.reached is None else tuple(run.reached),
         )
 
@@ -302,7 +302,7 @@ class Runner:
         episode = run.episode
         if run.frames and self._videos.wanted(episode.suite, episode.task_id, outcome):
             reply = _require(run.reply)
-            told = "" if reply.told.text == reply.instruction else f" (told: {reply.told.text})"
+            told = "" if reply.given.text == reply.instruction else f" (told: {reply.given.text})"
             captions = [f"{reply.instruction}{told}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             frames = np.concatenate(run.frames)
             name = video_name(episode)
@@ -345,11 +345,11 @@ def _require_applicable(actor: Actor, protocol: Protocol) -> None:
             f"oracle is {protocol.oracle}, the {actor.name} takes {actor.future_frames} frames of the true future; "
             "evaluate a policy with a world memory that was loaded for it, or leave oracle out"
         )
-    told = actor.pending_steps if actor.realtime == "none" else 0
-    if told and protocol.execution_delay != told:
+    trained = actor.pending_steps if actor.realtime == "none" else 0
+    if trained and protocol.execution_delay != trained:
         raise UserError(
-            f"execution_delay is {protocol.execution_delay}, the {actor.name} was trained to be told which actions are "
-            f"executed in the {told} control steps (train.delay) before its own; set it to {told}"
+            f"execution_delay is {protocol.execution_delay}, the {actor.name} was trained with the pending actions of "
+            f"{trained} control steps (train.delay); set it to {trained}"
         )
     if protocol.realtime != actor.realtime:
         raise UserError(

@@ -1,1 +1,1 @@
-"""What a training costs on hardware that is not at hand: memory, FLOPs, collectives and time of its compiled step."""
+"""What a training costs: the dry run, and memory, FLOPs, collectives and time on hardware that is not at hand."""

@@ -1,4 +1,4 @@
-"""Noise in the place of weights and data, made on the device, and what compiled programs need and reach."""
+"""Random weights and data, made on the device, and the memory and speed of compiled programs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -45,7 +45,7 @@ def run(request: Request) -> dict[str, Any]:
             return dict(json.loads(kept.read_text(encoding="utf-8")))
         except ValueError:  # half of it was lost with the disk's cache: it is made again
             pass
-    found = _compile(request, topology, python, site)
+    found = compile_in_own_process(request, topology, python, site)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, found)
     return found
@@ -65,7 +65,7 @@ def key(request: Request, site: Path) -> str:
         for value in dotted(request.settings).values()
         if isinstance(value, str) and (path := Path(value) / "config.json").is_file()
     ]
-    return hash_json([dataclasses.asdict(request), sorted(_versions(site)), variables, configs, _code_hash()])
+    return hash_json([dataclasses.asdict(request), sorted(_versions(site)), variables, configs, code_hash()])
 
 
 def _versions(site: Path) -> Iterator[str]:
@@ -78,14 +78,14 @@ def _versions(site: Path) -> Iterator[str]:
 
 
 @functools.cache
-def _code_hash() -> str:
+def code_hash() -> str:
     """Of the package's modules and of the files of ``train``, by name and content."""
     folders = ((ROOT / "wmjax", "*.py"), (resource_folder("train"), "*.toml"))
     paths = [(root, path) for root, kind in folders for path in root.rglob(kind)]
     return hash_json({f"{root.name}/{path.relative_to(root)}": hash_file(path) for root, path in paths})
 
 
-def _compile(request: Request, topology: Topology, python: str, site: Path) -> dict[str, Any]:
+def compile_in_own_process(request: Request, topology: Topology, python: str, site: Path) -> dict[str, Any]:
     """The estimate, made in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"

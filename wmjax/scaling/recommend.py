@@ -13,7 +13,7 @@ from wmjax.scaling.request import Request
 REMATS = ("full", "dots_no_batch", "none")
 """From the least memory to the least work."""
 GAIN = 1.03
-"""A larger batch is worth its memory if it makes so many times the samples/s."""
+"""A larger batch is taken if its samples/s are at least so many times those of the smaller one."""
 DOUBLINGS = 3
 
 Measure = Callable[[Request], dict[str, Any]]

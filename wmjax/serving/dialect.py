@@ -1,4 +1,4 @@
-"""What a protocol of robot policies looks like to the server: one object per connection."""
+"""The interface between the server and a protocol of robot policies: one object per connection."""
 
 import abc
 from typing import ClassVar
@@ -47,7 +47,7 @@ class Dialect(abc.ABC):
         """
 
     def error(self, message: str) -> Frame:
-        """What a client is told before the connection is closed."""
+        """The error that a client gets before the connection is closed."""
         return message
 
 

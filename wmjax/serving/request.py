@@ -1,4 +1,4 @@
-"""What a client shows at a decision, checked against what the policy was trained on; shared by all dialects."""
+"""A client's request for a decision, checked against the policy's specs; shared by all dialects."""
 
 import dataclasses
 from collections.abc import Mapping

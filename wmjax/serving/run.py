@@ -1,4 +1,4 @@
-"""Serves a policy until it is told to stop."""
+"""Serves a policy until a signal stops it."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The server: listens on a port per dialect, lets clients in, and keeps what one does wrong from the others."""
+"""The server: listens on a port per dialect, accepts clients, and isolates one's errors from the others."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from wmjax.serving.settings import ServeSettings
 INTERNAL_ERROR = 1011
 """The close code after an error, as openpi's server has it."""
 MAX_ERROR = 500
-"""Longest error that a client is told, in characters."""
+"""Longest error that is sent to a client, in characters."""
 
 log = logging.getLogger("wmjax.serve")
 
@@ -190,7 +190,7 @@ def _require_hold(service: Service) -> None:
 
 
 def _require_asynchronous(service: Service, settings: ServeSettings) -> None:
-    """Refuses dialects whose clients execute nothing while they wait, for a policy that is told what they execute."""
+    """Refuses dialects whose clients execute nothing while they wait, for a policy that takes pending actions."""
     waiting = [dialect.name for dialect, _ in settings.listeners if dialect.every_step]
     if service.pending_steps and waiting:
         raise UserError(

@@ -82,7 +82,7 @@ class Session:
         return Reply(plan.actions, "episode" if remembers else "newest frame", plan.info[POLICY_MS])
 
     def _pending(self) -> Chunk | None:
-        """What the client still executes: it is taken to execute what it was answered, from when it takes effect."""
+        """The pending actions, assuming that the client executes each answer from the step at which it takes effect."""
         service = self._service
         if not service.pending_steps:
             return None
@@ -92,7 +92,7 @@ class Session:
         return self._execution.planned(service.pending_steps)
 
     def _enter(self, request: Request) -> bool:
-        """Begins a new episode if the request is of one; returns whether the client says which it is in."""
+        """Begins a new episode if the request belongs to one; returns whether the client names its episode."""
         identity = (request.session, request.episode)
         if identity == (None, None):
             self._identity, self._decisions = None, 0

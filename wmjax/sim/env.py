@@ -157,7 +157,12 @@ class LiberoEnv:
         self.settled_hash = hash_bytes(self.settled_state.tobytes())[:16]
 
     def settle(self, episode: EpisodeId, placement: int) -> Motion:
-        """Puts everything where the ``placement``-th try at an episode begins and lets it settle, as it may."""
+        """Sets the ``placement``-th random placement of an episode and steps until it should have settled.
+
+        Returns:
+            How the objects have moved since; the caller refuses a placement that did not settle.
+
+        """
         placed = self._place(episode, placement)
         for _ in range(SETTLE_STEPS):
             self.step(SETTLE_ACTION)

@@ -142,7 +142,7 @@ def _installed(package: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Hides prints and answers "n" to the question that upstream LIBERO asks on its first import."""
     asked, builtins.input = builtins.input, lambda *_: "n"
     try:
@@ -165,7 +165,7 @@ def import_libero() -> Libero:
     prepare()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
-        with _quiet(), egl_devices():
+        with silenced(), egl_devices():
             package = importlib.import_module("libero.libero")
             wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
             benchmark = importlib.import_module("libero.libero.benchmark")
@@ -200,7 +200,7 @@ def load_task(suite: str, task_id: int) -> Task:
     if not 0 <= task_id < benchmark.get_num_tasks():
         raise UserError(f"task_id {task_id} does not exist in {suite}; choose 0 to {benchmark.get_num_tasks() - 1}")
     found = _task_file(benchmark, suite, task_id)
-    with _quiet():
+    with silenced():
         states = np.asarray(benchmark.get_task_init_states(task_id), np.float64)
     return Task(found.instruction, found.bddl_file, states)
 
@@ -228,7 +228,7 @@ def _benchmark(suite: str) -> Any:
     suites = import_libero().benchmark.get_benchmark_dict()
     if suite not in suites:
         raise unknown_name("suite", suite, suites)
-    with _quiet():
+    with silenced():
         return suites[suite]()
 
 

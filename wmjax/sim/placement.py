@@ -1,4 +1,4 @@
-"""Random placements in which objects stand: LIBERO's sampler can put them inside one another.
+"""Random placements in which objects rest: LIBERO's sampler can put them inside one another.
 
 While such a placement settles, the objects throw each other about; ``benchmarks/placements.py`` measures how far.
 """

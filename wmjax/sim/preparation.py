@@ -115,7 +115,7 @@ def egl_devices() -> Iterator[None]:
     chosen = False
     try:
         device = whole(first)
-        if device is not None and "MUJOCO_EGL_DEVICE_ID" not in os.environ and device < _count_egl_devices():
+        if device is not None and "MUJOCO_EGL_DEVICE_ID" not in os.environ and device < count_egl_devices():
             os.environ["MUJOCO_EGL_DEVICE_ID"], chosen = first, True
         yield
     finally:
@@ -125,7 +125,7 @@ def egl_devices() -> Iterator[None]:
             os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
 
 
-def _count_egl_devices() -> int:
+def count_egl_devices() -> int:
     """Number of devices that EGL lists; 0 if EGL is not installed or not used."""
     if os.environ.get("MUJOCO_GL", "egl").lower() != "egl":
         return 0

@@ -1,4 +1,4 @@
-"""The sentence that a policy is told in an episode: the task's own, a neutral one, or another task's.
+"""The sentence that a policy gets as its instruction in an episode: the task's own, a neutral one, or another task's.
 
 This module imports no simulator.
 """
@@ -15,14 +15,14 @@ NEUTRAL = "do the task"
 """A sentence that names no task. An empty one is no prompt for every backbone."""
 
 
-class Told(NamedTuple):
+class Instruction(NamedTuple):
     """A sentence, and the task of the suite whose sentence it is; None for :data:`NEUTRAL`."""
 
     text: str = ""
     task_id: int | None = None
 
 
-def told(env: Any, episode: EpisodeId, sentence: Sentence) -> Told:
+def choose_instruction(env: Any, episode: EpisodeId, sentence: Sentence) -> Instruction:
     """The sentence of an episode, a function of its identity.
 
     Args:
@@ -36,9 +36,9 @@ def told(env: Any, episode: EpisodeId, sentence: Sentence) -> Told:
 
     """
     if sentence == "own":
-        return Told(env.instruction, episode.task_id)
+        return Instruction(env.instruction, episode.task_id)
     if sentence == "neutral":
-        return Told(NEUTRAL)
+        return Instruction(NEUTRAL)
     if not hasattr(env, "sentences"):
         raise UserError(
             f"sentence is 'other', and {type(env).__name__} has no method sentences() that names those of its suite; "
@@ -49,4 +49,4 @@ def told(env: Any, episode: EpisodeId, sentence: Sentence) -> Told:
     if not others:
         raise UserError(f"sentence is 'other', and all tasks of {episode.suite} have the same; set it to 'own'")
     chosen = int(np.random.default_rng(episode.stream("sentence")).choice(others))
-    return Told(sentences[chosen], chosen)
+    return Instruction(sentences[chosen], chosen)

@@ -18,7 +18,7 @@ from wmjax.core.specs import ObservationSpec
 from wmjax.sim.disturbance import Disturbance
 from wmjax.sim.environment import CurrentTask
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.sentence import Sentence, Told, told
+from wmjax.sim.sentence import Instruction, Sentence, choose_instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Reset:
     """Starts an episode and settles it.
 
     ``settled`` (f64, full simulator state) then replaces the settled state, and ``disturbance`` acts from there on.
-    ``sentence`` says what the policy is told.
+    ``sentence`` chooses the policy's instruction.
     """
 
     episode: EpisodeId
@@ -101,10 +101,10 @@ class Reply:
         success: whether the task's goal held after the last step.
         steps: control steps executed.
         seconds: wall time.
-        instruction: of the task.
+        instruction: the task's own sentence.
         settled_hash: identity of the episode's start.
         settled_state: the full simulator state there.
-        told: the sentence that the policy is told.
+        given: the sentence that the policy gets, and its task.
         watched: what the watcher saw, if there is one: once after a reset, else after each control step.
         goals: the tasks of the suite whose goals hold now; None if the environment does not tell.
 
@@ -118,7 +118,7 @@ class Reply:
     instruction: str
     settled_hash: str
     settled_state: Float64[np.ndarray, " sim"]
-    told: Told
+    given: Instruction
     watched: tuple[Any, ...] = ()
     goals: tuple[int, ...] | None = None
 
@@ -126,10 +126,10 @@ class Reply:
 class Watcher(Protocol):
     """Reads the simulator beside the policy, which never sees what it reads."""
 
-    def look(
+    def observe(
         self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None
     ) -> Any:
-        """What there is to tell about the current state.
+        """Describes the current state.
 
         Args:
             action: what was executed last; None at the start of an episode.
@@ -166,7 +166,7 @@ class Host:
         self._frame_steps: list[int] = []
         self._watcher: Watcher | None = None
         self._watched: list[Any] = []
-        self._told = Told()
+        self._given = Instruction()
 
     def run(self, command: Command) -> Reply:
         """Runs one command.
@@ -194,7 +194,7 @@ class Host:
         start = env.instruction, env.settled_hash, env.settled_state
         goals = env.goals_held() if hasattr(env, "goals_held") and not isinstance(command, Foresee) else None
         watched = tuple(self._watched)
-        return Reply(frames, self._state(), success, steps, seconds, *start, self._told, watched, goals)
+        return Reply(frames, self._state(), success, steps, seconds, *start, self._given, watched, goals)
 
     def close(self) -> None:
         """Closes the environment, if there is one."""
@@ -208,7 +208,7 @@ class Host:
             self._env.restore(command.settled)
         if command.disturbance is not None:
             self._env.disturb(command.disturbance, episode)
-        self._told = told(self._env, episode, command.sentence)
+        self._given = choose_instruction(self._env, episode, command.sentence)
         self._found_expert = None
         self._step = 0
         make = self._settings.watcher
@@ -220,8 +220,9 @@ class Host:
     def _watch(self, action: np.ndarray | None) -> None:
         """Shows the watcher, if there is one, the current state."""
         if self._watcher is not None:
-            seen = self._frame_steps[-1:] == [self._step]
-            self._watched.append(self._watcher.look(action, self._buffer[len(self._frame_steps) - 1] if seen else None))
+            rendered = self._frame_steps[-1:] == [self._step]
+            image = self._buffer[len(self._frame_steps) - 1] if rendered else None
+            self._watched.append(self._watcher.observe(action, image))
 
     def _expert_class(self) -> Any:
         place = self._env.expert

@@ -27,7 +27,7 @@ BuildModel = Callable[[nnx.Rngs], nnx.Module]
 
 
 class DataSpecs(NamedTuple):
-    """What the programs are told of the data; ``cameras`` are the indices of the latents' cameras."""
+    """What the programs need to know of the data; ``cameras`` are the indices of the latents' cameras."""
 
     action: ActionSpec
     encoder: EncoderSpec | None

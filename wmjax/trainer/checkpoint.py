@@ -46,7 +46,7 @@ _reported: set[Path] = set()
 """Damaged checkpoints that this process has already spoken of."""
 
 
-class Keep(NamedTuple):
+class Retention(NamedTuple):
     """Which checkpoints stay, in the words of Orbax: the newest ``max_to_keep`` and every ``keep_period``-th step (0:
     none). Those that were evaluated always stay: a success rate whose policy is gone cannot be looked into.
     """
@@ -57,7 +57,7 @@ class Keep(NamedTuple):
 
 def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
     """Saves one checkpoint and returns when it is complete; see :class:`Saver`."""
-    with Saver(root, Keep(keep)) as saver:
+    with Saver(root, Retention(keep)) as saver:
         folder = saver.save(step, items, meta)
         saver.wait()
     return folder
@@ -70,14 +70,16 @@ class Saver:
 
     Args:
         root: the folder of all checkpoints; made if needed.
-        keep: which ones stay.
+        retention: which ones stay.
         on_commit: called by the first process after each checkpoint, in the background. If it raises a UserError, that
             is a warning.
 
     """
 
-    def __init__(self, root: Path, keep: Keep | None = None, on_commit: Callable[[], None] | None = None) -> None:
-        self._root, self._keep, self._on_commit = root.resolve(), keep or Keep(), on_commit
+    def __init__(
+        self, root: Path, retention: Retention | None = None, on_commit: Callable[[], None] | None = None
+    ) -> None:
+        self._root, self._retention, self._on_commit = root.resolve(), retention or Retention(), on_commit
         self._writers: dict[str, ocp.StandardCheckpointer] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -172,12 +174,12 @@ class Saver:
                 log.warning("%s", error)
 
     def _prune(self) -> None:
-        """Removes old checkpoints. One that was saved while updates were being skipped replaces no good one."""
+        """Removes old checkpoints. One that was saved while updates were skipped never replaces a good one."""
         steps = complete_steps(self._root)
         good = [step for step in steps if not _is_bad(self._root / f"{step:08d}")]
-        kept = {*steps[-1:], *good[-self._keep.max_to_keep :]}
+        kept = {*steps[-1:], *good[-self._retention.max_to_keep :]}
         for folder in (self._root / f"{step:08d}" for step in steps if step not in kept):
-            periodic = self._keep.keep_period and int(folder.name) % self._keep.keep_period == 0
+            periodic = self._retention.keep_period and int(folder.name) % self._retention.keep_period == 0
             if not periodic and not any(evaluations(folder).glob("*/summary.json")):
                 _remove(folder)
 
@@ -349,7 +351,7 @@ def _files(folder: Path, item: str, wanted: dict[str, str]) -> list[str]:
 
 
 def _file_state(path: Path) -> tuple[int, int, int]:
-    """What tells a file from one that was written in its place since."""
+    """Size, time and inode, which differ if the file was replaced."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 

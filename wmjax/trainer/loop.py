@@ -115,8 +115,8 @@ def outputs(
 ) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
     """What a run writes: metrics from a step on, and checkpoints."""
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
-    keep = checkpoint.Keep(config.max_to_keep, config.keep_period)
-    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", keep, on_commit) as saver:
+    retention = checkpoint.Retention(config.max_to_keep, config.keep_period)
+    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", retention, on_commit) as saver:
         yield metrics, saver
 
 

@@ -99,7 +99,7 @@ def require_condition(memory: WorldMemoryConfig, prophet: ProphetConfig) -> None
         )
 
 
-def unfit_memory(memory: WorldMemoryConfig, oracle: float | None, corruption: Corruption) -> str | None:
+def intervention_error(memory: WorldMemoryConfig, oracle: float | None, corruption: Corruption) -> str | None:
     """The reason why a variant cannot be evaluated with an oracle or a corruption, and the fix; None if it can.
 
     An oracle needs a prediction of the future that the actions depend on; a corruption needs any injected memory.

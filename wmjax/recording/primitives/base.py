@@ -14,7 +14,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
 from wmjax.recording.primitives.grasp import Grasp, GraspStyle
 from wmjax.recording.primitives.motion import Action, Phase, clear, held
-from wmjax.recording.primitives.privileged_scene import Seen
+from wmjax.recording.primitives.privileged_scene import SceneState
 from wmjax.sim.env import LiberoEnv
 
 
@@ -23,13 +23,13 @@ class Primitive(abc.ABC):
 
     Attributes:
         phase: of the last action.
-        seen: the state that the last action answered.
+        state: that of the scene in which the last action was decided.
         style: how the object is usually grasped in this task, None if there is no usual way.
 
     """
 
     phase = Phase.APPROACH
-    seen: Seen
+    state: SceneState
     style: GraspStyle | None = None
 
     @abc.abstractmethod
@@ -39,14 +39,14 @@ class Primitive(abc.ABC):
     @property
     @abc.abstractmethod
     def done(self) -> bool:
-        """Whether ``seen`` is a state in which the predicate is reached."""
+        """Whether ``state`` is a state in which the predicate is reached."""
 
     @abc.abstractmethod
-    def look(self) -> Seen:
-        """Reads the current state into ``seen``."""
+    def observe(self) -> SceneState:
+        """Reads the current state into ``state``."""
 
     @abc.abstractmethod
-    def decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, state: SceneState) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
 
     @abc.abstractmethod
@@ -55,18 +55,18 @@ class Primitive(abc.ABC):
 
     def act(self) -> Action:
         """The action for the current state, each value in [-1, 1]."""
-        self.phase, action = self.decide(self.look())
+        self.phase, action = self.decide(self.observe())
         return np.clip(action, -1.0, 1.0)
 
     @property
     def holding(self) -> bool:
-        """Whether in ``seen`` the hand holds the object for this predicate, and must let go before it turns away."""
-        return held(self.seen)
+        """Whether in ``state`` the hand holds the object for this predicate, and must let go before it turns away."""
+        return held(self.state)
 
     @property
     def clear(self) -> bool:
-        """Whether the hand of ``seen`` can turn to another object without touching this one."""
-        return clear(self.seen)
+        """Whether the hand of ``state`` can turn to another object without touching this one."""
+        return clear(self.state)
 
 
 PRIMITIVES: Registry[Any] = Registry(

@@ -25,7 +25,7 @@ from wmjax.recording.primitives.privileged_scene import (
     UP,
     Matrix,
     Scene,
-    Seen,
+    SceneState,
     Vector,
     rotation_vector,
 )
@@ -70,7 +70,7 @@ class Drawer(Primitive):
 
     Attributes:
         phase: of the last action.
-        seen: the state that the last action answered; the item is the drawer, at its handle.
+        state: that of the scene in which the last action was decided; the item is the drawer, at its handle.
         style: None, because the way to grip follows from the handle.
 
     """
@@ -99,7 +99,7 @@ class Drawer(Primitive):
         self._enough = limits[0] + PAST["open"] if self._opens else limits[1] - PAST["close"]
         geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_contype > 0))
         self._handle = int(max(geoms, key=lambda geom: float(self._scene.data.geom_xpos[geom] @ self._outward)))
-        self.look()
+        self.observe()
 
     @property
     def done(self) -> bool:
@@ -114,17 +114,17 @@ class Drawer(Primitive):
     @property
     def holding(self) -> bool:
         """Whether the fingers hold the handle to pull it."""
-        return self._opens and held(self.seen)
+        return self._opens and held(self.state)
 
     @property
     def clear(self) -> bool:
         """Whether the hand is away from the handle."""
-        return float(np.linalg.norm(self.seen.hand - self._position)) > CLEAR
+        return float(np.linalg.norm(self.state.hand - self._position)) > CLEAR
 
-    def look(self) -> Seen:
-        """Reads the current state into ``seen``."""
-        self.seen = self._scene.look(self._drawer, self._drawer)._replace(item=self._position)
-        return self.seen
+    def observe(self) -> SceneState:
+        """Reads the current state into ``state``."""
+        self.state = self._scene.observe(self._drawer, self._drawer)._replace(item=self._position)
+        return self.state
 
     def plan(self) -> Grasp:
         """How the handle would be gripped where it is now, with the cost of reaching that."""
@@ -168,36 +168,36 @@ class Drawer(Primitive):
         style = GraspStyle(0, 1, float(PITCH))
         return Grasp(0.0, position, self._rotation, np.zeros(3), float(position[2]) + RETREAT, cost, style)
 
-    def decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, state: SceneState) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
         if self.done:
-            return self._leave(seen)
-        return self._pull(seen) if self._opens else self._push(seen)
+            return self._leave(state)
+        return self._pull(state) if self._opens else self._push(state)
 
-    def _pull(self, seen: Seen) -> tuple[Phase, Action]:
+    def _pull(self, state: SceneState) -> tuple[Phase, Action]:
         grasp = self._grasp()
-        if not held(seen):
-            return reach_and_close(seen, grasp, -self._fingers)
-        if not firm(seen):
+        if not held(state):
+            return reach_and_close(state, grasp, -self._fingers)
+        if not firm(state):
             return Phase.CLOSE, still(CLOSE)
-        turn = rotation_vector(grasp.rotation @ seen.rotation.T)
-        return Phase.PULL, towards(seen, grasp.position + LEAD * self._outward, turn, CLOSE, 0.6)
+        turn = rotation_vector(grasp.rotation @ state.rotation.T)
+        return Phase.PULL, towards(state, grasp.position + LEAD * self._outward, turn, CLOSE, 0.6)
 
-    def _push(self, seen: Seen) -> tuple[Phase, Action]:
+    def _push(self, state: SceneState) -> tuple[Phase, Action]:
         """Arrives in front of the handle, over what is in the drawer, then goes on inward."""
         start = self._position + TOUCH * self._outward
-        turn = rotation_vector(self._rotation @ seen.rotation.T)
-        sideways, wrong = across(seen.hand - start, self._outward), float(np.linalg.norm(turn))
+        turn = rotation_vector(self._rotation @ state.rotation.T)
+        sideways, wrong = across(state.hand - start, self._outward), float(np.linalg.norm(turn))
         back = RETREAT * max(ramp(sideways, 0.015, 0.035), ramp(wrong, 0.1, 0.25))
         if back > 0.0:
-            behind = 1.0 - ramp(float((seen.hand - start) @ self._outward), back - 0.05, back - 0.02)
+            behind = 1.0 - ramp(float((state.hand - start) @ self._outward), back - 0.05, back - 0.02)
             goal = start + back * self._outward + behind * OVER * UP
-            return Phase.APPROACH, towards(seen, goal, turn, CLOSE, 1.0)
-        return Phase.PUSH, towards(seen, self._position - LEAD * self._outward, turn, CLOSE, 0.6)
+            return Phase.APPROACH, towards(state, goal, turn, CLOSE, 1.0)
+        return Phase.PUSH, towards(state, self._position - LEAD * self._outward, turn, CLOSE, 0.6)
 
-    def _leave(self, seen: Seen) -> tuple[Phase, Action]:
+    def _leave(self, state: SceneState) -> tuple[Phase, Action]:
         """Lets go, and away from the handle."""
-        if self._opens and not self.clear and seen.opening < WIDE:
+        if self._opens and not self.clear and state.opening < WIDE:
             return Phase.OPEN, still(OPEN)
         goal = self._position - 1.2 * RETREAT * self._fingers
-        return Phase.RETREAT, towards(seen, goal, np.zeros(3), OPEN, 0.6)
+        return Phase.RETREAT, towards(state, goal, np.zeros(3), OPEN, 0.6)

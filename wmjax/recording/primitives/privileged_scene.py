@@ -65,7 +65,7 @@ class Solution(NamedTuple):
         return self.position_error <= 5e-3 and self.rotation_error <= 0.05
 
 
-class Seen(NamedTuple):
+class SceneState(NamedTuple):
     """The expert's observation: a function of the simulator's state alone, however that state was reached.
 
     Attributes:
@@ -191,7 +191,7 @@ class Scene:
         left, right = self.data.qpos[self._finger_qpos]
         return float(left - right)
 
-    def look(self, item: str, target: str) -> Seen:
+    def observe(self, item: str, target: str) -> SceneState:
         """The scene as the expert sees it; nothing in it depends on how the state was reached.
 
         Contacts are computed anew: those of the simulation are of the last substep's start, or, after a state was
@@ -205,7 +205,7 @@ class Scene:
         mujoco.mj_jacSite(self.model, self.data, jacobian, None, self._grip)
         finger = data.qvel[self._finger_dof]
         command = data.ctrl[self._finger_command]
-        return Seen(
+        return SceneState(
             hand=self.hand_position,
             rotation=self.hand_rotation,
             speed=float(np.linalg.norm(jacobian @ data.qvel)),

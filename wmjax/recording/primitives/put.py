@@ -19,7 +19,7 @@ from wmjax.recording.primitives.motion import (
     still,
     towards,
 )
-from wmjax.recording.primitives.privileged_scene import UP, Scene, Seen, Vector
+from wmjax.recording.primitives.privileged_scene import UP, Scene, SceneState, Vector
 from wmjax.sim.env import LiberoEnv
 
 DROP_HEIGHT = 0.08
@@ -45,7 +45,7 @@ class Put(Primitive):
 
     Attributes:
         phase: of the last action.
-        seen: the state that the last action answered.
+        state: that of the scene in which the last action was decided.
         style: how the object is usually grasped in this task, None if there is no usual way.
 
     """
@@ -64,7 +64,7 @@ class Put(Primitive):
         self.style = style or usual_grasp(env, goal)
         self._scene = Scene(env.sim)
         self._shift = self._forward(env)
-        self.look()
+        self.observe()
         self._drop = DROP_HEIGHT if relation == "in" else 0.0
         self._done = DONE_INSIDE if relation == "in" else DONE
         self._plans: dict[tuple[int, ...], Grasp | None] = {}
@@ -77,13 +77,13 @@ class Put(Primitive):
     @property
     def done(self) -> bool:
         """Whether the object lies where it may stay."""
-        return not held(self.seen) and self.seen.aside < self._done and self.seen.height < (self._drop or 0.03)
+        return not held(self.state) and self.state.aside < self._done and self.state.height < (self._drop or 0.03)
 
-    def look(self) -> Seen:
-        """Reads the current state into ``seen``."""
-        seen = self._scene.look(self._item, self._target)
-        self.seen = seen._replace(place=seen.place + self._shift)
-        return self.seen
+    def observe(self) -> SceneState:
+        """Reads the current state into ``state``."""
+        state = self._scene.observe(self._item, self._target)
+        self.state = state._replace(place=state.place + self._shift)
+        return self.state
 
     def plan(self) -> Grasp | None:
         """How the object would be grasped where it is now; None if nothing could grasp it, as when it has fallen.
@@ -106,58 +106,58 @@ class Put(Primitive):
         except NoGraspError:
             return None
 
-    def decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, state: SceneState) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
-        if held(seen):
-            if self._may_let_go(seen):
+        if held(state):
+            if self._may_let_go(state):
                 return Phase.OPEN, still(OPEN)
-            if not firm(seen):
+            if not firm(state):
                 return Phase.CLOSE, still(CLOSE)
-            return self._carry(seen)
+            return self._carry(state)
         if self.done:
-            return leave(seen)
+            return leave(state)
         grasp = self.plan()
-        return leave(seen) if grasp is None else reach_and_close(seen, grasp)
+        return leave(state) if grasp is None else reach_and_close(state, grasp)
 
-    def _may_let_go(self, seen: Seen) -> bool:
+    def _may_let_go(self, state: SceneState) -> bool:
         """Whether a held object is where it should be."""
         if self._drop:
-            return seen.aside < DONE and seen.height < self._drop + 0.01
-        stands = seen.height < 0.012 or (seen.supported and seen.speed < 0.03 and seen.height < 0.04)
-        return seen.aside < AT_PLACE and stands
+            return state.aside < DONE and state.height < self._drop + 0.01
+        stands = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
+        return state.aside < AT_PLACE and stands
 
-    def _carry(self, seen: Seen) -> tuple[Phase, Action]:
+    def _carry(self, state: SceneState) -> tuple[Phase, Action]:
         """A held object: up while something is close below it, over its place, down."""
-        offset = seen.hand - seen.item
-        goal = seen.place + offset
-        far = ramp(seen.aside, 0.008, 0.03)
+        offset = state.hand - state.item
+        goal = state.place + offset
+        far = ramp(state.aside, 0.008, 0.03)
         goal[2] += self._drop + 0.003 + far * ABOVE
-        if seen.aside > NEAR:
-            reach = reach_height(self._scene, seen.hand, seen.rotation)
-            goal[2] = max(goal[2], min(max(seen.place[2] + self._drop + 0.15, seen.hand[2]), reach))
-        free = self._free(seen)
+        if state.aside > NEAR:
+            reach = reach_height(self._scene, state.hand, state.rotation)
+            goal[2] = max(goal[2], min(max(state.place[2] + self._drop + 0.15, state.hand[2]), reach))
+        free = self._free(state)
         if free < 1.0:
-            goal[2] = max(goal[2], seen.hand[2] + (1.0 - free) * 0.05)
-        goal[:2] = seen.hand[:2] + free * (goal - seen.hand)[:2]
+            goal[2] = max(goal[2], state.hand[2] + (1.0 - free) * 0.05)
+        goal[:2] = state.hand[:2] + free * (goal - state.hand)[:2]
         phase = Phase.LIFT if free < 0.5 else Phase.CARRY if far == 1.0 else Phase.LOWER
-        return phase, towards(seen, goal, _levelling(seen), CLOSE, 1.0 if far > 0.2 else 0.4)
+        return phase, towards(state, goal, _levelling(state), CLOSE, 1.0 if far > 0.2 else 0.4)
 
-    def _free(self, seen: Seen) -> float:
+    def _free(self, state: SceneState) -> float:
         """How freely a held object may move sideways: 0 not at all, as in a drawer, 1 as fast as it can."""
-        if seen.aside < 0.03:
+        if state.aside < 0.03:
             return 1.0
-        need = ROOM if seen.aside > NEAR else 0.03
+        need = ROOM if state.aside > NEAR else 0.03
         free = ramp(self._scene.room_below(self._item), need - 0.015, need)
-        if seen.aside > NEAR:
-            free = min(free, ramp(self._scene.room_ahead(self._item, seen.place), 0.0, 0.015))
-        reach = reach_height(self._scene, seen.hand, seen.rotation)
-        return max(free, ramp(seen.hand[2], reach - 0.02, reach))  # higher is out of reach
+        if state.aside > NEAR:
+            free = min(free, ramp(self._scene.room_ahead(self._item, state.place), 0.0, 0.015))
+        reach = reach_height(self._scene, state.hand, state.rotation)
+        return max(free, ramp(state.hand[2], reach - 0.02, reach))  # higher is out of reach
 
 
-def _levelling(seen: Seen) -> Vector:
+def _levelling(state: SceneState) -> Vector:
     """The rotation vector (rad) that would bring a leaning object upright; none for one that lies."""
-    axis = np.cross(seen.item_rotation[:, 2], UP)
-    angle = float(np.arctan2(np.linalg.norm(axis), seen.item_rotation[2, 2]))
+    axis = np.cross(state.item_rotation[:, 2], UP)
+    angle = float(np.arctan2(np.linalg.norm(axis), state.item_rotation[2, 2]))
     if not 0.02 < angle < 0.5:
         return np.zeros(3)
     return axis / np.linalg.norm(axis) * angle

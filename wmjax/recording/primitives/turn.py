@@ -18,7 +18,7 @@ from wmjax.recording.primitives.motion import (
     still,
     towards,
 )
-from wmjax.recording.primitives.privileged_scene import Scene, Seen, rotation_vector, rotation_z
+from wmjax.recording.primitives.privileged_scene import Scene, SceneState, rotation_vector, rotation_z
 from wmjax.sim.env import LiberoEnv
 
 DEPTH = 0.022
@@ -36,7 +36,7 @@ class Turn(Primitive):
 
     Attributes:
         phase: of the last action.
-        seen: the state that the last action answered; the item is the knob.
+        state: that of the scene in which the last action was decided; the item is the knob.
         style: None, because the way to grasp follows from the knob's angle.
 
     """
@@ -51,17 +51,17 @@ class Turn(Primitive):
         self._sign = 1 if predicate == "turnon" else -1
         # In the direction of turning: beyond the least angle that counts.
         self._enough = min(self._sign * angle for angle in env.articulation(fixture, predicate)) + PAST[predicate]
-        self.look()
+        self.observe()
 
     @property
     def done(self) -> bool:
         """Whether the knob is turned far enough."""
         return self._sign * float(self._scene.data.qpos[self._joint]) >= self._enough
 
-    def look(self) -> Seen:
-        """Reads the current state into ``seen``."""
-        self.seen = self._scene.look(self._knob, self._knob)
-        return self.seen
+    def observe(self) -> SceneState:
+        """Reads the current state into ``state``."""
+        self.state = self._scene.observe(self._knob, self._knob)
+        return self.state
 
     def plan(self) -> Grasp:
         """How the knob would be gripped at its angle now, with the cost of reaching that."""
@@ -70,17 +70,17 @@ class Turn(Primitive):
         cost = obstacle_cost(self._scene, self._knob, self._knob, candidate, CLEARANCE, HOPELESS)
         return dataclasses.replace(grasp, cost=cost)
 
-    def decide(self, seen: Seen) -> tuple[Phase, Action]:
+    def decide(self, state: SceneState) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
         if self.done:
-            return leave(seen)
+            return leave(state)
         grasp = self._grasp()
-        if not held(seen):
-            return reach_and_close(seen, grasp)
-        if not firm(seen):
+        if not held(state):
+            return reach_and_close(state, grasp)
+        if not firm(state):
             return Phase.CLOSE, still(CLOSE)
         ahead = rotation_z(self._sign * LEAD) @ grasp.rotation
-        return Phase.TURN, towards(seen, grasp.position, rotation_vector(ahead @ seen.rotation.T), CLOSE, 0.4)
+        return Phase.TURN, towards(state, grasp.position, rotation_vector(ahead @ state.rotation.T), CLOSE, 0.4)
 
     def _grasp(self) -> Grasp:
         """The hand upright over the knob's axis, its fingers on both sides of the bar, nearer home of two headings."""

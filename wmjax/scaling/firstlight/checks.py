@@ -1,4 +1,4 @@
-"""The checks by name, and their runner: what one of them ends with does not touch the others."""
+"""The checks by name, and their runner: one check's failure does not affect the others."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Checks of training: buffers, checkpoints, speed, and whether one episode can be learned by heart."""
+"""Checks of training: buffers, checkpoints, speed, and whether one episode can be overfitted."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Whether a served policy is shown what it was trained on: its answers to recorded observations, under each preset."""
+"""The check of a served policy's conventions: its answers to recorded observations, under each preset."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ from wmjax.sim.episode import EpisodeId
 FITS = 0.3
 """Least R² of a dimension that follows the recordings; a policy on its own training data has 0.6 to 0.95."""
 FOLLOWS = 0.5
-"""Least absolute correlation from which a wrong sign, scale or offset is told from noise."""
+"""Least absolute correlation above which a wrong sign, scale or offset is distinguished from noise."""
 TIE = 0.01
-"""Rows whose scores differ by less are told to be alike."""
+"""Rows whose scores differ by less are reported as alike."""
 LEAST = -99.0
 """Least R² that is printed: a dimension that hardly moves in the recordings has millions of it below zero."""
 VARIATIONS: tuple[tuple[str, Any], ...] = (
@@ -151,7 +151,7 @@ def _variations(name: str, chosen: Conventions) -> Iterator[tuple[str, Conventio
 
 
 class _Asked:
-    """The answers of a server to some recorded observations; each way to show them is asked for once."""
+    """The answers of a server to some recorded observations; each form of them is requested once."""
 
     def __init__(self, client: Client, store: TrainingStore, frames: np.ndarray) -> None:
         self._client, self._store, self._frames = client, store, frames

@@ -1,4 +1,4 @@
-"""One connection to a policy that another program serves: the base of all dialects, and what it is asked."""
+"""One connection to a policy that another program serves: the base of all dialects, and its requests."""
 
 import abc
 import contextlib
@@ -84,7 +84,7 @@ class Client(abc.ABC):
 
     @property
     def own(self) -> bool:
-        """Whether it is a server of wmjax, which is told the episode and all frames."""
+        """Whether it is a server of wmjax, which receives the episode's name and all frames."""
         return bool(self.card.get("server") == OWN)
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""What a policy of others is shown and what its actions mean: settings, with the values of published evaluations.
+"""Which observations a served policy gets and what its actions mean, with the values of published evaluations.
 
 A policy that gets another image size, rotation or state than it was trained on, or whose gripper is read with the
 wrong sign, raises no error: it fails. The presets are what the peers' own LIBERO evaluations send:

@@ -67,7 +67,7 @@ class VlaEvalClient(Client):
         self._say("observation", sent if view.state is None else {**sent, "states": view.state})
 
     def _begin(self, view: View) -> None:
-        """An episode is named as vla-eval's LIBERO benchmark names it; servers of wmjax are told its whole identity."""
+        """An episode is named as vla-eval's LIBERO benchmark names it; servers of wmjax receive its whole identity."""
         if self._within:
             self._say("episode_end", {})
         episode = view.episode

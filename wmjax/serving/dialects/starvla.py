@@ -95,7 +95,7 @@ class StarVLA(Dialect):
         )
 
     def _examples(self, payload: Any) -> list[dict[str, Any]]:
-        """The examples of a request; how their own policies sample means nothing to ours."""
+        """The examples of a request; keys for the sampling of starVLA's own policies are ignored."""
         if not isinstance(payload, dict):
             raise UserError(f"payload is a {type(payload).__name__}; send a map")
         key = payload.get("unnorm_key")

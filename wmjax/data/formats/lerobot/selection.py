@@ -13,7 +13,7 @@ FORM = "write --select cameras=NAME,NAME episodes=0:20,25 tasks=0,2, or some of 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is converted; None stands for all.
+    """What is converted; None means all.
 
     Attributes:
         cameras: our names, in the order that they get.

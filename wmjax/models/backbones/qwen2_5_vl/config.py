@@ -124,7 +124,7 @@ class Qwen2_5_VLConfig(BackboneConfig):
 
     @classmethod
     def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """``preset`` (default: mini) as the fields it stands for, with what was said beside it laid on top."""
+        """``preset`` (default: mini) as the fields it stands for, overridden by the fields given beside it."""
         values = dict(values)
         return merge(dataclasses.asdict(preset(str(values.pop("preset", "mini")))), values)
 
