@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from wmjax.core.errors import UserError
-from wmjax.core.settings import build, merge, parse_overrides
+from wmjax.core.settings import build, convert, merge, parse_overrides, parse_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +57,32 @@ def test_command_line_values_are_toml_or_strings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names"), [("top", ("top",)), ("top,wrist", ("top", "wrist")), ('["a,b"]', ("a,b",)), ("[]", ())]
+    ("text", "names"),
+    [
+        ("top", ("top",)),
+        ("top,wrist", ("top", "wrist")),
+        (" top , wrist ", ("top", "wrist")),
+        ('["a,b"]', ("a,b",)),
+        ("[]", ()),
+    ],
 )
 def test_names_need_no_brackets(text: str, names: tuple[str, ...]) -> None:
     assert build(Outer, parse_overrides(["--cameras", text])).cameras == names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"cameras is '', with an empty name; write names as in a,b, or \[\] for none"),
+        ("top,", "'top,', with an empty name"),
+        ("top,,wrist", "with an empty name"),
+        ("[top,wrist]", r"cameras is '\[top,wrist\]', no list; write names as in a,b or \[\"a\", \"b\"\]"),
+        ("top,'wrist", "no list; write names as in a,b"),
+    ],
+)
+def test_a_text_that_is_no_list_of_names_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        convert(parse_value(text), tuple[str, ...], "cameras")
 
 
 def test_command_line_without_value_or_name() -> None:

@@ -17,9 +17,8 @@ import sys
 
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
-from wmjax.core.location import local
+from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
-from wmjax.core.paths import expand
 from wmjax.pipeline.export_policy import export_for
 from wmjax.policy.export_backbone import export_backbone
 from wmjax.policy.saved import save_policy
@@ -28,7 +27,7 @@ from wmjax.policy.saved import save_policy
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("export", __doc__)
-    parser.add_argument("--run", type=expand, required=True, help="a run, one of its checkpoints, or a policy")
+    parser.add_argument("--run", type=location, required=True, help="folder or URL of a run, a checkpoint or a policy")
     parser.add_argument("--out", type=local, required=True, help="folder to write; must not hold files")
     parser.add_argument("--merge", action="store_true", help="merge adapters into the backbone")
     parser.add_argument("--policy", choices=("float32", "bfloat16"), help="the whole policy, parameters of this type")

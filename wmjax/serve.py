@@ -21,7 +21,7 @@ from wmjax.serving.settings import SHORTS, ServeSettings
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("serve", __doc__)
-    parser.add_argument("--run", required=True, help="a run, a checkpoint, or a policy's folder or name")
+    parser.add_argument("--run", required=True, help="folder or URL of a run, checkpoint or policy, or its name")
     parser.add_settings("serve", SHORTS, ServeSettings)  # the class: an instance imports a dialect
 
     def body() -> int:

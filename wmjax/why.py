@@ -22,7 +22,7 @@ from wmjax.pipeline.why import explain
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("why", __doc__)
-    parser.add_argument("--run", required=True, help="a trained run, one of its checkpoints, or mini")
+    parser.add_argument("--run", required=True, help="folder or URL of a run or one of its checkpoints, or mini")
     parser.add_argument("--evaluation", type=local, help="results whose failures are explained (default: the newest)")
     parser.add_argument("--tasks", type=number_list, default=(), help="task ids, such as 0,1 (default: all)")
     parser.add_argument(

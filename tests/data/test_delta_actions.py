@@ -2,16 +2,21 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict, to_dict
 from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import action_spec, delta_indices, denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore, finalize, write_part
+from wmjax.models.inputs import ModelInput
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
+from wmjax.trainer.step import initial_state, make_train_step
 
 OBSERVATION = ObservationSpec(
     ("top",), ("lift", "pan", "speed", "grip"), ("rad", "rad", "rad/s", ""), 30.0, image_size=14, frame_stride=2
@@ -78,6 +83,13 @@ def test_every_action_of_a_chunk_is_relative_to_the_state_of_its_decision(store:
     assert normal.dtype == np.float32
 
 
+@pytest.mark.parametrize("deltas", [[], ["pan"]])
+def test_a_delay_that_leaves_no_action_is_refused(store: TrainingStore, deltas: list[str]) -> None:
+    assert action_spec(store, np.arange(2), CHUNK, "mean_std", deltas, 23).dim == 3
+    with pytest.raises(UserError, match=r"train\.delay is 24, but the longest training episode of .* has 24 control"):
+        action_spec(store, np.arange(2), CHUNK, "mean_std", deltas, 24)
+
+
 def test_all_are_the_dimensions_that_the_state_has_by_name() -> None:
     assert delta_indices(["all"], OBSERVATION, ACTION) == (1, -1, -1)
     assert delta_indices([], OBSERVATION, ACTION) == ()
@@ -118,3 +130,34 @@ def test_an_impossible_description_is_refused(store: TrainingStore, wrong: tuple
     spec = action_spec(store, np.arange(2), CHUNK, "mean_std", ["pan"])
     with pytest.raises(UserError, match=r"ActionSpec\.relative_to"):
         dataclasses.replace(spec, relative_to=wrong)
+
+
+class Witness(nnx.Module):
+    """Reports what it is given."""
+
+    def __init__(self) -> None:
+        self.weight = nnx.Param(jnp.zeros(()))
+
+    def loss(self, inputs: ModelInput, action: jax.Array, *_: object, **__: object) -> tuple[jax.Array, dict]:
+        return self.weight.get_value(), {"state": inputs.state, "pending": inputs.pending, "action": action}
+
+
+def test_noise_of_the_state_is_none_of_the_differences(store: TrainingStore) -> None:
+    """The difference that is learned is that of the data: a head that learned the noise would sample it."""
+    spec = action_spec(store, np.arange(2), CHUNK, "mean_std", ["pan", "raise=lift"])
+    batch = {
+        "state": store.state[[3, 9]],
+        "action": np.stack([store.action[3 : 3 + CHUNK], store.action[9 : 9 + CHUNK]]),
+        "pending": store.action[[[2], [8]]],
+        "action_mask": np.ones((2, CHUNK), bool),
+        "task": np.zeros(2, int),
+    }
+    graph, params = nnx.split(Witness())
+    optimizer = optax.sgd(0.0)
+    step = make_train_step(graph, optimizer, spec, None, seed=0, ema_decay=0.9, max_shift=0, state_noise=0.5)
+    prompts = jnp.zeros((1, 1))
+    _, seen = step(initial_state(params, optimizer), nnx.State({}), jax.tree.map(jnp.asarray, batch), prompts)
+    for name in ("action", "pending"):
+        np.testing.assert_allclose(seen[name], normalise_action(batch[name], spec, batch["state"]), atol=1e-5)
+    noise = np.asarray(seen["state"]) - (batch["state"] - np.array(spec.state_offset)) / np.array(spec.state_scale)
+    assert 0.2 < np.std(noise) < 1.0

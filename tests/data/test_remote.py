@@ -4,8 +4,10 @@ import dataclasses
 import json
 import multiprocessing
 import pickle
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -267,11 +269,62 @@ def test_a_missing_backend(monkeypatch, url, package):
 
 
 def test_places():
-    for url in ("gs://bucket/demos", "s3://b/a/", "memory://x", "file:///tmp/x"):
+    for url in ("gs://bucket/demos", "s3://b/a", "memory://x", "file:///tmp/x", "file:///tmp/a b%20ü?#[1]*"):
         assert str(location(url)) == url and location(location(url)) == Remote(url)
     for path in ("/tmp/x", "x/y", "C:x", "gs:/bucket", "./a://b"):
         assert location(path) == local(path) == type(local(path))(path)
     assert str(Remote("gs://b/a/") / "x.npy") == "gs://b/a/x.npy" and Remote("gs://b/a/").name == "a"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "url"),
+    [("GS://b/Run/", "gs://b/Run"), ("file:///tmp/a/../x//y/", "file:///tmp/x/y"), ("s3://b//a///", "s3://b//a")],
+)
+def test_two_spellings_of_a_url_are_one_place(spelled: str, url: str) -> None:
+    assert location(spelled) == location(url) == Remote(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("gs://", r"gs://: names no place; write gs://BUCKET/FOLDER"),
+        ("memory:///", "names no place"),
+        ("file://runs/e2", r"file://runs/e2: no absolute path; write file:///FOLDER, with three slashes"),
+        ("file://", "no absolute path"),
+    ],
+)
+def test_a_url_that_names_no_place_is_refused(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        location(url)
+
+
+def test_a_file_on_a_file_system_is_replaced_when_the_new_one_is_whole(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/a").write_text("old")
+    place = location(f"file://{tmp_path}/there")
+    place.upload(tmp_path / "here", ["a"])
+
+    def half(source, target):
+        Path(target).write_text("ne")
+        raise KeyboardInterrupt
+
+    (tmp_path / "here/a").write_text("new")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "copyfile", half)
+        place.upload(tmp_path / "here", ["a"])
+    assert (place / "a").read_text() == "old"
+    place.upload(tmp_path / "here", ["a"])
+    assert (place / "a").read_text() == "new" and place.files() == ["a"]
+
+
+def test_names_that_lead_out_of_a_folder_are_refused():
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/outside/run/a/../../b", b"")
+    try:
+        with pytest.raises(UserError, match=r"holds an object named 'a/\.\./\.\./b', which is no file below a folder"):
+            Remote("memory://outside/run").files()
+    finally:
+        fs.rm("/outside", recursive=True)
 
 
 def test_nothing_is_written_to_a_url(stores):

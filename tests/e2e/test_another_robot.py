@@ -237,6 +237,17 @@ def acts(store: TrainingStore, run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_seeds_side_by_side_have_the_sizes_of_the_robot(
+    store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
+    assert train.main(arguments(store, tmp_path / "run", "e0_l1", train__seeds=2, train__delta_actions="all")) == 0
+    for seed in range(2):
+        spec = load_policy(tmp_path / f"run-s{seed}", batch_size=1).action_spec
+        assert spec.dim == 14 and spec.relative_to == (*range(6), -1, *range(7, 13), -1)
+
+
+@pytest.mark.slow
 def test_a_run_at_a_url_is_trained_resumed_and_acts(
     store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core.errors import UserError
 from wmjax.core.location import Remote
 from wmjax.policy.fetch import fetch_policy
+from wmjax.train import main as train_command
 from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.mirror import Mirror, steps_at
@@ -226,3 +227,110 @@ def test_a_place_that_cannot_be_written_to_is_named(memory: Remote, monkeypatch:
     monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
     with pytest.raises(UserError, match=r"memory://bucket/run: cannot be written, no permission \(403\); log in"):
         mirror.push()
+
+
+def test_a_network_that_fails_while_fetching_is_no_damage(memory: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest checkpoint stays at the URL: were the older one taken, the next push would remove it."""
+    mirror = Mirror(memory)
+    saved_run(mirror.run, (1, 2))
+    mirror.push()
+    shutil.rmtree(mirror.run / "checkpoints/00000002")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", refuse)
+    with pytest.raises(UserError, match=r"cannot be copied to .*no answer"):
+        mirror.fetch()
+    assert steps_at(memory.files()) == [1, 2]
+
+
+def test_a_fetch_that_is_interrupted_is_made_again(memory: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is lost at every file in turn; a checkpoint that is here has the metrics of its step beside it."""
+    mirror, get, fetched = Mirror(memory), MemoryFileSystem.get_file, []
+    saved_run(mirror.run, (1,))
+    (mirror.run / "metrics.jsonl").write_text("of step 1\n")
+    mirror.push()
+    shutil.rmtree(mirror.run)
+
+    def failing(self: MemoryFileSystem, source: str, target: str, **kwargs: object) -> None:
+        fetched.append(target)
+        if len(fetched) == allowed + 1:
+            raise KeyboardInterrupt
+        get(self, source, target, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", failing)
+    for allowed in range(100):  # noqa: B007
+        fetched.clear()
+        try:
+            mirror.fetch()
+        except KeyboardInterrupt:
+            assert checkpoint.complete_steps(mirror.run / "checkpoints") == []
+        else:
+            break
+    assert allowed > 10 and checkpoint.complete_steps(mirror.run / "checkpoints") == [1]
+    assert (mirror.run / "metrics.jsonl").read_text() == "of step 1\n" and not list(mirror.run.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/manifest.json", r"memory://bucket/run: holds manifest.json, but no run's config.json; name another URL"),
+        ("", r"memory://bucket/run: a file, not a folder; name the folder"),
+    ],
+)
+def test_what_is_no_run_is_left_alone(memory: Remote, name: str, message: str) -> None:
+    fsspec.filesystem("memory").pipe_file(f"/bucket/run{name}", b"{}")
+    with pytest.raises(UserError, match=message):
+        Mirror(memory).fetch()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_seeds_side_by_side_keep_no_copy(memory: Remote, capsys: pytest.CaptureFixture[str], dry: list[str]) -> None:
+    assert train_command(["--run", memory.url, "--scale", "smoke", "--train.seeds", "2", *dry]) == 2
+    assert "--run is memory://bucket/run, but train.seeds keeps no copies of its runs" in capsys.readouterr().err
+
+
+def test_a_disk_without_a_place_for_it_is_named(memory: Remote) -> None:
+    mirror = Mirror(Remote("file:///proc/run"))
+    saved_run(mirror.run, (1,))
+    with pytest.raises(UserError, match=r"^file:///proc/run: cannot be written \(.*No such file"):
+        mirror.push()
+
+
+def test_the_settings_come_first(memory: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first push that is interrupted leaves what the next one takes for a run."""
+    mirror, put = Mirror(memory), MemoryFileSystem.put_file
+    mirror.run.mkdir(parents=True)
+    for name in ("a.txt", "config.json"):
+        (mirror.run / name).write_text("{}")
+
+    def failing(self: MemoryFileSystem, source: str, target: str, **kwargs: object) -> None:
+        if not target.endswith("config.json"):
+            raise KeyboardInterrupt
+        put(self, source, target, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(MemoryFileSystem, "put_file", failing)
+        mirror.push()
+    mirror.fetch()
+    mirror.push()
+    assert memory.files() == ["a.txt", "config.json"]
+
+
+def test_a_chain_of_file_systems_keeps_no_run() -> None:
+    with pytest.raises(UserError, match="'::' chains file systems"):
+        Mirror(Remote("file:///tmp/a::b"))
+
+
+def test_a_policy_that_was_trained_again_is_fetched_again(memory: Remote) -> None:
+    """Its files have other names, as Orbax chooses them."""
+    mirror = Mirror(memory)
+    saved_run(mirror.run, (1,))
+    mirror.push()
+    surplus = fetch_policy(memory) / "ema/of_the_old_one"
+    surplus.write_text("")
+    saved_run(mirror.run, (1,), assets=False)
+    mirror.push()
+    checkpoint.verify(fetch_policy(memory), ("ema",))
+    assert not surplus.exists()

@@ -7,9 +7,12 @@ and URLs; :class:`RemoteArray` is the corresponding part of a memory map. Only c
 
 import contextlib
 import dataclasses
+import errno
 import io
 import math
+import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -105,24 +108,45 @@ class Remote:
         return blocks
 
     def files(self) -> list[str]:
-        """Names of all objects below it, relative to it; none if there is nothing."""
+        """Names of all objects below it, relative to it; none if there is nothing.
+
+        Raises:
+            UserError: also if it is an object itself, or has a name that leads out of a folder.
+
+        """
         with self._access() as (fs, path):
             fs.invalidate_cache()
-            return sorted(name[len(path) :].lstrip("/") for name in fs.find(path))
+            found = [name for name in fs.find(path) if not name.endswith("/")]  # such ones are a console's folders
+        names = sorted(name[len(path) :].lstrip("/") for name in found)
+        if "" in names:
+            raise UserError(f"{self}: a file, not a folder; name the folder")
+        if outside := [name for name in names if ".." in name.split("/")]:
+            raise UserError(f"{self}: holds an object named {outside[0]!r}, which is no file below a folder; remove it")
+        return names
 
     def download(self, folder: Path, names: Sequence[str]) -> None:
         """Copies objects below it to files of the same names below a folder."""
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with self._access() as (fs, path):
+        with self._access(f"copied to {folder}") as (fs, path):
             fs.get([f"{path}/{name}" for name in names], [str(folder / name) for name in names])
 
     def upload(self, folder: Path, names: Sequence[str]) -> None:
-        """Copies files below a folder to objects of the same names below it, and returns when all are there."""
+        """Copies files below a folder to objects of the same names below it, and returns when all are there.
+
+        An object appears when it is whole; so do files, which are written under a hidden name first.
+        """
         with self._access("written") as (fs, path):
             for parent in sorted({f"{path}/{name}".rpartition("/")[0] for name in names}):
                 fs.makedirs(parent, exist_ok=True)  # an object store has no folders, a file system has
-            fs.put([str(folder / name) for name in names], [f"{path}/{name}" for name in names])
+            targets = [f"{path}/{name}" for name in names]
+            if "file" not in fs.protocol:
+                fs.put([str(folder / name) for name in names], targets)
+                return
+            for name, target in zip(names, map(Path, targets), strict=True):
+                temporary = target.with_name(f".{target.name[:200]}.tmp")
+                shutil.copyfile(folder / name, temporary)
+                temporary.replace(target)
 
     def remove(self, names: Sequence[str]) -> None:
         """Removes objects below it, in this order."""
@@ -141,10 +165,12 @@ class Remote:
         except UserError:
             raise
         except FileNotFoundError as error:
+            if what == "written":
+                raise UserError(f"{self}: cannot be written ({_line(error)}); check the URL") from error
             raise MissingError(f"{self}: missing; copy the whole store there, manifest.json last") from error
         except ImportError as error:
             scheme = self.url.split("://")[0]
-            package = BACKENDS.get(scheme.lower())
+            package = BACKENDS.get(scheme)
             fix = f"pip install {package}" if package else f"install what fsspec needs for it ({_line(error)})"
             raise UserError(f"{self}: {scheme}:// needs a package that is not installed; {fix}") from error
         except PermissionError as error:
@@ -152,6 +178,8 @@ class Remote:
                 f"{self}: cannot be {what}, no permission ({_line(error)}); log in, or ask its owner"
             ) from error
         except Exception as error:  # every backend has its own kinds
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"{self}: cannot be {what}, no disk space left; free some space") from error
             said = f"{type(error).__name__}: {_line(error)}"
             fix = "check the URL, the network and the credentials"
             raise UserError(f"{self}: cannot be {what} ({said}); {fix}") from error
@@ -161,9 +189,24 @@ Location = Path | Remote
 
 
 def location(place: str | Location) -> Location:
-    """A place to read from, as given on the command line or in a config: a URL stays one, the rest are paths."""
+    """A place to read from, as given on the command line or in a config: a URL stays one, the rest are paths.
+
+    Two spellings of one URL, such as with and without a last slash, are the same place.
+
+    Raises:
+        UserError: a URL that names nothing, or a ``file://`` that does not begin at the root.
+
+    """
     if isinstance(place, str) and URL.match(place):
-        return Remote(place)
+        scheme, _, rest = place.partition("://")
+        scheme, rest = scheme.lower(), rest.rstrip("/")
+        if scheme == "file":
+            if not rest.startswith("/"):
+                raise UserError(f"{place}: no absolute path; write file:///FOLDER, with three slashes")
+            rest = os.path.normpath(rest)
+        if not rest:
+            raise UserError(f"{place}: names no place; write {scheme}://BUCKET/FOLDER")
+        return Remote(f"{scheme}://{rest}")
     return place if isinstance(place, Remote) else expand(place)
 
 

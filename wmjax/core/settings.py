@@ -229,8 +229,8 @@ def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, 
 
     Where names are expected, a text is one or several of them, separated by commas.
     """
-    if origin is tuple and hints == (str, Ellipsis) and isinstance(value, str) and value:
-        value = value.split(",")
+    if origin is tuple and hints == (str, Ellipsis) and isinstance(value, str):
+        value = _names(value, path)
     if origin is dict:
         if not isinstance(value, dict):
             return None
@@ -244,6 +244,21 @@ def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, 
         for number, item in enumerate(value)
     )
     return origin(items)
+
+
+def _names(text: str, path: str) -> list[str]:
+    """The names in a text, which commas separate.
+
+    Raises:
+        UserError: one of them is empty, or has a bracket or a quote of a list that TOML cannot read.
+
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"{path} is {shown(text)}, with an empty name; write names as in a,b, or [] for none")
+    if text.strip().startswith("[") or any(name[0] in "\"'" for name in names):
+        raise UserError(f'{path} is {shown(text)}, no list; write names as in a,b or ["a", "b"]')
+    return names
 
 
 def _convert_union(value: Any, options: tuple[Any, ...], path: str, surplus: bool) -> Any:

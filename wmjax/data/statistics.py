@@ -224,11 +224,18 @@ def action_spec(
         delay: control steps between a state and the first action of its chunk; differences grow with it.
 
     Raises:
-        UserError: unknown normalisation, no training episodes, wrong names of differences.
+        UserError: unknown normalisation, no training episodes, none that is longer than the delay, wrong names of
+            differences.
 
     """
     if normalisation not in get_args(Normalisation):
         raise UserError(f"normalisation is {normalisation!r}; choose one of {', '.join(get_args(Normalisation))}")
+    longest = max((store.episodes[int(index)]["length"] for index in train_episodes), default=delay + 1)
+    if longest <= delay:
+        raise UserError(
+            f"train.delay is {delay}, but the longest training episode of {store.folder} has {longest} control steps, "
+            "and so no action that long after a state; use a shorter delay"
+        )
     kind = cast(Normalisation, normalisation)
     raw = store.action_spec
     relative_to = delta_indices(deltas, store.spec, raw)

@@ -40,10 +40,14 @@ class EvaluateSettings(Settings, section="evaluation"):
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses metrics that are not there, before anything runs."""
+        """Refuses metrics that are not there, or twice, before anything runs."""
         super().__post_init__()
-        for name in self.metrics:
-            METRICS.resolve(name)
+        kinds = [METRICS.resolve(name) for name in self.metrics]
+        for name, kind in zip(self.metrics, kinds, strict=True):
+            if kinds.count(kind) > 1:
+                raise UserError(
+                    f"evaluation.metrics is {', '.join(self.metrics)}: {name} stands there twice; name it once"
+                )
 
 
 SHORTS = {

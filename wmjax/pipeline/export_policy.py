@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from wmjax.core.location import Location
 from wmjax.core.specs import ActionSpec, ObservationSpec, from_dict
 from wmjax.policy.hub import PREFIX, push_policy, require_repository, require_token
 from wmjax.policy.lerobot_files import write_lerobot_files
@@ -12,7 +13,7 @@ from wmjax.reporting.model_card import write_card
 
 def export_for(
     reader: Literal["hub", "lerobot"],
-    run: Path,
+    run: str | Location,
     out: Path,
     dtype: Literal["float32", "bfloat16"],
     push: str | None = None,

@@ -192,10 +192,16 @@ def _another_robot(inputs: Inputs, observation: ObservationSpec, action: ActionS
     """What differs, for the log; has a ``%s`` for the checkpoint's folder."""
     spec = inputs.store.spec
     others = [field.name for field in dataclasses.fields(spec) if _differing(spec, observation, (field.name,))]
+    actions = [name for name in ACTION if _differing(inputs.action_spec, action, (name,))]
+    robot = (
+        "other train.delta_actions than those"
+        if not others and actions == ["relative_to"]
+        else "another robot than that"
+    )
     return (
-        f"another robot than that of %s: states of {spec.state_dim} values (there {observation.state_dim}), actions of "
-        f"{inputs.action_spec.dim} (there {action.dim}); observations differ in {', '.join(others) or 'nothing'}; new: "
-        f"{' and '.join(ends)} end"
+        f"{robot} of %s: states of {spec.state_dim} values (there {observation.state_dim}), actions of "
+        f"{inputs.action_spec.dim} (there {action.dim}); observations differ in {', '.join(others) or 'nothing'}, "
+        f"actions in {', '.join(actions) or 'nothing'}; new: {' and '.join(ends)} end"
     )
 
 

@@ -73,11 +73,9 @@ def run(
     experiment = load(recipe, scale, dataset, settings)
     require_trackers(experiment.train.trackers)
     evaluates = evaluates and experiment.train.objective == "policy"  # nothing else acts
-    mirror = Mirror(folder) if isinstance(folder, Remote) else None
+    mirror = _mirror(experiment, folder)
     own = folder if not isinstance(folder, Remote) else local_folder(folder, MIRRORED)
     if experiment.train.seeds > 1:
-        if mirror is not None:
-            raise UserError(f"--run is {mirror.place}, but train.seeds keeps no copies of its runs; name a folder")
         _run_seeds(experiment, own, evaluates=evaluates)
         return
     plan = plan_run(experiment, own, evaluates=evaluates)
@@ -85,6 +83,15 @@ def run(
         if distributed.is_first():
             held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         _run_stages(plan, mirror, evaluates=evaluates)
+
+
+def _mirror(experiment: Experiment, folder: Location | None) -> Mirror | None:
+    """What keeps the copy of a run whose folder is a URL."""
+    if not isinstance(folder, Remote):
+        return None
+    if experiment.train.seeds > 1:
+        raise UserError(f"--run is {folder}, but train.seeds keeps no copies of its runs; name a folder")
+    return Mirror(folder)
 
 
 def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> None:
@@ -138,10 +145,12 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
 
     """
     require_side_by_side(experiment)
-    start, plans = _start(experiment), []
+    plans = []
     for config in seeds_of(experiment.train):
         own = None if folder is None else folder.with_name(f"{folder.name}-s{config.seed}")
         plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))
+    experiment = dataclasses.replace(plans[0].experiment, train=experiment.train)  # with the sizes of the data
+    start = _start(experiment)
     with contextlib.ExitStack() as held:
         for plan in plans:
             held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
@@ -183,6 +192,7 @@ def dry_run(
 
     """
     experiment = load(recipe, scale, dataset, settings)
+    _mirror(experiment, folder)
     given = given_store(experiment, needed=False)
     experiment = of_store(experiment, given)
     require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")

@@ -6,16 +6,16 @@ A whole backbone is a Hugging Face checkpoint (``config.json``, safetensors, tok
 from pathlib import Path
 
 from wmjax.core.errors import UserError
+from wmjax.core.location import Location
 from wmjax.core.paths import whole_folder
 from wmjax.policy.saved import find_policy
-from wmjax.trainer import checkpoint
 
 
-def export_backbone(run: Path, out: Path, *, merge: bool = False) -> str:
-    """Writes the backbone of a run's newest checkpoint, or of one checkpoint's folder, with averaged parameters.
+def export_backbone(run: str | Location, out: Path, *, merge: bool = False) -> str:
+    """Writes the backbone of a policy, with averaged parameters.
 
     Args:
-        run: the run's folder, or one of its checkpoints.
+        run: what :func:`wmjax.policy.saved.find_policy` takes.
         out: an empty or new folder.
         merge: whether adapters are merged into the whole backbone.
 
@@ -28,7 +28,7 @@ def export_backbone(run: Path, out: Path, *, merge: bool = False) -> str:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {str(out)!r} is not an empty folder; choose another or delete it")
-    found = find_policy(checkpoint.find(run))
+    found = find_policy(run)
     experiment, backbone = found.experiment, found.model().backbone
     with whole_folder(out) as folder:
         return backbone.export(folder, experiment.prompt, experiment.train.published, merge=merge)

@@ -1,9 +1,10 @@
 """Policies at a URL, such as ``gs://bucket/e2``: in a run's copy there, or in a policy's folder."""
 
+import shutil
 from pathlib import Path
 
 from wmjax.core.errors import UserError
-from wmjax.core.files import disk_errors
+from wmjax.core.files import disk_errors, only_one
 from wmjax.core.location import Remote
 from wmjax.policy.hub import PARAMETERS, SETTINGS
 from wmjax.policy.places import ASSETS
@@ -44,9 +45,17 @@ def fetch_policy(place: Remote) -> Path:
 
 
 def _download(home: Remote, folder: Path, last: str, names: list[str]) -> None:
-    """Downloads files, and then one that holds their hashes; nothing if that one is there as it is at the URL."""
+    """Downloads files, and then one that holds their hashes; nothing if that one is there as it is at the URL.
+
+    Processes that want the same policy take turns. Files of another checkpoint of the same step are removed first.
+    """
     with disk_errors(folder):
-        if (folder / last).is_file() and (folder / last).read_bytes() == (home / last).read_bytes():
-            return
-        home.download(folder, names)
-        home.download(folder, [last])
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder / ".lock"):
+            if (folder / last).is_file() and (folder / last).read_bytes() == (home / last).read_bytes():
+                return
+            (folder / last).unlink(missing_ok=True)
+            if last != SETTINGS:
+                shutil.rmtree((folder / last).parent, ignore_errors=True)
+            home.download(folder, names)
+            home.download(folder, [last])

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32
 
+from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
+from wmjax.core.settings import shown
 from wmjax.core.specs import ActionSpec
 
 if TYPE_CHECKING:
@@ -52,13 +54,48 @@ class Smoothness(EpisodeMetric):
         return {"action/change": float(np.linalg.norm(np.diff(arm, axis=0), axis=1).mean())}
 
 
-METRICS: Registry[EpisodeMetric] = Registry("evaluation.metrics", {"smoothness": "wmjax.rollout.metrics:Smoothness"})
+METRICS: Registry[EpisodeMetric] = Registry(
+    "evaluation.metrics",
+    {"smoothness": "wmjax.rollout.metrics:Smoothness"},
+    EpisodeMetric,  # type: ignore[type-abstract]
+)
 """The episode metrics that have a name."""
 
 
 def measure_all(
     metrics: Sequence[EpisodeMetric], record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]
 ) -> dict[str, float]:
-    """What all metrics measure of an episode, without what is not finite."""
-    found = {name: float(value) for metric in metrics for name, value in metric.measure(record, actions).items()}
+    """What all metrics measure of an episode, without what is not finite.
+
+    Raises:
+        UserError: a metric failed, gave something else than numbers by name, or a name that the episode has already.
+
+    """
+    found: dict[str, float] = {}
+    for metric in metrics:
+        kind, measured = type(metric), _measured(metric, record, actions)
+        if taken := sorted(measured.keys() & (found.keys() | record.info.keys())):
+            raise UserError(
+                f"evaluation.metrics: {kind.__module__}:{kind.__qualname__} measures {taken[0]!r}, a name that another "
+                "metric or the episode's info has; give it another name"
+            )
+        found |= measured
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _measured(
+    metric: EpisodeMetric, record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]
+) -> dict[str, float]:
+    """What one metric measures, as floats by name."""
+    where = f"evaluation.metrics: {type(metric).__module__}:{type(metric).__qualname__}"
+    try:
+        found = dict(metric.measure(record, actions))
+    except Exception as error:  # somebody else's code, which may raise anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{where} failed on {record.key} ({said}); mend it, and the evaluation goes on there"
+        ) from error
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, int | float | np.integer | np.floating | np.bool_):
+            raise UserError(f"{where} gave {shown(name)}: {shown(value)} on {record.key}; give numbers by name")
+    return {name: float(value) for name, value in found.items()}

@@ -6,6 +6,7 @@ machine goes on from the copy: it fetches the newest checkpoint and the run's ot
 may train a run; nothing at a URL could stop a second one.
 """
 
+import contextlib
 import logging
 import re
 import shutil
@@ -20,6 +21,8 @@ from wmjax.core.paths import cache_root
 from wmjax.trainer import checkpoint
 
 CHECKPOINTS, MIRRORED = "checkpoints", "mirrored"
+CONFIG = "config.json"
+"""The file that tells a run from other things; at a URL it comes first."""
 COMPLETE = re.compile(rf"{CHECKPOINTS}/(\d{{8}})/{re.escape(checkpoint.MANIFEST)}")
 """The object that makes a checkpoint complete."""
 FETCHING = ".fetching"
@@ -29,7 +32,7 @@ log = logging.getLogger("wmjax.train")
 
 def local_folder(place: Remote, kind: str) -> Path:
     """The folder in the cache that belongs to a URL; ``kind`` names what it is used for."""
-    return cache_root() / kind / f"{place.name}-{hash_json(place.url)[:10]}"
+    return cache_root() / kind / f"{place.name[:40]}-{hash_json(place.url)[:10]}"
 
 
 def steps_at(files: Sequence[str]) -> list[int]:
@@ -43,9 +46,14 @@ class Mirror:
     Args:
         place: the URL of the copy.
 
+    Raises:
+        UserError: a chain of file systems, which can only be read.
+
     """
 
     def __init__(self, place: Remote) -> None:
+        if "::" in place.url:
+            raise UserError(f"{place}: '::' chains file systems, in which no run can be kept; name another URL")
         self.place, self.run = place, local_folder(place, MIRRORED)
         self._lock = threading.Lock()
         self._sent: dict[str, tuple[int, int]] = {}
@@ -53,25 +61,21 @@ class Mirror:
     def fetch(self) -> None:
         """Brings the local folder to where the copy is, if that has a later checkpoint.
 
-        A checkpoint that arrives damaged is named in a warning, and the one before is fetched.
+        A checkpoint that arrives damaged is named in a warning, and the one before is fetched. Whatever else keeps one
+        from arriving ends the command: the next push would remove from the copy what is not here.
 
         Raises:
-            UserError: the URL cannot be read, the disk cannot be written to, or no checkpoint there is intact.
+            UserError: the URL cannot be read or holds something else than a run, the disk cannot be written to, or no
+                checkpoint there is intact.
 
         """
         files = self.place.files()
         steps, own = steps_at(files), checkpoint.complete_steps(self.run / CHECKPOINTS)
+        others = [name for name in files if not name.startswith(".")]
+        if others and not steps and CONFIG not in files:
+            raise UserError(f"{self.place}: holds {others[0]}, but no run's {CONFIG}; name another URL with --run")
         newer = [step for step in steps if step > max(own, default=-1)]
-        for step in reversed(newer):
-            try:
-                self._fetch_checkpoint(step, files)
-            except UserError as error:
-                log.warning("%s: step %d: %s", self.place, step, error)
-                continue
-            rest = [name for name in files if not name.startswith(f"{CHECKPOINTS}/")]
-            with disk_errors(self.run):
-                self.place.download(self.run, rest)
-            log.info("fetched step %d from %s", step, self.place)
+        if any(self._fetch_step(step, files) for step in reversed(newer)):
             return
         if newer and not own:
             raise UserError(f"{self.place}: none of its {len(newer)} checkpoints is intact; train under another URL")
@@ -110,12 +114,14 @@ class Mirror:
         for path in sorted(self.run.rglob("*")):
             name = str(path.relative_to(self.run))
             hidden = any(part.startswith(".") for part in Path(name).parts)
-            if path.is_file() and not hidden and not name.startswith(f"{CHECKPOINTS}/"):
-                states[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+            with contextlib.suppress(FileNotFoundError):  # a tracker's file that lived shortly
+                if path.is_file() and not hidden and not name.startswith(f"{CHECKPOINTS}/"):
+                    states[name] = (path.stat().st_size, path.stat().st_mtime_ns)
         changed = [name for name, state in states.items() if self._sent.get(name) != state]
-        if changed:
-            self.place.upload(self.run, changed)
-            self._sent |= {name: states[name] for name in changed}
+        for names in ([CONFIG] if CONFIG in changed else [], [name for name in changed if name != CONFIG]):
+            if names:
+                self.place.upload(self.run, names)
+                self._sent |= {name: states[name] for name in names}
 
     def _has(self, step: int, there: Sequence[str]) -> bool:
         """Whether the copy has this very checkpoint: its manifest holds the hashes of all its files."""
@@ -126,18 +132,34 @@ class Mirror:
         names = [name for name in there if name.startswith(f"{CHECKPOINTS}/{step:08d}/")]
         self.place.remove(sorted(names, key=lambda name: name != _manifest(step)))
 
-    def _fetch_checkpoint(self, step: int, files: Sequence[str]) -> None:
-        """Downloads a checkpoint beside the others, and lets it in if it is intact."""
+    def _fetch_step(self, step: int, files: Sequence[str]) -> bool:
+        """Downloads a checkpoint and the files beside the checkpoints, and lets them in if the checkpoint is intact.
+
+        All of it is downloaded beside the run first, and the checkpoint comes in last. A machine that is lost on the
+        way therefore leaves what it had, and fetches again.
+        """
         prefix = f"{CHECKPOINTS}/{step:08d}/"
         staging, folder = self.run / FETCHING, self.run / prefix
+        rest = [name for name in files if not name.startswith((f"{CHECKPOINTS}/", ".")) and "/." not in name]
         with disk_errors(self.run):
             shutil.rmtree(staging, ignore_errors=True)
             self.place.download(staging, [name for name in files if name.startswith(prefix)])
-            checkpoint.verify(staging / prefix)
+            try:
+                checkpoint.verify(staging / prefix)
+            except UserError as error:
+                log.warning("%s: step %d: %s", self.place, step, error)
+                shutil.rmtree(staging)
+                return False
+            self.place.download(staging, rest)
+            for name in rest:
+                (self.run / name).parent.mkdir(parents=True, exist_ok=True)
+                Path(staging / name).replace(self.run / name)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             (staging / prefix).rename(folder)
             shutil.rmtree(staging)
+        log.info("fetched step %d from %s", step, self.place)
+        return True
 
 
 def _manifest(step: int) -> str:

@@ -38,13 +38,23 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-def model_input(batch: Batch, prompts: Prompt, action_spec: ActionSpec, encoder_spec: EncoderSpec | None) -> ModelInput:
-    """A batch of the loader in the model's units: normalised state, actions and latents, each task's prompt found."""
+def model_input(
+    batch: Batch,
+    prompts: Prompt,
+    action_spec: ActionSpec,
+    encoder_spec: EncoderSpec | None,
+    decided_at: Float32[Array, "batch state"] | None = None,
+) -> ModelInput:
+    """A batch of the loader in the model's units: normalised state, actions and latents, each task's prompt found.
+
+    ``decided_at`` is the raw state of actions that are differences to it; the batch's when None.
+    """
+    reference = batch["state"] if decided_at is None else decided_at
     inputs = ModelInput(
         images=batch.get("images"),
         state=normalise_state(batch["state"], action_spec),
         prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
-        pending=normalise_action(batch["pending"], action_spec, batch["state"]) if "pending" in batch else None,
+        pending=normalise_action(batch["pending"], action_spec, reference) if "pending" in batch else None,
     )
     if encoder_spec is None:
         return inputs
@@ -106,14 +116,15 @@ def make_train_step(
     noise = jnp.asarray(action_spec.state_scale, jnp.float32) * state_noise
 
     def train_step(state: TrainState, frozen: nnx.State, batch: Batch, prompts: Prompt) -> tuple[TrainState, Metrics]:
+        decided_at = batch["state"]  # actions that are differences to it do not get its noise
         batch = augment(batch, named_key(seed, "augment", state.step), max_shift, noise, cameras)
         if crop < 1.0 and "images" in batch:
             batch = {**batch, "images": crop_at_random(batch["images"], named_key(seed, "crop", state.step), crop)}
         if colours is not None and colours.changes and "images" in batch:
             images = jitter_colours(batch["images"], named_key(seed, "colours", state.step), colours)
             batch = {**batch, "images": images}
-        inputs = model_input(batch, prompts, action_spec, encoder_spec)
-        action = normalise_action(batch["action"], action_spec, batch["state"])
+        inputs = model_input(batch, prompts, action_spec, encoder_spec, decided_at)
+        action = normalise_action(batch["action"], action_spec, decided_at)
 
         def loss(params: nnx.State) -> tuple[Float32[Array, ""], Metrics]:
             model = nnx.merge(graph, params, frozen)

@@ -60,7 +60,7 @@ class ConvertSettings(Settings, section="convert"):
 class DatasetFormat(abc.ABC):
     """How demonstrations are stored in files."""
 
-    title: ClassVar[str]
+    title: ClassVar[str] = "data of another format"
     """What data of the format are called, such as ``LeRobot datasets``."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings that not every format has, and that this one takes."""
@@ -93,6 +93,7 @@ FORMATS: Registry[DatasetFormat] = Registry(
         "libero_hdf5": "wmjax.data.formats.libero_hdf5:LiberoHDF5",
         "lerobot": "wmjax.data.formats.lerobot.format:LeRobot",
     },
+    DatasetFormat,  # type: ignore[type-abstract]
 )
 """The formats that have a name, in the order in which ``auto`` asks them."""
 SPECIFIC = ("layout", "grippers", "select", "revision", "video_only", "rows")
