@@ -98,10 +98,12 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
     """The stages, in a folder that belongs to this job."""
     experiment, first = plan.experiment, distributed.is_first()
     start = _start(experiment)
-    log = logs.set_up(plan.folder / "log.txt") if first else logs.set_up(level=logging.WARNING)
-    log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
-    if mirror is not None:
+    log = logs.set_up(level=logging.INFO if first else logging.WARNING)
+    if mirror is not None:  # before log.txt is opened, which is fetched too
         distributed.alone(mirror.fetch)
+    if first:
+        logs.set_up(plan.folder / "log.txt")
+    log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
     distributed.alone(lambda: keep_assets(plan.folder, experiment))
