@@ -9,7 +9,6 @@ the latter is what an exchange takes if no thread has to wait for a core.
 """
 
 import argparse
-import atexit
 import json
 import subprocess
 import sys
@@ -35,34 +34,38 @@ STAGES = {
 SLEEP_S = 0.09
 
 
-def stamped(owner: Any, name: str, stamps: list[tuple[str, float]], asynchronous: bool) -> None:
+def stamped(owner: Any, name: str, note: Callable[[str, float], None], asynchronous: bool) -> None:
     """Makes a method note when it begins and ends."""
     inside: Callable[..., Any] = getattr(owner, name)
     label = name.strip("_")
 
     async def waits(*given: Any) -> Any:
-        stamps.append((label, time.perf_counter()))
+        note(label, time.perf_counter())
         found = await inside(*given)
-        stamps.append((f"{label} done", time.perf_counter()))
+        note(f"{label} done", time.perf_counter())
         return found
 
     def calls(*given: Any) -> Any:
-        stamps.append((label, time.perf_counter()))
+        note(label, time.perf_counter())
         found = inside(*given)
-        stamps.append((f"{label} done", time.perf_counter()))
+        note(f"{label} done", time.perf_counter())
         return found
 
     setattr(owner, name, waits if asynchronous else calls)
 
 
 def serve(run: str, port: int, stamps_file: Path, asleep: bool) -> None:
-    """The server with stamps, which it writes when it ends."""
+    """The server with stamps, which it writes at once: it may be stopped before it could write them at its end."""
     import wmjax.serve
     from wmjax.policy.policy_actor import PolicyActor
     from wmjax.serving.batcher import Batcher
     from wmjax.serving.dialects.openpi import OpenPI
 
-    stamps: list[tuple[str, float]] = []
+    file = stamps_file.open("w", encoding="utf-8", buffering=1)  # a line at a time
+
+    def note(label: str, moment: float) -> None:
+        file.write(json.dumps([label, moment]) + "\n")
+
     if asleep:
         propose, plans = PolicyActor.propose, []
 
@@ -73,10 +76,9 @@ def serve(run: str, port: int, stamps_file: Path, asleep: bool) -> None:
             return plans
 
         PolicyActor.propose = sleep  # type: ignore[method-assign]
-    stamped(OpenPI, "answer", stamps, True)
-    stamped(Batcher, "decide", stamps, True)
-    stamped(Batcher, "_propose", stamps, False)
-    atexit.register(lambda: stamps_file.write_text(json.dumps(stamps), encoding="utf-8"))
+    stamped(OpenPI, "answer", note, True)
+    stamped(Batcher, "decide", note, True)
+    stamped(Batcher, "_propose", note, False)
     wmjax.serve.main(["--run", run, "--listen", f"openpi:{port}"])
 
 
@@ -109,7 +111,7 @@ def stages(run: str, repeats: int, asleep: bool) -> dict[str, tuple[float, float
 
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "stamps.json"
+        file = Path(folder) / "stamps.jsonl"
         line = [sys.executable, __file__, run, "--serve", f"{port}:{file}", *["--asleep"] * asleep]
         process = subprocess.Popen(line)
         try:
@@ -121,7 +123,7 @@ def stages(run: str, repeats: int, asleep: bool) -> dict[str, tuple[float, float
         finally:
             process.terminate()
             process.wait(60)
-        return summary(asked, json.loads(file.read_text(encoding="utf-8")))
+        return summary(asked, [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
 
 
 def main(arguments: list[str] | None = None) -> None:
