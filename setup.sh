@@ -50,7 +50,7 @@ if [ ! -x $venv/bin/python ]; then
 fi
 pip=($venv/bin/python -m pip --quiet --disable-pip-version-check)
 constraints=()
-case $version in # exact versions, as tested
+case $version in # exact versions
   311) constraints=(-c constraints/py311.txt) ;;
   312 | 313) constraints=(-c constraints/py312.txt) ;;
 esac

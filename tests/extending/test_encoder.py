@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import wmjax.encode as command
+from examples.add_encoder import CHANNELS
 from tests.data.synthetic import make_store
 from tests.extending.runs import losses, rollout_latents, small, train_and_load
 from wmjax.core.errors import UserError
@@ -17,14 +18,14 @@ from wmjax.experiment.checks import require_fit
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.pipeline.latents import encode
 
-KIND = "tests.extending.mean_colour:MeanColour"
+KIND = "examples.add_encoder:ColourGrid"
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
 def experiment(*cameras: str, **settings: Any) -> Experiment:
     """The claim's recipe on the latents of some cameras."""
-    chosen = {"kind": KIND, "cameras": list(cameras), **settings}
-    prophet = {"latent_dim": 3, "tokens": 4 * len(cameras)}
+    chosen = {"kind": KIND, "cells": 2, "cameras": list(cameras), **settings}
+    prophet = {"latent_dim": CHANNELS, "tokens": 4 * len(cameras)}
     made = small("e2_flow", {"encoder": chosen, "model": {"prophet": prophet}}, "prophet")
     sizes = {"width": 24, "heads": 2, "layers": 1}
     return dataclasses.replace(
@@ -38,11 +39,11 @@ def test_it_encodes_trains_and_acts(cameras: tuple[str, ...], tmp_path: Path, mo
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     store, made = make_store(tmp_path / "store"), experiment(*cameras)
     latents = encode(made, store)
-    assert latents.spec.kind == KIND and latents.latents.shape[2:] == (4 * len(cameras), 3)
-    # View 0 is not shifted: each token is the mean of a quarter of a camera's frame.
+    assert latents.spec.kind == KIND and latents.latents.shape[2:] == (4 * len(cameras), CHANNELS)
+    # View 0 is not shifted: each token begins with the mean of a quarter of a camera's frame.
     frame = np.asarray(store.frames[7][[store.spec.cameras.index(name) for name in cameras]], np.float32) / 255
     colours = frame.reshape(-1, 2, 28, 2, 28, 3).mean((2, 4)).reshape(-1, 3)
-    np.testing.assert_allclose(latents.latents[0, 7], colours, atol=1e-3)
+    np.testing.assert_allclose(latents.latents[0, 7, :, :3], colours, atol=1e-3)
     policy = train_and_load(made, store, latents, tmp_path / "run")
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert policy.predicts and policy.encoder_spec is not None
@@ -55,18 +56,18 @@ def test_it_encodes_trains_and_acts(cameras: tuple[str, ...], tmp_path: Path, mo
 
 def test_the_export_command_makes_a_store_that_training_takes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     store = make_store(tmp_path / "store")
-    line = ["--data", str(store.folder), "--out", str(tmp_path / "z"), "--encoder.kind", KIND, "--encoder.cells", "4"]
+    line = ["--data", str(store.folder), "--out", str(tmp_path / "z"), "--encoder.kind", KIND, "--encoder.cells", "8"]
     assert command.main([*line, "--camera", ",".join(CAMERAS)]) == 0
     printed = capsys.readouterr().out
-    assert f"--encoder.kind {KIND} --encoder.cells 4" in printed.replace("'", "") or "--encoder.cells 4" in printed
+    assert f"--encoder.kind {KIND}" in printed and "--encoder.cells 8" in printed
     assert command.main([*line[:4], "--verify", "5"]) == 0
     given = load("e2_flow", overrides={"encoder": {"kind": KIND, "cells": 2, "path": str(tmp_path / "z")}})
     with pytest.raises(UserError, match=r"encoder.cameras is \[\"agentview\"\], latent store .* with --camera"):
         encode(given, store)
     both = dataclasses.replace(given.encoder, cameras=CAMERAS)
-    with pytest.raises(UserError, match=r"encoder.cells is 2, latent store .* has 4; set --encoder.cells 4"):
+    with pytest.raises(UserError, match=r"encoder.cells is 2, latent store .* has 8; set --encoder.cells 8"):
         encode(dataclasses.replace(given, encoder=both), store)
-    fitting = dataclasses.replace(both, cells=4)
+    fitting = dataclasses.replace(both, cells=8)
     assert encode(dataclasses.replace(given, encoder=fitting), store).hash == LatentStore(tmp_path / "z").hash
 
 

@@ -334,3 +334,18 @@ def test_a_policy_that_was_trained_again_is_fetched_again(memory: Remote) -> Non
     mirror.push()
     checkpoint.verify(fetch_policy(memory), ("ema",))
     assert not surplus.exists()
+
+
+def test_what_was_fetched_is_not_sent_again(memory: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Mirror(memory)
+    saved_run(first.run, (1,))
+    first.push()
+    shutil.rmtree(first.run)
+    second, sent = Mirror(memory), []
+    second.fetch()
+    monkeypatch.setattr(Remote, "upload", lambda self, folder, names: sent.extend(names))
+    second.push()
+    assert sent == []
+    (second.run / "metrics.jsonl").write_text("{}\n")
+    second.push()
+    assert sent == ["metrics.jsonl"]

@@ -51,9 +51,7 @@ def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, e
         stride = None if experiment.data.places else experiment.data.observation.frame_stride
     _require_tasks(experiment)
     _require_labels(experiment, store)
-    if store is not None or not experiment.data.places:
-        seen = experiment.data.observation if store is None else store.spec
-        delta_indices(experiment.train.delta_actions, seen, ACTION_SPEC if store is None else store.action_spec)
+    _require_deltas(experiment, store)
     _require_shift(experiment, store)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
@@ -161,6 +159,20 @@ def _require_labels(experiment: Experiment, store: TrainingStore | None) -> None
         require_labels(steps, stride, chunk, delay, "the chunk labels of data.demonstrations.label_steps")
 
 
+def _require_deltas(experiment: Experiment, store: TrainingStore | None) -> None:
+    """The actions that are learned as differences have a value of the state that they can be differences to."""
+    names = experiment.train.delta_actions
+    if names and experiment.model.roll_state:
+        raise UserError(
+            f"train.delta_actions is {', '.join(names)}, but model.roll_state gives the network another state than the "
+            "differences are to; leave one of them out"
+        )
+    if store is not None:
+        delta_indices(names, store.spec, store.action_spec)
+    elif not experiment.data.places:
+        delta_indices(names, experiment.data.observation, ACTION_SPEC)
+
+
 def _require_shift(experiment: Experiment, store: TrainingStore | None) -> None:
     """A shift leaves something of the image."""
     if store is not None or not experiment.data.places:
@@ -247,11 +259,6 @@ def _require_pending(experiment: Experiment, store: TrainingStore | None) -> Non
         raise UserError(
             f"model.pending is {model.pending}, but with train.delay {delay} there are {delay} pending actions; set "
             f"model.pending to {delay}, or to 0 for a network that is not told them"
-        )
-    if model.roll_state and experiment.train.delta_actions:
-        raise UserError(
-            f"train.delta_actions is {', '.join(experiment.train.delta_actions)}, but model.roll_state gives the "
-            "network another state than the differences are to; leave one of them out"
         )
     if model.roll_state and (store is not None or not experiment.data.places):
         observation = experiment.data.observation if store is None else store.spec

@@ -68,7 +68,6 @@ def evaluate(
 
     """
     out, header = Path(out), _identity(actor, protocol) | dict(header or {})
-    spec, environment = actor.observation_spec, protocol.environment
     results = Results(shard_folder(out, shard), header)
     wanted = protocol.episodes() if episodes is None else list(episodes)
     finished = gather(out, results.header)
@@ -79,8 +78,7 @@ def evaluate(
             results = Results(results.folder, header)  # another process may have ended meanwhile
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
-            keep = Videos(out / "videos", videos, spec.control_hz / spec.frame_stride, environment.action_spec, album)
-            keep.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
+            keep = _videos(actor, protocol, out, videos, album, left)
             recipe = str(header.get("recipe_hash", ""))
             steps = run_episodes(
                 actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe, metrics=metrics
@@ -94,6 +92,16 @@ def evaluate(
     elif finished and (left or set(finished) != _keys(out) or not (out / REPORT).is_file()):
         _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
     return summarize(finished.values())
+
+
+def _videos(
+    actor: Actor, protocol: Protocol, out: Path, count: int, album: Album | None, left: Sequence[EpisodeId]
+) -> Videos:
+    """The videos of an evaluation, without those of episodes that are still to be run."""
+    spec, action_spec = actor.observation_spec, protocol.environment.action_spec
+    videos = Videos(out / "videos", count, spec.control_hz / spec.frame_stride, action_spec, album)
+    videos.forget((episode.suite, episode.task_id, video_name(episode)) for episode in left)
+    return videos
 
 
 def _identity(actor: Actor, protocol: Protocol) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
     # 2. Demonstrations. 3. Latents.
     store, latents = _data(plan)
     # 4. Training.
-    checkpoint = train_policy(plan, store, latents, start, on_commit=mirror.push if mirror else None)
+    checkpoint = train_policy(plan, store, latents, start, on_commit=mirror.push if mirror else lambda: None)
     if experiment.train.objective == "world":
         distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
@@ -209,7 +209,7 @@ def train_policy(
     store: TrainingStore,
     latents: LatentStore | ViewTable,
     start: Start | None = None,
-    on_commit: Callable[[], None] | None = None,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
 

@@ -71,13 +71,12 @@ class Saver:
     Args:
         root: the folder of all checkpoints; made if needed.
         retention: which ones stay.
-        on_commit: called by the first process after each checkpoint, in the background. If it raises a UserError, that
-            is a warning.
+        on_commit: called by the first process in the background after each checkpoint; its UserErrors are warnings.
 
     """
 
     def __init__(
-        self, root: Path, retention: Retention | None = None, on_commit: Callable[[], None] | None = None
+        self, root: Path, retention: Retention | None = None, on_commit: Callable[[], None] = lambda: None
     ) -> None:
         self._root, self._retention, self._on_commit = root.resolve(), retention or Retention(), on_commit
         self._writers: dict[str, ocp.StandardCheckpointer] = {}
@@ -167,11 +166,10 @@ class Saver:
         staging.rename(folder)
         sync(self._root)
         self._prune()
-        if self._on_commit is not None:
-            try:
-                self._on_commit()
-            except UserError as error:
-                log.warning("%s", error)
+        try:
+            self._on_commit()
+        except UserError as error:
+            log.warning("%s", error)
 
     def _prune(self) -> None:
         """Removes old checkpoints. One that was saved while updates were skipped never replaces a good one."""

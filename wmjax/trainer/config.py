@@ -29,9 +29,9 @@ class TrainConfig(Settings, section="train"):
 
     The ``objective`` ``world`` trains the Prophet alone, on the world loss: no image is read, and neither VLM nor head
     is in the program. Policies of any variant with a Prophet start from such a run by ``init_from``.
-    ``state_noise`` is in units of the state's normalisation scale, and part of what the network reads alone;
-    ``colours`` changes those of training images, and of a ``crop`` below 1 a random part with that share of height and
-    width is enlarged to the image (openpi uses 0.95).
+    ``state_noise`` is added to the state that the network reads, in units of its normalisation scale. ``colours``
+    changes those of training images. With a ``crop`` below 1 a random part with that share of height and width is
+    enlarged to the image (openpi uses 0.95).
     ``delta_actions`` names the dimensions of the actions, such as joint targets, that are learned as differences to the
     state at which a chunk is decided; ``all`` are those that the state has by the same name
     (:func:`wmjax.data.statistics.delta_indices`). The policy's actions are targets as in the data.

@@ -49,7 +49,7 @@ def train(
     meta: dict[str, Any],
     load_base: LoadBase | None = None,
     on_checkpoint: OnCheckpoint | None = None,
-    on_commit: Callable[[], None] | None = None,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Trains to ``config.steps`` and returns the last checkpoint's folder; a killed run resumes bit for bit.
 
@@ -111,7 +111,7 @@ def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
 
 @contextlib.contextmanager
 def outputs(
-    run: Path, step: int, config: TrainConfig, on_commit: Callable[[], None] | None = None
+    run: Path, step: int, config: TrainConfig, on_commit: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
     """What a run writes: metrics from a step on, and checkpoints."""
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)

@@ -116,7 +116,7 @@ class Mirror:
             hidden = any(part.startswith(".") for part in Path(name).parts)
             with contextlib.suppress(FileNotFoundError):  # a tracker's file that lived shortly
                 if path.is_file() and not hidden and not name.startswith(f"{CHECKPOINTS}/"):
-                    states[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+                    states[name] = _state(path)
         changed = [name for name, state in states.items() if self._sent.get(name) != state]
         for names in ([CONFIG] if CONFIG in changed else [], [name for name in changed if name != CONFIG]):
             if names:
@@ -153,13 +153,20 @@ class Mirror:
             self.place.download(staging, rest)
             for name in rest:
                 (self.run / name).parent.mkdir(parents=True, exist_ok=True)
-                Path(staging / name).replace(self.run / name)
+                (staging / name).replace(self.run / name)
+                self._sent[name] = _state(self.run / name)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             (staging / prefix).rename(folder)
             shutil.rmtree(staging)
         log.info("fetched step %d from %s", step, self.place)
         return True
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time, which differ if the file was written to."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _manifest(step: int) -> str:

@@ -145,17 +145,8 @@ class Backbone(nnx.Module):
     ) -> Prompt:
         """The prompt of one instruction as a pytree of ``jax.ShapeDtypeStruct``, for programs without data.
 
-        By default an instruction is prepared. A backbone whose tokenizer may have to be downloaded overrides this.
-
-        Args:
-            config: its settings.
-            prompt: the settings of prompts.
-            image_sizes: (height, width) in pixels of each image that goes with a prompt.
-            own: number of the policy's own tokens.
-
-        Raises:
-            UserError: sizes or settings that do not fit.
-
+        Arguments and errors are those of :meth:`prepare`, which is called by default. A backbone whose tokenizer may
+        have to be downloaded overrides this.
         """
         made = cls.prepare(config, prompt, image_sizes, own)(EXAMPLE)
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), made)

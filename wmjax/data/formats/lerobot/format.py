@@ -45,7 +45,7 @@ class LeRobot(DatasetFormat):
 
 
 def _convert_video(data: str, out: Path, settings: ConvertSettings, like: str, progress: Progress) -> TrainingStore:
-    """Converts a dataset's frames; what the store ``like`` says cannot be said again."""
+    """Converts a dataset's frames; settings that the store ``like`` fixes are refused."""
     for name in ("image_size", "frame_stride", "gripper_convention", "grippers", "select"):
         value = getattr(settings, name)
         if value != getattr(ConvertSettings(), name):
