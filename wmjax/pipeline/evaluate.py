@@ -79,10 +79,7 @@ def evaluate(
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
             keep = _videos(actor, protocol, out, videos, album, left)
-            recipe = str(header.get("recipe_hash", ""))
-            steps = run_episodes(
-                actor, protocol, left, results, keep, workers, timeout=timeout, recipe_hash=recipe, metrics=metrics
-            )
+            steps = run_episodes(actor, protocol, left, results, keep, workers, timeout=timeout, metrics=metrics)
             seconds = time.monotonic() - started
             _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
@@ -148,7 +145,6 @@ def run_episodes(
     workers: int,
     *,
     timeout: float = 120.0,
-    recipe_hash: str = "",
     watcher: Callable[[Any], Watcher] | None = None,
     watched: Watched | None = None,
     metrics: Sequence[str] = (),
@@ -159,7 +155,8 @@ def run_episodes(
     settings = WorkerSettings(spec, frames, protocol.env, watcher)
     measured = [METRICS.resolve(name)(protocol.environment.action_spec) for name in metrics]
     with RolloutPool(settings, min(workers, max(1, len(episodes))), timeout) as pool:
-        runner = Runner(pool, actor, protocol, results, videos, recipe_hash, watched, measured)
+        recipe = str(results.header.get("recipe_hash", ""))
+        runner = Runner(pool, actor, protocol, results, videos, recipe, watched, measured)
         runner.run(episodes)
     return runner.control_steps
 
