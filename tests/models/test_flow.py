@@ -154,7 +154,7 @@ def best_on_real_chunks(smoothing: float, rows: np.ndarray | slice = slice(None)
     return unconditional_loss(flat, smoothing, flat[rows], BETA, np.random.default_rng(0), draws=20_000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
     """Within 2,000 steps, at the smoothing that `wmjax.diagnose` finds best for chunks left out (0.53; found: 0.44).
 
@@ -170,7 +170,7 @@ def test_on_real_chunks_it_reaches_the_best_unconditional_loss() -> None:
     assert best_on_real_chunks(0.0) < losses[-200:].mean() < best_on_real_chunks(smoothing)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("own", [True, False])
 def test_on_real_chunks_told_the_state_it_beats_every_head_that_is_not(own: bool) -> None:
     """On every fourth chunk, which it has not learned, even that which looks these very chunks up (h = 0).

@@ -103,7 +103,9 @@ def assert_same(found, wanted) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5 * scale, err_msg=str(path))
 
 
-@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "dots_no_batch"}, {"scan_unroll": 2}])
+@pytest.mark.parametrize(
+    "change", [{"remat": "full", "scan_unroll": 2}, pytest.param({"remat": "dots_no_batch"}, marks=pytest.mark.long)]
+)
 def test_recomputing_and_unrolling_change_nothing(change: dict) -> None:
     lora, key = LoRAConfig(rank=2, dropout=0.3), jax.random.key(7)
     assert_same(loss_and_gradients(make(lora=lora, **change), key=key), loss_and_gradients(make(lora=lora), key=key))

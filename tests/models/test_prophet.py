@@ -124,7 +124,11 @@ def test_collapse_shows_in_the_variance_ratio() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
-    [WorldLossConfig(), WorldLossConfig(cosine=1.0, normalised_mse=0.0, smooth_l1=1.0), WorldLossConfig("absolute")],
+    [
+        WorldLossConfig(),
+        pytest.param(WorldLossConfig(cosine=1.0, normalised_mse=0.0, smooth_l1=1.0), marks=pytest.mark.long),
+        pytest.param(WorldLossConfig("absolute"), marks=pytest.mark.long),
+    ],
 )
 def test_it_learns_to_extrapolate_motion(objective: WorldLossConfig) -> None:
     """z moves with constant velocity, which no single frame shows: skill needs the history."""

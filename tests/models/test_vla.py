@@ -40,6 +40,7 @@ ACTION, MASK = make_actions()
 LAYERS: tuple[tuple[int, ...], ...] = ((), (0, 1))
 """Where the memory enters: after the VLM's last layer, or after both layers of the real one."""
 PATHS = [(kind, layers) for kind in ("regression", "flow") for layers in LAYERS]
+LONG = pytest.mark.long
 
 
 @functools.partial(jax.jit, static_argnames="corruption")
@@ -58,7 +59,7 @@ def awake(variant: str, kind: str = "regression", layers: tuple[int, ...] = (), 
     return wake(make_vla(variant, layers=layers, head=head_config(kind), **changes))
 
 
-@pytest.mark.parametrize("kind", ["regression", "flow"])
+@pytest.mark.parametrize("kind", [pytest.param("regression", marks=LONG), "flow"])
 def test_with_the_gate_at_zero_actions_do_not_depend_on_the_memory_bit_for_bit(kind: str) -> None:
     other = INPUTS._replace(latents=INPUTS.latents + 1.0)
     closed, opened = awake("e2", kind, gate=0.0), awake("e2", kind, gate=1.0)
@@ -102,7 +103,11 @@ def by_future(model: Any, future: jax.Array) -> dict[str, jax.Array]:
 
 @pytest.mark.parametrize(
     ("variant", "kind", "layers"),
-    [("e1", "regression", ()), ("e2aux", "regression", ()), *(("e2", *path) for path in PATHS)],
+    [
+        ("e1", "regression", ()),
+        pytest.param("e2aux", "regression", (), marks=LONG),
+        *(pytest.param("e2", *path, marks=() if path in (PATHS[0], PATHS[-1]) else LONG) for path in PATHS),
+    ],
 )
 def test_no_true_future_reaches_the_actions(variant: str, kind: str, layers: tuple[int, ...]) -> None:
     """By output and by gradient, bit for bit; the world loss and an oracle show that the test can fail."""
@@ -183,7 +188,7 @@ def started(variant: str, kind: str) -> Any:
     return jax.device_get(build())
 
 
-@pytest.mark.parametrize("kind", ["regression", pytest.param("flow", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["regression", pytest.param("flow", marks=LONG)])
 def test_what_the_variants_share_starts_from_the_same_values(kind: str) -> None:
     variants = {variant: started(variant, kind) for variant in VARIANTS}
     for variant, state in variants.items():
@@ -201,7 +206,7 @@ def test_what_the_variants_share_starts_from_the_same_values(kind: str) -> None:
     assert any(leaf.std() > 0.0 for leaf in jax.tree.leaves(variants["e2"]["world"]["injection"]))
 
 
-@pytest.mark.parametrize("kind", ["regression", "flow"])
+@pytest.mark.parametrize("kind", [pytest.param("regression", marks=LONG), "flow"])
 def test_e1_and_e2_have_the_same_parameters_and_the_same_graph(kind: str) -> None:
     """Same tree, same primitives on the same shapes, hence the same FLOPs; only the loss weight differs."""
     e1, e2 = (make_vla(variant, head=head_config(kind)) for variant in ("e1", "e2"))
@@ -242,7 +247,7 @@ def test_in_e2aux_the_world_loss_shapes_the_vlm() -> None:
     assert vlm and all(jnp.abs(without[name] - with_loss[name]).max() > 1e-6 for name in vlm)
 
 
-@pytest.mark.parametrize(("kind", "layers"), PATHS)
+@pytest.mark.parametrize(("kind", "layers"), [pytest.param(*path, marks=LONG if path[1] else ()) for path in PATHS])
 def test_in_e2_the_world_loss_trains_the_prophet_and_nothing_else(kind: str, layers: tuple[int, ...]) -> None:
     """At weight 0 and 1 the gradient of every other parameter has the same bits, that of each of its own differs."""
     without, with_loss = gradients("e2", kind, layers, world_loss=(0.0, 1.0))
@@ -258,7 +263,7 @@ def test_the_action_gradient_into_the_prophet_is_a_setting() -> None:
     assert all(jnp.all(leaf == 0.0) for name, leaf in stopped.items() if part(name) == "prophet")
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", [LAYERS[0], pytest.param(LAYERS[1], marks=LONG)])
 def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """In training and acting those of ``action_tokens``; heads that return what they are given leave one graph."""
     for head in (RegressionHead, FlowHead):
@@ -287,9 +292,9 @@ def test_both_heads_are_fed_the_same_tokens(layers: tuple[int, ...], monkeypatch
     ("variant", "kind", "use_state"),
     [
         *((variant, "regression", True) for variant in VARIANTS),
-        ("e0", "flow", True),
+        pytest.param("e0", "flow", True, marks=LONG),
         ("e2", "flow", True),
-        ("e2", "flow", False),
+        pytest.param("e2", "flow", False, marks=LONG),
     ],
 )
 def test_every_parameter_moves(variant: str, kind: str, use_state: bool) -> None:
@@ -355,7 +360,7 @@ def test_the_state_is_a_switch() -> None:
     np.testing.assert_array_equal(sample(blind, INPUTS)[0], sample(blind, other)[0])
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", [LAYERS[0], pytest.param(LAYERS[1], marks=LONG)])
 def test_memory_dropout_closes_the_gates_for_some_samples_in_training_only(layers: tuple[int, ...]) -> None:
     """Between layers a sample that is dropped is dropped after all of them."""
     inputs = make_inputs(batch=64)

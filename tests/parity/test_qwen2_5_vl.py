@@ -98,7 +98,14 @@ def test_every_layer_and_the_logits(pair, name):
     assert max(compare(*pair, CASES[name])) < TOLERANCE
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "tied"), [(4, 4, True), (4, 1, False), (6, 2, False)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "tied"),
+    [
+        pytest.param(4, 4, True, marks=pytest.mark.long),
+        (4, 1, False),
+        pytest.param(6, 2, False, marks=pytest.mark.long),
+    ],
+)
 def test_grouped_queries_and_untied_embeddings(tmp_path, heads, kv_heads, tied):
     config = small_config(heads, kv_heads, tied)
     reference = make_reference(config, seed=heads + kv_heads)

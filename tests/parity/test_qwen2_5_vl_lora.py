@@ -46,7 +46,9 @@ class Pair:
     folder: str
 
 
-@pytest.fixture(scope="module", params=SETUPS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if "and" in name else pytest.mark.long) for name in SETUPS]
+)
 def pair(request, tmp_path_factory):
     """PEFT's model with random adapters, saved by PEFT and loaded by us."""
     lora = SETUPS[request.param]

@@ -147,7 +147,13 @@ def test_other_variants_say_what_does_not_apply(inputs: Inputs) -> None:
     assert Skipped("why").table() == "skipped: why"
 
 
-@pytest.mark.parametrize(("variant", "head"), [("e0", "regression"), ("e0plus", "flow"), ("e2aux", "regression")])
+@pytest.mark.parametrize(
+    ("variant", "head"),
+    [
+        ("e0", "regression"),
+        *(pytest.param(*p, marks=pytest.mark.long) for p in (("e0plus", "flow"), ("e2aux", "regression"))),
+    ],
+)
 def test_every_kind_of_variant_is_diagnosed(inputs: Inputs, variant: str, head: str) -> None:
     config = tiny_config(variant, head)
     built = jax.jit(lambda: nnx.split(VLA(config, rngs=nnx.Rngs(0))))()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import jax
@@ -71,19 +72,29 @@ def test_no_seed_learns_from_episodes_that_another_is_scored_on(inputs: Inputs) 
     assert {tuple(each.val_episodes) for each in made} == {tuple(inputs.val_episodes)}
 
 
+@pytest.fixture(scope="module")
+def finished(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run that was left alone, and what it logged."""
+    run, handler, logger = tmp_path_factory.mktemp("run"), BufferingHandler(10_000), logging.getLogger("wmjax")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    fit(inputs, run)
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+    return run, [record.getMessage() for record in handler.buffer]
+
+
 @pytest.mark.slow
-def test_every_parameter_moves_and_metrics_are_written(
-    inputs: Inputs, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_config()
-    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
-    last = fit(inputs, tmp_path)
-    assert not [record for record in caplog.records if "compiled again" in record.message]
+def test_every_parameter_moves_and_metrics_are_written(finished: tuple[Path, list[str]]) -> None:
+    run, logged = finished
+    assert logged and not [line for line in logged if "compiled again" in line]
+    model, last = tiny_config(), checkpoint.latest(run / "checkpoints")
     start = VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters")))
     before, after = to_named(split_model(start, trainable_filter("all"))[1]), saved(last, model)
     still = [name for name in before if np.array_equal(before[name], after[name])]
     assert still == []
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4, 5, 6]
     val = next(line for line in lines if line["split"] == "val")
     assert {f"r2/{i}" for i in range(7)} <= val.keys()
@@ -113,14 +124,16 @@ def require_exact_resume(inputs: Inputs, folder: Path) -> None:
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_distributed.py kills and resumes the real command, test_survival.py a small network
 def test_a_killed_run_resumes_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
     require_exact_resume(inputs, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs, tmp_path: Path) -> None:
-    last = fit(inputs, tmp_path, dataclasses.replace(CONFIG, steps=3))
+def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(
+    inputs: Inputs, finished: tuple[Path, list[str]]
+) -> None:
+    run, last = finished[0], checkpoint.latest(finished[0] / "checkpoints")
     assert inputs.encoder_spec is not None
     other = dataclasses.replace(inputs.encoder_spec, weights_hash="another")
     changed = {
@@ -129,7 +142,7 @@ def test_a_run_goes_on_with_its_own_data_encoder_and_prompts_only(inputs: Inputs
     }
     for message, theirs in changed.items():
         with pytest.raises(UserError, match=message):
-            fit(theirs, tmp_path)
+            fit(theirs, run)
     meta = checkpoint.read_meta(last)
     with pytest.raises(UserError, match=r"store differs: .* in the training data, 'extended' in the checkpoint"):
         inputs.require_same(meta | {"store": "extended"})

@@ -48,7 +48,7 @@ def test_loops_branches_and_recomputation_count_as_often_as_they_run() -> None:
         flops(lambda x: jax.lax.while_loop(lambda c: c[0, 0] < 1, product, x), square)
 
 
-@pytest.fixture(scope="module", params=["mini", "3b"])
+@pytest.fixture(scope="module", params=["mini", pytest.param("3b", marks=pytest.mark.long)])
 def table(request) -> tuple[str, dict[str, recipes.Costs]]:
     names = ("e0_flow", "e0plus_flow", "e1_flow", "e2_flow")
     return request.param, {name: recipes.costs(recipes.build(load(name, request.param))) for name in names}
