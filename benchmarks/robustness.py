@@ -264,13 +264,13 @@ def _status(main_: Callable[[list[str]], int], line: list[str]) -> tuple[str, st
         AssertionError: another status than 0 or 2, or no line.
 
     """
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             status = main_(line)
         except SystemExit as end:  # argparse's own refusals
             status = end.code if isinstance(end.code, int) else 2
-    last = (said.getvalue().strip().splitlines() or [""])[-1]
+    last = (errors.getvalue().strip().splitlines() or [""])[-1]
     if status not in (0, 2) or (status == 2 and "error: " not in last):
         raise AssertionError(f"status {status}, {last[:200]!r}")
     return ("accepted" if status == 0 else "refused"), last

@@ -119,7 +119,9 @@ class Asking:
         """
         rows = list(self._threads.map(lambda d: self._row(d, horizon), asked))
         between = [time for times, _ in rows for time in times[1:] or [np.nan]]
-        decided, policy = (np.array(column) for column in zip(*((times[0], told) for times, told in rows), strict=True))
+        decided, policy = (
+            np.array(column) for column in zip(*((times[0], policy_ms) for times, policy_ms in rows), strict=True)
+        )
         return float(np.median(decided)), float(np.median(decided - policy)), float(np.median(between))
 
     def _row(self, decision: Decision, horizon: int) -> tuple[list[float], float]:
@@ -137,8 +139,8 @@ class Asking:
             client.ask(view, self.chosen)
             client.answer()
             times.append(1e3 * (time.perf_counter() - began))
-        told = client.timing["policy_ms"] if isinstance(client, OpenPIClient) else np.nan
-        return times, told
+        policy_ms = client.timing["policy_ms"] if isinstance(client, OpenPIClient) else np.nan
+        return times, policy_ms
 
     def close(self) -> None:
         """Ends the connections, so that the next dialect's batches wait for nobody else."""

@@ -242,8 +242,8 @@ def test_records_name_the_run(run, tmp_path):
         "settled_state": ((record.seed % 1000) / 1000,),
         "open_loop_horizon": 8,
         "execution_delay": 0,
-        "told": "do the task number 1",
-        "told_task": 1,
+        "given_instruction": "do the task number 1",
+        "given_task": 1,
         "reached": None,
     }
     assert record.seconds > 0 and read_records(tmp_path / "out") == [record]

@@ -61,7 +61,7 @@ def run_command(body: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
-        signals.say(stopped)
+        signals.print_end(stopped)
         return stopped.status
 
 

@@ -180,9 +180,9 @@ class Remote:
         except Exception as error:  # every backend has its own kinds
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(f"{self}: cannot be {what}, no disk space left; free some space") from error
-            said = f"{type(error).__name__}: {_line(error)}"
+            cause = f"{type(error).__name__}: {_line(error)}"
             fix = "check the URL, the network and the credentials"
-            raise UserError(f"{self}: cannot be {what} ({said}); {fix}") from error
+            raise UserError(f"{self}: cannot be {what} ({cause}); {fix}") from error
 
 
 Location = Path | Remote

@@ -60,7 +60,7 @@ class _State:
         """When the signal came, or when it was no longer postponed."""
         self.over = False
         """Whether the block has been left, so that nothing is left to watch."""
-        self.said = False
+        self.printed = False
         """Whether the one line has been printed."""
 
 
@@ -151,10 +151,10 @@ def stop(what: str) -> None:
     raise Stopped(_state.received or signal.SIGTERM, what)
 
 
-def say(stopped: Stopped) -> None:
+def print_end(stopped: Stopped) -> None:
     """Prints the line with which a command ends, once."""
-    if not _state.said:
-        _state.said = True
+    if not _state.printed:
+        _state.printed = True
         print(stopped, file=sys.stderr, flush=True)
 
 
@@ -207,6 +207,6 @@ def _end(number: int, what: str) -> None:
         for child in multiprocessing.active_children():
             child.kill()
     with contextlib.suppress(Exception):
-        say(Stopped(number, what))
+        print_end(Stopped(number, what))
         sys.stdout.flush()
     os._exit(128 + number)

@@ -139,8 +139,8 @@ class _Track:
 
     def slipped(self, hold: _Hold) -> bool:
         """Whether a hold ended although the fingers were commanded to stay closed."""
-        told = self.command[hold.end : hold.end + LOST + 2]
-        return bool(told.max() < told[0] + RISING)
+        commands = self.command[hold.end : hold.end + LOST + 2]
+        return bool(commands.max() < commands[0] + RISING)
 
     def travelled(self) -> float:
         """The farthest (m) that the hand came from its start."""

@@ -161,8 +161,10 @@ class VLA(nnx.Module):
         self.queries = embedding_table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
-        told = config.pending * config.action_dim
-        self.pending_in = Mlp(told, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs) if told else None
+        pending_size = config.pending * config.action_dim
+        self.pending_in = (
+            Mlp(pending_size, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs) if pending_size else None
+        )
         self.world = make_world(config, config.memory, rngs)
 
     def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden:

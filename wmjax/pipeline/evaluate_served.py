@@ -110,8 +110,8 @@ def evaluate_served(
     spec = own_spec(client) if client.own else drawn_spec(chosen, protocol.environment.observation_spec, horizon)
     name = chosen.name or _own_name(client) or url.partition("://")[2].rstrip("/")
     actor = ServedPolicy(client, chosen, spec, name)
-    told = ("recipe", "step", "hash", "realtime")
-    about = {key: client.card[key] for key in told if client.own and client.card.get(key, "none") != "none"}
+    fields = ("recipe", "step", "hash", "realtime")
+    about = {key: client.card[key] for key in fields if client.own and client.card.get(key, "none") != "none"}
     used = {key: value for key, value in dataclasses.asdict(chosen).items() if key not in ("timeout_s", "name")}
     header: dict[str, Any] = {"served": {"dialect": dialect, **about}, "foreign": used}
     out = out or protocol_folder(Path("runs") / re.sub(r"[^\w.-]", "-", name), protocol, unchanged)

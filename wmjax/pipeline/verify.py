@@ -189,8 +189,8 @@ def _play(env: Any, protocol: Protocol, outcome: Outcome, settled: Any, actions:
     ends = [outcome.steps] if outcome.success else []
     if len(actions) != outcome.steps or successes != ends:
         found = f"success at step {successes[0]}" if successes else f"no success in {len(actions)} steps"
-        said = f"success at step {outcome.steps}" if outcome.success else f"no success in {outcome.steps} steps"
-        return env.sim_state(), f"episode {outcome.key} was recorded with {said}, its replay has {found}"
+        outcome_text = f"success at step {outcome.steps}" if outcome.success else f"no success in {outcome.steps} steps"
+        return env.sim_state(), f"episode {outcome.key} was recorded with {outcome_text}, its replay has {found}"
     return env.sim_state(), ""
 
 

@@ -322,5 +322,5 @@ def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:
     try:
         return EpisodeId.parse(str(key))
     except UserError as error:
-        told = f"the store's episode {entry['index']} has the identity {key!r}; only recorded episodes replay"
-        raise UserError(told) from error
+        message = f"the store's episode {entry['index']} has the identity {key!r}; only recorded episodes replay"
+        raise UserError(message) from error

@@ -91,9 +91,9 @@ def _measured(
     try:
         found = dict(metric.measure(record, actions))
     except Exception as error:  # somebody else's code, which may raise anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
-            f"{where} failed on {record.key} ({said}); mend it, and the evaluation goes on there"
+            f"{where} failed on {record.key} ({cause}); mend it, and the evaluation goes on there"
         ) from error
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, int | float | np.integer | np.floating | np.bool_):

@@ -188,8 +188,8 @@ def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **chan
         return build(Protocol, {"name": path.stem, **values, **given}, "protocol.")
     except UserError as error:
         layers = [Layer({key: value}, f"give another {called[key]}") for key, value in given.items()]
-        told = with_origin(error, layers)
-        raise told if told is not error else UserError(f"{path}: {error}; correct the file{also}") from error
+        named = with_origin(error, layers)
+        raise named if named is not error else UserError(f"{path}: {error}; correct the file{also}") from error
 
 
 def from_values(values: dict[str, Any], where: str) -> Protocol:

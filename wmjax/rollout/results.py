@@ -50,8 +50,8 @@ class EpisodeRecord:
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
         settled_state: the full simulator state after settling; empty if no attempt ever reset the environment.
-        told: the sentence that the policy was given; empty likewise.
-        told_task: the task of the suite whose sentence that is; None for a neutral one.
+        given_instruction: the sentence that the policy was given; empty likewise.
+        given_task: the task of the suite whose sentence that is; None for a neutral one.
         reached: the tasks of the suite whose goals were reached, in the order in which they were, as seen after the
             control steps of each decision; a goal that held at the start is none of them. None if only the task's own
             goal can be judged.
@@ -78,8 +78,8 @@ class EpisodeRecord:
     open_loop_horizon: int
     execution_delay: int
     settled_state: tuple[float, ...] = ()
-    told: str = ""
-    told_task: int | None = None
+    given_instruction: str = ""
+    given_task: int | None = None
     reached: tuple[int, ...] | None = None
 
 

@@ -63,15 +63,15 @@ def resolved(client: Client, changes: Mapping[str, Any]) -> Conventions:
             "needs; leave it out"
         )
     spec = own_spec(client)
-    told: dict[str, Any] = {
+    needed: dict[str, Any] = {
         "cameras": list(spec.cameras), "drawn_size": spec.image_size, "image_size": spec.image_size, "state": "full",
         "rotation": "robosuite", "gripper_binary": False, "horizon": client.card.get("open_loop_horizon"),
     }  # fmt: skip
     if client.every_step:
-        told["horizon"] = 1
+        needed["horizon"] = 1
     if client.raw_gripper:
-        told |= {"gripper_open": None, "gripper_closed": None}
-    return conventions(usual, told, dict(changes))
+        needed |= {"gripper_open": None, "gripper_closed": None}
+    return conventions(usual, needed, dict(changes))
 
 
 def own_spec(client: Client) -> ObservationSpec:
