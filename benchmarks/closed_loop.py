@@ -344,7 +344,7 @@ def choose(task: int, count: int, store: Path | None) -> tuple[EpisodeId, ...]:
     return tuple(EpisodeId("libero_spatial", task, "random", first + i) for i in range(count))
 
 
-def show(work: Work, fresh: bool, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+def run_ladder(work: Work, fresh: bool, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Runs the ladder, prints a line per rung and returns its rows."""
     rows: list[dict[str, Any]] = []
     ends: dict[str, tuple[list[int], list[bool]]] = {}
@@ -384,7 +384,9 @@ def main(arguments: list[str] | None = None) -> None:
     for run in options.runs or [None]:
         name = "recordings alone" if run is None else run.name
         print(f"{name}: {len(episodes)} episodes of libero_spatial task {options.task}")
-        table[name] = show(Work(run, options.replay, episodes, options.max_steps), not options.here, options.rungs)
+        table[name] = run_ladder(
+            Work(run, options.replay, episodes, options.max_steps), not options.here, options.rungs
+        )
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

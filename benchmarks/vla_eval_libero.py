@@ -104,19 +104,19 @@ class InProcess:
         self._episode = EpisodeId(task["suite"], task["task_id"], "benchmark", task["episode_idx"])
         self._step, self._due, self._chunk = 0, [], np.zeros((0, 7), np.float32)
 
-    async def act(self, shown: dict[str, Any]) -> dict[str, Chunk]:
+    async def act(self, observation: dict[str, Any]) -> dict[str, Chunk]:
         """The action of one control step."""
         from wmjax.data.observation import resize_image
 
         if self._step % self._spec.frame_stride == 0:
-            views = [shown["images"][name] for name in ("agentview", "wrist")]
+            views = [observation["images"][name] for name in ("agentview", "wrist")]
             self._due.append(np.stack([resize_image(view, self._spec.image_size) for view in views]))
         number, row = divmod(self._step, HORIZON)
         if row == 0:
             frames = self._due if number else self._due * self._frames
-            state = shown["states"].astype(np.float32)
+            state = observation["states"].astype(np.float32)
             decision = Decision(
-                0, self._episode, number, self._step, np.stack(frames), state, shown["task_description"]
+                0, self._episode, number, self._step, np.stack(frames), state, observation["task_description"]
             )
             self._chunk, self._due = self.actor.act([decision])[0].actions, []
         self._step += 1
@@ -134,9 +134,9 @@ class Noted:
         self.actions: list[np.ndarray] = []
         self.start_episode, self.end_episode = connection.start_episode, connection.end_episode
 
-    async def act(self, shown: dict[str, Any]) -> dict[str, Any]:
+    async def act(self, observation: dict[str, Any]) -> dict[str, Any]:
         """The action, which is noted."""
-        answer: dict[str, Any] = await self._connection.act(shown)
+        answer: dict[str, Any] = await self._connection.act(observation)
         self.actions.append(np.array(answer["actions"]))
         return answer
 
@@ -231,14 +231,14 @@ def outcomes(run: Path, episodes: Sequence[EpisodeId], limit: int) -> dict[str, 
     return {**rows, "same actions": same, "episodes": [episode.key for episode in episodes]}
 
 
-def received(shown: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def received(observation: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Images [cameras, side, side, 3] and state of an observation, packed by vla-eval and unpacked by our server."""
     from vla_eval.protocol.messages import Message, MessageType, pack_message
 
     from wmjax.serving.packed import Limits, unpack
     from wmjax.serving.packed_text import arrays
 
-    payload = unpack(pack_message(Message(MessageType.OBSERVATION, shown)), Limits(), arrays)["payload"]
+    payload = unpack(pack_message(Message(MessageType.OBSERVATION, observation)), Limits(), arrays)["payload"]
     images = [payload["images"][name].decode(name, 1024) for name in ("agentview", "wrist")]
     return np.stack(images), payload["states"].astype(np.float32)
 
@@ -254,7 +254,7 @@ def draw_in(theirs: Any) -> None:
         theirs._env.env.sim._render_context_offscreen.gl_ctx.make_current()
 
 
-def show(theirs: Any) -> tuple[np.ndarray, np.ndarray]:
+def newest(theirs: Any) -> tuple[np.ndarray, np.ndarray]:
     """What our server receives of vla-eval's newest observation."""
     return received(asyncio.run(theirs.get_observation()))
 
@@ -264,7 +264,7 @@ def begin(episode: EpisodeId, theirs: Any, ours: Any) -> dict[str, float]:
     draw_in(theirs)
     task = theirs.get_tasks()[episode.task_id]
     asyncio.run(theirs.start_episode({**task, "episode_idx": episode.index}))
-    env, (images, state) = theirs._env.env, show(theirs)
+    env, (images, state) = theirs._env.env, newest(theirs)
     ours._place(episode, 0)
     found = {
         "start: objects and arm": far(env.sim.get_state().flatten(), ours.sim.get_state().flatten()),
@@ -294,13 +294,13 @@ def end(name: str, action: np.ndarray, theirs: Any, ours: Any) -> dict[str, floa
     images, hand = early(ours, action, POSES_AT)
     fingers = early(ours, action, POSES_AT + 1)[1]
     both(action, theirs, ours)
-    seen, state = show(theirs)
+    images_now, state = newest(theirs)
     return {
         f"{name}: physics": far(read_state(theirs._env.env), ours.sim_state()),
-        f"{name}: images, ours 4 ms earlier": far(seen, images),
+        f"{name}: images, ours 4 ms earlier": far(images_now, images),
         f"{name}: hand, ours 4 ms earlier": far(state[:6], hand[:6]),
         f"{name}: fingers, ours 2 ms earlier": far(state[6:], fingers[6:]),
-        f"{name}: images, ours now, mean": float(np.abs(seen - ours.render().astype(float)).mean()),
+        f"{name}: images, ours now, mean": float(np.abs(images_now - ours.render().astype(float)).mean()),
         f"{name}: hand, ours now (m)": far(state[:3], ours.state()[:3]),
     }
 

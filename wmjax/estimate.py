@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = options.config, options.scale, options.topology, options.dataset, settings
         request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
         if options.recommend:
-            found, render = recommend(request, compilers.run, report.show), report.render_recommendation
+            found, render = recommend(request, compilers.run, report.print_line), report.render_recommendation
         else:
             found, render = compilers.run(request), report.render
         print(json.dumps(found, indent=1) if options.json else render(found))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmjax.core.command import run_command, show_episodes, whole_number
+from wmjax.core.command import print_progress, run_command, whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rerun:
             write_rerun(out, store, indices, latents, options.run)
         else:
-            write_page(out, store, indices, latents, video_bytes, show_episodes)
+            write_page(out, store, indices, latents, video_bytes, print_progress)
         print(f"{out}: {len(indices)} episodes, {out.stat().st_size / 1e6:.1f} MB")
         return 0
 

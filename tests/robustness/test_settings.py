@@ -19,7 +19,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
 from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
 from wmjax.data.store import finalize, write_part
-from wmjax.experiment.checks import require_fit
+from wmjax.experiment.checks import require_consistent
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
@@ -196,9 +196,9 @@ LATE = [
 @pytest.mark.parametrize(("words", "message"), LATE)
 @pytest.mark.parametrize("recipe", ["e2_flow", "e0_mse"])
 def test_what_training_would_refuse_is_refused_before_anything_is_recorded(recipe, words, message):
-    require_fit(load(recipe, "smoke"))
+    require_consistent(load(recipe, "smoke"))
     with pytest.raises(UserError, match=message):
-        require_fit(load(recipe, "smoke", overrides=parse_overrides(words)))
+        require_consistent(load(recipe, "smoke", overrides=parse_overrides(words)))
 
 
 def test_labels_and_images_of_given_demonstrations_are_looked_at_too(tmp_path):
@@ -213,7 +213,7 @@ def test_labels_and_images_of_given_demonstrations_are_looked_at_too(tmp_path):
     for more, message in (([], r"the chunk labels in .*store have 4"), (["--encoder.max_shift", "56"], "56 pixels")):
         own = ["--model.chunk", "4"] if more else []
         with pytest.raises(UserError, match=message):
-            require_fit(load("e2_flow", "smoke", overrides=parse_overrides([*given_, *own, *more])), store)
+            require_consistent(load("e2_flow", "smoke", overrides=parse_overrides([*given_, *own, *more])), store)
 
 
 @pytest.mark.parametrize("name", ["train..steps", ".train.steps", "train.steps.", ".", "..", "train..", ""])

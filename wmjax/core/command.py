@@ -154,7 +154,7 @@ def _runs_alone(module: str, words: list[str]) -> bool:
     return any(Path(word).name == "wmjax" for word in words[1:])
 
 
-def show_episodes(done: int, total: int) -> None:
+def print_progress(done: int, total: int) -> None:
     """Prints one line of progress per ten episodes."""
     if done % 10 == 0 or done == total:
         print(f"episode {done} of {total}", file=sys.stderr)

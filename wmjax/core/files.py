@@ -253,5 +253,5 @@ def require_plan(found: Mapping[str, Any], plan: Mapping[str, Any], folder: Path
     """Refuses a plan that differs from the one a folder was begun under."""
     for key, value in plan.items():
         if found.get(key) != value:
-            shown = f": {found.get(key)!r} there, {value!r} now" if not isinstance(value, list) else ""
-            raise UserError(f"{folder}: holds {what} of another {key}{shown}; choose a new folder")
+            difference = f": {found.get(key)!r} there, {value!r} now" if not isinstance(value, list) else ""
+            raise UserError(f"{folder}: holds {what} of another {key}{difference}; choose a new folder")

@@ -118,7 +118,7 @@ def require_range(value: Any, hint: Any, path: str) -> None:
     if get_origin(hint) is Annotated:
         for range_ in (extra for extra in hint.__metadata__ if isinstance(extra, Range)):
             if not is_number(value) or not range_.admits(value):
-                raise UserError(f"{path} is {shown(value)}; it must be {range_}")
+                raise UserError(f"{path} is {quoted(value)}; it must be {range_}")
     elif get_origin(hint) in (Union, types.UnionType):
         if value is not None:
             for option in (option for option in get_args(hint) if option is not type(None)):
@@ -127,7 +127,7 @@ def require_range(value: Any, hint: Any, path: str) -> None:
         for number, item in enumerate(value):
             require_range(item, _item_hint(get_args(hint), number), f"{path}[{number}]")
     elif hint is float and not is_number(value):
-        raise UserError(f"{path} is {shown(value)}; it must be a finite number")
+        raise UserError(f"{path} is {quoted(value)}; it must be a finite number")
 
 
 def is_number(value: Any) -> bool:
@@ -149,7 +149,7 @@ def whole(text: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value in a part of a line, however large it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
@@ -199,7 +199,7 @@ def convert(value: Any, hint: Any, path: str, *, surplus: bool = False) -> Any:
     elif origin is Literal:
         if any(value == option and type(value) is type(option) for option in arguments):
             return value
-        raise UserError(f"{path} is {shown(value)}; choose one of {', '.join(map(repr, arguments))}")
+        raise UserError(f"{path} is {quoted(value)}; choose one of {', '.join(map(repr, arguments))}")
     elif origin in (Union, types.UnionType):
         return _convert_union(value, arguments, path, surplus)
     elif origin in (tuple, list, dict):
@@ -210,7 +210,7 @@ def convert(value: Any, hint: Any, path: str, *, surplus: bool = False) -> Any:
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     name = hint.__name__ if isinstance(hint, type) else hint
-    raise UserError(f"{path or 'the file'} is {shown(value)}; expected {name}")
+    raise UserError(f"{path or 'the file'} is {quoted(value)}; expected {name}")
 
 
 def _finite(value: float, path: str) -> float:
@@ -220,7 +220,7 @@ def _finite(value: float, path: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise UserError(f"{path} is {shown(value)}; it must be a finite number")
+        raise UserError(f"{path} is {quoted(value)}; it must be a finite number")
     return number
 
 
@@ -234,7 +234,7 @@ def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, 
     if origin is dict:
         if not isinstance(value, dict):
             return None
-        return {k: convert(v, hints[1], f"{path}[{shown(k)}]", surplus=surplus) for k, v in value.items()}
+        return {k: convert(v, hints[1], f"{path}[{quoted(k)}]", surplus=surplus) for k, v in value.items()}
     if not isinstance(value, list | tuple):
         return None
     if origin is tuple and Ellipsis not in hints and len(hints) > 1 and len(value) != len(hints):
@@ -255,9 +255,9 @@ def _names(text: str, path: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise UserError(f"{path} is {shown(text)}, with an empty name; write names as in a,b, or [] for none")
+        raise UserError(f"{path} is {quoted(text)}, with an empty name; write names as in a,b, or [] for none")
     if text.strip().startswith("[") or any(name[0] in "\"'" for name in names):
-        raise UserError(f'{path} is {shown(text)}, no list; write names as in a,b or ["a", "b"]')
+        raise UserError(f'{path} is {quoted(text)}, no list; write names as in a,b or ["a", "b"]')
     return names
 
 
@@ -272,7 +272,7 @@ def _convert_union(value: Any, options: tuple[Any, ...], path: str, surplus: boo
             return convert(value, option, path, surplus=surplus)
         except UserError:
             continue
-    raise UserError(f"{path} is {shown(value)}; expected {' or '.join(map(str, options))}")
+    raise UserError(f"{path} is {quoted(value)}; expected {' or '.join(map(str, options))}")
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

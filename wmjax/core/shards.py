@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 
 from wmjax.core.errors import UserError
-from wmjax.core.settings import shown, whole
+from wmjax.core.settings import quoted, whole
 
 Shard = tuple[int, int]
 """Index and count."""
@@ -47,7 +47,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     """
     if (number := whole(environment[name])) is None:
         raise UserError(
-            f"the environment variable {name} is {shown(environment[name])}; set it to a number, or unset it"
+            f"the environment variable {name} is {quoted(environment[name])}; set it to a number, or unset it"
         )
     return number
 
@@ -63,7 +63,7 @@ def parse_shard(text: str | None) -> Shard:
         return own_shard()
     index, count = (whole(part) for part in text.partition("/")[::2])
     if index is None or count is None:
-        raise UserError(f"shard {shown(text)} is not i/n with 0 <= i < n; for example --shard 0/4")
+        raise UserError(f"shard {quoted(text)} is not i/n with 0 <= i < n; for example --shard 0/4")
     return check_shard((index, count))
 
 

@@ -156,9 +156,9 @@ def object_scores(
     weights: list[float] = []
     for names in together.values():
         rows = objects[names[0]][0]
-        fit, places = train[rows], {f"xy {name}": objects[name][1] for name in names}
-        scores |= ridge_r2(x[rows], places, fit, groups[rows])
-        weights += [((xy[~fit] - xy[fit].mean(0)) ** 2).sum() for xy in places.values()]
+        training, places = train[rows], {f"xy {name}": objects[name][1] for name in names}
+        scores |= ridge_r2(x[rows], places, training, groups[rows])
+        weights += [((xy[~training] - xy[training].mean(0)) ** 2).sum() for xy in places.values()]
     if not scores:
         return {}
     values = list(scores.values())
@@ -179,14 +179,14 @@ def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, " frames"],
         groups.append(store.frame_episode + offset)
         train.append(np.isin(store.frame_episode, chosen))
         offset += len(store.episodes)
-    episode, fits = np.concatenate(groups), np.concatenate(train)
-    fitted, scored = (len(np.unique(episode[side])) for side in (fits, ~fits))
+    episode, training = np.concatenate(groups), np.concatenate(train)
+    fitted, scored = (len(np.unique(episode[side])) for side in (training, ~training))
     if fitted < FITTED or not scored:
         raise UserError(
             f"{stores[0].folder}: {fitted} episodes to fit and {scored} to score; probes need at least {FITTED} and 1, "
             "record more episodes of a task"
         )
-    return episode, fits
+    return episode, training
 
 
 def format_table(table: Table) -> str:

@@ -61,7 +61,7 @@ class EncoderConfig(Settings, section="encoder"):
         """The settings' class of the encoder that ``values`` name."""
         return ENCODERS.resolve(values.get("kind", cls.kind)).Config
 
-    def seeing(self, cameras: Sequence[str]) -> Self:
+    def with_default_camera(self, cameras: Sequence[str]) -> Self:
         """These settings with the first of the observations' cameras, if they name none."""
         return self if self.cameras else dataclasses.replace(self, cameras=tuple(cameras[:1]))
 

@@ -27,7 +27,9 @@ from wmjax.rollout.protocol_list import Cell
 from wmjax.sim.libero import ACTION_SPEC, SUITES, task_instructions
 
 
-def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> Cell | None:
+def require_consistent(
+    experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True
+) -> Cell | None:
     """Refuses an experiment that could not be trained and evaluated to its end.
 
     Returns the protocol of its evaluation, see :func:`final_protocol`; None if the closed loop does not follow.
@@ -208,7 +210,10 @@ def _require_precision(experiment: Experiment) -> None:
 def _require_latents(experiment: Experiment) -> None:
     """Requires a Prophet of the encoder's tokens and channels, as far as they are known without a download."""
     # How many tokens there are does not depend on which camera it is.
-    encoder, prophet = experiment.encoder.seeing(experiment.data.observation.cameras), experiment.model.prophet
+    encoder, prophet = (
+        experiment.encoder.with_default_camera(experiment.data.observation.cameras),
+        experiment.model.prophet,
+    )
     if not experiment.model.memory.reads_latents:
         return
     tokens, dim = ENCODERS.resolve(encoder.kind).shape(encoder)

@@ -225,7 +225,7 @@ def _with_dimensions(experiment: Experiment) -> Experiment:
     if experiment.data.places:
         return experiment
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
-    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    encoder = experiment.encoder.with_default_camera(experiment.data.observation.cameras)
     return dataclasses.replace(experiment, model=model, encoder=encoder)
 
 

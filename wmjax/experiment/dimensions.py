@@ -56,4 +56,4 @@ def of_store(experiment: "Experiment", store: TrainingStore | None) -> "Experime
             grippers=model.grippers or len(ACTION_SPEC.grippers),
             state_dim=model.state_dim or OBSERVATION_SPEC.state_dim,
         )
-    return dataclasses.replace(experiment, model=model, encoder=experiment.encoder.seeing(spec.cameras))
+    return dataclasses.replace(experiment, model=model, encoder=experiment.encoder.with_default_camera(spec.cameras))

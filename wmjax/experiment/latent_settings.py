@@ -37,7 +37,7 @@ def latent_spec(config: EncoderConfig, data: "DataConfig") -> EncoderSpec:
         UserError: no such encoder, numbers that do not fit it, a camera without frames, a given store of other latents.
 
     """
-    config = config.seeing(data.observation.cameras)
+    config = config.with_default_camera(data.observation.cameras)
     spec = describe(config)
     if not data.places:
         require_camera(config, data.observation.cameras)

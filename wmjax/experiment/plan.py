@@ -16,7 +16,7 @@ from wmjax.core.settings import dotted
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import UnionStore
-from wmjax.experiment.checks import given_store, require_fit
+from wmjax.experiment.checks import given_store, require_consistent
 from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec, require_camera
@@ -96,7 +96,7 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     store = given_store(experiment)
     if store is not None:
         experiment = of_store(experiment, store)
-    evaluation = require_fit(experiment, store, evaluates=evaluates)
+    evaluation = require_consistent(experiment, store, evaluates=evaluates)
     distributed.join()
     require_devices()
     require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))

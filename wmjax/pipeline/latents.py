@@ -32,7 +32,7 @@ def latents_or_views(experiment: Experiment, store: TrainingStore, spec: Encoder
         UserError: see :func:`encode`.
 
     """
-    config = experiment.encoder.seeing(store.spec.cameras)
+    config = experiment.encoder.with_default_camera(store.spec.cameras)
     if spec is not None:
         return encode(experiment, store, spec)
     require_camera(config, store.spec.cameras)
@@ -50,7 +50,7 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
 
     """
-    config = experiment.encoder.seeing(store.spec.cameras)
+    config = experiment.encoder.with_default_camera(store.spec.cameras)
     spec = spec or latent_spec(config, experiment.data)
     if isinstance(store, UnionStore):
         return UnionLatents([encode(experiment, one, spec) for one in store.stores])

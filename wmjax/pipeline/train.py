@@ -20,7 +20,7 @@ from wmjax.core.paths import keep_compiled_programs
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.checks import given_store, require_fit, require_side_by_side
+from wmjax.experiment.checks import given_store, require_consistent, require_side_by_side
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.next_steps import next_steps
@@ -126,7 +126,7 @@ def _start(experiment: Experiment) -> Start | None:
     """The checkpoint that the training starts from; None if it names none."""
     start = starting_point(experiment.train.init_from)
     if start is not None:
-        start.require_fit(experiment.model)
+        start.require_same_prophet(experiment.model)
     return start
 
 
@@ -197,7 +197,7 @@ def dry_run(
     _mirror(experiment, folder)
     given = given_store(experiment, needed=False)
     experiment = of_store(experiment, given)
-    require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
+    require_consistent(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
     distributed.join()
     require_devices()
     text = f"run: {folder or default_folder(experiment)}\n{describe(experiment)}"
@@ -254,7 +254,7 @@ def training_inputs(
         loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))
         loads.append(functools.partial(match_embeddings, experiment.model))
     if start is not None:
-        inputs = start.fit_inputs(inputs)
+        inputs = start.adopt_statistics(inputs)
     if not resumes and not (start is not None and start.is_world):
         loads.append(functools.partial(start_at_ridge, inputs, experiment.model))
     if start is not None:

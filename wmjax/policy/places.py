@@ -11,7 +11,7 @@ from typing import Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import whole_folder
-from wmjax.core.settings import dotted, merge, shown
+from wmjax.core.settings import dotted, merge, quoted
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import FOLDERS, Experiment, anchor, from_dict
 from wmjax.models.backbones.base import BACKBONES
@@ -40,7 +40,7 @@ def read_places(settings: Mapping[str, Any]) -> Places:
             known = ", ".join(f"--{'.'.join(place)}" for place in FOLDERS)
             raise UserError(f"unknown option --{name}; of these sections the command takes {known}")
         if not isinstance(value, str):
-            raise UserError(f"--{name} is {shown(value)}; give a folder, a URL or the id of a hub")
+            raise UserError(f"--{name} is {quoted(value)}; give a folder, a URL or the id of a hub")
         places.setdefault(group, {})[setting] = value
     return places
 

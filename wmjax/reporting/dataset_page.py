@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
 from wmjax.core.paths import require_place
-from wmjax.core.settings import shown, whole
+from wmjax.core.settings import quoted, whole
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
@@ -50,7 +50,7 @@ def parse_episodes(text: str) -> list[int]:
     """
     numbers = [whole(part) for part in text.split(",")]
     if None in numbers:
-        raise UserError(f"--episodes is {shown(text)}; give episode numbers separated by commas, such as 0,5,9")
+        raise UserError(f"--episodes is {quoted(text)}; give episode numbers separated by commas, such as 0,5,9")
     return [number for number in numbers if number is not None]
 
 
@@ -202,11 +202,11 @@ def _episode(
         f"{len(episode.images)} frames",
         "Part": entry["part"],
     }
-    shown = _video(store, index, episode, encode_video) if encode_video is not None else None
+    clip = _video(store, index, episode, encode_video) if encode_video is not None else None
     return element(
         "article",
         element("h2", f"{index}: {entry['instruction']}"),
-        element("div", shown, definitions(facts), class_="head"),
+        element("div", clip, definitions(facts), class_="head"),
         element("figure", element("div", figure, class_="scroll"), *_caption(episode, spec, store.action_spec)),
         id=f"episode-{index}",
     )

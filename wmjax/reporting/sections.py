@@ -55,7 +55,7 @@ LABELS = {
 }
 """Protocol settings in words, and their units."""
 OFF_AT_ZERO = frozenset(("ensemble", "target_velocity", "camera_dropout"))
-NOT_SHOWN = frozenset(
+WORDED_ELSEWHERE = frozenset(
     (
         *("name", "suite", "init", "tasks", "episodes_per_task", "first_index"),
         *("format_version", "actor", "recipe_hash", "batch_size"),
@@ -138,14 +138,14 @@ def _goals(summary: Summary) -> list[Html]:
 
 def videos(summary: Summary, gallery: Gallery, records: Mapping[str, EpisodeRecord], limit: int) -> Html:
     """Every task with its videos."""
-    shown, total = len(gallery.embedded), len(gallery.clips)
+    embedded, total = len(gallery.embedded), len(gallery.clips)
     if not total:
         note = "No videos were kept. Evaluate with --videos 2 to keep two successes and two failures of each task."
-    elif shown == total:
+    elif embedded == total:
         note = f"The first successes and failures of each task, {total} videos, {gallery.total_bytes / 1e6:.1f} MB."
     else:
         note = (
-            f"Size limit reached: {shown} of {total} videos are embedded ({limit / 1e6:.0f} MB at most); the others "
+            f"Size limit reached: {embedded} of {total} videos are embedded ({limit / 1e6:.0f} MB at most); the others "
             "are in the evaluation's videos folder."
         )
     cards = element("div", *(task_card(task, gallery, records) for task in summary.tasks), class_="grid wide")
@@ -216,7 +216,7 @@ def _facts(header: Mapping[str, Any], summary: Summary) -> Html:
     }
     for name, value in {**header, **settings}.items():
         off = value in (None, "none") or (name in OFF_AT_ZERO and not value)
-        if name not in NOT_SHOWN and not off and not isinstance(value, Mapping):
+        if name not in WORDED_ELSEWHERE and not off and not isinstance(value, Mapping):
             label, unit = LABELS.get(name, (name.replace("_", " ").capitalize(), ""))
             facts[label] = f"{plain(value)}{unit}"
     return definitions(facts)

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
-from wmjax.core.settings import shown
+from wmjax.core.settings import quoted
 from wmjax.core.specs import ActionSpec
 
 if TYPE_CHECKING:
@@ -97,5 +97,5 @@ def _measured(
         ) from error
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, int | float | np.integer | np.floating | np.bool_):
-            raise UserError(f"{where} gave {shown(name)}: {shown(value)} on {record.key}; give numbers by name")
+            raise UserError(f"{where} gave {quoted(name)}: {quoted(value)} on {record.key}; give numbers by name")
     return {name: float(value) for name, value in found.items()}

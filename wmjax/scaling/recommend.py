@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
         return f"{mesh}{remat} --train.batch_size {self.batch}"
 
 
-def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -> dict[str, Any]:
+def recommend(request: Request, measure: Measure, report: Callable[[str], None]) -> dict[str, Any]:
     """The fastest candidate that fits, and all that were tried.
 
     At the given batch every mesh is tried with more and more activations kept, until one does not fit. The fastest of
@@ -50,7 +50,7 @@ def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -
     Args:
         request: the training and the topology. Its mesh and remat are replaced; its batch is where the search begins.
         measure: estimates a request, as :func:`wmjax.scaling.compilers.run` does.
-        show: is given a line for each candidate that was tried.
+        report: called with a line for each candidate that was tried.
 
     Raises:
         UserError: bad settings, or simulated devices, whose memory says nothing.
@@ -62,7 +62,7 @@ def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -
             f"--topology is {request.topology!r} with --recommend; the memory of simulated CPU devices predicts "
             "nothing, name an accelerator"
         )
-    search = _Search(request, measure, show)
+    search = _Search(request, measure, report)
     experiment = load(request.recipe, request.scale, request.dataset, request.settings)
     remats: tuple[str | None, ...] = REMATS if hasattr(experiment.model.backbone, "remat") else (None,)
     for fsdp in meshes(topology):
@@ -86,7 +86,7 @@ def meshes(topology: Topology) -> list[int]:
 class _Search:
     request: Request
     measure: Measure
-    show: Callable[[str], None]
+    report: Callable[[str], None]
     tried: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     known: dict[Candidate, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -105,7 +105,7 @@ class _Search:
         }
         self.known[candidate] = row
         self.tried.append({**candidate._asdict(), **row})
-        self.show(line(candidate, row))
+        self.report(line(candidate, row))
         return bool(found["fits"])
 
     def until_full(self, candidates: Iterable[Candidate]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short
-from wmjax.core.settings import Count, Depth, Range, Seed, Settings, shown, whole
+from wmjax.core.settings import Count, Depth, Range, Seed, Settings, quoted, whole
 
 if TYPE_CHECKING:
     from wmjax.serving.dialect import Dialect
@@ -127,7 +127,7 @@ def _listener(text: str) -> tuple[type["Dialect"], int]:
     name, _, port = text.rpartition(":")
     number = whole(port)
     if number is None:
-        raise UserError(f"listen is {shown(text)}; write it as DIALECT:PORT, such as openpi:8000")
+        raise UserError(f"listen is {quoted(text)}; write it as DIALECT:PORT, such as openpi:8000")
     if number > 65535:
         raise UserError(f"listen is {text!r}; a port is at most 65535, such as openpi:8000")
     return DIALECTS.resolve(name), number

@@ -213,20 +213,20 @@ class Loop:
     def log_step(self, step: int, metrics: Metrics, guard: GuardState) -> None:
         """Metrics to disk, a line to the log, and a warning for every skipped update."""
         config = self.config
-        found, seen = fetch((metrics, guard))
-        skips = {"skipped": float(seen.skipped)} if seen.skipped else {}
+        found, fetched = fetch((metrics, guard))
+        skips = {"skipped": float(fetched.skipped)} if fetched.skipped else {}
         values = self.writer.write(step, "train", {**found, **skips, **self._clock.tick(step)})
         loss = values.get("loss", float("nan"))
         progress = f"{bar(step, config.steps)} step {step}/{config.steps}"
         log.info("%s  loss %.4f  %s", progress, loss, self._clock.left(step))
         source = BatchSource(self.inputs.store, self.inputs.latents, self.inputs.train_episodes, _whole(self.loader))
-        for number, value in skipped_since(seen, self._skipped):
+        for number, value in skipped_since(fetched, self._skipped):
             samples = source.samples_of(number - 1)
             episodes = sorted({int(e) for e in self.inputs.store.frame_episode[samples]})
             text = "update skipped at step %d: loss %g; its batch has the samples %s of the episodes %s"
             log.warning(text, number, value, samples.tolist(), episodes)
-        self._skipped = int(seen.skipped)
-        require_progress(seen, config.max_skipped)
+        self._skipped = int(fetched.skipped)
+        require_progress(fetched, config.max_skipped)
 
     def validate(self, step: int, state: TrainState) -> bool:
         """Scores the averaged parameters; returns whether it came to its end before a signal did."""
@@ -244,7 +244,7 @@ class Loop:
         if found is None:
             return False
         values = self.writer.write(step, "val", found)
-        log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
+        log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in LOGGED_METRICS))
         return True
 
     def save(self, step: int, state: TrainState, guard: GuardState, *, called: bool) -> Path:
@@ -265,7 +265,7 @@ class Loop:
 
 GUARD = "guard"
 """The item of a checkpoint that holds a :class:`GuardState`."""
-SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
+LOGGED_METRICS = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
 
 
 def loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderConfig:

@@ -123,8 +123,8 @@ class Put(Primitive):
         """Whether a held object is where it should be."""
         if self._drop:
             return state.aside < DONE and state.height < self._drop + 0.01
-        stands = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
-        return state.aside < AT_PLACE and stands
+        placed = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
+        return state.aside < AT_PLACE and placed
 
     def _carry(self, state: SceneState) -> tuple[Phase, Action]:
         """A held object: up while something is close below it, over its place, down."""

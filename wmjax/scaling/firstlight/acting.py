@@ -62,9 +62,9 @@ def check_simulator(bench: Bench) -> Finding:
     _require_simulator()
     size, several = bench.experiment.data.observation.image_size, min(os.cpu_count() or 1, 16)
     rates = {n: speed.measure(n, size, SIMULATOR_SECONDS) for n in dict.fromkeys((1, several))}
-    shown = ", ".join(f"{found['steps_per_s']:.1f} by {n}" for n, found in rates.items())
+    listed = ", ".join(f"{found['steps_per_s']:.1f} by {n}" for n, found in rates.items())
     one = rates[1]
-    text = f"control steps/s: {shown}; rendering takes {one['render_ms']:.0f} ms ({one['renderer']})"
+    text = f"control steps/s: {listed}; rendering takes {one['render_ms']:.0f} ms ({one['renderer']})"
     good = all(found["answered"] == n for n, found in rates.items())
     return judged(good, text, steps_per_s={str(n): found["steps_per_s"] for n, found in rates.items()}, **_plain(one))
 

@@ -113,8 +113,8 @@ def check_latents(bench: Bench) -> Finding:
         run = jax.jit(lambda state, clips: encode_latents(nnx.merge(graph, state), clips, config.pooling_grid))
         errors["bfloat16"] = _worst(np.asarray(run(state, clips), np.float32), exact)
     good = errors["default"] <= LATENT_BOUND
-    shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    text = f"largest error over RMS at this device's precision: {shown}; bound {LATENT_BOUND:g} of the default"
+    listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    text = f"largest error over RMS at this device's precision: {listed}; bound {LATENT_BOUND:g} of the default"
     text += "" if good else "; set JAX_DEFAULT_MATMUL_PRECISION=highest"
     return judged(good, text, bound=LATENT_BOUND, **{f"{name}_error": error for name, error in errors.items()})
 

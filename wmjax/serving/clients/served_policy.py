@@ -17,9 +17,9 @@ from wmjax.serving.clients.conventions import (
     PRESETS,
     Conventions,
     conventions,
+    expected_image,
+    expected_state,
     raw_actions,
-    shown_image,
-    shown_state,
 )
 from wmjax.sim.episode import EpisodeId
 
@@ -98,7 +98,7 @@ def require_same_robot(card: Mapping[str, Any], action_spec: ActionSpec, url: st
     require_same_actions(served, action_spec, f"the environment that {url} is asked from", OTHER_ROBOT)
 
 
-def shown(
+def as_expected(
     frames: UInt8[np.ndarray, "frames cameras height width 3"],
     state: Float32[np.ndarray, " state"],
     spec: ObservationSpec,
@@ -106,8 +106,8 @@ def shown(
 ) -> tuple[list[UInt8[np.ndarray, "frames size size 3"]], Float64[np.ndarray, " shown"] | None]:
     """What a policy is shown of an observation of ``spec``: the images of each of its cameras, and the state."""
     places = [spec.cameras.index(camera) for camera in chosen.cameras]
-    images = [np.stack([shown_image(frame, chosen) for frame in frames[:, place]]) for place in places]
-    return images, shown_state(state, spec, chosen)
+    images = [np.stack([expected_image(frame, chosen) for frame in frames[:, place]]) for place in places]
+    return images, expected_state(state, spec, chosen)
 
 
 class ServedPolicy:
@@ -183,5 +183,5 @@ class ServedPolicy:
         first = wait <= decision.step < wait + self._horizon
         alone = first or not self._clients[0].own  # at a first decision the frames are one, repeated
         frames = decision.frames[-1:] if alone else decision.frames
-        images, state = shown(frames, decision.state, self.observation_spec, self._chosen)
+        images, state = as_expected(frames, decision.state, self.observation_spec, self._chosen)
         return View(images, state, decision.instruction, decision.episode, decision.step, first)

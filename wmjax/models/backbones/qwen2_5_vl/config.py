@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.reading import read_json, typed
-from wmjax.core.settings import Depth, Range, Settings, Width, merge, shown
+from wmjax.core.settings import Depth, Range, Settings, Width, merge, quoted
 from wmjax.models.backbones.base import BackboneConfig
 from wmjax.models.nn.attention import Implementation
 from wmjax.models.nn.lora import LoRAConfig
@@ -291,7 +291,7 @@ def _require_supported(text: dict[str, Any], vision: dict[str, Any], where: str)
     """Refuses features that would silently change the result."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"{where}: rope_parameters is {shown(rope)}, expected an object; {FIX}")
+        raise UserError(f"{where}: rope_parameters is {quoted(rope)}, expected an object; {FIX}")
     found = {
         "hidden_act": (text.get("hidden_act", "silu"), ("silu",)),
         "vision_config.hidden_act": (vision.get("hidden_act", "silu"), ("silu",)),
