@@ -121,7 +121,7 @@ def command(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"wmjax.{name}", *arguments], check=True)
 
 
-def fit(store: Path, run: Path, start: str, seed: int, steps: int) -> Path:
+def train(store: Path, run: Path, start: str, seed: int, steps: int) -> Path:
     """Trains, or goes on with a training that has not finished; returns its last checkpoint."""
     if (run / "checkpoints" / f"{steps:08d}" / "manifest.json").exists():
         return checkpoint.find(run)
@@ -191,7 +191,7 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         for start in ("", options.start):
             run = options.out / "runs" / f"{'start' if start else 'scratch'}-s{seed}"
-            found = score(fit(store, run, start, seed, options.steps))
+            found = score(train(store, run, start, seed, options.steps))
             row = {"start": start or "scratch", "seed": seed, **dataclasses.asdict(found), "r2_arm": curve(run)}
             rows.append(row)
             print(json.dumps(row), flush=True)

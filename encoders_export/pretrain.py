@@ -84,8 +84,8 @@ class Clips:
             offset += len(store.frame_step)
         self.frames, self.starts = np.concatenate(frames), np.concatenate(starts)
         self.stores = [store.hash for store in stores]
-        seen = sorted({(task.suite, task.task_id) for store in stores for task in store.tasks})
-        self.scenes = {suite: [number for other, number in seen if other == suite] for suite, _ in seen}
+        tasks = sorted({(task.suite, task.task_id) for store in stores for task in store.tasks})
+        self.scenes = {suite: [number for other, number in tasks if other == suite] for suite, _ in tasks}
 
     def draw(self, rng: np.random.Generator, count: int, max_shift: int = CLIP_SHIFT) -> torch.Tensor:
         """uint8 ``[count, time, height, width, 3]``."""
@@ -196,8 +196,8 @@ class Pretrainer:
         with atomic_path(self.out / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         revision = f"pretrained-seed{self.settings.seed}-step{self.step}"
-        seen = {"wmjax_revision": revision, "wmjax_scenes": self.clips.scenes, "wmjax_stores": self.clips.stores}
-        write_json(self.out / "config.json", {**to_hf_config(self.config), **seen})
+        extra = {"wmjax_revision": revision, "wmjax_scenes": self.clips.scenes, "wmjax_stores": self.clips.stores}
+        write_json(self.out / "config.json", {**to_hf_config(self.config), **extra})
 
     def run(self, log_every: int = 25, save_every: int = 50) -> None:
         """Trains to the end of the budget, logging to ``metrics.jsonl``, and exports."""

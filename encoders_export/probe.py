@@ -67,9 +67,9 @@ def _run(options: argparse.Namespace) -> int:
     names = options.encoder or ["mini", "random"]
     stores = [TrainingStore(folder) for folder in options.data]
     camera = find_camera(stores, options.camera)
-    seen = (stores[0].spec.cameras[camera],)
+    cameras = (stores[0].spec.cameras[camera],)
     encoders = {
-        name: random_encoder(seen) if name == "random" else TorchEncoder(VJEPA2Settings(model=name, cameras=seen))
+        name: random_encoder(cameras) if name == "random" else TorchEncoder(VJEPA2Settings(model=name, cameras=cameras))
         for name in names
     }
     kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]

@@ -42,7 +42,7 @@ def test_round_trip_is_bit_exact_and_items_restore_alone(tmp_path: Path) -> None
 
 def test_keeps_the_newest_and_ignores_interrupted_saves(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, items(step), {}, keep=2)
+        checkpoint.save(tmp_path, step, items(step), {}, max_to_keep=2)
     assert checkpoint.complete_steps(tmp_path) == [2, 3]
     (tmp_path / "00000003" / "manifest.json").unlink()
     assert checkpoint.latest(tmp_path).name == "00000002"
@@ -53,7 +53,7 @@ def test_keeps_the_newest_and_ignores_interrupted_saves(tmp_path: Path) -> None:
 def test_a_checkpoint_that_was_evaluated_stays(tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4):
-        folder = checkpoint.save(root, step, items(step), {}, keep=2)
+        folder = checkpoint.save(root, step, items(step), {}, max_to_keep=2)
         if step == 2:
             (checkpoint.evaluations(folder) / "spatial_dev").mkdir(parents=True)
             (tmp_path / "evaluations" / "00000002" / "spatial_dev" / "summary.json").write_text("{}")
@@ -116,7 +116,7 @@ def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_bu
 ) -> None:
     root = tmp_path / "checkpoints"
     for step in (250, 500, 750):
-        checkpoint.save(root, step, items(step), {}, keep=3)
+        checkpoint.save(root, step, items(step), {}, max_to_keep=3)
     for name in ("00000500.bak", "notes", ".hidden", "1000"):
         shutil.copytree(root / "00000500", root / name)
     (root / "00000900").write_text("a file")
@@ -127,7 +127,7 @@ def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_bu
     assert "00000750: manifest.json is not what" in heard.text and "00000500: state/" in heard.text
     assert checkpoint.find(tmp_path).name == "00000500", "a policy needs the averaged parameters only"
     assert checkpoint.latest(root).name == "00000250" and len(heard.records) == 2, "each is named once"
-    checkpoint.save(root, 1000, items(3), {}, keep=1)
+    checkpoint.save(root, 1000, items(3), {}, max_to_keep=1)
     assert (root / "00000500.bak" / "manifest.json").is_file() and (root / "00000900").is_file()
 
 

@@ -18,7 +18,7 @@ from wmjax.experiment.plan import save_settings
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER
 from wmjax.models.prompts import make_prepare
 from wmjax.policy import places
-from wmjax.policy.places import ASSETS, keep_assets, read_places
+from wmjax.policy.places import ASSETS, copy_assets, read_places
 from wmjax.policy.policy import load_policy
 from wmjax.policy.saved import find_policy, save_policy
 from wmjax.sim.libero import OBSERVATION_SPEC
@@ -43,7 +43,7 @@ def train(run: Path, experiment: Experiment) -> Path:
     hashes = make_prepare(experiment.prompt, experiment.model, OBSERVATION_SPEC).hashes
     specs = plain_specs(OBSERVATION_SPEC)
     meta = {"experiment": to_dict(experiment), "specs": specs, "backbone_hash": None, "prompt": hashes}
-    keep_assets(run, experiment)
+    copy_assets(run, experiment)
     checkpoint.save(run / "checkpoints", 1, {"ema": parameters(experiment)}, meta)
     return run
 
@@ -78,7 +78,7 @@ def test_the_copies_are_what_was_trained_with_whatever_became_of_the_original(tm
     before = acts(run)
     (tmp_path / "our_encoder" / "model.safetensors").write_bytes(b"another")
     (tmp_path / "our_tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
-    keep_assets(run, experiment)  # a run that resumes
+    copy_assets(run, experiment)  # a run that resumes
     np.testing.assert_array_equal(acts(run), before)
 
 

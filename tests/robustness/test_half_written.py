@@ -105,9 +105,9 @@ def test_assets_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     experiment = dataclasses.replace(experiment, encoder=dataclasses.replace(experiment.encoder, model=str(folder)))
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(places.shutil, "copyfile", stop)
-        places.keep_assets(tmp_path / "run", experiment)
+        places.copy_assets(tmp_path / "run", experiment)
     assert not list((tmp_path / "run").rglob("encoder"))
-    places.keep_assets(tmp_path / "run", experiment)
+    places.copy_assets(tmp_path / "run", experiment)
     copy = tmp_path / "run" / places.ASSETS / "encoder.model" / "encoder"
     assert sorted(path.name for path in copy.iterdir()) == ["config.json", "model.safetensors"]
 

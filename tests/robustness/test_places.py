@@ -42,7 +42,7 @@ from wmjax.policy.saved import find_policy
 from wmjax.reporting.dataset_page import parse_episodes
 from wmjax.reporting.html import element, write_document
 from wmjax.reporting.video.clips import Videos
-from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.benchmark_log import count_records, write_record
 from wmjax.rollout.protocol import read_protocol
 from wmjax.scaling.chips import parse_topology
 from wmjax.serving.clients.openpi import OpenPIClient
@@ -458,7 +458,7 @@ CONTENT = {"header": {"recipe_hash": "r", "protocol": {"name": "p"}}, "finished_
 def test_a_result_is_recorded_although_the_folder_cannot_be_written(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("", encoding="utf-8")
-    path = keep_record(tmp_path / "file" / "results", "p", CONTENT)
+    path = write_record(tmp_path / "file" / "results", "p", CONTENT)
     assert path.parent == tmp_path / "cache/results" and json.loads(path.read_text(encoding="utf-8"))["command"] == "x"
 
 
@@ -466,7 +466,7 @@ def test_a_result_is_recorded_although_the_folder_cannot_be_written(tmp_path, mo
 def test_a_damaged_record_loses_no_other(tmp_path, content):
     (tmp_path / "p-000.json").write_text(content, encoding="utf-8")
     (tmp_path / "p-notes.json").write_text("mine", encoding="utf-8")
-    assert keep_record(tmp_path, "p", CONTENT).name == "p-001.json"
+    assert write_record(tmp_path, "p", CONTENT).name == "p-001.json"
     assert count_records(tmp_path, CONTENT["header"]) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.rollout.fakes import PROTOCOL
 from wmjax.analysis.summary import summarize
 from wmjax.core.errors import UserError
-from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.benchmark_log import count_records, write_record
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, differences, read_header, read_records
 
@@ -125,19 +125,19 @@ def test_a_record_of_a_benchmark_names_no_folder_of_this_machine(tmp_path, monke
     command = f"python -m wmjax.evaluate --run {tmp_path}/cache/runs/e2 --out other"
     content = finished_run(command=command)
     content["header"]["training"] = {"changed": {"data.path": f"{tmp_path}/cache/demos/a"}}
-    path = keep_record(tmp_path, "libero_spatial", content)
+    path = write_record(tmp_path, "libero_spatial", content)
     kept = json.loads(path.read_text())
     assert kept["command"] == "python -m wmjax.evaluate --run $WMJAX_CACHE/runs/e2 --out other"
     assert kept["header"]["training"] == {"changed": {"data.path": "$WMJAX_CACHE/demos/a"}}
-    assert keep_record(tmp_path, "libero_spatial", content) == path  # killed after its record it has no second one
+    assert write_record(tmp_path, "libero_spatial", content) == path  # killed after its record it has no second one
 
 
 def test_records_are_numbered_beyond_the_last_and_a_run_has_one(tmp_path, caplog):
     (tmp_path / "libero_spatial-001.json").write_text(json.dumps(finished_run("old")))
-    first = keep_record(tmp_path, "libero_spatial", finished_run())
-    assert first.name == "libero_spatial-002.json" == keep_record(tmp_path, "libero_spatial", finished_run()).name
+    first = write_record(tmp_path, "libero_spatial", finished_run())
+    assert first.name == "libero_spatial-002.json" == write_record(tmp_path, "libero_spatial", finished_run()).name
     assert "report all of these runs" not in caplog.text
-    again = keep_record(tmp_path, "libero_spatial", finished_run(at="2026-01-02"))
+    again = write_record(tmp_path, "libero_spatial", finished_run(at="2026-01-02"))
     assert again.name == "libero_spatial-003.json" and "report all of these runs" in caplog.text
     assert count_records(tmp_path, finished_run()["header"]) == 2
     assert count_records(tmp_path / "nowhere", finished_run()["header"]) == 0
@@ -146,6 +146,6 @@ def test_records_are_numbered_beyond_the_last_and_a_run_has_one(tmp_path, caplog
 def test_two_runs_that_end_at_the_same_moment_both_leave_a_record(tmp_path, monkeypatch):
     real = Path.glob
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([]))  # neither sees the other's
-    names = [keep_record(tmp_path, "libero_spatial", finished_run(recipe)).name for recipe in ("a", "b")]
+    names = [write_record(tmp_path, "libero_spatial", finished_run(recipe)).name for recipe in ("a", "b")]
     monkeypatch.setattr(Path, "glob", real)
     assert names == ["libero_spatial-000.json", "libero_spatial-001.json"]

@@ -50,7 +50,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"{ADDRESS} is {address!r} but the job has one process; set JAX_NUM_PROCESSES, JAX_PROCESS_ID")
     if count == 1:
         return
-    _keep_signals()
+    _disable_preemption_service()
     try:
         gpus = slurm_gpus(environment) if "SLURM_PROCID" in environment else None
         jax.distributed.initialize(address, count, index, gpus or None)  # Slurm's address is found by jax
@@ -119,7 +119,7 @@ def _detect(value: str) -> None:
 
     if value != "auto":
         raise UserError(f"{DETECT} is {value!r}; set it to auto, or leave it out on a single host")
-    _keep_signals()
+    _disable_preemption_service()
     try:
         jax.distributed.initialize()
     except ValueError as error:
@@ -129,7 +129,7 @@ def _detect(value: str) -> None:
         ) from error
 
 
-def _keep_signals() -> None:
+def _disable_preemption_service() -> None:
     """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would take it away, and ends nothing."""
     import jax
 

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError, require_unicode
 
-KEPT = frozenset({"manifest.json", "config.json", "recording.json", "header.json", "summary.json", "tokenizer.json"})
+PROTECTED = frozenset(
+    {"manifest.json", "config.json", "recording.json", "header.json", "summary.json", "tokenizer.json"}
+)
 """JSON files of stores, runs and models, which no output replaces."""
 DATA = frozenset(
     {
@@ -85,13 +87,13 @@ def require_readable(folder: Path) -> None:
 
 def _folders(folder: Path) -> Iterator[Path]:
     """A folder and those below it, each once however many links lead to it."""
-    seen = set()
+    visited = set()
     for place, names, _ in os.walk(folder, followlinks=True):
         state = Path(place).stat()
-        if (state.st_dev, state.st_ino) in seen:
+        if (state.st_dev, state.st_ino) in visited:
             names.clear()
             continue
-        seen.add((state.st_dev, state.st_ino))
+        visited.add((state.st_dev, state.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
         for name in names:
             require_readable(Path(place) / name)
@@ -135,7 +137,7 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
         wanted, ending = endings.get(kind, ("a JSON file", ".json"))
         if path.is_dir():
             raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name{ending}'}")
-        if path.is_file() and (path.name in KEPT or path.suffix in DATA - {ending}):
+        if path.is_file() and (path.name in PROTECTED or path.suffix in DATA - {ending}):
             raise UserError(f"{option} {path}: a file of data is there, nothing was overwritten; choose another name")
     places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
     if blocked := next((place for place in places if place.is_file()), None):
@@ -161,7 +163,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     part.rename(out)
 
 
-def keep_compiled_programs() -> None:
+def enable_compilation_cache() -> None:
     """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was given another folder."""
     import jax
 

@@ -43,17 +43,17 @@ class StoreWriter:
         self._names: list[str] = []
 
     def __enter__(self) -> "StoreWriter":
-        with contextlib.ExitStack() as held:
-            held.enter_context(disk_errors(self.folder))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(disk_errors(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(only_one(self.folder / LOCK))
+            stack.enter_context(only_one(self.folder / LOCK))
             # Whoever wrote there is dead: it held the lock.
             for stale in self.folder.glob(".staging-*"):
                 shutil.rmtree(stale)
             for unfinished in self.folder.glob(".*.tmp"):
                 unfinished.unlink(missing_ok=True)
             self.staging.mkdir()
-            self._held = held.pop_all()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(

@@ -142,10 +142,10 @@ def forecast(
 
     @jax.jit
     def step(state: nnx.State, batch: dict[str, jax.Array]) -> jax.Array:
-        seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
+        network_inputs = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
         action = normalise_action(batch["action"], inputs.action_spec, batch["state"])
         merged: VLA | WorldModel = nnx.merge(graph, state)
-        return merged.recall(seen, action, batch["action_mask"])
+        return merged.recall(network_inputs, action, batch["action_mask"])
 
     found = [(batch["sample_id"], np.asarray(step(state, batch)), batch["sample_mask"]) for batch in stream]
     frames, prediction = (np.concatenate([part[i][part[2]] for part in found]) for i in (0, 1))

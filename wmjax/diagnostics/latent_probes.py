@@ -92,8 +92,11 @@ def fit_and_read(
     new: Float32[np.ndarray, "parts m tokens dim"],
 ) -> Float[np.ndarray, "parts m values"]:
     """Reads ``new`` by a ridge regression whose strength is chosen on held-out training episodes."""
-    x, y, held = latents.reshape(len(latents), -1), targets.astype(np.float64), held_out(episode)
-    tried = [np.square(guess - y[held]).sum() for guess in Ridge(x[~held]).path(y[~held], RIDGES, x[held])]
+    x, y, validation = latents.reshape(len(latents), -1), targets.astype(np.float64), held_out(episode)
+    tried = [
+        np.square(guess - y[validation]).sum()
+        for guess in Ridge(x[~validation]).path(y[~validation], RIDGES, x[validation])
+    ]
     guess = predict_once(x, y, RIDGES[int(np.argmin(tried))], new.reshape(-1, x.shape[1]))
     return guess.reshape(*new.shape[:2], -1)
 

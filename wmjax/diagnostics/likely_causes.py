@@ -98,8 +98,8 @@ def _replays(evidence: Evidence) -> Iterator[Cause]:
 
 def _inputs(evidence: Evidence) -> Iterator[Cause]:
     spoken = [name for name in evidence.unused if "instruction" in name]
-    seen = [name for name in evidence.unused if "instruction" not in name]
-    for what, names in (("hardly looks at its images", seen), ("does not listen to its instruction", spoken)):
+    visual = [name for name in evidence.unused if "instruction" not in name]
+    for what, names in (("hardly looks at its images", visual), ("does not listen to its instruction", spoken)):
         if names:
             yield Cause(
                 f"The policy {what}: its actions stay the same under {', '.join(names)}.",

@@ -129,10 +129,10 @@ def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, n
         for entry in store.episodes:
             for name, track in entry.get("objects", {}).items():
                 lowest = usual[entry["suite"], entry["task_id"], name] - FALLEN
-                seen = [i for i, place in enumerate(track) if place[2] > lowest]
-                rows.setdefault(name, []).extend(offset + entry["frame_start"] + i for i in seen)
-                places.setdefault(name, []).extend(track[i][:2] for i in seen)
-                episodes[name] = episodes.get(name, 0) + bool(seen)
+                visible = [i for i, place in enumerate(track) if place[2] > lowest]
+                rows.setdefault(name, []).extend(offset + entry["frame_start"] + i for i in visible)
+                places.setdefault(name, []).extend(track[i][:2] for i in visible)
+                episodes[name] = episodes.get(name, 0) + bool(visible)
         offset += len(store.frame_step)
     return {name: (np.array(rows[name]), np.array(places[name])) for name in sorted(rows) if episodes[name] >= 6}
 

@@ -195,10 +195,10 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Exporter
     require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("name", "mean", "std"))
     worst = 0.0
     for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
-        kept = np.asarray(latents.latents[view, frame])
-        stored = kept.astype(np.float32)
+        rounded = np.asarray(latents.latents[view, frame])
+        stored = rounded.astype(np.float32)
         # What storing rounds away is no fault: in a channel of many times the RMS that alone can exceed the bound.
-        rounding = np.abs(np.spacing(kept)).astype(np.float32)
+        rounding = np.abs(np.spacing(rounded)).astype(np.float32)
         beyond = np.maximum(np.abs(stored - found) - rounding, 0.0)
         difference = float(beyond.max() / np.sqrt((stored**2).mean()))
         worst = max(worst, difference)

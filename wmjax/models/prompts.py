@@ -40,12 +40,12 @@ def prompt_shapes(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec)
 def _image_sizes(model: VLAConfig, spec: ObservationSpec) -> list[tuple[int, int]]:
     """(height, width) in pixels of each image that the model sees."""
     available = len(spec.cameras)
-    seen = available if model.cameras is None else model.cameras
-    if not 1 <= seen <= available:
+    used = available if model.cameras is None else model.cameras
+    if not 1 <= used <= available:
         raise UserError(
-            f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
+            f"model.cameras is {used}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
         )
-    return [(spec.image_size, spec.image_size)] * seen
+    return [(spec.image_size, spec.image_size)] * used
 
 
 def join_prompts(prompts: Sequence[Prompt]) -> Prompt:

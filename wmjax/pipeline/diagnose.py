@@ -9,7 +9,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location, Remote
-from wmjax.core.paths import keep_compiled_programs, require_place
+from wmjax.core.paths import enable_compilation_cache, require_place
 from wmjax.core.provenance import provenance
 from wmjax.core.specs import require_equal
 from wmjax.data.latents import LatentStore
@@ -59,7 +59,7 @@ def diagnose_checkpoint(
         UserError: ``batches`` below 1; no complete checkpoint; data that are missing or not the run's.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     if batches < 1:
         raise UserError(f"--batches is {batches}; it must be at least 1")
     folder = checkpoint.find(fetch_policy(run) if isinstance(run, Remote) else run)

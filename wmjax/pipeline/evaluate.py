@@ -17,7 +17,7 @@ from wmjax.reporting.evaluation_page import REPORT, write_report
 from wmjax.reporting.video.clips import Videos
 from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
-from wmjax.rollout.benchmark_log import keep_record
+from wmjax.rollout.benchmark_log import write_record
 from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import Protocol
@@ -78,8 +78,8 @@ def evaluate(
             results = Results(results.folder, header)  # another process may have ended meanwhile
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
-            keep = _videos(actor, protocol, out, videos, album, left)
-            steps = run_episodes(actor, protocol, left, results, keep, workers, timeout=timeout, metrics=metrics)
+            recorder = _videos(actor, protocol, out, videos, album, left)
+            steps = run_episodes(actor, protocol, left, results, recorder, workers, timeout=timeout, metrics=metrics)
             seconds = time.monotonic() - started
             _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
@@ -185,7 +185,7 @@ def _conclude(
         if not _is_current(results):
             _save(results, protocol, _speed_of_shards(out) if sharded else {})
         if protocol.init == "benchmark":
-            keep_record(records, protocol.name, read_summary(out))
+            write_record(records, protocol.name, read_summary(out))
         log.info("report: %s", write_report(out))
 
 

@@ -12,7 +12,7 @@ from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
-from wmjax.core.paths import keep_compiled_programs, records_folder
+from wmjax.core.paths import enable_compilation_cache, records_folder
 from wmjax.core.settings import SHUFFLED, dotted
 from wmjax.core.shards import WHOLE, Shard
 from wmjax.core.specs import require_equal, to_dict
@@ -88,7 +88,7 @@ def load_actor(
         UserError: see :func:`evaluate_checkpoint`.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     require_devices()
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(

@@ -40,8 +40,12 @@ def evaluate_scripted(
 
     """
     if name != "replay":
-        seen = protocol.environment.observation_spec
-        scripted = (actors.Expert(seen), actors.Noop(seen), actors.Random(seen, protocol.seed))
+        observation_spec = protocol.environment.observation_spec
+        scripted = (
+            actors.Expert(observation_spec),
+            actors.Noop(observation_spec),
+            actors.Random(observation_spec, protocol.seed),
+        )
         chosen = next(actor for actor in scripted if actor.name == name)
         return evaluate(chosen, protocol, out, workers, videos, shard=shard, metrics=metrics)
     if data is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.diagnostics.failure_classes import Failure, classify
 from wmjax.pipeline import evaluate
 from wmjax.policy.policy import load_policy
@@ -59,7 +59,7 @@ def watch_policy(
         UserError: no checkpoint there, the protocol needs more than the policy alone, or a task has no classes.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     found = find_policy(run)
     if protocol.oracle is not None or protocol.corruption != "none":
         raise UserError("failures are explained for a policy as it is; choose an evaluation without oracle, corruption")
@@ -82,14 +82,14 @@ def watch_policy(
 
 def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, workers: int = 2) -> list[Watched]:
     """Runs episodes with an actor and says why each failed, in the order given."""
-    seen: dict[EpisodeId, Failure | None] = {}
+    failures: dict[EpisodeId, Failure | None] = {}
 
     def note(episode: EpisodeId, outcome: str, moments: Sequence[Any]) -> None:
         if outcome in ("success", "failure"):
-            seen[episode] = classify(moments) if outcome == "failure" else None
+            failures[episode] = classify(moments) if outcome == "failure" else None
 
     evaluate.watch(actor, protocol, episodes, Watch, note, workers=workers)
-    return [Watched(episode, seen[episode]) for episode in episodes if episode in seen]
+    return [Watched(episode, failures[episode]) for episode in episodes if episode in failures]
 
 
 def text(watched: Sequence[Watched]) -> str:

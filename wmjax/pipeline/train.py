@@ -16,7 +16,7 @@ from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import owned
 from wmjax.core.location import Location, Remote
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
@@ -33,7 +33,7 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
-from wmjax.policy.places import keep_assets
+from wmjax.policy.places import copy_assets
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
@@ -68,7 +68,7 @@ def run(
         UserError: bad settings, data or weights, or a URL that cannot be read or written to.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
     require_trackers(experiment.train.trackers)
@@ -79,9 +79,9 @@ def run(
         _run_seeds(experiment, own, evaluates=evaluates)
         return
     plan = plan_run(experiment, own, evaluates=evaluates)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         if distributed.is_first():
-            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+            stack.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         _run_stages(plan, mirror, evaluates=evaluates)
 
 
@@ -106,7 +106,7 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
-    distributed.alone(lambda: keep_assets(plan.folder, experiment))
+    distributed.alone(lambda: copy_assets(plan.folder, experiment))
     if mirror is not None:  # a place that cannot be written to is refused now
         distributed.alone(mirror.push)
     # 2. Demonstrations. 3. Latents.
@@ -153,14 +153,14 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
         plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))
     experiment = dataclasses.replace(plans[0].experiment, train=experiment.train)  # with the sizes of the data
     start = _start(experiment)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         for plan in plans:
-            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+            stack.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         log = logs.set_up(plans[0].folder / "log.txt")
         for plan in plans:
             log.info("seed %d -> %s", plan.experiment.train.seed, plan.folder)
             save_settings(plan.folder, plan.settings)
-            keep_assets(plan.folder, plan.experiment)
+            copy_assets(plan.folder, plan.experiment)
         store, latents = _data(plans[0])
         resumes = all(_has_checkpoints(plan) for plan in plans)
         inputs, load = training_inputs(plans[0], store, latents, start, resumes=resumes)

@@ -14,7 +14,7 @@ from flax import nnx
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.data.statistics import action_spec, clip_action
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.actions import action_section
@@ -78,7 +78,7 @@ def explain(
         UserError: no policy or no evaluation there.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     found = find_policy(run)
     evaluation = evaluation or newest(found)
     if (read_header(evaluation).get("checkpoint") or {}).get("hash") != found.hash:

@@ -58,19 +58,19 @@ def experiment_at(values: dict[str, Any], home: Path, places: Places) -> Experim
 
     """
     saved = from_dict(values)
-    kept: dict[str, dict[str, str]] = {}
+    copies: dict[str, dict[str, str]] = {}
     for group, name in FOLDERS:
         value = getattr(getattr(saved, group), name, "")
         if value and (copy := home / ASSETS / f"{group}.{name}" / Path(value).name).is_dir():
-            kept.setdefault(group, {})[name] = str(copy.resolve())
+            copies.setdefault(group, {})[name] = str(copy.resolve())
     for group, names in places.items():
         for name in names:
             if name not in values.get(group, {}):
                 raise UserError(f"--{group}.{name}: the run has no such setting; leave it out")
-    return anchor(from_dict(merge(merge(values, kept), {group: dict(names) for group, names in places.items()})))
+    return anchor(from_dict(merge(merge(values, copies), {group: dict(names) for group, names in places.items()})))
 
 
-def keep_assets(run: Path, experiment: Experiment) -> None:
+def copy_assets(run: Path, experiment: Experiment) -> None:
     """Copies what a run's policy needs of the folders that its settings name into the run, if it is small.
 
     What comes from a hub is downloaded elsewhere too, and what ships with wmjax is there.

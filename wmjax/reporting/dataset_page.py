@@ -75,11 +75,11 @@ def choose_episodes(
         return list(dict.fromkeys(wanted))
     if per_task < 1:
         raise UserError(f"--per-task is {per_task}; show at least 1 episode of each task")
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     chosen = []
     for index, entry in enumerate(episodes):
-        seen[entry["task"]] += 1
-        if seen[entry["task"]] <= per_task:
+        counts[entry["task"]] += 1
+        if counts[entry["task"]] <= per_task:
             chosen.append(index)
     return sorted(chosen, key=lambda index: (episodes[index]["task"], index))
 

@@ -293,8 +293,8 @@ class Replay(Scripted):
         newest = decision.step // self.observation_spec.frame_stride
         if decision.step >= entry["length"] or newest >= entry["num_frames"]:
             return {}
-        seen = np.arange(newest - len(decision.frames) + 1, newest + 1).clip(0) + entry["frame_start"]
-        recorded = self._store.frames[seen].astype(np.int16)
+        indices = np.arange(newest - len(decision.frames) + 1, newest + 1).clip(0) + entry["frame_start"]
+        recorded = self._store.frames[indices].astype(np.int16)
         state = self._store.state[entry["step_start"] + decision.step]
         return {
             "replay/pixels": float(np.abs(decision.frames - recorded).max()),

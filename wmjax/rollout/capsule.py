@@ -186,8 +186,8 @@ def outcomes_of(records: Iterable[EpisodeRecord], protocol: Protocol) -> tuple[O
             raise UserError(
                 f"episode {episode.key} is {what}; repeat the evaluation's command, which runs what is left"
             )
-    kept = (found[episode.key] for episode in protocol.episodes())
-    return tuple(Outcome(record.key, record.success, record.steps) for record in kept)
+    records = (found[episode.key] for episode in protocol.episodes())
+    return tuple(Outcome(record.key, record.success, record.steps) for record in records)
 
 
 def chosen(keys: Sequence[str], count: int = REPLAYED) -> list[str]:

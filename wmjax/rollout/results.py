@@ -116,7 +116,7 @@ class Results:
             os.fsync(file.fileno())
         self.records.append(record)
 
-    def keep_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
+    def save_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
         """Writes what an episode executed; before :meth:`add`, so that no finished episode lacks it."""
         path = actions_path(self.folder, key)
         path.parent.mkdir(exist_ok=True)
@@ -289,10 +289,10 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
         UserError: names the first differing field and both values.
 
     """
-    for name, (held, asked) in differences(old, new).items():
+    for name, (before, now) in differences(old, new).items():
         if not name.startswith(DESCRIBED):
             raise UserError(
-                f"{folder}: holds an evaluation with {name} = {held!r}, this one has {asked!r}; give another --out, or "
+                f"{folder}: holds an evaluation with {name} = {before!r}, this one has {now!r}; give another --out, or "
                 "delete the folder"
             )
 

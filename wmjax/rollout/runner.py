@@ -252,7 +252,7 @@ class Runner:
         record = self._record(run, outcome)
         if run.executed and outcome in ("success", "failure"):
             actions = np.concatenate(run.executed)[: run.step]
-            self._results.keep_actions(run.episode.key, actions)
+            self._results.save_actions(run.episode.key, actions)
             measured = measure_all(self._metrics, record, actions)
             record = dataclasses.replace(record, info=record.info | measured)
         self._results.add(record)

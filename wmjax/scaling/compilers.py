@@ -39,15 +39,15 @@ def run(request: Request) -> dict[str, Any]:
     """
     topology = parse_topology(request.topology)
     python, site = interpreter(topology)
-    kept = cache_root() / "estimates" / f"{key(request, site)}.json"
-    if kept.is_file():
+    cached = cache_root() / "estimates" / f"{key(request, site)}.json"
+    if cached.is_file():
         try:
-            return dict(json.loads(kept.read_text(encoding="utf-8")))
+            return dict(json.loads(cached.read_text(encoding="utf-8")))
         except ValueError:  # half of it was lost with the disk's cache: it is made again
             pass
     found = compile_in_own_process(request, topology, python, site)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, found)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_json(cached, found)
     return found
 
 

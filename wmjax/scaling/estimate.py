@@ -20,7 +20,7 @@ from wmjax.trainer.sharding import make_mesh, require_divisible
 
 LATENT_BYTES = 2
 """A latent store's values are float16."""
-DOES_NOT_FIT = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
 """What compilers say of a program that needs more memory than the device has."""
 
 
@@ -90,7 +90,7 @@ def _compiled(
         compiled = lowered.compile()
     except Exception as error:
         text = " ".join(str(error).split())
-        if not any(words in text for words in DOES_NOT_FIT):
+        if not any(words in text for words in OUT_OF_MEMORY):
             raise
         return {"fits": False, "refused": text[:400], "memory": None, "collectives": None, "time": None}
     memory = _memory(compiled, topology)

@@ -55,9 +55,9 @@ class Retention(NamedTuple):
     keep_period: int = 0
 
 
-def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
+def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, max_to_keep: int = 2) -> Path:
     """Saves one checkpoint and returns when it is complete; see :class:`Saver`."""
-    with Saver(root, Retention(keep)) as saver:
+    with Saver(root, Retention(max_to_keep)) as saver:
         folder = saver.save(step, items, meta)
         saver.wait()
     return folder

@@ -80,8 +80,8 @@ def guarded(train_step: Callable[..., tuple[TrainState, Metrics]], spike: float)
         good = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
         if spike:
             good &= (guard.accepted < SETTLED) | (loss <= spike * guard.usual)
-        kept: TrainState = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
-        return kept._replace(step=new.step), _note(guard, good, new.step, loss), metrics
+        selected: TrainState = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
+        return selected._replace(step=new.step), _note(guard, good, new.step, loss), metrics
 
     return step
 

@@ -89,17 +89,17 @@ def _cut(path: Path, step: int) -> list[dict[str, Any]] | None:
     """
     if not path.is_file():
         return None
-    kept: dict[tuple[int, str], dict[str, Any]] = {}
+    lines: dict[tuple[int, str], dict[str, Any]] = {}
     text = path.read_bytes()
     for row in text.splitlines():
         try:
             line = json.loads(row)
             if line["step"] <= step:
-                kept[line["step"], line["split"]] = line
+                lines[line["step"], line["split"]] = line
         except (ValueError, KeyError, TypeError):
             continue
-    whole = "".join(json.dumps(line) + "\n" for line in kept.values())
+    whole = "".join(json.dumps(line) + "\n" for line in lines.values())
     if whole.encode() != text:
         with atomic_path(path) as temporary:
             temporary.write_text(whole, encoding="utf-8")
-    return list(kept.values())
+    return list(lines.values())

@@ -148,7 +148,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
             return "adapters in PEFT's format"
         weights.save(adapters.merge(self) if merge else self, folder)
         if base is not None:
-            _keep_other_fields(backbone_folder(base), folder)
+            _copy_other_fields(backbone_folder(base), folder)
         source = tokenizer_folder(prompt.tokenizer)
         for name in COMPANIONS:
             if (source / name).is_file():
@@ -156,16 +156,16 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         return "the backbone as a Hugging Face checkpoint"
 
 
-def _keep_other_fields(base: Path, folder: Path) -> None:
+def _copy_other_fields(base: Path, folder: Path) -> None:
     """Adds to the exported ``config.json`` what the base's says beyond the architecture, such as its special tokens."""
     path, fix = folder / CONFIG, "export again"
     ours = read_json(path, dict[str, Any], fix)
     theirs = read_json(base / CONFIG, dict[str, Any], "download it again")
     text = theirs.get("text_config") or {}
     vision = {**(theirs.get("vision_config") or {}), **ours["vision_config"]}
-    known = {name: text[name] for name in OTHER_FIELDS if name in text}
-    known |= {name: theirs[name] for name in OTHER_FIELDS if name in theirs}
-    write_json(path, {**known, **ours, "vision_config": vision})
+    copied = {name: text[name] for name in OTHER_FIELDS if name in text}
+    copied |= {name: theirs[name] for name in OTHER_FIELDS if name in theirs}
+    write_json(path, {**copied, **ours, "vision_config": vision})
 
 
 def tokenizer_folder(name: str) -> Path:

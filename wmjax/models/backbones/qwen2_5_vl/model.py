@@ -113,7 +113,7 @@ class Qwen2_5_VL(nnx.Module):
         def call(layer: DecoderLayer, x: Array, adapter: AdapterInputs, kind: int) -> Array:
             return layer(x, angles, mask, adapter)
 
-        x, seen = run_layers(
+        x, collected = run_layers(
             self.layers,
             call,
             embeddings.astype(config.dtype),
@@ -122,7 +122,7 @@ class Qwen2_5_VL(nnx.Module):
             unroll=config.scan_unroll,
             collect=collect,
         )
-        return self.norm(x), seen
+        return self.norm(x), collected
 
     def forward_injected(
         self,
