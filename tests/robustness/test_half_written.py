@@ -11,7 +11,7 @@ import pytest
 from tests.robustness.sources import SIZE, edit_table, set_column, write_hdf5, write_v21
 from tests.rollout.runs import save_run, tiny_experiment
 from wmjax.core.errors import UserError
-from wmjax.core.paths import whole_folder
+from wmjax.core.paths import atomic_folder
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.experiment.config import to_dict
@@ -113,11 +113,11 @@ def test_assets_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError), whole_folder(tmp_path / "a" / "b") as part:
+    with pytest.raises(StoppedError), atomic_folder(tmp_path / "a" / "b") as part:
         (part / "file").touch()
         raise StoppedError
     assert not list((tmp_path / "a").iterdir())
-    with whole_folder(tmp_path / "a" / "b") as part:
+    with atomic_folder(tmp_path / "a" / "b") as part:
         (part / "file").touch()
         assert not (tmp_path / "a" / "b").exists()
     assert (tmp_path / "a" / "b" / "file").is_file()

@@ -17,7 +17,7 @@ from benchmarks.robustness_step import TRAINS, Stepper
 from tests.data.synthetic import make_episode
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
-from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
+from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, quoted, type_hints
 from wmjax.data.store import finalize, write_part
 from wmjax.experiment.checks import require_consistent
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
@@ -328,4 +328,4 @@ def test_surplus_keys_of_others_are_passed_over_and_missing_ones_named():
 
 
 def test_a_long_value_does_not_fill_the_line():
-    assert len(shown(["x" * 1000] * 1000)) < 1200
+    assert len(quoted(["x" * 1000] * 1000)) < 1200

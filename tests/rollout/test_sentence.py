@@ -133,7 +133,7 @@ def test_the_table_counts_the_first_goal_of_finished_episodes():
     ]  # fmt: skip
     assert [line.split() for line in count_goals(records).table().splitlines()[1:]] == [
         ["given", "2", "10", "none", "instruction"],
-        ["----", "-", "--", "----", "---------"],
+        ["-----", "-", "--", "----", "-----------"],
         ["-", "1", ".", ".", "task", "None"],
         ["2", ".", "1", ".", "task", "2"],
         ["10", "1", "1", "1", "task", "10"],

@@ -130,7 +130,7 @@ def _detect(value: str) -> None:
 
 
 def _disable_preemption_service() -> None:
-    """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would take it away, and ends nothing."""
+    """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would catch it and end nothing."""
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)

@@ -148,8 +148,8 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out``, empty or not there before, when all is in it: half written it has another name."""
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to ``out`` (absent or empty before) when the block ends without an error."""
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -164,7 +164,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def enable_compilation_cache() -> None:
-    """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was given another folder."""
+    """Lets jit reuse what earlier processes compiled (``<cache>/xla``), unless jax has another cache folder."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:

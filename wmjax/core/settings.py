@@ -140,10 +140,10 @@ def _item_hint(hints: tuple[Any, ...], number: int) -> Any:
     return hints[0] if len(hints) == 2 and hints[1] is Ellipsis else hints[min(number, len(hints) - 1)]
 
 
-def whole(text: str) -> int | None:
-    """The number that decimal digits spell, as environments and options do; None if the text is anything else.
+def parse_integer(text: str) -> int | None:
+    """The integer that ``text`` spells in decimal digits; None for any other text.
 
-    Also of more than 18 digits: nothing is counted so far, and :class:`int` refuses thousands of them.
+    More than 18 digits also give None: no count is that large, and :class:`int` refuses thousands of digits.
     """
     digits = text.strip()
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None

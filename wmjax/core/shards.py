@@ -5,11 +5,11 @@ import sys
 from collections.abc import Mapping
 
 from wmjax.core.errors import UserError
-from wmjax.core.settings import quoted, whole
+from wmjax.core.settings import parse_integer, quoted
 
 Shard = tuple[int, int]
 """Index and count."""
-WHOLE: Shard = (0, 1)
+UNSHARDED: Shard = (0, 1)
 COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 """The variables in which a launcher numbers its processes: jax.distributed's own, then those of ``srun``.
 
@@ -35,7 +35,7 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
             return check_shard((_number(environment, index), _number(environment, count)))
     if DETECT in environment:
         raise UserError(f"{DETECT} is set, but only training lets jax find the other processes; give --shard i/n")
-    return WHOLE
+    return UNSHARDED
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -45,7 +45,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         UserError: it is none.
 
     """
-    if (number := whole(environment[name])) is None:
+    if (number := parse_integer(environment[name])) is None:
         raise UserError(
             f"the environment variable {name} is {quoted(environment[name])}; set it to a number, or unset it"
         )
@@ -61,7 +61,7 @@ def parse_shard(text: str | None) -> Shard:
     """
     if text is None:
         return own_shard()
-    index, count = (whole(part) for part in text.partition("/")[::2])
+    index, count = (parse_integer(part) for part in text.partition("/")[::2])
     if index is None or count is None:
         raise UserError(f"shard {quoted(text)} is not i/n with 0 <= i < n; for example --shard 0/4")
     return check_shard((index, count))

@@ -91,8 +91,10 @@ def diagnose(
 
     """
     config = model.config
-    looks, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
-    outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
+    input_changes, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
+    outcome = observe(
+        Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), input_changes + memories
+    )
     log.info("scored %d samples of the %s split under %d conditions", len(outcome.frames), split, len(outcome.chunks))
     windows = action_windows(inputs, outcome.frames)
     chunks = outcome.raw_chunks(inputs)
@@ -101,7 +103,7 @@ def diagnose(
         "actions": action_section(clip_action(chunks[PLAIN], windows.spec), windows, names),
         "flow": _flow(config, inputs, outcome, windows),
         "gradients": _gradients(model, inputs, seed, trainable),
-        "inputs": input_section(chunks, looks, windows, outcome),
+        "inputs": input_section(chunks, input_changes, windows, outcome),
     }
     if config.memory.inject:
         sections["memory"] = memory_section(chunks, memories, windows, outcome)

@@ -16,7 +16,7 @@ from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location, local, location
 from wmjax.core.options import CommandParser, Short
-from wmjax.core.settings import build, merge, quoted, whole
+from wmjax.core.settings import build, merge, parse_integer, quoted
 from wmjax.core.shards import parse_shard
 from wmjax.data.latents import Dtype, LatentStore
 from wmjax.data.store import TrainingStore
@@ -34,7 +34,7 @@ def parse_grid(text: str) -> int:
     if text == "none":
         return 0
     rows, _, columns = text.partition("x")
-    number = whole(rows)
+    number = parse_integer(rows)
     if number is None or columns not in ("", rows):
         raise UserError(
             f"grid is {quoted(text)}; give a number that divides the encoder's grid, such as 4 or 4x4, or none"

@@ -18,7 +18,7 @@ from wmjax.reporting.video.clips import Videos
 from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.benchmark_log import write_record
-from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
+from wmjax.rollout.evaluation_shards import UNSHARDED, Shard, gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records, read_summary
@@ -41,7 +41,7 @@ def evaluate(
     episodes: Sequence[EpisodeId] | None = None,
     records: Path | None = None,
     album: Album | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     timeout: float = 120.0,
     metrics: Sequence[str] = (),
 ) -> Summary:

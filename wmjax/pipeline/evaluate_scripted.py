@@ -10,7 +10,7 @@ import numpy as np
 from wmjax.analysis.summary import Summary
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.shards import WHOLE, Shard
+from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
@@ -29,7 +29,7 @@ def evaluate_scripted(
     *,
     workers: int = 2,
     videos: int = 2,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     metrics: Sequence[str] = (),
     data: Location | None = None,
 ) -> Summary:

@@ -12,7 +12,7 @@ from wmjax.analysis.summary import Summary
 from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.shards import WHOLE, Shard
+from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.evaluate_scripted import SCRIPTED
@@ -80,7 +80,7 @@ def evaluate_served(
     out: Path | None = None,
     workers: int = 2,
     videos: int = 2,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     metrics: Sequence[str] = (),
 ) -> tuple[Summary, Path]:
     """Evaluates the policy behind a URL; returns the verdict and the results' folder.

@@ -159,8 +159,8 @@ def _is_unused(name: str, section: InputSection) -> bool:
 def open_loop(experiment: Experiment, model: VLA, inputs: Inputs) -> OpenLoop:
     """Scores the policy on recorded observations, with other inputs, on the training side, and without noise."""
     seed, config = experiment.train.seed, model.config
-    looks = input_conditions(config, len(inputs.store.tasks))
-    outcome = _observe(model, inputs, "val", seed, looks)
+    input_changes = input_conditions(config, len(inputs.store.tasks))
+    outcome = _observe(model, inputs, "val", seed, input_changes)
     windows = action_windows(inputs, outcome.frames)
     chunks = outcome.raw_chunks(inputs)
     acted = clip_action(chunks[PLAIN], windows.spec)
@@ -172,7 +172,7 @@ def open_loop(experiment: Experiment, model: VLA, inputs: Inputs) -> OpenLoop:
         draws["no noise"] = _arm(_observe(quiet, inputs, "val", seed, []), inputs)
     return OpenLoop(
         phases=phase_section(acted, windows, phases_of(inputs.store, outcome.frames)),
-        inputs=input_section(chunks, looks, windows, outcome),
+        inputs=input_section(chunks, input_changes, windows, outcome),
         training=_arm(_observe(model, inputs, "train", seed, []), inputs),
         validation=section.r2_arm["all"],
         draws=draws,

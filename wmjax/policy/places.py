@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.paths import whole_folder
+from wmjax.core.paths import atomic_folder
 from wmjax.core.settings import dotted, merge, quoted
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import FOLDERS, Experiment, anchor, from_dict
@@ -85,6 +85,6 @@ def copy_assets(run: Path, experiment: Experiment) -> None:
             continue
         target = run / ASSETS / setting / files[0].parent.name
         if not target.is_dir():
-            with whole_folder(target) as part:
+            with atomic_folder(target) as part:
                 for path in files:
                     shutil.copyfile(path, part / path.name)

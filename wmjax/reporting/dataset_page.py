@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
 from wmjax.core.paths import require_place
-from wmjax.core.settings import quoted, whole
+from wmjax.core.settings import parse_integer, quoted
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
@@ -48,7 +48,7 @@ def parse_episodes(text: str) -> list[int]:
         UserError: not whole numbers separated by commas.
 
     """
-    numbers = [whole(part) for part in text.split(",")]
+    numbers = [parse_integer(part) for part in text.split(",")]
     if None in numbers:
         raise UserError(f"--episodes is {quoted(text)}; give episode numbers separated by commas, such as 0,5,9")
     return [number for number in numbers if number is not None]

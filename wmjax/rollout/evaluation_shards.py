@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import listed
-from wmjax.core.shards import WHOLE, Shard, check_shard
+from wmjax.core.shards import UNSHARDED, Shard, check_shard
 from wmjax.rollout.results import (
     EpisodeRecord,
     Results,
@@ -37,7 +37,7 @@ def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
 
 def shard_folder(out: Path, shard: Shard) -> Path:
     """The results folder of a shard; ``out`` itself if there is only one."""
-    return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
+    return out if shard == UNSHARDED else out / "shards" / f"{shard[0]}-of-{shard[1]}"
 
 
 def shard_folders(out: Path) -> list[Path]:

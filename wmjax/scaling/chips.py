@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import quoted, whole
+from wmjax.core.settings import parse_integer, quoted
 
 Platform = Literal["tpu", "gpu", "cpu"]
 
@@ -122,7 +122,7 @@ def parse_topology(text: str) -> Topology:
     name, _, rest = text.partition(":")
     if name != "cpu" and name not in CHIPS:
         raise unknown_name("chip of --topology", name, [*CHIPS, "cpu"])
-    shape = tuple(whole(side) or 0 for side in rest.split("x"))
+    shape = tuple(parse_integer(side) or 0 for side in rest.split("x"))
     if 0 in shape:
         raise UserError(f"--topology is {quoted(text)}; write a chip and its number, such as {EXAMPLES}")
     axes = {SLICES[name]} if name in SLICES else {1} if name == "cpu" else {1, 2}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short
-from wmjax.core.settings import Count, Depth, Range, Seed, Settings, quoted, whole
+from wmjax.core.settings import Count, Depth, Range, Seed, Settings, parse_integer, quoted
 
 if TYPE_CHECKING:
     from wmjax.serving.dialect import Dialect
@@ -125,7 +125,7 @@ def _listener(text: str) -> tuple[type["Dialect"], int]:
     from wmjax.serving.dialect import DIALECTS
 
     name, _, port = text.rpartition(":")
-    number = whole(port)
+    number = parse_integer(port)
     if number is None:
         raise UserError(f"listen is {quoted(text)}; write it as DIALECT:PORT, such as openpi:8000")
     if number > 65535:

@@ -5,7 +5,7 @@ import hashlib
 from typing import Literal, cast, get_args
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import whole
+from wmjax.core.settings import parse_integer
 
 Init = Literal["benchmark", "random"]
 
@@ -61,7 +61,7 @@ class EpisodeId:
         """
         suite, *rest = key.rsplit("/", 3)
         if len(rest) == 3 and rest[1] in get_args(Init):
-            task, index = whole(rest[0]), whole(rest[2])
+            task, index = parse_integer(rest[0]), parse_integer(rest[2])
             if task is not None and index is not None:
                 found = cls(suite, task, cast(Init, rest[1]), index)
                 if found.key == key:

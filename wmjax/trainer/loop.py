@@ -219,7 +219,9 @@ class Loop:
         loss = values.get("loss", float("nan"))
         progress = f"{bar(step, config.steps)} step {step}/{config.steps}"
         log.info("%s  loss %.4f  %s", progress, loss, self._clock.left(step))
-        source = BatchSource(self.inputs.store, self.inputs.latents, self.inputs.train_episodes, _whole(self.loader))
+        source = BatchSource(
+            self.inputs.store, self.inputs.latents, self.inputs.train_episodes, _unsharded(self.loader)
+        )
         for number, value in skipped_since(fetched, self._skipped):
             samples = source.samples_of(number - 1)
             episodes = sorted({int(e) for e in self.inputs.store.frame_episode[samples]})
@@ -287,8 +289,8 @@ def _validation(inputs: Inputs, loader: LoaderConfig) -> "contextlib.closing[Any
     return contextlib.closing(iter(make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)))
 
 
-def _whole(loader: LoaderConfig) -> LoaderConfig:
-    """For the global batches instead of this process's part of them."""
+def _unsharded(loader: LoaderConfig) -> LoaderConfig:
+    """The configuration that loads the global batches instead of this process's part of them."""
     return dataclasses.replace(loader, shard_index=0, shard_count=1)
 
 
