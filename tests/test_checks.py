@@ -157,7 +157,7 @@ def test_a_policy_is_told_the_pending_actions_of_its_delay_and_evaluated_with_it
         require_consistent(experiment("--model.pending", "8"))
     for told in (("--model.pending", "8"), ("--model.roll_state", "true")):
         with pytest.raises(
-            UserError, match=r"spatial_dev: execution_delay is 0, but the policy is told .* the 8 control"
+            UserError, match=r"spatial_dev: execution_delay is 0, but the policy takes .* the 8 control"
         ):
             require_consistent(experiment("--train.delay", "8", *told))
     slow = experiment(*late, "--data.observation.control_hz", "10", recipe="e0state_mse")

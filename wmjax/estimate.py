@@ -1,4 +1,4 @@
-"""Estimates what a training needs on accelerators that are not at hand, by compiling its step for them.
+"""Estimates what a training needs on accelerators that are not available, by compiling its step for them.
 
 python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 128
 

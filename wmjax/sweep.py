@@ -1,4 +1,4 @@
-"""Runs a plan of trainings and evaluations, and makes tables of what is finished.
+"""Runs a plan of trainings and evaluations, and makes tables of the finished ones.
 
 python -m wmjax.sweep PLAN.toml              what is left of the plan, cell by cell; run it again to resume
 python -m wmjax.sweep PLAN.toml --dry-run    what is left, with the stated minutes

@@ -1,4 +1,4 @@
-"""Checks the published results against the committed evidence, and replays recorded episodes of it.
+"""Checks the published results against the committed evidence, and replays some of its episodes.
 
 python -m wmjax.verify                        hashes, the tables in README and docs, 20 replayed episodes per evaluation
 python -m wmjax.verify --replays 0            without the simulator

@@ -87,7 +87,7 @@ def test_a_metric_that_stands_twice_is_refused(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (ValueError("no\nsteps"), r"Given failed on .* \(ValueError: no steps\); mend it"),
+        (ValueError("no\nsteps"), r"Given failed on .* \(ValueError: no steps\); correct the metric"),
         (None, r"Given failed on .* \(TypeError: "),
         ({"a": "3"}, "Given gave 'a': '3' on .*; give numbers by name"),
         ({"a": None}, "Given gave 'a': None on .*; give numbers by name"),

@@ -66,7 +66,7 @@ def run_command(body: Callable[[], int]) -> int:
 
 
 def _refused(error: OSError) -> str | None:
-    """What is wrong with a place, and the fix; None for a bug or a broken disk."""
+    """Describes why a path was refused, and the fix; None for a bug or a broken disk."""
     if error.filename is not None:
         place = f"{error.filename}: {error.strerror}; choose another place, or change its permissions"
         return place if error.errno in REFUSED else None
@@ -88,7 +88,7 @@ def _reader_has_gone() -> bool:
 
 
 def _empty_output() -> None:
-    """Keeps the interpreter from a second failure at its end, with what is left of an output on a full disk."""
+    """Discards unwritten output, so that the interpreter does not fail again at exit when the disk is full."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -100,7 +100,7 @@ def _drop_output() -> None:
 
 
 def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str], int]:
-    """What argparse reads an option with: a whole number in a range.
+    """An argparse type: an integer in a range.
 
     Args:
         name: of the option, for the error.
@@ -112,7 +112,7 @@ def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str]
 
 
 def number(name: str, least: float, most: float = 1_000_000) -> Callable[[str], float]:
-    """What argparse reads an option with: a number in a range, see :func:`whole_number`."""
+    """An argparse type: a number in a range, see :func:`whole_number`."""
     return _in_range(name, float, "number", least, most)
 
 

@@ -21,12 +21,12 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """What another library said, as one short line for a message of ours."""
+    """Another library's error message as one short line, for use in our messages."""
     return " ".join(str(error).split())[:limit]
 
 
 def require_unicode(text: str, what: str) -> None:
-    """Refuses a text with half a character, which JSON may hold; no file, page or tokenizer takes it.
+    """Refuses a text with an unpaired surrogate, which JSON allows but no file, page or tokenizer accepts.
 
     Raises:
         UserError: begins with ``what``.

@@ -87,7 +87,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Lets one process at a time into the block; the others wait. What a killed process held is free again.
+    """Lets one process at a time into the block; the others wait. The lock of a killed process is released.
 
     Raises:
         UserError: the file system has no locks.
@@ -229,7 +229,7 @@ def hash_json(content: Any) -> str:
 
 
 def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping[str, Any] | None = None) -> None:
-    """Writes down what a resumable job is making, or checks that an earlier run was making the same.
+    """Records the plan of a resumable job, or checks that an earlier run had the same plan.
 
     Args:
         path: the JSON file that holds the plan.
@@ -250,7 +250,7 @@ def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping
 
 
 def require_plan(found: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, what: str) -> None:
-    """Refuses a plan that differs from the one a folder was begun under."""
+    """Refuses a plan that differs from the one that a folder was begun with."""
     for key, value in plan.items():
         if found.get(key) != value:
             difference = f": {found.get(key)!r} there, {value!r} now" if not isinstance(value, list) else ""

@@ -38,7 +38,7 @@ COMPILED_BYTES = 2_000_000_000
 
 
 def expand(path: str | Path) -> Path:
-    """A path with ``~`` as the home folder: a shell leaves it behind ``=`` and in files of environments as it is.
+    """Replaces ``~`` by the home folder; shells do not expand it after ``=`` or in environment files.
 
     Raises:
         UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it, or
@@ -55,7 +55,7 @@ def expand(path: str | Path) -> Path:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What lies below a folder and fits a pattern, in order, without anything hidden.
+    """The paths below a folder that match a pattern, sorted, without hidden ones.
 
     macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders. A pattern
     that begins with ``**/`` looks into linked folders too, which :meth:`pathlib.Path.glob` passes over.
@@ -75,7 +75,7 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def require_readable(folder: Path) -> None:
-    """Refuses a folder that is there and cannot be listed: to :meth:`pathlib.Path.glob` it is empty.
+    """Refuses an existing folder that cannot be listed, because :meth:`pathlib.Path.glob` treats it as empty.
 
     Raises:
         PermissionError: names it.

@@ -1,4 +1,4 @@
-"""Starting worker processes that import only what they run, with one thread each."""
+"""Starts worker processes that import only what they run, with one thread each."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Typed values from plain ones: settings, and what JSON and TOML files of others hold.
+"""Typed values from plain ones: settings, and the content of external JSON and TOML files.
 
 One function, :func:`convert`, reads a plain value as an annotated type. Which numbers a field may hold is declared
 beside it, as ``Annotated[int, Range(1)]``, and checked here: when a value is read, and when a :class:`Settings` is
@@ -52,7 +52,7 @@ class Range:
 
 
 def _single(value: float) -> float:
-    """A number as programs compute with it: in float32, where XLA takes what is below the normal numbers for 0."""
+    """A number as programs compute with it: in float32, where XLA flushes subnormal numbers to 0."""
     limits = np.finfo(np.float32)
     if not -limits.max <= value <= limits.max:
         return value
@@ -109,7 +109,7 @@ def _type_hints(kind: Any) -> dict[str, Any]:
 
 
 def require_range(value: Any, hint: Any, path: str) -> None:
-    """Refuses a number outside the range that its annotation declares, also inside of optional ones and tuples.
+    """Refuses a number outside the range that its annotation declares, also inside optional types and tuples.
 
     Raises:
         UserError: names the setting, its value and the range.
@@ -131,7 +131,7 @@ def require_range(value: Any, hint: Any, path: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold: JSON and TOML have integers of any length."""
+    """Whether a value is a number that a float can represent: JSON and TOML have integers of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -150,7 +150,7 @@ def parse_integer(text: str) -> int | None:
 
 
 def quoted(value: Any) -> str:
-    """A value in a part of a line, however large it is."""
+    """A value formatted for a message, shortened if it is large."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
     short.maxlist = short.maxtuple = short.maxdict = 8
@@ -158,7 +158,7 @@ def quoted(value: Any) -> str:
 
 
 def build(kind: type[T], values: dict[str, Any], path: str = "", *, surplus: bool = False) -> T:
-    """Builds ``kind`` from what a TOML or JSON file or the command line said, defaults for the rest.
+    """Builds ``kind`` from values of a TOML or JSON file or of the command line, with defaults for the others.
 
     Args:
         kind: a dataclass, possibly of dataclasses.
@@ -214,7 +214,7 @@ def convert(value: Any, hint: Any, path: str, *, surplus: bool = False) -> Any:
 
 
 def _finite(value: float, path: str) -> float:
-    """A number as float; JSON and TOML know integers that none can hold, and NaN."""
+    """A finite number as float; JSON and TOML also have integers that no float can represent, and NaN."""
     try:
         number = float(value)
     except OverflowError:
@@ -247,7 +247,7 @@ def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, 
 
 
 def _names(text: str, path: str) -> list[str]:
-    """The names in a text, which commas separate.
+    """The comma-separated names in a text.
 
     Raises:
         UserError: one of them is empty, or has a bracket or a quote of a list that TOML cannot read.
@@ -298,14 +298,14 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Layer(NamedTuple):
-    """Settings that come from one place, and how they are corrected there: "correct train/scales/mini.toml"."""
+    """Settings from one source, and how to correct them there: "correct train/scales/mini.toml"."""
 
     values: Mapping[str, Any]
     fix: str
 
 
 def with_origin(error: UserError, layers: Sequence[Layer]) -> UserError:
-    """The error, with the fix of the place that the setting which it names comes from.
+    """The error with a fix that refers to the source of the setting that the error names.
 
     Args:
         error: names a setting by the end of its dotted name, as in ``lora.rank is -1``.
@@ -354,7 +354,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """What a text of the command line means: a TOML value, ``0,1`` for the list ``[0, 1]``, else the text itself."""
+    """The value of a text of the command line: a TOML value, ``0,1`` for the list ``[0, 1]``, else the text itself."""
     for form in (text, f"[{text}]") if "," in text else (text,):
         with contextlib.suppress(ValueError, RecursionError):
             return tomllib.loads(f"value = {form}")["value"]

@@ -21,7 +21,7 @@ DETECT = "WMJAX_DISTRIBUTED"
 
 
 def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The part that falls to this process: from jax.distributed if it runs, else from the launcher's variables.
+    """Returns this process's shard: from jax.distributed if it runs, else from the launcher's variables.
 
     Raises:
         UserError: only jax could tell, and it has not been asked: every process would take the whole job.

@@ -69,7 +69,7 @@ _state = _State()
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Turns the signals into :class:`Stopped` inside the block; outside of the main thread nothing changes.
+    """Turns the signals into :class:`Stopped` inside the block; outside the main thread nothing changes.
 
     A signal that was ignored before, as SIGHUP is under ``nohup``, stays ignored.
     """
@@ -110,7 +110,7 @@ def postponed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Inside the block, which is itself inside of :func:`postponed`, signals end the command again.
+    """Lets signals end the command again, in a block inside :func:`postponed`.
 
     Raises:
         Stopped: a signal has come already.
@@ -131,7 +131,7 @@ def requested() -> bool:
 
 
 def stop_if_requested(what: str = "") -> None:
-    """Ends the command if a signal has come; ``what`` says what is safe.
+    """Ends the command if a signal has come; ``what`` describes what has been saved.
 
     Raises:
         Stopped: a signal has come.
@@ -142,7 +142,7 @@ def stop_if_requested(what: str = "") -> None:
 
 
 def stop(what: str) -> None:
-    """Ends this process's part of a job: one of its processes was asked to, perhaps another one.
+    """Ends this process because one of the job's processes, perhaps another one, received a signal.
 
     Raises:
         Stopped: always.
@@ -159,7 +159,7 @@ def print_end(stopped: Stopped) -> None:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: Ctrl-C, which the terminal sends to all processes, is the parent's to answer.
+    """Makes a worker process ignore Ctrl-C, which the terminal sends to all processes and the parent handles.
 
     SIGTERM and SIGHUP end a worker as ever: what it writes is whole or absent.
     """

@@ -171,7 +171,7 @@ class ActionSpec(Settings, section="ActionSpec"):
 
     @property
     def arm(self) -> tuple[int, ...]:
-        """Indices of the dimensions that are no grippers."""
+        """Indices of the dimensions that are not grippers."""
         return tuple(i for i in range(self.dim) if i not in self.grippers)
 
 
@@ -249,7 +249,7 @@ def spec_hash(spec: Spec) -> str:
 
 
 def require_same_actions(policy: ActionSpec, other: ActionSpec, whose: str, fix: str) -> None:
-    """Refuses a policy whose raw actions are those of another robot; how it normalises them is its own affair.
+    """Refuses a policy whose raw actions are those of another robot; their normalisation may differ.
 
     Args:
         policy: of the policy.

@@ -95,7 +95,7 @@ class StoreWriter:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """What a manifest says of a file."""
+    """A manifest's entry of a file."""
 
     bytes: Annotated[int, Range(0, 1e18)]
     sha256: str
@@ -160,7 +160,7 @@ def verify_files(folder: Location, manifest: Mapping[str, Any], names: Sequence[
 
 
 def _require_hash(path: Location, actual: str, expected: str) -> None:
-    """Refuses bytes that are not those that were written."""
+    """Refuses bytes whose hash differs from that of the written ones."""
     if actual != expected:
         fix = "copy it there again" if isinstance(path, Remote) else "rebuild the store"
         raise UserError(
@@ -176,7 +176,7 @@ def _require_named(folder: Location, manifest: Mapping[str, Any], name: str) -> 
 
 
 def open_array(folder: Location, manifest: Mapping[str, Any], name: str) -> Rows:
-    """A store's large .npy: a read-only memory map, or at a URL an array that requests the rows it is asked for."""
+    """A store's large .npy: a read-only memory map, or at a URL an array that fetches only the indexed rows."""
     path = folder / name
     _require_named(folder, manifest, name)
     if isinstance(path, Remote):

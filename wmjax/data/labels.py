@@ -1,4 +1,4 @@
-"""What a policy learns of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions."""
+"""The training target of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int

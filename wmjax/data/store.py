@@ -226,7 +226,7 @@ Place = Annotated[int, Range(0, 1e15)]
 
 @dataclasses.dataclass(frozen=True)
 class _Episode:
-    """What the readers of a store rely on in an episode's entry."""
+    """The fields of an episode's entry that the readers of a store use."""
 
     index: Place
     task: Place
@@ -322,7 +322,7 @@ class TrainingStore:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Identity of the store's whole content, wherever it lies: what a latent store made from it must name."""
+        """Identity of the store's content, independent of its location; a latent store made from it records it."""
         return hash_json(self.manifest)
 
     @functools.cached_property

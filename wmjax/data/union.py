@@ -81,7 +81,7 @@ S = TypeVar("S", TrainingStore, LatentStore)
 
 
 class _Several(Generic[S]):
-    """What the two unions share: their identity and their checks are those of the stores, in order."""
+    """The base of the two unions, whose identity and checks are those of the stores, in order."""
 
     stores: tuple[S, ...]
 
@@ -214,7 +214,7 @@ def join_stores(stores: Sequence[TrainingStore]) -> TrainingStore:
 
 
 def _require_alike(stores: Sequence[TrainingStore]) -> None:
-    """Refuses stores whose samples do not belong into one batch."""
+    """Refuses stores whose samples cannot be in one batch."""
     first = stores[0]
     for store in stores[1:]:
         names = f"data.paths: {store.folder}", str(first.folder)

@@ -1,4 +1,4 @@
-"""The seam of encoders: what turns clips of frames into latents, for a latent store and for a policy that acts.
+"""The interface of encoders, which turn clips of frames into latents for a latent store and for a policy that acts.
 
 An encoder is one class: it owns its settings (``Config``), says what its latents are before anything is loaded
 (``describe``), and computes them with a pure function of frozen parameters (``apply``). ``encoder.kind`` names it, by a
@@ -46,7 +46,7 @@ class EncoderConfig(Settings, section="encoder"):
     cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses numbers that cannot be honoured, before anything is recorded.
+        """Refuses values that cannot be used, before anything is recorded.
 
         Raises:
             UserError: names the setting, its value and the least that it may be.
@@ -74,11 +74,11 @@ class EncoderConfig(Settings, section="encoder"):
 
 @runtime_checkable
 class Exporter(Protocol):
-    """What computes the latents of a store, in any framework."""
+    """The interface of an encoder that computes the latents of a store, in any framework."""
 
     @property
     def spec(self) -> EncoderSpec:
-        """What the latents are, without statistics."""
+        """The spec of the latents, without statistics."""
 
     @property
     def backend(self) -> Backend:
@@ -131,7 +131,7 @@ class Encoder(abc.ABC):
 
     @classmethod
     def shape(cls, config: Any) -> tuple[int | None, int | None]:
-        """Tokens per frame and their channels, None where only a download would tell."""
+        """Tokens per frame and their channels, None if only a download could tell."""
         spec = cls.describe(config)
         return spec.tokens_per_frame, spec.dim
 

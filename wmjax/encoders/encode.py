@@ -1,4 +1,4 @@
-"""Encoding a training store's frames into a latent store, whatever computes the latents. Imports no framework."""
+"""Encoding a training store's frames into a latent store, with any encoder. Imports no framework."""
 
 import contextlib
 import itertools
@@ -137,7 +137,7 @@ def encode_store(
 
 
 def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
-    """Refuses numbers that cannot be honoured.
+    """Refuses values that cannot be used.
 
     Raises:
         UserError: names the argument, its value and the least that it may be.
@@ -149,7 +149,7 @@ def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
 
 
 def read_ahead(read: Callable[[int], T], indices: Sequence[int]) -> Generator[tuple[int, T], None, None]:
-    """Each index and what ``read`` makes of it, the next being read by a thread meanwhile; two are in memory."""
+    """Yields each index with the result of ``read``, while a thread reads the next one; two results are in memory."""
     if not indices:
         return
     with ThreadPoolExecutor(1, "read-ahead") as reader:

@@ -293,7 +293,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
     delay = experiment.pending_steps
     if delay and protocol.realtime == "none" and protocol.execution_delay != delay:
         yield (
-            f"execution_delay is {protocol.execution_delay}, but the policy is told which actions are executed in the "
+            f"execution_delay is {protocol.execution_delay}, but the policy takes the actions that are executed in the "
             f"{delay} control steps (train.delay) before its own; set train.delay to {protocol.execution_delay}"
         )
     try:

@@ -16,7 +16,7 @@ RANDOM = "random"
 
 
 def trainable_filter(trainable: Trainable) -> Callable[[tuple[Any, ...], Any], bool]:
-    """The NNX filter of what trains: every parameter, or all but the backbone's base (its adapters train)."""
+    """The NNX filter of the trained parameters: all, or all but the backbone's base (its adapters train)."""
 
     def trains(path: tuple[Any, ...], value: Any) -> bool:
         base = path[0] == "backbone" and not isinstance(value, ADAPTER)

@@ -27,7 +27,7 @@ def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) 
 
 
 def prompt_shapes(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prompt:
-    """What :func:`make_prepare`'s function returns, as a pytree of ``jax.ShapeDtypeStruct``; nothing is downloaded.
+    """The result of :func:`make_prepare`'s function as a pytree of ``jax.ShapeDtypeStruct``; nothing is downloaded.
 
     Raises:
         UserError: fewer cameras than the model wants to see, or settings that do not fit it.

@@ -39,7 +39,7 @@ class VLAConfig(Settings, section="model"):
     Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
     number of the observation's cameras that the VLM gets, from the first (None: all). Without ``use_images`` it gets
     black ones, at the same cost, so that a policy sees only through its world memory. ``pending`` is the number of
-    pending actions that the network is told, the actions of the ``train.delay`` control steps before its chunk begins
+    pending actions that the network receives: the actions of the ``train.delay`` control steps before its chunk begins
     (0: none; else ``train.delay``). With ``roll_state`` the state that it gets is rolled forward by them, see
     :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size
     of the action queries; with published weights it is that of their token embeddings (:func:`match_embeddings`).
@@ -147,7 +147,7 @@ class VLA(nnx.Module):
     """Vision-language-action policy with world memory. Actions and state are normalised here."""
 
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, backbone: Backbone | None = None):
-        """Builds it, with a given backbone of the configured width or a new one."""
+        """Builds the network, with a given backbone of the configured width or a new one."""
         self.config, hidden_dim = config, config.backbone.width
         if backbone is None:
             backbone = BACKBONES.resolve(config.backbone.kind)(config.backbone, rngs=rngs)
@@ -182,7 +182,7 @@ class VLA(nnx.Module):
         return self.config.memory.inject and bool(self.config.injection.layers)
 
     def encode_prompt(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
-        """The part of the VLM that does not depend on the memory: all of it, or what precedes the layers it enters."""
+        """The part of the VLM that does not depend on the memory: all of it, or the layers before the injection."""
         return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key)
 
     def _encode(self, inputs: ModelInput, key: jax.Array | None) -> State:
@@ -209,7 +209,7 @@ class VLA(nnx.Module):
         size = (self.config.pending, self.config.action_dim)
         if inputs.pending is None or inputs.pending.shape[1:] != size:
             found = "missing" if inputs.pending is None else list(inputs.pending.shape)
-            raise UserError(f"pending actions are {found}; the model is told [batch, {size[0]}, {size[1]}]")
+            raise UserError(f"pending actions are {found}; the model expects [batch, {size[0]}, {size[1]}]")
         return inputs.pending.reshape(len(inputs.pending), -1)
 
     def action_tokens(

@@ -13,7 +13,7 @@ from wmjax.trainer.mirror import CHECKPOINTS, local_folder, steps_at
 
 
 def fetch_policy(place: Remote) -> Path:
-    """Downloads what a policy needs, without the optimizer's state, unless it is in the cache already.
+    """Downloads the files that a policy needs, without the optimizer's state, unless they are in the cache.
 
     Args:
         place: a run's copy, whose newest checkpoint is taken, one of its checkpoints, or a policy's folder.

@@ -116,12 +116,12 @@ class Errors(NamedTuple):
         present: Float32[Array, " batch *rest"],
         came: Float32[Array, " batch *rest"],
     ) -> "Errors":
-        """The errors against what came."""
+        """The errors against the true future."""
         axes = tuple(range(1, came.ndim))
         return cls(*(jnp.mean(jnp.square(guess - came), axis=axes) for guess in (prediction, present)))
 
     def named(self, prefix: str) -> dict[str, Float32[Array, " batch"]]:
-        """As numbers of a decision."""
+        """The errors as numbers of a decision, by name."""
         return {f"{prefix}/error": self.prediction, f"{prefix}/copy_error": self.copy}
 
 

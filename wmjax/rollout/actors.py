@@ -80,7 +80,7 @@ class Plan:
 
 @runtime_checkable
 class Actor(Protocol):
-    """The interface between the runner and what acts.
+    """The interface between the runner and a policy or another actor.
 
     Attributes:
         name: for headers and file names.
@@ -105,7 +105,7 @@ class Actor(Protocol):
     pending_steps: int
 
     def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
-        """Is called once, before the first decision.
+        """Prepares the actor; called once, before the first decision.
 
         Args:
             slots: number of slots.
@@ -144,7 +144,7 @@ class Scripted:
         self.horizon, self.action_spec = horizon, action_spec
 
     def hold(self, steps: int) -> Chunk:
-        """Holding still."""
+        """Returns the action that holds still."""
         return np.tile(np.array(self.action_spec.hold, np.float32), (steps, 1))
 
     def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
@@ -173,7 +173,7 @@ class Noop(Scripted):
     name = "noop"
 
     def chunk(self, decision: Decision) -> Chunk:
-        """Holding still."""
+        """Returns the action that holds still."""
         return self.hold(self.horizon)
 
 

@@ -81,13 +81,13 @@ class _Record:
 
 
 def _records(folder: Path, protocol: str) -> dict[Path, _Record]:
-    """The records of a protocol that can be read; another run's result must not be lost for a damaged one."""
+    """The records of a protocol that can be read; damaged ones are skipped with a warning."""
     found = {}
     for path in sorted(path for path in folder.glob(f"{protocol}-*.json") if _number(path) >= 0):
         try:
             found[path] = read_json(path, _Record, "delete it")
         except UserError as error:
-            log.warning("a record of the benchmark is passed over: %s", error)
+            log.warning("a record of the benchmark is skipped: %s", error)
     return found
 
 

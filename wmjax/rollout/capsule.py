@@ -97,12 +97,12 @@ class Capsule:
 
     @property
     def protocol(self) -> Protocol:
-        """What was evaluated."""
+        """The protocol that was evaluated."""
         return from_values(dict(self.header["protocol"]), f"the capsule {self.name}")
 
     @property
     def seed(self) -> int | None:
-        """The training seed; None of an actor that was not trained."""
+        """The training seed; None for an actor that was not trained."""
         experiment = self.header.get("experiment") or {}
         return experiment.get("seed")
 
@@ -145,7 +145,7 @@ class Capsule:
 
 
 def read_capsule(folder: Path) -> Capsule:
-    """Reads a capsule, every byte of which is checked.
+    """Reads a capsule and checks every byte of it.
 
     Raises:
         UserError: names the file that is missing, damaged or changed.
@@ -191,5 +191,5 @@ def outcomes_of(records: Iterable[EpisodeRecord], protocol: Protocol) -> tuple[O
 
 
 def chosen(keys: Sequence[str], count: int = REPLAYED) -> list[str]:
-    """The episodes to replay: those with the smallest SHA-256 of their key, so that nobody chooses them."""
+    """The episodes to replay: those with the smallest SHA-256 of their key, so that they are not hand-picked."""
     return sorted(keys, key=lambda key: hash_bytes(key.encode()))[:count]

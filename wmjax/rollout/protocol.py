@@ -50,9 +50,9 @@ class Protocol(Settings, section="protocol"):
             demonstration is drawn for each episode, from any task (``shuffled``, see
             :mod:`wmjax.policy.interventions`) or from the episode's task (``shuffled_in_task``). With ``closed`` they
             read no memory. The Prophet's own predictions are still logged and drawn.
-        sentence: what the policy is told: the task's own sentence (``own``), one that names no task (``neutral``, a
+        sentence: the policy's instruction: the task's own sentence (``own``), one that names no task (``neutral``, a
             deaf policy), or that of another task of the suite, drawn from the episode's identity (``other``), see
-            :mod:`wmjax.sim.sentence`. What counts as success stays the goal of the episode's task.
+            :mod:`wmjax.sim.sentence`. Success remains the goal of the episode's task.
         seed: of the policy's noise; the episodes themselves do not depend on it.
         env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
@@ -233,7 +233,7 @@ def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path
 
 
 def changed_parts(protocol: Protocol, unchanged: Protocol) -> list[str]:
-    """What a folder's name says of each field that differs from the protocol's file, such as ``n2`` or ``delay8``."""
+    """The parts of a folder's name, one for each field that differs from the protocol's file: ``n2``, ``delay8``."""
     parts = []
     for name, change in CHANGES.items():
         value = getattr(protocol, change.setting)

@@ -29,13 +29,13 @@ class _ListFile(Settings, section="list"):
 
 
 class Cell(NamedTuple):
-    """One protocol, of a list or alone: as it is run, and as its file has it."""
+    """One protocol, in a list or alone: as it is run, and as its file defines it."""
 
     protocol: Protocol
     unchanged: Protocol
 
     def folder(self, root: Path) -> Path:
-        """Where its evaluation lies below ``root``, the same as without a list."""
+        """The evaluation's folder below ``root``, the same as without a list."""
         return protocol_folder(root, self.protocol, self.unchanged)
 
 

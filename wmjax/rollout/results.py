@@ -117,14 +117,14 @@ class Results:
         self.records.append(record)
 
     def save_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
-        """Writes what an episode executed; before :meth:`add`, so that no finished episode lacks it."""
+        """Writes an episode's executed actions; call it before :meth:`add`, so that no finished episode lacks them."""
         path = actions_path(self.folder, key)
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, actions)
 
     def replace(self, records: Iterable[EpisodeRecord]) -> None:
-        """Writes the whole file anew, atomically, with these episodes."""
+        """Rewrites the whole file atomically with these episodes."""
         self.records = list(records)
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
@@ -189,7 +189,7 @@ class _Action:
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """The fields of a header that are read again, with their types; others may stand beside them."""
+    """The header fields that are read again, with their types; other fields are allowed."""
 
     format_version: int
     actor: str = ""
@@ -223,7 +223,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Finished:
-    """What reports and shards use of ``summary.json``."""
+    """The fields of ``summary.json`` that reports and shards use."""
 
     overall: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
@@ -245,7 +245,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def actions_path(folder: Path, key: str) -> Path:
-    """The file of what an episode executed."""
+    """The file of an episode's executed actions."""
     return folder / "actions" / f"{key.replace('/', '-')}.npy"
 
 

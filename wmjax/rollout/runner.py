@@ -172,7 +172,7 @@ class Runner:
         return False
 
     def _decide(self, slots: Sequence[int]) -> None:
-        """Asks the actor about all ready slots at once and sends the actions off."""
+        """Requests the decisions of all ready slots from the actor at once, and sends their actions."""
         if self._actor.inside:
             plans = [Plan(np.zeros((0, self._action_spec.dim), np.float32))] * len(slots)
         else:
@@ -219,7 +219,7 @@ class Runner:
         return Execute(run.executed[-1], render, run.video)
 
     def _handle_fault(self, slot: int, fault: Fault) -> None:
-        """Tries the episode again, or records that it could not be run."""
+        """Retries the episode, or records that it could not be run."""
         run = self._running[slot]
         faults = self._faults[run.episode]
         faults.append(fault.kind)

@@ -46,7 +46,7 @@ def filled_model(make: Callable[[], nnx.Module]) -> Any:
 
 
 def random_batch(experiment: Experiment, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """As the loader delivers it, of noise."""
+    """A batch of noise in the form that the loader delivers."""
     rng = np.random.default_rng(seed)
     return {name: _random(rng, shape) for name, shape in batch_shapes(experiment, batch).items()}
 

@@ -1,4 +1,4 @@
-"""Accelerators by name: what their data sheets say, and topologies of them such as ``v5e:4x4``. Imports no jax."""
+"""Accelerators by name: figures of their data sheets, and topologies such as ``v5e:4x4``. Imports no jax."""
 
 import dataclasses
 import math
@@ -96,12 +96,12 @@ class Topology:
 
     @property
     def platform(self) -> Platform:
-        """Which compiler makes programs for it."""
+        """The platform of the compiler that makes programs for it."""
         return "cpu" if self.chip is None else self.chip.platform
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """The number of devices."""
         return math.prod(self.shape)
 
     @property

@@ -1,4 +1,4 @@
-"""Runs an estimate in a process of its own, with the interpreter that has the topology's compiler.
+"""Runs an estimate in a separate process, with the interpreter that has the topology's compiler.
 
 libtpu and CUDA's plugin live in ``.venv-estimate``: beside jax they change its default platform.
 """
@@ -30,7 +30,7 @@ PACKAGES = {"tpu": "libtpu", "gpu": "jax_plugins/xla_cuda12"}
 
 
 def run(request: Request) -> dict[str, Any]:
-    """The estimate, see :func:`wmjax.scaling.estimate.estimate`; kept in ``<cache>/estimates``.
+    """The estimate, see :func:`wmjax.scaling.estimate.estimate`; stored in ``<cache>/estimates``.
 
     Raises:
         UserError: the request is bad, or the compiler is not installed.
@@ -52,7 +52,7 @@ def run(request: Request) -> dict[str, Any]:
 
 
 def key(request: Request, site: Path) -> str:
-    """A hash of all that decides an estimate: the request, versions, variables, our code, and configs it names.
+    """A hash of everything that determines an estimate: the request, versions, variables, our code and named configs.
 
     Args:
         request: what is estimated.
@@ -79,14 +79,14 @@ def _versions(site: Path) -> Iterator[str]:
 
 @functools.cache
 def code_hash() -> str:
-    """Of the package's modules and of the files of ``train``, by name and content."""
+    """The hash of the package's modules and of the files of ``train``, by name and content."""
     folders = ((ROOT / "wmjax", "*.py"), (resource_folder("train"), "*.toml"))
     paths = [(root, path) for root, kind in folders for path in root.rglob(kind)]
     return hash_json({f"{root.name}/{path.relative_to(root)}": hash_file(path) for root, path in paths})
 
 
 def compile_in_own_process(request: Request, topology: Topology, python: str, site: Path) -> dict[str, Any]:
-    """The estimate, made in a process of its own."""
+    """Computes the estimate in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         line = [python, "-m", "wmjax.scaling.worker", json.dumps(dataclasses.asdict(request)), str(answer)]

@@ -82,7 +82,7 @@ def _compiled(
     request: Request,
     counted: dict[str, float],
 ) -> dict[str, Any]:
-    """What only the compiled program tells."""
+    """The values that only the compiled program has."""
     started = time.monotonic()
     lowered = built.train_step.lower(*call_shapes(experiment, built, mesh))
     lowering = time.monotonic() - started
@@ -107,7 +107,7 @@ def _compiled(
 
 
 def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
-    """Of one device, as the compiler plans it."""
+    """The memory of one device, as the compiler plans it."""
     plan = compiled.memory_analysis()
     needed = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     needed += plan.temp_size_in_bytes + plan.generated_code_size_in_bytes

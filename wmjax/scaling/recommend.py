@@ -29,13 +29,13 @@ class Candidate(NamedTuple):
     batch: int
 
     def settings(self) -> dict[str, Any]:
-        """As nested settings."""
+        """The candidate as nested settings."""
         mesh = {"data": -1, "fsdp": self.fsdp, "tensor": 1, "shard_frozen": self.fsdp > 1}
         model = {} if self.remat is None else {"model": {"backbone": {"remat": self.remat}}}
         return {"mesh": mesh, "train": {"batch_size": self.batch}} | model
 
     def options(self) -> str:
-        """As options of the train command."""
+        """The candidate as options of the train command."""
         mesh = f"--mesh.fsdp {self.fsdp}" + (" --mesh.shard_frozen true" if self.fsdp > 1 else "")
         remat = "" if self.remat is None else f" --model.backbone.remat {self.remat}"
         return f"{mesh}{remat} --train.batch_size {self.batch}"
@@ -139,7 +139,7 @@ class _Search:
         return min((c for c in fitting if GAIN * self._speed(c) > fastest), key=lambda c: (c.batch, -self._speed(c)))
 
     def row(self, candidate: Candidate) -> dict[str, Any]:
-        """What was found of a candidate."""
+        """The results of a candidate."""
         return self.known[candidate]
 
     def _speed(self, candidate: Candidate) -> float:
@@ -153,7 +153,7 @@ class _Search:
 
 
 def line(candidate: Candidate, row: dict[str, Any]) -> str:
-    """A candidate and what was found of it."""
+    """One line with a candidate and its results."""
     if row["needed_gb"] is None:
         return f"{candidate.options()}: does not fit, {row['refused']}"
     memory = f"{row['needed_gb']:.2f} of {row['available_gb']:.2f} GB"

@@ -33,7 +33,7 @@ def print_line(line: str) -> None:
 
 
 def render_recommendation(found: dict[str, Any]) -> str:
-    """The lines behind those of the candidates.
+    """The lines that follow those of the candidates.
 
     Args:
         found: of :func:`wmjax.scaling.recommend.recommend`.

@@ -1,4 +1,4 @@
-"""The shapes of what a training step is given, without data."""
+"""The shapes of a training step's inputs, without data."""
 
 import dataclasses
 from typing import Any
@@ -20,17 +20,17 @@ CONVERTED_TASKS = 40
 
 
 def image_size(experiment: Experiment) -> int:
-    """Pixels of its store's frames."""
+    """The image size of an experiment's store in pixels."""
     return CONVERTED_SIZE if experiment.data.places else experiment.data.observation.image_size
 
 
 def tasks(experiment: Experiment) -> int:
-    """Number of prompts."""
+    """The number of prompts."""
     return CONVERTED_TASKS if experiment.data.places else len(experiment.data.tasks)
 
 
 def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the loader delivers."""
+    """The shapes of the batch that the loader delivers."""
     model, size = experiment.model, image_size(experiment)
     shape, tokens = model.prophet, latent_tokens(experiment)
     cameras = len(experiment.data.observation.cameras)

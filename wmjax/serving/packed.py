@@ -42,7 +42,7 @@ COUNT = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a message may be at most: its bytes, its nesting, and the values and keys in it."""
+    """The limits of a message: its bytes, its nesting, and its values and keys."""
 
     size: int = 16 * 2**20
     depth: int = 8
@@ -66,7 +66,7 @@ def unpack(
     *,
     finite: bool = True,
 ) -> dict[str, Any]:
-    """A stranger's message: a map with text keys, whose arrays are read-only.
+    """Unpacks an untrusted message: a map with text keys, whose arrays are read-only.
 
     Args:
         frame: the bytes.
@@ -119,7 +119,7 @@ def measure(frame: bytes, limits: Limits) -> None:
 
 
 def _header(frame: bytes, position: int) -> tuple[int, int | None]:
-    """Where the value at a position ends, or where its first entry begins and how many values are inside."""
+    """The end of the value at a position, or the start of its first entry and the number of its values."""
     code = _number(frame, position, 1)
     position += 1
     if code in COUNT:
@@ -173,7 +173,7 @@ def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _rebuild(found: dict[Any, Any]) -> Any:
-    """A map, or the array or scalar that it stands for."""
+    """A map, or the array or scalar that it represents."""
     if b"__ndarray__" in found:
         return read_array(found)
     if b"__npgeneric__" in found:
@@ -182,7 +182,7 @@ def _rebuild(found: dict[Any, Any]) -> Any:
 
 
 def read_array(found: dict[Any, Any]) -> np.ndarray:
-    """The array that a map with the keys :data:`ARRAY_KEYS` stands for.
+    """The array that a map with the keys :data:`ARRAY_KEYS` represents.
 
     Raises:
         UserError: it does not stand for one.

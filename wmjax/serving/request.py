@@ -21,7 +21,7 @@ MAX_TEXT = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What is served, and what its clients must send.
+    """The served policy, and the inputs that its clients must send.
 
     Attributes:
         observation: what the policy sees.

@@ -1,4 +1,4 @@
-"""How to serve: addresses, limits and batches.
+"""The settings of the server: addresses, limits and batches.
 
 The module imports none of the packages of ``wmjax[serve]``; building the settings does, because a dialect does.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ServeSettings(Settings, section="serve"):
-    """How to serve.
+    """The settings of the server.
 
     Attributes:
         host: address to listen on.

@@ -182,7 +182,7 @@ class Saver:
                 _remove(folder)
 
     def _clean(self) -> None:
-        """Removes what a killed or failed save left behind."""
+        """Removes the remains of a killed or failed save."""
         if not distributed.is_first():
             return
         for path in (*self._root.glob(f"{STAGING}*"), *self._root.glob(f"{REMOVED}*")):
@@ -201,7 +201,7 @@ def _stable(items: dict[str, Tree]) -> dict[str, Tree]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint; killed in the middle, none is left that looks like one."""
+    """Removes a checkpoint; if the process is killed meanwhile, the remains do not look like a checkpoint."""
     if folder.exists():
         removed = folder.with_name(REMOVED + folder.name)
         shutil.rmtree(removed, ignore_errors=True)
@@ -315,7 +315,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The ``meta`` that was saved; what :func:`read_manifest` refuses is refused."""
+    """The ``meta`` that was saved; raises the errors of :func:`read_manifest`."""
     return read_manifest(folder)["meta"]
 
 

@@ -83,9 +83,9 @@ class MetricsWriter:
 
 
 def _cut(path: Path, step: int) -> list[dict[str, Any]] | None:
-    """Leaves the lines up to a step in a file, each step and split once, and returns them; None if there is no file.
+    """Truncates a file to the lines up to a step, one per step and split, and returns them; None without a file.
 
-    What is not a whole line is left out: the process may have been killed while it wrote.
+    Incomplete lines are dropped, because the process may have been killed while it wrote.
     """
     if not path.is_file():
         return None

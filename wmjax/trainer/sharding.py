@@ -144,7 +144,7 @@ def slice_of(holders: Int[np.ndarray, "parts devices"], process: int) -> Shard:
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays over the mesh, whole, as numpy arrays on every process; all processes call it."""
+    """Gathers arrays over the mesh as numpy arrays on every process; all processes must call it."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 

@@ -1,4 +1,4 @@
-"""The settings of the world memory: what it is made from, what trains it, and whether the action tokens attend to it.
+"""The settings of the world memory: its input, its loss, and whether the action tokens attend to it.
 
 ``train/variants`` has the combinations that the experiment compares; docs/experiments.md says what each isolates.
 """

@@ -1,4 +1,4 @@
-"""Gated cross-attention: how the world memory enters the action tokens.
+"""Gated cross-attention, which injects the world memory into the action tokens.
 
 ``h + tanh(gate) * out(attention(norm(h), norm(memory)))``, after Flamingo (Alayrac et al., 2022). By default the gate
 starts at zero, so training starts at the policy without memory; the output path does not, so that the gate has a

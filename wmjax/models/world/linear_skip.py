@@ -1,4 +1,4 @@
-"""The linear part of a Prophet: each position's history to the changes of that position in the frames to come.
+"""The linear part of a Prophet, which maps each position's history to its changes in the future frames.
 
 Its form is that of the ridge regression that diagnoses compare the Prophet with
 (:mod:`wmjax.diagnostics.prophet_skill`), with the matrix of each position factored into two of a smaller rank:

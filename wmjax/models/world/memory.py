@@ -235,7 +235,7 @@ class WorldMemory(nnx.Module):
         batch: int,
         prophet_context: Context | None = None,
     ) -> Float32[Array, "batch future pooled dim"]:
-        """The memory of variants that make it without the VLM; where it is the true future, z(t) stands for that."""
+        """The memory of variants that make it without the VLM; where it is the true future, z(t) replaces it."""
         if self.prophet is None:
             return self._observed(latents)
         if self.config.input == "constant":
@@ -246,7 +246,7 @@ class WorldMemory(nnx.Module):
     def _observed(
         self, latents: Float32[Array, "batch history tokens dim"] | None
     ) -> Float32[Array, "batch future pooled dim"]:
-        """What was seen, in the memory's shape: z(t) repeated, or the history, oldest first, and then z(t)."""
+        """The observed latents in the memory's shape: z(t) repeated, or the history, oldest first, and then z(t)."""
         observed, future = self.prepare(latents), self.shape.future
         if self.config.input != "history":
             return jnp.repeat(observed[:, -1:], future, axis=1)
@@ -259,7 +259,7 @@ class WorldMemory(nnx.Module):
         future: Float32[Array, "batch future tokens dim"] | None,
         mask: Bool[Array, "batch future"] | None,
     ) -> Float32[Array, "batch future pooled dim"]:
-        """The memory of the input ``future``. The last frame that can be foreseen stands for those that cannot.
+        """The memory of the input ``future``. The last frame that can be foreseen replaces the later ones.
 
         Args:
             latents: the history.

@@ -103,7 +103,7 @@ class ProphetLayer(nnx.Module):
 
 
 class Prophet(nnx.Module):
-    """Latent history, or hidden states, to predicted latents of the next frames."""
+    """Predicts the latents of the next frames from a latent history or from hidden states."""
 
     def __init__(
         self,

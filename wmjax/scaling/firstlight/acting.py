@@ -70,7 +70,7 @@ def check_simulator(bench: Bench) -> Finding:
 
 
 def check_replay(bench: Bench) -> Finding:
-    """The demonstration's actions once more, open loop: they must succeed again."""
+    """Replays the demonstration's actions in open loop; they must succeed again."""
     store = bench.demonstration()
     _require_simulator()
     tasks = sorted({int(entry["task_id"]) for entry in store.episodes[:1]})
@@ -81,7 +81,7 @@ def check_replay(bench: Bench) -> Finding:
 
 
 def check_rollouts(bench: Bench) -> Finding:
-    """A few short episodes of the policy that was trained on one: that they run, not that it succeeds."""
+    """A few short episodes of the policy that was trained on one episode; they must run, but need not succeed."""
     run = overfitted(bench)
     _require_simulator()
     protocol = _protocol(bench, list(bench.experiment.data.tasks))

@@ -1,4 +1,4 @@
-"""Runs the checks in a process of their own: one that kills it, or hangs, is a failed check, and the rest go on."""
+"""Runs the checks in a separate process: a check that kills it or hangs has failed, and the others continue."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ class _Output:
 
 
 def _process(request: Request, scratch: Path, limit: float, output: _Output) -> tuple[int, bool]:
-    """Its exit status, and whether a check took too long."""
+    """Runs the process; returns its exit status, and whether a check took too long."""
     line = [sys.executable, "-m", WORKER, json.dumps(dataclasses.asdict(request))]
     with (scratch / LOG).open("a", encoding="utf-8") as log:
         process = subprocess.Popen([*line, str(scratch)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

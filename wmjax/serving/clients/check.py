@@ -59,7 +59,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """All that was tried: presets, then the best of them with single conventions changed."""
+    """The tested conventions: presets, then the best of them with single conventions changed."""
 
     rows: Sequence[Row]
     names: Sequence[str]
@@ -111,7 +111,7 @@ class Check:
 def check_conventions(
     client: Client, chosen: Conventions, changes: Mapping[str, Any], store: TrainingStore, count: int
 ) -> Check:
-    """Shows a served policy recorded observations under each preset.
+    """Sends recorded observations to a served policy under each preset.
 
     Args:
         client: a connection that has been greeted.
@@ -151,7 +151,7 @@ def _variations(name: str, chosen: Conventions) -> Iterator[tuple[str, Conventio
 
 
 class _Answers:
-    """The answers of a server to some recorded observations; each form of them is requested once."""
+    """A server's answers to some recorded observations; each form of the observations is requested once."""
 
     def __init__(self, client: Client, store: TrainingStore, frames: np.ndarray) -> None:
         self._client, self._store, self._frames = client, store, frames
@@ -176,7 +176,7 @@ class _Answers:
         return fitted(name, guess[mask].astype(np.float64), truth[mask].astype(np.float64))
 
     def _ask(self, frame: int, chosen: Conventions) -> np.ndarray:
-        """The answer to one observation, as the first of an episode of its own."""
+        """The answer to one observation, sent as the first of a new episode."""
         store = self._store
         entry = store.episodes[store.frame_episode[frame]]
         images, state = as_expected(store.frames[[frame]], store.state[store.frame_row[frame]], store.spec, chosen)

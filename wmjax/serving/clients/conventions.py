@@ -204,7 +204,7 @@ def quaternion(rotation: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4"]:
 
 
 def raw_actions(answer: Float[np.ndarray, "steps action"], spec: ActionSpec, chosen: Conventions) -> Chunk:
-    """The environment's actions for what a policy answered, within their bounds.
+    """The environment's actions for a policy's answer, within their bounds.
 
     Args:
         answer: the policy's own actions.

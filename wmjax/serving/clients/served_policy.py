@@ -1,4 +1,4 @@
-"""A policy that another program serves, as an actor: one connection per simulator, asked side by side."""
+"""A policy that another program serves, as an actor: one connection per simulator, used in parallel."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def connected(kind: type[Client], url: str, timeout_s: float = Conventions.timeo
 
 
 def resolved(client: Client, changes: Mapping[str, Any]) -> Conventions:
-    """A policy's conventions: a preset, what the server says about itself, and what was set.
+    """A policy's conventions: a preset, the server's description of itself, and the given settings.
 
     Args:
         client: a connection that has been greeted.
@@ -75,7 +75,7 @@ def resolved(client: Client, changes: Mapping[str, Any]) -> Conventions:
 
 
 def own_spec(client: Client) -> ObservationSpec:
-    """What a server of wmjax says that its policy sees; with every frame, if its dialect asks at every control step.
+    """The observation spec that a server of wmjax declares; with every frame, if its dialect asks at every step.
 
     Raises:
         UserError: a server of another version.
@@ -104,16 +104,16 @@ def as_expected(
     spec: ObservationSpec,
     chosen: Conventions,
 ) -> tuple[list[UInt8[np.ndarray, "frames size size 3"]], Float64[np.ndarray, " shown"] | None]:
-    """What a policy is shown of an observation of ``spec``: the images of each of its cameras, and the state."""
+    """An observation of ``spec`` as the policy expects it: the images of each of its cameras, and the state."""
     places = [spec.cameras.index(camera) for camera in chosen.cameras]
     images = [np.stack([expected_image(frame, chosen) for frame in frames[:, place]]) for place in places]
     return images, expected_state(state, spec, chosen)
 
 
 class ServedPolicy:
-    """Asks a server for the actions of any number of slots.
+    """Requests the actions of any number of slots from a server.
 
-    A server of wmjax is told the episode and sent every frame that fell due, so it answers as the policy in process
+    A server of wmjax receives the episode's name and every frame that fell due, so it answers as the policy in process
     does. Any other is sent what its own clients send: the newest images, the state and the instruction.
 
     Args:
@@ -154,7 +154,7 @@ class ServedPolicy:
         return None
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
-        """One plan per decision; all questions are sent before any answer is read.
+        """One plan per decision; all requests are sent before any answer is read.
 
         Raises:
             UserError: the server refuses, fails or is gone.
@@ -175,7 +175,7 @@ class ServedPolicy:
         return raw_actions(client.answer(), self._action_spec, self._chosen)
 
     def _hold(self) -> Chunk:
-        """Holding still until the wait is over."""
+        """The actions that hold still until the wait is over."""
         return np.tile(np.array(self._action_spec.hold, np.float32), (self._horizon, 1))
 
     def _view(self, decision: Decision) -> View:

@@ -33,7 +33,7 @@ class StarVLAClient(Client):
             raise UserError(f"{self.url} does not say its action_chunk_size; choose another --dialect")
 
     def implied(self) -> dict[str, Any]:
-        """The peers' evaluation executes whole chunks."""
+        """The conventions of starVLA's evaluation, which executes whole chunks."""
         return {"horizon": self.card["action_chunk_size"]}
 
     def ask(self, view: View, chosen: Conventions) -> None:

@@ -15,7 +15,7 @@ GREETING_S = 60.0
 
 
 class VlaEvalClient(Client):
-    """Greets first, says when episodes begin and end, and asks at every control step: the server has the chunks."""
+    """Greets first, announces episodes and their ends, and asks at every control step: the server has the chunks."""
 
     dialect = "vla-eval"
     every_step = True
@@ -42,7 +42,7 @@ class VlaEvalClient(Client):
         self.card = payload | (own if isinstance(own, dict) else {})
 
     def implied(self) -> dict[str, Any]:
-        """What the server asks of the benchmark.
+        """The conventions that the server requests from the benchmark.
 
         Raises:
             UserError: it wants what LIBERO's environment of wmjax does not have.
@@ -61,7 +61,7 @@ class VlaEvalClient(Client):
         }
 
     def ask(self, view: View, chosen: Conventions) -> None:
-        """Sends an observation, at an episode's first decision behind its beginning."""
+        """Sends an observation; at an episode's first decision it first announces the episode."""
         if view.first:
             self._begin(view)
         images = {NAMES.get(c, c): frames[-1] for c, frames in zip(chosen.cameras, view.images, strict=True)}
@@ -69,7 +69,7 @@ class VlaEvalClient(Client):
         self._send_message("observation", sent if view.state is None else {**sent, "states": view.state})
 
     def _begin(self, view: View) -> None:
-        """An episode is named as vla-eval's LIBERO benchmark names it; servers of wmjax receive its whole identity."""
+        """Announces an episode as vla-eval's LIBERO benchmark does; servers of wmjax receive its whole identity."""
         if self._within:
             self._send_message("episode_end", {})
         episode = view.episode

@@ -142,7 +142,7 @@ class StarVLA(Dialect):
 
 
 def read_request_id(value: Any) -> str | int:
-    """What a client calls its request.
+    """The client's name of its request.
 
     Raises:
         UserError: it is neither text nor a number, or long.

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as a :class:`wmjax.models.backbones.base.Backbone`: all that the policy network sees of it."""
+"""Qwen2.5-VL as a :class:`wmjax.models.backbones.base.Backbone`: the interface that the policy network uses."""
 
 import dataclasses
 import shutil
@@ -109,7 +109,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     def words(
         self, prompt: Prompt, own: int
     ) -> tuple[Float[Array, "batch length hidden"], Bool[Array, "batch length"]]:
-        """Token embeddings; image placeholders are no words."""
+        """Token embeddings; image placeholders are not words."""
         tokens = jnp.asarray(prompt.tokens)
         is_word = jnp.asarray(prompt.mask) & (tokens != self.config.image_token)
         return self.embed(tokens), is_word.at[:, -own:].set(False)
@@ -117,7 +117,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     def image_tokens(
         self, prompt: Prompt, images: UInt8[Array, "batch cameras height width 3"], camera: int
     ) -> Float[Array, "batch 2 rows columns hidden"]:
-        """Merged tokens; the decoder is causal, so those after the last layer know what stands before them only."""
+        """Merged tokens; the decoder is causal, so those after the last layer depend only on earlier tokens."""
         batch, cameras, height, width, _ = images.shape
         rows, columns = (edge // self.config.vision.factor for edge in (height, width))
         placeholders = prompt.tokens[0] == self.config.image_token
@@ -157,7 +157,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
 
 
 def _copy_other_fields(base: Path, folder: Path) -> None:
-    """Adds to the exported ``config.json`` what the base's says beyond the architecture, such as its special tokens."""
+    """Copies the base's other fields, such as its special tokens, into the exported ``config.json``."""
     path, fix = folder / CONFIG, "export again"
     ours = read_json(path, dict[str, Any], fix)
     theirs = read_json(base / CONFIG, dict[str, Any], "download it again")
@@ -169,7 +169,7 @@ def _copy_other_fields(base: Path, folder: Path) -> None:
 
 
 def tokenizer_folder(name: str) -> Path:
-    """Where a tokenizer and its companions lie: ``mini``, a folder or a hub id, downloaded once.
+    """The folder of a tokenizer and its companion files: ``mini``, a folder or a hub id, downloaded once.
 
     Raises:
         UserError: no such folder and the hub does not deliver it.

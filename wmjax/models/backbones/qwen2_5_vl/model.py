@@ -24,7 +24,7 @@ Images = UInt8[Array, "prompts images height width channels"] | Sequence[UInt8[A
 
 
 class Qwen2_5_VL(nnx.Module):
-    """The vision-language model, without a cache: made to be read out and trained, not to write text."""
+    """The vision-language model, without a key-value cache: it is not for generating text."""
 
     def __init__(self, config: Qwen2_5_VLConfig, *, rngs: nnx.Rngs) -> None:
         text = config.text
