@@ -1,4 +1,4 @@
-"""What an encoder knows: ridge probes from the pooled latent z(t) on held-out episodes.
+"""Ridge probes of an encoder: from the pooled latent z(t), on held-out episodes.
 
     python -m encoders_export.probe --data STORE [STORE ...] --encoder mini|FOLDER|random [--encoder ...]
 

@@ -110,7 +110,7 @@ def ridge_r2(
 
 
 def r2(guess: np.ndarray, truth: np.ndarray, constant: np.ndarray) -> float:
-    """R^2 pooled over all dimensions; 0 is what predicting ``constant`` scores."""
+    """R^2 pooled over all dimensions; 0 is the score of predicting ``constant``."""
     return float(1 - ((guess - truth) ** 2).sum() / ((truth - constant) ** 2).sum())
 
 

@@ -91,7 +91,7 @@ def fit_and_read(
     episode: np.ndarray,
     new: Float32[np.ndarray, "parts m tokens dim"],
 ) -> Float[np.ndarray, "parts m values"]:
-    """Reads ``new`` by a ridge regression whose strength is chosen on held-out training episodes."""
+    """Predicts from ``new`` by a ridge regression whose strength is chosen on held-out training episodes."""
     x, y, validation = latents.reshape(len(latents), -1), targets.astype(np.float64), held_out(episode)
     tried = [
         np.square(guess - y[validation]).sum()

@@ -124,7 +124,7 @@ def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition
 
 
 class Network:
-    """A restored model as two jitted functions: the VLM's hidden states, and what is done with them."""
+    """A restored model as two jitted functions: the VLM's hidden states, and the rest of the network."""
 
     def __init__(self, model: VLA, inputs: Inputs, seed: int):
         self.config, self._inputs, self._seed = model.config, inputs, seed
@@ -214,7 +214,7 @@ class Network:
 
 
 def complete_chunks(batch: dict[str, Any]) -> Any:
-    """True for samples that are no filler and whose chunk ends before its episode."""
+    """True for samples that are not filler and whose chunk ends before its episode."""
     return batch["action_mask"].all(1) & batch["sample_mask"]
 
 

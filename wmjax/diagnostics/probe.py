@@ -1,4 +1,4 @@
-"""Ridge probes of features of frames on held-out episodes, whatever computes the features. Needs numpy only.
+"""Ridge probes of any features of frames on held-out episodes. Needs numpy only.
 
 Targets are the end-effector position (m), the gripper opening (m) and, if the stores have them, object positions (m).
 All rows of a table go through the same standardisation, ridge path and split by episode; pixels pooled to 8 x 8 are
@@ -80,7 +80,7 @@ def probe(stores: Sequence[TrainingStore], camera: int, kinds: Sequence[Features
 
 
 def pooled_pixels(camera: int, frames: Frames, instruction: str) -> dict[str, Float[np.ndarray, "frames 1 dim"]]:
-    """The frame averaged to 8 x 8 x 3, the honest floor."""
+    """The frame averaged to 8 x 8 x 3: the baseline of the probes."""
     images = frames[:, camera].astype(np.float32) / 255
     n, height, width, _ = images.shape
     cells = images.reshape(n, PIXELS, height // PIXELS, PIXELS, width // PIXELS, 3).mean(axis=(2, 4))
@@ -111,7 +111,7 @@ def targets_of(store: TrainingStore) -> dict[str, Float[np.ndarray, "frames dim"
 
 
 def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Rows and positions (xy, m) of every object that lies in at least six episodes.
+    """Rows and positions (xy, m) of every object that is present in at least six episodes.
 
     Rows in which it has fallen off the table are left out: no encoder can see it there, and squared errors of half
     a metre would hide the centimetres that matter.

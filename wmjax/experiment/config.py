@@ -1,4 +1,4 @@
-"""An :class:`Experiment`: the settings that each part of the code defines beside itself, composed from TOML files.
+"""An :class:`Experiment`: the settings that the modules define, composed from TOML files.
 
 A file of each axis below ``train/`` is chosen: a variant (what the world memory is made from and trained on), a head,
 a scale (sizes and optimizer) and a dataset. A recipe such as ``e2_flow`` names the variant and the head. Every setting
@@ -51,7 +51,7 @@ class EvaluationConfig(Settings, section="evaluation"):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run depends on."""
+    """Everything that a run depends on."""
 
     recipe: str
     scale: str
@@ -243,7 +243,7 @@ def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def anchor(experiment: Experiment) -> Experiment:
-    """The experiment with the folders that it names absolute: it resumes and is evaluated from anywhere."""
+    """The experiment with absolute folders, so that it resumes and is evaluated from any working directory."""
     replaced: dict[str, Any] = {}
     names = ENCODERS.resolve(experiment.encoder.kind).MODELS
     for group, name in (*FOLDERS, ("train", "init_from")):
@@ -314,7 +314,7 @@ def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The resolved experiment as plain JSON types: what a run saves."""
+    """The resolved experiment as plain JSON types: the form in which a run saves it."""
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 

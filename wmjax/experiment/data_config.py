@@ -1,4 +1,4 @@
-"""The settings of the training data: what is recorded, or which stores are given, and how samples are drawn of them."""
+"""The settings of the training data: what is recorded or which stores are used, and how samples are drawn."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The sizes of state and action, and the latents' camera, follow from the demonstrations where no setting says them."""
+"""The sizes of state and action, and the latents' camera, follow from the demonstrations if no setting gives them."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: Acti
 
 
 def of_store(experiment: "Experiment", store: TrainingStore | None) -> "Experiment":
-    """An experiment with what follows from a training store: the network's sizes, and the camera of the latents.
+    """An experiment with the values that follow from a training store: the network's sizes, and the latents' camera.
 
     Without a store the sizes are taken to be LIBERO's, and the cameras those of ``data.observation``.
 

@@ -64,7 +64,7 @@ def require_camera(config: EncoderConfig, cameras: tuple[str, ...]) -> None:
 
 
 def open_latents(config: EncoderConfig, spec: EncoderSpec) -> LatentStore:
-    """Opens the latent store at ``encoder.path`` for training, if it is what the settings ask for.
+    """Opens the latent store at ``encoder.path`` for training, if it matches the settings.
 
     Its spec takes the settings' name of the encoder: a folder and a hub id may hold the same weights, whose hash
     decides.
@@ -92,7 +92,7 @@ def open_latents(config: EncoderConfig, spec: EncoderSpec) -> LatentStore:
 
 
 def differences(spec: EncoderSpec, other: EncoderSpec) -> Iterator[tuple[str, Any, Any]]:
-    """The name and both values of what differs between the latents of two specs; names and statistics do not count."""
+    """The differences between the latents of two specs, with both values; names and statistics do not count."""
     mine, theirs = ({**dataclasses.asdict(each), **each.parameters} for each in (spec, other))
     # What a setting chooses comes first: the other fields follow from it.
     order = ("kind", "clip_length", "cameras", *sorted(spec.parameters.keys() | other.parameters.keys()), *mine)

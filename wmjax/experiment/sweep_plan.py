@@ -58,7 +58,7 @@ class CellSettings(Settings, section="cells"):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Settings, section="plan"):
-    """A plan as its file says it.
+    """A plan as its file defines it.
 
     Attributes:
         cells: by name.
@@ -119,7 +119,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def results_folder(path: Path, plan: Plan) -> Path:
-    """Where the finished cells of a plan are."""
+    """The folder of a plan's finished cells."""
     return path.parent / (plan.results or path.stem)
 
 
@@ -163,7 +163,7 @@ def _protocol(experiment: Experiment, name: str, episodes: int | None) -> Protoc
 
 
 def finished(cells: list[Cell], folder: Path) -> set[str]:
-    """The names of the cells whose JSON is there.
+    """The names of the cells whose JSON file exists.
 
     Raises:
         UserError: a cell that exists with other settings than the plan's; names the first that differs.

@@ -1,4 +1,4 @@
-"""The conversion of published demonstrations to a training store, whatever their format."""
+"""The conversion of published demonstrations of any format to a training store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +79,7 @@ def convert_dataset(
 
 
 def describe_store(store: TrainingStore) -> str:
-    """What a training store holds, in a few lines."""
+    """Describes the content of a training store in a few lines."""
     spec, action = store.spec, store.action_spec
     grippers = ", ".join(action.names[index] for index in action.grippers) or "none"
     lines = [

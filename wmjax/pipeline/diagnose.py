@@ -44,7 +44,7 @@ def diagnose_checkpoint(
     out: Path | None = None,
     places: Places | None = None,
 ) -> None:
-    """Prints the diagnosis of a checkpoint and writes it beside the run; of a Prophet alone, what there is of it.
+    """Prints the diagnosis of a checkpoint and writes it beside the run; for a Prophet alone, its part of it.
 
     Args:
         run: a run's folder, whose newest checkpoint is taken, or one of its checkpoints.

@@ -1,4 +1,4 @@
-"""An evaluation: it runs the episodes, writes the results and the table, and records where they come from."""
+"""An evaluation: it runs the episodes, writes the results and the table, and records their provenance."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def evaluate(
     timeout: float = 120.0,
     metrics: Sequence[str] = (),
 ) -> Summary:
-    """Runs what is left of an evaluation and returns the verdict on all of it.
+    """Runs the remaining episodes of an evaluation and returns the verdict on all of them.
 
     Args:
         actor: who acts.
@@ -102,7 +102,7 @@ def _videos(
 
 
 def _identity(actor: Actor, protocol: Protocol) -> dict[str, Any]:
-    """Who acts, in what, under which conventions."""
+    """The actor, the protocol and the specs, for the header."""
     specs = {"observation": to_dict(actor.observation_spec), "action": to_dict(protocol.environment.action_spec)}
     return {"actor": actor.name, "protocol": dataclasses.asdict(protocol), **specs}
 
@@ -116,14 +116,14 @@ def watch(
     *,
     workers: int = 2,
 ) -> None:
-    """Runs episodes of which only what a watcher sees is kept.
+    """Runs episodes of which only a watcher's readings are stored.
 
     Args:
         actor: who acts.
         protocol: what is run.
         episodes: which of it.
         watcher: makes a watcher of each episode's environment, in the worker.
-        watched: is given what it saw as soon as an episode ends.
+        watched: called with the watcher's readings as soon as an episode ends.
         workers: simulator processes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the evaluate command does: the closed-loop evaluation of a trained policy or of a scripted actor."""
+"""The implementation of the evaluate command: the closed-loop evaluation of a trained policy or of a scripted actor."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from wmjax.rollout.protocol_list import ProtocolList, load_protocol_list
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings(Settings, section="evaluation"):
-    """What may vary between two runs of one evaluation.
+    """The settings that may differ between two runs of one evaluation.
 
     Attributes:
         workers: simulator processes.

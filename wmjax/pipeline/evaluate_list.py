@@ -1,4 +1,4 @@
-"""The evaluation of a list of protocols: each cell as an evaluation of its own, and one table of all."""
+"""The evaluation of a list of protocols: each cell as a separate evaluation, and one table of all."""
 
 import dataclasses
 import json

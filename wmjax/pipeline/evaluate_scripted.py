@@ -33,7 +33,7 @@ def evaluate_scripted(
     metrics: Sequence[str] = (),
     data: Location | None = None,
 ) -> Summary:
-    """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` acts what the training store ``data`` recorded.
+    """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` executes the recordings of the training store ``data``.
 
     Raises:
         UserError: ``replay`` without ``data``, or see :func:`wmjax.pipeline.evaluate.evaluate`.

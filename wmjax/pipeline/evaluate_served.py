@@ -34,7 +34,7 @@ def is_served(policy: str | None) -> bool:
 
 
 def policy_name(text: str) -> str:
-    """What ``--policy`` may name.
+    """The argparse type of ``--policy``.
 
     Raises:
         ArgumentTypeError: neither a scripted actor nor a server.

@@ -53,7 +53,7 @@ def failed_episodes(evaluation: Path, tasks: Sequence[int] = ()) -> tuple[Protoc
 def watch_policy(
     run: Path, protocol: Protocol, episodes: Sequence[EpisodeId], out: Path, *, workers: int = 2
 ) -> list[Watched]:
-    """Runs episodes with a policy and says why each failed; ``out`` gets ``failures.json``.
+    """Runs episodes with a policy and classifies each failure; ``out`` gets ``failures.json``.
 
     Raises:
         UserError: no checkpoint there, the protocol needs more than the policy alone, or a task has no classes.
@@ -81,7 +81,7 @@ def watch_policy(
 
 
 def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, workers: int = 2) -> list[Watched]:
-    """Runs episodes with an actor and says why each failed, in the order given."""
+    """Runs episodes with an actor and classifies each failure, in the order given."""
     failures: dict[EpisodeId, Failure | None] = {}
 
     def note(episode: EpisodeId, outcome: str, moments: Sequence[Any]) -> None:

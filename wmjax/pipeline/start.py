@@ -1,4 +1,4 @@
-"""Training that goes on from another run's policy: what is taken over from its checkpoint, and what is not."""
+"""Training that starts from another run's policy: which parameters are taken from its checkpoint."""
 
 import dataclasses
 import logging
@@ -37,17 +37,17 @@ class Start:
 
     @property
     def folder(self) -> Path:
-        """Of the checkpoint or of the policy."""
+        """The folder of the checkpoint or of the policy."""
         return self.saved.folder
 
     @property
     def experiment(self) -> Experiment:
-        """The settings that it was trained with."""
+        """The settings of its training."""
         return self.saved.experiment
 
     @property
     def is_world(self) -> bool:
-        """Whether it is of a Prophet that was trained alone."""
+        """Whether the checkpoint is of a Prophet that was trained alone."""
         return self.experiment.train.objective == "world"
 
     def require_same_prophet(self, model: VLAConfig) -> None:
@@ -75,7 +75,7 @@ class Start:
                 raise UserError(f"model.{name} is {mine!r}, the Prophet of {where} has {theirs!r}; use that")
 
     def adopt_statistics(self, inputs: Inputs) -> Inputs:
-        """The inputs in the checkpoint's units: its parameters are for values normalised as there.
+        """The inputs in the checkpoint's units, because its parameters are for values normalised in that way.
 
         Of a Prophet that was trained alone these are the latents', and the state's if it is conditioned on it. The
         states or actions of another robot (:meth:`new_ends`) keep the units of the data.

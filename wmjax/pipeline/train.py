@@ -187,7 +187,7 @@ def dry_run(
     folder: Location | None = None,
     evaluates: bool = True,
 ) -> None:
-    """Prints what :func:`run` would do with the same arguments; touches neither data nor weights.
+    """Prints what :func:`run` would do with the same arguments; reads neither data nor weights.
 
     Raises:
         UserError: settings that contradict each other, or a mesh that does not fit the devices.
@@ -239,7 +239,7 @@ def train_policy(
 def training_inputs(
     plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None, *, resumes: bool
 ) -> tuple[Inputs, LoadBase | None]:
-    """What a plan's training is given, and what puts other parameters in the place of random ones.
+    """The inputs of a plan's training, and the function that replaces random initial parameters.
 
     What ``resumes`` has trained parameters, so that the Prophet's linear part needs no fit.
 
@@ -280,7 +280,7 @@ def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -
 
 
 def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
-    """Evaluates a checkpoint in the middle of training, if the settings ask for it."""
+    """Evaluates a checkpoint in the middle of training, if the settings require it."""
     every = plan.experiment.evaluation.every
     if plan.protocol and every and step % every == 0 and step < plan.experiment.train.steps:
         print(judge(plan, checkpoint).table())
@@ -294,7 +294,7 @@ def judge(plan: RunPlan, checkpoint: Path) -> Summary:
 
 
 def verdict(plan: RunPlan, summary: Summary) -> str:
-    """The outcome of a finished run in a few lines: the success table, the run's folder, and what to do next."""
+    """The outcome of a finished run in a few lines: the success table, the run's folder, and the next commands."""
     assert plan.protocol is not None
     steps = next_steps(plan.experiment, plan.folder, plan.protocol)
     lines = ["", summary.table(), "", f"run: {plan.folder}", "next:", *(f"  {line}" for line in steps)]

@@ -1,4 +1,4 @@
-"""Why a policy with a low loss does not succeed: all evidence on one page, the likely causes first."""
+"""Explains why a policy with a low loss does not succeed: the evidence on one page, the likely causes first."""
 
 import dataclasses
 import logging
@@ -192,7 +192,7 @@ def _arm(outcome: Outcome, inputs: Inputs) -> float:
 
 
 def replay(store: TrainingStore, protocol: Protocol, workers: int, per_task: int = 1) -> Replay | None:
-    """Executes recorded episodes again and compares what is seen; None if the store's are no recordings of LIBERO."""
+    """Replays recorded episodes and compares the observations; None if the store was not recorded in LIBERO."""
     spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")
     try:
         actor = actors.Replay(store, spec, watch=True)

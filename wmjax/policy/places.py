@@ -1,4 +1,4 @@
-"""The places that a run's settings name, when it is read elsewhere: other ones, and the copies that the run keeps.
+"""The locations in a run's settings, when it is read elsewhere: replacements, and the copies in the run's folder.
 
 A run keeps copies of the small folders that its policy needs, its encoder's and its tokenizer's. A run's folder can
 therefore move to another machine as a whole.

@@ -141,7 +141,7 @@ class Policy:
         return self._prepare(instruction)
 
     def require_prompts(self, hashes: dict[str, str]) -> None:
-        """Checks that instructions become the tokens that the policy was trained on.
+        """Checks that instructions give the tokens that the policy was trained on.
 
         Raises:
             UserError: a tokenizer or chat template with another hash.

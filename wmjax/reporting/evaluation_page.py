@@ -87,14 +87,14 @@ def load_evaluation(folder: Path) -> Evaluation:
 
 
 def find_run(folder: Path) -> Path | None:
-    """The run that an evaluation at ``RUN/evaluations/STEP/PROTOCOL`` lies in."""
+    """The run of an evaluation at ``RUN/evaluations/STEP/PROTOCOL``."""
     parents = folder.resolve().parents
     inside = len(parents) > 2 and parents[1].name == "evaluations"
     return parents[2] if inside and (parents[2] / "config.json").is_file() else None
 
 
 def report_sections(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -> list[Html | None]:
-    """The report's sections in order; None stands for one that this evaluation has nothing to fill with.
+    """The report's sections in order; None replaces one for which this evaluation has no content.
 
     Raises:
         UserError: an evaluation of ``compare_with`` cannot be compared with this one.

@@ -41,7 +41,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def join(children: Iterable[object]) -> Html:
-    """Children one after the other, escaped where they are not markup; None is left out."""
+    """Concatenates children, escaped unless they are markup; None is left out."""
     texts = (child if isinstance(child, Html) else html.escape(str(child)) for child in children if child is not None)
     return Html("".join(texts))
 
@@ -127,7 +127,7 @@ def definitions(values: Mapping[str, object]) -> Html:
 
 
 def legend(entries: Iterable[tuple[Html, Iterable[object]]]) -> Html:
-    """What the marks of a figure mean: each mark with the content that explains it."""
+    """The legend of a figure: each mark with its explanation."""
     return element("ul", *(element("li", mark, *content) for mark, content in entries), class_="legend")
 
 

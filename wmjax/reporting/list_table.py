@@ -17,7 +17,7 @@ HEAD = ("protocol", "suite", "successes", "rate", "95 % interval", "episodes", "
 
 @dataclasses.dataclass(frozen=True)
 class CellResult:
-    """What is known of one cell.
+    """The results of one cell.
 
     Attributes:
         protocol: its name.
@@ -44,7 +44,7 @@ class CellResult:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to run."""
+        """Whether all episodes have been run."""
         return self.ended >= self.wanted
 
     def row(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ WORDED_ELSEWHERE = frozenset(
         *("format_version", "actor", "recipe_hash", "batch_size"),
     )
 )
-"""Header fields that the verdict words in its own way, or leaves to the provenance."""
+"""Header fields that the verdict phrases itself, or leaves to the provenance."""
 
 
 def headline(summary: Summary) -> str:
@@ -91,7 +91,7 @@ def title(header: Mapping[str, Any], finished: bool) -> Html:
 
 
 def verdict(header: Mapping[str, Any], summary: Summary, finished: Mapping[str, Any], recorded_runs: int) -> Html:
-    """Success with its interval, what else happened, who acted on what, and what limits the verdict."""
+    """Success with its interval, other outcomes, the actor and the protocol, and the limits of the verdict."""
     overall = summary.overall
     low, high = overall.interval
     rate = percent(overall.rate) if overall.finished else "no episode finished"

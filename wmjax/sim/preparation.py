@@ -1,4 +1,4 @@
-"""Prepares a process for the simulator before it is imported, and explains why it does not start.
+"""Prepares a process for the simulator before its import, and explains why the simulator does not start.
 
 robosuite logs to one file for all users of a machine, numba keeps compiled code beside its sources or at home,
 LIBERO looks into the home folder, and robosuite takes ``CUDA_VISIBLE_DEVICES`` for the number of an EGL device. Nothing
