@@ -205,12 +205,12 @@ def test_bad_settings_are_named(arguments: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     ("axis", "text", "message"),
     [
-        ("variants", "[train]\nsteps = 3", "train.steps belongs into train/scales, not into train/variants"),
-        ("variants", "[model.head]\nsteps = 3", "model.head.steps belongs into train/heads, not into train/variants"),
+        ("variants", "[train]\nsteps = 3", "train.steps belongs in train/scales, not in train/variants"),
+        ("variants", "[model.head]\nsteps = 3", "model.head.steps belongs in train/heads, not in train/variants"),
         ("variants", "[heads.flwo]\nsteps = 3", "unknown head in new.toml, [heads] 'flwo'; did you mean flow"),
-        ("heads", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/variants"),
-        ("data", "dataset = 'object'", "dataset belongs into train/scales, not into train/data"),
-        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/variants"),
+        ("heads", "[model.memory]\ninput = 'none'", "model.memory.input belongs in train/variants"),
+        ("data", "dataset = 'object'", "dataset belongs in train/scales, not in train/data"),
+        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs in train/variants"),
         ("variants", "extends = 'prior_e2'", "only one level"),
         ("variants", "=", "not valid TOML"),
     ],

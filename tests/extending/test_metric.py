@@ -60,7 +60,7 @@ class Unfinished(EpisodeMetric):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("builtins:int", "is no subclass of wmjax.rollout.metrics.EpisodeMetric; make it one"),
+        ("builtins:int", "is not a subclass of wmjax.rollout.metrics.EpisodeMetric; make it one"),
         ("tests.extending.test_metric:Unfinished", "lacks measure of wmjax.rollout.metrics.EpisodeMetric; give it"),
         ("tests.extending.test_metric:KIND", "a str; give the name of a class"),
         ("brk_broken:Metric", "cannot be imported (SyntaxError: "),
@@ -81,7 +81,7 @@ def test_what_is_no_metric_is_refused_in_a_line(
 def test_a_metric_that_stands_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["smoothness", "wmjax.rollout.metrics:Smoothness"]
     assert evaluate(["--policy", "noop", "--out", str(tmp_path / "out"), "--metrics", *words]) == 2
-    assert "smoothness stands there twice; name it once" in capsys.readouterr().err
+    assert "smoothness is there twice; name it once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

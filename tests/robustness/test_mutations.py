@@ -212,7 +212,7 @@ def test_half_a_character_is_no_instruction(tmp_path, datasets):
     """JSON may hold it, as ``\\ud83e`` without its other half; neither a tokenizer nor a page takes it."""
     copy = shutil.copytree(datasets["v21"], tmp_path / "in")
     (copy / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "lift it \\ud83e"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"instruction is 'lift it \\ud83e', which is no Unicode text"):
+    with pytest.raises(UserError, match=r"instruction is 'lift it \\ud83e', which is not Unicode text"):
         convert(str(copy), tmp_path / "out", image_size=SIZE)
     (copy / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "lift it \\ud83e\\udd63"}\n', encoding="utf-8")
     assert convert(str(copy), tmp_path / "out", image_size=SIZE).tasks[0].instruction == "lift it \U0001f963"
@@ -570,7 +570,7 @@ def test_places_that_are_no_files(tmp_path, read):
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": 1, "c": 2, "b": 1}}'])
 def test_a_key_that_stands_twice_is_refused(text):
-    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' stands there twice\); copy it again"):
+    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' is there twice\); copy it again"):
         parse_json(text, dict[str, Any], "it", "copy it again")
 
 

@@ -391,7 +391,7 @@ def test_a_template_that_fails_is_one_line(template, tmp_path):
 
 
 def test_half_a_character_is_no_prompt():
-    with pytest.raises(UserError, match="which is no Unicode text"):
+    with pytest.raises(UserError, match="which is not Unicode text"):
         PromptBuilder(MINI_TOKENIZER, [(112, 112)] * 2, 16, 120, preset("mini"))("lift \ud83e")
 
 

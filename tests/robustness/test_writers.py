@@ -264,5 +264,5 @@ def test_a_report_replaces_no_data(
     (tmp_path / name).write_text("mine", encoding="utf-8")
     line = [word.format(**inputs) for word in words]
     assert main_([*line, "--json" if command == "probe" else "--out", str(tmp_path / name)]) == 2
-    assert "a file of data is there, nothing was overwritten; choose another name" in capsys.readouterr().err
+    assert "a data file exists there and was not overwritten; choose another name" in capsys.readouterr().err
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"

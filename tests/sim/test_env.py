@@ -104,7 +104,7 @@ def test_a_placement_in_which_objects_throw_each_other_about_is_drawn_again(env,
 def test_a_task_whose_objects_never_stand_is_named(env, monkeypatch):
     monkeypatch.setattr(Motion, "disturbed", ["plate_1"])
     monkeypatch.setattr("wmjax.sim.env.PLACEMENTS", 3)
-    with pytest.raises(UserError, match=r"random/5: plate_1 did not stand in 3 placements"):
+    with pytest.raises(UserError, match=r"random/5: plate_1 were not at rest in any of 3 placements"):
         env.reset(_episode("random", 5))
     env.reset(_episode("benchmark", 5))
 

@@ -1,8 +1,8 @@
 """An anytime-valid paired test: it may be evaluated after every episode and stopped as soon as it has decided.
 
 A pair of episodes counts +1 if only B succeeded, -1 if only A did, and 0 otherwise. If A and B are equally good, a pair
-that is not 0 is +1 or -1 with equal probability, whatever went before. A bet on a difference of ``effect`` is placed
-before each pair; its capital after n pairs is
+that is not 0 is +1 or -1 with equal probability, independent of the earlier pairs. A bet on a difference of ``effect``
+is placed before each pair; its capital after n pairs is
 
     E+(n) = prod over the discordant pairs i up to n of (1 + b_i x_i),   b_i = effect / (share of discordant before i)
 

@@ -39,7 +39,7 @@ def run_command(body: Callable[[], int]) -> int:
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is None:  # it was closed before the start, as some daemons do
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, open to the end
-        elif isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u..., and is no error
+        elif isinstance(stream, io.TextIOWrapper):  # unencodable characters are written as \\u...
             stream.reconfigure(errors="backslashreplace")
     try:
         with signals.handled():

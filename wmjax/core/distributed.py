@@ -64,7 +64,7 @@ def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
     """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or if
     ``JAX_LOCAL_DEVICE_IDS`` names them.
 
-    jax itself gives each task the one GPU of its number on the host, also where one task has the host for itself.
+    jax itself gives each task the one GPU of its number on the host, even if it is the only task of the host.
 
     Raises:
         UserError: the host's tasks cannot share its GPUs evenly.
@@ -204,7 +204,7 @@ def broadcast_from_first(body: Callable[[], int]) -> int:
 class Stopping:
     """Whether any process of a job received a signal, so that all of them stop after the same step.
 
-    With several processes the answer is that of the call before: nobody waits for the devices to hear it.
+    With several processes the answer is that of the previous call, so that no process waits for the devices.
     """
 
     def __init__(self, mesh: "Mesh") -> None:

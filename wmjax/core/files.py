@@ -110,7 +110,7 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
     """Makes this process the only one that is inside the block for a folder, or refuses at once.
 
     Args:
-        folder: made if needed; its ``.lock`` says who holds it. What a killed process held is free again.
+        folder: made if needed; its ``.lock`` names the process that holds it. The lock of a killed process is released.
         what: for the error, such as ``run``.
         fix: for the error: how to do without.
 
@@ -235,7 +235,7 @@ def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping
         path: the JSON file that holds the plan.
         plan: plain JSON values.
         what: "latents", "episodes", for the error.
-        defaults: what a plan that does not say a value means.
+        defaults: the values of a plan that lacks them.
 
     Raises:
         UserError: the folder was begun under another plan; nothing is overwritten.

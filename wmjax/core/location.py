@@ -95,7 +95,7 @@ class Remote:
         with self._access() as (fs, path):
             blocks = fs.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
         for block, start, end in zip(blocks, starts, ends, strict=True):
-            if isinstance(block, Exception):  # some file systems return them whatever they are told
+            if isinstance(block, Exception):  # some file systems return errors in spite of the argument
                 with self._access():
                     raise block
             if len(block) > end - start:
@@ -121,7 +121,7 @@ class Remote:
         if "" in names:
             raise UserError(f"{self}: a file, not a folder; name the folder")
         if outside := [name for name in names if ".." in name.split("/")]:
-            raise UserError(f"{self}: holds an object named {outside[0]!r}, which is no file below a folder; remove it")
+            raise UserError(f"{self}: holds an object named {outside[0]!r}, which is not a file below it; remove it")
         return names
 
     def download(self, folder: Path, names: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ class Remote:
             fs.get([f"{path}/{name}" for name in names], [str(folder / name) for name in names])
 
     def upload(self, folder: Path, names: Sequence[str]) -> None:
-        """Copies files below a folder to objects of the same names below it, and returns when all are there.
+        """Copies files below a folder to objects of the same names below it, and returns when all are complete.
 
         An object appears when it is whole; so do files, which are written under a hidden name first.
         """
@@ -265,7 +265,7 @@ class RemoteArray:
             raise UserError(f"{place}: no .npy of numpy's formats 1 or 2 ({error}); copy it again") from error
         self._start = header.tell()
         if fortran or self.dtype.hasobject or self._start + math.prod(self.shape) * self.dtype.itemsize != size:
-            raise UserError(f"{place}: {size} bytes are no plain {self.dtype} array {self.shape}; copy it again")
+            raise UserError(f"{place}: {size} bytes are not a plain {self.dtype} array {self.shape}; copy it again")
 
     @property
     def ndim(self) -> int:

@@ -3,7 +3,7 @@
 Options without a section are a command's own: what it works on and where it writes, such as ``--run`` and ``--out``.
 They set nothing of an experiment, a protocol or a store.
 
-A short option is documented in ``--help`` with the setting that it stands for, and the value goes the same way: it is
+A short option is documented in ``--help`` with the setting that it sets, and the value goes the same way: it is
 read as TOML, converted to the field's type, and checked against the range that the field declares.
 """
 
@@ -21,7 +21,7 @@ def number_list(text: str) -> tuple[int, ...]:
     """Numbers from a text such as ``0,1``, or ``none``.
 
     Raises:
-        UserError: the text is no list of numbers.
+        UserError: the text is not a list of numbers.
 
     """
     try:
@@ -165,7 +165,7 @@ def _describe(section: str, shorts: Mapping[str, Short], defaults: Any) -> str:
     known = {short.setting for short in shorts.values()}
     others = [] if defaults is None else [name for name in setting_names(defaults) if name not in known]
     more = f" Others are {', '.join(f'--{section}.{name}' for name in others)}." if others else ""
-    return f"An option below stands for the setting in its brackets.{more}"
+    return f"An option below sets the setting in its brackets.{more}"
 
 
 def setting_names(settings: Any) -> Iterator[str]:

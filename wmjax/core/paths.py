@@ -41,8 +41,8 @@ def expand(path: str | Path) -> Path:
     """Replaces ``~`` by the home folder; shells do not expand it after ``=`` or in environment files.
 
     Raises:
-        UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it, or
-            not UTF-8.
+        UserError: there is no such home folder, or it is not a path: empty, as an unset variable of a shell leaves it,
+            or not UTF-8.
 
     """
     if not str(path).strip() or "\0" in str(path):
@@ -138,7 +138,7 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
         if path.is_dir():
             raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name{ending}'}")
         if path.is_file() and (path.name in PROTECTED or path.suffix in DATA - {ending}):
-            raise UserError(f"{option} {path}: a file of data is there, nothing was overwritten; choose another name")
+            raise UserError(f"{option} {path}: a data file exists there and was not overwritten; choose another name")
     places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
     if blocked := next((place for place in places if place.is_file()), None):
         raise UserError(f"{option} {path}: {blocked} is a file, not a folder; choose another place")

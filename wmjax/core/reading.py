@@ -1,7 +1,7 @@
 """Readers of external files, which check the types of their values: JSON, JSON lines, TOML, parquet and HDF5.
 
 Each reader says in one line which file, what is wrong with it and what to do. Types and ranges are those of
-:mod:`wmjax.core.settings`. Text is UTF-8 whatever the locale.
+:mod:`wmjax.core.settings`. Text is UTF-8 in every locale.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} is there twice")
     return found
 
 
@@ -174,7 +174,7 @@ def open_hdf5(path: Path, fix: str) -> "Iterator[h5py.File]":
 
 
 def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int | None = None) -> "pa.Table":
-    """Columns of a parquet file, of one episode's rows when asked for (row groups without it are not read).
+    """Columns of a parquet file, of one episode's rows on request (row groups without it are not read).
 
     Args:
         path: of the file.

@@ -56,7 +56,7 @@ class Registry(Generic[T]):
     def _require_subclass(self, name: str, found: type, base: type) -> None:
         place = f"{base.__module__}.{base.__qualname__}"
         if not issubclass(found, base):
-            raise UserError(f"{self.setting} is {name!r}, which is no subclass of {place}; make it one")
+            raise UserError(f"{self.setting} is {name!r}, which is not a subclass of {place}; make it one")
         if inspect.isabstract(found):
             lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             raise UserError(f"{self.setting} is {name!r}, which lacks {lacking} of {place}; give it these methods")

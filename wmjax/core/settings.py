@@ -2,7 +2,7 @@
 
 One function, :func:`convert`, reads a plain value as an annotated type. Which numbers a field may hold is declared
 beside it, as ``Annotated[int, Range(1)]``, and checked here: when a value is read, and when a :class:`Settings` is
-built. NaN and infinity are no numbers of any field.
+built. No field accepts NaN or infinity.
 
 A dataclass whose fields depend on its ``kind`` (an action head, an encoder, a backbone) has a class method ``select``
 that returns the dataclass to build from the given values.
@@ -83,7 +83,7 @@ class Settings:
     """Base of dataclasses whose declared ranges hold however they are built.
 
     ``class HeadConfig(Settings, section="head")`` names the fields ``head.draws`` in errors. A subclass with a
-    ``__post_init__`` of its own calls this one first.
+    ``__post_init__`` calls this one first.
     """
 
     _section = ""
@@ -164,7 +164,7 @@ def build(kind: type[T], values: dict[str, Any], path: str = "", *, surplus: boo
         kind: a dataclass, possibly of dataclasses.
         values: nested dictionaries of plain values.
         path: dotted prefix for errors.
-        surplus: whether keys that ``kind`` does not have are passed over, as in files of others, instead of refused.
+        surplus: whether keys that ``kind`` does not have are ignored, as in external files, instead of refused.
 
     Raises:
         UserError: an unknown key (with near matches), a missing one, a value of the wrong type or outside its range.
@@ -257,7 +257,7 @@ def _names(text: str, path: str) -> list[str]:
     if not all(names):
         raise UserError(f"{path} is {quoted(text)}, with an empty name; write names as in a,b, or [] for none")
     if text.strip().startswith("[") or any(name[0] in "\"'" for name in names):
-        raise UserError(f'{path} is {quoted(text)}, no list; write names as in a,b or ["a", "b"]')
+        raise UserError(f'{path} is {quoted(text)}, not a list; write names as in a,b or ["a", "b"]')
     return names
 
 
@@ -326,7 +326,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """``--model.head.kind flow --train.steps=10`` as nested dictionaries; values are read by :func:`parse_value`.
 
     Raises:
-        UserError: an argument that is no setting, or a setting without a value.
+        UserError: an argument that is not a setting, or a setting without a value.
 
     """
     out: dict[str, Any] = {}

@@ -13,7 +13,7 @@ UNSHARDED: Shard = (0, 1)
 COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 """The variables in which a launcher numbers its processes: jax.distributed's own, then those of ``srun``.
 
-``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process whatever it says.
+``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process in spite of its value.
 """
 
 DETECT = "WMJAX_DISTRIBUTED"

@@ -161,7 +161,7 @@ def print_end(stopped: Stopped) -> None:
 def leave_to_parent() -> None:
     """Makes a worker process ignore Ctrl-C, which the terminal sends to all processes and the parent handles.
 
-    SIGTERM and SIGHUP end a worker as ever: what it writes is whole or absent.
+    SIGTERM and SIGHUP still end a worker, because its files are whole or absent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -179,8 +179,8 @@ def _receive(number: int, frame: FrameType | None) -> None:
         _state.received, _state.since = number, time.monotonic()
         if not _state.postponed:
             raise Stopped(number)
-    elif number == signal.SIGINT and _state.postponed:  # Ctrl-C twice: who waits for a save wants to leave now
-        _end(signal.SIGINT, "without the save that was going on; earlier checkpoints are whole")
+    elif number == signal.SIGINT and _state.postponed:  # Ctrl-C twice: the user does not want to wait for the save
+        _end(signal.SIGINT, "without the save that was in progress; earlier checkpoints are whole")
 
 
 def _watch(wake: socket.socket, state: _State) -> None:

@@ -107,11 +107,11 @@ class ActionSpec(Settings, section="ActionSpec"):
         definition: for readers, for example "OSC_POSE deltas and gripper command".
         grippers: indices of the gripper commands, increasing; any number of them, at any place.
         gripper_open, gripper_closed: the raw values that open and close each gripper; what lies between them is half
-            open. Normalised they are -1 and +1, whatever the normalisation of the other dimensions.
+            open. Normalised they are -1 and +1, independent of the normalisation of the other dimensions.
         low, high: bounds of raw actions; empty if there are none.
         hold: the raw action that keeps the robot still; empty if it depends on the state, as for joint positions.
         chunk: actions that a policy predicts at once.
-        normalisation: of the dimensions that are no grippers, and of the state.
+        normalisation: of the dimensions that are not grippers, and of the state.
         offset, scale: a raw action becomes ``(action - offset) / scale``, with the grippers then moved behind the other
             dimensions (:func:`wmjax.data.statistics.normalise_action`); empty if it stays as it is.
         state_offset, state_scale: the same for the state.

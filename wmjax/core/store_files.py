@@ -47,7 +47,7 @@ class StoreWriter:
             stack.enter_context(disk_errors(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_one(self.folder / LOCK))
-            # Whoever wrote there is dead: it held the lock.
+            # The process that wrote these is dead, because it held the lock.
             for stale in self.folder.glob(".staging-*"):
                 shutil.rmtree(stale)
             for unfinished in self.folder.glob(".*.tmp"):
@@ -130,7 +130,7 @@ def read_manifest(folder: Location, kind: str, version: int, fix: str) -> dict[s
     files = typed(manifest.get("files"), dict[str, _File], f"{path}: files", fix)
     for name, entry in files.items():
         if name != os.path.basename(name) or name in ("", ".", ".."):  # noqa: PTH119, a name and no path
-            raise UserError(f"{path}: files has {name!r}, which is no plain file name; {fix}")
+            raise UserError(f"{path}: files has {name!r}, which is not a plain file name; {fix}")
         _check_size(folder / name, entry.bytes, fix)
     return manifest
 

@@ -161,7 +161,7 @@ def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWi
         return Skipped("no sample of the split has a complete chunk")
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = action_windows(inputs, frames)
-    # A gripper that flows with the arm tells about it: the references must know as much as the head.
+    # A gripper in the flow carries information about the arm: the references must know as much as the head.
     arm = config.action_dim - config.grippers
     regressed = config.grippers if config.head.gripper == "regress" else 0
     test_chunks, train_chunks = (_complete(w, inputs, arm + regressed) for w in (windows, train))

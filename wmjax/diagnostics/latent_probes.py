@@ -4,7 +4,7 @@ The probes are ridge regressions from one frame's latents to the end effector's 
 of its matrix), fitted on the training split. *The probe of true latents* is fitted from z(s) to the pose at s. It
 reads the predicted latent, the present one (its answer is the present pose) and the true future one (the ceiling).
 *Own probes* are fitted from the present or the predicted latent of the training split to the future pose itself; they
-measure what each contains, in whatever form.
+measure what each contains in any form.
 """
 
 import dataclasses

@@ -146,7 +146,7 @@ WHAT = {
     Kind.STUCK: "the hand comes to a stop",
     Kind.NEVER_CLOSED: "the fingers never close",
     Kind.MISSED_GRASP: "the fingers close where the object is not",
-    Kind.EMPTY_CARRY: "the fingers close on nothing, and the policy goes on as if they held the object",
+    Kind.EMPTY_CARRY: "the fingers close on nothing, and the policy continues as if they held the object",
     Kind.DROP: "the object is lost on the way",
     Kind.MISPLACEMENT: "the object is put down beside its place",
     Kind.WRONG_OBJECT: "the policy takes another object",

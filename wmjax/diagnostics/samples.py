@@ -122,7 +122,7 @@ def latent_windows(
         history: frames up to and including each one.
         future: frames after each one.
         transform: brings normalised latents into the shape that the Prophet predicts.
-        target: ``past`` puts the frames before the history in the place of the future, newest first.
+        target: ``past`` replaces the future by the frames before the history, newest first.
 
     """
     assert isinstance(inputs.latents, LatentStore) and inputs.encoder_spec is not None

@@ -100,7 +100,7 @@ class Encoder(abc.ABC):
     Config: ClassVar[type[EncoderConfig]] = EncoderConfig
     """The class of its settings."""
     MODELS: ClassVar[tuple[str, ...]] = ()
-    """Names that ``encoder.model``, if it has that setting, may have beside ``mini`` and that are no folders."""
+    """Names that ``encoder.model``, if it has that setting, may have beside ``mini`` and that are not folders."""
     backend: Backend = "jax"
     spec: EncoderSpec
     params: Any

@@ -197,7 +197,7 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Exporter
     for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
         rounded = np.asarray(latents.latents[view, frame])
         stored = rounded.astype(np.float32)
-        # What storing rounds away is no fault: in a channel of many times the RMS that alone can exceed the bound.
+        # Rounding is not a fault: in a channel of many times the RMS that alone can exceed the bound.
         rounding = np.abs(np.spacing(rounded)).astype(np.float32)
         beyond = np.maximum(np.abs(stored - found) - rounding, 0.0)
         difference = float(beyond.max() / np.sqrt((stored**2).mean()))

@@ -72,7 +72,7 @@ def require_side_by_side(experiment: Experiment) -> None:
     """Refuses evaluations during a training of several seeds in one program.
 
     Raises:
-        UserError: they are asked for.
+        UserError: such evaluations are requested.
 
     """
     seeds, every = experiment.train.seeds, experiment.evaluation.every
@@ -119,13 +119,13 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 
     """
     places = [location(path) for path in experiment.data.places]
-    # Who only asks what would happen needs no network for it.
+    # A dry run must not need a network.
     here = all(isinstance(place, Path) and place.is_dir() for place in places)
     return join_stores([TrainingStore(place) for place in places]) if places and (needed or here) else None
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Requires at least one episode to validate on, of a task that has another one to train on."""
+    """Requires at least one validation episode, of a task that also has a training episode."""
     fraction, data = experiment.train.validation_fraction, experiment.data
     if not data.places and data.episodes_per_task < 2:
         raise UserError(
@@ -263,7 +263,7 @@ def _require_pending(experiment: Experiment, store: TrainingStore | None) -> Non
     if model.pending not in (0, delay):
         raise UserError(
             f"model.pending is {model.pending}, but with train.delay {delay} there are {delay} pending actions; set "
-            f"model.pending to {delay}, or to 0 for a network that is not told them"
+            f"model.pending to {delay}, or to 0 for a network without them"
         )
     if model.roll_state and (store is not None or not experiment.data.places):
         observation = experiment.data.observation if store is None else store.spec

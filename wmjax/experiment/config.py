@@ -6,7 +6,7 @@ belongs to one axis (:func:`owner`), and a file that sets what another axis owns
 differ in one axis therefore differ in nothing else.
 
 Precedence, from weak to strong: defaults of the dataclasses, scale, data, head, variant, command line. The evaluation
-protocol follows a rule of its own: the command line, else the dataset's, else the scale's, else ``spatial_dev``.
+protocol has its own rule: the command line, else the dataset's, else the scale's, else ``spatial_dev``.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The run's name: recipe, scale, data and seed; then an objective of its own, weights and adapters' rank."""
+        """The run's name: recipe, scale, data and seed; then another objective, weights and adapters' rank."""
         weights, rank = self.train.backbone_weights, self.model.backbone.adapter_rank
         backbone = Path(weights).name, f"r{rank}" if rank else ""
         objective = "" if self.train.objective == "policy" else self.train.objective
@@ -138,7 +138,7 @@ KINDS: dict[str, Any] = {
     "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
     "encoder": {"kind": EncoderConfig.kind},
 }
-"""What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
+"""The kind of files without a ``kind``: their settings do not apply where the command line chooses another one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """The other axes whose file a file may choose where the command line does not."""
@@ -197,7 +197,7 @@ def load(
     dataset = dataset or scale_values.pop("dataset", "spatial")
     scale_values.pop("dataset", None)
     data_values = read_axis("data", dataset)
-    # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
+    # A policy is judged on the suite that it was trained on, not on the scale's usual one.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
     recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
     values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
@@ -238,7 +238,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """Takes one key out of a dictionary, as a dictionary of its own; empty if it was not there."""
+    """Takes one key out of a dictionary, as a separate dictionary; empty if the key is missing."""
     return {key: values.pop(key)} if key in values else {}
 
 
@@ -287,7 +287,7 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """``model.backbone.preset``, if the backbone has presets, as the fields it stands for."""
+    """``model.backbone.preset``, if the backbone has presets, as the fields that it sets."""
     model = values.get("model", {})
     backbone = model.get("backbone", {}) if isinstance(model, dict) else None
     if not isinstance(backbone, dict):
@@ -308,9 +308,7 @@ def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
             raise unknown_name(f"head in {path.name}, [heads]", head, axis_names("heads"))
     for setting in dotted(own):
         if owner(setting) != axis:
-            raise UserError(
-                f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
-            )
+            raise UserError(f"{path.name}: {setting} belongs in train/{owner(setting)}, not in train/{axis}; move it")
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

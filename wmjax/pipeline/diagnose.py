@@ -52,7 +52,7 @@ def diagnose_checkpoint(
         batches: of 32 samples, at most.
         data: the run's training store, if it is not in the cache.
         held_out: another training store, on all of whose episodes the Prophet is scored.
-        out: the JSON file; ``RUN/diagnostics/STEP-SPLIT.json`` when None. The picture lies beside it.
+        out: the JSON file; ``RUN/diagnostics/STEP-SPLIT.json`` when None. The picture is written beside it.
         places: what to use in place of folders that the run's settings name, as on another machine.
 
     Raises:

@@ -48,9 +48,9 @@ def evaluate(
     """Runs the remaining episodes of an evaluation and returns the verdict on all of them.
 
     Args:
-        actor: who acts.
+        actor: the policy or other actor.
         protocol: what is run.
-        out: folder of the results; an interrupted evaluation in it goes on where it stopped.
+        out: folder of the results; an interrupted evaluation in it continues where it stopped.
         workers: simulator processes.
         videos: successes and failures per task to keep as videos.
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
@@ -119,7 +119,7 @@ def watch(
     """Runs episodes of which only a watcher's readings are stored.
 
     Args:
-        actor: who acts.
+        actor: the policy or other actor.
         protocol: what is run.
         episodes: which of it.
         watcher: makes a watcher of each episode's environment, in the worker.
@@ -190,7 +190,7 @@ def _conclude(
 
 
 def _is_current(results: Results) -> bool:
-    """Whether a summary is there and counts all of these episodes."""
+    """Whether a summary exists and counts all of these episodes."""
     written = read_summary(results.folder)
     counted = json.loads(json.dumps(summarize(results.records).as_dict()))
     return all(written.get(name) == value for name, value in counted.items())

@@ -28,7 +28,7 @@ def evaluate_list(
     Args:
         chosen: the list.
         root: folder of the evaluations, one each, and of the table.
-        identity: header fields that say who is evaluated.
+        identity: header fields that identify the actor.
         evaluate_cell: runs what is left of one evaluation in a folder.
 
     Raises:

@@ -145,10 +145,10 @@ def open_client(url: str, dialect: str, foreign: Mapping[str, Any]) -> "tuple[Cl
 
 
 def _served_protocol(client: "Client", chosen: "Conventions", protocol: Protocol, unchanged: Protocol) -> Protocol:
-    """The protocol with the policy's own horizon, unless another one was asked for, and with time for the wait.
+    """The protocol with the policy's own horizon, unless another one was requested, and with time for the wait.
 
     Raises:
-        UserError: a server of wmjax has another horizon or seed, or the wait is no whole number of horizons.
+        UserError: a server of wmjax has another horizon or seed, or the wait is not a multiple of the horizon.
 
     """
     asked = protocol.open_loop_horizon if protocol.open_loop_horizon != unchanged.open_loop_horizon else None

@@ -122,7 +122,7 @@ class Start:
         return tuple(ends)
 
     def load(self, params: nnx.State, frozen: nnx.State, new: Collection[str] = ()) -> tuple[nnx.State, nnx.State]:
-        """Puts the checkpoint's averaged parameters in the place of those of the same name and shape; logs the rest.
+        """Replaces parameters by the checkpoint's averaged ones of the same name and shape; logs the others.
 
         Args:
             params: what is trained.

@@ -31,7 +31,7 @@ STOPPED = (129, 130, 143)
 def sweep(path: Path, *, minutes: float | None = None, dry_run: bool = False) -> int:
     """Runs the unfinished cells of a plan in order; returns the exit status.
 
-    A cell that fails is reported and the others go on; the exit status is then 1.
+    A cell that fails is reported and the others continue; the exit status is then 1.
 
     Args:
         path: the plan.
@@ -67,7 +67,7 @@ def _run_all(cells: Sequence[Cell], folder: Path, plan: str, minutes: float | No
         if code in STOPPED:
             return code
         if code:
-            log.error("cell %s failed (exit status %d); the others go on", cell.name, code)
+            log.error("cell %s failed (exit status %d); the others continue", cell.name, code)
             status = 1
         left -= cell.minutes
     return status

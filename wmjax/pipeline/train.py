@@ -131,7 +131,7 @@ def _start(experiment: Experiment) -> Start | None:
 
 
 def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
-    """The demonstrations and their latents: what is there already, or made now."""
+    """The demonstrations and their latents, existing ones or made now."""
     store = plan.store or distributed.first(lambda: demonstrations(plan.experiment))
     if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
         environment = plan.protocol.environment
@@ -140,7 +140,7 @@ def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
 
 
 def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) -> None:
-    """The stages of several seeds that are trained side by side, each in a folder of its own.
+    """The stages of several seeds that are trained side by side, each in its own folder.
 
     Raises:
         UserError: several processes, or evaluations during the training.

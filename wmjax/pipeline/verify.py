@@ -41,7 +41,7 @@ def run_verification(*, replays: int | None, write: bool, add: Path | None, name
 
     Args:
         replays: episodes of each evaluation to replay; None for all that are recorded.
-        write: writes the generated blocks of the documents anew instead.
+        write: rewrites the generated blocks of the documents instead.
         add: results folder to make evidence of instead.
         name: of that evidence.
 

@@ -45,7 +45,7 @@ def fetch_policy(place: Remote) -> Path:
 
 
 def _download(home: Remote, folder: Path, last: str, names: list[str]) -> None:
-    """Downloads files, and then one that holds their hashes; nothing if that one is there as it is at the URL.
+    """Downloads files, and then one that holds their hashes; nothing if that one already equals the URL's.
 
     Processes that want the same policy take turns. Files of another checkpoint of the same step are removed first.
     """

@@ -30,7 +30,7 @@ def read_places(settings: Mapping[str, Any]) -> Places:
     """The places among a command's settings, which come by section; of :data:`GROUPS` it takes no others.
 
     Raises:
-        UserError: another setting of these sections, or a place that is no text.
+        UserError: another setting of these sections, or a place that is not a text.
 
     """
     places: dict[str, dict[str, str]] = {}
@@ -73,7 +73,7 @@ def experiment_at(values: dict[str, Any], home: Path, places: Places) -> Experim
 def copy_assets(run: Path, experiment: Experiment) -> None:
     """Copies what a run's policy needs of the folders that its settings name into the run, if it is small.
 
-    What comes from a hub is downloaded elsewhere too, and what ships with wmjax is there.
+    Files of a hub are downloaded on other machines too, and shipped files exist there.
     """
     encoder, backbone = experiment.encoder, experiment.model.backbone
     needed: dict[str, list[Path]] = {}

@@ -40,7 +40,7 @@ class Policy:
         batch_size: rows of every call; slots without an episode are padding.
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
         future_frames: frames of the true future that every call needs under an oracle; 0 without one.
-        corruption: what the action tokens get in the place of the world memory.
+        corruption: the replacement of the world memory for the action tokens.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
         pending_input: how the network takes pending actions.
@@ -126,7 +126,7 @@ class Policy:
             jnp.zeros((batch, *history)),
             jnp.zeros((batch, *future)),
         )
-        # Where the decisions' own carries are, or the second decision would be compiled anew.
+        # Where the decisions' own carries are, or the second decision would be compiled again.
         return jax.device_put(empty, beside(jax.tree.leaves(self._state)[0]))
 
     def prompt(self, instruction: str) -> Prompt:

@@ -201,7 +201,7 @@ class PolicyActor:
         return donors.at(chosen, steps)
 
     def _key(self, decision: Decision) -> jax.Array:
-        """The noise key of (task, episode, decision), whatever slot or batch row it runs in."""
+        """The noise key of (task, episode, decision), independent of its slot and batch row."""
         return named_key(self._seed, f"rollout/{decision.episode.key}", decision.number)
 
     def _blank(self, slot: int, begun: bool = False) -> Decision:

@@ -1,6 +1,6 @@
 """The scripted expert, which reaches a task's goal by the primitives of its predicates, one after the other.
 
-It reads the true poses of the simulation and has no counters, so its action in a state does not depend on who led to
+It reads the true poses of the simulation and has no counters, so its action in a state does not depend on what led to
 that state. The same code therefore records demonstrations, labels other actions, and computes an oracle's future.
 """
 

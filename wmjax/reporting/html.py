@@ -15,7 +15,7 @@ from wmjax.core.files import atomic_path
 from wmjax.core.paths import require_place
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-"""With this, a browser loads nothing from outside and runs no script, whatever a page's texts hold."""
+"""With this, a browser loads no external resource and runs no script, independent of a page's texts."""
 VOID = frozenset({"br", "hr", "meta"})
 """Elements without a closing tag."""
 
@@ -32,7 +32,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     Args:
         tag: its name.
         children: markup, or anything else, whose text is escaped; None is left out.
-        attributes: escaped; ``class_`` stands for ``class`` and ``aria_label`` for ``aria-label``. True writes the
+        attributes: escaped; ``class_`` is written as ``class`` and ``aria_label`` as ``aria-label``. True writes the
             bare name, None and False leave the attribute out.
 
     """

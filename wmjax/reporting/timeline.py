@@ -174,7 +174,7 @@ def _frames(episode: EpisodeData, spec: ObservationSpec, step: float, frame_widt
 
 
 def _latents(colours: Colours, episode: EpisodeData, step: float, frame_width: float, name: str) -> Block:
-    """Every frame's grid of latents at its control step, with a gap to the next; cameras lie below one another."""
+    """Every frame's grid of latents at its control step, with a gap to the next; cameras are stacked vertically."""
     rows, columns = colours.shape[1:3]
     every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * columns) / frame_width))
     side, tints = frame_width * every, colours[::every]

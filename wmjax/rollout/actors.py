@@ -125,7 +125,7 @@ class Actor(Protocol):
 
 
 class Scripted:
-    """The base of actors that need neither frames nor states of their own."""
+    """The base of actors that need neither frames nor their own starting states."""
 
     name = "scripted"
     needs_frames = False

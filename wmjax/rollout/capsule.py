@@ -3,7 +3,7 @@
     capsule.json   where it comes from, every episode's outcome, and the hashes of both files
     replays.npz    of the replayed episodes: where they begin, what was executed, and the state that it led to
 
-Whoever has the simulator can replay the episodes. On the same kind of processor they end in the same bits.
+Anyone with the simulator can replay the episodes. On the same kind of processor they end in the same bits.
 """
 
 import dataclasses

@@ -41,12 +41,12 @@ def shard_folder(out: Path, shard: Shard) -> Path:
 
 
 def shard_folders(out: Path) -> list[Path]:
-    """The folders of all shards that are there."""
+    """The folders of all existing shards."""
     return [path for path in listed(out / "shards", "*-of-*") if re.fullmatch(r"\d+-of-\d+", path.name)]
 
 
 def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
-    """All finished episodes by key: those of ``out`` and of every shard in it, whatever their number.
+    """All finished episodes by key: those of ``out`` and of every shard in it.
 
     Raises:
         UserError: a shard is one of another evaluation, or damaged.

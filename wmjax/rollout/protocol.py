@@ -154,7 +154,7 @@ def read_protocol(name: str) -> tuple[Path, dict[str, Any]]:
     """The path and the plain values of a protocol's file, or of a list's, by name or from a path ending in ``.toml``.
 
     Raises:
-        UserError: there is none, or it is no TOML.
+        UserError: the file is missing, or is not TOML.
 
     """
     path = expand(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"

@@ -1,7 +1,7 @@
 """Lists of protocols: one evaluation command for several suites, such as the 16 cells of LIBERO-PRO.
 
 A list is a file beside the protocols with the single key ``protocols``: names, or paths ending in ``.toml`` relative to
-the list. Each protocol of a list is called a cell. It is evaluated as if it had been asked for alone.
+the list. Each protocol of a list is called a cell. It is evaluated as if it were given alone.
 """
 
 import dataclasses

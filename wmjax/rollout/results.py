@@ -238,7 +238,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
     """
     path = Path(folder) / "summary.json"
-    fix = "delete it and repeat the evaluation's command, which writes it anew"
+    fix = "delete it and repeat the evaluation's command, which writes it again"
     found = read_json(path, dict[str, Any], fix) if path.exists() else {}
     typed(found, _Finished, str(path), fix)
     return found

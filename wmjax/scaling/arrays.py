@@ -76,7 +76,7 @@ def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
 
 
 def peak_gb() -> float | None:
-    """The largest memory that this process has used on the device so far; None where the device does not say."""
+    """The largest memory that this process has used on the device so far; None if the device does not report it."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
 

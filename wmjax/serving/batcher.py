@@ -39,7 +39,7 @@ class Batcher:
     waited long enough.
 
     Args:
-        actor: who decides; it is called from the one thread alone.
+        actor: makes the decisions; it is called from one thread only.
         size: decisions of a full batch.
         max_wait: seconds that a decision waits for others.
         clients: how many there are now.
@@ -69,7 +69,7 @@ class Batcher:
             UserError: an instruction that the policy cannot read, or the policy failed.
 
         """
-        self._actor.prompt(decision.instruction)  # refused here, it stops nobody else
+        self._actor.prompt(decision.instruction)  # refused here, it does not stop other clients
         future: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         self._waiting.append((decision, future))
         self._arrived.set()

@@ -71,7 +71,7 @@ def unpack(
     Args:
         frame: the bytes.
         limits: of the message.
-        rebuild: makes of every map in it what it stands for; openpi's arrays and scalars when None.
+        rebuild: turns every map into the value that it represents; openpi's arrays and scalars when None.
         finite: whether numbers must be finite.
 
     Raises:
@@ -185,7 +185,7 @@ def read_array(found: dict[Any, Any]) -> np.ndarray:
     """The array that a map with the keys :data:`ARRAY_KEYS` represents.
 
     Raises:
-        UserError: it does not stand for one.
+        UserError: it does not represent one.
 
     """
     if set(found) != ARRAY_KEYS or not isinstance(found[b"data"], bytes):

@@ -77,7 +77,7 @@ def arrays(found: dict[Any, Any]) -> Any:
     """A map, or the array or image that it represents.
 
     Raises:
-        UserError: it stands for neither.
+        UserError: it represents neither.
 
     """
     if IMAGE in found:

@@ -62,7 +62,7 @@ class Service:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One decision that a client asks for.
+    """One decision that a client requests.
 
     Attributes:
         frames: all that fell due since the client's last decision, oldest first, or the newest alone.

@@ -143,7 +143,7 @@ class PolicyServer:
         except UserError as error:
             reason = str(error)[:MAX_ERROR]
             await self._refuse(connection, dialect.error(reason))
-        except Exception:  # a mistake of ours must not stop the others
+        except Exception:  # a bug must not stop other clients
             log.exception("connection %d", number)
             reason = "the server made a mistake; see its log"
             await self._refuse(connection, dialect.error(reason))

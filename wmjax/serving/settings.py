@@ -22,7 +22,7 @@ class ServeSettings(Settings, section="serve"):
 
     Attributes:
         host: address to listen on.
-        listen: ``DIALECT:PORT``, each with a port of its own.
+        listen: ``DIALECT:PORT``, each with its own port.
         max_batch: rows of the policy's fixed batch.
         max_wait_ms: how long a decision waits for others to share a batch.
         horizon: control steps between two decisions of a client; None is the whole chunk.
@@ -83,7 +83,7 @@ class ServeSettings(Settings, section="serve"):
         found = [_listener(text) for text in self.listen]
         ports = [port for _, port in found if port]
         if len(set(ports)) != len(ports):
-            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect a port of its own")
+            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect its own port")
         return found
 
 

@@ -152,7 +152,8 @@ class LiberoEnv:
             if episode.init == "benchmark" or not disturbed:
                 break
         else:
-            raise UserError(f"episode {episode.key}: {', '.join(disturbed)} did not stand in {PLACEMENTS} placements")
+            names = ", ".join(disturbed)
+            raise UserError(f"episode {episode.key}: {names} were not at rest in any of {PLACEMENTS} placements")
         self.settled_state = self.sim_state()
         self.settled_hash = hash_bytes(self.settled_state.tobytes())[:16]
 

@@ -1,7 +1,7 @@
 """The interface of dataset formats, which convert demonstrations in files to a training store.
 
 A format is one class. It says whether a path is its own, and converts it. ``convert.format`` names it, by a name of
-:data:`FORMATS` or as ``package.module:Class``; with ``auto`` the registered formats are asked in their order.
+:data:`FORMATS` or as ``package.module:Class``; with ``auto`` the registered formats are tried in their order.
 ``docs/extending.md`` shows how to add one.
 """
 

@@ -118,7 +118,7 @@ def _write_parts(
 
 
 def identify(folder: Path, files: Iterable[Path]) -> str:
-    """A hash of source files by their content, so that a conversion never goes on with another's half.
+    """A hash of source files by their content, so that a conversion never continues another source's.
 
     Large files are known by their size, time of modification and both ends.
     """

@@ -43,7 +43,7 @@ def backbone_hash(folder: Path) -> str:
         UserError: there are none, or one that the index names is missing.
 
     """
-    files = weight_files(folder)  # not an adapter, or shards of an earlier save, that lie beside them
+    files = weight_files(folder)  # not an adapter, or shards of an earlier save, in the same folder
     return hash_files(files, "download the checkpoint again")[:16]
 
 

@@ -37,7 +37,7 @@ NEAR = 0.10
 ABOVE = 0.10
 """Height (m) above the place to which an object is carried before it is let down."""
 MOVED = 0.015
-"""Size (m) of the cells of positions of the object in which the grasp is planned anew."""
+"""Size (m) of the cells of positions of the object in which the grasp is planned again."""
 
 
 class Put(Primitive):

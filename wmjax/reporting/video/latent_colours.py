@@ -39,7 +39,7 @@ class LatentColours:
 
     @classmethod
     def fit(cls, latents: Float[np.ndarray, "*batch dim"]) -> "LatentColours":
-        """The components of all tokens together, whatever their frame and place. Fewer than 3 channels leave 0."""
+        """The components of all tokens together, of any frame and position. Fewer than 3 channels leave 0."""
         tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float32)
         mean = tokens.mean(0)
         centred = tokens - mean

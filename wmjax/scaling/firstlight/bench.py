@@ -216,7 +216,7 @@ def _noise_encoder(scratch: Path) -> Path:
 
 
 def _encoder_size(request: Request) -> str | None:
-    """The size of V-JEPA 2 that noise stands for; None if the encoder is at hand or was given."""
+    """The size of the V-JEPA 2 that noise replaces; None if the encoder exists or was given."""
     settings = merge({"train": {"backbone_weights": RANDOM}}, request.settings)
     config: Any = load(request.recipe, request.scale, None, settings).encoder
     name = str(getattr(config, "model", "mini"))

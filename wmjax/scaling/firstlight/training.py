@@ -35,7 +35,7 @@ OVERFIT_BOUND = 0.7
 
 
 def check_donation(bench: Bench) -> Finding:
-    """The training step takes over the memory of its state: by the compiler's plan, and in fact."""
+    """The training step reuses the memory of its state: in the compiler's plan, and at run time."""
     arrays, batch, prompts = bench.arrays(), bench.batch(), bench.prompts()
     program, needs = compiled(bench.programs().train_step, *arrays, batch, prompts)
     plan, given = program.memory_analysis(), jax.tree.leaves((arrays.state, arrays.guard))
@@ -68,7 +68,7 @@ def check_checkpoint(bench: Bench) -> Finding:
 
 
 def check_step(bench: Bench) -> Finding:
-    """Samples/s of the training step on a batch that lies on the devices; model FLOPs utilisation where it is known."""
+    """Samples/s of the training step on a batch that is on the devices; model FLOPs utilisation where it is known."""
     arrays, batch, prompts = bench.arrays(), bench.batch(), bench.prompts()
     step, box = bench.programs().train_step, [arrays.state, arrays.guard]
 

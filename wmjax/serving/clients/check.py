@@ -29,7 +29,7 @@ VARIATIONS: tuple[tuple[str, Any], ...] = (
 )  # fmt: skip
 """Single conventions in which the best preset is varied; none has an effect on how actions are read."""
 READING = ("preset", "gripper_open", "gripper_closed", "gripper_binary", "horizon", "wait_steps", "name", "timeout_s")
-"""Conventions that change nothing of what a policy is shown."""
+"""Conventions that do not change the observations that a policy receives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Check:
         if correlation <= -FOLLOWS:
             return f"{line}its sign is opposite"
         if correlation >= FOLLOWS:
-            return f"{line}its scale or offset is another one, {best.slope[index]:.2g} recorded per answered unit"
+            return f"{line}its scale or offset differs, {best.slope[index]:.2g} recorded per answered unit"
         return f"{line}it does not follow the recordings"
 
 

@@ -56,11 +56,11 @@ class Client(abc.ABC):
     Attributes:
         dialect: the name of its protocol, and the preset of conventions that its own clients follow.
         raw_gripper: whether a server of wmjax answers the environment's own gripper values in it.
-        every_step: whether the protocol asks at every control step, whatever the policy's chunks are.
+        every_step: whether the protocol asks at every control step, independent of the policy's chunks.
         card: what the server says about itself.
 
     Raises:
-        UserError: nobody listens there, or it speaks another dialect.
+        UserError: no server listens there, or it speaks another dialect.
 
     """
 

@@ -24,14 +24,14 @@ from wmjax.serving.clients.conventions import (
 from wmjax.sim.episode import EpisodeId
 
 KEY = "WMJAX_API_KEY"
-"""The environment variable with the key that a server asks for."""
+"""The environment variable with the key that a server requires."""
 
 
 def connected(kind: type[Client], url: str, timeout_s: float = Conventions.timeout_s) -> Client:
     """A connection that has been greeted.
 
     Raises:
-        UserError: nobody listens there, or it speaks another dialect.
+        UserError: no server listens there, or it speaks another dialect.
 
     """
     client = kind(url, os.environ.get(KEY, ""), timeout_s)

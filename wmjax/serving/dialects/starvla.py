@@ -29,7 +29,7 @@ from wmjax.serving.sessions import Session
 IMAGE, LANGUAGE, STATE = "image", "lang", "state"
 EPISODE, STEP, PENDING = "wmjax/episode", "wmjax/step", "wmjax/pending"
 UNNORM_KEY = "wmjax"
-"""The name of the one set of statistics that a policy of ours has."""
+"""The name of the one set of statistics that our policies have."""
 MAX_EXAMPLES = 64
 
 
