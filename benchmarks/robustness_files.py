@@ -113,7 +113,7 @@ def _make_parts(folder: Path) -> None:
 
 
 def _parts(folder: Path, scratch: Path, lenient: bool) -> object:
-    """What a recording and an encoding that go on do."""
+    """Resumes a recording and an encoding."""
     episodes = [load_episode(path) for path in sorted(folder.glob("*.npz"))]
     store = TrainingStore(folder / "store")
     spec = dataclasses.replace(PLANNED, dim=6, tokens_per_frame=4)

@@ -85,7 +85,7 @@ def started(
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on."""
+    """Finds this number of unused ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -114,7 +114,7 @@ class Asking:
     def ask(self, asked: Sequence[Decision], horizon: int) -> tuple[float, float, float]:
         """Median milliseconds of one decision, of what it took beside the policy, and of a step between decisions.
 
-        The second is NaN if the server does not say how long the policy took, the third if the dialect has no such
+        The second is NaN if the server does not report the policy's time, the third if the dialect has no such
         steps.
         """
         rows = list(self._threads.map(lambda d: self._row(d, horizon), asked))
@@ -143,7 +143,7 @@ class Asking:
         return times, policy_ms
 
     def close(self) -> None:
-        """Ends the connections, so that the next dialect's batches wait for nobody else."""
+        """Ends the connections, so that the next dialect's batches do not wait for them."""
         self._threads.shutdown()
         for client in self.clients:
             client.close()

@@ -1,4 +1,4 @@
-"""A policy of wmjax in vla-eval's own LIBERO benchmark: what it is shown there, and what becomes of the episodes.
+"""A policy of wmjax in vla-eval's own LIBERO benchmark: its observations there, and the outcomes of the episodes.
 
     python benchmarks/vla_eval_libero.py observations [--task 0] [--episodes 3] [--out FILE]
     python benchmarks/vla_eval_libero.py outcomes RUN [--task 0] [--episodes 5] [--out FILE]
@@ -69,7 +69,7 @@ class Played:
 
 
 def require_vla_eval() -> None:
-    """Checks that the package is there.
+    """Checks that the package is installed.
 
     Raises:
         UserError: it is not.
@@ -163,10 +163,10 @@ async def play_theirs(connection: Any, episodes: Sequence[EpisodeId], limit: int
 
 
 def play_served(run: Path, episodes: Sequence[EpisodeId], limit: int, warm: int = 0) -> Played:
-    """As :func:`play_theirs`, through a server that is a process of its own and vla-eval's client.
+    """As :func:`play_theirs`, through a server in a separate process and vla-eval's client.
 
     Raises:
-        UserError: the server asks for other observations than :data:`PARAMETERS`.
+        UserError: the server requests other observations than :data:`PARAMETERS`.
 
     """
     from vla_eval.connection import Connection
@@ -176,7 +176,7 @@ def play_served(run: Path, episodes: Sequence[EpisodeId], limit: int, warm: int 
     async def drive(url: str) -> Played:
         async with Connection(url) as connection:
             if connection.server_info["observation_params"] != PARAMETERS:
-                raise UserError(f"the server asks for {connection.server_info['observation_params']}, not {PARAMETERS}")
+                raise UserError(f"the server requests {connection.server_info['observation_params']}, not {PARAMETERS}")
             return await play_theirs(connection, episodes, limit, warm)
 
     with served(run, 1, ["vla-eval"], "--horizon", str(HORIZON)) as urls:
@@ -317,7 +317,7 @@ def compare(episode: EpisodeId, theirs: Any, ours: Any, quick: Any) -> dict[str,
 
     Args:
         episode: one of the benchmark's.
-        theirs: vla-eval's benchmark, without settling steps of its own.
+        theirs: vla-eval's benchmark, without its settling steps.
         ours: our environment, drawn as vla-eval draws it.
         quick: our environment, drawn as our policies are trained.
 

@@ -45,7 +45,7 @@ REFUSED = [
     (("--train.validation_fraction", "0"), r"train\.validation_fraction is 0\.0; it must be above 0 and below 1"),
     (("--data.episodes_per_task", "1"), r"data\.episodes_per_task is 1; give at least 2"),
     (("--model.chunk", "2"), r"spatial_dev: open_loop_horizon is 4, but model\.chunk is 2; set model\.chunk to 4"),
-    (("--data.observation.frame_stride", "3"), r"4, no multiple of the frame stride .*frame_stride\), 3; change it"),
+    (("--data.observation.frame_stride", "3"), r"4, not a multiple of the frame stride .*frame_stride\), 3; change it"),
     (("--encoder.pooling_grid", "8"), r"model\.prophet\.tokens is 16, .* make 64 tokens per frame; set .* to 64"),
     (("--encoder.pooling_grid", "0"), r"model\.prophet\.tokens is 16, .* make 64 tokens"),
     (("--model.prophet.latent_dim", "96"), r"latent_dim is 96, .* make latents of 192 channels; set .* to 192"),

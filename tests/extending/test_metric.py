@@ -81,7 +81,7 @@ def test_what_is_no_metric_is_refused_in_a_line(
 def test_a_metric_that_stands_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["smoothness", "wmjax.rollout.metrics:Smoothness"]
     assert evaluate(["--policy", "noop", "--out", str(tmp_path / "out"), "--metrics", *words]) == 2
-    assert "smoothness is there twice; name it once" in capsys.readouterr().err
+    assert "smoothness occurs twice; name it once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_a_column_that_is_there_twice(tmp_path, datasets, name, file, column):
     copy = shutil.copytree(datasets[name], tmp_path / "in")
     table = pq.read_table(copy / file)
     pq.write_table(table.append_column(column, table[column]), copy / file)
-    with pytest.raises(UserError, match=rf"{file}: columns {column} are there more than once"):
+    with pytest.raises(UserError, match=rf"{file}: columns {column} occur more than once"):
         convert(str(copy), tmp_path / "out", image_size=SIZE)
 
 
@@ -570,7 +570,7 @@ def test_places_that_are_no_files(tmp_path, read):
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": 1, "c": 2, "b": 1}}'])
 def test_a_key_that_stands_twice_is_refused(text):
-    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' is there twice\); copy it again"):
+    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' occurs twice\); copy it again"):
         parse_json(text, dict[str, Any], "it", "copy it again")
 
 

@@ -219,7 +219,7 @@ def test_a_launchers_variables_are_numbers(value):
         (parse_episodes, "0,{}", "--episodes is"),
         (parse_topology, "v5e:4x{}", "--topology is"),
         (parse_grid, "{0}x{0}", "grid is"),
-        (EpisodeId.parse, "libero_spatial/0/random/{}", "is no episode's key"),
+        (EpisodeId.parse, "libero_spatial/0/random/{}", "is not an episode's key"),
     ],
 )
 def test_numbers_within_a_text_are_decimal_digits(value, read, form, message):

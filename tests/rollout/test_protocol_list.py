@@ -52,7 +52,7 @@ def test_a_change_is_of_every_cell_and_names_the_table():
     [
         ("protocols = []", "protocols is empty; name at least one protocol; correct the file"),
         ('protocols = ["pro_spatial_objct"]', "unknown protocol 'pro_spatial_objct'; did you mean pro_spatial_object"),
-        ('protocols = ["c.toml"]', "protocols names 'c.toml', and .*c.toml is no file"),
+        ('protocols = ["c.toml"]', "protocols names 'c.toml', but .*c.toml is not a file"),
         ('protocols = ["pro_all"]', "protocols names 'pro_all', which is a list itself; name its protocols"),
         ('protocols = ["both.toml"]', "protocols names 'both.toml', which is a list itself"),
         ('protocols = ["a.toml", "a.toml"]', "protocols names 'a' more than once"),

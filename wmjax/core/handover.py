@@ -119,7 +119,7 @@ def require_delay(realtime: Realtime, delay: int) -> None:
     """
     if realtime != "none" and not delay:
         raise UserError(
-            f"realtime is {realtime!r}, but execution_delay is 0, so no action is executed before a chunk is there; "
+            f"realtime is {realtime!r}, but execution_delay is 0, so no action is executed before a chunk exists; "
             "set execution_delay, or realtime to 'none'"
         )
 

@@ -102,7 +102,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return found
 
 
@@ -195,7 +195,7 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int |
         if missing := sorted(set(wanted) - set(names)):
             raise UserError(f"{path}: columns {', '.join(missing)} are missing; {fix}")
         if doubled := [name for name in wanted if names.count(name) > 1]:
-            raise UserError(f"{path}: columns {', '.join(doubled)} are there more than once; {fix}")
+            raise UserError(f"{path}: columns {', '.join(doubled)} occur more than once; {fix}")
         table = file.read(wanted) if rows_of is None else file.read_row_groups(_groups(file, rows_of), wanted)
         # A damaged text column is read without complaint and fails where its cells are decoded.
         table.validate(full=True)

@@ -2,7 +2,7 @@
 
 A signal raises :class:`Stopped` in the main thread, which ends the command by unwinding, so that whatever is finished
 is kept. Where work of the last minutes would be lost that way, as in a training's loop, :func:`postponed` turns the
-signal into a request that the code looks at when it can save. Python delivers signals between two of its own
+signal into a request that the code checks when it can save. Python delivers signals between two of its own
 instructions; a compilation or a wait on a device is one instruction. So a thread watches as well, and ends a process
 that has not ended :data:`GRACE` seconds after its signal, unless it was postponed.
 """
@@ -93,7 +93,7 @@ def handled() -> Iterator[None]:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
             theirs.close()
-            _state = _State()  # what stopped this block is no request to what a notebook runs next
+            _state = _State()  # the signal that stopped this block must not stop a notebook's next cell
 
 
 @contextlib.contextmanager

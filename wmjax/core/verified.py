@@ -24,7 +24,7 @@ def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
     nothing. A disk that loses bits later without a write is found by that one only.
 
     At a URL nothing is hashed here and nothing is written: opening the store checked the sizes of all files and the
-    hashes of the small ones, and reading the large ones whole is what a URL is there to avoid.
+    hashes of the small ones, and a URL is used to avoid reading the large ones whole.
 
     Raises:
         UserError: names the first file whose bytes are not those that were written.

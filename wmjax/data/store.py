@@ -199,7 +199,7 @@ def _merge(
         settled[str(index)] = episode.settled_state
         row, frame = rows.stop, span.stop
     for array in (images, steps, *columns.values()):
-        with contextlib.suppress(AttributeError):  # empty arrays are no memory maps
+        with contextlib.suppress(AttributeError):  # empty arrays are not memory maps
             array.flush()  # type: ignore[attr-defined]
     with writer.path("settled.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **settled)
@@ -217,7 +217,7 @@ def _merge_optional(
             values = getattr(load_episode(folder / PARTS / f"{part}.npz"), name)
             array[start : start + len(values)] = values
             start += len(values)
-        with contextlib.suppress(AttributeError):  # empty arrays are no memory maps
+        with contextlib.suppress(AttributeError):  # empty arrays are not memory maps
             array.flush()  # type: ignore[attr-defined]
 
 

@@ -180,7 +180,7 @@ def _kind(track: _Track) -> tuple[Kind, str]:
 
 
 def _fall(track: _Track) -> str:
-    """When an object fell over that lies at the end, and whether the hand was near."""
+    """When an object that lies on its side at the end fell over, and whether the hand was near."""
     standing = np.flatnonzero(track.lean >= TILTED)
     step = int(standing[-1]) + 1 if len(standing) else 0
     return f"it fell at step {step} with the hand {_cm(track.gap[step])} away"

@@ -33,7 +33,7 @@ T = TypeVar("T")
 class EpisodeClips:
     """The clip of every frame of one episode, shift by shift: past frames only, the first repeated, all shifted alike.
 
-    A slice of it is gathered when it is asked for. In memory is each shifted frame once, not once per clip that shows
+    A slice of it is gathered when it is indexed. Each shifted frame is in memory once, not once per clip that shows
     it: an episode's clips of 64 frames at 256 px would take gigabytes.
 
     Args:

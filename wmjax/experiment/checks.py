@@ -282,7 +282,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
         yield f"open_loop_horizon is {horizon}, but model.chunk is {chunk}; set model.chunk to {horizon} or more"
     if stride and horizon % stride:
         where = "of the demonstrations" if experiment.data.places else "data.observation.frame_stride"
-        yield f"open_loop_horizon is {horizon}, no multiple of the frame stride ({where}), {stride}; change it"
+        yield f"open_loop_horizon is {horizon}, not a multiple of the frame stride ({where}), {stride}; change it"
     if protocol.ensemble and horizon == chunk:
         yield (
             f"ensemble is {protocol.ensemble:g}, but chunks of model.chunk {chunk} actions do not overlap at "

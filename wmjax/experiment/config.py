@@ -132,7 +132,7 @@ FOLDERS = (
 )
 """Settings that may name a folder, by their group. Another place may be named when a run resumes or is evaluated, such
 as a copy on another machine: a checkpoint knows the hashes of demonstrations, encoder, tokenizer and published weights,
-and the latents' spec with their statistics, and refuses other ones."""
+and the latents' spec with their statistics, and refuses others."""
 
 KINDS: dict[str, Any] = {
     "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},

@@ -23,7 +23,7 @@ def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: Acti
         where: what the demonstrations are, for the error.
 
     Raises:
-        UserError: a size was given and is another one.
+        UserError: a given size differs.
 
     """
     found: dict[str, Any] = {
@@ -43,7 +43,7 @@ def of_store(experiment: "Experiment", store: TrainingStore | None) -> "Experime
     Without a store the sizes are taken to be LIBERO's, and the cameras those of ``data.observation``.
 
     Raises:
-        UserError: a size was given and is another one.
+        UserError: a given size differs.
 
     """
     model, spec = experiment.model, experiment.data.observation if store is None else store.spec

@@ -12,7 +12,7 @@ from wmjax.models.nn.lora import ADAPTER
 Trainable = Literal["all", "adapters"]
 
 RANDOM = "random"
-"""Said in the place of a backbone's weights: it keeps its initial values, which follow from the run's seed."""
+"""The name of a backbone's weights that are its initial values, drawn from the run's seed."""
 
 
 def trainable_filter(trainable: Trainable) -> Callable[[tuple[Any, ...], Any], bool]:

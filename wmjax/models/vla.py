@@ -2,7 +2,7 @@
 
     images, instruction, state -> VLM -> action tokens -> (+ world memory) -> head -> action chunk
 
-The state and the action queries stand at the prompt's last ``1 + chunk`` positions.
+The state and the action queries are at the prompt's last ``1 + chunk`` positions.
 """
 
 import dataclasses

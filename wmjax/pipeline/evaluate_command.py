@@ -45,7 +45,7 @@ class EvaluateSettings(Settings, section="evaluation"):
         kinds = [METRICS.resolve(name) for name in self.metrics]
         for name, kind in zip(self.metrics, kinds, strict=True):
             if kinds.count(kind) > 1:
-                raise UserError(f"evaluation.metrics is {', '.join(self.metrics)}: {name} is there twice; name it once")
+                raise UserError(f"evaluation.metrics is {', '.join(self.metrics)}: {name} occurs twice; name it once")
 
 
 SHORTS = {

@@ -60,7 +60,7 @@ def restore_encoder(config: EncoderConfig, spec: EncoderSpec) -> Encoder:
         spec: of the latents.
 
     Raises:
-        UserError: its weights are other ones, or not there.
+        UserError: its weights differ, or are missing.
 
     """
     kind, config = ENCODERS.resolve(spec.kind), config.with_spec(spec)

@@ -21,7 +21,7 @@ class Expert:
     """Solves any task of a LIBERO environment; the environment names this class as its expert.
 
     Of a goal with several predicates it makes true the first that does not hold, and a drawer is opened before
-    something is put in it. It goes on with an object that it holds, and does not turn to another one before the hand
+    something is put in it. It continues with an object that it holds, and does not turn to another one before the hand
     is clear of the last.
 
     Args:

@@ -64,7 +64,7 @@ def write_document(path: Path, title: str, stylesheet: str, body: Iterable[objec
             memory together.
 
     Raises:
-        UserError: the path is a folder, lies below a file, or cannot be written.
+        UserError: the path is a folder, is below a file, or cannot be written.
 
     """
     require_place(path, "--out", "HTML file")

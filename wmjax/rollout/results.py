@@ -276,7 +276,7 @@ def read_records(folder: Path, *, torn: bool = False) -> list[EpisodeRecord]:
     for number, line in enumerate(whole.removesuffix("\n").split("\n") if whole else [], 1):
         record = parse_json(line, EpisodeRecord, f"{path}:{number}: damaged line", "delete it and evaluate again")
         if record.key in keys:
-            raise UserError(f"{path}:{number}: episode {record.key} is there twice; delete one of the lines")
+            raise UserError(f"{path}:{number}: episode {record.key} occurs twice; delete one of the lines")
         keys.add(record.key)
         records.append(record)
     return records

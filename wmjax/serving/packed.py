@@ -75,7 +75,7 @@ def unpack(
         finite: whether numbers must be finite.
 
     Raises:
-        UserError: over a limit, damaged, not a map with text keys, a key twice, an array that is no array of numbers or
+        UserError: over a limit, damaged, not a map with text keys, a key twice, an array not of numbers or
             text, or a number that is not finite.
 
     """
@@ -115,7 +115,7 @@ def measure(frame: bytes, limits: Limits) -> None:
         if values + (inside or 0) > limits.values:
             raise UserError(f"the message has more than {limits.values} values; send numbers as arrays")
     if position != len(frame):
-        raise UserError(f"the message goes on for {len(frame) - position} bytes after its end; send one packed map")
+        raise UserError(f"the message has {len(frame) - position} bytes after its end; send one packed map")
 
 
 def _header(frame: bytes, position: int) -> tuple[int, int | None]:

@@ -23,8 +23,8 @@ def serve_run(run: str | Path, settings: ServeSettings) -> None:
         settings: how to serve.
 
     Raises:
-        UserError: no policy there, a horizon that is no multiple of its frame stride, real-time execution that does not
-            fit its chunk or its head, or a port that is taken.
+        UserError: no policy there, a horizon that is not a multiple of its frame stride, real-time execution that does
+            not fit its chunk or its head, or a port that is taken.
 
     """
     enable_compilation_cache()

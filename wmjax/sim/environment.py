@@ -31,7 +31,7 @@ class Environment(Protocol):
     says which goals were reached.
 
     Attributes:
-        observation_spec: its observations, unless a policy or a setting asks for others, such as another image size.
+        observation_spec: its observations, unless a policy or a setting requires others, such as another image size.
         action_spec: its actions. ``hold`` must be given: the robot executes it while, under a delay, no other action
             is due.
         suites: how many tasks each of its suites has.
@@ -59,7 +59,7 @@ class Environment(Protocol):
         """Builds a task.
 
         Raises:
-            UserError: the task does not exist, or the simulator cannot show what the spec asks for.
+            UserError: the task does not exist, or the simulator cannot render what the spec requires.
 
         """
 

@@ -56,7 +56,7 @@ class EpisodeId:
         """The episode that has a :attr:`key`.
 
         Raises:
-            UserError: it is no episode's.
+            UserError: it is not an episode's key.
 
         """
         suite, *rest = key.rsplit("/", 3)
@@ -66,7 +66,7 @@ class EpisodeId:
                 found = cls(suite, task, cast(Init, rest[1]), index)
                 if found.key == key:
                     return found
-        raise UserError(f"{key!r} is no episode's key; keys are like 'libero_spatial/3/random/17'")
+        raise UserError(f"{key!r} is not an episode's key; keys are like 'libero_spatial/3/random/17'")
 
     @property
     def key(self) -> str:

@@ -95,7 +95,7 @@ def _write_parts(
 ) -> list[dict[str, str]]:
     """Writes the episodes that are not there yet; what was left out, and why."""
     done = set(part_names(out))
-    if not done:  # what was refused before its first episode binds nobody to its settings
+    if not done:  # an import that was refused before its first episode does not fix the settings
         (out / PARTS / PLAN).unlink(missing_ok=True)
     claim_plan(out / PARTS / PLAN, plan, "episodes")
     skipped: list[dict[str, str]] = []

@@ -236,7 +236,7 @@ class Backbone(nnx.Module):
         """Writes the backbone into a folder as files that other libraries read; returns what it wrote, in words.
 
         Args:
-            folder: is there, and empty.
+            folder: an existing, empty folder.
             prompt: the settings of its prompts.
             base: the folder or hub id of the weights that it started from, if any.
             merge: whether adapters become part of the weights.

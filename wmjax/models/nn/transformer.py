@@ -1,6 +1,6 @@
 """A small pre-norm transformer block, shared by the Prophet, the world memory and the flow head.
 
-The backbones have layers of their own, because those must match published checkpoints.
+The backbones have separate layers, because those must match published checkpoints.
 """
 
 import jax

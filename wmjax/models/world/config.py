@@ -27,7 +27,7 @@ class WorldMemoryConfig(Settings, section="memory"):
         inject: whether the action tokens attend to the memory.
         action_gradient: whether the action loss trains the Prophet.
         dropout: share of training samples with an empty memory.
-        target: the frames whose latents the prediction loss asks for: ``future``, those after the present one, or
+        target: the frames whose latents the prediction loss compares: ``future``, those after the present one, or
             ``past``, as many before the latent history, newest first. Acting and diagnosis do not depend on it.
 
     """

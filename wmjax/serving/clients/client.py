@@ -160,7 +160,7 @@ class Client(abc.ABC):
     def _lost(self) -> UserError:
         return UserError(
             f"{self.url} closed the connection; look at the server's log, start it again and repeat the command, which "
-            "goes on with the next episode"
+            "continues with the next episode"
         )
 
     def _numbers(self, value: Any) -> Float[np.ndarray, "..."]:

@@ -108,7 +108,7 @@ def resolve(source: str, revision: str | None) -> Path:
     if (folder := expand(source)).is_dir():
         return folder
     if not HUB_ID.fullmatch(source):
-        raise UserError(f"data is {source!r}, no folder there and no hub id; give a folder or OWNER/NAME")
+        raise UserError(f"data is {source!r}, neither an existing folder nor a hub id; give a folder or OWNER/NAME")
     from huggingface_hub import snapshot_download
 
     try:

@@ -34,7 +34,7 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """``meta/info.json``, as far as it is used; its other keys are passed over."""
+    """``meta/info.json``, as far as it is used; its other keys are ignored."""
 
     codebase_version: str
     fps: Annotated[float, Range(0, 10_000, above=True)]
