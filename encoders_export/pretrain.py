@@ -246,7 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument(
         "--data", type=location, nargs="+", help="training stores, e.g. of wmjax.record --random-motion"
     )
-    source.add_argument("--suites", nargs="+", default=list(SUITES), help="record scenes of these, without --data")
+    source.add_argument(
+        "--suites", nargs="+", default=list(SUITES), help="without --data, record scenes of these suites"
+    )
     parser.add_argument("--out", type=local, required=True, help="encoder folder to write")
     parser.add_argument("--minutes", type=number("minutes", 0.01), default=PretrainConfig.minutes)
     parser.add_argument("--steps", type=whole_number("steps", 0), default=0, help="stop after this many steps instead")
@@ -254,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=whole_number("batch", 1), default=PretrainConfig.batch)
     layers, spread = whole_number("target-layers", 1), number("spread", 0)
     parser.add_argument("--target-layers", type=layers, default=PretrainConfig.target_layers)
-    parser.add_argument("--spread", type=spread, default=PretrainConfig.spread, help="weight against collapse")
+    parser.add_argument(
+        "--spread", type=spread, default=PretrainConfig.spread, help="weight of the loss against collapse"
+    )
     parser.add_argument(
         "--threads", type=whole_number("threads", 0), default=0, help="CPU threads (0: PyTorch decides)"
     )

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--encoder", action="append", help="mini, a folder or random; repeatable (default: mini, random)"
     )
-    parser.add_argument("--camera", help="whose tokens are read (default: the first of the stores)")
+    parser.add_argument("--camera", help="the camera whose tokens are read (default: the stores' first)")
     parser.add_argument("--json", type=local, help="also write the numbers there")
     return run_command(lambda: _run(parser.parse_args(arguments)))
 

@@ -27,8 +27,10 @@ def parser() -> CommandParser:
     parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--topology", required=True, help=EXAMPLES)
-    parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples of an epoch")
-    parser.add_argument("--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="%% of roofline")
+    parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples per epoch")
+    parser.add_argument(
+        "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of the roofline"
+    )
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--episodes", type=parse_episodes, help="episode numbers, such as 0,5,9")
     which.add_argument(
-        "--per-task", type=whole_number("per-task", 1), default=2, help="the first so many of each task (default 2)"
+        "--per-task", type=whole_number("per-task", 1), default=2, help="the first N episodes of each task (default: 2)"
     )
     parser.add_argument("--out", type=local, default=Path("view.html"), help="the page to write (default view.html)")
     parser.add_argument("--rerun", type=local, metavar="FILE.rrd", help="a file for the Rerun viewer, no page")

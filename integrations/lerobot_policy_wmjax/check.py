@@ -1,4 +1,4 @@
-"""Checks the plug-in with the real LeRobot, see ``try.sh``: ``python check.py FOLDER``, which is made anew.
+"""Checks the plug-in with the real LeRobot, see ``try.sh``: ``python check.py FOLDER``, which is recreated.
 
 1. ``wmjax.export --format lerobot`` writes the policy ``mini``; LeRobot finds the plug-in and loads the folder.
 2. Two recorded episodes are shown to it through LeRobot's processors, step by step, as ``lerobot-eval`` shows an

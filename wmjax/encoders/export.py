@@ -61,7 +61,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--out", type=location, required=True, help="latent store to write")
     parser.add_settings("encoder", SHORTS, default_encoder())
     parser.add_argument("--batch", type=whole_number("batch", 1), default=BATCH, help="clips per call of the encoder")
-    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="of the stored latents")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="type of the stored latents")
     parser.add_argument(
         "--verify",
         type=whole_number("verify", 1),

@@ -12,7 +12,7 @@ from wmjax.data.store import TrainingStore
 SHORTS = {
     "image-size": Short("image_size", "pixels"),
     "frame-stride": Short("frame_stride", "control steps per frame"),
-    "max-episodes": Short("max_episodes", "convert only the first so many episodes"),
+    "max-episodes": Short("max_episodes", "convert only the first N episodes"),
     "gripper-convention": Short(
         "gripper_convention",
         f"what opens the gripper in the data: {', '.join(get_args(Gripper))}; the first is LIBERO's, -1 opens and +1 "

@@ -28,7 +28,7 @@ class ConvertSettings(Settings, section="convert"):
     Attributes:
         image_size: pixels.
         frame_stride: control steps per frame.
-        max_episodes: convert only the first so many; None converts all.
+        max_episodes: convert only this many, the first ones; None converts all.
         gripper_convention: what opens the gripper in the data.
         skip_bad: leave out episodes that cannot be used, and list them in the manifest.
         layout: of LeRobot's columns: a known name or a TOML file; chosen by the columns when None.

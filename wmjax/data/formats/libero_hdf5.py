@@ -126,7 +126,7 @@ def convert(
         out: the training store to be.
         image_size: pixels.
         frame_stride: control steps per frame.
-        max_episodes: only the first so many.
+        max_episodes: only this many, the first ones.
         rows: whether an observation follows the action of its row (LIBERO's files) or precedes it (replayed copies).
         gripper: what opens the gripper in the files.
         skip_bad: leave out demonstrations that cannot be used, and list them in the store's manifest.

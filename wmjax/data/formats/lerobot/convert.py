@@ -61,7 +61,7 @@ def convert(
         image_size: pixels.
         frame_stride: control steps per frame.
         layout: name of a layout, or a TOML file; chosen by the columns when None.
-        max_episodes: only the first so many of those selected.
+        max_episodes: at most this many of those selected.
         revision: of the hub dataset.
         grippers: action dimensions that are gripper commands, see :func:`action_spec`.
         select: which cameras, episodes and tasks, see :func:`wmjax.data.formats.lerobot.selection.parse_selection`.
