@@ -111,7 +111,7 @@ def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
     return caplog
 
 
-def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_business(
+def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_ignored(
     tmp_path: Path, heard: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "checkpoints"
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_version_1_is_refused(tmp_path: Path) -> None:
             checkpoint.read_meta(folder)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays that are donated to the next step meanwhile are saved as they were."""
     go, hash_file = threading.Event(), checkpoint.hash_file
     monkeypatch.setattr(checkpoint, "hash_file", lambda path: go.wait(60) and hash_file(path))
@@ -188,7 +188,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert not np.asarray(restored["a"]).any()
 
 
-def test_what_is_kept(tmp_path: Path) -> None:
+def test_retention(tmp_path: Path) -> None:
     with checkpoint.Saver(tmp_path, checkpoint.Retention(max_to_keep=2, keep_period=4)) as saver:
         for step in range(1, 11):
             saver.save(step, {"ema": {"a": jnp.zeros(1)}}, {checkpoint.BAD: step in (9, 10)})

@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
 
 @pytest.mark.parametrize("scale", ["mini", "smoke", "3b", "7b"])
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_what_ships_fits(recipe: str, scale: str) -> None:
+def test_shipped_recipes_are_consistent(recipe: str, scale: str) -> None:
     require_consistent(experiment(recipe=recipe, scale=scale))
 
 
@@ -59,7 +59,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-def test_what_does_not_fit_is_refused_before_anything_is_made(
+def test_inconsistent_settings_are_refused_before_anything_is_made(
     settings: tuple[str, ...],
     message: str,
     dry: tuple[str, ...],
@@ -99,7 +99,7 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 
 
-def test_only_what_is_used_must_fit() -> None:
+def test_only_used_settings_must_be_consistent() -> None:
     for recipe in ("e0_flow", "e0plus_flow"):
         require_consistent(experiment("--encoder.pooling_grid", "8", recipe=recipe))
     require_consistent(experiment("--encoder.pooling_grid", "8", recipe="prior_e2_flow"))  # its Prophet pools
@@ -143,7 +143,7 @@ def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
         require_consistent(experiment("--model.chunk", "24", "--prompt.length", "96", *labels))
 
 
-def test_a_policy_is_told_the_pending_actions_of_its_delay_and_evaluated_with_it(store: TrainingStore) -> None:
+def test_pending_actions_match_the_training_delay_and_the_evaluation(store: TrainingStore) -> None:
     late = ("--train.delay", "8", "--evaluation.protocol", "spatial_delay8")
     for recipe in ("e0_l1", "e1_flow", "e0state_mse", "oracle_l1"):
         fits = late if recipe != "oracle_l1" else (*late[:3], "spatial_moving_delay8_oracle")
@@ -179,14 +179,14 @@ def test_something_must_train_the_prophet() -> None:
     require_consistent(experiment(*off, recipe="e2_flow"))
 
 
-def test_what_trains_is_float32() -> None:
+def test_trained_parameters_are_float32() -> None:
     with pytest.raises(UserError, match=r"model\.backbone\.param_dtype is bfloat16 with train\.trainable all"):
         require_consistent(experiment("--train.trainable", "all", scale="3b"))
     require_consistent(experiment("--train.trainable", "all", "--model.backbone.param_dtype", "float32", scale="3b"))
 
 
 @pytest.mark.parametrize("scale", ["mini", "3b", "7b"])
-def test_whatever_ships_trains_in_float32(scale: str) -> None:
+def test_shipped_scales_train_in_float32(scale: str) -> None:
     found = experiment(scale=scale)
     model = of_store(found, None).model
     shapes = nnx.eval_shape(lambda: VLA(model, rngs=nnx.Rngs(0)))
@@ -206,7 +206,7 @@ def test_the_latents_are_of_the_first_camera_unless_a_setting_says_which(store: 
     assert of_store(named, other).encoder.cameras == ("wrist",)  # type: ignore[arg-type]
 
 
-def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:
+def test_a_given_store_is_checked_instead_of_the_recording_settings(store: TrainingStore, tmp_path: Path) -> None:
     def given(*settings: str) -> Experiment:
         return experiment("--data.path", str(store.folder), *settings)
 

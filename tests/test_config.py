@@ -73,7 +73,7 @@ def test_variants_differ_in_their_memory_only(head: str) -> None:
         assert variant != "e1" or differing == {"recipe", "model.memory.world_loss"}
 
 
-def test_a_rolled_state_is_all_that_e0state_has_of_its_own() -> None:
+def test_e0state_differs_from_e0_only_in_the_rolled_state() -> None:
     one, other = (config.dotted(to_dict(load(name))) for name in ("e0_l1", "e0state_l1"))
     assert {key for key in one if one[key] != other[key]} == {"recipe", "model.roll_state"}
 
@@ -138,7 +138,7 @@ def test_a_dataset_may_name_the_protocol_of_its_suite() -> None:
     assert chosen.evaluation.protocol == "libero_object"
 
 
-def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+def test_a_run_from_before_a_setting_resumes_with_its_default(tmp_path: Path) -> None:
     values = to_dict(load("e2_flow"))
     older = json.loads(json.dumps(values))
     del older["train"]["delay"]

@@ -52,7 +52,7 @@ def test_a_command_gets_its_arguments_and_sets_the_status(tmp_path: Path) -> Non
         (("trian",), 2, "error: unknown command 'trian'; did you mean train"),
     ],
 )
-def test_what_is_no_command_is_answered_at_once(
+def test_an_unknown_command_is_refused_at_once(
     arguments: tuple[str, ...], status: int, text: str, tmp_path: Path
 ) -> None:
     done = wmjax(*arguments, tmp_path=tmp_path)

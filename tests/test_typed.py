@@ -80,7 +80,7 @@ def test_names_need_no_brackets(text: str, names: tuple[str, ...]) -> None:
         ("top,'wrist", "not a list; write names as in a,b"),
     ],
 )
-def test_a_text_that_is_no_list_of_names_is_refused(text: str, message: str) -> None:
+def test_a_text_that_is_not_a_list_of_names_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         convert(parse_value(text), tuple[str, ...], "cameras")
 

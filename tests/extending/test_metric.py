@@ -34,9 +34,7 @@ def test_it_is_measured_by_the_command(tmp_path: Path) -> None:
     assert "path/length" in (out / "report.html").read_text()
 
 
-def test_one_that_is_not_there_is_refused_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_metric_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--policy", "noop", "--out", str(tmp_path / "out"), "--metrics", "smoothnes"]) == 2
     assert "unknown evaluation.metrics 'smoothnes'; did you mean smoothness" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -67,7 +65,7 @@ class Unfinished(EpisodeMetric):
         ("brk_raises:Metric", "cannot be imported (RuntimeError: no display)"),
     ],
 )
-def test_what_is_no_metric_is_refused_in_a_line(
+def test_a_class_that_is_not_a_metric_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
     (tmp_path / "brk_broken.py").write_text("class Metric(:\n")
@@ -78,7 +76,7 @@ def test_what_is_no_metric_is_refused_in_a_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_a_metric_that_stands_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_named_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["smoothness", "wmjax.rollout.metrics:Smoothness"]
     assert evaluate(["--policy", "noop", "--out", str(tmp_path / "out"), "--metrics", *words]) == 2
     assert "smoothness occurs twice; name it once" in capsys.readouterr().err

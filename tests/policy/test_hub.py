@@ -208,7 +208,7 @@ def test_a_hub_out_of_order_is_one_line(folder: Path, hub: Hub) -> None:
         (WRITER, ["--merge"], "leave it out with --policy and --format"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_work(
+def test_impossible_uploads_are_refused_before_the_work(
     token: str, options: list[str], message: str, run: Path, hub: Hub, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)

@@ -72,7 +72,7 @@ def test_a_runs_folder_moves_to_another_machine_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(acts(place), before)
 
 
-def test_the_copies_are_what_was_trained_with_whatever_became_of_the_original(tmp_path: Path) -> None:
+def test_the_copies_are_used_if_the_original_changed(tmp_path: Path) -> None:
     experiment = named(tmp_path)
     run = train(tmp_path / "run", experiment)
     before = acts(run)
@@ -83,7 +83,7 @@ def test_the_copies_are_what_was_trained_with_whatever_became_of_the_original(tm
 
 
 @pytest.mark.slow
-def test_what_is_large_stays_where_it_is_and_its_place_can_be_named(
+def test_large_files_are_not_copied_and_their_place_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "MAX_BYTES", 100)
@@ -106,7 +106,7 @@ def test_what_is_large_stays_where_it_is_and_its_place_can_be_named(
         acts(run, places=both)
 
 
-def test_places_are_taken_from_a_command_line_and_nothing_else_is() -> None:
+def test_a_command_line_may_only_change_places() -> None:
     words = [word for group, name in FOLDERS for word in (f"--{group}.{name}", f"somewhere/{name}")]
     found = read_places(parse_overrides([*words, "--protocol.seed", "3"]))
     assert {(group, name) for group, names in found.items() for name in names} == set(FOLDERS)

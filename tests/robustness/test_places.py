@@ -78,7 +78,7 @@ def test_text_is_opened_with_its_encoding(package):
     assert not [place for path in (ROOT / package).rglob("*.py") for place in unencoded(path)]
 
 
-def test_the_lint_sees_what_it_is_for(tmp_path, monkeypatch):
+def test_the_lint_finds_its_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / "x.py"
     path.write_text(
@@ -98,7 +98,7 @@ def run(code: str, *options: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path):
+def test_an_output_closed_by_its_reader_is_not_an_error(tmp_path):
     code = (
         "from wmjax.core.command import run_command; import sys; sys.exit(run_command(lambda: print('x' * 10**6) or 0))"
     )
@@ -120,7 +120,7 @@ def test_an_output_on_a_full_disk_is_one_line(size):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
-def test_an_output_that_was_closed_before_the_start_is_none(closed, tmp_path):
+def test_an_output_closed_before_the_start_is_not_an_error(closed, tmp_path):
     line = f'{sys.executable} -c "{PRINTS.format(9)}" >{tmp_path}/out 2>{tmp_path}/err {closed}'
     assert subprocess.run(line, shell=True, cwd=ROOT, timeout=240, check=False).returncode == 0
     assert (tmp_path / "err").read_text(encoding="utf-8") == ""
@@ -353,7 +353,7 @@ def test_weights_in_another_form_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "dangling link"])
-def test_a_shard_that_is_not_there_is_named(kind, tmp_path):
+def test_a_missing_shard_is_named(kind, tmp_path):
     shard = tmp_path / "model-00001-of-00001.safetensors"
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": shard.name}}), encoding="utf-8")
     if kind == "folder":
@@ -390,13 +390,13 @@ def test_a_template_that_fails_is_one_line(template, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_half_a_character_is_no_prompt():
+def test_an_unpaired_surrogate_in_a_prompt_is_refused():
     with pytest.raises(UserError, match="which is not Unicode text"):
         PromptBuilder(MINI_TOKENIZER, [(112, 112)] * 2, 16, 120, preset("mini"))("lift \ud83e")
 
 
 @pytest.mark.parametrize("url", ["ws://[bad", "ws://localhost:99999", "ws://", "ws://:x", "ws:///"])
-def test_an_address_that_is_none_is_one_line(url):
+def test_an_invalid_address_is_one_line(url):
     with pytest.raises(UserError, match=r"cannot connect to .*; start the server, or correct --policy"):
         OpenPIClient(url, timeout_s=1.0)
 
@@ -560,7 +560,7 @@ def test_a_container_without_temporary_files_is_prepared_too(monkeypatch, tmp_pa
     assert preparation._own_folder("numba") is None
 
 
-def test_an_empty_choice_of_opengl_is_none(monkeypatch):
+def test_an_empty_choice_of_opengl_counts_as_unset(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "")
     prepare()
     assert os.environ["MUJOCO_GL"] == "egl"

@@ -84,7 +84,7 @@ def test_every_number_has_a_range():
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_no_number_takes_what_is_none(name):
+def test_no_number_accepts_bad_text(name):
     for text in BAD:
         if name in ("mesh.data",) and text == "-1":
             continue  # all devices that are left
@@ -217,7 +217,7 @@ def test_labels_and_images_of_given_demonstrations_are_looked_at_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train..steps", ".train.steps", "train.steps.", ".", "..", "train..", ""])
-def test_a_name_with_an_empty_part_is_no_setting(name):
+def test_a_name_with_an_empty_part_is_refused(name):
     with pytest.raises(UserError, match=rf"--{re.escape(name)} has an empty part; settings are written"):
         parse_overrides([f"--{name}", "5"])
 
@@ -317,7 +317,7 @@ def test_containers_are_typed_to_their_items(values, words):
     assert words in str(caught.value)
 
 
-def test_surplus_keys_of_others_are_passed_over_and_missing_ones_named():
+def test_surplus_external_keys_are_ignored_and_missing_ones_named():
     @dataclasses.dataclass(frozen=True)
     class Needed:
         a: int

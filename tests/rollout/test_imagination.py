@@ -58,7 +58,7 @@ def test_a_frame_shows_the_newest_decision_that_had_seen_it() -> None:
     assert (strips[0] != strips[2]).any()
 
 
-def test_what_came_is_known_of_every_frame_that_a_decision_had_seen() -> None:
+def test_every_observed_frame_has_a_true_latent() -> None:
     """Two of them here; of three frames per decision the oldest stays grey."""
     strips = draw_strips(prophecies(2, 6), 7)
     for strip in strips[:4]:

@@ -331,7 +331,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
         write_report(folder)
 
 
-def test_the_command_writes_where_it_is_told(tmp_path, capsys):
+def test_the_command_writes_to_the_given_path(tmp_path, capsys):
     folder = evaluation(tmp_path / "e")
     out = tmp_path / "new" / "page.html"
     assert command.main([str(folder), "--out", str(out)]) == 0

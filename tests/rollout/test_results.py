@@ -32,7 +32,7 @@ def test_records_survive_the_disk(tmp_path):
     assert Results(tmp_path, {"actor": "noop"}).finished == {item.key for item in written}
 
 
-def test_a_header_that_says_more_of_the_same_recipe_goes_on(tmp_path):
+def test_a_header_with_more_fields_of_the_same_recipe_is_resumed(tmp_path):
     Results(tmp_path, {"recipe_hash": "h"}).add(record(0, 0, "success"))
     more = {"recipe_hash": "h", "training": {"changed": {"train.steps": 9}}}
     assert len(Results(tmp_path, more).finished) == 1

@@ -56,7 +56,7 @@ def evaluated(run, sentence: str):
     return run(Listener(), sentence, env=ENV, tasks=(1, 2), episodes_per_task=3, sentence=sentence)
 
 
-def test_a_policy_is_told_the_sentence_of_its_task_and_the_goals_it_reached_are_on_record(run, tmp_path):
+def test_a_policy_is_given_the_sentence_of_its_task_and_reached_goals_are_recorded(run, tmp_path):
     for found in evaluated(run, "own").values():
         assert (found.given_instruction, found.given_task) == (found.instruction, found.task_id)
         assert found.reached == (found.task_id,)  # goal 0 held at the start
@@ -66,7 +66,7 @@ def test_a_policy_is_told_the_sentence_of_its_task_and_the_goals_it_reached_are_
     assert "Goals reached" in (tmp_path / "own" / "report.html").read_text()
 
 
-def test_a_deaf_policy_is_told_no_task(run):
+def test_a_neutral_sentence_names_no_task(run):
     for found in evaluated(run, "neutral").values():
         assert (found.given_instruction, found.given_task, found.reached) == (NEUTRAL, None, ())
         assert found.instruction == f"do the task number {found.task_id}"
@@ -93,7 +93,7 @@ def test_every_other_task_is_drawn_and_never_the_same_sentence():
         choose_instruction(env, EpisodeId("libero_spatial", 1, "random", 0), "other")
 
 
-def test_an_environment_without_sentences_cannot_tell_another():
+def test_another_tasks_sentence_needs_an_environment_with_sentences():
     env = FakeEnv("libero_spatial", 1, SPEC)
     assert choose_instruction(env, EpisodeId("s", 1, "random", 0), "neutral") == (NEUTRAL, None)
     with pytest.raises(UserError, match=r"FakeEnv has no method sentences\(\) .*; set it to 'own' or 'neutral'"):
@@ -113,7 +113,7 @@ def test_the_protocols_differ_from_development_in_the_sentence_only(suite):
     assert load_protocol(f"{suite}_dev").sentence == "own"
 
 
-def test_an_evaluation_from_before_was_told_its_own_sentence(tmp_path):
+def test_an_earlier_evaluation_counts_as_one_with_its_own_sentence(tmp_path):
     old = {"protocol": {"name": "p"}}
     require_same_header(old, {"protocol": {"name": "p", "sentence": "own"}}, tmp_path)
     with pytest.raises(UserError, match=r"protocol.sentence = 'own', this one has 'other'"):

@@ -158,7 +158,7 @@ def test_restoring_a_state_restores_what_is_seen_and_what_follows(env):
     np.testing.assert_array_equal(env.sim_state(), end)
 
 
-def test_what_does_not_belong_is_refused(env):
+def test_foreign_episodes_and_states_are_refused(env):
     with pytest.raises(UserError, match="is not of libero_spatial task 2"):
         env.reset(EpisodeId(SUITE, TASK + 1, "random", 0))
     with pytest.raises(UserError, match="50 initial states"):
