@@ -65,7 +65,7 @@ def test_two_recipes_of_one_axis_differ_in_what_it_owns_and_nothing_else(pair: t
 
 @pytest.mark.parametrize("head", ["mse", "flow"])
 def test_variants_differ_in_their_memory_only(head: str) -> None:
-    """The controls are controls: e1 is e2 but for one number, and no variant carries a setting of its own."""
+    """Variants are controlled: e1 differs from e2 in one number, and no variant has other settings."""
     settings = {variant: config.dotted(to_dict(load(f"{variant}_{head}"))) for variant in VARIANTS}
     for variant, mine in settings.items():
         differing = {key for key, value in settings["e2"].items() if mine[key] != value}

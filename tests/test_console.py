@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def wmjax(*arguments: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the script's entry point in a process of its own, in another folder."""
+    """Runs the script's entry point in a separate process, in another folder."""
     line = [sys.executable, "-c", "import sys; from wmjax.core.console import main; sys.exit(main())", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "WMJAX_CACHE": str(tmp_path / "cache")}
     return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)

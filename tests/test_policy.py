@@ -1,4 +1,4 @@
-"""A policy sees in a rollout what it was trained on, and each row decides for itself."""
+"""A policy gets the observations of its training in a rollout, and each row decides independently."""
 
 import dataclasses
 import itertools

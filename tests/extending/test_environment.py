@@ -1,4 +1,4 @@
-"""``docs/extending.md`` proved: an environment of another package in the real pool, runner and report."""
+"""The environment of ``docs/extending.md``: one of another package in the real pool, runner and report."""
 
 import dataclasses
 from pathlib import Path

@@ -220,7 +220,7 @@ def test_impossible_uploads_are_refused_before_the_work(
 
 @pytest.mark.slow
 def test_the_address_is_read_from_the_environment(folder: Path, tmp_path: Path) -> None:
-    """As a user runs it: a process of its own that knows HF_ENDPOINT and HF_TOKEN."""
+    """Runs as a user does: in a separate process with HF_ENDPOINT and HF_TOKEN."""
     with serve() as hub:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,

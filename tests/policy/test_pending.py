@@ -1,4 +1,4 @@
-"""A policy that is told its pending actions, or the state that they lead to."""
+"""A policy whose input has its pending actions, or the state that they lead to."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs that are read elsewhere: other places for what their settings name, and the copies that they keep."""
+"""Runs that are read on another machine: other locations for their settings, and the copies in their folder."""
 
 import dataclasses
 import shutil

@@ -53,7 +53,7 @@ def one_line(call) -> Any:
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in nested JSON, the whole included."""
+    """All paths in nested JSON, the root included."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(place for key, item in inner for place in paths_of(item, (*path, key)))]
 

@@ -248,7 +248,7 @@ def test_home_is_expanded(monkeypatch, tmp_path):
 
 
 def test_home_is_expanded_wherever_something_is_read(monkeypatch, tmp_path):
-    """A shell leaves ``~`` behind ``=``, and nobody expands it in a file of settings."""
+    """A shell does not expand ``~`` after ``=``, nor does anything in a settings file."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("data", "backbone", "encoder"):
         (tmp_path / name).mkdir()
@@ -529,7 +529,7 @@ def test_settings_of_opengl_that_contradict_are_named(monkeypatch, name, value):
 
 @pytest.mark.parametrize("home", ["/", "missing", "none"])
 def test_the_environment_is_prepared_in_any_home(home, tmp_path):
-    """In a process of its own: what is set there would stay."""
+    """Runs in a separate process, because its settings would persist."""
     code = (
         "import os; from wmjax.sim.preparation import prepare; prepare(); import sys;"
         "m = sys.modules.get('robosuite.macros'); print(m is None or m.FILE_LOGGING_LEVEL is None)"

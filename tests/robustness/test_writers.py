@@ -1,4 +1,4 @@
-"""One writer per run: who holds it is said, what a killed process held is free, and an unusable place is one line."""
+"""One writer per run: errors name it, the lock of a killed one is released, and an unusable place is one line."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Failures in the real simulator, of actors whose failures are known."""
+"""Failures in the real simulator, of actors that fail in known ways."""
 
 import dataclasses
 

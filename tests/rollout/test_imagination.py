@@ -1,4 +1,4 @@
-"""The strip under a video: what was predicted above what came, at the right frames."""
+"""The strip under a video: predicted latents above the true ones, at the right frames."""
 
 import av
 import numpy as np

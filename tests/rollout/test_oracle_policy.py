@@ -1,4 +1,4 @@
-"""The policy's side of the oracle bracket: what the encoded future is, and what alpha does with it."""
+"""The policy's side of the oracle bracket: the encoded future, and its mixture by alpha."""
 
 import dataclasses
 import functools

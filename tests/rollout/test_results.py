@@ -1,4 +1,4 @@
-"""What is read back, counted and shown."""
+"""Results are read back, counted and shown."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_a_header_from_before_a_field_was_there_has_its_default():
 
 
 def test_evaluations_with_different_corruptions_never_mix(tmp_path):
-    """A header from before there were any goes on as the same evaluation, and as no corrupted one."""
+    """A header from before corruptions is resumed as the same evaluation, but not as a corrupted one."""
 
     def header(**corruption):
         return {"actor": "policy", "protocol": {"seed": 0, **corruption}}

@@ -1,4 +1,4 @@
-"""Closed loop against the fake simulator: what is executed, what is seen, what survives faults."""
+"""Closed loop with the fake simulator: executed actions, observations, and recovery from faults."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The sentence that a policy is told, and the goals that it reached."""
+"""The instruction that a policy is given, and the goals that it reached."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The search for a mesh, a remat and a batch: what it tries, what it chooses, and what it says if none fits."""
+"""The search for a mesh, a remat and a batch: the tried candidates, the choice, and the output if none fits."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The environment keeps its promises on identity, observation and restoring, in the real simulator."""
+"""Identity, observations and restoring of the environment in the real simulator."""
 
 import dataclasses
 

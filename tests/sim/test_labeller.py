@@ -1,4 +1,4 @@
-"""DAgger in the simulator: the labels are the recorder's, and an episode goes on as without them."""
+"""DAgger in the simulator: the labels are the recorder's, and an episode continues as without them."""
 
 import dataclasses
 import json
