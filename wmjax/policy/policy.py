@@ -36,7 +36,7 @@ class Policy:
     """A trained model that acts. Built by :func:`load_policy`.
 
     Attributes:
-        observation_spec, action_spec, encoder_spec: what the checkpoint was trained on.
+        observation_spec, action_spec, encoder_spec: the specs of the training data.
         batch_size: rows of every call; slots without an episode are padding.
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
         future_frames: frames of the true future that every call needs under an oracle; 0 without one.
@@ -44,7 +44,7 @@ class Policy:
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
         pending_input: how the network takes pending actions.
-        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
+        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it takes none.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
     """
@@ -66,7 +66,7 @@ class Policy:
         self.experiment = experiment
         self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
         self.action_spec = spec_from_dict(ActionSpec, specs["action"], "checkpoint")
-        # Older checkpoints of e0plus name an encoder, which nothing looks through.
+        # Older checkpoints of e0plus name an encoder, which is not used.
         encoder = specs["encoder"] if experiment.model.memory.reads_latents else None
         self.encoder_spec = None if encoder is None else spec_from_dict(EncoderSpec, encoder, "checkpoint")
         self.batch_size, self.open_loop_horizon = batch_size, open_loop_horizon

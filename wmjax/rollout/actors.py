@@ -42,7 +42,7 @@ class Decision:
         instruction: the sentence that the policy gets.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
         pending: raw actions of earlier decisions for the control steps from ``step`` on, for actors that need them:
-            first those that are executed whatever is decided now, under a delay, then what is left of the previous
+            under a delay first those that are executed independent of this decision, then the rest of the previous
             chunk. None at an episode's first decision.
         forget: whether the history restarts with these frames, as at a first decision, because earlier ones are lost.
 
@@ -84,11 +84,11 @@ class Actor(Protocol):
 
     Attributes:
         name: for headers and file names.
-        observation_spec: how the simulator must look.
+        observation_spec: the observations that the simulator must give.
         needs_frames: whether decisions carry frames.
-        inside: whether it acts inside the workers and is never asked, as the scripted expert does.
+        inside: whether it acts inside the workers, as the scripted expert does; :meth:`act` is then never called.
         future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
-        corruption: what is done to its world memory; ``none`` without one.
+        corruption: the replacement of its world memory; ``none`` for no replacement.
         realtime: how its chunks continue earlier ones under a delay.
         pending_steps: how many pending actions decisions carry, from an episode's second on; 0 for none. Without
             real-time execution they are those of the execution delay.

@@ -23,12 +23,12 @@ class Environment(Protocol):
     """One task in this process.
 
     The observation must be a function of the physical state: after :meth:`restore` it is that of the restored state.
-    The start of an episode must be a function of its :class:`EpisodeId`, whatever ran before.
+    The start of an episode must be a function of its :class:`EpisodeId`, independent of earlier episodes.
 
-    Two methods may be there or not. ``sentences()`` returns the sentences of all tasks of the suite, in order; a
+    Two methods are optional. ``sentences()`` returns the sentences of all tasks of the suite, in order; a
     protocol with ``sentence = "other"`` needs it. ``goals_held()`` returns the tasks of the suite whose goals hold now,
     as task ids in ascending order, or None where only the task's own goal can be judged; the evaluation's summary then
-    says which goals were reached.
+    lists the goals that were reached.
 
     Attributes:
         observation_spec: its observations, unless a policy or a setting requires others, such as another image size.

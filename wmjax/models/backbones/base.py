@@ -1,9 +1,9 @@
 """The interface of vision-language backbones: what the policy network requires, independent of the implementation.
 
-A backbone is one class. On the host, :meth:`Backbone.prepare` says how an instruction becomes a prompt, a pytree that
-only the backbone understands. On the device, ``encode(prompt, images, own)`` makes a state, as opaque, in which the
-policy's own tokens (the robot's state, then the action queries) stand at the end; ``decode(state)`` runs the layers,
-with something injected between them if asked. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
+A backbone is one class. On the host, :meth:`Backbone.prepare` returns the function from an instruction to a prompt, a
+pytree that only the backbone interprets. On the device, ``encode(prompt, images, own)`` makes a state, also opaque, that
+ends with the policy's own tokens (the robot's state, then the action queries); ``decode(state)`` runs the layers and
+injects a memory between them on request. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
 ``package.module:Class``; ``docs/extending.md`` shows how to add one.
 
 A backbone that feeds its decoder more than embeddings fits without a change here. Qwen3-VL's DeepStack adds the
@@ -30,9 +30,9 @@ from wmjax.core.settings import Range, Settings, build
 from wmjax.data.observation import Prompt
 
 EXAMPLE = "pick up the bowl"
-"""An instruction for what depends on the shape of a prompt only."""
+"""An instruction for values that depend only on the shape of a prompt."""
 State = Any
-"""What ``encode`` hands to ``decode``: a pytree that only the backbone understands."""
+"""The result of ``encode`` and input of ``decode``: a pytree that only the backbone interprets."""
 
 Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
 """``inject(x, i) -> (x, ratio)`` for the i-th of the layers that are named, with one number per sample.

@@ -16,10 +16,10 @@ Target = Literal["future", "past"]
 
 @dataclasses.dataclass(frozen=True)
 class WorldMemoryConfig(Settings, section="memory"):
-    """What distinguishes the variants of the experiment.
+    """The settings that distinguish the variants of the experiment.
 
     Attributes:
-        input: what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
+        input: the source of the memory: ``latents`` (Prophet on the latent history), ``constant`` (the same
             Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``history`` (the latest frames as they are, no
             Prophet), ``hidden`` (a Prophet on the VLM's hidden states), ``future`` (the true future, in training and
             in acting, where only a simulator knows it: a bound, which no variant may be compared with) or ``none``.
