@@ -253,8 +253,8 @@ class TrainingStore:
     """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
     Attributes:
-        spec: what its observations are.
-        action_spec: what its actions are, not normalised.
+        spec: the definition of its observations.
+        action_spec: the definition of its actions, without normalisation.
         tasks: the task table; ``episodes[i]["task"]`` indexes it.
         episodes: one dict per episode: index, task, length, num_frames, step_start, frame_start, suite, task_id,
             instruction, seed, init, settled_hash, perturbation, success_step and the recorder's extras.

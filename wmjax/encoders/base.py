@@ -1,6 +1,6 @@
 """The interface of encoders, which turn clips of frames into latents for a latent store and for a policy that acts.
 
-An encoder is one class: it owns its settings (``Config``), says what its latents are before anything is loaded
+An encoder is one class: it owns its settings (``Config``), describes its latents before anything is loaded
 (``describe``), and computes them with a pure function of frozen parameters (``apply``). ``encoder.kind`` names it, by a
 name of :data:`ENCODERS` or as ``package.module:Class``; ``docs/extending.md`` shows how to add one. This module imports
 neither jax nor torch, so that both frameworks can export.
@@ -29,12 +29,12 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Settings, section="encoder"):
-    """Which encoder makes the latents, of which cameras, and how many views of each episode.
+    """The choice of the encoder, of its cameras, and of the number of views of each episode.
 
     A view is shifted by up to ``max_shift`` pixels; the images of the other cameras are shifted as far. ``path`` is a
     latent store that an export command wrote; empty, the latents are encoded once into the cache, by ``backend``. An
-    encoder sees clips of ``clip_length`` frames of one camera; the tokens of several ``cameras`` stand one after the
-    other. If none is named, it is the first of the observations. A subclass has an encoder's own settings as fields.
+    encoder sees clips of ``clip_length`` frames of one camera; the tokens of several ``cameras`` are concatenated. If
+    none is named, it is the first of the observations. A subclass has an encoder's own settings as fields.
     """
 
     kind: str = "vjepa2"
@@ -92,7 +92,7 @@ class Encoder(abc.ABC):
     """Frozen features of clips. In jax it acts; for a latent store it may have an exporter in another framework.
 
     Attributes:
-        spec: what its latents are, without statistics.
+        spec: the definition of its latents, without statistics.
         params: a pytree of arrays, the frozen parameters; empty if there are none.
 
     """

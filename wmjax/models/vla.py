@@ -41,10 +41,9 @@ class VLAConfig(Settings, section="model"):
     black ones, at the same cost, so that a policy sees only through its world memory. ``pending`` is the number of
     pending actions that the network receives: the actions of the ``train.delay`` control steps before its chunk begins
     (0: none; else ``train.delay``). With ``roll_state`` the state that it gets is rolled forward by them, see
-    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size
-    of the action queries; with published weights it is that of their token embeddings (:func:`match_embeddings`).
-    ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
-    ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
+    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size of the action queries; with published weights
+    it is that of their token embeddings (:func:`match_embeddings`). ``dtype`` is that of Prophet and memory; heads,
+    norms and gate are always float32. ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
     ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
     """
 
@@ -121,7 +120,7 @@ def match_embeddings(config: VLAConfig, params: nnx.State, frozen: nnx.State) ->
     """The states of a policy whose own tokens are as large as the words of its backbone.
 
     The learned tokens are drawn at ``query_std``, which suits a backbone of random values. Published embeddings are of
-    another size: the queries of a 3B model would enter 20 times larger than its words. What is drawn stays, scaled.
+    another size: the queries of a 3B model would be 20 times larger than its words. The drawn values are scaled.
 
     Args:
         config: of the policy.

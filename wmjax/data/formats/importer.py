@@ -63,9 +63,9 @@ def convert_episodes(
         out: the training store to be.
         spec: the observations of every episode.
         action: the actions of every episode.
-        source: what identifies the source, as JSON values; another one, or other episodes of it, is refused in the
+        source: the identity of the source, as JSON values; another one, or other episodes of it, is refused in the
             same folder.
-        episodes: what reads each episode, by the name of its part.
+        episodes: the reader of each episode, by the name of its part.
         progress: called after every episode.
         skip_bad: leave out episodes that cannot be read or must not be trained on, and list them, with the reason, as
             ``skipped`` in the store's manifest.

@@ -1,9 +1,9 @@
 """The interface of vision-language backbones: what the policy network requires, independent of the implementation.
 
 A backbone is one class. On the host, :meth:`Backbone.prepare` returns the function from an instruction to a prompt, a
-pytree that only the backbone interprets. On the device, ``encode(prompt, images, own)`` makes a state, also opaque, that
-ends with the policy's own tokens (the robot's state, then the action queries); ``decode(state)`` runs the layers and
-injects a memory between them on request. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
+pytree that only the backbone interprets. On the device, ``encode(prompt, images, own)`` makes a state, also opaque,
+that ends with the policy's own tokens (the robot's state, then the action queries); ``decode(state)`` runs the layers
+and injects a memory between them on request. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
 ``package.module:Class``; ``docs/extending.md`` shows how to add one.
 
 A backbone that feeds its decoder more than embeddings fits without a change here. Qwen3-VL's DeepStack adds the
