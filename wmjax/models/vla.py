@@ -41,10 +41,11 @@ class VLAConfig(Settings, section="model"):
     black ones, at the same cost, so that a policy sees only through its world memory. ``pending`` is the number of
     pending actions that the network receives: the actions of the ``train.delay`` control steps before its chunk begins
     (0: none; else ``train.delay``). With ``roll_state`` the state that it gets is rolled forward by them, see
-    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size of the action queries; with published weights
-    it is that of their token embeddings (:func:`match_embeddings`). ``dtype`` is that of Prophet and memory; heads,
-    norms and gate are always float32. ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
-    ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
+    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size of the action queries; with published
+    weights it is that of their token embeddings (:func:`match_embeddings`). ``dtype`` is that of Prophet and memory;
+    heads, norms and gate are always float32. ``action_dim``, ``grippers`` (the number of gripper commands, which are
+    the last values of a normalised action) and ``state_dim`` follow from the demonstrations, see
+    :func:`wmjax.experiment.dimensions.with_dimensions`.
     """
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)

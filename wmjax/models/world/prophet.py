@@ -60,8 +60,8 @@ class WorldLossConfig(Settings, section="world"):
     """The target of the Prophet and the loss of its predictions.
 
     ``target`` chooses whether the network's output is added to z(t) (``delta``) or is the prediction itself.
-    ``layer_norm`` applies a LayerNorm to every latent token first. The three weights mix: ``cosine`` (one minus cosine),
-    ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
+    ``layer_norm`` applies a LayerNorm to every latent token first. The three weights mix: ``cosine`` (one minus
+    cosine), ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
     """
 
     target: Literal["delta", "absolute"] = "delta"
