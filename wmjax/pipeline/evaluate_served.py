@@ -178,7 +178,7 @@ def _served_protocol(client: "Client", chosen: "Conventions", protocol: Protocol
             "0 for a server of wmjax"
         )
     if horizon != protocol.open_loop_horizon:
-        log.info("open_loop_horizon is %d, as the policy's conventions have it", horizon)
+        log.info("open_loop_horizon is %d, from the policy's conventions", horizon)
     return dataclasses.replace(protocol, open_loop_horizon=horizon, max_steps=protocol.max_steps + wait)
 
 

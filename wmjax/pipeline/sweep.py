@@ -60,7 +60,7 @@ def _run_all(cells: Sequence[Cell], folder: Path, plan: str, minutes: float | No
     for cell in cells:
         spent = (time.monotonic() - began) / 60
         if minutes is not None and spent + cell.minutes > minutes:
-            log.info("%s is stated to take %.1f min, %.1f are left", cell.name, cell.minutes, minutes - spent)
+            log.info("the stated time of %s is %.1f min, %.1f are left", cell.name, cell.minutes, minutes - spent)
             continue
         log.info("cell %s: %.1f min stated, %.0f min for all that are left", cell.name, cell.minutes, left)
         code = run_cell(cell, folder, plan)

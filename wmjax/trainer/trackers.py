@@ -171,5 +171,5 @@ class Trackers:
             return do()
         except Exception as error:  # whatever a service does, the training goes on
             self._used.pop(name, None)
-            log.warning("the tracker %s failed (%s); metrics.jsonl goes on without it", name, one_line(error))
+            log.warning("the tracker %s failed (%s); metrics.jsonl continues without it", name, one_line(error))
             return None
