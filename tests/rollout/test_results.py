@@ -80,7 +80,7 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_refused(tmp_path):
 def test_an_episode_twice_is_refused(tmp_path):
     line = json.dumps(dataclasses.asdict(record(0, 0, "success"))) + "\n"
     (tmp_path / "episodes.jsonl").write_text(line * 2)
-    with pytest.raises(UserError, match="there twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         read_records(tmp_path)
 
 
