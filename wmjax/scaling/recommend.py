@@ -10,7 +10,7 @@ from wmjax.experiment.config import load
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.request import Request
 
-REMATS = ("full", "dots_no_batch", "none")
+REMATS = ("full", "names", "none")
 """From the least memory to the least work."""
 GAIN = 1.03
 """A larger batch is taken if its samples/s are at least so many times those of the smaller one."""

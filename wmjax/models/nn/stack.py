@@ -15,8 +15,16 @@ from jax.ad_checkpoint import checkpoint_policies
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.models.nn.layout import split_batch
 
-Remat = Literal["none", "full", "dots", "dots_no_batch"]
-"""The activations that the backward pass recomputes: none, all, or all but matrix products."""
+Remat = Literal["none", "full", "names", "dots", "dots_no_batch"]
+"""The activations that the backward pass recomputes: none, all, or all but some.
+
+``names`` keeps the output of each linear layer, the sum of product, bias and adapter. ``dots`` keeps every matrix
+product, so that a layer with an adapter has three, and ``dots_no_batch`` those without a batch axis, which leaves out
+the products of attention.
+"""
+
+LINEAR_OUTPUT = "linear_output"
+"""The name of what ``names`` keeps (``jax.ad_checkpoint.checkpoint_name``)."""
 
 M = TypeVar("M", bound=nnx.Module)
 Carry = Any
@@ -118,6 +126,7 @@ def _rematerialise(layer: Callable[..., Carry], remat: Remat) -> Callable[..., C
     """Wraps a layer in the named policy."""
     policies: dict[str, Any] = {
         "full": checkpoint_policies.nothing_saveable,
+        "names": checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
         "dots": checkpoint_policies.dots_saveable,
         "dots_no_batch": checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
