@@ -1,4 +1,4 @@
-"""The search for a mesh, a remat and a batch: what it tries, what it chooses, and what it says if none fits."""
+"""The search for a mesh, a remat and a batch: the tried candidates, the choice, and the output if none fits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_an_estimate_is_kept_until_something_changes(tmp_path: Path, monkeypatch
     assert compilers.run(first)["batch"] == 5  # a damaged file is made again
 
 
-def test_a_config_that_the_settings_name_belongs_to_the_key(tmp_path: Path) -> None:
+def test_the_key_depends_on_a_named_config(tmp_path: Path) -> None:
     request = Request("e2_mse", "mini", "cpu:2", settings={"encoder": {"model": str(tmp_path)}})
     (tmp_path / "config.json").write_text("{}")
     before = compilers.key(request, Path())

@@ -12,7 +12,7 @@ from wmjax.core.errors import UserError
 VIDEO_ONLY = "video_only"
 """The mark of an episode of which only the video is used: it has no actions."""
 SPLIT_SEED = 0
-"""Every run's, whatever its own: no training seed is trained on episodes that another is scored on."""
+"""The split's seed in every run, so that no training seed is trained on episodes that another is scored on."""
 
 
 def split_episodes(

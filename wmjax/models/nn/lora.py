@@ -135,8 +135,8 @@ class Linear(nnx.Module):
         assert self.lora_a is not None and self.lora_b is not None
         if adapter.key is not None and self.dropout:
             key = jax.random.fold_in(adapter.key, zlib.crc32(self.name.encode()))
-            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+            mask = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+            x = jnp.where(mask, x / (1 - self.dropout), 0).astype(x.dtype)
         low = matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
         scale = self.scale if adapter.active is None else self.scale * adapter.active.astype(self.dtype)
         return low * scale

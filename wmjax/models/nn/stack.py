@@ -103,12 +103,12 @@ def run_layers(
     checked = rematerialised(call)
 
     def step(carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, Carry | None]:
-        seen = []
+        collected = []
         for kind in range(period):
             arrays, extra = jax.tree.map(lambda x, kind=kind: x[kind], inputs) if period > 1 else inputs
             carry = checked(arrays, carry, extra, kind)
-            seen.append(carry)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *seen) if collect else None
+            collected.append(carry)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *collected) if collect else None
 
     inputs = (arrays, per_layer)
     if last_call is not None and period == 1 and steps <= unroll and not collect:
@@ -118,8 +118,8 @@ def run_layers(
         return rematerialised(last_call)(last, carry, extra, 0), None
     if period > 1:
         inputs = jax.tree.map(lambda x: x.reshape(steps, period, *x.shape[1:]), inputs)
-    carry, seen = jax.lax.scan(step, carry, inputs, unroll=min(unroll, steps))
-    return carry, jax.tree.map(lambda x: x.reshape(depth, *x.shape[2:]), seen) if collect else None
+    carry, collected = jax.lax.scan(step, carry, inputs, unroll=min(unroll, steps))
+    return carry, jax.tree.map(lambda x: x.reshape(depth, *x.shape[2:]), collected) if collect else None
 
 
 def _rematerialise(layer: Callable[..., Carry], remat: Remat) -> Callable[..., Carry]:
