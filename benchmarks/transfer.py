@@ -1,7 +1,7 @@
 """From one robot to another: a policy of ten demonstrations, trained from scratch and from a policy of another robot.
 
     python -m wmjax.record --every-step --image-size 112 --suite libero_object --tasks 0 --episodes 14 --out RECORDING
-    python benchmarks/transfer.py RECORDING --out FOLDER [--start mini] [--steps 300] [--seeds 0,1]
+    python benchmarks/transfer.py RECORDING --out FOLDER [--start mini] [--steps 300] [--seeds 0,1] [--held-out 4]
 
 The recording is written again as the dataset of another robot, and goes the way of any other: ``wmjax.convert``,
 ``wmjax.train`` without and with ``--train.init_from``. That robot differs in
@@ -54,7 +54,6 @@ BASE, TURN = np.array([0.4, -0.3, 0.1]), np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 
 """The other robot's base: where LIBERO's origin is in its frame (m), and how that frame is turned."""
 METRES, RADIANS = 0.05, 0.5
 """What an action of 1 moves in LIBERO's operational-space controller."""
-HELD_OUT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +121,7 @@ def command(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"wmjax.{name}", *arguments], check=True)
 
 
-def fit(store: Path, run: Path, start: str, seed: int, steps: int) -> Path:
+def fit(store: Path, run: Path, start: str, seed: int, steps: int, held_out: int) -> Path:
     """Trains, or goes on with a training that has not finished; returns its last checkpoint."""
     if (run / "checkpoints" / f"{steps:08d}" / "manifest.json").exists():
         return checkpoint.find(run)
@@ -133,7 +132,7 @@ def fit(store: Path, run: Path, start: str, seed: int, steps: int) -> Path:
         "train.init_from": start,
         "train.seed": seed,
         "train.steps": steps,
-        "train.validation_fraction": HELD_OUT / episodes,
+        "train.validation_fraction": held_out / episodes,
         "train.ema_decay": 0.98,
         "train.eval_every": 50,
         "train.eval_batches": 5,
@@ -186,13 +185,14 @@ def main() -> None:
     parser.add_argument("--start", default="mini", help="what --train.init_from names")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--held-out", type=int, default=4, help="episodes that are scored and not trained on")
     options = parser.parse_args()
     store = make_store(options.recording, options.out)
     rows: list[dict[str, Any]] = []
     for seed in map(int, options.seeds.split(",")):
         for start in ("", options.start):
             run = options.out / "runs" / f"{'start' if start else 'scratch'}-s{seed}"
-            found = score(fit(store, run, start, seed, options.steps))
+            found = score(fit(store, run, start, seed, options.steps, options.held_out))
             row = {"start": start or "scratch", "seed": seed, **dataclasses.asdict(found), "r2_arm": curve(run)}
             rows.append(row)
             print(json.dumps(row), flush=True)

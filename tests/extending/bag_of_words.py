@@ -88,6 +88,7 @@ class BagOfWords(Backbone):
         *,
         layers: tuple[int, ...] = (),
         inject: Inject | None = None,
+        last: int | None = None,
     ) -> tuple[Hidden, None]:
         """One layer, and none to inject something after: ``config.depth`` is 0."""
         return Hidden(state + self.mlp(self.norm(state)), jnp.ones(state.shape[:2], bool)), None

@@ -1,6 +1,8 @@
 """Qwen2.5-VL by itself: size, prompts, padding, added tokens, and errors for bad input. Parity is in tests/parity."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.backbones.qwen2_5_vl.rope import positions_of
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import count
-from wmjax.models.prompts import join_prompts
+from wmjax.models.prompts import join_prompts, trim_prompts
 
 CONFIG = tiny_config().backbone
 INSTRUCTION = "pick up the black bowl and place it on the plate"
@@ -92,6 +94,52 @@ def test_padding_on_either_side_changes_nothing() -> None:
     plain = hidden(0, 0)
     np.testing.assert_allclose(hidden(5, 0), plain, atol=2e-5)
     np.testing.assert_allclose(hidden(0, 5), plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_the_last_positions_are_the_same_alone(unroll: int) -> None:
+    """States and gradients; as a plain sequence the last layer computes no others."""
+    text = dataclasses.replace(CONFIG.text, depth=3)
+    graph, params = nnx.split(make(text=text, scan_unroll=unroll))
+    rng = np.random.default_rng(0)
+    tokens, mask = rng.integers(0, 500, (2, 12)).astype(np.int32), np.arange(12) >= np.array([[3], [0]])
+    positions = positions_of(tokens, mask, [], CONFIG.image_token)
+    weight = rng.normal(size=(2, 4, text.hidden)).astype(np.float32)
+
+    def shift(x: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x.at[:, -4:, 0].add(1.0 + number), jnp.ones(len(x))
+
+    @functools.partial(jax.jit, static_argnames="last")
+    def run(params: nnx.State, last: int | None) -> Any:
+        def loss(params: nnx.State) -> Any:
+            model = nnx.merge(graph, params)
+            embeddings = model.embed(tokens)
+            plain = model.forward(embeddings, positions, mask, None, last)
+            injected, _ = model.forward_injected(embeddings, positions, mask, None, (0, 2), shift, last)
+            assert plain.shape[1] == injected.shape[1] == (12 if last is None or unroll == 1 else last)
+            return jnp.sum(weight * (plain[:, -4:] + injected[:, -4:])), (plain[:, -4:], injected[:, -4:])
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, found), gradients = run(params, 4)
+    (_, expected), wanted = run(params, None)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), found, expected)
+    assert float(np.abs(found[0] - found[1]).max()) > 1e-2
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), nnx.as_pure(gradients), nnx.as_pure(wanted))
+
+
+def test_padding_that_all_prompts_have_is_trimmed() -> None:
+    builder = PromptBuilder("mini", [(112, 112)] * 2, chunk=8, length=96)
+    prompts = join_prompts([builder(INSTRUCTION), builder("open the drawer")])
+    used = int(prompts.mask.sum(axis=1).max())
+    trimmed = trim_prompts(prompts, tiny_config())
+    length = trimmed.tokens.shape[1]
+    assert length % 8 == 0 and 0 <= length - used < 8 < 96 - length
+    for whole, part in zip(prompts, trimmed, strict=True):
+        np.testing.assert_array_equal(part, whole[..., -length:])
+    assert not prompts.mask[:, :-length].any()
+    again = trim_prompts(trimmed, tiny_config())
+    np.testing.assert_array_equal(again.tokens, trimmed.tokens)
 
 
 def test_added_tokens_train_without_touching_pretrained_rows() -> None:

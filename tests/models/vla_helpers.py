@@ -73,7 +73,7 @@ class TinyBackbone(Backbone):
         placed = jnp.concatenate([embeddings[:, : -own.shape[1]], own], axis=1)
         return State(placed, prompt.positions, prompt.mask)
 
-    def decode(self, state: State, key: jax.Array | None = None) -> tuple[Hidden, None]:
+    def decode(self, state: State, key: jax.Array | None = None, *, last: int | None = None) -> tuple[Hidden, None]:
         embeddings, _, mask = state
         seen = jnp.cumsum(embeddings * mask[..., None], axis=1) / jnp.maximum(jnp.cumsum(mask, axis=1), 1)[..., None]
         return Hidden(embeddings + jnp.tanh(self.mix(seen)), mask), None

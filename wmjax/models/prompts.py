@@ -11,7 +11,7 @@ from wmjax.data.observation import Prompt
 from wmjax.models.backbones.base import BACKBONES, Prepare, PromptConfig
 from wmjax.models.vla import VLAConfig
 
-__all__ = ["PromptConfig", "join_prompts", "make_prepare", "prompt_shapes"]
+__all__ = ["PromptConfig", "join_prompts", "make_prepare", "prompt_shapes", "trim_prompts"]
 
 
 def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prepare:
@@ -46,6 +46,11 @@ def _image_sizes(model: VLAConfig, spec: ObservationSpec) -> list[tuple[int, int
             f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
         )
     return [(spec.image_size, spec.image_size)] * seen
+
+
+def trim_prompts(prompts: Prompt, model: VLAConfig) -> Prompt:
+    """Prompts without the padding that all of them have: training is faster with no more tokens than its data need."""
+    return BACKBONES.resolve(model.backbone.kind).trim(prompts)
 
 
 def join_prompts(prompts: Sequence[Prompt]) -> Prompt:

@@ -165,14 +165,21 @@ class VLA(nnx.Module):
         self.pending_in = Mlp(told, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs) if told else None
         self.world = make_world(config, config.memory, rngs)
 
-    def hidden(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden:
+    def hidden(self, inputs: ModelInput, key: jax.Array | None = None, last: int | None = None) -> Hidden:
         """The VLM's hidden states, with the state and the action queries at the last positions.
+
+        With ``last`` only so many of the last positions are read afterwards, and the others may be missing.
 
         Raises:
             UserError: the prompt is shorter than its placeholders, or state or pending actions have another size.
 
         """
-        return self.backbone.decode(self._encode(inputs, key), _fold(key, DECODE))[0]
+        return self.backbone.decode(self._encode(inputs, key), _fold(key, DECODE), last=last)[0]
+
+    @property
+    def _read(self) -> int | None:
+        """How many of the last hidden states are read: the action tokens, or all (None) for a prediction from them."""
+        return None if self.config.memory.input == "hidden" else self.config.chunk
 
     @property
     def injects_between_layers(self) -> bool:
@@ -181,7 +188,7 @@ class VLA(nnx.Module):
 
     def encode_prompt(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
         """The part of the VLM that does not depend on the memory: all of it, or what precedes the layers it enters."""
-        return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key)
+        return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key, self._read)
 
     def _encode(self, inputs: ModelInput, key: jax.Array | None) -> State:
         if inputs.state.shape[-1] != self.config.state_dim:
@@ -251,7 +258,7 @@ class VLA(nnx.Module):
             return self.world(encoded.tokens, encoded.mask, chunk, inputs.latents, **settings)
         inject, prediction = self.world.between_layers(len(inputs.state), chunk, inputs.latents, **settings)
         layers, dropout = self.config.injection.layers, _fold(key if train else None, DECODE)
-        hidden, ratio = self.backbone.decode(encoded, dropout, layers=layers, inject=inject)
+        hidden, ratio = self.backbone.decode(encoded, dropout, layers=layers, inject=inject, last=self._read)
         assert ratio is not None
         return self.world.after_layers(hidden.tokens, chunk, prediction, ratio)
 

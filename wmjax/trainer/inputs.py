@@ -9,7 +9,7 @@ from wmjax.data.split import SPLIT_SEED, split_episodes, video_only_episodes
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.data.weights import UNIFORM, Mixture
-from wmjax.models.prompts import PromptConfig, join_prompts, make_prepare
+from wmjax.models.prompts import PromptConfig, join_prompts, make_prepare, trim_prompts
 from wmjax.models.vla import VLAConfig
 from wmjax.trainer.config import Inputs, TrainConfig
 
@@ -51,7 +51,7 @@ def make_inputs(
         val_episodes=val_episodes,
         encoder_spec=encoder_spec,
         action_spec=action_spec(store, labelled, model.chunk, config.normalisation, config.delta_actions, config.delay),
-        prompts=join_prompts([prepare(task.instruction) for task in store.tasks]),
+        prompts=trim_prompts(join_prompts([prepare(task.instruction) for task in store.tasks]), model),
         prompt_hashes=prepare.hashes,
         loader=LoaderConfig(
             chunk=model.chunk,

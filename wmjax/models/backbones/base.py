@@ -152,6 +152,11 @@ class Backbone(nnx.Module):
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), made)
 
     @classmethod
+    def trim(cls, prompts: Prompt) -> Prompt:
+        """A batch of prompts without the padding that all of them have, on the host; by default as they are."""
+        return prompts
+
+    @classmethod
     def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
         """The files of a folder that the settings name and prompts depend on; none of what ships or is on a hub."""
         return []
@@ -173,6 +178,7 @@ class Backbone(nnx.Module):
         *,
         layers: tuple[int, ...] = (),
         inject: Inject | None = None,
+        last: int | None = None,
     ) -> tuple[Hidden, Float32[Array, " batch"] | None]:
         """The hidden states after the final norm.
 
@@ -181,6 +187,7 @@ class Backbone(nnx.Module):
             key: for dropout in adapters; None switches it off.
             layers: indices of the layers after which ``inject`` is called, ascending; below ``config.depth``.
             inject: what is done there.
+            last: only so many of the last positions are read afterwards; the others may be left out. None: all are.
 
         Returns:
             The hidden states, and the mean of what ``inject`` reports, None without it.

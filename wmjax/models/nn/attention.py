@@ -89,8 +89,10 @@ def _fused(
 
     ``implementation`` is JAX's: its ``xla`` runs the same call, mask included, where there is no GPU.
     """
-    pairs = None
+    pairs, (batch, target), source = None, query.shape[:2], key.shape[1]
     if mask is not None:
-        shape = (query.shape[0], 1, query.shape[1], key.shape[1])
-        pairs = jnp.broadcast_to(mask[:, None, None, :], shape)
+        pairs = jnp.broadcast_to(mask[:, None, None, :], (batch, 1, target, source))
+    if causal and target != source:  # JAX aligns the first target with the first source, we the last with the last
+        seen = jnp.broadcast_to(jnp.tri(target, source, source - target, dtype=bool), (batch, 1, target, source))
+        pairs, causal = seen if pairs is None else pairs & seen, False
     return jax.nn.dot_product_attention(query, key, value, mask=pairs, is_causal=causal, implementation=implementation)

@@ -57,6 +57,7 @@ def run_layers(
     remat: Remat = "none",
     unroll: int = 1,
     collect: bool = False,
+    last_call: Callable[[Any, Carry, Any, int], Carry] | None = None,
 ) -> tuple[Carry, Carry | None]:
     """Runs stacked layers one after the other.
 
@@ -70,6 +71,8 @@ def run_layers(
         remat: the rematerialisation policy, applied to each layer.
         unroll: scan steps unrolled per loop iteration; the number of steps makes it a plain sequence.
         collect: whether to return the carry after every layer too.
+        last_call: replaces ``call`` at the last layer, and may return a carry of other shapes, where the layers are a
+            plain sequence: one layer per step, all unrolled, nothing collected. Ignored elsewhere.
 
     Returns:
         The last carry and, if collected, all carries with a leading layer axis.
@@ -82,11 +85,14 @@ def run_layers(
         raise UserError(f"period is {period}, which does not divide the depth {depth}; use a divisor")
     steps = depth // period
 
-    def one(arrays: Any, carry: Carry, extra: Any, kind: int) -> Carry:
-        carry = jax.tree.map(split_batch, carry)
-        return jax.tree.map(split_batch, call(nnx.merge(graph, arrays), carry, extra, kind))
+    def rematerialised(call: Callable[[Any, Carry, Any, int], Carry]) -> Callable[..., Carry]:
+        def one(arrays: Any, carry: Carry, extra: Any, kind: int) -> Carry:
+            carry = jax.tree.map(split_batch, carry)
+            return jax.tree.map(split_batch, call(nnx.merge(graph, arrays), carry, extra, kind))
 
-    checked = _rematerialise(one, remat)
+        return _rematerialise(one, remat)
+
+    checked = rematerialised(call)
 
     def step(carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, Carry | None]:
         seen = []
@@ -97,6 +103,11 @@ def run_layers(
         return carry, jax.tree.map(lambda *x: jnp.stack(x), *seen) if collect else None
 
     inputs = (arrays, per_layer)
+    if last_call is not None and period == 1 and steps <= unroll and not collect:
+        if depth > 1:
+            carry, _ = jax.lax.scan(step, carry, jax.tree.map(lambda x: x[:-1], inputs), unroll=depth - 1)
+        last, extra = jax.tree.map(lambda x: x[-1], inputs)
+        return rematerialised(last_call)(last, carry, extra, 0), None
     if period > 1:
         inputs = jax.tree.map(lambda x: x.reshape(steps, period, *x.shape[1:]), inputs)
     carry, seen = jax.lax.scan(step, carry, inputs, unroll=min(unroll, steps))

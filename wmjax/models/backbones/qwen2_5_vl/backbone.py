@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from wmjax.core.errors import UserError
@@ -29,6 +30,8 @@ from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import COMPANIONS, MINI_TOKENIZER, TOKENIZER, Prompt, PromptBuilder
 
 CONFIG = "config.json"
+MULTIPLE = 8
+"""Lengths of trimmed prompts are multiples of it, as the tiles of accelerators are."""
 OTHER_FIELDS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "video_token_id", "vision_token_id", "max_position_embeddings",
     "max_window_layers", "initializer_range", "attention_dropout", "sliding_window", "use_cache",
@@ -70,6 +73,15 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         )
 
     @classmethod
+    def trim(cls, prompts: Prompt) -> Prompt:
+        """Without columns on the left that are padding in every prompt; the length stays a multiple of 8."""
+        tokens, mask, positions = prompts
+        length = tokens.shape[1]
+        used = length - int(np.argmax(np.any(mask, axis=0)))
+        cut = length - min(length, -(-used // MULTIPLE) * MULTIPLE)
+        return Prompt(tokens[:, cut:], mask[:, cut:], positions[..., cut:])
+
+    @classmethod
     def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
         """Tokenizer, chat template and config of a checkpoint folder."""
         folder = Path(prompt.tokenizer)
@@ -98,13 +110,20 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         return State(placed, prompt.positions, prompt.mask)
 
     def decode(
-        self, state: State, key: jax.Array | None = None, *, layers: tuple[int, ...] = (), inject: Inject | None = None
+        self,
+        state: State,
+        key: jax.Array | None = None,
+        *,
+        layers: tuple[int, ...] = (),
+        inject: Inject | None = None,
+        last: int | None = None,
     ) -> tuple[Hidden, Float32[Array, " batch"] | None]:
         """One scan over the layers, with a condition at those that are named."""
         if inject is None:
-            return Hidden(self.forward(*state, key), state.mask), None
-        hidden, ratio = self.forward_injected(*state, key, layers, inject)
-        return Hidden(hidden, state.mask), ratio
+            hidden, ratio = self.forward(*state, key, last), None
+        else:
+            hidden, ratio = self.forward_injected(*state, key, layers, inject, last)
+        return Hidden(hidden, state.mask[:, -hidden.shape[1] :]), ratio
 
     def words(
         self, prompt: Prompt, own: int

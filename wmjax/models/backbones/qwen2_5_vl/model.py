@@ -1,5 +1,6 @@
 """Qwen2.5-VL: token and image embedding, the text decoder, logits."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,7 +87,8 @@ class Qwen2_5_VL(nnx.Module):
         positions: Int[Array, "batch 3 tokens"],
         mask: Bool[Array, "batch tokens"],
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch tokens hidden"]:
+        last: int | None = None,
+    ) -> Float[Array, "batch read hidden"]:
         """The hidden states after the final norm; those of padding tokens are meaningless.
 
         Args:
@@ -94,9 +96,12 @@ class Qwen2_5_VL(nnx.Module):
             positions: (time, height, width) of every token, see :func:`rope.positions_of`.
             mask: False at padding, on either side.
             key: for dropout in the adapters; None switches it off.
+            last: how many of the last positions are read; None: all. The others are left out where the layers are a
+                plain sequence (``scan_unroll`` covers them), so that the last layer computes keys and values only
+                there. Splitting a scanned stack would copy its weights.
 
         """
-        return self.run(embeddings, positions, mask, key, collect=False)[0]
+        return self.run(embeddings, positions, mask, key, collect=False, last=last)[0]
 
     def run(
         self,
@@ -105,13 +110,14 @@ class Qwen2_5_VL(nnx.Module):
         mask: Bool[Array, "batch tokens"],
         key: Key[Array, ""] | None,
         collect: bool,
-    ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, "depth batch tokens hidden"] | None]:
+        last: int | None = None,
+    ) -> tuple[Float[Array, "batch read hidden"], Float[Array, "depth batch tokens hidden"] | None]:
         """As :meth:`forward`, and also returns the hidden states after every layer, before the norm, if ``collect``."""
         config = self.config
         angles = text_angles(positions, config.text.rope_theta, config.text.rope_sections)
 
-        def call(layer: DecoderLayer, x: Array, adapter: AdapterInputs, kind: int) -> Array:
-            return layer(x, angles, mask, adapter)
+        def call(layer: DecoderLayer, x: Array, adapter: AdapterInputs, kind: int, last: int | None = None) -> Array:
+            return layer(x, angles, mask, adapter, last)
 
         x, seen = run_layers(
             self.layers,
@@ -121,6 +127,7 @@ class Qwen2_5_VL(nnx.Module):
             remat=config.remat,
             unroll=config.scan_unroll,
             collect=collect,
+            last_call=None if last is None else functools.partial(call, last=last),
         )
         return self.norm(x), seen
 
@@ -132,7 +139,8 @@ class Qwen2_5_VL(nnx.Module):
         key: Key[Array, ""] | None,
         layers: tuple[int, ...],
         inject: Callable[[Array, Array], tuple[Array, Array]],
-    ) -> tuple[Float[Array, "batch tokens hidden"], Float[Array, " batch"]]:
+        last: int | None = None,
+    ) -> tuple[Float[Array, "batch read hidden"], Float[Array, " batch"]]:
         """As :meth:`forward`, with something done to the hidden states after some layers.
 
         One scan over all layers, in which a condition skips the others: splitting the stack would copy the weights.
@@ -144,6 +152,7 @@ class Qwen2_5_VL(nnx.Module):
             key: for dropout in the adapters; None switches it off.
             layers: indices of the layers.
             inject: ``inject(x, i) -> (x, ratio)`` for the i-th of them, with one number per sample.
+            last: as in :meth:`forward`; at least what ``inject`` changes.
 
         Returns:
             Hidden states, and the mean of the ratios.
@@ -154,14 +163,20 @@ class Qwen2_5_VL(nnx.Module):
         numbers = np.full(depth, -1, np.int32)
         numbers[list(layers)] = np.arange(len(layers))
 
-        def call(layer: DecoderLayer, carry: tuple[Array, Array], extra: tuple[AdapterInputs, Array], kind: int) -> Any:
+        def call(
+            layer: DecoderLayer,
+            carry: tuple[Array, Array],
+            extra: tuple[AdapterInputs, Array],
+            kind: int,
+            last: int | None = None,
+        ) -> Any:
             (x, total), (adapter, number) = carry, extra
 
             def injected(x: Array) -> tuple[Array, Array]:
                 changed, ratio = inject(x, number)
                 return changed, total + ratio
 
-            return jax.lax.cond(number >= 0, injected, lambda x: (x, total), layer(x, angles, mask, adapter))
+            return jax.lax.cond(number >= 0, injected, lambda x: (x, total), layer(x, angles, mask, adapter, last))
 
         (x, total), _ = run_layers(
             self.layers,
@@ -170,6 +185,7 @@ class Qwen2_5_VL(nnx.Module):
             per_layer=(self._adapter_inputs(key), jnp.asarray(numbers)),
             remat=config.remat,
             unroll=config.scan_unroll,
+            last_call=None if last is None else functools.partial(call, last=last),
         )
         return self.norm(x), total / len(layers)
 

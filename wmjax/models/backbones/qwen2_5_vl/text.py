@@ -33,9 +33,11 @@ class DecoderLayer(nnx.Module):
         angles: Angles,
         mask: Bool[Array, "batch tokens"],
         adapter: AdapterInputs,
-    ) -> Float[Array, "batch tokens hidden"]:
-        """Applies the layer; ``mask`` is False at padding."""
-        x = x + self._attend(self.input_norm(x), angles, mask, adapter)
+        last: int | None = None,
+    ) -> Float[Array, "batch read hidden"]:
+        """Applies the layer; ``mask`` is False at padding. With ``last``, returns so many of the last tokens only."""
+        read = slice(None if last is None else -last, None)
+        x = x[:, read] + self._attend(self.input_norm(x), angles, mask, adapter, read)
         return x + self.mlp(self.post_norm(x), adapter)
 
     def _attend(
@@ -44,12 +46,14 @@ class DecoderLayer(nnx.Module):
         angles: Angles,
         mask: Bool[Array, "batch tokens"],
         adapter: AdapterInputs,
-    ) -> Float[Array, "batch tokens hidden"]:
-        def heads(projected: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens heads dim"]:
-            return projected.reshape(*x.shape[:2], -1, self.head_dim)
+        read: slice,
+    ) -> Float[Array, "batch read hidden"]:
+        def heads(projected: Float[Array, "batch _ width"]) -> Float[Array, "batch _ heads dim"]:
+            return projected.reshape(*projected.shape[:2], -1, self.head_dim)
 
-        query = rotate(heads(self.q_proj(x, adapter)), angles)
+        cos, sin = angles
+        query = rotate(heads(self.q_proj(x[:, read], adapter)), (cos[:, read], sin[:, read]))
         key = rotate(heads(self.k_proj(x, adapter)), angles)
         value = heads(self.v_proj(x, adapter))
         out = attention(query, key, value, mask=mask, causal=True, implementation=self.implementation)
-        return self.o_proj(out.reshape(x.shape), adapter)
+        return self.o_proj(out.reshape(*out.shape[:2], -1), adapter)
