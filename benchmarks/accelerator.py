@@ -4,7 +4,7 @@
     python benchmarks/accelerator.py --only vlm_step,decision                some of them
     JAX_PLATFORMS=cpu python benchmarks/accelerator.py --tiny                the rehearsal: the same code, tiny sizes
 
-Every stage is a process of its own with a time limit, so that a missing package, an exhausted memory or a hang costs
+Every stage is a separate process with a time limit, so that a missing package, an exhausted memory or a hang costs
 one stage; this file imports the standard library only. A stage that does not fit into what is left of ``--budget``
 (seconds) is skipped, and says so. Every number is appended to the results file, one JSON object per line, the moment
 it is known; the stages' output goes to a ``.log`` beside it. Weights are random and made on the device (only the

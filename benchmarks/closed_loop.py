@@ -8,7 +8,7 @@ RUN is a run's folder (such as a `mini` e0 and an e2). Every rung runs the same 
 calls, not compilation or building the simulation. Rungs of one render path must have equal success bits.
 
 A policy that always fails makes those bits mean nothing. With ``--replay`` the episodes are demonstrations that were
-recorded on this machine, from their recorded start: the policy is called as often as ever, but what is executed is the
+recorded on this machine, from their recorded start: the policy is called as often as usual, but what is executed is the
 recording. Then no bit depends on a pixel, and all rungs must succeed at the same control steps.
 
   plain       LIBERO's OffScreenRenderEnv: both 256 px cameras at every step, hard reset, one process
@@ -200,7 +200,7 @@ class OurLoop:
         self.render()
 
     def reset(self, episode: EpisodeId, settled: np.ndarray | None) -> None:
-        """As LiberoEnv; a hard reset compiles the model anew, and the renderer with it."""
+        """As LiberoEnv; a hard reset compiles the model again, and recreates the renderer."""
         if not self._rung.soft_reset:
             self._env._renderer = None
         self._env.reset(episode)
@@ -322,14 +322,14 @@ def left_out(rung: Rung, work: Work) -> str:
 
 
 def measure(work: Work, fresh: bool = True, names: Sequence[str] = ()) -> Iterator[Result]:
-    """The rungs of these names, or all, each in a fresh process unless told otherwise."""
+    """The rungs of these names, or all, each in a fresh process by default."""
     context = multiprocessing.get_context("spawn")
     for rung in (rung for rung in RUNGS if not names or rung.name in names):
         if reason := left_out(rung, work):
             print(f"  {rung.name:<11} left out: {reason}")
             continue
         body: Callable[..., Result] = served_to_vla_eval if rung.served else serial if rung.workers == 1 else pooled
-        if rung.workers > 1 or not fresh:  # the pool starts processes of its own
+        if rung.workers > 1 or not fresh:  # the pool starts its own processes
             yield body(rung, work)
             continue
         with context.Pool(1) as pool:
@@ -344,7 +344,7 @@ def choose(task: int, count: int, store: Path | None) -> tuple[EpisodeId, ...]:
     return tuple(EpisodeId("libero_spatial", task, "random", first + i) for i in range(count))
 
 
-def show(work: Work, fresh: bool, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+def run_ladder(work: Work, fresh: bool, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Runs the ladder, prints a line per rung and returns its rows."""
     rows: list[dict[str, Any]] = []
     ends: dict[str, tuple[list[int], list[bool]]] = {}
@@ -384,7 +384,9 @@ def main(arguments: list[str] | None = None) -> None:
     for run in options.runs or [None]:
         name = "recordings alone" if run is None else run.name
         print(f"{name}: {len(episodes)} episodes of libero_spatial task {options.task}")
-        table[name] = show(Work(run, options.replay, episodes, options.max_steps), not options.here, options.rungs)
+        table[name] = run_ladder(
+            Work(run, options.replay, episodes, options.max_steps), not options.here, options.rungs
+        )
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

@@ -5,8 +5,9 @@ python benchmarks/corrupt_checkpoint.py [--count 300] [--seed 0] [--checkpoints 
 Each time two checkpoints are copied, a file of the newer one is damaged (a bit flipped, truncated, deleted, emptied,
 exchanged with another file of it or of the older one), manifests included, and the newest intact one is restored.
 Detected: a warning names the newer checkpoint and a damaged file, and the older one comes back as it was. Harmless:
-the newer one comes back as it was. Anything else is a fault. What Orbax alone makes of the same damage, which knows no
-manifest, stands beside it. Prints JSON; exits with 1 after a fault. Without ``--checkpoints`` two small ones are made.
+the newer one comes back as it was. Anything else is a fault. The result of Orbax alone, which has
+no manifest, for the same damage is written beside it. Prints JSON; exits with 1 after a fault. Without
+``--checkpoints`` two small ones are made.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How often the expert succeeds when another expert takes over every few control steps.
+"""Measures how often the expert succeeds when a new instance replaces it every few control steps.
 
     python benchmarks/expert_takeover.py [--suite libero_spatial] [--tasks 0,1,2,4,6] [--resets 20] [--every 4]
 

@@ -26,7 +26,7 @@ TARGET = 1.5
 
 def make_encoder(backend: str, model: str, cameras: tuple[str, ...]) -> Exporter:
     """The encoder of the first camera in PyTorch or in Flax."""
-    config = build(EncoderConfig, {"backend": backend, "model": model}).seeing(cameras)
+    config = build(EncoderConfig, {"backend": backend, "model": model}).with_default_camera(cameras)
     return ENCODERS.resolve(config.kind).for_export(config)
 
 

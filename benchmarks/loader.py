@@ -116,15 +116,15 @@ def require_same(store: TrainingStore, dataset: PlainDataset) -> int:
         AssertionError: a tensor differs.
 
     """
-    seen = 0
+    compared = 0
     for batch in ours(store, epochs=1):
         for row in np.flatnonzero(batch["sample_mask"]):
             sample = dataset[int(batch["sample_id"][row])]
             for name in ("images", "state", "action", "action_mask"):
                 np.testing.assert_array_equal(batch[name][row], sample[name].numpy())
-            seen += 1
-    assert seen == len(dataset)
-    return seen
+            compared += 1
+    assert compared == len(dataset)
+    return compared
 
 
 def rate(stream: Iterator[dict[str, Any]], seconds: float) -> float:

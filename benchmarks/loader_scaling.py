@@ -26,7 +26,7 @@ VIEWS, LATENT = 2, (16, 192)
 ENTRIES, SAMPLES = (1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000)
 
 
-def stand_in(frames: int) -> Any:
+def placeholder_store(frames: int) -> Any:
     """What the loader reads of a training store, with an index of so many frames in episodes of 25."""
     per_episode = LENGTH // STRIDE
     episodes = frames // per_episode
@@ -59,7 +59,7 @@ def stand_in(frames: int) -> Any:
     )
 
 
-def stand_in_latents(store: Any) -> Any:
+def placeholder_latents(store: Any) -> Any:
     """What the loader reads of a latent store of these frames."""
     latent = np.random.default_rng(1).normal(size=LATENT).astype(np.float16)
     return SimpleNamespace(
@@ -72,14 +72,16 @@ def stand_in_latents(store: Any) -> Any:
 
 def stream(store: Any, with_latents: bool = True) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches."""
-    latents = stand_in_latents(store) if with_latents else None
+    latents = placeholder_latents(store) if with_latents else None
     return iter(make_loader(store, latents, np.arange(len(store.episodes)), LoaderConfig()))
 
 
 def rates(sizes: Sequence[int], seconds: float) -> dict[str, dict[int, float]]:
     """Median samples per second by content and size of the index; all take turns, after one warm-up round."""
     kinds = {"images": False, "images and latents": True}
-    streams = {(kind, size): stream(stand_in(size), latents) for kind, latents in kinds.items() for size in sizes}
+    streams = {
+        (kind, size): stream(placeholder_store(size), latents) for kind, latents in kinds.items() for size in sizes
+    }
     found: dict[tuple[str, int], list[float]] = {key: [] for key in streams}
     for turn in range(ROUNDS + 1):
         for key, batches in streams.items():
@@ -93,7 +95,7 @@ def rates(sizes: Sequence[int], seconds: float) -> dict[str, dict[int, float]]:
 
 def memory(counts: Sequence[int], entries: int) -> dict[int, float]:
     """Anonymous memory (MB) of this process after so many samples of one stream with latents."""
-    batches, read, found = stream(stand_in(entries)), 0, {}
+    batches, read, found = stream(placeholder_store(entries)), 0, {}
     for count in counts:
         while read < count:
             read += len(next(batches)["images"])

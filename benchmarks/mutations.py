@@ -98,7 +98,7 @@ def lines_moved(draw: random.Random, path: Path, others: list[Path]) -> None:
 
 
 def json_value(draw: random.Random, path: Path, others: list[Path]) -> None:
-    """A value of JSON, or of one line of JSON lines, is another one, or its key is gone."""
+    """Replaces a value of JSON, or of one line of JSON lines, or removes its key."""
     lines = [path.read_text(encoding="utf-8")] if path.suffix == ".json" else path.read_text("utf-8").splitlines()
     number = draw.randrange(len(lines))
     value = json.loads(lines[number])
@@ -123,7 +123,7 @@ def _places(value: Any) -> Any:
 
 
 def toml_value(draw: random.Random, path: Path, others: list[Path]) -> None:
-    """A value of TOML is another one, or a line is gone."""
+    """Replaces a value of TOML, or removes a line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     number = draw.choice([i for i, line in enumerate(lines) if "=" in line] or [0])
     name = lines[number].partition("=")[0]
@@ -199,7 +199,7 @@ def hdf5_entry(draw: random.Random, path: Path, others: list[Path]) -> None:
 
 
 def npz_entry(draw: random.Random, path: Path, others: list[Path]) -> None:
-    """An array of an NPZ archive is gone or another one; the archive itself is whole."""
+    """Removes or replaces an array of an NPZ archive; the archive itself stays intact."""
     with np.load(path, allow_pickle=False) as archive:
         arrays = dict(archive)
     name = draw.choice(sorted(arrays))

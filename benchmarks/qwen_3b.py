@@ -33,7 +33,7 @@ PARAMETERS_3B = 3_754_622_976
 GIB = 2**30
 LIMITS = {"load": 12 * GIB, "forward": 24 * GIB}
 SHARD_BYTES = GIB
-KEEP_HALF = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+COMPILER_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 """On a CPU, XLA computes bfloat16 products in float32, and moves the conversion of all layers out of the loop."""
 TOKENS, SIDE = 200, 224
 
@@ -101,7 +101,7 @@ def compile_forward(model: weights.Qwen2_5_VL, inputs: dict[str, Any]) -> tuple[
         return own.logits(hidden[:, -1])
 
     lowered = jax.jit(forward).lower(state, *inputs.values())
-    return lowered.compile(compiler_options=KEEP_HALF if jax.default_backend() == "cpu" else None), state
+    return lowered.compile(compiler_options=COMPILER_OPTIONS if jax.default_backend() == "cpu" else None), state
 
 
 def peak_during(work: Callable[[], T]) -> tuple[T, int]:

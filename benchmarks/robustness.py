@@ -11,7 +11,7 @@ protect the content, what is read must be that of the whole input. ``settings`` 
 of a protocol a negative number, zero, NaN, infinity, huge numbers and a text. It must be refused in one line that
 names the setting, or a training step with it must give a finite loss. ``options`` does the same to the options of the
 commands. Everything else is a fault and is printed; the exit status is then 1. ``--seconds`` ends a sweep early; the
-next one goes on at ``--first``. Run in the repository, in pieces if need be; ``table`` adds the pieces up.
+next one continues at ``--first``. Run it in the repository, in pieces if necessary; ``table`` adds the pieces up.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def leaves(settings: Any, path: str = "") -> list[str]:
 
 def sweep_settings(options: argparse.Namespace) -> Tally:
     """Gives every setting every value; what is built is trained for a step."""
-    # Compilation is most of the time, and each setting is a program of its own.
+    # Most of the time is compilation, and each setting is a separate program.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     from benchmarks.robustness_step import Stepper
 
@@ -264,13 +264,13 @@ def _status(main_: Callable[[list[str]], int], line: list[str]) -> tuple[str, st
         AssertionError: another status than 0 or 2, or no line.
 
     """
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             status = main_(line)
         except SystemExit as end:  # argparse's own refusals
             status = end.code if isinstance(end.code, int) else 2
-    last = (said.getvalue().strip().splitlines() or [""])[-1]
+    last = (errors.getvalue().strip().splitlines() or [""])[-1]
     if status not in (0, 2) or (status == 2 and "error: " not in last):
         raise AssertionError(f"status {status}, {last[:200]!r}")
     return ("accepted" if status == 0 else "refused"), last

@@ -35,7 +35,7 @@ from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER, PromptBuilder
 from wmjax.policy.saved import find_policy, save_policy
 from wmjax.reporting.evaluation_page import write_report
-from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.benchmark_log import count_records, write_record
 from wmjax.rollout.protocol import load_protocol
 
 
@@ -113,7 +113,7 @@ def _make_parts(folder: Path) -> None:
 
 
 def _parts(folder: Path, scratch: Path, lenient: bool) -> object:
-    """What a recording and an encoding that go on do."""
+    """Resumes a recording and an encoding."""
     episodes = [load_episode(path) for path in sorted(folder.glob("*.npz"))]
     store = TrainingStore(folder / "store")
     spec = dataclasses.replace(PLANNED, dim=6, tokens_per_frame=4)
@@ -142,7 +142,7 @@ def _make_evaluation(folder: Path) -> None:
 
 
 def _records(folder: Path, scratch: Path, lenient: bool) -> object:
-    keep_record(folder, "libero_spatial", RECORD)
+    write_record(folder, "libero_spatial", RECORD)
     return count_records(folder, {"protocol": {"name": "libero_spatial"}, "recipe_hash": "a"})
 
 
@@ -151,7 +151,7 @@ RECORD: dict[str, Any] = {"header": {"recipe_hash": "a"}, "finished_at": "2026",
 
 def _make_records(folder: Path) -> None:
     for number in range(3):
-        keep_record(folder, "libero_spatial", {**RECORD, "finished_at": str(number)})
+        write_record(folder, "libero_spatial", {**RECORD, "finished_at": str(number)})
 
 
 def _make_backbone(folder: Path) -> None:

@@ -13,7 +13,7 @@ from tests.data.synthetic import make_latents, make_store
 from wmjax.core.settings import merge
 from wmjax.data.loader import make_loader
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.checks import require_fit
+from wmjax.experiment.checks import require_consistent
 from wmjax.experiment.config import Experiment, load
 from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import split_model, trainable_filter
@@ -69,7 +69,7 @@ class Stepper:
         """One step."""
         experiment = of_store(experiment, self._store)
         model, config = experiment.model, experiment.train
-        require_fit(experiment, self._store, evaluates=False)
+        require_consistent(experiment, self._store, evaluates=False)
         require_divisible(config.batch_size, make_mesh(experiment.mesh))
         inputs = make_inputs(self._store, self._latents, experiment.prompt, model, config)
         optimizer = make_optimizer(experiment.optimizer, config.steps, config.accumulate)

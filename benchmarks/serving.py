@@ -104,7 +104,7 @@ def started(
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on."""
+    """Finds this number of unused ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -133,12 +133,14 @@ class Asking:
     def ask(self, asked: Sequence[Decision], horizon: int) -> tuple[float, float, float]:
         """Median milliseconds of one decision, of what it took beside the policy, and of a step between decisions.
 
-        The second is NaN if the server does not say how long the policy took, the third if the dialect has no such
+        The second is NaN if the server does not report the policy's time, the third if the dialect has no such
         steps.
         """
         rows = list(self._threads.map(lambda d: self._row(d, horizon), asked))
         between = [time for times, _ in rows for time in times[1:] or [np.nan]]
-        decided, policy = (np.array(column) for column in zip(*((times[0], told) for times, told in rows), strict=True))
+        decided, policy = (
+            np.array(column) for column in zip(*((times[0], policy_ms) for times, policy_ms in rows), strict=True)
+        )
         return float(np.median(decided)), float(np.median(decided - policy)), float(np.median(between))
 
     def _row(self, decision: Decision, horizon: int) -> tuple[list[float], float]:
@@ -156,11 +158,11 @@ class Asking:
             client.ask(view, self.chosen)
             client.answer()
             times.append(1e3 * (time.perf_counter() - began))
-        told = client.timing["policy_ms"] if isinstance(client, OpenPIClient) else np.nan
-        return times, told
+        policy_ms = client.timing["policy_ms"] if isinstance(client, OpenPIClient) else np.nan
+        return times, policy_ms
 
     def close(self) -> None:
-        """Ends the connections, so that the next dialect's batches wait for nobody else."""
+        """Ends the connections, so that the next dialect's batches do not wait for them."""
         self._threads.shutdown()
         for client in self.clients:
             client.close()

@@ -10,7 +10,7 @@ The recording is written again as the dataset of another robot, and goes the way
 - state, 10 values: the hand's position in a base frame that is turned by a right angle and moved, the first two columns
   of its rotation matrix, and the width of the gripper;
 - action, 11 values: where the hand is to be (position and columns of the rotation) and a command of 0 or 1 for each of
-  two fingers, in the place of six deltas and one command.
+  two fingers, instead of six deltas and one command.
 
 Both trainings have the same settings, data, seeds and number of steps; only ``train.init_from`` differs. Scored are the
 episodes that neither saw: the root mean square distance between the predicted and the demonstrated target of the hand
@@ -121,8 +121,8 @@ def command(name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", f"wmjax.{name}", *arguments], check=True)
 
 
-def fit(store: Path, run: Path, start: str, seed: int, steps: int, held_out: int) -> Path:
-    """Trains, or goes on with a training that has not finished; returns its last checkpoint."""
+def train(store: Path, run: Path, start: str, seed: int, steps: int, held_out: int) -> Path:
+    """Trains, or resumes a training that has not finished; returns its last checkpoint."""
     if (run / "checkpoints" / f"{steps:08d}" / "manifest.json").exists():
         return checkpoint.find(run)
     episodes = len(json.loads((store / "manifest.json").read_text(encoding="utf-8"))["episodes"])
@@ -192,7 +192,7 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         for start in ("", options.start):
             run = options.out / "runs" / f"{'start' if start else 'scratch'}-s{seed}"
-            found = score(fit(store, run, start, seed, options.steps, options.held_out))
+            found = score(train(store, run, start, seed, options.steps, options.held_out))
             row = {"start": start or "scratch", "seed": seed, **dataclasses.asdict(found), "r2_arm": curve(run)}
             rows.append(row)
             print(json.dumps(row), flush=True)

@@ -1,4 +1,4 @@
-"""A policy of wmjax in vla-eval's own LIBERO benchmark: what it is shown there, and what becomes of the episodes.
+"""A policy of wmjax in vla-eval's own LIBERO benchmark: its observations there, and the outcomes of the episodes.
 
     python benchmarks/vla_eval_libero.py observations [--task 0] [--episodes 3] [--out FILE]
     python benchmarks/vla_eval_libero.py outcomes RUN [--task 0] [--episodes 5] [--out FILE]
@@ -69,7 +69,7 @@ class Played:
 
 
 def require_vla_eval() -> None:
-    """Checks that the package is there.
+    """Checks that the package is installed.
 
     Raises:
         UserError: it is not.
@@ -104,19 +104,19 @@ class InProcess:
         self._episode = EpisodeId(task["suite"], task["task_id"], "benchmark", task["episode_idx"])
         self._step, self._due, self._chunk = 0, [], np.zeros((0, 7), np.float32)
 
-    async def act(self, shown: dict[str, Any]) -> dict[str, Chunk]:
+    async def act(self, observation: dict[str, Any]) -> dict[str, Chunk]:
         """The action of one control step."""
         from wmjax.data.observation import resize_image
 
         if self._step % self._spec.frame_stride == 0:
-            views = [shown["images"][name] for name in ("agentview", "wrist")]
+            views = [observation["images"][name] for name in ("agentview", "wrist")]
             self._due.append(np.stack([resize_image(view, self._spec.image_size) for view in views]))
         number, row = divmod(self._step, HORIZON)
         if row == 0:
             frames = self._due if number else self._due * self._frames
-            state = shown["states"].astype(np.float32)
+            state = observation["states"].astype(np.float32)
             decision = Decision(
-                0, self._episode, number, self._step, np.stack(frames), state, shown["task_description"]
+                0, self._episode, number, self._step, np.stack(frames), state, observation["task_description"]
             )
             self._chunk, self._due = self.actor.act([decision])[0].actions, []
         self._step += 1
@@ -134,9 +134,9 @@ class Noted:
         self.actions: list[np.ndarray] = []
         self.start_episode, self.end_episode = connection.start_episode, connection.end_episode
 
-    async def act(self, shown: dict[str, Any]) -> dict[str, Any]:
+    async def act(self, observation: dict[str, Any]) -> dict[str, Any]:
         """The action, which is noted."""
-        answer: dict[str, Any] = await self._connection.act(shown)
+        answer: dict[str, Any] = await self._connection.act(observation)
         self.actions.append(np.array(answer["actions"]))
         return answer
 
@@ -163,10 +163,10 @@ async def play_theirs(connection: Any, episodes: Sequence[EpisodeId], limit: int
 
 
 def play_served(run: Path, episodes: Sequence[EpisodeId], limit: int, warm: int = 0) -> Played:
-    """As :func:`play_theirs`, through a server that is a process of its own and vla-eval's client.
+    """As :func:`play_theirs`, through a server in a separate process and vla-eval's client.
 
     Raises:
-        UserError: the server asks for other observations than :data:`PARAMETERS`.
+        UserError: the server requests other observations than :data:`PARAMETERS`.
 
     """
     from vla_eval.connection import Connection
@@ -176,7 +176,7 @@ def play_served(run: Path, episodes: Sequence[EpisodeId], limit: int, warm: int 
     async def drive(url: str) -> Played:
         async with Connection(url) as connection:
             if connection.server_info["observation_params"] != PARAMETERS:
-                raise UserError(f"the server asks for {connection.server_info['observation_params']}, not {PARAMETERS}")
+                raise UserError(f"the server requests {connection.server_info['observation_params']}, not {PARAMETERS}")
             return await play_theirs(connection, episodes, limit, warm)
 
     with served(run, 1, ["vla-eval"], "--horizon", str(HORIZON)) as urls:
@@ -231,14 +231,14 @@ def outcomes(run: Path, episodes: Sequence[EpisodeId], limit: int) -> dict[str, 
     return {**rows, "same actions": same, "episodes": [episode.key for episode in episodes]}
 
 
-def received(shown: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def received(observation: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Images [cameras, side, side, 3] and state of an observation, packed by vla-eval and unpacked by our server."""
     from vla_eval.protocol.messages import Message, MessageType, pack_message
 
     from wmjax.serving.packed import Limits, unpack
     from wmjax.serving.packed_text import arrays
 
-    payload = unpack(pack_message(Message(MessageType.OBSERVATION, shown)), Limits(), arrays)["payload"]
+    payload = unpack(pack_message(Message(MessageType.OBSERVATION, observation)), Limits(), arrays)["payload"]
     images = [payload["images"][name].decode(name, 1024) for name in ("agentview", "wrist")]
     return np.stack(images), payload["states"].astype(np.float32)
 
@@ -254,7 +254,7 @@ def draw_in(theirs: Any) -> None:
         theirs._env.env.sim._render_context_offscreen.gl_ctx.make_current()
 
 
-def show(theirs: Any) -> tuple[np.ndarray, np.ndarray]:
+def newest(theirs: Any) -> tuple[np.ndarray, np.ndarray]:
     """What our server receives of vla-eval's newest observation."""
     return received(asyncio.run(theirs.get_observation()))
 
@@ -264,7 +264,7 @@ def begin(episode: EpisodeId, theirs: Any, ours: Any) -> dict[str, float]:
     draw_in(theirs)
     task = theirs.get_tasks()[episode.task_id]
     asyncio.run(theirs.start_episode({**task, "episode_idx": episode.index}))
-    env, (images, state) = theirs._env.env, show(theirs)
+    env, (images, state) = theirs._env.env, newest(theirs)
     ours._place(episode, 0)
     found = {
         "start: objects and arm": far(env.sim.get_state().flatten(), ours.sim.get_state().flatten()),
@@ -294,13 +294,13 @@ def end(name: str, action: np.ndarray, theirs: Any, ours: Any) -> dict[str, floa
     images, hand = early(ours, action, POSES_AT)
     fingers = early(ours, action, POSES_AT + 1)[1]
     both(action, theirs, ours)
-    seen, state = show(theirs)
+    images_now, state = newest(theirs)
     return {
         f"{name}: physics": far(read_state(theirs._env.env), ours.sim_state()),
-        f"{name}: images, ours 4 ms earlier": far(seen, images),
+        f"{name}: images, ours 4 ms earlier": far(images_now, images),
         f"{name}: hand, ours 4 ms earlier": far(state[:6], hand[:6]),
         f"{name}: fingers, ours 2 ms earlier": far(state[6:], fingers[6:]),
-        f"{name}: images, ours now, mean": float(np.abs(seen - ours.render().astype(float)).mean()),
+        f"{name}: images, ours now, mean": float(np.abs(images_now - ours.render().astype(float)).mean()),
         f"{name}: hand, ours now (m)": far(state[:3], ours.state()[:3]),
     }
 
@@ -317,7 +317,7 @@ def compare(episode: EpisodeId, theirs: Any, ours: Any, quick: Any) -> dict[str,
 
     Args:
         episode: one of the benchmark's.
-        theirs: vla-eval's benchmark, without settling steps of its own.
+        theirs: vla-eval's benchmark, without its settling steps.
         ours: our environment, drawn as vla-eval draws it.
         quick: our environment, drawn as our policies are trained.
 

@@ -19,7 +19,7 @@ from wmjax.encoders.vjepa2.rotary import rotary_table
 
 @dataclasses.dataclass(frozen=True)
 class PredictorConfig:
-    """Size of the predictor, which is thrown away after pre-training."""
+    """Size of the predictor, which is discarded after pre-training."""
 
     hidden_size: int = 128
     num_layers: int = 4
@@ -145,7 +145,7 @@ class Jepa:
 
     @torch.no_grad()
     def targets(self, patches: torch.Tensor) -> torch.Tensor:
-        """What is predicted: the EMA encoder's features of all tokens, layer-normalised, ``[batch, tokens, dim]``."""
+        """The targets: the EMA encoder's features of all tokens, layer-normalised, ``[batch, tokens, dim]``."""
         outputs = self.encode(self.target, patches, None)
         size = (self.config.hidden_size,)
         if self.target_layers == 1:

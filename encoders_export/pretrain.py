@@ -84,8 +84,8 @@ class Clips:
             offset += len(store.frame_step)
         self.frames, self.starts = np.concatenate(frames), np.concatenate(starts)
         self.stores = [store.hash for store in stores]
-        seen = sorted({(task.suite, task.task_id) for store in stores for task in store.tasks})
-        self.scenes = {suite: [number for other, number in seen if other == suite] for suite, _ in seen}
+        tasks = sorted({(task.suite, task.task_id) for store in stores for task in store.tasks})
+        self.scenes = {suite: [number for other, number in tasks if other == suite] for suite, _ in tasks}
 
     def draw(self, rng: np.random.Generator, count: int, max_shift: int = CLIP_SHIFT) -> torch.Tensor:
         """uint8 ``[count, time, height, width, 3]``."""
@@ -196,8 +196,8 @@ class Pretrainer:
         with atomic_path(self.out / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         revision = f"pretrained-seed{self.settings.seed}-step{self.step}"
-        seen = {"wmjax_revision": revision, "wmjax_scenes": self.clips.scenes, "wmjax_stores": self.clips.stores}
-        write_json(self.out / "config.json", {**to_hf_config(self.config), **seen})
+        extra = {"wmjax_revision": revision, "wmjax_scenes": self.clips.scenes, "wmjax_stores": self.clips.stores}
+        write_json(self.out / "config.json", {**to_hf_config(self.config), **extra})
 
     def run(self, log_every: int = 25, save_every: int = 50) -> None:
         """Trains to the end of the budget, logging to ``metrics.jsonl``, and exports."""
@@ -246,7 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument(
         "--data", type=location, nargs="+", help="training stores, e.g. of wmjax.record --random-motion"
     )
-    source.add_argument("--suites", nargs="+", default=list(SUITES), help="record scenes of these, without --data")
+    source.add_argument(
+        "--suites", nargs="+", default=list(SUITES), help="without --data, record scenes of these suites"
+    )
     parser.add_argument("--out", type=local, required=True, help="encoder folder to write")
     parser.add_argument("--minutes", type=number("minutes", 0.01), default=PretrainConfig.minutes)
     parser.add_argument("--steps", type=whole_number("steps", 0), default=0, help="stop after this many steps instead")
@@ -254,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=whole_number("batch", 1), default=PretrainConfig.batch)
     layers, spread = whole_number("target-layers", 1), number("spread", 0)
     parser.add_argument("--target-layers", type=layers, default=PretrainConfig.target_layers)
-    parser.add_argument("--spread", type=spread, default=PretrainConfig.spread, help="weight against collapse")
+    parser.add_argument(
+        "--spread", type=spread, default=PretrainConfig.spread, help="weight of the loss against collapse"
+    )
     parser.add_argument(
         "--threads", type=whole_number("threads", 0), default=0, help="CPU threads (0: PyTorch decides)"
     )

@@ -1,4 +1,4 @@
-"""What an encoder knows: ridge probes from the pooled latent z(t) on held-out episodes.
+"""Ridge probes of an encoder: from the pooled latent z(t), on held-out episodes.
 
     python -m encoders_export.probe --data STORE [STORE ...] --encoder mini|FOLDER|random [--encoder ...]
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--encoder", action="append", help="mini, a folder or random; repeatable (default: mini, random)"
     )
-    parser.add_argument("--camera", help="whose tokens are read (default: the first of the stores)")
+    parser.add_argument("--camera", help="the camera whose tokens are read (default: the stores' first)")
     parser.add_argument("--json", type=local, help="also write the numbers there")
     return run_command(lambda: _run(parser.parse_args(arguments)))
 
@@ -67,9 +67,9 @@ def _run(options: argparse.Namespace) -> int:
     names = options.encoder or ["mini", "random"]
     stores = [TrainingStore(folder) for folder in options.data]
     camera = find_camera(stores, options.camera)
-    seen = (stores[0].spec.cameras[camera],)
+    cameras = (stores[0].spec.cameras[camera],)
     encoders = {
-        name: random_encoder(seen) if name == "random" else TorchEncoder(VJEPA2Settings(model=name, cameras=seen))
+        name: random_encoder(cameras) if name == "random" else TorchEncoder(VJEPA2Settings(model=name, cameras=cameras))
         for name in names
     }
     kinds = [functools.partial(encode, name, encoder, camera) for name, encoder in encoders.items()]

@@ -41,7 +41,7 @@ def load(folder: Path) -> Any:
 def hidden_states(
     model: Any, inputs: dict[str, torch.Tensor]
 ) -> tuple[Float32[np.ndarray, "batch length hidden"], Float32[np.ndarray, "batch length hidden"]]:
-    """Those in float32 (no TF32) and those in bfloat16, of the same weights."""
+    """Hidden states in float32 (no TF32) and in bfloat16, of the same weights."""
     found = []
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for dtype in (torch.float32, torch.bfloat16):

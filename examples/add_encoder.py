@@ -49,7 +49,7 @@ class ColourGrid(Encoder):
 
     @classmethod
     def describe(cls, config: ColourGridConfig) -> EncoderSpec:
-        """What the latents are. Every setting that changes a latent belongs into ``parameters``.
+        """The spec of the latents. Every setting that changes a latent must be in ``parameters``.
 
         Raises:
             UserError: no cells.

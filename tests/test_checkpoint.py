@@ -42,7 +42,7 @@ def test_round_trip_is_bit_exact_and_items_restore_alone(tmp_path: Path) -> None
 
 def test_keeps_the_newest_and_ignores_interrupted_saves(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, items(step), {}, keep=2)
+        checkpoint.save(tmp_path, step, items(step), {}, max_to_keep=2)
     assert checkpoint.complete_steps(tmp_path) == [2, 3]
     (tmp_path / "00000003" / "manifest.json").unlink()
     assert checkpoint.latest(tmp_path).name == "00000002"
@@ -53,7 +53,7 @@ def test_keeps_the_newest_and_ignores_interrupted_saves(tmp_path: Path) -> None:
 def test_a_checkpoint_that_was_evaluated_stays(tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4):
-        folder = checkpoint.save(root, step, items(step), {}, keep=2)
+        folder = checkpoint.save(root, step, items(step), {}, max_to_keep=2)
         if step == 2:
             (checkpoint.evaluations(folder) / "spatial_dev").mkdir(parents=True)
             (tmp_path / "evaluations" / "00000002" / "spatial_dev" / "summary.json").write_text("{}")
@@ -111,12 +111,12 @@ def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> 
     return caplog
 
 
-def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_business(
+def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_ignored(
     tmp_path: Path, heard: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "checkpoints"
     for step in (250, 500, 750):
-        checkpoint.save(root, step, items(step), {}, keep=3)
+        checkpoint.save(root, step, items(step), {}, max_to_keep=3)
     for name in ("00000500.bak", "notes", ".hidden", "1000"):
         shutil.copytree(root / "00000500", root / name)
     (root / "00000900").write_text("a file")
@@ -127,7 +127,7 @@ def test_the_newest_intact_checkpoint_is_used_and_a_copy_beside_it_is_nobodys_bu
     assert "00000750: manifest.json is not what" in heard.text and "00000500: state/" in heard.text
     assert checkpoint.find(tmp_path).name == "00000500", "a policy needs the averaged parameters only"
     assert checkpoint.latest(root).name == "00000250" and len(heard.records) == 2, "each is named once"
-    checkpoint.save(root, 1000, items(3), {}, keep=1)
+    checkpoint.save(root, 1000, items(3), {}, max_to_keep=1)
     assert (root / "00000500.bak" / "manifest.json").is_file() and (root / "00000900").is_file()
 
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_version_1_is_refused(tmp_path: Path) -> None:
             checkpoint.read_meta(folder)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays that are donated to the next step meanwhile are saved as they were."""
     go, hash_file = threading.Event(), checkpoint.hash_file
     monkeypatch.setattr(checkpoint, "hash_file", lambda path: go.wait(60) and hash_file(path))
@@ -188,7 +188,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert not np.asarray(restored["a"]).any()
 
 
-def test_what_is_kept(tmp_path: Path) -> None:
+def test_retention(tmp_path: Path) -> None:
     with checkpoint.Saver(tmp_path, checkpoint.Retention(max_to_keep=2, keep_period=4)) as saver:
         for step in range(1, 11):
             saver.save(step, {"ema": {"a": jnp.zeros(1)}}, {checkpoint.BAD: step in (9, 10)})

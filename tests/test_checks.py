@@ -17,7 +17,7 @@ from wmjax.core.paths import resource_folder
 from wmjax.core.settings import dotted, parse_overrides
 from wmjax.data.store import TrainingStore
 from wmjax.evaluate import parser
-from wmjax.experiment.checks import final_protocol, given_store, require_fit
+from wmjax.experiment.checks import final_protocol, given_store, require_consistent
 from wmjax.experiment.config import Experiment, load, recipe_names, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.next_steps import next_steps
@@ -37,15 +37,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrainingStore:
 
 @pytest.mark.parametrize("scale", ["mini", "smoke", "3b", "7b"])
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_what_ships_fits(recipe: str, scale: str) -> None:
-    require_fit(experiment(recipe=recipe, scale=scale))
+def test_shipped_recipes_are_consistent(recipe: str, scale: str) -> None:
+    require_consistent(experiment(recipe=recipe, scale=scale))
 
 
 REFUSED = [
     (("--train.validation_fraction", "0"), r"train\.validation_fraction is 0\.0; it must be above 0 and below 1"),
     (("--data.episodes_per_task", "1"), r"data\.episodes_per_task is 1; give at least 2"),
     (("--model.chunk", "2"), r"spatial_dev: open_loop_horizon is 4, but model\.chunk is 2; set model\.chunk to 4"),
-    (("--data.observation.frame_stride", "3"), r"4, no multiple of the frame stride .*frame_stride\), 3; change it"),
+    (("--data.observation.frame_stride", "3"), r"4, not a multiple of the frame stride .*frame_stride\), 3; change it"),
     (("--encoder.pooling_grid", "8"), r"model\.prophet\.tokens is 16, .* make 64 tokens per frame; set .* to 64"),
     (("--encoder.pooling_grid", "0"), r"model\.prophet\.tokens is 16, .* make 64 tokens"),
     (("--model.prophet.latent_dim", "96"), r"latent_dim is 96, .* make latents of 192 channels; set .* to 192"),
@@ -59,7 +59,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-def test_what_does_not_fit_is_refused_before_anything_is_made(
+def test_inconsistent_settings_are_refused_before_anything_is_made(
     settings: tuple[str, ...],
     message: str,
     dry: tuple[str, ...],
@@ -99,22 +99,22 @@ def test_demonstrations_of_another_simulator_are_refused_before_anything_is_enco
     assert "ObservationSpec.simulator is 'other==1'" in capsys.readouterr().err
 
 
-def test_only_what_is_used_must_fit() -> None:
+def test_only_used_settings_must_be_consistent() -> None:
     for recipe in ("e0_flow", "e0plus_flow"):
-        require_fit(experiment("--encoder.pooling_grid", "8", recipe=recipe))
-    require_fit(experiment("--encoder.pooling_grid", "8", recipe="prior_e2_flow"))  # its Prophet pools
-    require_fit(experiment("--encoder.model", "some/hub-id", "--encoder.pooling_grid", "0"))
-    require_fit(experiment("--model.chunk", "2"), evaluates=False)
+        require_consistent(experiment("--encoder.pooling_grid", "8", recipe=recipe))
+    require_consistent(experiment("--encoder.pooling_grid", "8", recipe="prior_e2_flow"))  # its Prophet pools
+    require_consistent(experiment("--encoder.model", "some/hub-id", "--encoder.pooling_grid", "0"))
+    require_consistent(experiment("--model.chunk", "2"), evaluates=False)
     oracle = ("--evaluation.protocol", "spatial_oracle")
-    require_fit(experiment(*oracle))
+    require_consistent(experiment(*oracle))
     with pytest.raises(UserError, match=r"oracle is 0\.0, but the policy acts without a memory of the future"):
-        require_fit(experiment(*oracle, recipe="e0_flow"))
+        require_consistent(experiment(*oracle, recipe="e0_flow"))
     closed = ("--evaluation.protocol", "spatial_closed")
-    require_fit(experiment(*closed))
+    require_consistent(experiment(*closed))
     with pytest.raises(UserError, match="corruption is 'closed', but the policy acts without a world memory"):
-        require_fit(experiment(*closed, recipe="e2aux_flow"))
+        require_consistent(experiment(*closed, recipe="e2aux_flow"))
     # The first action of a chunk waits for the delay, so a delay takes nothing of the chunk.
-    require_fit(experiment("--evaluation.protocol", "spatial_delay16", "--model.chunk", "4"))
+    require_consistent(experiment("--evaluation.protocol", "spatial_delay16", "--model.chunk", "4"))
 
 
 def test_real_time_execution_of_the_later_evaluation_has_to_fit_the_chunk_and_the_head(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_real_time_execution_of_the_later_evaluation_has_to_fit_the_chunk_and_th
     lines = ['suite = "libero_spatial"', "tasks = [0]", "episodes_per_task = 1", 'init = "random"', "max_steps = 9"]
     path.write_text("\n".join([*lines, "open_loop_horizon = 4", "execution_delay = 4", 'realtime = "rtc"']))
     late = ("--evaluation.protocol", str(path))
-    require_fit(experiment(*late))
+    require_consistent(experiment(*late))
     with pytest.raises(UserError, match=r"late: realtime is 'rtc' with an execution delay of 4, but chunks of 6"):
-        require_fit(experiment(*late, "--model.chunk", "6"))
+        require_consistent(experiment(*late, "--model.chunk", "6"))
     with pytest.raises(UserError, match=r"late: realtime is 'rtc', but the policy's head .*'regression'"):
-        require_fit(experiment(*late, recipe="e2_mse"))
+        require_consistent(experiment(*late, recipe="e2_mse"))
 
 
 def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
@@ -134,59 +134,59 @@ def test_a_learned_delay_needs_a_memory_that_reaches_its_actions() -> None:
     with pytest.raises(
         UserError, match=r"train\.delay is 16, .* end 24 control .* after 16; set .*future to 6 or more"
     ):
-        require_fit(experiment(*delay))
-    require_fit(experiment(*delay, "--model.prophet.future", "6"))
-    require_fit(experiment(*delay, recipe="e0_flow"))
-    require_fit(experiment("--train.delay", "8"))
+        require_consistent(experiment(*delay))
+    require_consistent(experiment(*delay, "--model.prophet.future", "6"))
+    require_consistent(experiment(*delay, recipe="e0_flow"))
+    require_consistent(experiment("--train.delay", "8"))
     with pytest.raises(UserError, match=r"train\.delay is 0, .* \(model\.chunk 24\) end 24 control steps"):
         labels = ("--data.demonstrations.label_steps", "24")
-        require_fit(experiment("--model.chunk", "24", "--prompt.length", "96", *labels))
+        require_consistent(experiment("--model.chunk", "24", "--prompt.length", "96", *labels))
 
 
-def test_a_policy_is_told_the_pending_actions_of_its_delay_and_evaluated_with_it(store: TrainingStore) -> None:
+def test_pending_actions_match_the_training_delay_and_the_evaluation(store: TrainingStore) -> None:
     late = ("--train.delay", "8", "--evaluation.protocol", "spatial_delay8")
     for recipe in ("e0_l1", "e1_flow", "e0state_mse", "oracle_l1"):
         fits = late if recipe != "oracle_l1" else (*late[:3], "spatial_moving_delay8_oracle")
-        require_fit(experiment(*fits, "--model.pending", "8", recipe=recipe))
+        require_consistent(experiment(*fits, "--model.pending", "8", recipe=recipe))
     for steps in ("4", "16"):
         with pytest.raises(
             UserError, match=rf"pending is {steps}, .* train\.delay 8 there are 8 .* set .* to 8, or to 0"
         ):
-            require_fit(experiment(*late, "--model.pending", steps))
+            require_consistent(experiment(*late, "--model.pending", steps))
     with pytest.raises(UserError, match=r"model\.pending is 8, but with train\.delay 0"):
-        require_fit(experiment("--model.pending", "8"))
+        require_consistent(experiment("--model.pending", "8"))
     for told in (("--model.pending", "8"), ("--model.roll_state", "true")):
         with pytest.raises(
-            UserError, match=r"spatial_dev: execution_delay is 0, but the policy is told .* the 8 control"
+            UserError, match=r"spatial_dev: execution_delay is 0, but the policy takes .* the 8 control"
         ):
-            require_fit(experiment("--train.delay", "8", *told))
+            require_consistent(experiment("--train.delay", "8", *told))
     slow = experiment(*late, "--data.observation.control_hz", "10", recipe="e0state_mse")
     with pytest.raises(UserError, match=r"it is not known how actions .* 10 Hz.* move the state"):
-        require_fit(slow)
+        require_consistent(slow)
     other = dataclasses.replace(store.action_spec, definition="joint positions")
     joints = types.SimpleNamespace(spec=store.spec, action_spec=other, episodes=store.episodes, tasks=store.tasks)
     joints.action_chunk = None
     with pytest.raises(UserError, match=r"how actions \(joint positions, 20 Hz\) move the state"):
-        require_fit(experiment(*late, "--prompt.length", "96", recipe="e0state_mse"), joints)
+        require_consistent(experiment(*late, "--prompt.length", "96", recipe="e0state_mse"), joints)
 
 
 def test_something_must_train_the_prophet() -> None:
     off = ("--model.memory.action_gradient", "false")
     with pytest.raises(UserError, match=r"world_loss is 0 and model\.memory\.action_gradient false"):
-        require_fit(experiment(*off, recipe="e1_flow"))
+        require_consistent(experiment(*off, recipe="e1_flow"))
     with pytest.raises(UserError, match=r"world_loss is 0 and model\.memory\.inject false"):
-        require_fit(experiment("--model.memory.world_loss", "0", recipe="e2aux_flow"))
-    require_fit(experiment(*off, recipe="e2_flow"))
+        require_consistent(experiment("--model.memory.world_loss", "0", recipe="e2aux_flow"))
+    require_consistent(experiment(*off, recipe="e2_flow"))
 
 
-def test_what_trains_is_float32() -> None:
+def test_trained_parameters_are_float32() -> None:
     with pytest.raises(UserError, match=r"model\.backbone\.param_dtype is bfloat16 with train\.trainable all"):
-        require_fit(experiment("--train.trainable", "all", scale="3b"))
-    require_fit(experiment("--train.trainable", "all", "--model.backbone.param_dtype", "float32", scale="3b"))
+        require_consistent(experiment("--train.trainable", "all", scale="3b"))
+    require_consistent(experiment("--train.trainable", "all", "--model.backbone.param_dtype", "float32", scale="3b"))
 
 
 @pytest.mark.parametrize("scale", ["mini", "3b", "7b"])
-def test_whatever_ships_trains_in_float32(scale: str) -> None:
+def test_shipped_scales_train_in_float32(scale: str) -> None:
     found = experiment(scale=scale)
     model = of_store(found, None).model
     shapes = nnx.eval_shape(lambda: VLA(model, rngs=nnx.Rngs(0)))
@@ -206,16 +206,16 @@ def test_the_latents_are_of_the_first_camera_unless_a_setting_says_which(store: 
     assert of_store(named, other).encoder.cameras == ("wrist",)  # type: ignore[arg-type]
 
 
-def test_a_given_store_says_what_it_holds(store: TrainingStore, tmp_path: Path) -> None:
+def test_a_given_store_is_checked_instead_of_the_recording_settings(store: TrainingStore, tmp_path: Path) -> None:
     def given(*settings: str) -> Experiment:
         return experiment("--data.path", str(store.folder), *settings)
 
     # What would be recorded does not matter: the store's own stride is 4.
-    require_fit(given("--data.observation.frame_stride", "3", "--data.episodes_per_task", "1"), store)
-    require_fit(experiment("--data.path", "elsewhere", "--data.observation.frame_stride", "3"))
+    require_consistent(given("--data.observation.frame_stride", "3", "--data.episodes_per_task", "1"), store)
+    require_consistent(experiment("--data.path", "elsewhere", "--data.observation.frame_stride", "3"))
     single = make_store(tmp_path / "single", lengths=(20, 30))
     with pytest.raises(UserError, match=r"data\.path is .*, where no task has 2 episodes"):
-        require_fit(given(), single)
+        require_consistent(given(), single)
 
 
 def test_the_tasks_of_the_evaluation_are_those_of_the_store(store: TrainingStore) -> None:
@@ -236,11 +236,11 @@ def test_a_plan_reads_its_protocol_once(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "short.toml"
     path.write_text((resource_folder("eval") / "protocols" / "spatial_dev.toml").read_text())
     found = experiment("--evaluation.protocol", str(path), "--evaluation.episodes_per_task", "3")
-    evaluation = require_fit(found)
+    evaluation = require_consistent(found)
     path.unlink()
     assert evaluation is not None and evaluation.protocol.episodes_per_task == 3
     assert evaluation.folder(tmp_path).name == "short-tasks0,1,2,4,6-n3"
-    assert require_fit(found, evaluates=False) is None
+    assert require_consistent(found, evaluates=False) is None
 
 
 def test_missing_demonstrations_are_named_at_once(

@@ -65,7 +65,7 @@ def test_two_recipes_of_one_axis_differ_in_what_it_owns_and_nothing_else(pair: t
 
 @pytest.mark.parametrize("head", ["mse", "flow"])
 def test_variants_differ_in_their_memory_only(head: str) -> None:
-    """The controls are controls: e1 is e2 but for one number, and no variant carries a setting of its own."""
+    """Variants are controlled: e1 differs from e2 in one number, and no variant has other settings."""
     settings = {variant: config.dotted(to_dict(load(f"{variant}_{head}"))) for variant in VARIANTS}
     for variant, mine in settings.items():
         differing = {key for key, value in settings["e2"].items() if mine[key] != value}
@@ -73,7 +73,7 @@ def test_variants_differ_in_their_memory_only(head: str) -> None:
         assert variant != "e1" or differing == {"recipe", "model.memory.world_loss"}
 
 
-def test_a_rolled_state_is_all_that_e0state_has_of_its_own() -> None:
+def test_e0state_differs_from_e0_only_in_the_rolled_state() -> None:
     one, other = (config.dotted(to_dict(load(name))) for name in ("e0_l1", "e0state_l1"))
     assert {key for key in one if one[key] != other[key]} == {"recipe", "model.roll_state"}
 
@@ -138,7 +138,7 @@ def test_a_dataset_may_name_the_protocol_of_its_suite() -> None:
     assert chosen.evaluation.protocol == "libero_object"
 
 
-def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+def test_a_run_from_before_a_setting_resumes_with_its_default(tmp_path: Path) -> None:
     values = to_dict(load("e2_flow"))
     older = json.loads(json.dumps(values))
     del older["train"]["delay"]
@@ -205,12 +205,12 @@ def test_bad_settings_are_named(arguments: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     ("axis", "text", "message"),
     [
-        ("variants", "[train]\nsteps = 3", "train.steps belongs into train/scales, not into train/variants"),
-        ("variants", "[model.head]\nsteps = 3", "model.head.steps belongs into train/heads, not into train/variants"),
+        ("variants", "[train]\nsteps = 3", "train.steps belongs in train/scales, not in train/variants"),
+        ("variants", "[model.head]\nsteps = 3", "model.head.steps belongs in train/heads, not in train/variants"),
         ("variants", "[heads.flwo]\nsteps = 3", "unknown head in new.toml, [heads] 'flwo'; did you mean flow"),
-        ("heads", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/variants"),
-        ("data", "dataset = 'object'", "dataset belongs into train/scales, not into train/data"),
-        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs into train/variants"),
+        ("heads", "[model.memory]\ninput = 'none'", "model.memory.input belongs in train/variants"),
+        ("data", "dataset = 'object'", "dataset belongs in train/scales, not in train/data"),
+        ("scales", "[model.memory]\ninput = 'none'", "model.memory.input belongs in train/variants"),
         ("variants", "extends = 'prior_e2'", "only one level"),
         ("variants", "=", "not valid TOML"),
     ],

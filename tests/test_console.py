@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def wmjax(*arguments: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the script's entry point in a process of its own, in another folder."""
+    """Runs the script's entry point in a separate process, in another folder."""
     line = [sys.executable, "-c", "import sys; from wmjax.core.console import main; sys.exit(main())", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "WMJAX_CACHE": str(tmp_path / "cache")}
     return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -52,7 +52,7 @@ def test_a_command_gets_its_arguments_and_sets_the_status(tmp_path: Path) -> Non
         (("trian",), 2, "error: unknown command 'trian'; did you mean train"),
     ],
 )
-def test_what_is_no_command_is_answered_at_once(
+def test_an_unknown_command_is_refused_at_once(
     arguments: tuple[str, ...], status: int, text: str, tmp_path: Path
 ) -> None:
     done = wmjax(*arguments, tmp_path=tmp_path)

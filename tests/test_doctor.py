@@ -1,4 +1,4 @@
-"""The doctor names what is wrong and how to mend it, and its reference frame is the simulator's."""
+"""The doctor names faults and their fixes, and its reference frame is the simulator's."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A run's backbone as files: what is written is what acted."""
+"""A run's backbone as files: the exported parameters are those of the policy."""
 
 import json
 from pathlib import Path

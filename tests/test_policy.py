@@ -1,4 +1,4 @@
-"""A policy sees in a rollout what it was trained on, and each row decides for itself."""
+"""A policy gets the observations of its training in a rollout, and each row decides independently."""
 
 import dataclasses
 import itertools
@@ -175,7 +175,7 @@ def test_a_prophecy_has_no_error_and_a_copy_that_of_copying() -> None:
     np.testing.assert_allclose(copied.copy, np.square(before - now).mean(axis=(1, 2)), rtol=1e-6)
 
 
-def test_a_constant_memory_needs_no_encoder_and_is_no_prediction(artefacts: tuple[dict, dict]) -> None:
+def test_a_constant_memory_needs_no_encoder_and_is_not_a_prediction(artefacts: tuple[dict, dict]) -> None:
     """Nor must its Prophet fit the encoder that an older checkpoint names."""
     small = dataclasses.replace(
         tiny_config("e0plus"), prophet=ProphetConfig(width=24, heads=2, layers=1, latent_dim=24)

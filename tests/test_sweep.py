@@ -67,7 +67,7 @@ def test_a_cell_has_its_own_settings_and_the_plans(plan: Path) -> None:
     assert cells[2].protocols[0].tasks == (2,)
 
 
-def test_the_train_command_reads_back_what_a_cell_says(tmp_path: Path) -> None:
+def test_the_train_command_reads_back_the_settings_of_a_cell(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(
         '[cells.a]\nconfig = "e0_l1"\nminutes = 1\nsettings.train.backbone_weights = "10"\n'
@@ -161,6 +161,6 @@ def test_tables_follow_from_the_json_alone(plan: Path) -> None:
     assert [result.episodes for result in read_results(folder)] == [10, 10, 10]
 
 
-def test_tables_of_nothing_are_one_line(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_without_finished_cells_are_one_line(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(plan), "--tables"]) == 2
     assert "no finished cell" in capsys.readouterr().err

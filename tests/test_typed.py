@@ -76,11 +76,11 @@ def test_names_need_no_brackets(text: str, names: tuple[str, ...]) -> None:
         ("", r"cameras is '', with an empty name; write names as in a,b, or \[\] for none"),
         ("top,", "'top,', with an empty name"),
         ("top,,wrist", "with an empty name"),
-        ("[top,wrist]", r"cameras is '\[top,wrist\]', no list; write names as in a,b or \[\"a\", \"b\"\]"),
-        ("top,'wrist", "no list; write names as in a,b"),
+        ("[top,wrist]", r"cameras is '\[top,wrist\]', not a list; write names as in a,b or \[\"a\", \"b\"\]"),
+        ("top,'wrist", "not a list; write names as in a,b"),
     ],
 )
-def test_a_text_that_is_no_list_of_names_is_refused(text: str, message: str) -> None:
+def test_a_text_that_is_not_a_list_of_names_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         convert(parse_value(text), tuple[str, ...], "cameras")
 

@@ -45,7 +45,7 @@ print(wmjax.__file__, resource_folder("train"), resource_folder("eval"), records
 
 
 def shipped() -> Iterator[tuple[Path, str]]:
-    """Every file that belongs into the wheel, and its name there."""
+    """Every file that must be in the wheel, and its name there."""
     for folder, place in PLACES.items():
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:

@@ -83,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         video = choose_video(options.source)
         frames, rate = read_video(video)
-        for kept, kept_rate, scale in candidates(frames, rate):
-            size = write_gif(options.out, kept, kept_rate * options.speed, scale)
+        for selected, selected_rate, scale in candidates(frames, rate):
+            size = write_gif(options.out, selected, selected_rate * options.speed, scale)
             if size <= options.limit:
-                print(f"{options.out}: {size / 1e6:.2f} MB, {len(kept)} of {len(frames)} frames of {video.name}")
+                print(f"{options.out}: {size / 1e6:.2f} MB, {len(selected)} of {len(frames)} frames of {video.name}")
                 return 0
         options.out.unlink()
         raise UserError(f"{video} does not fit into {options.limit} bytes; raise --limit or choose a shorter episode")

@@ -46,9 +46,9 @@ def main() -> None:
     subprocess.run(["uv", "lock", "--quiet"], cwd=ROOT, check=True)
     export = ["uv", "export", "--frozen", "--quiet", "--all-extras", "--all-groups", "--no-emit-project", "--no-hashes"]
     lines = subprocess.run(export, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    kept = [line for line in lines if "==" in line and "python_full_version < '3.12'" not in line]
+    selected = [line for line in lines if "==" in line and "python_full_version < '3.12'" not in line]
     head = "# Exact versions for Python 3.12 and 3.13, from uv.lock. Remake: python tools/lock.py\n"
-    NEWER.write_text(head + "\n".join(kept) + "\n", encoding="utf-8")
+    NEWER.write_text(head + "\n".join(selected) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

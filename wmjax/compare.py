@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--b", type=expand, nargs="+", default=[], help="the other system's evaluations, one per seed")
     parser.add_argument("--unpaired", action="store_true", help="the episodes differ, only the tasks are the same")
     parser.add_argument("--until", choices=("decided",), help="run episodes of both until the difference is decided")
-    parser.add_argument("--protocol", default="spatial_final", help="whose episodes are run, at most all of them")
+    parser.add_argument("--protocol", default="spatial_final", help="the protocol whose episodes are run, at most all")
     parser.add_settings("rule", SHORTS, StoppingRule())
     parser.add_settings("protocol", {})
 

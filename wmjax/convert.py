@@ -6,7 +6,7 @@ python -m wmjax.convert DATA --out STORE
 import sys
 from collections.abc import Sequence
 
-from wmjax.core.command import run_command, show_episodes
+from wmjax.core.command import print_progress, run_command
 from wmjax.core.location import local
 from wmjax.core.options import CommandParser
 from wmjax.core.settings import build
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         options, settings = parser.read(arguments)
         chosen = build(ConvertSettings, settings["convert"], "convert.")
-        print(describe_store(convert_dataset(options.data, options.out, chosen, show_episodes)))
+        print(describe_store(convert_dataset(options.data, options.out, chosen, print_progress)))
         return 0
 
     return run_command(body)

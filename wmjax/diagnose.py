@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = CommandParser("diagnose", __doc__)
     parser.add_argument("--run", type=location, required=True, help="folder or URL of a run, or one of its checkpoints")
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="which episodes are scored")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="the scored episodes")
     count = whole_number("batches", 1)
-    parser.add_argument("--batches", type=count, default=BATCHES, help=f"of 32 samples, at most (default: {BATCHES})")
+    parser.add_argument("--batches", type=count, default=BATCHES, help=f"at most N of 32 samples (default: {BATCHES})")
     parser.add_argument("--data", type=location, help="the training store of the run, if it is not in the cache")
     parser.add_argument("--held-out", type=location, help="a training store, on which the Prophet alone is scored")
     where = "the JSON file (default: RUN/diagnostics/STEP-SPLIT.json); the PNG is written beside it"

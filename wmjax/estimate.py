@@ -1,4 +1,4 @@
-"""Estimates what a training needs on accelerators that are not at hand, by compiling its step for them.
+"""Estimates what a training needs on accelerators that are not available, by compiling its step for them.
 
 python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 128
 
@@ -27,8 +27,10 @@ def parser() -> CommandParser:
     parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--topology", required=True, help=EXAMPLES)
-    parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples of an epoch")
-    parser.add_argument("--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="%% of roofline")
+    parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples per epoch")
+    parser.add_argument(
+        "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of the roofline"
+    )
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = options.config, options.scale, options.topology, options.dataset, settings
         request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
         if options.recommend:
-            found, render = recommend(request, compilers.run, report.show), report.render_recommendation
+            found, render = recommend(request, compilers.run, report.print_line), report.render_recommendation
         else:
             found, render = compilers.run(request), report.render
         print(json.dumps(found, indent=1) if options.json else render(found))

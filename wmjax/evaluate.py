@@ -4,7 +4,7 @@ python -m wmjax.evaluate --run RUN --protocol spatial_dev
 python -m wmjax.evaluate --policy ws://HOST:PORT     a policy of others, served by their own server (docs/serving.md)
 
 Every field of the protocol can be given as ``--protocol.NAME VALUE``, such as ``--protocol.execution_delay 8``; the
-shorter options below stand for the same fields. What differs from the protocol's file is recorded in ``header.json``.
+shorter options below set the same fields. What differs from the protocol's file is recorded in ``header.json``.
 On another machine, ``--encoder.model FOLDER`` and the like say where what the run was trained with lies now.
 """
 

@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("--push needs --format hub or lerobot, and --private needs --push; give them together")
         if options.format:
             place = {"push": options.push, "private": options.private}
-            told = export_for(options.format, options.run, options.out, options.policy or "float32", **place)
+            description = export_for(options.format, options.run, options.out, options.policy or "float32", **place)
         elif options.policy:
             save_policy(options.run, options.out, options.policy)
-            told = f"a policy for wmjax.load_policy, parameters in {options.policy}"
+            description = f"a policy for wmjax.load_policy, parameters in {options.policy}"
         else:
-            told = export_backbone(options.run, options.out, merge=options.merge)
-        print(f"{options.out}: {told}")
+            description = export_backbone(options.run, options.out, merge=options.merge)
+        print(f"{options.out}: {description}")
         return 0
 
     return run_command(body)

@@ -28,9 +28,9 @@ def parser() -> CommandParser:
     parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
     parser.add_argument("--weights", type=local, help="folder of the backbone's published weights and tokenizer")
     parser.add_argument("--json", type=local, help="file to write the findings to")
-    parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help=f"some of {', '.join(NAMES)}")
-    parser.add_argument("--skip", nargs="+", default=(), metavar="CHECK", help="all but these")
-    parser.add_argument("--minutes", type=whole_number("minutes", 1), default=30, help="for one check (default: 30)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="CHECK", help=f"some checks of {', '.join(NAMES)}")
+    parser.add_argument("--skip", nargs="+", default=(), metavar="CHECK", help="leave these checks out")
+    parser.add_argument("--minutes", type=whole_number("minutes", 1), default=30, help="per check (default: 30)")
     parser.add_sections(SECTIONS)
     return parser
 

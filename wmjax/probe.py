@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=location, nargs="+", required=True, help="training stores")
     parser.add_argument("--backbone", action="append", required=True, help="a folder, a hub id or random; repeatable")
     parser.add_argument("--scale", default="mini_lora", help="a file of train/scales (default: mini_lora)")
-    parser.add_argument("--camera", help="whose tokens are read (default: the first of the stores)")
+    parser.add_argument("--camera", help="the camera whose tokens are read (default: the stores' first)")
     parser.add_argument("--json", type=local, help="also write the numbers there")
     parser.add_sections(SECTIONS)
 

@@ -1,4 +1,4 @@
-"""Runs a plan of trainings and evaluations, and makes tables of what is finished.
+"""Runs a plan of trainings and evaluations, and makes tables of the finished ones.
 
 python -m wmjax.sweep PLAN.toml              what is left of the plan, cell by cell; run it again to resume
 python -m wmjax.sweep PLAN.toml --dry-run    what is left, with the stated minutes
@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("sweep", __doc__)
     parser.add_argument("plan", type=expand, help="a TOML file, see docs/experiments.md")
     minutes = number("minutes", 0)
-    parser.add_argument("--minutes", type=minutes, help="begin only cells that are stated to fit into so many minutes")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
-    parser.add_argument("--tables", action="store_true", help="run nothing; write tables and figure anew")
+    parser.add_argument("--minutes", type=minutes, help="begin only cells whose stated minutes fit into this limit")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and for how long")
+    parser.add_argument("--tables", action="store_true", help="run nothing; regenerate the tables and the figure")
 
     def body() -> int:
         options, _ = parser.read(arguments)

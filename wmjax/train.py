@@ -27,7 +27,7 @@ def parser() -> CommandParser:
     parser.add_argument("--scale", default="mini", help="a file of train/scales, such as mini_lora (default: mini)")
     parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
     parser.add_argument("--run", type=location, help="the run's folder, or URL (default: <cache>/runs/<name>)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would happen; touch no data and no weights")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run; read no data and no weights")
     parser.add_argument("--no-evaluation", action="store_true", help="stop after training")
     trackers = Short("trackers", "tensorboard, wandb, trackio beside metrics.jsonl (a,b)", tracker_names)
     parser.add_settings("train", {"tracker": trackers}, TrainConfig)

@@ -1,4 +1,4 @@
-"""Checks the published results against the committed evidence, and replays recorded episodes of it.
+"""Checks the published results against the committed evidence, and replays some of its episodes.
 
 python -m wmjax.verify                        hashes, the tables in README and docs, 20 replayed episodes per evaluation
 python -m wmjax.verify --replays 0            without the simulator
@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("verify", __doc__)
     replays = whole_number("replays", 0)
     parser.add_argument("--replays", type=replays, help="episodes of each evaluation to replay; default all recorded")
-    parser.add_argument("--write", action="store_true", help="write the tables in README and docs anew")
+    parser.add_argument("--write", action="store_true", help="regenerate the tables in README and docs")
     parser.add_argument("--add", type=expand, metavar="RESULTS", help="results folder to make evidence of")
-    parser.add_argument("--name", help="of the evidence, with --add")
+    parser.add_argument("--name", help="name of the evidence, with --add")
 
     def body() -> int:
         options = parser.read(arguments)[0]

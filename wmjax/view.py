@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wmjax.core.command import run_command, show_episodes, whole_number
+from wmjax.core.command import print_progress, run_command, whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--episodes", type=parse_episodes, help="episode numbers, such as 0,5,9")
     which.add_argument(
-        "--per-task", type=whole_number("per-task", 1), default=2, help="the first so many of each task (default 2)"
+        "--per-task", type=whole_number("per-task", 1), default=2, help="the first N episodes of each task (default: 2)"
     )
     parser.add_argument("--out", type=local, default=Path("view.html"), help="the page to write (default view.html)")
     parser.add_argument("--rerun", type=local, metavar="FILE.rrd", help="a file for the Rerun viewer, no page")
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rerun:
             write_rerun(out, store, indices, latents, options.run)
         else:
-            write_page(out, store, indices, latents, video_bytes, show_episodes)
+            write_page(out, store, indices, latents, video_bytes, print_progress)
         print(f"{out}: {len(indices)} episodes, {out.stat().st_size / 1e6:.1f} MB")
         return 0
 

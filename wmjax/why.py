@@ -1,4 +1,4 @@
-"""Says why a policy fails in closed loop although its loss is low: the likely causes first, with commands.
+"""Explains why a policy with a low loss fails in closed loop: the likely causes first, with commands.
 
 python -m wmjax.why --run RUN
 

@@ -30,7 +30,7 @@ def run(session: Session) -> None:
     config = qwen_config(session.sizes)
     model, seconds = clocked(lambda: load(qwen_folder(session)))
     session.record(what="load", seconds=seconds, torch=torch.__version__, transformers=transformers.__version__)
-    session.attempt(functools.partial(keep_hidden_states, session, config, model), needs=20, what="hidden states")
+    session.attempt(functools.partial(save_hidden_states, session, config, model), needs=20, what="hidden states")
     step = TorchStep(session, config, model)
     for mode in ("checkpointing", "eager"):
         if session.attempt(functools.partial(step.switch, mode), needs=15, what="switch", mode=mode) is None:
@@ -46,7 +46,7 @@ def reference_inputs(session: Session, config: Qwen2_5_VLConfig, batch: int) -> 
     return {name: torch.from_numpy(array).to(DEVICE) for name, array in arrays.items()}
 
 
-def keep_hidden_states(session: Session, config: Qwen2_5_VLConfig, model: Any) -> dict[str, Any]:
+def save_hidden_states(session: Session, config: Qwen2_5_VLConfig, model: Any) -> dict[str, Any]:
     """Saves the hidden states of two prompts in float32 (no TF32) and in bfloat16, of the same weights."""
     full, half = hidden_states(model, reference_inputs(session, config, 2))
     np.savez(reference_file(session), full=full, half=half)

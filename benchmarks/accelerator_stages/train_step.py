@@ -1,6 +1,6 @@
 """wmjax's own training step of ``e2_flow`` at 3b: its settings first, then prototypes of faster ones.
 
-Samples per second are of a batch that lies on the device, and for the first variant also of one that comes from the
+Samples per second are of a batch that is on the device, and for the first variant also of one that comes from the
 host with every step. Model FLOPs are counted from the step without recomputation (``wmjax/scaling/flops.py``). What a
 variant's patches change is in ``variants.py``.
 """

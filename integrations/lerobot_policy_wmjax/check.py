@@ -1,4 +1,4 @@
-"""Checks the plug-in with the real LeRobot, see ``try.sh``: ``python check.py FOLDER``, which is made anew.
+"""Checks the plug-in with the real LeRobot, see ``try.sh``: ``python check.py FOLDER``, which is recreated.
 
 1. ``wmjax.export --format lerobot`` writes the policy ``mini``; LeRobot finds the plug-in and loads the folder.
 2. Two recorded episodes are shown to it through LeRobot's processors, step by step, as ``lerobot-eval`` shows an
@@ -49,7 +49,7 @@ STEPS = 40
 """Control steps that are compared: five decisions."""
 
 
-def shown(store: wmjax.TrainingStore, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def observed(store: wmjax.TrainingStore, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Frames ``[2, cameras, size, size, 3]``, states ``[2, state]`` and sentences of both episodes."""
     entries = store.episodes[:2]
     frames = [store.frames[e["frame_start"] + step // store.spec.frame_stride] for e in entries]
@@ -67,7 +67,7 @@ def through_lerobot(folder: Path, store: wmjax.TrainingStore) -> np.ndarray:
     policy.reset()
     actions = []
     for step in range(STEPS):
-        frames, states, sentences = shown(store, step)
+        frames, states, sentences = observed(store, step)
         images = torch.from_numpy(frames).permute(1, 0, 4, 2, 3).float() / 255  # as lerobot.envs.utils makes them
         batch = dict(zip(config.cameras, images, strict=True))
         batch |= {"observation.state": torch.from_numpy(states), "task": sentences}
@@ -82,8 +82,8 @@ def without_lerobot(place: str | Path, store: wmjax.TrainingStore, episode: int 
     carry, horizon, actions = policy.initial_carry(), policy.open_loop_horizon, []
     for number, step in enumerate(range(0, STEPS, horizon)):
         due = range(step - horizon + stride, step + 1, stride)
-        images = np.stack([shown(store, max(0, at - late))[0] for at in due], 1)
-        _, states, sentences = shown(store, step)
+        images = np.stack([observed(store, max(0, at - late))[0] for at in due], 1)
+        _, states, sentences = observed(store, step)
         prompt = join_prompts([policy.prompt(sentence) for sentence in sentences])
         keys = [named_key(0, f"rollout/lerobot/{row}/random/{episode}", number) for row in range(2)]
         observation = wmjax.Observation(images, states, prompt, np.full(2, number == 0))

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tries the plug-in with the real LeRobot, in an environment of its own: the policy `mini` acts through LeRobot as it does
+# Tries the plug-in with the real LeRobot, in a separate environment: the policy `mini` acts through LeRobot as it does
 # without, and lerobot-eval runs an episode in LIBERO.
 # Usage: ./try.sh [FOLDER]    FOLDER holds the environment (3 GB) and the exported policy; default /tmp/lerobot_policy_wmjax
 #
-# LeRobot 0.4.4 is the newest for Python 3.11. It asks for torch < 2.11, and pip would take a CUDA build for that; it runs
+# LeRobot 0.4.4 is the newest for Python 3.11. It requires torch < 2.11, and pip would take a CUDA build for that; it runs
 # with the CPU build of torch 2.13.0, so LeRobot is installed without its requirements, and what it imports beside it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

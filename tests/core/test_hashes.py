@@ -1,4 +1,4 @@
-"""Hashes name caches and identify artefacts that exist, so their values stay what they are."""
+"""Hashes name caches and identify existing artefacts, so their values must not change."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The flag grammar: settings by their full names, short options for some, and one line for what is neither."""
+"""The flag grammar: settings by their full names, short options for some, and a one-line error for anything else."""
 
 import dataclasses
 from typing import Any

@@ -64,7 +64,7 @@ LEAK = """
 import json
 from benchmarks import loader_scaling
 found = loader_scaling.memory((1_000, 10_000), 10_000)
-kept = list(zip(range(40), loader_scaling.stream(loader_scaling.stand_in(10_000)), strict=False))
+kept = list(zip(range(40), loader_scaling.stream(loader_scaling.placeholder_store(10_000)), strict=False))
 print(json.dumps([*found.values(), loader_scaling.anonymous_megabytes(), len(kept)]))
 """
 
@@ -90,11 +90,13 @@ def test_an_index_of_any_size_is_read(tmp_path: Path, capsys: pytest.CaptureFixt
     assert set(found["anonymous_megabytes"]) == {"64", "128"}
     printed = capsys.readouterr().out
     assert "5,000 index entries" in printed and "images and latents: the fastest size is" in printed
-    assert next(loader_scaling.stream(loader_scaling.stand_in(100)))["future"].shape[2:] == loader_scaling.LATENT
+    assert (
+        next(loader_scaling.stream(loader_scaling.placeholder_store(100)))["future"].shape[2:] == loader_scaling.LATENT
+    )
     ids = np.concatenate(
         [
             batch["sample_id"]
-            for _, batch in zip(range(10), loader_scaling.stream(loader_scaling.stand_in(300)), strict=False)
+            for _, batch in zip(range(10), loader_scaling.stream(loader_scaling.placeholder_store(300)), strict=False)
         ]
     )
     assert set(ids[:300].tolist()) == set(range(300))

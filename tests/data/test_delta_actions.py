@@ -101,7 +101,7 @@ def test_all_are_the_dimensions_that_the_state_has_by_name() -> None:
         (["tilt"], "the actions have no 'tilt'; choose of pan, grip, raise"),
         (["raise"], "the state have no 'raise'; choose of lift, pan, speed, grip"),
         (["grip"], "'grip' is a gripper command; leave it out"),
-        (["pan", "pan=lift"], "'pan' stands there twice"),
+        (["pan", "pan=lift"], "'pan' occurs twice"),
         (["pan=speed"], "'pan' is in 'rad' as an action and in 'rad/s' in the state"),
     ],
 )

@@ -331,7 +331,7 @@ def test_damage_is_one_clear_line_and_no_store(tmp_path, damage):
 
 
 def test_a_source_that_is_nothing_is_refused():
-    with pytest.raises(UserError, match="no folder there and no hub id"):
+    with pytest.raises(UserError, match="neither an existing folder nor a hub id"):
         resolve("/no/such/folder", None)
 
 

@@ -321,7 +321,7 @@ def test_names_that_lead_out_of_a_folder_are_refused():
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/outside/run/a/../../b", b"")
     try:
-        with pytest.raises(UserError, match=r"holds an object named 'a/\.\./\.\./b', which is no file below a folder"):
+        with pytest.raises(UserError, match=r"holds an object named 'a/\.\./\.\./b', which is not a file below it"):
             Remote("memory://outside/run").files()
     finally:
         fs.rm("/outside", recursive=True)

@@ -61,7 +61,7 @@ class Episode:
         return self.wait(5)
 
     def lose(self, fall: float) -> "Episode":
-        """The object falls out of the fingers, which are told nothing else."""
+        """The object falls out of the fingers without a new command."""
         self.held = False
         self.item = self.item - [0, 0, fall]
         return self.wait(5)

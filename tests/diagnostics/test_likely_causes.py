@@ -49,7 +49,7 @@ def test_what_would_make_every_policy_fail_comes_first() -> None:
     assert "pixels differ" in causes[0].text and "failed episodes" in causes[-1].text
 
 
-def test_what_is_not_known_is_no_cause() -> None:
+def test_unknown_evidence_is_not_a_cause() -> None:
     assert likely_causes(Evidence("RUN", "e2_flow")) == []
 
 

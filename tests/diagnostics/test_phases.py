@@ -43,7 +43,7 @@ def test_an_error_counts_in_its_phase():
         mask=np.ones((40, 8), bool),
         state=np.zeros((40, 8), np.float32),
         near_change=np.zeros((40, 8, 1), bool),
-        held=np.zeros((40, 1), bool),
+        closed_before=np.zeros((40, 1), bool),
         spec=ACTION_SPEC,
         task=np.zeros(40, int),
     )

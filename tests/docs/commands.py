@@ -58,7 +58,7 @@ def settings() -> set[str]:
 
 @functools.cache
 def section_settings(module: str) -> set[str]:
-    """The settings of a command that has sections of its own, by dotted name."""
+    """The settings of a command with its own sections, by dotted name."""
     return {f"{section}.{name}" for section, kind in SECTIONS[module] for name in setting_names(kind)}
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def example(name: str, *arguments: str, cache: Path) -> str:
-    """Runs an example in a process of its own and returns what it printed."""
+    """Runs an example in a separate process and returns its output."""
     line = [sys.executable, str(ROOT / "examples" / name), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "WMJAX_CACHE": str(cache)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=900)

@@ -1,4 +1,4 @@
-"""A robot that is not LIBERO's goes the whole way: LeRobot dataset, training store, training, diagnosis, acting.
+"""A robot other than LIBERO's passes all stages: LeRobot dataset, training store, training, diagnosis, acting.
 
 Two arms of six joints with a gripper each, in the middle and at the end of the action; three cameras, 50 Hz.
 """

@@ -190,7 +190,7 @@ def test_a_pretrained_backbone_stays_frozen_and_acts_and_a_random_one_is_the_con
     )
     shown = command(*pretrain)  # the policy is trained already
     assert "step 10/30" not in shown and "libero_spatial/2" not in shown and "as a Hugging Face checkpoint" in shown
-    assert f"error: {exported} is there already" in command(*pretrain, status=2)
+    assert f"error: {exported} exists already" in command(*pretrain, status=2)
     shown = command("wmjax.train", cache, *FROZEN, "--train.backbone_weights", str(exported))
     assert "recording" not in shown and "libero_spatial/2" in shown
     command("wmjax.train", cache, *FROZEN, "--train.backbone_weights", "random", "--no-evaluation")

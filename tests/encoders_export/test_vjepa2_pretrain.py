@@ -163,7 +163,7 @@ def test_objects_together_weigh_by_how_far_they_are_moved():
     assert found["objects xy"] > 0.98 and 0.4 < found["objects xy (median)"] < 0.6
 
 
-def test_probes_find_what_is_there_and_not_what_is_not(store: TrainingStore):
+def test_probes_find_a_planted_signal_and_no_other(store: TrainingStore):
     table = probe([store], 0, [])
     assert table["pixels 8x8"]["eef xyz"] > 0.5
     assert table["pixels 8x8"]["gripper"] < 0.3  # noise in this store

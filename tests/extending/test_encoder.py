@@ -14,7 +14,7 @@ from tests.extending.runs import losses, rollout_latents, small, train_and_load
 from wmjax.core.errors import UserError
 from wmjax.data.latents import LatentStore
 from wmjax.encoders.base import describe
-from wmjax.experiment.checks import require_fit
+from wmjax.experiment.checks import require_consistent
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.pipeline.latents import encode
 
@@ -76,7 +76,7 @@ def test_its_settings_are_typed_checked_and_survive_a_checkpoint() -> None:
     made = load("e2_flow", overrides=overrides)
     assert from_dict(to_dict(made)) == made and describe(made.encoder).tokens_per_frame == 9
     with pytest.raises(UserError, match=r"model.prophet.tokens is 16, .* make 9 tokens per frame; set .* to 9"):
-        require_fit(made)
+        require_consistent(made)
     with pytest.raises(UserError, match=r"unknown setting 'encoder.model'"):
         load("e2_flow", overrides={"encoder": {"kind": KIND, "model": "mini"}})
     with pytest.raises(UserError, match=r"encoder.cameras is \['a', 'a'\]; name each camera once"):

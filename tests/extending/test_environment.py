@@ -1,4 +1,4 @@
-"""``docs/extending.md`` proved: an environment of another package in the real pool, runner and report."""
+"""The environment of ``docs/extending.md``: one of another package in the real pool, runner and report."""
 
 import dataclasses
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_a_protocol_that_the_environment_cannot_run_is_refused(
         dataclasses.replace(protocol, **change)
 
 
-def test_what_it_cannot_do_is_refused(protocol: Protocol, tmp_path: Path) -> None:
+def test_unsupported_options_are_refused(protocol: Protocol, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="corners do not move"):
         moving = dataclasses.replace(protocol, target_velocity=0.1)
         evaluate(Noop(PointRobot.observation_spec), moving, tmp_path / "moving", workers=1)

@@ -43,7 +43,7 @@ def test_it_is_converted_by_the_command(tmp_path: Path, capsys: pytest.CaptureFi
         assert (found.images == 50 * index).all()
 
 
-def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_episodes(tmp_path / "data")
     given = ["--out", str(tmp_path / "store"), "--format", KIND]
     assert convert([str(tmp_path), *given]) == 2

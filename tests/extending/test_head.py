@@ -62,7 +62,7 @@ def test_its_settings_are_typed_and_survive_a_checkpoint() -> None:
         ("wmjax.models.heads.flow:TIME", r"model.head.kind is 'wmjax.models.heads.flow:TIME', a int; give the name of"),
     ],
 )
-def test_a_head_that_is_not_there_is_one_line(kind: str, message: str) -> None:
+def test_an_unknown_head_is_one_line(kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load("e2_flow", overrides={"model": {"head": {"kind": kind}}})
 

@@ -34,9 +34,7 @@ def test_it_is_measured_by_the_command(tmp_path: Path) -> None:
     assert "path/length" in (out / "report.html").read_text()
 
 
-def test_one_that_is_not_there_is_refused_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_metric_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--policy", "noop", "--out", str(tmp_path / "out"), "--metrics", "smoothnes"]) == 2
     assert "unknown evaluation.metrics 'smoothnes'; did you mean smoothness" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -60,14 +58,14 @@ class Unfinished(EpisodeMetric):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("builtins:int", "is no subclass of wmjax.rollout.metrics.EpisodeMetric; make it one"),
+        ("builtins:int", "is not a subclass of wmjax.rollout.metrics.EpisodeMetric; make it one"),
         ("tests.extending.test_metric:Unfinished", "lacks measure of wmjax.rollout.metrics.EpisodeMetric; give it"),
         ("tests.extending.test_metric:KIND", "a str; give the name of a class"),
         ("brk_broken:Metric", "cannot be imported (SyntaxError: "),
         ("brk_raises:Metric", "cannot be imported (RuntimeError: no display)"),
     ],
 )
-def test_what_is_no_metric_is_refused_in_a_line(
+def test_a_class_that_is_not_a_metric_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
     (tmp_path / "brk_broken.py").write_text("class Metric(:\n")
@@ -78,16 +76,16 @@ def test_what_is_no_metric_is_refused_in_a_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_a_metric_that_stands_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_named_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["smoothness", "wmjax.rollout.metrics:Smoothness"]
     assert evaluate(["--policy", "noop", "--out", str(tmp_path / "out"), "--metrics", *words]) == 2
-    assert "smoothness stands there twice; name it once" in capsys.readouterr().err
+    assert "smoothness occurs twice; name it once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (ValueError("no\nsteps"), r"Given failed on .* \(ValueError: no steps\); mend it"),
+        (ValueError("no\nsteps"), r"Given failed on .* \(ValueError: no steps\); correct the metric"),
         (None, r"Given failed on .* \(TypeError: "),
         ({"a": "3"}, "Given gave 'a': '3' on .*; give numbers by name"),
         ({"a": None}, "Given gave 'a': None on .*; give numbers by name"),

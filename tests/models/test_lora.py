@@ -104,11 +104,34 @@ def assert_same(found, wanted) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"remat": "full", "scan_unroll": 2}, pytest.param({"remat": "dots_no_batch"}, marks=pytest.mark.long)]
+    "change",
+    [
+        {"remat": "full", "scan_unroll": 2},
+        {"remat": "names"},
+        pytest.param({"remat": "dots_no_batch"}, marks=pytest.mark.long),
+    ],
 )
 def test_recomputing_and_unrolling_change_nothing(change: dict) -> None:
     lora, key = LoRAConfig(rank=2, dropout=0.3), jax.random.key(7)
     assert_same(loss_and_gradients(make(lora=lora, **change), key=key), loss_and_gradients(make(lora=lora), key=key))
+
+
+def test_each_remat_policy_keeps_less_than_the_next() -> None:
+    """The arrays that the forward pass leaves to the backward pass; adapters make two more products per layer."""
+    lora = LoRAConfig(rank=2)
+
+    def kept(remat: str) -> int:
+        graph, trained, rest = nnx.split(make(lora=lora, remat=remat), nnx.LoRAParam, ...)
+
+        def forward(trained: nnx.State) -> jax.Array:
+            own = nnx.merge(graph, trained, rest)
+            return own.forward(own.embed(TOKENS), POSITIONS, MASK)
+
+        residuals = jax.eval_shape(lambda: jax.vjp(forward, trained)[1])
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+
+    sizes = {remat: kept(remat) for remat in ("full", "names", "dots_no_batch", "dots", "none")}
+    assert list(sizes.values()) == sorted(set(sizes.values())), sizes
 
 
 @pytest.mark.parametrize("axis", ["fsdp", "tensor"])

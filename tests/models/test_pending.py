@@ -98,9 +98,9 @@ def test_the_action_loss_reaches_the_embedding(head: str) -> None:
 
 def test_what_is_missing_or_of_another_number_is_refused() -> None:
     model = told("e0")
-    with pytest.raises(UserError, match=r"pending actions are missing; the model is told \[batch, 3, 7\]"):
+    with pytest.raises(UserError, match=r"pending actions are missing; the model expects \[batch, 3, 7\]"):
         model.hidden(INPUTS)
-    with pytest.raises(UserError, match=r"pending actions are \[3, 2, 7\]; the model is told"):
+    with pytest.raises(UserError, match=r"pending actions are \[3, 2, 7\]; the model expects"):
         model.hidden(TOLD._replace(pending=PENDING[:, :2]))
     with pytest.raises(UserError, match=r"model\.roll_state is true with model\.use_state false"):
         dataclasses.replace(tiny_config("e0"), roll_state=True, use_state=False)

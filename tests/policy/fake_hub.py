@@ -49,7 +49,7 @@ class Repository:
 
 
 class RefusedError(Exception):
-    """An answer that is no success."""
+    """An error answer."""
 
     def __init__(self, status: int, code: str = "", message: str = "", **body: str) -> None:
         super().__init__(code)

@@ -208,7 +208,7 @@ def test_a_hub_out_of_order_is_one_line(folder: Path, hub: Hub) -> None:
         (WRITER, ["--merge"], "leave it out with --policy and --format"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_work(
+def test_impossible_uploads_are_refused_before_the_work(
     token: str, options: list[str], message: str, run: Path, hub: Hub, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused_before_the_work(
 
 @pytest.mark.slow
 def test_the_address_is_read_from_the_environment(folder: Path, tmp_path: Path) -> None:
-    """As a user runs it: a process of its own that knows HF_ENDPOINT and HF_TOKEN."""
+    """Runs as a user does: in a separate process with HF_ENDPOINT and HF_TOKEN."""
     with serve() as hub:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,

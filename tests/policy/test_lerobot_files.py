@@ -1,4 +1,4 @@
-"""What LeRobot reads beside a policy's own files. The plug-in itself is tried with LeRobot, by its ``try.sh``."""
+"""The files that LeRobot reads beside a policy's own. The plug-in itself is tried with LeRobot, by its ``try.sh``."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""A policy that is told its pending actions, or the state that they lead to."""
+"""A policy whose input has its pending actions, or the state that they lead to."""
 
 import dataclasses
 from pathlib import Path
@@ -89,7 +89,9 @@ def test_a_rolling_policy_is_the_plain_one_in_the_state_that_will_be(rolling: Po
     np.testing.assert_array_equal(decide(still, None), decide(make(delay=0), None))
 
 
-def test_with_real_time_execution_the_first_of_them_are_told_and_the_rest_is_continued(told: Policy) -> None:
+def test_with_real_time_execution_the_first_pending_actions_are_an_input_and_the_rest_is_continued(
+    told: Policy,
+) -> None:
     late = make(options={"realtime": "blend", "execution_delay": 4}, pending=DELAY)
     assert (late.pending_steps, late.committed) == (DELAY + 4, 2)
     longer = np.concatenate([PENDING, RANDOM.uniform(-0.5, 0.5, (2, 4, 7)).astype(np.float32)], 1)
@@ -99,7 +101,9 @@ def test_with_real_time_execution_the_first_of_them_are_told_and_the_rest_is_con
     np.testing.assert_allclose(decide(late, None, first=True), decide(told, HOLD), atol=1e-6)
 
 
-def test_on_a_recording_it_is_told_what_was_executed_then(told: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_recording_the_pending_actions_are_the_executed_ones(
+    told: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, seen = TrainingStore(Path(__file__).parents[1] / "fixtures" / "two_episodes"), []
 
     def note(self: Policy, carry: Any, observation: Observation, keys: Any, **given: Any) -> tuple[Any, Any, dict]:
@@ -114,7 +118,7 @@ def test_on_a_recording_it_is_told_what_was_executed_then(told: Policy, monkeypa
         np.testing.assert_array_equal(pending, episode.executed[step : step + DELAY][None])
 
 
-def test_what_does_not_fit_is_refused(told: Policy) -> None:
+def test_pending_actions_of_another_shape_are_refused(told: Policy) -> None:
     with pytest.raises(ValueError, match="pending actions are missing after an episode's first decision; give 2"):
         decide(told, None)
     with pytest.raises(ValueError, match="1 pending actions; the policy takes 2"):

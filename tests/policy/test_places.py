@@ -1,4 +1,4 @@
-"""Runs that are read elsewhere: other places for what their settings name, and the copies that they keep."""
+"""Runs that are read on another machine: other locations for their settings, and the copies in their folder."""
 
 import dataclasses
 import shutil
@@ -18,7 +18,7 @@ from wmjax.experiment.plan import save_settings
 from wmjax.models.backbones.qwen2_5_vl.prompt import MINI_TOKENIZER
 from wmjax.models.prompts import make_prepare
 from wmjax.policy import places
-from wmjax.policy.places import ASSETS, keep_assets, read_places
+from wmjax.policy.places import ASSETS, copy_assets, read_places
 from wmjax.policy.policy import load_policy
 from wmjax.policy.saved import find_policy, save_policy
 from wmjax.sim.libero import OBSERVATION_SPEC
@@ -43,7 +43,7 @@ def train(run: Path, experiment: Experiment) -> Path:
     hashes = make_prepare(experiment.prompt, experiment.model, OBSERVATION_SPEC).hashes
     specs = plain_specs(OBSERVATION_SPEC)
     meta = {"experiment": to_dict(experiment), "specs": specs, "backbone_hash": None, "prompt": hashes}
-    keep_assets(run, experiment)
+    copy_assets(run, experiment)
     checkpoint.save(run / "checkpoints", 1, {"ema": parameters(experiment)}, meta)
     return run
 
@@ -72,18 +72,18 @@ def test_a_runs_folder_moves_to_another_machine_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(acts(place), before)
 
 
-def test_the_copies_are_what_was_trained_with_whatever_became_of_the_original(tmp_path: Path) -> None:
+def test_the_copies_are_used_if_the_original_changed(tmp_path: Path) -> None:
     experiment = named(tmp_path)
     run = train(tmp_path / "run", experiment)
     before = acts(run)
     (tmp_path / "our_encoder" / "model.safetensors").write_bytes(b"another")
     (tmp_path / "our_tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
-    keep_assets(run, experiment)  # a run that resumes
+    copy_assets(run, experiment)  # a run that resumes
     np.testing.assert_array_equal(acts(run), before)
 
 
 @pytest.mark.slow
-def test_what_is_large_stays_where_it_is_and_its_place_can_be_named(
+def test_large_files_are_not_copied_and_their_place_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "MAX_BYTES", 100)
@@ -106,7 +106,7 @@ def test_what_is_large_stays_where_it_is_and_its_place_can_be_named(
         acts(run, places=both)
 
 
-def test_places_are_taken_from_a_command_line_and_nothing_else_is() -> None:
+def test_a_command_line_may_only_change_places() -> None:
     words = [word for group, name in FOLDERS for word in (f"--{group}.{name}", f"somewhere/{name}")]
     found = read_places(parse_overrides([*words, "--protocol.seed", "3"]))
     assert {(group, name) for group, names in found.items() for name in names} == set(FOLDERS)

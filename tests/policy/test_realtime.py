@@ -53,7 +53,7 @@ def test_a_first_decision_is_that_of_the_policy_without_real_time_execution(rtc:
     np.testing.assert_array_equal(decide(rtc, None), decide(make("flow"), None))
 
 
-def test_a_chunk_begins_with_what_is_executed_and_goes_on_without_a_jump(rtc: Policy) -> None:
+def test_a_chunk_begins_with_the_executed_actions_and_continues_without_a_jump(rtc: Policy) -> None:
     plain, led = decide(rtc, None)[..., :6], decide(rtc, PENDING)[..., :6]
 
     def error(chunk: np.ndarray) -> float:
@@ -72,7 +72,7 @@ def test_rows_do_not_depend_on_each_other(rtc: Policy) -> None:
     assert np.abs(other[1] - led[1]).max() > 1e-2
 
 
-def test_nothing_is_traced_again(rtc: Policy) -> None:
+def test_the_policy_is_traced_once(rtc: Policy) -> None:
     decide(rtc, None), decide(rtc, PENDING)
     programs = rtc._step._cache_size()
     assert programs == 2
@@ -91,7 +91,7 @@ def test_another_head_blends_its_chunk_with_the_one_before(blend: Policy) -> Non
     np.testing.assert_allclose(mixed[:, 4:], plain[:, 4:], atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused(blend: Policy) -> None:
+def test_inapplicable_real_time_execution_is_refused(blend: Policy) -> None:
     with pytest.raises(UserError, match=r"realtime is 'rtc', but the policy's head \(model.head.kind 'regression'\)"):
         make("regression", realtime="rtc", execution_delay=DELAY)
     with pytest.raises(UserError, match="realtime is 'blend' with an execution delay of 5, but chunks of 8 actions"):

@@ -11,7 +11,7 @@ import pytest
 from tests.robustness.sources import SIZE, edit_table, set_column, write_hdf5, write_v21
 from tests.rollout.runs import save_run, tiny_experiment
 from wmjax.core.errors import UserError
-from wmjax.core.paths import whole_folder
+from wmjax.core.paths import atomic_folder
 from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.experiment.config import to_dict
@@ -23,7 +23,7 @@ from wmjax.reporting.evaluation_page import write_report
 from wmjax.rollout.results import Results, read_header
 
 
-def test_a_run_that_never_trained_binds_nobody_to_its_settings(tmp_path: Path) -> None:
+def test_a_run_that_never_trained_does_not_fix_its_settings(tmp_path: Path) -> None:
     values = to_dict(tiny_experiment("e2", "flow"))
     for steps in (10, 20, 30):
         save_settings(tmp_path, {**values, "train": {**values["train"], "steps": steps}})
@@ -32,7 +32,7 @@ def test_a_run_that_never_trained_binds_nobody_to_its_settings(tmp_path: Path) -
         save_settings(tmp_path, {**values, "train": {**values["train"], "steps": 40}})
 
 
-def test_an_evaluation_without_an_episode_binds_nobody_to_its_header(tmp_path: Path) -> None:
+def test_an_evaluation_without_an_episode_does_not_fix_its_header(tmp_path: Path) -> None:
     for name in ("noop", "random", "expert"):
         Results(tmp_path, {"actor": name})
     assert read_header(tmp_path)["actor"] == "expert"
@@ -87,7 +87,7 @@ def test_an_export_that_is_stopped_leaves_no_folder(tmp_path: Path, monkeypatch:
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_a_policy_that_is_half_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_policy_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save_run(tmp_path / "run", "e0", "regression")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr("wmjax.policy.saved.write_json", stop)
@@ -105,19 +105,19 @@ def test_assets_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     experiment = dataclasses.replace(experiment, encoder=dataclasses.replace(experiment.encoder, model=str(folder)))
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(places.shutil, "copyfile", stop)
-        places.keep_assets(tmp_path / "run", experiment)
+        places.copy_assets(tmp_path / "run", experiment)
     assert not list((tmp_path / "run").rglob("encoder"))
-    places.keep_assets(tmp_path / "run", experiment)
+    places.copy_assets(tmp_path / "run", experiment)
     copy = tmp_path / "run" / places.ASSETS / "encoder.model" / "encoder"
     assert sorted(path.name for path in copy.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError), whole_folder(tmp_path / "a" / "b") as part:
+    with pytest.raises(StoppedError), atomic_folder(tmp_path / "a" / "b") as part:
         (part / "file").touch()
         raise StoppedError
     assert not list((tmp_path / "a").iterdir())
-    with whole_folder(tmp_path / "a" / "b") as part:
+    with atomic_folder(tmp_path / "a" / "b") as part:
         (part / "file").touch()
         assert not (tmp_path / "a" / "b").exists()
     assert (tmp_path / "a" / "b" / "file").is_file()

@@ -148,7 +148,7 @@ def test_a_start_that_drifts_is_refused_and_can_be_skipped(tmp_path, frames_off)
     assert [entry["episode"] for entry in store.manifest["skipped"]] == ["episode-000001", "episode-000002"]
 
 
-def test_episodes_that_are_not_listed_leave_a_gap_that_is_no_drift(tmp_path, heard):
+def test_unlisted_episodes_leave_a_gap_that_does_not_count_as_drift(tmp_path, heard):
     source = write_v30(tmp_path / "d", video=True)
     edit_rows(source / EPISODES, lambda listed: listed.pop(1))
     require_right_rows(imported(source))
@@ -320,7 +320,7 @@ def test_gripper_commands_are_stored_in_one_convention(tmp_path, opened, closed,
 
 
 @pytest.mark.parametrize(("opened", "closed"), [(1, 0), (0, 1), (0, 0), (0.9, 0)])
-def test_commands_in_0_to_1_are_not_believed_in_silence(tmp_path, opened, closed):
+def test_commands_in_0_to_1_are_not_accepted_silently(tmp_path, opened, closed):
     source = write_v21(tmp_path / "d")
     grip(source, opens_then_closes(opened, closed))
     refused(source, "say what opens it with --gripper-convention open-one or open-zero")
@@ -340,7 +340,7 @@ def test_fingers_that_do_the_opposite_are_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("value", [1.0000002, -1.0000001, 1.000009])
-def test_rounding_is_no_action_out_of_range(tmp_path, value):
+def test_rounding_does_not_count_as_out_of_range(tmp_path, value):
     source = write_v21(tmp_path / "d", (9,))
     grip(source, lambda n: np.full(n, value))
     assert np.abs(imported(source).action).max() == 1.0
@@ -366,7 +366,7 @@ def sixteen_bits(n: int) -> list[dict]:
         (lambda n: [None] * n, "image bytes are missing"),
     ],
 )
-def test_pixels_that_are_no_colours_are_refused(tmp_path, cells, message):
+def test_pixels_that_are_not_colours_are_refused(tmp_path, cells, message):
     source = write_v21(tmp_path / "d", (9,))
     path = source / "data/chunk-000/episode_000000.parquet"
     edit_table(path, set_column(CAMERAS[1], cells(9)))
@@ -384,7 +384,7 @@ def test_pixels_that_are_no_colours_are_refused(tmp_path, cells, message):
         (lambda f: f.update(info={"video.is_depth_map": True}), "holds depth"),
     ],
 )
-def test_cameras_that_are_no_square_colour_images_are_refused(tmp_path, change, message):
+def test_cameras_without_square_colour_images_are_refused(tmp_path, change, message):
     source = write_v21(tmp_path / "d", (9,))
     edit_info(source, lambda info: [change(info["features"][camera]) for camera in CAMERAS])
     refused(source, message)
@@ -447,7 +447,7 @@ def test_a_list_of_no_episodes_is_refused(tmp_path):
     refused(source, "meta: no episodes are listed; download")
 
 
-def test_nothing_but_bad_episodes_is_no_store(tmp_path):
+def test_a_dataset_of_only_bad_episodes_is_refused(tmp_path):
     source = write_v21(tmp_path / "d", (9,))
     edit_table(source / "data/chunk-000/episode_000000.parquet", set_column("task_index", [7] * 9))
     refused(source, "no episode can be used: .* task_index is 7", skip_bad=True)

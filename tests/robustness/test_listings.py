@@ -137,8 +137,8 @@ def test_files_of_settings_and_protocols_too(tmp_path: Path, monkeypatch: pytest
     assert protocol.protocol_names() == ["mine"]
 
 
-def test_a_changed_note_is_no_changed_source(tmp_path: Path) -> None:
-    """An import that was stopped goes on although a file manager was there meanwhile."""
+def test_a_changed_note_does_not_change_the_source(tmp_path: Path) -> None:
+    """A stopped import resumes although a file manager added files meanwhile."""
     source = write_v21(tmp_path / "data", (9, 7))
     undisturbed = convert(str(source), tmp_path / "whole", image_size=SIZE)
 

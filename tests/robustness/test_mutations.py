@@ -53,7 +53,7 @@ def one_line(call) -> Any:
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in nested JSON, the whole included."""
+    """All paths in nested JSON, the root included."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(place for key, item in inner for place in paths_of(item, (*path, key)))]
 
@@ -181,7 +181,7 @@ def test_a_column_that_is_there_twice(tmp_path, datasets, name, file, column):
     copy = shutil.copytree(datasets[name], tmp_path / "in")
     table = pq.read_table(copy / file)
     pq.write_table(table.append_column(column, table[column]), copy / file)
-    with pytest.raises(UserError, match=rf"{file}: columns {column} are there more than once"):
+    with pytest.raises(UserError, match=rf"{file}: columns {column} occur more than once"):
         convert(str(copy), tmp_path / "out", image_size=SIZE)
 
 
@@ -208,18 +208,18 @@ def test_the_mark_that_editors_of_windows_put_before_a_text(tmp_path, datasets):
     assert store.spec.cameras == ("image",) and store.tasks[0].instruction == "pick up the bowl"
 
 
-def test_half_a_character_is_no_instruction(tmp_path, datasets):
+def test_an_unpaired_surrogate_in_an_instruction_is_refused(tmp_path, datasets):
     """JSON may hold it, as ``\\ud83e`` without its other half; neither a tokenizer nor a page takes it."""
     copy = shutil.copytree(datasets["v21"], tmp_path / "in")
     (copy / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "lift it \\ud83e"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"instruction is 'lift it \\ud83e', which is no Unicode text"):
+    with pytest.raises(UserError, match=r"instruction is 'lift it \\ud83e', which is not Unicode text"):
         convert(str(copy), tmp_path / "out", image_size=SIZE)
     (copy / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "lift it \\ud83e\\udd63"}\n', encoding="utf-8")
     assert convert(str(copy), tmp_path / "out", image_size=SIZE).tasks[0].instruction == "lift it \U0001f963"
 
 
 @pytest.mark.parametrize("template", ["{episode_index:99999999999d}", "{episode_index.x}", "{other}", "{}", "{", "\0"])
-def test_templates_of_paths_that_are_none(tmp_path, datasets, template):
+def test_invalid_templates_of_paths(tmp_path, datasets, template):
     copy = shutil.copytree(datasets["v21"], tmp_path / "in")
     path = copy / "meta/info.json"
     info = json.loads(path.read_text(encoding="utf-8"))
@@ -546,7 +546,7 @@ def test_backbone_configs_with_other_values(value):
 
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"null", b'{"weight_map": []}', b'{"weight_map": {"a": 3}}', b"\xff",
                                      b'{"weight_map": {"a": "../../etc/passwd"}}', b""])  # fmt: skip
-def test_an_index_of_shards_that_is_none(tmp_path, content):
+def test_an_invalid_index_of_shards(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: "):
         weight_files(tmp_path)
@@ -554,7 +554,7 @@ def test_an_index_of_shards_that_is_none(tmp_path, content):
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", LFS_POINTER + b"v1\n", b"[" * 10**5])
 @pytest.mark.parametrize("read", [read_json, read_json_lines, read_parquet, read_toml])
-def test_text_that_is_none(tmp_path, read, content):
+def test_files_that_are_not_text(tmp_path, read, content):
     path = tmp_path / "file"
     path.write_bytes(content)
     found = one_line(lambda: read(path, dict[str, Any], "copy it again"))
@@ -562,15 +562,15 @@ def test_text_that_is_none(tmp_path, read, content):
 
 
 @pytest.mark.parametrize("read", [read_json, read_json_lines, read_parquet, read_toml])
-def test_places_that_are_no_files(tmp_path, read):
+def test_places_that_are_not_files(tmp_path, read):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / ("x" * 300), tmp_path / "a\0b"):
         with pytest.raises(UserError, match="; copy it again"):
             read(path, dict[str, Any], "copy it again")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": 1, "c": 2, "b": 1}}'])
-def test_a_key_that_stands_twice_is_refused(text):
-    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' stands there twice\); copy it again"):
+def test_a_duplicate_key_is_refused(text):
+    with pytest.raises(UserError, match=r"it: not valid JSON \(the key '[ab]' occurs twice\); copy it again"):
         parse_json(text, dict[str, Any], "it", "copy it again")
 
 

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
-def test_what_a_policy_would_misread_is_refused(name: str, array: Any) -> None:
+def test_observations_that_a_policy_would_misread_are_refused(name: str, array: Any) -> None:
     changes, message = BAD[name]
     if name not in ("a list", "a state that is none", "text", "one mark"):  # those are as they are
         changes = {field: array(value) for field, value in changes.items()}
@@ -59,7 +59,7 @@ def test_every_row_has_a_key(keys: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_what_fits_is_taken(dtype: Any) -> None:
+def test_matching_observations_are_accepted(dtype: Any) -> None:
     require_observation(GOOD._replace(state=np.zeros((2, 8), dtype)), KEYS, SPEC)
     require_observation(jax.tree.map(jnp.asarray, GOOD), KEYS, SPEC)
 

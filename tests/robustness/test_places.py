@@ -42,7 +42,7 @@ from wmjax.policy.saved import find_policy
 from wmjax.reporting.dataset_page import parse_episodes
 from wmjax.reporting.html import element, write_document
 from wmjax.reporting.video.clips import Videos
-from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.benchmark_log import count_records, write_record
 from wmjax.rollout.protocol import read_protocol
 from wmjax.scaling.chips import parse_topology
 from wmjax.serving.clients.openpi import OpenPIClient
@@ -78,7 +78,7 @@ def test_text_is_opened_with_its_encoding(package):
     assert not [place for path in (ROOT / package).rglob("*.py") for place in unencoded(path)]
 
 
-def test_the_lint_sees_what_it_is_for(tmp_path, monkeypatch):
+def test_the_lint_finds_its_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / "x.py"
     path.write_text(
@@ -98,7 +98,7 @@ def run(code: str, *options: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path):
+def test_an_output_closed_by_its_reader_is_not_an_error(tmp_path):
     code = (
         "from wmjax.core.command import run_command; import sys; sys.exit(run_command(lambda: print('x' * 10**6) or 0))"
     )
@@ -120,7 +120,7 @@ def test_an_output_on_a_full_disk_is_one_line(size):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
-def test_an_output_that_was_closed_before_the_start_is_none(closed, tmp_path):
+def test_an_output_closed_before_the_start_is_not_an_error(closed, tmp_path):
     line = f'{sys.executable} -c "{PRINTS.format(9)}" >{tmp_path}/out 2>{tmp_path}/err {closed}'
     assert subprocess.run(line, shell=True, cwd=ROOT, timeout=240, check=False).returncode == 0
     assert (tmp_path / "err").read_text(encoding="utf-8") == ""
@@ -219,7 +219,7 @@ def test_a_launchers_variables_are_numbers(value):
         (parse_episodes, "0,{}", "--episodes is"),
         (parse_topology, "v5e:4x{}", "--topology is"),
         (parse_grid, "{0}x{0}", "grid is"),
-        (EpisodeId.parse, "libero_spatial/0/random/{}", "is no episode's key"),
+        (EpisodeId.parse, "libero_spatial/0/random/{}", "is not an episode's key"),
     ],
 )
 def test_numbers_within_a_text_are_decimal_digits(value, read, form, message):
@@ -248,7 +248,7 @@ def test_home_is_expanded(monkeypatch, tmp_path):
 
 
 def test_home_is_expanded_wherever_something_is_read(monkeypatch, tmp_path):
-    """A shell leaves ``~`` behind ``=``, and nobody expands it in a file of settings."""
+    """A shell does not expand ``~`` after ``=``, nor does anything in a settings file."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("data", "backbone", "encoder"):
         (tmp_path / name).mkdir()
@@ -353,7 +353,7 @@ def test_weights_in_another_form_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "dangling link"])
-def test_a_shard_that_is_not_there_is_named(kind, tmp_path):
+def test_a_missing_shard_is_named(kind, tmp_path):
     shard = tmp_path / "model-00001-of-00001.safetensors"
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": shard.name}}), encoding="utf-8")
     if kind == "folder":
@@ -390,13 +390,13 @@ def test_a_template_that_fails_is_one_line(template, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_half_a_character_is_no_prompt():
-    with pytest.raises(UserError, match="which is no Unicode text"):
+def test_an_unpaired_surrogate_in_a_prompt_is_refused():
+    with pytest.raises(UserError, match="which is not Unicode text"):
         PromptBuilder(MINI_TOKENIZER, [(112, 112)] * 2, 16, 120, preset("mini"))("lift \ud83e")
 
 
 @pytest.mark.parametrize("url", ["ws://[bad", "ws://localhost:99999", "ws://", "ws://:x", "ws:///"])
-def test_an_address_that_is_none_is_one_line(url):
+def test_an_invalid_address_is_one_line(url):
     with pytest.raises(UserError, match=r"cannot connect to .*; start the server, or correct --policy"):
         OpenPIClient(url, timeout_s=1.0)
 
@@ -458,7 +458,7 @@ CONTENT = {"header": {"recipe_hash": "r", "protocol": {"name": "p"}}, "finished_
 def test_a_result_is_recorded_although_the_folder_cannot_be_written(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "file").write_text("", encoding="utf-8")
-    path = keep_record(tmp_path / "file" / "results", "p", CONTENT)
+    path = write_record(tmp_path / "file" / "results", "p", CONTENT)
     assert path.parent == tmp_path / "cache/results" and json.loads(path.read_text(encoding="utf-8"))["command"] == "x"
 
 
@@ -466,7 +466,7 @@ def test_a_result_is_recorded_although_the_folder_cannot_be_written(tmp_path, mo
 def test_a_damaged_record_loses_no_other(tmp_path, content):
     (tmp_path / "p-000.json").write_text(content, encoding="utf-8")
     (tmp_path / "p-notes.json").write_text("mine", encoding="utf-8")
-    assert keep_record(tmp_path, "p", CONTENT).name == "p-001.json"
+    assert write_record(tmp_path, "p", CONTENT).name == "p-001.json"
     assert count_records(tmp_path, CONTENT["header"]) == 1
 
 
@@ -529,7 +529,7 @@ def test_settings_of_opengl_that_contradict_are_named(monkeypatch, name, value):
 
 @pytest.mark.parametrize("home", ["/", "missing", "none"])
 def test_the_environment_is_prepared_in_any_home(home, tmp_path):
-    """In a process of its own: what is set there would stay."""
+    """Runs in a separate process, because its settings would persist."""
     code = (
         "import os; from wmjax.sim.preparation import prepare; prepare(); import sys;"
         "m = sys.modules.get('robosuite.macros'); print(m is None or m.FILE_LOGGING_LEVEL is None)"
@@ -560,7 +560,7 @@ def test_a_container_without_temporary_files_is_prepared_too(monkeypatch, tmp_pa
     assert preparation._own_folder("numba") is None
 
 
-def test_an_empty_choice_of_opengl_is_none(monkeypatch):
+def test_an_empty_choice_of_opengl_counts_as_unset(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "")
     prepare()
     assert os.environ["MUJOCO_GL"] == "egl"

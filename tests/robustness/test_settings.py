@@ -17,9 +17,9 @@ from benchmarks.robustness_step import TRAINS, Stepper
 from tests.data.synthetic import make_episode
 from wmjax.core.errors import UserError
 from wmjax.core.paths import resource_folder
-from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, shown, type_hints
+from wmjax.core.settings import Range, Settings, build, convert, parse_overrides, quoted, type_hints
 from wmjax.data.store import finalize, write_part
-from wmjax.experiment.checks import require_fit
+from wmjax.experiment.checks import require_consistent
 from wmjax.experiment.config import Experiment, from_dict, load, to_dict
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
@@ -84,7 +84,7 @@ def test_every_number_has_a_range():
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_no_number_takes_what_is_none(name):
+def test_no_number_accepts_bad_text(name):
     for text in BAD:
         if name in ("mesh.data",) and text == "-1":
             continue  # all devices that are left
@@ -196,9 +196,9 @@ LATE = [
 @pytest.mark.parametrize(("words", "message"), LATE)
 @pytest.mark.parametrize("recipe", ["e2_flow", "e0_mse"])
 def test_what_training_would_refuse_is_refused_before_anything_is_recorded(recipe, words, message):
-    require_fit(load(recipe, "smoke"))
+    require_consistent(load(recipe, "smoke"))
     with pytest.raises(UserError, match=message):
-        require_fit(load(recipe, "smoke", overrides=parse_overrides(words)))
+        require_consistent(load(recipe, "smoke", overrides=parse_overrides(words)))
 
 
 def test_labels_and_images_of_given_demonstrations_are_looked_at_too(tmp_path):
@@ -213,11 +213,11 @@ def test_labels_and_images_of_given_demonstrations_are_looked_at_too(tmp_path):
     for more, message in (([], r"the chunk labels in .*store have 4"), (["--encoder.max_shift", "56"], "56 pixels")):
         own = ["--model.chunk", "4"] if more else []
         with pytest.raises(UserError, match=message):
-            require_fit(load("e2_flow", "smoke", overrides=parse_overrides([*given_, *own, *more])), store)
+            require_consistent(load("e2_flow", "smoke", overrides=parse_overrides([*given_, *own, *more])), store)
 
 
 @pytest.mark.parametrize("name", ["train..steps", ".train.steps", "train.steps.", ".", "..", "train..", ""])
-def test_a_name_with_an_empty_part_is_no_setting(name):
+def test_a_name_with_an_empty_part_is_refused(name):
     with pytest.raises(UserError, match=rf"--{re.escape(name)} has an empty part; settings are written"):
         parse_overrides([f"--{name}", "5"])
 
@@ -317,7 +317,7 @@ def test_containers_are_typed_to_their_items(values, words):
     assert words in str(caught.value)
 
 
-def test_surplus_keys_of_others_are_passed_over_and_missing_ones_named():
+def test_surplus_external_keys_are_ignored_and_missing_ones_named():
     @dataclasses.dataclass(frozen=True)
     class Needed:
         a: int
@@ -328,4 +328,4 @@ def test_surplus_keys_of_others_are_passed_over_and_missing_ones_named():
 
 
 def test_a_long_value_does_not_fill_the_line():
-    assert len(shown(["x" * 1000] * 1000)) < 1200
+    assert len(quoted(["x" * 1000] * 1000)) < 1200

@@ -1,4 +1,4 @@
-"""One writer per run: who holds it is said, what a killed process held is free, and an unusable place is one line."""
+"""One writer per run: errors name it, the lock of a killed one is released, and an unusable place is one line."""
 
 import errno
 import fcntl
@@ -34,7 +34,7 @@ from wmjax.rollout.actors import Random
 
 
 @pytest.mark.parametrize("what", ["run", "sweep"])
-def test_the_second_writer_is_told_who_is_the_first(what: str, tmp_path: Path) -> None:
+def test_the_second_writers_error_names_the_first(what: str, tmp_path: Path) -> None:
     with owned(tmp_path / "a" / "b", what, "choose another"):
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         with (
@@ -54,7 +54,7 @@ def _hold(folder: Path, held: Any) -> None:
         os.kill(os.getpid(), 9)
 
 
-def test_what_a_killed_process_held_is_free(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     held = context.Event()
     process = context.Process(target=_hold, args=(tmp_path / "run", held))
@@ -66,7 +66,7 @@ def test_what_a_killed_process_held_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
-def test_a_file_is_no_run(place: str, tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_run_is_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"run .* is a file, or below one; choose another"):
         owned(tmp_path / place, "run", "choose another").__enter__()
@@ -153,7 +153,7 @@ def test_a_source_is_known_by_its_content(
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_an_import_does_not_go_on_under_another_layout(tmp_path: Path) -> None:
+def test_an_import_does_not_resume_with_another_layout(tmp_path: Path) -> None:
     """Which is not to be seen from the names of its cameras and values."""
     source, layout = write_v21(tmp_path / "data", (9, 7)), tmp_path / "mine.toml"
     text = 'state = "observation.state"\naction = "action"\n[cameras]\na = "{}"\nb = "{}"\n'
@@ -264,5 +264,5 @@ def test_a_report_replaces_no_data(
     (tmp_path / name).write_text("mine", encoding="utf-8")
     line = [word.format(**inputs) for word in words]
     assert main_([*line, "--json" if command == "probe" else "--out", str(tmp_path / name)]) == 2
-    assert "a file of data is there, nothing was overwritten; choose another name" in capsys.readouterr().err
+    assert "a data file exists there and was not overwritten; choose another name" in capsys.readouterr().err
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"

@@ -1,4 +1,4 @@
-"""Small versions of the benchmarks: they run, and what they claim about success bits holds. Nothing is timed."""
+"""Small versions of the benchmarks run, and their claims about success bits hold. Nothing is timed."""
 
 import json
 import math

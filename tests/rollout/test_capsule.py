@@ -126,7 +126,7 @@ def test_evidence_is_neither_replaced_nor_made_of_half_an_evaluation(evaluation,
     assert not (tmp_path / "evidence").exists()
 
 
-def test_actions_that_do_not_lead_to_the_outcome_are_no_evidence(evaluation, tmp_path):
+def test_actions_that_do_not_reproduce_the_outcome_are_refused(evaluation, tmp_path):
     other = shutil.copytree(evaluation, tmp_path / "other")
     for path in (other / "actions").iterdir():
         np.save(path, 0 * np.load(path))
@@ -134,7 +134,7 @@ def test_actions_that_do_not_lead_to_the_outcome_are_no_evidence(evaluation, tmp
         add_evidence(tmp_path / "evidence", other, "other")
 
 
-def test_an_evaluation_without_actions_is_no_evidence(evaluation, tmp_path):
+def test_an_evaluation_without_actions_is_refused(evaluation, tmp_path):
     other = shutil.copytree(evaluation, tmp_path / "other")
     shutil.rmtree(other / "actions")
     with pytest.raises(UserError, match=r"the actions of .* are missing; evaluate again"):
@@ -180,7 +180,7 @@ def test_a_block_that_says_something_else_is_found_and_written_anew(root, tmp_pa
         verify(root, [path], replays=0)
 
 
-def test_a_failed_episode_that_could_not_be_run_is_no_outcome(evaluation):
+def test_an_episode_that_crashed_has_no_outcome(evaluation):
     records = read_records(evaluation)
     protocol = dataclasses.replace(PROTOCOL, tasks=(0, 2), episodes_per_task=EPISODES)
     crashed = [dataclasses.replace(records[0], outcome="crash", success=False), *records[1:]]

@@ -62,7 +62,7 @@ def test_a_memory_that_ends_before_the_actions_is_said() -> None:
     )
 
 
-def test_images_of_another_simulator_are_said() -> None:
+def test_images_of_another_simulator_are_a_caveat() -> None:
     published = dataclasses.replace(OBSERVATION_SPEC, simulator="as published in lerobot/libero")
     overall = summarize([]).overall
     for spec, said in ((published, True), (dataclasses.replace(OBSERVATION_SPEC, simulator="mujoco 3.3.2"), False)):

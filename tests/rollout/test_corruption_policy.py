@@ -64,7 +64,7 @@ def donor_of(policy: Policy, latents: np.ndarray) -> Donor:
     return Donor(latents, np.zeros((2, 8), np.float32), observation(policy, 0).prompt)
 
 
-def test_closed_and_zero_are_what_they_say_and_the_prophet_is_left_alone(make, ordinary):
+def test_closed_and_zero_replace_the_memory_and_not_the_prediction(make, ordinary):
     closed, zero = decide(make("closed")), decide(make("zero"))
     for carry, chunk, info in (closed, zero):
         assert np.abs(chunk - ordinary[1]).max() > 1e-3
@@ -74,14 +74,14 @@ def test_closed_and_zero_are_what_they_say_and_the_prophet_is_left_alone(make, o
     assert (closed[2]["memory/ratio"] == 0.0).all() and (zero[2]["memory/ratio"] > 0.0).all()
 
 
-def test_noise_belongs_to_the_decision_and_not_to_the_row(make, ordinary):
+def test_noise_depends_on_the_decision_and_not_on_the_row(make, ordinary):
     policy = make("noise")
     chunk, other = decide(policy, (0, 1))[1], decide(policy, (1, 0))[1]
     np.testing.assert_array_equal(chunk, other[::-1])
     assert min(np.abs(chunk[0] - chunk[1]).max(), np.abs(chunk - ordinary[1]).max()) > 1e-3
 
 
-def test_shuffled_acts_on_the_donors_latents_and_on_none_of_its_own(make, ordinary):
+def test_shuffled_acts_only_on_the_donors_latents(make, ordinary):
     """With its own history for a donor's it is the ordinary policy; each row has its own donor."""
     policy, own = make("shuffled"), ordinary[0].latents
     np.testing.assert_allclose(decide(policy, donor=donor_of(policy, own))[1], ordinary[1], atol=1e-5)

@@ -54,7 +54,7 @@ def test_numbers_that_are_missing_or_constant_still_draw() -> None:
 
 
 def test_an_error_and_that_of_a_copy_share_a_line_and_its_scale() -> None:
-    """The smaller one lies below, whatever their own ranges are."""
+    """The smaller one is drawn below, independent of their own ranges."""
     known = moments([0.5, 0.5, 0.5])
     found = [Decided(m.frame, m.actions, {"world/error": 1.0, "world/copy_error": 3.0}) for m in known]
     strip = draw_decisions(found, 5, ACTION_SPEC)[0][LINE:, LEFT + STEPS * CELL + GAP + LABEL :]

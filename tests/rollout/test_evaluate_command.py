@@ -86,7 +86,7 @@ def test_a_change_that_does_not_fit_names_its_field(capsys, tmp_path, monkeypatc
         assert message in capsys.readouterr().err
 
 
-def test_a_corruption_has_a_folder_of_its_own(tmp_path):
+def test_a_corruption_has_a_separate_folder(tmp_path):
     published = load_protocol("spatial_dev")
     folder = protocol_folder(tmp_path, load_protocol("spatial_dev", corruption="closed"), published)
     assert folder.name == "spatial_dev-corruptionclosed"
@@ -164,7 +164,7 @@ def test_every_field_can_be_given_by_its_own_name(tmp_path, monkeypatch):
         (["--episodes", "many"], "protocol.episodes_per_task is 'many'; expected int"),
     ],
 )
-def test_a_setting_that_is_none_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+def test_a_bad_setting_is_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command.main(["--policy", "noop", *words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -37,7 +37,7 @@ def test_what_is_decided_at_step_t_is_executed_from_step_t_plus_delay_on(horizon
 
 
 @pytest.mark.parametrize("delay", [0, 3, 11])
-def test_what_is_planned_is_what_is_executed_whatever_is_decided_now(delay):
+def test_planned_actions_are_executed_independent_of_the_new_decision(delay):
     execution, planned, taken = Execution(8, delay, spec=ACTION_SPEC), [], []
     for start in range(0, 40, 8):
         planned.append(execution.planned())
@@ -49,7 +49,7 @@ def test_what_is_planned_is_what_is_executed_whatever_is_decided_now(delay):
         np.testing.assert_array_equal(plan, actions[start : start + delay])
 
 
-def test_further_ahead_is_planned_what_is_executed_if_nothing_new_is_decided():
+def test_further_ahead_the_plan_is_executed_without_a_new_decision():
     execution = Execution(4, 3, spec=ACTION_SPEC)
     for start in (0, 4):
         execution.add(chunk(start, 8))

@@ -1,4 +1,4 @@
-"""Failures in the real simulator, of actors whose failures are known."""
+"""Failures in the real simulator, of actors that fail in known ways."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_failures_have_their_classes_and_a_success_has_none():
     assert solved.failure is None and "succeeded this time" in text([solved])
 
 
-def test_looking_changes_nothing():
+def test_watching_does_not_change_an_episode():
     env = LiberoEnv("libero_spatial", 2, OBSERVATION_SPEC)
     states = []
     for looks in (False, True):

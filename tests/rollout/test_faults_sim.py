@@ -1,4 +1,4 @@
-"""Faults in the real simulator: what forty do in the fake one (test_runner), four do here."""
+"""Four faults in the real simulator; test_runner has forty in the fake one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The strip under a video: what was predicted above what came, at the right frames."""
+"""The strip under a video: predicted latents above the true ones, at the right frames."""
 
 import av
 import numpy as np
@@ -58,7 +58,7 @@ def test_a_frame_shows_the_newest_decision_that_had_seen_it() -> None:
     assert (strips[0] != strips[2]).any()
 
 
-def test_what_came_is_known_of_every_frame_that_a_decision_had_seen() -> None:
+def test_every_observed_frame_has_a_true_latent() -> None:
     """Two of them here; of three frames per decision the oldest stays grey."""
     strips = draw_strips(prophecies(2, 6), 7)
     for strip in strips[:4]:

@@ -61,7 +61,7 @@ def test_the_future_is_the_next_due_frames_with_the_expert_acting(host):
     assert host._expert.asked[0] == host._env.position
 
 
-def test_what_was_decided_before_comes_first(host):
+def test_the_future_begins_with_earlier_decisions(host):
     start = host._env.position
     host.run(Foresee(3, np.full((5, 7), 0.25, np.float32)))
     assert host._expert.asked[0] == pytest.approx(start + 1.25)
@@ -70,7 +70,7 @@ def test_what_was_decided_before_comes_first(host):
     assert len(host._expert.asked) == asked
 
 
-def test_the_episode_goes_on_as_if_nothing_had_been_shown(host):
+def test_foreseeing_does_not_change_the_episode(host):
     plain = Host(host._settings, np.zeros_like(host._buffer))
     plain.run(Reset(EPISODE))
     for steps in (8, 3, 8):

@@ -1,4 +1,4 @@
-"""The policy's side of the oracle bracket: what the encoded future is, and what alpha does with it."""
+"""The policy's side of the oracle bracket: the encoded future, and its mixture by alpha."""
 
 import dataclasses
 import functools
@@ -135,7 +135,7 @@ def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):
     assert np.abs(found[0] - found[3]).max() / scale > LATENT_BOUND
 
 
-def test_an_oracle_asks_for_the_future_and_nobody_else_takes_it(make, truthful):
+def test_only_an_oracle_requests_and_accepts_the_future(make, truthful):
     for policy, future in ((truthful, None), (make(None), recorded)):
         with pytest.raises(ValueError, match="future frames belong to an oracle and to nothing else"):
             decide(policy, future, 1)

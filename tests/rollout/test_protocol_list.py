@@ -52,7 +52,7 @@ def test_a_change_is_of_every_cell_and_names_the_table():
     [
         ("protocols = []", "protocols is empty; name at least one protocol; correct the file"),
         ('protocols = ["pro_spatial_objct"]', "unknown protocol 'pro_spatial_objct'; did you mean pro_spatial_object"),
-        ('protocols = ["c.toml"]', "protocols names 'c.toml', and .*c.toml is no file"),
+        ('protocols = ["c.toml"]', "protocols names 'c.toml', but .*c.toml is not a file"),
         ('protocols = ["pro_all"]', "protocols names 'pro_all', which is a list itself; name its protocols"),
         ('protocols = ["both.toml"]', "protocols names 'both.toml', which is a list itself"),
         ('protocols = ["a.toml", "a.toml"]', "protocols names 'a' more than once"),
@@ -74,7 +74,7 @@ def test_a_bad_list_is_one_line_that_names_the_file(text, message, tmp_path):
         (["--policy", "replay"], "a scripted actor, not replay; name one of its protocols, such as pro_spatial_object"),
     ],
 )
-def test_what_a_list_cannot_do_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+def test_unsupported_options_of_a_list_are_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command.main(["--protocol", "pro_all", *words]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
@@ -88,7 +88,7 @@ def test_a_comparison_of_lists_is_refused(capsys):
     assert "'pro_all' is a list" in capsys.readouterr().err
 
 
-def test_a_list_goes_on_behind_its_finished_cells(tmp_path, capsys, monkeypatch):
+def test_a_list_resumes_after_its_finished_cells(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, 'protocols = ["a.toml", "b.toml"]')
     good = (tmp_path / "b.toml").read_text()
@@ -121,7 +121,7 @@ def test_the_last_shard_completes_the_table(tmp_path, monkeypatch):
     assert (tmp_path / "o" / "a" / "report.html").is_file()
 
 
-def test_a_cell_of_another_policy_is_not_taken_for_finished(tmp_path, monkeypatch):
+def test_a_cell_of_another_policy_does_not_count_as_finished(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, 'protocols = ["a.toml"]')
     words = ["--policy", "noop", "--protocol", path, "--videos", "0", "--out", "o"]

@@ -1,4 +1,4 @@
-"""The evaluation path in the real simulator, without a model: what training saw is what a policy will see."""
+"""The evaluation path in the real simulator, without a model: a policy gets the observations of the training data."""
 
 from pathlib import Path
 

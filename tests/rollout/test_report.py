@@ -1,4 +1,4 @@
-"""The report is well-formed, self-contained, complete and escaped, and says what limits its verdict."""
+"""The report is well-formed, self-contained, complete and escaped, and states the limits of its verdict."""
 
 import base64
 import dataclasses
@@ -251,7 +251,7 @@ def test_markup_escapes_text_and_attributes():
 
 
 def test_a_skill_is_a_ratio_of_means(tmp_path):
-    """A robot that stands still leaves copying almost no error: one such episode must not outweigh all others."""
+    """A robot that does not move leaves copying almost no error: one such episode must not outweigh all others."""
     moved = {"world/error": 0.5, "world/copy_error": 1.0}
     infos = [moved, moved, {"world/error": 0.002, "world/copy_error": 0.0001}]
     records = [dataclasses.replace(record(0, index, "failure"), info=info) for index, info in enumerate(infos)]
@@ -331,7 +331,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
         write_report(folder)
 
 
-def test_the_command_writes_where_it_is_told(tmp_path, capsys):
+def test_the_command_writes_to_the_given_path(tmp_path, capsys):
     folder = evaluation(tmp_path / "e")
     out = tmp_path / "new" / "page.html"
     assert command.main([str(folder), "--out", str(out)]) == 0

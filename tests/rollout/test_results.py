@@ -1,4 +1,4 @@
-"""What is read back, counted and shown."""
+"""Results are read back, counted and shown."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import pytest
 from tests.rollout.fakes import PROTOCOL
 from wmjax.analysis.summary import summarize
 from wmjax.core.errors import UserError
-from wmjax.rollout.benchmark_log import count_records, keep_record
+from wmjax.rollout.benchmark_log import count_records, write_record
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, differences, read_header, read_records
 
@@ -32,7 +32,7 @@ def test_records_survive_the_disk(tmp_path):
     assert Results(tmp_path, {"actor": "noop"}).finished == {item.key for item in written}
 
 
-def test_a_header_that_says_more_of_the_same_recipe_goes_on(tmp_path):
+def test_a_header_with_more_fields_of_the_same_recipe_is_resumed(tmp_path):
     Results(tmp_path, {"recipe_hash": "h"}).add(record(0, 0, "success"))
     more = {"recipe_hash": "h", "training": {"changed": {"train.steps": 9}}}
     assert len(Results(tmp_path, more).finished) == 1
@@ -54,7 +54,7 @@ def test_a_header_from_before_a_field_was_there_has_its_default():
 
 
 def test_evaluations_with_different_corruptions_never_mix(tmp_path):
-    """A header from before there were any goes on as the same evaluation, and as no corrupted one."""
+    """A header from before corruptions is resumed as the same evaluation, but not as a corrupted one."""
 
     def header(**corruption):
         return {"actor": "policy", "protocol": {"seed": 0, **corruption}}
@@ -80,7 +80,7 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_refused(tmp_path):
 def test_an_episode_twice_is_refused(tmp_path):
     line = json.dumps(dataclasses.asdict(record(0, 0, "success"))) + "\n"
     (tmp_path / "episodes.jsonl").write_text(line * 2)
-    with pytest.raises(UserError, match="there twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         read_records(tmp_path)
 
 
@@ -125,19 +125,19 @@ def test_a_record_of_a_benchmark_names_no_folder_of_this_machine(tmp_path, monke
     command = f"python -m wmjax.evaluate --run {tmp_path}/cache/runs/e2 --out other"
     content = finished_run(command=command)
     content["header"]["training"] = {"changed": {"data.path": f"{tmp_path}/cache/demos/a"}}
-    path = keep_record(tmp_path, "libero_spatial", content)
+    path = write_record(tmp_path, "libero_spatial", content)
     kept = json.loads(path.read_text())
     assert kept["command"] == "python -m wmjax.evaluate --run $WMJAX_CACHE/runs/e2 --out other"
     assert kept["header"]["training"] == {"changed": {"data.path": "$WMJAX_CACHE/demos/a"}}
-    assert keep_record(tmp_path, "libero_spatial", content) == path  # killed after its record it has no second one
+    assert write_record(tmp_path, "libero_spatial", content) == path  # killed after its record it has no second one
 
 
 def test_records_are_numbered_beyond_the_last_and_a_run_has_one(tmp_path, caplog):
     (tmp_path / "libero_spatial-001.json").write_text(json.dumps(finished_run("old")))
-    first = keep_record(tmp_path, "libero_spatial", finished_run())
-    assert first.name == "libero_spatial-002.json" == keep_record(tmp_path, "libero_spatial", finished_run()).name
+    first = write_record(tmp_path, "libero_spatial", finished_run())
+    assert first.name == "libero_spatial-002.json" == write_record(tmp_path, "libero_spatial", finished_run()).name
     assert "report all of these runs" not in caplog.text
-    again = keep_record(tmp_path, "libero_spatial", finished_run(at="2026-01-02"))
+    again = write_record(tmp_path, "libero_spatial", finished_run(at="2026-01-02"))
     assert again.name == "libero_spatial-003.json" and "report all of these runs" in caplog.text
     assert count_records(tmp_path, finished_run()["header"]) == 2
     assert count_records(tmp_path / "nowhere", finished_run()["header"]) == 0
@@ -146,6 +146,6 @@ def test_records_are_numbered_beyond_the_last_and_a_run_has_one(tmp_path, caplog
 def test_two_runs_that_end_at_the_same_moment_both_leave_a_record(tmp_path, monkeypatch):
     real = Path.glob
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([]))  # neither sees the other's
-    names = [keep_record(tmp_path, "libero_spatial", finished_run(recipe)).name for recipe in ("a", "b")]
+    names = [write_record(tmp_path, "libero_spatial", finished_run(recipe)).name for recipe in ("a", "b")]
     monkeypatch.setattr(Path, "glob", real)
     assert names == ["libero_spatial-000.json", "libero_spatial-001.json"]

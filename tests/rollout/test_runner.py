@@ -1,4 +1,4 @@
-"""Closed loop against the fake simulator: what is executed, what is seen, what survives faults."""
+"""Closed loop with the fake simulator: executed actions, observations, and recovery from faults."""
 
 import dataclasses
 import json
@@ -159,7 +159,7 @@ def test_a_decision_knows_what_is_executed_before_it_and_what_the_last_chunk_has
 
 
 @pytest.mark.parametrize(("delay", "horizon"), [(8, 4), (3, 4), (6, 8)])
-def test_a_policy_that_was_trained_to_be_told_knows_what_is_executed_during_the_delay(run, tmp_path, delay, horizon):
+def test_pending_actions_are_those_executed_during_the_delay(run, tmp_path, delay, horizon):
     actor = Noting(Told(2, horizon, delay), seed=3)
     shape = {"tasks": (0,), "episodes_per_task": 1, "max_steps": 40, "open_loop_horizon": horizon}
     (record,) = run(actor, **shape, execution_delay=delay).values()
@@ -177,14 +177,14 @@ def test_a_policy_that_was_trained_to_be_told_knows_what_is_executed_during_the_
     assert told >= 3 * delay
 
 
-def test_a_policy_that_is_told_is_run_with_the_delay_that_it_was_trained_for(run):
+def test_a_policy_with_pending_actions_requires_its_training_delay(run):
     shape = {"tasks": (0,), "episodes_per_task": 1, "open_loop_horizon": 4}
     for delay in (0, 3):
         with pytest.raises(UserError, match=rf"execution_delay is {delay}, the policy was .* of 8 control .* to 8"):
             run(PolicyActor(Told()), **shape, execution_delay=delay)
 
 
-def test_real_time_execution_belongs_to_a_policy_that_was_loaded_for_it(run):
+def test_real_time_execution_needs_a_policy_that_was_loaded_for_it(run):
     shape = {"tasks": (0,), "episodes_per_task": 1, "open_loop_horizon": 4, "execution_delay": 3}
     with pytest.raises(UserError, match="realtime is 'rtc', the policy acts with 'none'"):
         run(policy(horizon=4), **shape, realtime="rtc")
@@ -242,8 +242,8 @@ def test_records_name_the_run(run, tmp_path):
         "settled_state": ((record.seed % 1000) / 1000,),
         "open_loop_horizon": 8,
         "execution_delay": 0,
-        "told": "do the task number 1",
-        "told_task": 1,
+        "given_instruction": "do the task number 1",
+        "given_task": 1,
         "reached": None,
     }
     assert record.seconds > 0 and read_records(tmp_path / "out") == [record]

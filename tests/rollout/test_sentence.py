@@ -1,4 +1,4 @@
-"""The sentence that a policy is told, and the goals that it reached."""
+"""The instruction that a policy is given, and the goals that it reached."""
 
 import dataclasses
 import json
@@ -56,30 +56,32 @@ def evaluated(run, sentence: str):
     return run(Listener(), sentence, env=ENV, tasks=(1, 2), episodes_per_task=3, sentence=sentence)
 
 
-def test_a_policy_is_told_the_sentence_of_its_task_and_the_goals_it_reached_are_on_record(run, tmp_path):
+def test_a_policy_is_given_the_sentence_of_its_task_and_reached_goals_are_recorded(run, tmp_path):
     for found in evaluated(run, "own").values():
-        assert (found.told, found.told_task) == (found.instruction, found.task_id)
+        assert (found.given_instruction, found.given_task) == (found.instruction, found.task_id)
         assert found.reached == (found.task_id,)  # goal 0 held at the start
         assert found.success is (found.task_id == 2)
     summary = json.loads((tmp_path / "own" / "summary.json").read_text())
-    assert [(row["told_task"], row["reached"]) for row in summary["goals"]] == [(1, {"1": 3}), (2, {"2": 3})]
+    assert [(row["given_task"], row["reached"]) for row in summary["goals"]] == [(1, {"1": 3}), (2, {"2": 3})]
     assert "Goals reached" in (tmp_path / "own" / "report.html").read_text()
 
 
-def test_a_deaf_policy_is_told_no_task(run):
+def test_a_neutral_sentence_names_no_task(run):
     for found in evaluated(run, "neutral").values():
-        assert (found.told, found.told_task, found.reached) == (NEUTRAL, None, ())
+        assert (found.given_instruction, found.given_task, found.reached) == (NEUTRAL, None, ())
         assert found.instruction == f"do the task number {found.task_id}"
 
 
 def test_a_wrong_sentence_is_drawn_by_the_episodes_identity(run):
     records = evaluated(run, "other")
     for found in records.values():
-        assert found.told == f"do the task number {found.told_task}" and found.told_task != found.task_id
-        assert found.reached == ((1,) if found.told_task % 2 else (2,))
-    assert len({found.told_task for found in records.values()}) > 1
+        assert found.given_instruction == f"do the task number {found.given_task}" and found.given_task != found.task_id
+        assert found.reached == ((1,) if found.given_task % 2 else (2,))
+    assert len({found.given_task for found in records.values()}) > 1
     again = run(Listener(), "again", workers=1, env=ENV, tasks=(2,), episodes_per_task=3, sentence="other")
-    assert {key: found.told for key, found in again.items()}.items() <= {k: r.told for k, r in records.items()}.items()
+    assert {key: found.given_instruction for key, found in again.items()}.items() <= {
+        k: r.given_instruction for k, r in records.items()
+    }.items()
 
 
 def test_every_other_task_is_drawn_and_never_the_same_sentence():
@@ -91,7 +93,7 @@ def test_every_other_task_is_drawn_and_never_the_same_sentence():
         choose_instruction(env, EpisodeId("libero_spatial", 1, "random", 0), "other")
 
 
-def test_an_environment_without_sentences_cannot_tell_another():
+def test_another_tasks_sentence_needs_an_environment_with_sentences():
     env = FakeEnv("libero_spatial", 1, SPEC)
     assert choose_instruction(env, EpisodeId("s", 1, "random", 0), "neutral") == (NEUTRAL, None)
     with pytest.raises(UserError, match=r"FakeEnv has no method sentences\(\) .*; set it to 'own' or 'neutral'"):
@@ -111,7 +113,7 @@ def test_the_protocols_differ_from_development_in_the_sentence_only(suite):
     assert load_protocol(f"{suite}_dev").sentence == "own"
 
 
-def test_an_evaluation_from_before_was_told_its_own_sentence(tmp_path):
+def test_an_earlier_evaluation_counts_as_one_with_its_own_sentence(tmp_path):
     old = {"protocol": {"name": "p"}}
     require_same_header(old, {"protocol": {"name": "p", "sentence": "own"}}, tmp_path)
     with pytest.raises(UserError, match=r"protocol.sentence = 'own', this one has 'other'"):
@@ -120,7 +122,9 @@ def test_an_evaluation_from_before_was_told_its_own_sentence(tmp_path):
 
 def test_the_table_counts_the_first_goal_of_finished_episodes():
     def episode(outcome: str, task: int | None, reached: tuple[int, ...] | None):
-        return dataclasses.replace(record(0, 0, outcome), told=f"task {task}", told_task=task, reached=reached)
+        return dataclasses.replace(
+            record(0, 0, outcome), given_instruction=f"task {task}", given_task=task, reached=reached
+        )
 
     records = [
         episode("success", 10, (10, 2)), episode("failure", 10, (2, 10)), episode("failure", 10, ()),
@@ -128,8 +132,8 @@ def test_the_table_counts_the_first_goal_of_finished_episodes():
         episode("failure", None, (2,)),
     ]  # fmt: skip
     assert [line.split() for line in count_goals(records).table().splitlines()[1:]] == [
-        ["told", "2", "10", "none", "sentence"],
-        ["----", "-", "--", "----", "---------"],
+        ["given", "2", "10", "none", "instruction"],
+        ["-----", "-", "--", "----", "-----------"],
         ["-", "1", ".", ".", "task", "None"],
         ["2", ".", "1", ".", "task", "2"],
         ["10", "1", "1", "1", "task", "10"],

@@ -12,7 +12,7 @@ from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
 
 
-def test_every_step_of_an_episode_is_told_once(tmp_path, faults):
+def test_every_step_of_an_episode_is_reported_once(tmp_path, faults):
     protocol = dataclasses.replace(PROTOCOL, tasks=(0,))
     episodes = protocol.episodes()
     (faults / f"{fault_name(episodes[1].key, 20)}.kill").touch()

@@ -34,7 +34,7 @@ def test_reset_renders_the_first_frame_and_the_buffer_holds_episode_step_and_cam
     assert host._buffer[0, 1, 0, 0].tolist() == [7, 4, 1]
 
 
-def test_nothing_is_rendered_that_nobody_asked_for(host):
+def test_only_requested_frames_are_rendered(host):
     before = host.run(Reset(EPISODE, render=False)).state[2]
     assert host.run(Execute(still(12), render=False)).state[2] == before
 

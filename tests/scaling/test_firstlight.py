@@ -1,4 +1,4 @@
-"""First light on new hardware: every check runs, a broken one is a line of its own, and the others go on."""
+"""First light on new hardware: every check runs, a broken one has its own line, and the others continue."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The search for a mesh, a remat and a batch: what it tries, what it chooses, and what it says if none fits."""
+"""The search for a mesh, a remat and a batch: the tried candidates, the choice, and the output if none fits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +18,8 @@ from wmjax.scaling.request import Request
 REQUEST = Request("e2_mse", "mini_lora", "h100:8", settings={"train": {"backbone_weights": "random", "batch_size": 64}})
 BASE = 60.0
 """GB of parameters, whole on every device or split over the axis ``fsdp``."""
-PER_SAMPLE = {"full": 1.0, "dots_no_batch": 3.0, "none": 6.0}
-SPEED = {"full": 100.0, "dots_no_batch": 125.0, "none": 130.0}
+PER_SAMPLE = {"full": 1.0, "names": 3.0, "none": 6.0}
+SPEED = {"full": 100.0, "names": 125.0, "none": 130.0}
 
 
 def machine(
@@ -46,14 +46,14 @@ def test_the_fastest_that_fits_is_recommended_and_nothing_is_compiled_behind_wha
     lines: list[str] = []
     found = recommend(REQUEST, machine(85.0, calls=calls), lines.append)
     assert calls == [
-        Candidate(1, "full", 64), Candidate(1, "dots_no_batch", 64), Candidate(1, "none", 64),  # 68, 84, 108 GB
-        Candidate(8, "full", 64), Candidate(8, "dots_no_batch", 64), Candidate(8, "none", 64),  # 15.5, 31.5, 55.5
-        Candidate(1, "dots_no_batch", 128),  # 108 GB
+        Candidate(1, "full", 64), Candidate(1, "names", 64), Candidate(1, "none", 64),  # 68, 84, 108 GB
+        Candidate(8, "full", 64), Candidate(8, "names", 64), Candidate(8, "none", 64),  # 15.5, 31.5, 55.5
+        Candidate(1, "names", 128),  # 108 GB
     ]  # fmt: skip
     best = found["recommended"]
-    assert (best["fsdp"], best["remat"], best["batch"], best["samples_per_s"]) == (1, "dots_no_batch", 64, 125.0)
+    assert (best["fsdp"], best["remat"], best["batch"], best["samples_per_s"]) == (1, "names", 64, 125.0)
     assert found["fits"] and "23.00 GB missing" in lines[2] and len(lines) == len(calls) == len(found["tried"])
-    assert "--mesh.fsdp 1 --model.backbone.remat dots_no_batch --train.batch_size 64" in render_recommendation(found)
+    assert "--mesh.fsdp 1 --model.backbone.remat names --train.batch_size 64" in render_recommendation(found)
 
 
 def test_larger_batches_are_tried_as_long_as_they_pay() -> None:
@@ -115,7 +115,7 @@ def test_an_estimate_is_kept_until_something_changes(tmp_path: Path, monkeypatch
     assert compilers.run(first)["batch"] == 5  # a damaged file is made again
 
 
-def test_a_config_that_the_settings_name_belongs_to_the_key(tmp_path: Path) -> None:
+def test_the_key_depends_on_a_named_config(tmp_path: Path) -> None:
     request = Request("e2_mse", "mini", "cpu:2", settings={"encoder": {"model": str(tmp_path)}})
     (tmp_path / "config.json").write_text("{}")
     before = compilers.key(request, Path())

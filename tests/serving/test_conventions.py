@@ -16,11 +16,11 @@ from wmjax.serving.clients.conventions import (
     Conventions,
     conventions,
     drawn_spec,
+    expected_image,
+    expected_state,
     quaternion,
     raw_actions,
     shortest_rotation,
-    shown_image,
-    shown_state,
 )
 from wmjax.sim.env import SETTLE_STEPS
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
@@ -31,12 +31,14 @@ PLAIN = Conventions()
 
 
 def test_an_image_is_that_of_openpis_example() -> None:
-    np.testing.assert_array_equal(shown_image(IMAGE, PLAIN), image_tools.resize_with_pad(IMAGE, 224, 224))
+    np.testing.assert_array_equal(expected_image(IMAGE, PLAIN), image_tools.resize_with_pad(IMAGE, 224, 224))
     upright = dataclasses.replace(PLAIN, image_size=256)
     raw = IMAGE[::-1, ::-1]  # what MuJoCo draws
-    np.testing.assert_array_equal(shown_image(IMAGE, upright), peers.preprocess_libero_image(raw))
-    np.testing.assert_array_equal(shown_image(IMAGE, dataclasses.replace(upright, orientation="turned")), raw)
-    np.testing.assert_array_equal(shown_image(IMAGE, dataclasses.replace(upright, orientation="mirrored")), raw[::-1])
+    np.testing.assert_array_equal(expected_image(IMAGE, upright), peers.preprocess_libero_image(raw))
+    np.testing.assert_array_equal(expected_image(IMAGE, dataclasses.replace(upright, orientation="turned")), raw)
+    np.testing.assert_array_equal(
+        expected_image(IMAGE, dataclasses.replace(upright, orientation="mirrored")), raw[::-1]
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -53,7 +55,7 @@ def test_a_state_is_what_the_policy_expects() -> None:
     state = np.array([0.1, 0.2, 0.3, 3.5, 0.0, 0.0, 0.04, -0.02], np.float32)
 
     def shown(**changes) -> np.ndarray | None:
-        return shown_state(state, OBSERVATION_SPEC, dataclasses.replace(PLAIN, **changes))
+        return expected_state(state, OBSERVATION_SPEC, dataclasses.replace(PLAIN, **changes))
 
     assert shown(state="none") is None
     np.testing.assert_array_equal(shown(), state.astype(np.float64))
@@ -63,7 +65,7 @@ def test_a_state_is_what_the_policy_expects() -> None:
     plain = dataclasses.replace(OBSERVATION_SPEC, orientation=(), fingers=())
     for changes in ({"rotation": "shortest"}, {"state": "mean_finger"}, {"state": "quaternion"}):
         with pytest.raises(UserError, match="environment's state has no"):
-            shown_state(state, plain, dataclasses.replace(PLAIN, **changes))
+            expected_state(state, plain, dataclasses.replace(PLAIN, **changes))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_plain_array_is_accepted() -> None:
         (msgpack.packb({"a": b"xyz"})[:-1], "in the middle of a value"),
         (b"\xdf\xff\xff\xff\xff", "more than 64 values"),
         (b"\x81\xa1a\xc6\xff\xff\xff\xff", "in the middle of a value"),
-        (msgpack.packb({"a": 1}) + b"\0", "goes on for 1 bytes"),
+        (msgpack.packb({"a": 1}) + b"\0", "has 1 bytes after its end"),
         (b"\x91" * 200 + b"\x01", "nested more than 5 deep"),
         (msgpack.packb({"a": list(range(65))}), "more than 64 values"),
         (msgpack.packb({"a": b"x" * 10_000}), "the limit is 10000"),

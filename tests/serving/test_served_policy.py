@@ -234,7 +234,7 @@ def test_bad_input_is_one_line(silent, capsys, tmp_path, monkeypatch) -> None:
     for arguments, message in (
         (["--policy", "ws://127.0.0.1:9"], "cannot connect to ws://127.0.0.1:9"),
         (["--policy", silent, "--dialect", "opnpi"], "unknown dialect 'opnpi'; did you mean openpi"),
-        (["--policy", silent, "--dialect", "starvla"], "does not say its action_chunk_size"),
+        (["--policy", silent, "--dialect", "starvla"], "does not send its action_chunk_size"),
         (["--policy", silent, "--foreign.preset", "pi"], "unknown foreign.preset 'pi'"),
         (["--policy", silent, "--foreign.wait_steps", "3"], "wait_steps is 3; give a multiple of the 5"),
         (["--policy", silent, "--foreign.image_keys", '["a"]'], "foreign.image_keys has 1 names for 2"),

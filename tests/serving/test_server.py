@@ -295,7 +295,7 @@ def test_a_key_is_asked_for_and_needed_on_other_addresses() -> None:
         (["--max-message-mb", "nan"], "--max-message-mb is 'nan'; give a number of megabytes"),
         (["--serve.idle_s", "0"], "serve.idle_s is 0.0; it must be above 0"),
         (["--port", "99999"], "unknown option '--port'"),
-        (["--listen", "openpi:1", "--listen", "openpi:1"], "give each dialect a port of its own"),
+        (["--listen", "openpi:1", "--listen", "openpi:1"], "give each dialect its own port"),
         (["--max-batch", "0"], "max_batch is 0"),
         (["--max-wait-ms", "-1"], "max_wait_ms is -1.0"),
         (["--host", "192.0.2.1"], "set WMJAX_API_KEY"),

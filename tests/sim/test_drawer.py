@@ -30,7 +30,7 @@ def reaches(env, goal: tuple[str, ...], steps: int = 150) -> Drawer:
     raise AssertionError(f"{goal} does not hold after {steps} steps")
 
 
-def test_a_drawer_is_opened_and_closed_whoever_takes_over(stove):
+def test_a_drawer_is_opened_and_closed_by_changing_experts(stove):
     stove.reset(EPISODE)
     middle = "wooden_cabinet_1_middle_region"
     for predicate, phase in (("open", Phase.PULL), ("close", Phase.PUSH)):
@@ -60,6 +60,6 @@ def test_what_is_put_in_a_closed_drawer_needs_it_open_and_it_is_closed_last(stov
     assert first == sorted(first), first
 
 
-def test_what_is_no_drawer_is_refused(stove):
+def test_objects_other_than_drawers_are_refused(stove):
     with pytest.raises(UserError, match=r"no primitive reaches 'close flat_stove_1', drawers are .* flat_stove_1 is"):
         Drawer(stove, ("close", "flat_stove_1"))

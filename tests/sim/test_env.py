@@ -1,4 +1,4 @@
-"""The environment keeps its promises on identity, observation and restoring, in the real simulator."""
+"""Identity, observations and restoring of the environment in the real simulator."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ def test_a_placement_in_which_objects_throw_each_other_about_is_drawn_again(env,
 def test_a_task_whose_objects_never_stand_is_named(env, monkeypatch):
     monkeypatch.setattr(Motion, "disturbed", ["plate_1"])
     monkeypatch.setattr("wmjax.sim.env.PLACEMENTS", 3)
-    with pytest.raises(UserError, match=r"random/5: plate_1 did not stand in 3 placements"):
+    with pytest.raises(UserError, match=r"random/5: plate_1 were not at rest in any of 3 placements"):
         env.reset(_episode("random", 5))
     env.reset(_episode("benchmark", 5))
 
@@ -158,7 +158,7 @@ def test_restoring_a_state_restores_what_is_seen_and_what_follows(env):
     np.testing.assert_array_equal(env.sim_state(), end)
 
 
-def test_what_does_not_belong_is_refused(env):
+def test_foreign_episodes_and_states_are_refused(env):
     with pytest.raises(UserError, match="is not of libero_spatial task 2"):
         env.reset(EpisodeId(SUITE, TASK + 1, "random", 0))
     with pytest.raises(UserError, match="50 initial states"):

@@ -61,6 +61,6 @@ def test_a_key_is_read_back(episode):
 @pytest.mark.parametrize(
     "key", ["", "libero_spatial/3/random", "x/3/random/-1", "x/3/chance/1", "x/03/random/1", "x/a/random/1"]
 )
-def test_what_is_no_key_is_refused(key):
-    with pytest.raises(UserError, match="is no episode's key; keys are like"):
+def test_an_invalid_key_is_refused(key):
+    with pytest.raises(UserError, match="is not an episode's key; keys are like"):
         EpisodeId.parse(key)

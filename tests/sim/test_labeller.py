@@ -1,4 +1,4 @@
-"""DAgger in the simulator: the labels are the recorder's, and an episode goes on as without them."""
+"""DAgger in the simulator: the labels are the recorder's, and an episode continues as without them."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def wrong() -> np.ndarray:
     return actions
 
 
-def test_an_episode_goes_on_as_without_labels(env: LiberoEnv, wrong: np.ndarray) -> None:
+def test_labelling_does_not_change_an_episode(env: LiberoEnv, wrong: np.ndarray) -> None:
     labelled, plain = (follow(env, wrong, labelled=flag)[1] for flag in (True, False))
     assert all(np.array_equal(a, b) for a, b in zip(labelled, plain, strict=True))
 

@@ -50,7 +50,7 @@ def test_the_kind_of_libero_is_part_of_the_version(monkeypatch):
 @pytest.mark.sim
 @pytest.mark.parametrize("files", [["__init__.py"], ["__init__.py", "libero/__init__.py"], [], ["notes.txt"]])
 @pytest.mark.parametrize("where", ["", "third_party/LIBERO"])
-def test_another_libero_on_the_path_is_not_taken_for_the_installed_one(tmp_path, monkeypatch, files, where):
+def test_another_libero_on_the_path_is_not_imported(tmp_path, monkeypatch, files, where):
     """As upstream's instructions put it there; a folder without an ``__init__.py`` does not hide the package."""
     for file in files:
         path = tmp_path / where / "libero" / file

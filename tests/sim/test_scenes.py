@@ -56,7 +56,7 @@ def test_bad_numbers_are_named(option: str, named: str, tmp_path: Path, capsys: 
     assert named in capsys.readouterr().err and not (tmp_path / "scenes").exists()
 
 
-def test_a_recording_that_lost_a_task_is_not_taken_for_a_whole_one(
+def test_a_recording_that_lost_a_task_does_not_count_as_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))

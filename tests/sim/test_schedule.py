@@ -1,4 +1,4 @@
-"""Who runs what next."""
+"""The schedule: which worker runs which episode next."""
 
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.schedule import Schedule

@@ -12,7 +12,7 @@ from wmjax.recording.primitives.motion import OPEN, Phase
 pytestmark = pytest.mark.sim
 
 
-def test_the_knob_is_turned_whoever_takes_over(stove):
+def test_the_knob_is_turned_by_changing_experts(stove):
     stove.reset(demonstration_id("libero_goal", 7, slot=0, attempt=0, seed=90))
     first, phases, success = Expert(stove), [], False
     expert = first

@@ -104,7 +104,7 @@ def main(job: dict[str, Any]) -> int:
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
     pipeline.load = lambda *_: experiment(job)
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
-    planning.require_fit = lambda *_, **__: None  # the settings do not describe the fake's latents
+    planning.require_consistent = lambda *_, **__: None  # the settings do not describe the fake's latents
     wmjax.sim.env.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
     pipeline.judge, pipeline.judge_early = judge, judge_early
     pipeline.verdict = lambda plan, summary: summary

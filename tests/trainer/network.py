@@ -79,16 +79,21 @@ def prompts() -> Prompt:
     return Prompt(tokens, np.ones((1, LENGTH), bool), np.ascontiguousarray(positions))
 
 
-def collectives(job: Job) -> dict[str, Any]:
-    """Those of the training step, and the sizes that explain them."""
-    built, mesh = built_for(job)
+def step_shapes(built: Built, mesh: Mesh, batch: int) -> tuple[Any, ...]:
+    """The arguments of the training step as shapes with their layout."""
 
     def place(tree: Any, spec: PartitionSpec) -> Any:
         at = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
 
-    batch = {name: jax.ShapeDtypeStruct((job["batch"], *x.shape[1:]), x.dtype) for name, x in batch_of(1).items()}
-    arguments = *built.shapes, place(batch, BATCH), place(prompts(), PartitionSpec())
+    columns = {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in batch_of(1).items()}
+    return *built.shapes, place(columns, BATCH), place(prompts(), PartitionSpec())
+
+
+def collectives(job: Job) -> dict[str, Any]:
+    """Those of the training step, and the sizes that explain them."""
+    built, mesh = built_for(job)
+    arguments = step_shapes(built, mesh, job["batch"])
     with contextlib.ExitStack() as patches:
         if job.get("guess"):
             patches.enter_context(mock.patch("wmjax.trainer.build.activations_on", nothing))

@@ -74,7 +74,7 @@ def test_windows_come_from_the_stores(inputs: Inputs) -> None:
     actions = action_windows(inputs, frames)
     row = store.frame_row[frames[1]]
     np.testing.assert_array_equal(actions.action[1], store.action[row : row + 8])
-    assert actions.held[:, 0].tolist() == [False, *(store.action[store.frame_row[frames[1:]] - 1, -1] > 0)]
+    assert actions.closed_before[:, 0].tolist() == [False, *(store.action[store.frame_row[frames[1:]] - 1, -1] > 0)]
     first = store.episodes[3]["step_start"]
     closed = store.action[first : first + store.episodes[3]["length"], -1] > 0
     np.testing.assert_array_equal(actions.near_change[1], near_change(closed[:, None])[20:28])

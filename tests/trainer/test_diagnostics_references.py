@@ -104,7 +104,7 @@ def test_action_references_are_computed_from_the_same_data() -> None:
     assert section.gripper["model"] == pytest.approx(
         (right[windows.mask].mean(), right[windows.near_change[..., 0]].mean())
     )
-    held = (windows.held == (action[..., -1] > 0))[windows.near_change[..., 0]].mean()
+    held = (windows.closed_before == (action[..., -1] > 0))[windows.near_change[..., 0]].mean()
     assert section.gripper["repeat the last command"][1] == pytest.approx(held)
     assert section.r2.shape == (4, 7) and list(section.r2_task) == ["first", "second"]
     first = windows.mask & (windows.task == 0)[:, None]

@@ -99,7 +99,7 @@ def saved_run(run: Path, steps: tuple[int, ...], assets: bool = True) -> None:
     """A run's folder with checkpoints of a small tree."""
     for step in steps:
         tree = {"kernel": np.full(3, step, np.float32)}
-        checkpoint.save(run / "checkpoints", step, {"ema": tree, "state": tree}, {"experiment": {}}, keep=10)
+        checkpoint.save(run / "checkpoints", step, {"ema": tree, "state": tree}, {"experiment": {}}, max_to_keep=10)
     if assets:
         (run / "assets/tokenizer").mkdir(parents=True)
         (run / "assets/tokenizer/vocabulary.json").write_text("{}")

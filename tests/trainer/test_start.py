@@ -110,15 +110,15 @@ def test_the_checkpoints_units_are_kept(run: Path, inputs: Inputs) -> None:
     start = starting_point(str(run))
     assert start is not None
     others = dataclasses.replace(inputs.action_spec, offset=(*(0.5,) * 6, 0.0))
-    assert start.fit_inputs(dataclasses.replace(inputs, action_spec=others)).action_spec == inputs.action_spec
+    assert start.adopt_statistics(dataclasses.replace(inputs, action_spec=others)).action_spec == inputs.action_spec
     assert inputs.encoder_spec is not None
     stored = dataclasses.replace(inputs.encoder_spec, mean=(0.5,) * LATENT_DIM)
-    assert start.fit_inputs(dataclasses.replace(inputs, encoder_spec=stored)).encoder_spec == inputs.encoder_spec
+    assert start.adopt_statistics(dataclasses.replace(inputs, encoder_spec=stored)).encoder_spec == inputs.encoder_spec
     another = dataclasses.replace(stored, weights_hash="another")
-    assert start.fit_inputs(dataclasses.replace(inputs, encoder_spec=another)).encoder_spec == another
+    assert start.adopt_statistics(dataclasses.replace(inputs, encoder_spec=another)).encoder_spec == another
     longer = dataclasses.replace(inputs, action_spec=dataclasses.replace(inputs.action_spec, chunk=16))
     with pytest.raises(UserError, match=r"model\.chunk is 16, the policy of train\.init_from .* has 8; use that"):
-        start.fit_inputs(longer)
+        start.adopt_statistics(longer)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_another_robot_gets_new_ends_and_the_rest(
     start, params = found_start(run), fresh(OTHER_MODEL, seed=5)
     assert start.new_ends(other_robot) == ("state", "action")
     with caplog.at_level(logging.INFO, "wmjax.train"):
-        fitted = start.fit_inputs(other_robot)
+        fitted = start.adopt_statistics(other_robot)
         found = to_named(start.load(*params, end_parameters(experiment(OTHER_MODEL), ("state", "action")))[0])
     assert fitted.action_spec == other_robot.action_spec  # its own units
     before, saved = to_named(params[0]), start.saved.parameters()
@@ -165,7 +165,7 @@ def test_an_end_of_the_same_size_is_new_if_it_is_of_another_robot(run: Path, inp
     shifted = dataclasses.replace(inputs.action_spec, offset=(0.5,) * 7, state_offset=(0.25,) * 8)
     start, data = found_start(run), dataclasses.replace(inputs, store=store, action_spec=shifted)
     assert start.new_ends(data) == ("state",)
-    fitted = start.fit_inputs(data).action_spec
+    fitted = start.adopt_statistics(data).action_spec
     assert fitted.offset == (*inputs.action_spec.offset[:6], 0.5) and fitted.state_offset == (0.25,) * 8
     params = fresh(tiny_config(), seed=5)
     found = to_named(start.load(*params, end_parameters(experiment(tiny_config()), ("state",)))[0])
@@ -180,14 +180,14 @@ def test_actions_that_are_differences_are_others(run: Path, inputs: Inputs) -> N
     )
     start = found_start(run)
     assert start.new_ends(inputs) == () and start.new_ends(data) == ("action",)
-    assert start.fit_inputs(data).action_spec.relative_to == data.action_spec.relative_to
+    assert start.adopt_statistics(data).action_spec.relative_to == data.action_spec.relative_to
 
 
 def test_a_run_that_took_units_over_is_read_with_them(run: Path, inputs: Inputs) -> None:
     """Its own data have other statistics."""
     start = found_start(run)
     data = dataclasses.replace(inputs, action_spec=dataclasses.replace(inputs.action_spec, offset=(0.5,) * 7))
-    fitted = start.fit_inputs(data)
+    fitted = start.adopt_statistics(data)
     assert fitted.action_spec.offset[:6] == inputs.action_spec.offset[:6]
     started = to_dict(dataclasses.replace(load("e2_flow", "smoke", overrides={"train": {"init_from": "mini"}})))
     meta = {**fitted.meta(), "experiment": started}

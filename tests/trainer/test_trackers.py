@@ -56,7 +56,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(when, tmp_path, m
     assert len(written(tmp_path, "failing", "tensorboard")) == 3
     assert events(tmp_path) == {("train/loss", 1): 1, ("train/loss", 2): 1, ("val/loss", 2): 1}
     warnings = {id(record): record.message for record in caplog.records if record.levelname == "WARNING"}
-    assert set(warnings.values()) == {"the tracker failing failed (no network); metrics.jsonl goes on without it"}
+    assert set(warnings.values()) == {"the tracker failing failed (no network); metrics.jsonl continues without it"}
 
 
 def test_without_trackers_there_is_metrics_jsonl_alone(tmp_path) -> None:

@@ -132,7 +132,7 @@ def test_a_smaller_rank_is_the_best_of_its_kind_on_the_training_frames(inputs: I
 @pytest.mark.parametrize("model", [linear(5, "e1"), MODEL, STOPPED, linear(5, "e0plus")])
 def test_a_policy_starts_with_exactly_its_prophet(run: Path, model: VLAConfig) -> None:
     start = found_start(run)
-    start.require_fit(model)
+    start.require_same_prophet(model)
     params, frozen = fresh(model)
     before, after = to_named(params), to_named(start.load(params, frozen)[0])
     saved = averaged_parameters(start.folder, experiment())
@@ -148,11 +148,11 @@ def test_latents_keep_the_units_of_the_prophet_and_actions_those_of_the_data(run
         encoder_spec=dataclasses.replace(inputs.encoder_spec, mean=(0.5,) * LATENT_DIM),
         action_spec=dataclasses.replace(inputs.action_spec, offset=(0.5,) * 7),
     )
-    fitted = found_start(run).fit_inputs(others)
+    fitted = found_start(run).adopt_statistics(others)
     assert fitted.encoder_spec == inputs.encoder_spec and fitted.action_spec == others.action_spec
     strange = dataclasses.replace(inputs, encoder_spec=dataclasses.replace(inputs.encoder_spec, weights_hash="other"))
     with pytest.raises(UserError, match=r"EncoderSpec\.weights_hash differs"):
-        found_start(run).fit_inputs(strange)
+        found_start(run).adopt_statistics(strange)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_latents_keep_the_units_of_the_prophet_and_actions_those_of_the_data(run
 )
 def test_another_prophet_is_refused(run: Path, model: VLAConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        found_start(run).require_fit(model)
+        found_start(run).require_same_prophet(model)
 
 
 def test_a_linear_part_predicts_changes_only() -> None:

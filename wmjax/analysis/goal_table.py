@@ -17,14 +17,14 @@ class GoalRow:
     """The episodes with one instruction.
 
     Attributes:
-        told_task: the task of the suite whose sentence it is; None for a neutral one.
-        told: the sentence.
+        given_task: the task of the suite whose sentence it is; None for a neutral one.
+        given_instruction: the sentence.
         reached: episodes by the task whose goal was reached first, or :data:`NONE`.
 
     """
 
-    told_task: int | None
-    told: str
+    given_task: int | None
+    given_instruction: str
     reached: dict[str, int]
 
 
@@ -37,22 +37,22 @@ class GoalTable:
     def table(self) -> str:
         """Plain text: a row per instruction, a column per goal reached first."""
         head, *rows = self.cells()
-        return f"goal reached first (task), by the sentence told:\n{text_table(head, rows, left=(0, -1))}"
+        return f"goal reached first (task), by the given instruction:\n{text_table(head, rows, left=(0, -1))}"
 
     def cells(self) -> list[tuple[str, ...]]:
         """The head and the rows; a cell without an episode is a dot."""
-        told = {row.told_task for row in self.rows if row.told_task is not None}
+        given = {row.given_task for row in self.rows if row.given_task is not None}
         reached = {int(task) for row in self.rows for task in row.reached if task != NONE}
-        columns = [*map(str, sorted(told | reached)), NONE]
+        columns = [*map(str, sorted(given | reached)), NONE]
         rows = [
             (
-                "-" if row.told_task is None else str(row.told_task),
+                "-" if row.given_task is None else str(row.given_task),
                 *(str(row.reached.get(c, ".")) for c in columns),
-                row.told,
+                row.given_instruction,
             )
             for row in self.rows
         ]
-        return [("told", *columns, "sentence"), *rows]
+        return [("given", *columns, "instruction"), *rows]
 
     def as_list(self) -> list[dict[str, Any]]:
         """JSON values."""
@@ -64,10 +64,10 @@ def count_goals(records: Iterable[EpisodeRecord]) -> GoalTable | None:
     counts: dict[tuple[int, str], Counter[str]] = {}
     for record in records:
         if record.reached is not None and record.outcome in ("success", "failure"):
-            key = -1 if record.told_task is None else record.told_task, record.told
+            key = -1 if record.given_task is None else record.given_task, record.given_instruction
             counts.setdefault(key, Counter())[str(record.reached[0]) if record.reached else NONE] += 1
     rows = [
-        GoalRow(None if task < 0 else task, told, dict(sorted(counts[task, told].items())))
-        for task, told in sorted(counts)
+        GoalRow(None if task < 0 else task, text, dict(sorted(counts[task, text].items())))
+        for task, text in sorted(counts)
     ]
     return GoalTable(tuple(rows)) if rows else None

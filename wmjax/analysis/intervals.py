@@ -8,7 +8,7 @@ Z_95 = 1.959963984540054
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a success probability (Wilson 1927), which stays honest at 0 and at n of n.
+    """Wilson's score interval of a success probability (Wilson 1927), which is also valid at 0 and at n of n.
 
     Args:
         successes: 0..trials.

@@ -1,4 +1,4 @@
-"""Nearest neighbours among latents: latents cannot be decoded, but the frames of the nearest ones can be viewed."""
+"""Nearest neighbours among latents: latents cannot be decoded, but the frames of their neighbours can be viewed."""
 
 import numpy as np
 from jaxtyping import Float32, Int

@@ -11,7 +11,7 @@ from wmjax.analysis.paired_tests import holm
 from wmjax.rollout.results import actor_label, read_header, read_records
 
 IDENTITY = ("checkpoint.hash", "experiment.recipe", "experiment.seed", "recipe_hash")
-"""Header fields that differ between any two policies; names, and ``training``, tell what lies behind them."""
+"""Header fields that differ between any two policies; names and ``training`` explain them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Overview:
         names: of the baseline and of the others: recipe and training seed, or folders where these are not enough.
         baseline: episodes that it solved, and that it finished.
         comparisons: of each other with the baseline.
-        adjusted: their McNemar p values after Holm's correction for having looked at all of them.
+        adjusted: their McNemar p values after Holm's correction for the number of comparisons.
 
     """
 

@@ -51,8 +51,8 @@ class Ridge:
         """Predictions of :meth:`predict` for each strength."""
         centre = y.mean(0)
         turned = self.vectors.T @ (y - centre if self.dual else self.x.T @ (y - centre))
-        seen = (new - self.mean) / self.std
-        left = (seen @ self.x.T if self.dual else seen) @ self.vectors
+        scaled = (new - self.mean) / self.std
+        left = (scaled @ self.x.T if self.dual else scaled) @ self.vectors
         values = np.maximum(self.values, 0)[:, None]
         return [left @ (turned / (values + strength)) + centre for strength in strengths]
 
@@ -97,20 +97,20 @@ def ridge_r2(
 
     The strength is chosen inside ``train`` on every fourth episode. R^2 is pooled over a target's dimensions.
     """
-    held = np.zeros_like(train)
-    held[train] = held_out(groups[train])
-    inner = train & ~held
+    validation = np.zeros_like(train)
+    validation[train] = held_out(groups[train])
+    inner = train & ~validation
     choose, final = Ridge(x[inner]), Ridge(x[train])
     scores = {}
     for name, y in targets.items():
-        tried = [r2(guess, y[held], y[inner].mean(0)) for guess in choose.path(y[inner], RIDGES, x[held])]
+        tried = [r2(guess, y[validation], y[inner].mean(0)) for guess in choose.path(y[inner], RIDGES, x[validation])]
         guess = final.predict(y[train], RIDGES[int(np.argmax(tried))], x[~train])
         scores[name] = r2(guess, y[~train], y[train].mean(0))
     return scores
 
 
 def r2(guess: np.ndarray, truth: np.ndarray, constant: np.ndarray) -> float:
-    """R^2 pooled over all dimensions; 0 is what predicting ``constant`` scores."""
+    """R^2 pooled over all dimensions; 0 is the score of predicting ``constant``."""
     return float(1 - ((guess - truth) ** 2).sum() / ((truth - constant) ** 2).sum())
 
 

@@ -1,4 +1,4 @@
-"""Two systems over several training seeds: the unit that varies is the training run, not the episode."""
+"""Two systems over several training seeds: the unit of replication is the training run, not the episode."""
 
 import dataclasses
 import itertools

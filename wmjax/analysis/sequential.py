@@ -1,8 +1,8 @@
-"""An anytime-valid paired test: it may be looked at after every episode and stopped whenever it has decided.
+"""An anytime-valid paired test: it may be evaluated after every episode and stopped as soon as it has decided.
 
 A pair of episodes counts +1 if only B succeeded, -1 if only A did, and 0 otherwise. If A and B are equally good, a pair
-that is not 0 is +1 or -1 with equal probability, whatever went before. A bet on a difference of ``effect`` is placed
-before each pair; its capital after n pairs is
+that is not 0 is +1 or -1 with equal probability, independent of the earlier pairs. A bet on a difference of ``effect``
+is placed before each pair; its capital after n pairs is
 
     E+(n) = prod over the discordant pairs i up to n of (1 + b_i x_i),   b_i = effect / (share of discordant before i)
 
@@ -85,7 +85,7 @@ class Look:
 
     @property
     def p_value(self) -> float:
-        """The p-value, valid at any time of looking."""
+        """The anytime-valid p-value."""
         return min(1.0, 1.0 / self.e_value) if self.e_value > 0 else 1.0
 
     def line(self) -> str:
@@ -99,7 +99,7 @@ class Look:
 
 
 def look(pairs: Sequence[Int[np.ndarray, " pairs"]], rule: StoppingRule) -> Look:
-    """Looks at the pairs seen so far.
+    """Evaluates the test on the pairs so far.
 
     Args:
         pairs: for every training seed the outcomes of its pairs in the order in which they were run: +1 only B

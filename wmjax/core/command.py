@@ -39,7 +39,7 @@ def run_command(body: Callable[[], int]) -> int:
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is None:  # it was closed before the start, as some daemons do
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, open to the end
-        elif isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written as \\u..., and is no error
+        elif isinstance(stream, io.TextIOWrapper):  # unencodable characters are written as \\u...
             stream.reconfigure(errors="backslashreplace")
     try:
         with signals.handled():
@@ -61,12 +61,12 @@ def run_command(body: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, signals.Stopped) else signals.Stopped(signal.SIGINT)
-        signals.say(stopped)
+        signals.print_end(stopped)
         return stopped.status
 
 
 def _refused(error: OSError) -> str | None:
-    """What is wrong with a place, and the fix; None for a bug or a broken disk."""
+    """Describes why a path was refused, and the fix; None for a bug or a broken disk."""
     if error.filename is not None:
         place = f"{error.filename}: {error.strerror}; choose another place, or change its permissions"
         return place if error.errno in REFUSED else None
@@ -88,7 +88,7 @@ def _reader_has_gone() -> bool:
 
 
 def _empty_output() -> None:
-    """Keeps the interpreter from a second failure at its end, with what is left of an output on a full disk."""
+    """Discards unwritten output, so that the interpreter does not fail again at exit when the disk is full."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -100,7 +100,7 @@ def _drop_output() -> None:
 
 
 def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str], int]:
-    """What argparse reads an option with: a whole number in a range.
+    """An argparse type: an integer in a range.
 
     Args:
         name: of the option, for the error.
@@ -112,7 +112,7 @@ def whole_number(name: str, least: int, most: int = 1_000_000) -> Callable[[str]
 
 
 def number(name: str, least: float, most: float = 1_000_000) -> Callable[[str], float]:
-    """What argparse reads an option with: a number in a range, see :func:`whole_number`."""
+    """An argparse type: a number in a range, see :func:`whole_number`."""
     return _in_range(name, float, "number", least, most)
 
 
@@ -154,7 +154,7 @@ def _runs_alone(module: str, words: list[str]) -> bool:
     return any(Path(word).name == "wmjax" for word in words[1:])
 
 
-def show_episodes(done: int, total: int) -> None:
+def print_progress(done: int, total: int) -> None:
     """Prints one line of progress per ten episodes."""
     if done % 10 == 0 or done == total:
         print(f"episode {done} of {total}", file=sys.stderr)

@@ -35,7 +35,7 @@ def main() -> int:
 
     Returns:
         The exit status where no command runs: 0 after ``--help``, 2 for a missing or unknown command. A command ends
-        the process with a status of its own.
+        the process with its own status.
 
     """
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])

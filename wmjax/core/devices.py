@@ -6,7 +6,7 @@ from wmjax.core.errors import UserError
 
 
 def require_devices() -> None:
-    """Lets jax start its backend, which it otherwise does at the first computation.
+    """Starts jax's backend, which jax otherwise does at the first computation.
 
     Raises:
         UserError: the platform that was asked for is not there, or its driver does not start; or numbers of 64 bits are

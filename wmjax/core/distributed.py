@@ -50,7 +50,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"{ADDRESS} is {address!r} but the job has one process; set JAX_NUM_PROCESSES, JAX_PROCESS_ID")
     if count == 1:
         return
-    _keep_signals()
+    _disable_preemption_service()
     try:
         gpus = slurm_gpus(environment) if "SLURM_PROCID" in environment else None
         jax.distributed.initialize(address, count, index, gpus or None)  # Slurm's address is found by jax
@@ -64,7 +64,7 @@ def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
     """Which of the GPUs that a Slurm task sees are its own, by index; None if it sees none, or if
     ``JAX_LOCAL_DEVICE_IDS`` names them.
 
-    jax itself gives each task the one GPU of its number on the host, also where one task has the host for itself.
+    jax itself gives each task the one GPU of its number on the host, even if it is the only task of the host.
 
     Raises:
         UserError: the host's tasks cannot share its GPUs evenly.
@@ -87,7 +87,7 @@ def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
 
 
 def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that this process may use, whatever they are called."""
+    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the host."""
     if (listed := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in listed.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
     return [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
@@ -103,7 +103,7 @@ def _tasks_of_host(environment: Mapping[str, str]) -> int:
 
 
 def host_devices(environment: Mapping[str, str] = os.environ) -> str:
-    """Says how many of the host's devices this process uses, such as ``8 of 8 devices of this host``."""
+    """States how many of the host's devices this process uses, such as ``8 of 8 devices of this host``."""
     import jax
 
     used = jax.local_device_count()
@@ -119,7 +119,7 @@ def _detect(value: str) -> None:
 
     if value != "auto":
         raise UserError(f"{DETECT} is {value!r}; set it to auto, or leave it out on a single host")
-    _keep_signals()
+    _disable_preemption_service()
     try:
         jax.distributed.initialize()
     except ValueError as error:
@@ -129,22 +129,22 @@ def _detect(value: str) -> None:
         ) from error
 
 
-def _keep_signals() -> None:
-    """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would take it away, and ends nothing."""
+def _disable_preemption_service() -> None:
+    """Leaves SIGTERM to :mod:`wmjax.core.signals`: jax's preemption service would catch it and end nothing."""
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)
 
 
 def is_first() -> bool:
-    """True on the one process that writes metrics, records, encodes and evaluates."""
+    """Whether this is the process that writes metrics, records, encodes and evaluates."""
     import jax
 
     return jax.process_index() == 0
 
 
 def wait() -> None:
-    """Returns when all processes have called it as often.
+    """Waits until all processes have called it equally often.
 
     Waits at jax's coordination service and not in a collective, which occupies devices and gives up in time.
     """
@@ -156,7 +156,7 @@ def wait() -> None:
 
 
 def connect(mesh: "Mesh") -> None:
-    """Lets all devices of a mesh exchange something once, while the processes are side by side.
+    """Runs one collective over all devices of a mesh, while all processes are at the same point.
 
     At the first exchange, gloo, by which CPUs talk, gives up after 30 s on a process that still compiles.
     """
@@ -173,14 +173,14 @@ def connect(mesh: "Mesh") -> None:
 
 
 def alone(body: Callable[[], object]) -> None:
-    """The first process runs ``body`` while the others wait."""
+    """Runs ``body`` on the first process while the others wait."""
     if is_first():
         body()
     wait()
 
 
 def first(body: Callable[[], T]) -> T:
-    """The result of ``body``: the first process computes it, then the others find it on the shared file system."""
+    """Returns the result of ``body``: the first process computes it, then the others read it from shared files."""
     if not is_first():
         wait()
         return body()
@@ -190,7 +190,7 @@ def first(body: Callable[[], T]) -> T:
 
 
 def broadcast_from_first(body: Callable[[], int]) -> int:
-    """The number that the first process finds out, on all of them."""
+    """Broadcasts a number from the first process to all of them."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -202,9 +202,9 @@ def broadcast_from_first(body: Callable[[], int]) -> int:
 
 
 class Stopping:
-    """Whether a signal came to any process of a job, so that all of them stop behind the same step.
+    """Whether any process of a job received a signal, so that all of them stop after the same step.
 
-    With several processes the answer is that of the call before: nobody waits for the devices to hear it.
+    With several processes the answer is that of the previous call, so that no process waits for the devices.
     """
 
     def __init__(self, mesh: "Mesh") -> None:
@@ -212,7 +212,7 @@ class Stopping:
         self._any: Any = None
 
     def __call__(self) -> bool:
-        """All processes call it equally often and get the same answer."""
+        """Returns the same answer on all processes, which must call it equally often."""
         import jax
 
         if jax.process_count() == 1:

@@ -11,7 +11,7 @@ class UserError(Exception):
     """Bad input, in one line that names the field, its value and the fix.
 
     Commands print it as ``error: <message>`` and exit with status 2, without a traceback. Of a message beyond
-    :data:`LONGEST` characters the middle is left out: the field stands at the beginning, the fix at the end.
+    :data:`LONGEST` characters the middle is left out: the field is at the beginning, the fix at the end.
     """
 
     def __init__(self, message: str) -> None:
@@ -21,19 +21,19 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """What another library said, as one short line for a message of ours."""
+    """Another library's error message as one short line, for use in our messages."""
     return " ".join(str(error).split())[:limit]
 
 
 def require_unicode(text: str, what: str) -> None:
-    """Refuses a text with half a character, which JSON may hold; no file, page or tokenizer takes it.
+    """Refuses a text with an unpaired surrogate, which JSON allows but no file, page or tokenizer accepts.
 
     Raises:
         UserError: begins with ``what``.
 
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UserError(f"{what} is {text!r}, which is no Unicode text; write it anew")
+        raise UserError(f"{what} is {text!r}, which is not Unicode text; write it again")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

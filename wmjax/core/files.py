@@ -87,7 +87,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Lets one process at a time into the block; the others wait. What a killed process held is free again.
+    """Lets one process at a time into the block; the others wait. The lock of a killed process is released.
 
     Raises:
         UserError: the file system has no locks.
@@ -110,7 +110,7 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
     """Makes this process the only one that is inside the block for a folder, or refuses at once.
 
     Args:
-        folder: made if needed; its ``.lock`` says who holds it. What a killed process held is free again.
+        folder: made if needed; its ``.lock`` names the process that holds it. The lock of a killed process is released.
         what: for the error, such as ``run``.
         fix: for the error: how to do without.
 
@@ -229,13 +229,13 @@ def hash_json(content: Any) -> str:
 
 
 def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping[str, Any] | None = None) -> None:
-    """Writes down what a resumable job is making, or checks that an earlier run was making the same.
+    """Records the plan of a resumable job, or checks that an earlier run had the same plan.
 
     Args:
         path: the JSON file that holds the plan.
         plan: plain JSON values.
         what: "latents", "episodes", for the error.
-        defaults: what a plan that does not say a value means.
+        defaults: the values of a plan that lacks them.
 
     Raises:
         UserError: the folder was begun under another plan; nothing is overwritten.
@@ -250,8 +250,8 @@ def claim_plan(path: Path, plan: Mapping[str, Any], what: str, defaults: Mapping
 
 
 def require_plan(found: Mapping[str, Any], plan: Mapping[str, Any], folder: Path, what: str) -> None:
-    """Refuses a plan that differs from the one a folder was begun under."""
+    """Refuses a plan that differs from the one that a folder was begun with."""
     for key, value in plan.items():
         if found.get(key) != value:
-            shown = f": {found.get(key)!r} there, {value!r} now" if not isinstance(value, list) else ""
-            raise UserError(f"{folder}: holds {what} of another {key}{shown}; choose a new folder")
+            difference = f": {found.get(key)!r} there, {value!r} now" if not isinstance(value, list) else ""
+            raise UserError(f"{folder}: holds {what} of another {key}{difference}; choose a new folder")

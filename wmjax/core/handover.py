@@ -64,17 +64,17 @@ class Handover:
 
     @property
     def committed(self) -> int:
-        """The first rows of a chunk, for steps before it takes over: earlier chunks' actions are executed there."""
+        """The number of a chunk's first rows whose steps execute the actions of earlier chunks."""
         return self.delay - self.trained_delay
 
     @property
     def overlap(self) -> int:
-        """The first rows of a chunk, for steps of which the previous chunk has predictions."""
+        """The number of a chunk's first rows for which the previous chunk has predictions."""
         return self.chunk - self.horizon
 
     @property
     def pending(self) -> int:
-        """Steps from a decision on that earlier chunks have actions for, see :attr:`Decision.pending`."""
+        """The steps from a decision on for which earlier chunks have actions, see :attr:`Decision.pending`."""
         return self.trained_delay + self.overlap
 
     def weights(self) -> Float32[np.ndarray, " chunk"]:
@@ -119,7 +119,7 @@ def require_delay(realtime: Realtime, delay: int) -> None:
     """
     if realtime != "none" and not delay:
         raise UserError(
-            f"realtime is {realtime!r}, but execution_delay is 0, so no action is executed before a chunk is there; "
+            f"realtime is {realtime!r}, but execution_delay is 0, so no action is executed before a chunk exists; "
             "set execution_delay, or realtime to 'none'"
         )
 

@@ -1,4 +1,4 @@
-"""The place of a store or of a run: a local folder, or a URL that fsspec knows, such as ``gs://bucket/demos``.
+"""The location of a store or of a run: a local folder, or a URL that fsspec supports, such as ``gs://bucket/demos``.
 
 :class:`Remote` is the part of :class:`pathlib.Path` that reading a store needs, so that the same code reads folders
 and URLs; :class:`RemoteArray` is the corresponding part of a memory map. Only copies of runs are written to a URL
@@ -62,7 +62,7 @@ class Remote:
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
     def resolve(self) -> "Remote":
-        """Itself: a URL is absolute."""
+        """Returns itself, because a URL is absolute."""
         return self
 
     def size(self) -> int:
@@ -95,7 +95,7 @@ class Remote:
         with self._access() as (fs, path):
             blocks = fs.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
         for block, start, end in zip(blocks, starts, ends, strict=True):
-            if isinstance(block, Exception):  # some file systems return them whatever they are told
+            if isinstance(block, Exception):  # some file systems return errors in spite of the argument
                 with self._access():
                     raise block
             if len(block) > end - start:
@@ -121,7 +121,7 @@ class Remote:
         if "" in names:
             raise UserError(f"{self}: a file, not a folder; name the folder")
         if outside := [name for name in names if ".." in name.split("/")]:
-            raise UserError(f"{self}: holds an object named {outside[0]!r}, which is no file below a folder; remove it")
+            raise UserError(f"{self}: holds an object named {outside[0]!r}, which is not a file below it; remove it")
         return names
 
     def download(self, folder: Path, names: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ class Remote:
             fs.get([f"{path}/{name}" for name in names], [str(folder / name) for name in names])
 
     def upload(self, folder: Path, names: Sequence[str]) -> None:
-        """Copies files below a folder to objects of the same names below it, and returns when all are there.
+        """Copies files below a folder to objects of the same names below it, and returns when all are complete.
 
         An object appears when it is whole; so do files, which are written under a hidden name first.
         """
@@ -156,7 +156,7 @@ class Remote:
 
     @contextlib.contextmanager
     def _access(self, what: str = "read") -> Iterator[tuple[Any, str]]:
-        """The file system and the path on it; whatever goes wrong in the block is a UserError."""
+        """The file system and the path on it; every error in the block becomes a UserError."""
         import fsspec
 
         try:
@@ -180,16 +180,16 @@ class Remote:
         except Exception as error:  # every backend has its own kinds
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(f"{self}: cannot be {what}, no disk space left; free some space") from error
-            said = f"{type(error).__name__}: {_line(error)}"
+            cause = f"{type(error).__name__}: {_line(error)}"
             fix = "check the URL, the network and the credentials"
-            raise UserError(f"{self}: cannot be {what} ({said}); {fix}") from error
+            raise UserError(f"{self}: cannot be {what} ({cause}); {fix}") from error
 
 
 Location = Path | Remote
 
 
 def location(place: str | Location) -> Location:
-    """A place to read from, as given on the command line or in a config: a URL stays one, the rest are paths.
+    """The location that a text of the command line or of a config names: a URL, or else a path.
 
     Two spellings of one URL, such as with and without a last slash, are the same place.
 
@@ -211,7 +211,7 @@ def location(place: str | Location) -> Location:
 
 
 def local(place: str | Location) -> Path:
-    """A place to write to.
+    """A local path to write to.
 
     Raises:
         UserError: a URL.
@@ -226,12 +226,12 @@ def local(place: str | Location) -> Path:
 
 
 def _line(error: Exception) -> str:
-    """An error in a part of a line."""
+    """An error's message, shortened to a part of a line."""
     return " ".join(str(error).split())[:200]
 
 
 class RemoteArray:
-    """A ``.npy`` at a URL, read by the rows that are asked for: what the stores' readers use of a memory map.
+    """A ``.npy`` at a URL that reads only the requested rows; it has the memory map's methods that readers use.
 
     Indexed by integers, slices and integer arrays from the first axis on, as numpy does it, except that a slice and
     an array do not go together. The trailing axes that the index leaves out are one row; neighbouring rows are one
@@ -265,7 +265,7 @@ class RemoteArray:
             raise UserError(f"{place}: no .npy of numpy's formats 1 or 2 ({error}); copy it again") from error
         self._start = header.tell()
         if fortran or self.dtype.hasobject or self._start + math.prod(self.shape) * self.dtype.itemsize != size:
-            raise UserError(f"{place}: {size} bytes are no plain {self.dtype} array {self.shape}; copy it again")
+            raise UserError(f"{place}: {size} bytes are not a plain {self.dtype} array {self.shape}; copy it again")
 
     @property
     def ndim(self) -> int:
@@ -299,7 +299,7 @@ class RemoteArray:
         return found.view(self.dtype).reshape((*rows.shape, *tail))
 
     def _rows(self, key: tuple[Any, ...]) -> np.ndarray:
-        """The numbers of the rows that an index asks for, in the shape of the answer's leading axes."""
+        """The numbers of the rows that an index selects, in the shape of the result's leading axes."""
         if len(key) > self.ndim:
             raise IndexError(f"{len(key)} indices for {self.ndim} axes")
         slices, rows = sum(isinstance(part, slice) for part in key), np.zeros((), np.int64)

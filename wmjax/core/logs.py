@@ -10,7 +10,7 @@ LINE = "%(asctime)s %(levelname).1s %(message)s"
 
 
 class StderrHandler(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is when a line is logged, not when logging was set up."""
+    """Writes to the ``sys.stderr`` of the moment when a line is logged, not of when logging was set up."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one line."""

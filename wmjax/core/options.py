@@ -1,9 +1,9 @@
-"""The options of commands. Every setting is spelled ``--section.name VALUE``; some have a short option beside it.
+"""The options of commands. Every setting is spelled ``--section.name VALUE``; some also have a short option.
 
 Options without a section are a command's own: what it works on and where it writes, such as ``--run`` and ``--out``.
 They set nothing of an experiment, a protocol or a store.
 
-A short option is documented in ``--help`` with the setting that it stands for, and the value goes the same way: it is
+A short option is documented in ``--help`` with the setting that it sets, and the value goes the same way: it is
 read as TOML, converted to the field's type, and checked against the range that the field declares.
 """
 
@@ -21,7 +21,7 @@ def number_list(text: str) -> tuple[int, ...]:
     """Numbers from a text such as ``0,1``, or ``none``.
 
     Raises:
-        UserError: the text is no list of numbers.
+        UserError: the text is not a list of numbers.
 
     """
     try:
@@ -32,7 +32,7 @@ def number_list(text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Short:
-    """A short option that stands for a setting.
+    """A short option for a setting.
 
     Attributes:
         setting: its dotted name in the section.
@@ -51,7 +51,7 @@ class Short:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's options, described by its module's docstring. What cannot be read is one line.
+    """A command's options, described by its module's docstring. An argument that cannot be parsed is a one-line error.
 
     Args:
         command: its name, such as ``record``.
@@ -70,7 +70,7 @@ class CommandParser(argparse.ArgumentParser):
         self._sections: dict[str, Mapping[str, Short]] = {}
 
     def error(self, message: str) -> NoReturn:
-        """Refuses what cannot be read.
+        """Refuses arguments that cannot be parsed.
 
         Raises:
             UserError: always.
@@ -124,7 +124,7 @@ class CommandParser(argparse.ArgumentParser):
         return options, merge(values, self._settings(settings))
 
     def _settings(self, words: list[str]) -> dict[str, Any]:
-        """What was given by full names."""
+        """The settings that were given by their full names."""
         values = parse_overrides(words)
         for name in values:
             if not self._sections:
@@ -159,13 +159,13 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _describe(section: str, shorts: Mapping[str, Short], defaults: Any) -> str:
-    """What the options of a section are, and which settings have none."""
+    """Describes the options of a section, and lists the settings without one."""
     if not shorts:
         return "None of these settings has a short option."
     known = {short.setting for short in shorts.values()}
     others = [] if defaults is None else [name for name in setting_names(defaults) if name not in known]
     more = f" Others are {', '.join(f'--{section}.{name}' for name in others)}." if others else ""
-    return f"An option below stands for the setting in its brackets.{more}"
+    return f"An option below sets the setting in its brackets.{more}"
 
 
 def setting_names(settings: Any) -> Iterator[str]:
@@ -179,7 +179,7 @@ def setting_names(settings: Any) -> Iterator[str]:
 
 
 def _help(section: str, short: Short, defaults: object) -> str:
-    """An option's help, with the setting that it stands for and its default."""
+    """An option's help, with the setting that it sets and its default."""
     if short.help == argparse.SUPPRESS:
         return short.help
     value = defaults

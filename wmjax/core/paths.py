@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from wmjax.core.errors import UserError, require_unicode
 
-KEPT = frozenset({"manifest.json", "config.json", "recording.json", "header.json", "summary.json", "tokenizer.json"})
+PROTECTED = frozenset(
+    {"manifest.json", "config.json", "recording.json", "header.json", "summary.json", "tokenizer.json"}
+)
 """JSON files of stores, runs and models, which no output replaces."""
 DATA = frozenset(
     {
@@ -36,11 +38,11 @@ COMPILED_BYTES = 2_000_000_000
 
 
 def expand(path: str | Path) -> Path:
-    """A path with ``~`` as the home folder: a shell leaves it behind ``=`` and in files of environments as it is.
+    """Replaces ``~`` by the home folder; shells do not expand it after ``=`` or in environment files.
 
     Raises:
-        UserError: there is no such home folder, or it is no path: empty, as an unset variable of a shell leaves it, or
-            not UTF-8.
+        UserError: there is no such home folder, or it is not a path: empty, as an unset variable of a shell leaves it,
+            or not UTF-8.
 
     """
     if not str(path).strip() or "\0" in str(path):
@@ -53,7 +55,7 @@ def expand(path: str | Path) -> Path:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What lies below a folder and fits a pattern, in order, without anything hidden.
+    """The paths below a folder that match a pattern, sorted, without hidden ones.
 
     macOS leaves ``._NAME`` beside every file that it copies, and editors and downloads have hidden folders. A pattern
     that begins with ``**/`` looks into linked folders too, which :meth:`pathlib.Path.glob` passes over.
@@ -73,7 +75,7 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def require_readable(folder: Path) -> None:
-    """Refuses a folder that is there and cannot be listed: to :meth:`pathlib.Path.glob` it is empty.
+    """Refuses an existing folder that cannot be listed, because :meth:`pathlib.Path.glob` treats it as empty.
 
     Raises:
         PermissionError: names it.
@@ -85,13 +87,13 @@ def require_readable(folder: Path) -> None:
 
 def _folders(folder: Path) -> Iterator[Path]:
     """A folder and those below it, each once however many links lead to it."""
-    seen = set()
+    visited = set()
     for place, names, _ in os.walk(folder, followlinks=True):
         state = Path(place).stat()
-        if (state.st_dev, state.st_ino) in seen:
+        if (state.st_dev, state.st_ino) in visited:
             names.clear()
             continue
-        seen.add((state.st_dev, state.st_ino))
+        visited.add((state.st_dev, state.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
         for name in names:
             require_readable(Path(place) / name)
@@ -135,8 +137,8 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
         wanted, ending = endings.get(kind, ("a JSON file", ".json"))
         if path.is_dir():
             raise UserError(f"{option} {path}: a folder; name {wanted} such as {path / f'name{ending}'}")
-        if path.is_file() and (path.name in KEPT or path.suffix in DATA - {ending}):
-            raise UserError(f"{option} {path}: a file of data is there, nothing was overwritten; choose another name")
+        if path.is_file() and (path.name in PROTECTED or path.suffix in DATA - {ending}):
+            raise UserError(f"{option} {path}: a data file exists there and was not overwritten; choose another name")
     places = [*([path.absolute()] if kind == "folder" else []), *path.absolute().parents]
     if blocked := next((place for place in places if place.is_file()), None):
         raise UserError(f"{option} {path}: {blocked} is a file, not a folder; choose another place")
@@ -146,8 +148,8 @@ def require_place(path: Path, option: str, kind: Literal["folder", "HTML file", 
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out``, empty or not there before, when all is in it: half written it has another name."""
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, renamed to ``out`` (absent or empty before) when the block ends without an error."""
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -161,8 +163,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     part.rename(out)
 
 
-def keep_compiled_programs() -> None:
-    """Lets jit reuse what an earlier process compiled (``<cache>/xla``), unless jax was given another folder."""
+def enable_compilation_cache() -> None:
+    """Lets jit reuse what earlier processes compiled (``<cache>/xla``), unless jax has another cache folder."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:

@@ -1,4 +1,4 @@
-"""Starting worker processes that import only what they run, with one thread each."""
+"""Starts worker processes that import only what they run, with one thread each."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ def without_main_module() -> Iterator[None]:
     """Keeps processes that are spawned inside this context from importing the parent's ``__main__`` module.
 
     ``multiprocessing`` imports the parent's main module in every spawned child. For a command that would be all of its
-    imports, jax included, in each simulator process. The children's targets live in modules of their own.
+    imports, jax included, in each simulator process. The children's targets are in separate modules.
     """
     with _HIDING:  # threads that start processes take turns
         main = sys.modules["__main__"]

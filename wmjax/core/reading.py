@@ -1,7 +1,7 @@
-"""Readers of files from outside, with the types that they must have: JSON, JSON lines, TOML, parquet and HDF5.
+"""Readers of external files, which check the types of their values: JSON, JSON lines, TOML, parquet and HDF5.
 
 Each reader says in one line which file, what is wrong with it and what to do. Types and ranges are those of
-:mod:`wmjax.core.settings`. Text is UTF-8 whatever the locale.
+:mod:`wmjax.core.settings`. Text is UTF-8 in every locale.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def what_is_wrong(path: Path, error: BaseException | str) -> str:
-    """Why a file cannot be read: what is there instead, or else the error of its reader."""
+    """Why a file cannot be read: what its content is instead, or the error of its reader."""
     try:
         if path.is_dir():
             return "a folder, expected a file"
@@ -46,7 +46,7 @@ def what_is_wrong(path: Path, error: BaseException | str) -> str:
 
 @contextlib.contextmanager
 def reading(path: Location, fix: str) -> Iterator[None]:
-    """Turns whatever a file's reader raises in the block into one line: the file, what is wrong with it, the fix."""
+    """Turns any error of a file's reader into a one-line error: the file, what is wrong with it, and the fix."""
     try:
         yield
     except UserError:
@@ -58,7 +58,7 @@ def reading(path: Location, fix: str) -> Iterator[None]:
 
 
 def read_text(path: Location, fix: str) -> str:
-    """A file's text, without the mark that editors of Windows put before it.
+    """A file's text, without the byte order mark that some Windows editors write.
 
     Raises:
         UserError: missing, a folder, not readable, not UTF-8.
@@ -76,7 +76,7 @@ def read_text(path: Location, fix: str) -> str:
 
 
 def parse_json(text: str | bytes, hint: Any, where: str, fix: str) -> Any:
-    """A value from JSON text, as an annotated type; keys that a dataclass does not have are passed over.
+    """A value from JSON text, as an annotated type; keys that a dataclass does not have are ignored.
 
     Args:
         text: of the file, the attribute or the line.
@@ -102,12 +102,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} occurs twice")
     return found
 
 
 def typed(value: Any, hint: Any, where: str, fix: str) -> Any:
-    """A plain value as an annotated type; keys that a dataclass does not have are passed over.
+    """A plain value as an annotated type; keys that a dataclass does not have are ignored.
 
     Raises:
         UserError: a missing key, a value of another type or outside its range.
@@ -130,7 +130,7 @@ def read_json(path: Location, hint: Any, fix: str) -> Any:
 
 
 def read_json_lines(path: Location, hint: Any, fix: str) -> list[Any]:
-    """A file of one JSON value per line, each as an annotated type; empty lines are passed over.
+    """A file of one JSON value per line, each as an annotated type; empty lines are ignored.
 
     Raises:
         UserError: see :func:`read_json`; names the line.
@@ -156,7 +156,7 @@ def read_toml(path: Path, hint: Any, fix: str) -> Any:
 
 @contextlib.contextmanager
 def open_hdf5(path: Path, fix: str) -> "Iterator[h5py.File]":
-    """An HDF5 file for reading; what h5py raises in the block is one line too."""
+    """Opens an HDF5 file for reading; errors that h5py raises in the block become one-line errors."""
     import h5py
 
     with reading(path, fix):
@@ -174,7 +174,7 @@ def open_hdf5(path: Path, fix: str) -> "Iterator[h5py.File]":
 
 
 def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int | None = None) -> "pa.Table":
-    """Columns of a parquet file, of one episode's rows when asked for (row groups without it are not read).
+    """Columns of a parquet file, of one episode's rows on request (row groups without it are not read).
 
     Args:
         path: of the file.
@@ -195,7 +195,7 @@ def read_parquet(path: Path, columns: Sequence[str], fix: str, *, rows_of: int |
         if missing := sorted(set(wanted) - set(names)):
             raise UserError(f"{path}: columns {', '.join(missing)} are missing; {fix}")
         if doubled := [name for name in wanted if names.count(name) > 1]:
-            raise UserError(f"{path}: columns {', '.join(doubled)} are there more than once; {fix}")
+            raise UserError(f"{path}: columns {', '.join(doubled)} occur more than once; {fix}")
         table = file.read(wanted) if rows_of is None else file.read_row_groups(_groups(file, rows_of), wanted)
         # A damaged text column is read without complaint and fails where its cells are decoded.
         table.validate(full=True)

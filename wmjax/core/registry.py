@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The classes that one setting may name. A class is imported when it is asked for, not before.
+    """The classes that one setting may name. A class is imported only when it is requested.
 
     Attributes:
         setting: the setting's dotted name, for errors.
@@ -24,7 +24,7 @@ class Registry(Generic[T]):
         self.setting, self.known, self.base = setting, dict(known), base
 
     def resolve(self, name: str) -> type[T]:
-        """The class that a registered name or a ``package.module:Class`` stands for.
+        """The class that a registered name or a ``package.module:Class`` refers to.
 
         Raises:
             UserError: no such name, module or class, the module cannot be imported, or the class is not a subclass of
@@ -56,7 +56,7 @@ class Registry(Generic[T]):
     def _require_subclass(self, name: str, found: type, base: type) -> None:
         place = f"{base.__module__}.{base.__qualname__}"
         if not issubclass(found, base):
-            raise UserError(f"{self.setting} is {name!r}, which is no subclass of {place}; make it one")
+            raise UserError(f"{self.setting} is {name!r}, which is not a subclass of {place}; make it one")
         if inspect.isabstract(found):
             lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             raise UserError(f"{self.setting} is {name!r}, which lacks {lacking} of {place}; give it these methods")

@@ -1,8 +1,8 @@
-"""Typed values from plain ones: settings, and what JSON and TOML files of others hold.
+"""Typed values from plain ones: settings, and the content of external JSON and TOML files.
 
 One function, :func:`convert`, reads a plain value as an annotated type. Which numbers a field may hold is declared
 beside it, as ``Annotated[int, Range(1)]``, and checked here: when a value is read, and when a :class:`Settings` is
-built. NaN and infinity are no numbers of any field.
+built. No field accepts NaN or infinity.
 
 A dataclass whose fields depend on its ``kind`` (an action head, an encoder, a backbone) has a class method ``select``
 that returns the dataclass to build from the given values.
@@ -52,7 +52,7 @@ class Range:
 
 
 def _single(value: float) -> float:
-    """A number as programs compute with it: in float32, where XLA takes what is below the normal numbers for 0."""
+    """A number as programs compute with it: in float32, where XLA flushes subnormal numbers to 0."""
     limits = np.finfo(np.float32)
     if not -limits.max <= value <= limits.max:
         return value
@@ -83,7 +83,7 @@ class Settings:
     """Base of dataclasses whose declared ranges hold however they are built.
 
     ``class HeadConfig(Settings, section="head")`` names the fields ``head.draws`` in errors. A subclass with a
-    ``__post_init__`` of its own calls this one first.
+    ``__post_init__`` calls this one first.
     """
 
     _section = ""
@@ -109,7 +109,7 @@ def _type_hints(kind: Any) -> dict[str, Any]:
 
 
 def require_range(value: Any, hint: Any, path: str) -> None:
-    """Refuses a number outside the range that its annotation declares, also inside of optional ones and tuples.
+    """Refuses a number outside the range that its annotation declares, also inside optional types and tuples.
 
     Raises:
         UserError: names the setting, its value and the range.
@@ -118,7 +118,7 @@ def require_range(value: Any, hint: Any, path: str) -> None:
     if get_origin(hint) is Annotated:
         for range_ in (extra for extra in hint.__metadata__ if isinstance(extra, Range)):
             if not is_number(value) or not range_.admits(value):
-                raise UserError(f"{path} is {shown(value)}; it must be {range_}")
+                raise UserError(f"{path} is {quoted(value)}; it must be {range_}")
     elif get_origin(hint) in (Union, types.UnionType):
         if value is not None:
             for option in (option for option in get_args(hint) if option is not type(None)):
@@ -127,11 +127,11 @@ def require_range(value: Any, hint: Any, path: str) -> None:
         for number, item in enumerate(value):
             require_range(item, _item_hint(get_args(hint), number), f"{path}[{number}]")
     elif hint is float and not is_number(value):
-        raise UserError(f"{path} is {shown(value)}; it must be a finite number")
+        raise UserError(f"{path} is {quoted(value)}; it must be a finite number")
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold: JSON and TOML have integers of any length."""
+    """Whether a value is a number that a float can represent: JSON and TOML have integers of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -140,17 +140,17 @@ def _item_hint(hints: tuple[Any, ...], number: int) -> Any:
     return hints[0] if len(hints) == 2 and hints[1] is Ellipsis else hints[min(number, len(hints) - 1)]
 
 
-def whole(text: str) -> int | None:
-    """The number that decimal digits spell, as environments and options do; None if the text is anything else.
+def parse_integer(text: str) -> int | None:
+    """The integer that ``text`` spells in decimal digits; None for any other text.
 
-    Also of more than 18 digits: nothing is counted so far, and :class:`int` refuses thousands of them.
+    More than 18 digits also give None: no count is that large, and :class:`int` refuses thousands of digits.
     """
     digits = text.strip()
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 18 else None
 
 
-def shown(value: Any) -> str:
-    """A value in a part of a line, however large it is."""
+def quoted(value: Any) -> str:
+    """A value formatted for a message, shortened if it is large."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
     short.maxlist = short.maxtuple = short.maxdict = 8
@@ -158,13 +158,13 @@ def shown(value: Any) -> str:
 
 
 def build(kind: type[T], values: dict[str, Any], path: str = "", *, surplus: bool = False) -> T:
-    """Builds ``kind`` from what a TOML or JSON file or the command line said, defaults for the rest.
+    """Builds ``kind`` from values of a TOML or JSON file or of the command line, with defaults for the others.
 
     Args:
         kind: a dataclass, possibly of dataclasses.
         values: nested dictionaries of plain values.
         path: dotted prefix for errors.
-        surplus: whether keys that ``kind`` does not have are passed over, as in files of others, instead of refused.
+        surplus: whether keys that ``kind`` does not have are ignored, as in external files, instead of refused.
 
     Raises:
         UserError: an unknown key (with near matches), a missing one, a value of the wrong type or outside its range.
@@ -199,7 +199,7 @@ def convert(value: Any, hint: Any, path: str, *, surplus: bool = False) -> Any:
     elif origin is Literal:
         if any(value == option and type(value) is type(option) for option in arguments):
             return value
-        raise UserError(f"{path} is {shown(value)}; choose one of {', '.join(map(repr, arguments))}")
+        raise UserError(f"{path} is {quoted(value)}; choose one of {', '.join(map(repr, arguments))}")
     elif origin in (Union, types.UnionType):
         return _convert_union(value, arguments, path, surplus)
     elif origin in (tuple, list, dict):
@@ -210,17 +210,17 @@ def convert(value: Any, hint: Any, path: str, *, surplus: bool = False) -> Any:
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     name = hint.__name__ if isinstance(hint, type) else hint
-    raise UserError(f"{path or 'the file'} is {shown(value)}; expected {name}")
+    raise UserError(f"{path or 'the file'} is {quoted(value)}; expected {name}")
 
 
 def _finite(value: float, path: str) -> float:
-    """A number as float; JSON and TOML know integers that none can hold, and NaN."""
+    """A finite number as float; JSON and TOML also have integers that no float can represent, and NaN."""
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise UserError(f"{path} is {shown(value)}; it must be a finite number")
+        raise UserError(f"{path} is {quoted(value)}; it must be a finite number")
     return number
 
 
@@ -234,7 +234,7 @@ def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, 
     if origin is dict:
         if not isinstance(value, dict):
             return None
-        return {k: convert(v, hints[1], f"{path}[{shown(k)}]", surplus=surplus) for k, v in value.items()}
+        return {k: convert(v, hints[1], f"{path}[{quoted(k)}]", surplus=surplus) for k, v in value.items()}
     if not isinstance(value, list | tuple):
         return None
     if origin is tuple and Ellipsis not in hints and len(hints) > 1 and len(value) != len(hints):
@@ -247,7 +247,7 @@ def _convert_items(value: Any, origin: type, hints: tuple[Any, ...], path: str, 
 
 
 def _names(text: str, path: str) -> list[str]:
-    """The names in a text, which commas separate.
+    """The comma-separated names in a text.
 
     Raises:
         UserError: one of them is empty, or has a bracket or a quote of a list that TOML cannot read.
@@ -255,9 +255,9 @@ def _names(text: str, path: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise UserError(f"{path} is {shown(text)}, with an empty name; write names as in a,b, or [] for none")
+        raise UserError(f"{path} is {quoted(text)}, with an empty name; write names as in a,b, or [] for none")
     if text.strip().startswith("[") or any(name[0] in "\"'" for name in names):
-        raise UserError(f'{path} is {shown(text)}, no list; write names as in a,b or ["a", "b"]')
+        raise UserError(f'{path} is {quoted(text)}, not a list; write names as in a,b or ["a", "b"]')
     return names
 
 
@@ -272,7 +272,7 @@ def _convert_union(value: Any, options: tuple[Any, ...], path: str, surplus: boo
             return convert(value, option, path, surplus=surplus)
         except UserError:
             continue
-    raise UserError(f"{path} is {shown(value)}; expected {' or '.join(map(str, options))}")
+    raise UserError(f"{path} is {quoted(value)}; expected {' or '.join(map(str, options))}")
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -298,14 +298,14 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Layer(NamedTuple):
-    """Settings that come from one place, and how they are corrected there: "correct train/scales/mini.toml"."""
+    """Settings from one source, and how to correct them there: "correct train/scales/mini.toml"."""
 
     values: Mapping[str, Any]
     fix: str
 
 
 def with_origin(error: UserError, layers: Sequence[Layer]) -> UserError:
-    """The error, with the fix of the place that the setting which it names comes from.
+    """The error with a fix that refers to the source of the setting that the error names.
 
     Args:
         error: names a setting by the end of its dotted name, as in ``lora.rank is -1``.
@@ -326,7 +326,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """``--model.head.kind flow --train.steps=10`` as nested dictionaries; values are read by :func:`parse_value`.
 
     Raises:
-        UserError: an argument that is no setting, or a setting without a value.
+        UserError: an argument that is not a setting, or a setting without a value.
 
     """
     out: dict[str, Any] = {}
@@ -354,7 +354,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """What a text of the command line means: a TOML value, ``0,1`` for the list ``[0, 1]``, else the text itself."""
+    """The value of a text of the command line: a TOML value, ``0,1`` for the list ``[0, 1]``, else the text itself."""
     for form in (text, f"[{text}]") if "," in text else (text,):
         with contextlib.suppress(ValueError, RecursionError):
             return tomllib.loads(f"value = {form}")["value"]

@@ -5,15 +5,15 @@ import sys
 from collections.abc import Mapping
 
 from wmjax.core.errors import UserError
-from wmjax.core.settings import shown, whole
+from wmjax.core.settings import parse_integer, quoted
 
 Shard = tuple[int, int]
 """Index and count."""
-WHOLE: Shard = (0, 1)
+UNSHARDED: Shard = (0, 1)
 COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 """The variables in which a launcher numbers its processes: jax.distributed's own, then those of ``srun``.
 
-``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process whatever it says.
+``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process in spite of its value.
 """
 
 DETECT = "WMJAX_DISTRIBUTED"
@@ -21,7 +21,7 @@ DETECT = "WMJAX_DISTRIBUTED"
 
 
 def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The part that falls to this process: from jax.distributed if it runs, else from the launcher's variables.
+    """Returns this process's shard: from jax.distributed if it runs, else from the launcher's variables.
 
     Raises:
         UserError: only jax could tell, and it has not been asked: every process would take the whole job.
@@ -35,7 +35,7 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
             return check_shard((_number(environment, index), _number(environment, count)))
     if DETECT in environment:
         raise UserError(f"{DETECT} is set, but only training lets jax find the other processes; give --shard i/n")
-    return WHOLE
+    return UNSHARDED
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -45,9 +45,9 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         UserError: it is none.
 
     """
-    if (number := whole(environment[name])) is None:
+    if (number := parse_integer(environment[name])) is None:
         raise UserError(
-            f"the environment variable {name} is {shown(environment[name])}; set it to a number, or unset it"
+            f"the environment variable {name} is {quoted(environment[name])}; set it to a number, or unset it"
         )
     return number
 
@@ -61,9 +61,9 @@ def parse_shard(text: str | None) -> Shard:
     """
     if text is None:
         return own_shard()
-    index, count = (whole(part) for part in text.partition("/")[::2])
+    index, count = (parse_integer(part) for part in text.partition("/")[::2])
     if index is None or count is None:
-        raise UserError(f"shard {shown(text)} is not i/n with 0 <= i < n; for example --shard 0/4")
+        raise UserError(f"shard {quoted(text)} is not i/n with 0 <= i < n; for example --shard 0/4")
     return check_shard((index, count))
 
 

@@ -2,7 +2,7 @@
 
 A signal raises :class:`Stopped` in the main thread, which ends the command by unwinding, so that whatever is finished
 is kept. Where work of the last minutes would be lost that way, as in a training's loop, :func:`postponed` turns the
-signal into a request that the code looks at when it can save. Python delivers signals between two of its own
+signal into a request that the code checks when it can save. Python delivers signals between two of its own
 instructions; a compilation or a wait on a device is one instruction. So a thread watches as well, and ends a process
 that has not ended :data:`GRACE` seconds after its signal, unless it was postponed.
 """
@@ -60,7 +60,7 @@ class _State:
         """When the signal came, or when it was no longer postponed."""
         self.over = False
         """Whether the block has been left, so that nothing is left to watch."""
-        self.said = False
+        self.printed = False
         """Whether the one line has been printed."""
 
 
@@ -69,7 +69,7 @@ _state = _State()
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Turns the signals into :class:`Stopped` inside the block; outside of the main thread nothing changes.
+    """Turns the signals into :class:`Stopped` inside the block; outside the main thread nothing changes.
 
     A signal that was ignored before, as SIGHUP is under ``nohup``, stays ignored.
     """
@@ -93,7 +93,7 @@ def handled() -> Iterator[None]:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
             theirs.close()
-            _state = _State()  # what stopped this block is no request to what a notebook runs next
+            _state = _State()  # the signal that stopped this block must not stop a notebook's next cell
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def postponed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Inside the block, which is itself inside of :func:`postponed`, signals end the command again.
+    """Lets signals end the command again, in a block inside :func:`postponed`.
 
     Raises:
         Stopped: a signal has come already.
@@ -131,7 +131,7 @@ def requested() -> bool:
 
 
 def stop_if_requested(what: str = "") -> None:
-    """Ends the command if a signal has come; ``what`` says what is safe.
+    """Ends the command if a signal has come; ``what`` describes what has been saved.
 
     Raises:
         Stopped: a signal has come.
@@ -142,7 +142,7 @@ def stop_if_requested(what: str = "") -> None:
 
 
 def stop(what: str) -> None:
-    """Ends this process's part of a job: one of its processes was asked to, perhaps another one.
+    """Ends this process because one of the job's processes, perhaps another one, received a signal.
 
     Raises:
         Stopped: always.
@@ -151,17 +151,17 @@ def stop(what: str) -> None:
     raise Stopped(_state.received or signal.SIGTERM, what)
 
 
-def say(stopped: Stopped) -> None:
+def print_end(stopped: Stopped) -> None:
     """Prints the line with which a command ends, once."""
-    if not _state.said:
-        _state.said = True
+    if not _state.printed:
+        _state.printed = True
         print(stopped, file=sys.stderr, flush=True)
 
 
 def leave_to_parent() -> None:
-    """In a worker process: Ctrl-C, which the terminal sends to all processes, is the parent's to answer.
+    """Makes a worker process ignore Ctrl-C, which the terminal sends to all processes and the parent handles.
 
-    SIGTERM and SIGHUP end a worker as ever: what it writes is whole or absent.
+    SIGTERM and SIGHUP still end a worker, because its files are whole or absent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -179,8 +179,8 @@ def _receive(number: int, frame: FrameType | None) -> None:
         _state.received, _state.since = number, time.monotonic()
         if not _state.postponed:
             raise Stopped(number)
-    elif number == signal.SIGINT and _state.postponed:  # Ctrl-C twice: who waits for a save wants to leave now
-        _end(signal.SIGINT, "without the save that was going on; earlier checkpoints are whole")
+    elif number == signal.SIGINT and _state.postponed:  # Ctrl-C twice: the user does not want to wait for the save
+        _end(signal.SIGINT, "without the save that was in progress; earlier checkpoints are whole")
 
 
 def _watch(wake: socket.socket, state: _State) -> None:
@@ -207,6 +207,6 @@ def _end(number: int, what: str) -> None:
         for child in multiprocessing.active_children():
             child.kill()
     with contextlib.suppress(Exception):
-        say(Stopped(number, what))
+        print_end(Stopped(number, what))
         sys.stdout.flush()
     os._exit(128 + number)

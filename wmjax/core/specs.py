@@ -24,14 +24,14 @@ class ObservationSpec(Settings, section="ObservationSpec"):
     """The definition of an observation: pixels, proprioception and their timing.
 
     Images are uint8 ``[cameras, size, size, 3]`` RGB, already rotated by ``rotation`` degrees from the raw camera
-    image. With ``resize_filter`` ``bilinear`` they were drawn at ``drawn_size`` and made smaller, see
+    image. With ``resize_filter`` ``bilinear`` they were rendered at ``drawn_size`` and reduced, see
     :func:`wmjax.data.observation.resize_image`. There are ``control_hz`` control steps per second, and a frame every
     ``frame_stride`` of them.
 
-    The state is float32 ``[state_dim]``, named by ``state``, in ``state_units`` ("" where unknown). What the
-    diagnostics interpret of it is named by the indices of its values: ``position`` (x, y, z of the end effector, m),
-    ``orientation`` of it as axis times angle (rad) and ``fingers`` (two, whose difference is the opening, m); empty if
-    the state has no such values.
+    The state is float32 ``[state_dim]``, named by ``state``, in ``state_units`` ("" where unknown). The
+    diagnostics interpret some of its values, which are given by their indices: ``position`` (x, y, z of the end
+    effector, m), ``orientation`` (of the end effector, axis times angle, rad) and ``fingers`` (two, whose difference is
+    the opening, m). They are empty if the state has no such values.
     """
 
     cameras: tuple[str, ...]
@@ -76,8 +76,8 @@ class EncoderSpec(Settings, section="EncoderSpec"):
     """The definition of a latent: float ``[tokens_per_frame, dim]``, of the clips of cameras that end at a frame.
 
     ``kind`` names the encoder (:mod:`wmjax.encoders.base`) and ``name`` one of its models. ``weights_hash`` and
-    ``parameters``, whatever of its settings and its preprocessing changes a latent, identify it. The tokens of several
-    ``cameras`` stand one after the other. ``mean`` and ``std`` are the statistics of each channel.
+    ``parameters`` (all settings of encoder and preprocessing that change a latent) identify it. The tokens of several
+    ``cameras`` are concatenated. ``mean`` and ``std`` are the statistics of each channel.
     """
 
     kind: str = "vjepa2"
@@ -97,21 +97,21 @@ class EncoderSpec(Settings, section="EncoderSpec"):
 class ActionSpec(Settings, section="ActionSpec"):
     """The definition of an action, and its normalisation by a policy.
 
-    A raw action is float32 ``[dim]``: what the robot's controller is sent at one control step, named by ``names``, in
-    ``units`` ("" where unknown); ``definition`` says in words what the numbers are. A training store and an
-    environment hold these fields; a checkpoint also those from ``chunk`` on.
+    A raw action is float32 ``[dim]``: the command to the robot's controller at one control step, named by ``names``, in
+    ``units`` ("" where unknown); ``definition`` describes the numbers in words. A training store and an environment
+    have these fields; a checkpoint also has those from ``chunk`` on.
 
     Attributes:
         names: of the dimensions, in the raw order.
         units: of the dimensions.
         definition: for readers, for example "OSC_POSE deltas and gripper command".
         grippers: indices of the gripper commands, increasing; any number of them, at any place.
-        gripper_open, gripper_closed: the raw values that open and close each gripper; what lies between them is half
-            open. Normalised they are -1 and +1, whatever the normalisation of the other dimensions.
+        gripper_open, gripper_closed: the raw values that open and close each gripper; values between them are half
+            open. Normalised they are -1 and +1, independent of the normalisation of the other dimensions.
         low, high: bounds of raw actions; empty if there are none.
         hold: the raw action that keeps the robot still; empty if it depends on the state, as for joint positions.
         chunk: actions that a policy predicts at once.
-        normalisation: of the dimensions that are no grippers, and of the state.
+        normalisation: of the dimensions that are not grippers, and of the state.
         offset, scale: a raw action becomes ``(action - offset) / scale``, with the grippers then moved behind the other
             dimensions (:func:`wmjax.data.statistics.normalise_action`); empty if it stays as it is.
         state_offset, state_scale: the same for the state.
@@ -171,13 +171,13 @@ class ActionSpec(Settings, section="ActionSpec"):
 
     @property
     def arm(self) -> tuple[int, ...]:
-        """Indices of the dimensions that are no grippers."""
+        """Indices of the dimensions that are not grippers."""
         return tuple(i for i in range(self.dim) if i not in self.grippers)
 
 
 ADDED = ("relative_to",)
-"""Fields that files of this format version may lack, and are not written if empty: they came later, and a spec's hash
-stays what it was."""
+"""Fields that files of this format version may lack, and are not written if empty: they were added later, and a spec's
+hash must not change."""
 RAW_ACTION = ("names", "units", "definition", "grippers", "gripper_open", "gripper_closed", "low", "high", "hold")
 """Fields of an :class:`ActionSpec` that are a robot's, not a policy's."""
 OTHER_ROBOT = "evaluate it in an environment with the actions that it was trained on"
@@ -249,7 +249,7 @@ def spec_hash(spec: Spec) -> str:
 
 
 def require_same_actions(policy: ActionSpec, other: ActionSpec, whose: str, fix: str) -> None:
-    """Refuses a policy whose raw actions are those of another robot; how it normalises them is its own affair.
+    """Refuses a policy whose raw actions are those of another robot; their normalisation may differ.
 
     Args:
         policy: of the policy.

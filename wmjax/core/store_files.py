@@ -43,17 +43,17 @@ class StoreWriter:
         self._names: list[str] = []
 
     def __enter__(self) -> "StoreWriter":
-        with contextlib.ExitStack() as held:
-            held.enter_context(disk_errors(self.folder))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(disk_errors(self.folder))
             self.folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(only_one(self.folder / LOCK))
-            # Whoever wrote there is dead: it held the lock.
+            stack.enter_context(only_one(self.folder / LOCK))
+            # The process that wrote these is dead, because it held the lock.
             for stale in self.folder.glob(".staging-*"):
                 shutil.rmtree(stale)
             for unfinished in self.folder.glob(".*.tmp"):
                 unfinished.unlink(missing_ok=True)
             self.staging.mkdir()
-            self._held = held.pop_all()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -95,7 +95,7 @@ class StoreWriter:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """What a manifest says of a file."""
+    """A manifest's entry of a file."""
 
     bytes: Annotated[int, Range(0, 1e18)]
     sha256: str
@@ -130,7 +130,7 @@ def read_manifest(folder: Location, kind: str, version: int, fix: str) -> dict[s
     files = typed(manifest.get("files"), dict[str, _File], f"{path}: files", fix)
     for name, entry in files.items():
         if name != os.path.basename(name) or name in ("", ".", ".."):  # noqa: PTH119, a name and no path
-            raise UserError(f"{path}: files has {name!r}, which is no plain file name; {fix}")
+            raise UserError(f"{path}: files has {name!r}, which is not a plain file name; {fix}")
         _check_size(folder / name, entry.bytes, fix)
     return manifest
 
@@ -160,7 +160,7 @@ def verify_files(folder: Location, manifest: Mapping[str, Any], names: Sequence[
 
 
 def _require_hash(path: Location, actual: str, expected: str) -> None:
-    """Refuses bytes that are not those that were written."""
+    """Refuses bytes whose hash differs from that of the written ones."""
     if actual != expected:
         fix = "copy it there again" if isinstance(path, Remote) else "rebuild the store"
         raise UserError(
@@ -176,7 +176,7 @@ def _require_named(folder: Location, manifest: Mapping[str, Any], name: str) -> 
 
 
 def open_array(folder: Location, manifest: Mapping[str, Any], name: str) -> Rows:
-    """A store's large .npy: a read-only memory map, or at a URL an array that requests the rows it is asked for."""
+    """A store's large .npy: a read-only memory map, or at a URL an array that fetches only the indexed rows."""
     path = folder / name
     _require_named(folder, manifest, name)
     if isinstance(path, Remote):

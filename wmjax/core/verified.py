@@ -24,7 +24,7 @@ def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
     nothing. A disk that loses bits later without a write is found by that one only.
 
     At a URL nothing is hashed here and nothing is written: opening the store checked the sizes of all files and the
-    hashes of the small ones, and reading the large ones whole is what a URL is there to avoid.
+    hashes of the small ones, and a URL is used to avoid reading the large ones whole.
 
     Raises:
         UserError: names the first file whose bytes are not those that were written.
@@ -47,7 +47,7 @@ def verify_once(folder: Location, manifest: Mapping[str, Any]) -> None:
 
 
 def remember(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes down that the files which were just written and hashed are whole."""
+    """Records that the files that were just written and hashed are intact."""
     _write(folder, _file_states(folder, manifest))
 
 
@@ -61,6 +61,6 @@ def _file_states(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[An
 
 
 def _write(folder: Path, states: dict[str, list[Any]]) -> None:
-    """Keeps the states of whole files, if the folder can be written to."""
+    """Stores the states of intact files, if the folder can be written to."""
     with contextlib.suppress(OSError, UserError):
         write_json(folder / VERIFIED, states)

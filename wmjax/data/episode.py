@@ -24,7 +24,7 @@ class EpisodeData:
     actions of an :class:`wmjax.core.specs.ActionSpec`. ``frame_step`` is the control step
     of each frame, counted from the episode's start. ``settled_state`` is the full simulator state after the
     settle steps (empty for imported data). ``meta`` holds JSON values: suite, task_id, instruction (needed),
-    seed, init, perturbation, settled_hash, success_step and whatever else the recorder knows.
+    seed, init, perturbation, settled_hash, success_step and other values of the recorder.
 
     ``action_chunk``, where it is recorded, is what to learn of each frame: the ``label_steps`` actions that the expert
     would execute from there on if nothing disturbed it. ``injected`` marks the control steps at which the recorder

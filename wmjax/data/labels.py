@@ -1,4 +1,4 @@
-"""What a policy learns of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions."""
+"""The training target of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -17,7 +17,7 @@ def check_labels(store: TrainingStore, chunk: int, delay: int) -> None:
         delay: control steps between the observation and the chunk.
 
     Raises:
-        UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
+        UserError: the labels are shorter than the chunk, or there are none at the steps of the delay.
 
     """
     if store.action_chunk is not None:
@@ -36,7 +36,7 @@ def require_labels(steps: int, stride: int, chunk: int, delay: int, what: str) -
         what: the labels, for the error.
 
     Raises:
-        UserError: the labels are shorter than the chunk, or there are none at the steps that the delay asks for.
+        UserError: the labels are shorter than the chunk, or there are none at the steps of the delay.
 
     """
     if chunk > steps:

@@ -96,7 +96,8 @@ def make_loader(
     import grain
 
     source = BatchSource(store, latents, episodes, config)
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+    # Grain uses no more threads than there are places for finished batches.
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(config.prefetch, config.threads))
     return grain.MapDataset.source(source).to_iter_dataset(options)
 
 

@@ -15,7 +15,7 @@ VIDEO_ONLY = "video_only"
 SOURCE_ROW = "source_row"
 """The mark of an episode that is a part of its ``source_episode``: the row of that episode at which it begins."""
 SPLIT_SEED = 0
-"""Every run's, whatever its own: no training seed is trained on episodes that another is scored on."""
+"""The split's seed in every run, so that no training seed is trained on episodes that another is scored on."""
 _Task = tuple[int, str, int]
 """A store's number, a suite, and the number of a task in it."""
 

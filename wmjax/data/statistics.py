@@ -177,7 +177,7 @@ def delta_indices(names: Sequence[str], observation: ObservationSpec, action: Ac
                 raise UserError(f"{setting}, but the {what} have no {part!r}; choose of {', '.join(known)}")
         mine, other = action.names.index(ours), observation.state.index(theirs or ours)
         if mine in action.grippers or found[mine] >= 0:
-            why = "is a gripper command" if mine in action.grippers else "stands there twice"
+            why = "is a gripper command" if mine in action.grippers else "occurs twice"
             raise UserError(f"{setting}, but {ours!r} {why}; leave it out")
         if action.units[mine] != observation.state_units[other]:
             raise UserError(

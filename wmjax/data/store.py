@@ -199,7 +199,7 @@ def _merge(
         settled[str(index)] = episode.settled_state
         row, frame = rows.stop, span.stop
     for array in (images, steps, *columns.values()):
-        with contextlib.suppress(AttributeError):  # empty arrays are no memory maps
+        with contextlib.suppress(AttributeError):  # empty arrays are not memory maps
             array.flush()  # type: ignore[attr-defined]
     with writer.path("settled.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **settled)
@@ -217,7 +217,7 @@ def _merge_optional(
             values = getattr(load_episode(folder / PARTS / f"{part}.npz"), name)
             array[start : start + len(values)] = values
             start += len(values)
-        with contextlib.suppress(AttributeError):  # empty arrays are no memory maps
+        with contextlib.suppress(AttributeError):  # empty arrays are not memory maps
             array.flush()  # type: ignore[attr-defined]
 
 
@@ -226,7 +226,7 @@ Place = Annotated[int, Range(0, 1e15)]
 
 @dataclasses.dataclass(frozen=True)
 class _Episode:
-    """What the readers of a store rely on in an episode's entry."""
+    """The fields of an episode's entry that the readers of a store use."""
 
     index: Place
     task: Place
@@ -253,8 +253,8 @@ class TrainingStore:
     """A finished training store, opened for reading: a local folder or a URL (:mod:`wmjax.core.location`).
 
     Attributes:
-        spec: what its observations are.
-        action_spec: what its actions are, not normalised.
+        spec: the definition of its observations.
+        action_spec: the definition of its actions, without normalisation.
         tasks: the task table; ``episodes[i]["task"]`` indexes it.
         episodes: one dict per episode: index, task, length, num_frames, step_start, frame_start, suite, task_id,
             instruction, seed, init, settled_hash, perturbation, success_step and the recorder's extras.
@@ -322,7 +322,7 @@ class TrainingStore:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Identity of the store's whole content, wherever it lies: what a latent store made from it must name."""
+        """Identity of the store's content, independent of its location; a latent store made from it records it."""
         return hash_json(self.manifest)
 
     @functools.cached_property

@@ -1,6 +1,6 @@
 """Several training stores read as one, and their latents: episodes, rows and frames follow each other.
 
-Nothing is copied: the frames and latents of a sample are read from the store that they lie in.
+Nothing is copied: the frames and latents of a sample are read from their own store.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from wmjax.data.statistics import merge_moments
 from wmjax.data.store import Task, TrainingStore
 
 STORE = "store"
-"""Key of an episode's entry: the number of the store that it lies in."""
+"""Key of an episode's entry: the number of its store."""
 
 
 class JoinedRows:
@@ -81,7 +81,7 @@ S = TypeVar("S", TrainingStore, LatentStore)
 
 
 class _Several(Generic[S]):
-    """What the two unions share: their identity and their checks are those of the stores, in order."""
+    """The base of the two unions, whose identity and checks are those of the stores, in order."""
 
     stores: tuple[S, ...]
 
@@ -137,7 +137,7 @@ class UnionStore(_Several[TrainingStore], TrainingStore):
         self.injected = self._injected()
 
     def _entries(self) -> list[dict[str, Any]]:
-        """The episodes' entries, moved to where they lie in the union."""
+        """The episodes' entries with their rows and frames in the union."""
         entries: list[dict[str, Any]] = []
         step = frame = 0
         for number, store in enumerate(self.stores):
@@ -214,7 +214,7 @@ def join_stores(stores: Sequence[TrainingStore]) -> TrainingStore:
 
 
 def _require_alike(stores: Sequence[TrainingStore]) -> None:
-    """Refuses stores whose samples do not belong into one batch."""
+    """Refuses stores whose samples cannot be in one batch."""
     first = stores[0]
     for store in stores[1:]:
         names = f"data.paths: {store.folder}", str(first.folder)

@@ -122,9 +122,9 @@ def gripper_accuracies(
         return {}
     truth = closing(windows.action, windows.spec)
     mask = np.broadcast_to(windows.mask[..., None], truth.shape)
-    held = np.broadcast_to(windows.held[:, None], truth.shape)
+    repeated = np.broadcast_to(windows.closed_before[:, None], truth.shape)
     common = np.broadcast_to(truth[windows.mask].mean(0) >= 0.5, truth.shape)
-    guesses = {"model": closes, "repeat the last command": held, "the commoner command": common}
+    guesses = {"model": closes, "repeat the last command": repeated, "the commoner command": common}
     return {
         name: (_accuracy(guess == truth, mask), _accuracy(guess == truth, windows.near_change))
         for name, guess in guesses.items()

@@ -78,7 +78,7 @@ class MemorySection:
         effects: by condition, those of :data:`wmjax.core.settings.Corruption`. A shuffled memory is that of another
             episode, drawn for each sample, at the same control step. Last, the closed memory with black images too:
             what is left is instruction and state. Within a task memories at one step are much alike: a small effect
-            of ``shuffled_in_task`` does not say that the memory is not used.
+            of ``shuffled_in_task`` does not show that the memory is unused.
         alarms: whether the policy seems not to use its memory.
         names: of the action's dimensions.
 

@@ -91,8 +91,10 @@ def diagnose(
 
     """
     config = model.config
-    looks, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
-    outcome = observe(Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), looks + memories)
+    input_changes, memories = input_conditions(config, len(inputs.store.tasks)), memory_conditions(config, inputs.store)
+    outcome = observe(
+        Network(model, inputs, seed), batches(inputs, split, count, BATCH, seed), input_changes + memories
+    )
     log.info("scored %d samples of the %s split under %d conditions", len(outcome.frames), split, len(outcome.chunks))
     windows = action_windows(inputs, outcome.frames)
     chunks = outcome.raw_chunks(inputs)
@@ -101,7 +103,7 @@ def diagnose(
         "actions": action_section(clip_action(chunks[PLAIN], windows.spec), windows, names),
         "flow": _flow(config, inputs, outcome, windows),
         "gradients": _gradients(model, inputs, seed, trainable),
-        "inputs": input_section(chunks, looks, windows, outcome),
+        "inputs": input_section(chunks, input_changes, windows, outcome),
     }
     if config.memory.inject:
         sections["memory"] = memory_section(chunks, memories, windows, outcome)
@@ -142,10 +144,10 @@ def forecast(
 
     @jax.jit
     def step(state: nnx.State, batch: dict[str, jax.Array]) -> jax.Array:
-        seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
+        network_inputs = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
         action = normalise_action(batch["action"], inputs.action_spec, batch["state"])
         merged: VLA | WorldModel = nnx.merge(graph, state)
-        return merged.recall(seen, action, batch["action_mask"])
+        return merged.recall(network_inputs, action, batch["action_mask"])
 
     found = [(batch["sample_id"], np.asarray(step(state, batch)), batch["sample_mask"]) for batch in stream]
     frames, prediction = (np.concatenate([part[i][part[2]] for part in found]) for i in (0, 1))
@@ -159,7 +161,7 @@ def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWi
         return Skipped("no sample of the split has a complete chunk")
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = action_windows(inputs, frames)
-    # A gripper that flows with the arm tells about it: the references must know as much as the head.
+    # A gripper in the flow carries information about the arm: the references must know as much as the head.
     arm = config.action_dim - config.grippers
     regressed = config.grippers if config.head.gripper == "regress" else 0
     test_chunks, train_chunks = (_complete(w, inputs, arm + regressed) for w in (windows, train))

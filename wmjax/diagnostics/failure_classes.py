@@ -139,8 +139,8 @@ class _Track:
 
     def slipped(self, hold: _Hold) -> bool:
         """Whether a hold ended although the fingers were commanded to stay closed."""
-        told = self.command[hold.end : hold.end + LOST + 2]
-        return bool(told.max() < told[0] + RISING)
+        commands = self.command[hold.end : hold.end + LOST + 2]
+        return bool(commands.max() < commands[0] + RISING)
 
     def travelled(self) -> float:
         """The farthest (m) that the hand came from its start."""
@@ -180,7 +180,7 @@ def _kind(track: _Track) -> tuple[Kind, str]:
 
 
 def _fall(track: _Track) -> str:
-    """When an object fell over that lies at the end, and whether the hand was near."""
+    """When an object that lies on its side at the end fell over, and whether the hand was near."""
     standing = np.flatnonzero(track.lean >= TILTED)
     step = int(standing[-1]) + 1 if len(standing) else 0
     return f"it fell at step {step} with the hand {_cm(track.gap[step])} away"

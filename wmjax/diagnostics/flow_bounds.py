@@ -121,9 +121,12 @@ def choose_smoothing(
     train: np.ndarray, episode: np.ndarray, beta: tuple[float, ...], rng: np.random.Generator
 ) -> float:
     """The h with the least loss on held-out training episodes."""
-    held = held_out(episode)
+    validation = held_out(episode)
     seed = int(rng.integers(1 << 31))
-    losses = [unconditional_loss(train[~held], h, train[held], beta, np.random.default_rng(seed)) for h in SMOOTHINGS]
+    losses = [
+        unconditional_loss(train[~validation], h, train[validation], beta, np.random.default_rng(seed))
+        for h in SMOOTHINGS
+    ]
     return SMOOTHINGS[int(np.argmin(losses))]
 
 

@@ -83,13 +83,13 @@ def gradient_section(model: VLA, inputs: Inputs, stream: Iterable[Batch], traina
         """Leaves ``[2, ...]``: of the action loss and of the weighted world loss, times the batch's samples."""
         real = batch["sample_mask"][:, None]
         batch = {**batch, **{name: batch[name] & real for name in ("action_mask", "future_mask") if name in batch}}
-        seen = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
+        network_inputs = model_input(batch, prompts, inputs.action_spec, inputs.encoder_spec)
         action = normalise_action(batch["action"], inputs.action_spec, batch["state"])
         key = named_key(seed, "diagnose gradients", index)
 
         def losses(params: nnx.State) -> tuple[Array, Array]:
             merged: VLA = nnx.merge(graph, params, frozen)
-            _, metrics = merged.loss(seen, action, batch["action_mask"], key, train=False)
+            _, metrics = merged.loss(network_inputs, action, batch["action_mask"], key, train=False)
             return metrics["action/loss"], weight * metrics.get("world/loss", jnp.zeros(()))
 
         pull, one, zero = jax.vjp(losses, params)[1], jnp.ones(()), jnp.zeros(())

@@ -17,7 +17,7 @@ from wmjax.reporting.video.latent_colours import LatentColours, on_grid
 
 NEIGHBOURS = 2
 """Nearest frames shown of every predicted latent; the numbers are of the first."""
-SHOWN = 6
+EXAMPLES = 6
 """Samples in the picture."""
 PREDICTED, COPY, TRUE, RANDOM = "ẑ(t+k)", "z(t), a copy", "z(t+k), the truth", "a random training frame"
 
@@ -71,12 +71,12 @@ class Imagined:
 
     """
 
-    frames: Int[np.ndarray, "shown now_and_future"]
-    nearest: Int[np.ndarray, "shown future near"]
-    nearest_true: Int[np.ndarray, "shown future"]
-    actual: UInt8[np.ndarray, "shown now_and_future rows columns 3"]
-    predicted: UInt8[np.ndarray, "shown now_and_future rows columns 3"]
-    skill: Float[np.ndarray, "shown future"]
+    frames: Int[np.ndarray, "examples now_and_future"]
+    nearest: Int[np.ndarray, "examples future near"]
+    nearest_true: Int[np.ndarray, "examples future"]
+    actual: UInt8[np.ndarray, "examples now_and_future rows columns 3"]
+    predicted: UInt8[np.ndarray, "examples now_and_future rows columns 3"]
+    skill: Float[np.ndarray, "examples future"]
 
 
 def imagination_section(
@@ -133,7 +133,7 @@ def imagine(
     test: LatentWindows,
     frames: Int[np.ndarray, " n"],
     bank: Bank,
-    count: int = SHOWN,
+    count: int = EXAMPLES,
 ) -> Imagined | None:
     """The contents of the picture; None without a sample whose whole future exists.
 
@@ -146,16 +146,17 @@ def imagine(
         return None
     order = complete[np.argsort(change[complete], kind="stable")]
     rows = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
-    shown, guess = test.take(rows), prediction[rows]
+    examples, guess = test.take(rows), prediction[rows]
     place = bank.latents.mean(0)
     colours = LatentColours.fit(bank.latents - place)
     pictures = [
-        colours(on_grid(np.concatenate([shown.now[:, None], future], 1) - place)) for future in (shown.future, guess)
+        colours(on_grid(np.concatenate([examples.now[:, None], future], 1) - place))
+        for future in (examples.future, guess)
     ]
-    apart, horizon = (shown.episode, bank.episode), range(guess.shape[1])
+    apart, horizon = (examples.episode, bank.episode), range(guess.shape[1])
     near = [bank.frames[nearest(guess[:, k], bank.latents, NEIGHBOURS, apart)] for k in horizon]
-    true = [bank.frames[nearest(shown.future[:, k], bank.latents, apart=apart)[:, 0]] for k in horizon]
-    error, copy = (np.square(values - shown.future).sum((2, 3)) for values in (guess, shown.now[:, None]))
+    true = [bank.frames[nearest(examples.future[:, k], bank.latents, apart=apart)[:, 0]] for k in horizon]
+    error, copy = (np.square(values - examples.future).sum((2, 3)) for values in (guess, examples.now[:, None]))
     return Imagined(
         frames=frames[rows][:, None] + np.arange(1 + guess.shape[1]),
         nearest=np.stack(near, 1),

@@ -4,7 +4,7 @@ The probes are ridge regressions from one frame's latents to the end effector's 
 of its matrix), fitted on the training split. *The probe of true latents* is fitted from z(s) to the pose at s. It
 reads the predicted latent, the present one (its answer is the present pose) and the true future one (the ceiling).
 *Own probes* are fitted from the present or the predicted latent of the training split to the future pose itself; they
-measure what each contains, in whatever form.
+measure what each contains in any form.
 """
 
 import dataclasses
@@ -91,9 +91,12 @@ def fit_and_read(
     episode: np.ndarray,
     new: Float32[np.ndarray, "parts m tokens dim"],
 ) -> Float[np.ndarray, "parts m values"]:
-    """Reads ``new`` by a ridge regression whose strength is chosen on held-out training episodes."""
-    x, y, held = latents.reshape(len(latents), -1), targets.astype(np.float64), held_out(episode)
-    tried = [np.square(guess - y[held]).sum() for guess in Ridge(x[~held]).path(y[~held], RIDGES, x[held])]
+    """Predicts from ``new`` by a ridge regression whose strength is chosen on held-out training episodes."""
+    x, y, validation = latents.reshape(len(latents), -1), targets.astype(np.float64), held_out(episode)
+    tried = [
+        np.square(guess - y[validation]).sum()
+        for guess in Ridge(x[~validation]).path(y[~validation], RIDGES, x[validation])
+    ]
     guess = predict_once(x, y, RIDGES[int(np.argmin(tried))], new.reshape(-1, x.shape[1]))
     return guess.reshape(*new.shape[:2], -1)
 

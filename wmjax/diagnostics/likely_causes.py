@@ -1,4 +1,4 @@
-"""Why the loss is low and the success is not: the evidence in one place, and the likely causes in order.
+"""Why the loss is low but the success rate is not high: the evidence in one place, and the likely causes in order.
 
 What would make every policy fail comes first: a simulator that does not repeat a recording, observations that are not
 those of the training. Then what the policy has not learned, and last what it does in the episodes in which it fails.
@@ -32,7 +32,7 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known of a run; what could not be found out is None or empty.
+    """The evidence about a run; unknown values are None or empty.
 
     Attributes:
         run: the run, as the user named it.
@@ -63,7 +63,7 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """A likely cause in words, and the command that addresses it or says more."""
+    """A likely cause in words, and the command that addresses it or gives details."""
 
     text: str
     command: str
@@ -98,8 +98,8 @@ def _replays(evidence: Evidence) -> Iterator[Cause]:
 
 def _inputs(evidence: Evidence) -> Iterator[Cause]:
     spoken = [name for name in evidence.unused if "instruction" in name]
-    seen = [name for name in evidence.unused if "instruction" not in name]
-    for what, names in (("hardly looks at its images", seen), ("does not listen to its instruction", spoken)):
+    visual = [name for name in evidence.unused if "instruction" not in name]
+    for what, names in (("hardly looks at its images", visual), ("does not listen to its instruction", spoken)):
         if names:
             yield Cause(
                 f"The policy {what}: its actions stay the same under {', '.join(names)}.",
@@ -135,7 +135,7 @@ def _noise(evidence: Evidence) -> Iterator[Cause]:
 def _gripper(evidence: Evidence) -> Iterator[Cause]:
     if evidence.gripper is not None and evidence.gripper < GRIPPER:
         yield Cause(
-            f"The gripper is told the wrong thing at the wrong time: {100 * evidence.gripper:.0f} % of the commands "
+            f"The gripper gets the wrong command at the wrong time: {100 * evidence.gripper:.0f} % of the commands "
             "near a change are right.",
             _train(evidence, "--model.head.gripper_weight", "1.0"),
         )
@@ -146,7 +146,7 @@ WHAT = {
     Kind.STUCK: "the hand comes to a stop",
     Kind.NEVER_CLOSED: "the fingers never close",
     Kind.MISSED_GRASP: "the fingers close where the object is not",
-    Kind.EMPTY_CARRY: "the fingers close on nothing, and the policy goes on as if they held the object",
+    Kind.EMPTY_CARRY: "the fingers close on nothing, and the policy continues as if they held the object",
     Kind.DROP: "the object is lost on the way",
     Kind.MISPLACEMENT: "the object is put down beside its place",
     Kind.WRONG_OBJECT: "the policy takes another object",
@@ -157,7 +157,7 @@ WHAT = {
 
 
 def _states(evidence: Evidence) -> Iterator[Cause]:
-    """The commonest failure: states that the demonstrations do not show are mended by labels in them."""
+    """The commonest failure: for states that the demonstrations lack, labels in these states help."""
     if not evidence.failures or (evidence.rate is not None and evidence.rate >= FAILING):
         return
     kind = max(evidence.failures, key=lambda name: evidence.failures[name])

@@ -124,7 +124,7 @@ def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition
 
 
 class Network:
-    """A restored model as two jitted functions: the VLM's hidden states, and what is done with them."""
+    """A restored model as two jitted functions: the VLM's hidden states, and the rest of the network."""
 
     def __init__(self, model: VLA, inputs: Inputs, seed: int):
         self.config, self._inputs, self._seed = model.config, inputs, seed
@@ -214,7 +214,7 @@ class Network:
 
 
 def complete_chunks(batch: dict[str, Any]) -> Any:
-    """True for samples that are no filler and whose chunk ends before its episode."""
+    """True for samples that are not filler and whose chunk ends before its episode."""
     return batch["action_mask"].all(1) & batch["sample_mask"]
 
 
@@ -234,13 +234,13 @@ def observe(network: Network, stream: Iterator[Batch], conditions: list[Conditio
     """Runs every condition on every batch; the VLM once for each change of its inputs."""
     rng, rows = np.random.default_rng(0), []
     for index, batch in enumerate(stream):
-        seen: dict[Change | None, tuple[Batch, Hidden | State]] = {None: (batch, network.hidden(batch))}
+        prepared: dict[Change | None, tuple[Batch, Hidden | State]] = {None: (batch, network.hidden(batch))}
         acted = {}
         for condition in [Condition(PLAIN), *conditions]:
-            if condition.change is not None and condition.change not in seen:
+            if condition.change is not None and condition.change not in prepared:
                 changed = condition.change(batch, rng)
-                seen[condition.change] = changed, network.hidden(changed)
-            changed, hidden = seen[condition.change]
+                prepared[condition.change] = changed, network.hidden(changed)
+            changed, hidden = prepared[condition.change]
             acted[condition.name] = network.act(hidden, changed, index, condition)
         rows.append(_row(batch, acted))
     return _join(rows)
@@ -248,13 +248,13 @@ def observe(network: Network, stream: Iterator[Batch], conditions: list[Conditio
 
 def _row(batch: Batch, acted: dict[str, Acted]) -> Outcome:
     """A batch without its filler."""
-    keep: Bool[np.ndarray, "batch"] = batch["sample_mask"]
+    valid: Bool[np.ndarray, "batch"] = batch["sample_mask"]
     plain = acted[PLAIN]
     return Outcome(
-        frames=batch["sample_id"][keep],
-        chunks={name: np.asarray(a.chunk)[keep] for name, a in acted.items()},
-        prediction=None if plain.prediction is None else np.asarray(plain.prediction)[keep],
-        memory={name: np.asarray(values)[keep] for name, values in plain.memory.items()},
+        frames=batch["sample_id"][valid],
+        chunks={name: np.asarray(a.chunk)[valid] for name, a in acted.items()},
+        prediction=None if plain.prediction is None else np.asarray(plain.prediction)[valid],
+        memory={name: np.asarray(values)[valid] for name, values in plain.memory.items()},
         head={name: {key: float(value) for key, value in a.head.items()} for name, a in acted.items()},
         complete=int(complete_chunks(batch).sum()),
     )

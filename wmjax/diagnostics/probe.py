@@ -1,4 +1,4 @@
-"""Ridge probes of features of frames on held-out episodes, whatever computes the features. Needs numpy only.
+"""Ridge probes of any features of frames on held-out episodes. Needs numpy only.
 
 Targets are the end-effector position (m), the gripper opening (m) and, if the stores have them, object positions (m).
 All rows of a table go through the same standardisation, ridge path and split by episode; pixels pooled to 8 x 8 are
@@ -80,7 +80,7 @@ def probe(stores: Sequence[TrainingStore], camera: int, kinds: Sequence[Features
 
 
 def pooled_pixels(camera: int, frames: Frames, instruction: str) -> dict[str, Float[np.ndarray, "frames 1 dim"]]:
-    """The frame averaged to 8 x 8 x 3, the honest floor."""
+    """The frame averaged to 8 x 8 x 3: the baseline of the probes."""
     images = frames[:, camera].astype(np.float32) / 255
     n, height, width, _ = images.shape
     cells = images.reshape(n, PIXELS, height // PIXELS, PIXELS, width // PIXELS, 3).mean(axis=(2, 4))
@@ -111,7 +111,7 @@ def targets_of(store: TrainingStore) -> dict[str, Float[np.ndarray, "frames dim"
 
 
 def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Rows and positions (xy, m) of every object that lies in at least six episodes.
+    """Rows and positions (xy, m) of every object that is present in at least six episodes.
 
     Rows in which it has fallen off the table are left out: no encoder can see it there, and squared errors of half
     a metre would hide the centimetres that matter.
@@ -129,10 +129,10 @@ def objects_of(stores: Sequence[TrainingStore]) -> dict[str, tuple[np.ndarray, n
         for entry in store.episodes:
             for name, track in entry.get("objects", {}).items():
                 lowest = usual[entry["suite"], entry["task_id"], name] - FALLEN
-                seen = [i for i, place in enumerate(track) if place[2] > lowest]
-                rows.setdefault(name, []).extend(offset + entry["frame_start"] + i for i in seen)
-                places.setdefault(name, []).extend(track[i][:2] for i in seen)
-                episodes[name] = episodes.get(name, 0) + bool(seen)
+                visible = [i for i, place in enumerate(track) if place[2] > lowest]
+                rows.setdefault(name, []).extend(offset + entry["frame_start"] + i for i in visible)
+                places.setdefault(name, []).extend(track[i][:2] for i in visible)
+                episodes[name] = episodes.get(name, 0) + bool(visible)
         offset += len(store.frame_step)
     return {name: (np.array(rows[name]), np.array(places[name])) for name in sorted(rows) if episodes[name] >= 6}
 
@@ -156,9 +156,9 @@ def object_scores(
     weights: list[float] = []
     for names in together.values():
         rows = objects[names[0]][0]
-        fit, places = train[rows], {f"xy {name}": objects[name][1] for name in names}
-        scores |= ridge_r2(x[rows], places, fit, groups[rows])
-        weights += [((xy[~fit] - xy[fit].mean(0)) ** 2).sum() for xy in places.values()]
+        training, places = train[rows], {f"xy {name}": objects[name][1] for name in names}
+        scores |= ridge_r2(x[rows], places, training, groups[rows])
+        weights += [((xy[~training] - xy[training].mean(0)) ** 2).sum() for xy in places.values()]
     if not scores:
         return {}
     values = list(scores.values())
@@ -179,14 +179,14 @@ def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, " frames"],
         groups.append(store.frame_episode + offset)
         train.append(np.isin(store.frame_episode, chosen))
         offset += len(store.episodes)
-    episode, fits = np.concatenate(groups), np.concatenate(train)
-    fitted, scored = (len(np.unique(episode[side])) for side in (fits, ~fits))
+    episode, training = np.concatenate(groups), np.concatenate(train)
+    fitted, scored = (len(np.unique(episode[side])) for side in (training, ~training))
     if fitted < FITTED or not scored:
         raise UserError(
             f"{stores[0].folder}: {fitted} episodes to fit and {scored} to score; probes need at least {FITTED} and 1, "
             "record more episodes of a task"
         )
-    return episode, fits
+    return episode, training
 
 
 def format_table(table: Table) -> str:

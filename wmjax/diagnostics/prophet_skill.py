@@ -150,13 +150,13 @@ def ridge_futures(
 
 def choose_strengths(train: LatentWindows) -> Float[np.ndarray, " future"]:
     """The strength with the least error on held-out training episodes, per future frame."""
-    held = held_out(train.episode)
+    validation = held_out(train.episode)
     error = np.zeros((len(RIDGES), train.future.shape[1]))
     for token in range(0, train.history.shape[2], CHOOSE_EVERY):
         x, y = ridge_features(train.history, token), _changes(train, token)
-        guesses = Ridge(x[~held]).path(y[~held].reshape((~held).sum(), -1), RIDGES, x[held])
+        guesses = Ridge(x[~validation]).path(y[~validation].reshape((~validation).sum(), -1), RIDGES, x[validation])
         for i, guess in enumerate(guesses):
-            error[i] += np.square(guess.reshape(y[held].shape) - y[held]).sum((0, 2))
+            error[i] += np.square(guess.reshape(y[validation].shape) - y[validation]).sum((0, 2))
     return np.array(RIDGES)[error.argmin(0)]
 
 

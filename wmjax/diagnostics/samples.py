@@ -122,7 +122,7 @@ def latent_windows(
         history: frames up to and including each one.
         future: frames after each one.
         transform: brings normalised latents into the shape that the Prophet predicts.
-        target: ``past`` puts the frames before the history in the place of the future, newest first.
+        target: ``past`` replaces the future by the frames before the history, newest first.
 
     """
     assert isinstance(inputs.latents, LatentStore) and inputs.encoder_spec is not None
@@ -158,7 +158,7 @@ def training_windows(inputs: Inputs, model: VLAConfig) -> LatentWindows:
 class ActionWindows:
     """The expert's chunks of frames, raw, as ``spec`` describes them, and the states at which they are decided.
 
-    ``near_change`` marks chunk steps close to a change of each gripper's command, ``held`` says whether the command
+    ``near_change`` marks chunk steps close to a change of each gripper's command, ``closed_before`` whether the command
     executed just before each frame closes it: what a policy that never changes its mind would repeat.
     """
 
@@ -166,7 +166,7 @@ class ActionWindows:
     mask: Bool[np.ndarray, "n chunk"]
     state: Float32[np.ndarray, "n state"]
     near_change: Bool[np.ndarray, "n chunk grippers"]
-    held: Bool[np.ndarray, "n grippers"]
+    closed_before: Bool[np.ndarray, "n grippers"]
     spec: ActionSpec
     task: Int[np.ndarray, " n"]
 
@@ -180,14 +180,14 @@ def action_windows(inputs: Inputs, frames: Int[np.ndarray, " n"], within: int = 
     lengths = [episode["length"] for episode in store.episodes]
     near = np.concatenate([near_change(part, within) for part in np.split(closed, np.cumsum(lengths)[:-1])])
     # Before an episode's first step every gripper is taken to be open, as LIBERO's settling steps command.
-    held = closed[where.row - 1] & (where.row > where.first_row)[:, None]
+    closed_before = closed[where.row - 1] & (where.row > where.first_row)[:, None]
     tasks = np.array([episode["task"] for episode in store.episodes])
     return ActionWindows(
         action=action,
         mask=mask,
         state=store.state[where.row],
         near_change=near[rows] & inside[..., None],
-        held=held,
+        closed_before=closed_before,
         spec=store.action_spec,
         task=tasks[store.frame_episode[frames]],
     )

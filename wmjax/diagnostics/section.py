@@ -18,7 +18,7 @@ class Section(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A part that does not apply to this variant, and why."""
+    """A part that does not apply to this variant, with the reason."""
 
     skipped: str
 
@@ -28,7 +28,7 @@ class Skipped:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, arrays and numpy scalars as JSON types; what is not finite becomes null."""
+    """Dataclasses, arrays and numpy scalars as JSON types; numbers that are not finite become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

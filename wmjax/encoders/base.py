@@ -1,6 +1,6 @@
-"""The seam of encoders: what turns clips of frames into latents, for a latent store and for a policy that acts.
+"""The interface of encoders, which turn clips of frames into latents for a latent store and for a policy that acts.
 
-An encoder is one class: it owns its settings (``Config``), says what its latents are before anything is loaded
+An encoder is one class: it owns its settings (``Config``), describes its latents before anything is loaded
 (``describe``), and computes them with a pure function of frozen parameters (``apply``). ``encoder.kind`` names it, by a
 name of :data:`ENCODERS` or as ``package.module:Class``; ``docs/extending.md`` shows how to add one. This module imports
 neither jax nor torch, so that both frameworks can export.
@@ -29,12 +29,12 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Settings, section="encoder"):
-    """Which encoder makes the latents, of which cameras, and how many views of each episode.
+    """The choice of the encoder, of its cameras, and of the number of views of each episode.
 
     A view is shifted by up to ``max_shift`` pixels; the images of the other cameras are shifted as far. ``path`` is a
     latent store that an export command wrote; empty, the latents are encoded once into the cache, by ``backend``. An
-    encoder sees clips of ``clip_length`` frames of one camera; the tokens of several ``cameras`` stand one after the
-    other. If none is named, it is the first of the observations. A subclass has an encoder's own settings as fields.
+    encoder sees clips of ``clip_length`` frames of one camera; the tokens of several ``cameras`` are concatenated. If
+    none is named, it is the first of the observations. A subclass has an encoder's own settings as fields.
     """
 
     kind: str = "vjepa2"
@@ -46,7 +46,7 @@ class EncoderConfig(Settings, section="encoder"):
     cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses numbers that cannot be honoured, before anything is recorded.
+        """Refuses values that cannot be used, before anything is recorded.
 
         Raises:
             UserError: names the setting, its value and the least that it may be.
@@ -61,7 +61,7 @@ class EncoderConfig(Settings, section="encoder"):
         """The settings' class of the encoder that ``values`` name."""
         return ENCODERS.resolve(values.get("kind", cls.kind)).Config
 
-    def seeing(self, cameras: Sequence[str]) -> Self:
+    def with_default_camera(self, cameras: Sequence[str]) -> Self:
         """These settings with the first of the observations' cameras, if they name none."""
         return self if self.cameras else dataclasses.replace(self, cameras=tuple(cameras[:1]))
 
@@ -74,11 +74,11 @@ class EncoderConfig(Settings, section="encoder"):
 
 @runtime_checkable
 class Exporter(Protocol):
-    """What computes the latents of a store, in any framework."""
+    """The interface of an encoder that computes the latents of a store, in any framework."""
 
     @property
     def spec(self) -> EncoderSpec:
-        """What the latents are, without statistics."""
+        """The spec of the latents, without statistics."""
 
     @property
     def backend(self) -> Backend:
@@ -92,7 +92,7 @@ class Encoder(abc.ABC):
     """Frozen features of clips. In jax it acts; for a latent store it may have an exporter in another framework.
 
     Attributes:
-        spec: what its latents are, without statistics.
+        spec: the definition of its latents, without statistics.
         params: a pytree of arrays, the frozen parameters; empty if there are none.
 
     """
@@ -100,7 +100,7 @@ class Encoder(abc.ABC):
     Config: ClassVar[type[EncoderConfig]] = EncoderConfig
     """The class of its settings."""
     MODELS: ClassVar[tuple[str, ...]] = ()
-    """Names that ``encoder.model``, if it has that setting, may have beside ``mini`` and that are no folders."""
+    """Names that ``encoder.model``, if it has that setting, may have beside ``mini`` and that are not folders."""
     backend: Backend = "jax"
     spec: EncoderSpec
     params: Any
@@ -131,7 +131,7 @@ class Encoder(abc.ABC):
 
     @classmethod
     def shape(cls, config: Any) -> tuple[int | None, int | None]:
-        """Tokens per frame and their channels, None where only a download would tell."""
+        """Tokens per frame and their channels, None if only a download could tell."""
         spec = cls.describe(config)
         return spec.tokens_per_frame, spec.dim
 

@@ -1,4 +1,4 @@
-"""Encoding a training store's frames into a latent store, whatever computes the latents. Imports no framework."""
+"""Encoding a training store's frames into a latent store, with any encoder. Imports no framework."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class EpisodeClips:
     """The clip of every frame of one episode, shift by shift: past frames only, the first repeated, all shifted alike.
 
-    A slice of it is gathered when it is asked for. In memory is each shifted frame once, not once per clip that shows
+    A slice of it is gathered when it is indexed. Each shifted frame is in memory once, not once per clip that shows
     it: an episode's clips of 64 frames at 256 px would take gigabytes.
 
     Args:
@@ -137,7 +137,7 @@ def encode_store(
 
 
 def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
-    """Refuses numbers that cannot be honoured.
+    """Refuses values that cannot be used.
 
     Raises:
         UserError: names the argument, its value and the least that it may be.
@@ -149,7 +149,7 @@ def require_numbers(*, views: int, max_shift: int, batch: int) -> None:
 
 
 def read_ahead(read: Callable[[int], T], indices: Sequence[int]) -> Generator[tuple[int, T], None, None]:
-    """Each index and what ``read`` makes of it, the next being read by a thread meanwhile; two are in memory."""
+    """Yields each index with the result of ``read``, while a thread reads the next one; two results are in memory."""
     if not indices:
         return
     with ThreadPoolExecutor(1, "read-ahead") as reader:
@@ -195,10 +195,10 @@ def verify_latents(store: TrainingStore, latents: LatentStore, encoder: Exporter
     require_equal(latents.spec, encoder.spec, str(latents.folder), "the encoder", ignore=("name", "mean", "std"))
     worst = 0.0
     for index, view, frame, found in _encode_sample(store, latents, encoder, samples):
-        kept = np.asarray(latents.latents[view, frame])
-        stored = kept.astype(np.float32)
-        # What storing rounds away is no fault: in a channel of many times the RMS that alone can exceed the bound.
-        rounding = np.abs(np.spacing(kept)).astype(np.float32)
+        rounded = np.asarray(latents.latents[view, frame])
+        stored = rounded.astype(np.float32)
+        # Rounding is not a fault: in a channel of many times the RMS that alone can exceed the bound.
+        rounding = np.abs(np.spacing(rounded)).astype(np.float32)
         beyond = np.maximum(np.abs(stored - found) - rounding, 0.0)
         difference = float(beyond.max() / np.sqrt((stored**2).mean()))
         worst = max(worst, difference)

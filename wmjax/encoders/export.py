@@ -16,7 +16,7 @@ from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location, local, location
 from wmjax.core.options import CommandParser, Short
-from wmjax.core.settings import build, merge, shown, whole
+from wmjax.core.settings import build, merge, parse_integer, quoted
 from wmjax.core.shards import parse_shard
 from wmjax.data.latents import Dtype, LatentStore
 from wmjax.data.store import TrainingStore
@@ -34,10 +34,10 @@ def parse_grid(text: str) -> int:
     if text == "none":
         return 0
     rows, _, columns = text.partition("x")
-    number = whole(rows)
+    number = parse_integer(rows)
     if number is None or columns not in ("", rows):
         raise UserError(
-            f"grid is {shown(text)}; give a number that divides the encoder's grid, such as 4 or 4x4, or none"
+            f"grid is {quoted(text)}; give a number that divides the encoder's grid, such as 4 or 4x4, or none"
         )
     return number
 
@@ -61,7 +61,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--out", type=location, required=True, help="latent store to write")
     parser.add_settings("encoder", SHORTS, default_encoder())
     parser.add_argument("--batch", type=whole_number("batch", 1), default=BATCH, help="clips per call of the encoder")
-    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="of the stored latents")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="type of the stored latents")
     parser.add_argument(
         "--verify",
         type=whole_number("verify", 1),
@@ -95,13 +95,13 @@ def run(options: argparse.Namespace, settings: dict[str, Any], make: MakeExporte
     shard = parse_shard(options.shard)
     config = encoder_config(settings, backend)
     out, store = local(options.out), TrainingStore(options.data)
-    config = config.seeing(store.spec.cameras)
+    config = config.with_default_camera(store.spec.cameras)
     encoder = make(config)
-    shown = sys.stderr.isatty()
+    terminal = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
-        if shown or done % 20 == 0 or done == total:
-            print(f"\rencoded {done}/{total} episodes", end="" if shown else "\n", file=sys.stderr, flush=True)
+        if terminal or done % 20 == 0 or done == total:
+            print(f"\rencoded {done}/{total} episodes", end="" if terminal else "\n", file=sys.stderr, flush=True)
 
     latents = encode_store(
         store,

@@ -27,7 +27,9 @@ from wmjax.rollout.protocol_list import Cell
 from wmjax.sim.libero import ACTION_SPEC, SUITES, task_instructions
 
 
-def require_fit(experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True) -> Cell | None:
+def require_consistent(
+    experiment: Experiment, store: TrainingStore | None = None, *, evaluates: bool = True
+) -> Cell | None:
     """Refuses an experiment that could not be trained and evaluated to its end.
 
     Returns the protocol of its evaluation, see :func:`final_protocol`; None if the closed loop does not follow.
@@ -70,7 +72,7 @@ def require_side_by_side(experiment: Experiment) -> None:
     """Refuses evaluations during a training of several seeds in one program.
 
     Raises:
-        UserError: they are asked for.
+        UserError: such evaluations are requested.
 
     """
     seeds, every = experiment.train.seeds, experiment.evaluation.every
@@ -117,13 +119,13 @@ def given_store(experiment: Experiment, *, needed: bool = True) -> TrainingStore
 
     """
     places = [location(path) for path in experiment.data.places]
-    # Who only asks what would happen needs no network for it.
+    # A dry run must not need a network.
     here = all(isinstance(place, Path) and place.is_dir() for place in places)
     return join_stores([TrainingStore(place) for place in places]) if places and (needed or here) else None
 
 
 def _require_validation(experiment: Experiment, store: TrainingStore | None) -> None:
-    """Requires at least one episode to validate on, of a task that has another one to train on."""
+    """Requires at least one validation episode, of a task that also has a training episode."""
     fraction, data = experiment.train.validation_fraction, experiment.data
     if not data.places and data.episodes_per_task < 2:
         raise UserError(
@@ -208,7 +210,10 @@ def _require_precision(experiment: Experiment) -> None:
 def _require_latents(experiment: Experiment) -> None:
     """Requires a Prophet of the encoder's tokens and channels, as far as they are known without a download."""
     # How many tokens there are does not depend on which camera it is.
-    encoder, prophet = experiment.encoder.seeing(experiment.data.observation.cameras), experiment.model.prophet
+    encoder, prophet = (
+        experiment.encoder.with_default_camera(experiment.data.observation.cameras),
+        experiment.model.prophet,
+    )
     if not experiment.model.memory.reads_latents:
         return
     tokens, dim = ENCODERS.resolve(encoder.kind).shape(encoder)
@@ -258,7 +263,7 @@ def _require_pending(experiment: Experiment, store: TrainingStore | None) -> Non
     if model.pending not in (0, delay):
         raise UserError(
             f"model.pending is {model.pending}, but with train.delay {delay} there are {delay} pending actions; set "
-            f"model.pending to {delay}, or to 0 for a network that is not told them"
+            f"model.pending to {delay}, or to 0 for a network without them"
         )
     if model.roll_state and (store is not None or not experiment.data.places):
         observation = experiment.data.observation if store is None else store.spec
@@ -277,7 +282,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
         yield f"open_loop_horizon is {horizon}, but model.chunk is {chunk}; set model.chunk to {horizon} or more"
     if stride and horizon % stride:
         where = "of the demonstrations" if experiment.data.places else "data.observation.frame_stride"
-        yield f"open_loop_horizon is {horizon}, no multiple of the frame stride ({where}), {stride}; change it"
+        yield f"open_loop_horizon is {horizon}, not a multiple of the frame stride ({where}), {stride}; change it"
     if protocol.ensemble and horizon == chunk:
         yield (
             f"ensemble is {protocol.ensemble:g}, but chunks of model.chunk {chunk} actions do not overlap at "
@@ -288,7 +293,7 @@ def _misfits(experiment: Experiment, protocol: Protocol, stride: int | None) -> 
     delay = experiment.pending_steps
     if delay and protocol.realtime == "none" and protocol.execution_delay != delay:
         yield (
-            f"execution_delay is {protocol.execution_delay}, but the policy is told which actions are executed in the "
+            f"execution_delay is {protocol.execution_delay}, but the policy takes the actions that are executed in the "
             f"{delay} control steps (train.delay) before its own; set train.delay to {protocol.execution_delay}"
         )
     try:

@@ -1,4 +1,4 @@
-"""An :class:`Experiment`: the settings that each part of the code defines beside itself, composed from TOML files.
+"""An :class:`Experiment`: the settings that the modules define, composed from TOML files.
 
 A file of each axis below ``train/`` is chosen: a variant (what the world memory is made from and trained on), a head,
 a scale (sizes and optimizer) and a dataset. A recipe such as ``e2_flow`` names the variant and the head. Every setting
@@ -6,7 +6,7 @@ belongs to one axis (:func:`owner`), and a file that sets what another axis owns
 differ in one axis therefore differ in nothing else.
 
 Precedence, from weak to strong: defaults of the dataclasses, scale, data, head, variant, command line. The evaluation
-protocol follows a rule of its own: the command line, else the dataset's, else the scale's, else ``spatial_dev``.
+protocol has its own rule: the command line, else the dataset's, else the scale's, else ``spatial_dev``.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class EvaluationConfig(Settings, section="evaluation"):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run depends on."""
+    """Everything that a run depends on."""
 
     recipe: str
     scale: str
@@ -67,7 +67,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The run's name: recipe, scale, data and seed; then an objective of its own, weights and adapters' rank."""
+        """The run's name: recipe, scale, data and seed; then another objective, weights and adapters' rank."""
         weights, rank = self.train.backbone_weights, self.model.backbone.adapter_rank
         backbone = Path(weights).name, f"r{rank}" if rank else ""
         objective = "" if self.train.objective == "policy" else self.train.objective
@@ -132,13 +132,13 @@ FOLDERS = (
 )
 """Settings that may name a folder, by their group. Another place may be named when a run resumes or is evaluated, such
 as a copy on another machine: a checkpoint knows the hashes of demonstrations, encoder, tokenizer and published weights,
-and the latents' spec with their statistics, and refuses other ones."""
+and the latents' spec with their statistics, and refuses others."""
 
 KINDS: dict[str, Any] = {
     "model": {"head": {"kind": HeadConfig.kind}, "backbone": {"kind": BackboneConfig.kind}},
     "encoder": {"kind": EncoderConfig.kind},
 }
-"""What files without a ``kind`` are about: their settings do not apply where the command line chooses another one."""
+"""The kind of files without a ``kind``: their settings do not apply where the command line chooses another one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"scales": ("dataset", "protocol"), "data": ("protocol",)}
 """The other axes whose file a file may choose where the command line does not."""
@@ -197,7 +197,7 @@ def load(
     dataset = dataset or scale_values.pop("dataset", "spatial")
     scale_values.pop("dataset", None)
     data_values = read_axis("data", dataset)
-    # A policy is judged on the suite that it was trained on, whatever the scale usually trains on.
+    # A policy is judged on the suite that it was trained on, not on the scale's usual one.
     protocol = {"protocol": "spatial_dev"} | _pop(scale_values, "protocol") | _pop(data_values, "protocol")
     recorded = {"data": {"observation": spec_to_dict(OBSERVATION_SPEC)}}
     values: dict[str, Any] = merge(KINDS, {"evaluation": protocol, **recorded})
@@ -225,7 +225,7 @@ def _with_dimensions(experiment: Experiment) -> Experiment:
     if experiment.data.places:
         return experiment
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
-    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    encoder = experiment.encoder.with_default_camera(experiment.data.observation.cameras)
     return dataclasses.replace(experiment, model=model, encoder=encoder)
 
 
@@ -238,12 +238,12 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _pop(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """Takes one key out of a dictionary, as a dictionary of its own; empty if it was not there."""
+    """Takes one key out of a dictionary, as a separate dictionary; empty if the key is missing."""
     return {key: values.pop(key)} if key in values else {}
 
 
 def anchor(experiment: Experiment) -> Experiment:
-    """The experiment with the folders that it names absolute: it resumes and is evaluated from anywhere."""
+    """The experiment with absolute folders, so that it resumes and is evaluated from any working directory."""
     replaced: dict[str, Any] = {}
     names = ENCODERS.resolve(experiment.encoder.kind).MODELS
     for group, name in (*FOLDERS, ("train", "init_from")):
@@ -287,7 +287,7 @@ def read_axis(axis: str, name: str) -> dict[str, Any]:
 
 
 def _expand_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """``model.backbone.preset``, if the backbone has presets, as the fields it stands for."""
+    """``model.backbone.preset``, if the backbone has presets, as the fields that it sets."""
     model = values.get("model", {})
     backbone = model.get("backbone", {}) if isinstance(model, dict) else None
     if not isinstance(backbone, dict):
@@ -308,13 +308,11 @@ def _check_owners(axis: str, values: dict[str, Any], path: Path) -> None:
             raise unknown_name(f"head in {path.name}, [heads]", head, axis_names("heads"))
     for setting in dotted(own):
         if owner(setting) != axis:
-            raise UserError(
-                f"{path.name}: {setting} belongs into train/{owner(setting)}, not into train/{axis}; move it"
-            )
+            raise UserError(f"{path.name}: {setting} belongs in train/{owner(setting)}, not in train/{axis}; move it")
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The resolved experiment as plain JSON types: what a run saves."""
+    """The resolved experiment as plain JSON types: the form in which a run saves it."""
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 

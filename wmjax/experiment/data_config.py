@@ -1,4 +1,4 @@
-"""The settings of the training data: what is recorded, or which stores are given, and how samples are drawn of them."""
+"""The settings of the training data: what is recorded or which stores are used, and how samples are drawn."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ class DataConfig(Settings, section="data"):
 
     ``weights`` is the share of each store in the samples that are drawn, up to a common factor; without, the shares
     follow the stores' sizes. With ``balance`` ``task`` every task is drawn equally often. With ``labelled_per_task``
-    the first so many training episodes of each task have actions; of the others only the video is used, which trains
-    the world model. ``labelled_share`` is the share of the drawn samples that have actions (1: no video is drawn).
+    that many training episodes of each task, the first ones, have actions; of the others only the video is used, which
+    trains the world model. ``labelled_share`` is the share of the drawn samples that have actions (1: no video).
     """
 
     path: str = ""

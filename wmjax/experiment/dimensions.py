@@ -1,4 +1,4 @@
-"""The sizes of state and action, and the latents' camera, follow from the demonstrations where no setting says them."""
+"""The sizes of state and action, and the latents' camera, follow from the demonstrations if no setting gives them."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: Acti
         where: what the demonstrations are, for the error.
 
     Raises:
-        UserError: a size was given and is another one.
+        UserError: a given size differs.
 
     """
     found: dict[str, Any] = {
@@ -38,12 +38,12 @@ def with_dimensions(model: VLAConfig, observation: ObservationSpec, action: Acti
 
 
 def of_store(experiment: "Experiment", store: TrainingStore | None) -> "Experiment":
-    """An experiment with what follows from a training store: the network's sizes, and the camera of the latents.
+    """An experiment with the values that follow from a training store: the network's sizes, and the latents' camera.
 
     Without a store the sizes are taken to be LIBERO's, and the cameras those of ``data.observation``.
 
     Raises:
-        UserError: a size was given and is another one.
+        UserError: a given size differs.
 
     """
     model, spec = experiment.model, experiment.data.observation if store is None else store.spec
@@ -56,4 +56,4 @@ def of_store(experiment: "Experiment", store: TrainingStore | None) -> "Experime
             grippers=model.grippers or len(ACTION_SPEC.grippers),
             state_dim=model.state_dim or OBSERVATION_SPEC.state_dim,
         )
-    return dataclasses.replace(experiment, model=model, encoder=experiment.encoder.seeing(spec.cameras))
+    return dataclasses.replace(experiment, model=model, encoder=experiment.encoder.with_default_camera(spec.cameras))

@@ -37,7 +37,7 @@ def latent_spec(config: EncoderConfig, data: "DataConfig") -> EncoderSpec:
         UserError: no such encoder, numbers that do not fit it, a camera without frames, a given store of other latents.
 
     """
-    config = config.seeing(data.observation.cameras)
+    config = config.with_default_camera(data.observation.cameras)
     spec = describe(config)
     if not data.places:
         require_camera(config, data.observation.cameras)
@@ -64,7 +64,7 @@ def require_camera(config: EncoderConfig, cameras: tuple[str, ...]) -> None:
 
 
 def open_latents(config: EncoderConfig, spec: EncoderSpec) -> LatentStore:
-    """Opens the latent store at ``encoder.path`` for training, if it is what the settings ask for.
+    """Opens the latent store at ``encoder.path`` for training, if it matches the settings.
 
     Its spec takes the settings' name of the encoder: a folder and a hub id may hold the same weights, whose hash
     decides.
@@ -92,7 +92,7 @@ def open_latents(config: EncoderConfig, spec: EncoderSpec) -> LatentStore:
 
 
 def differences(spec: EncoderSpec, other: EncoderSpec) -> Iterator[tuple[str, Any, Any]]:
-    """The name and both values of what differs between the latents of two specs; names and statistics do not count."""
+    """The differences between the latents of two specs, with both values; names and statistics do not count."""
     mine, theirs = ({**dataclasses.asdict(each), **each.parameters} for each in (spec, other))
     # What a setting chooses comes first: the other fields follow from it.
     order = ("kind", "clip_length", "cameras", *sorted(spec.parameters.keys() | other.parameters.keys()), *mine)

@@ -9,7 +9,7 @@ from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 
 
 def next_steps(experiment: Experiment, run: Path, done: Protocol) -> list[str]:
-    """Commands that go on from a finished run, with what they are for; ``done`` is the protocol of its evaluation."""
+    """Commands that continue from a finished run, with their purpose; ``done`` is the protocol of its evaluation."""
     steps = []
     acts = not experiment.model.memory.needs_future  # a bound is not measured on the benchmark
     if acts and done.suite in protocol_names() and done.name != done.suite:

@@ -16,7 +16,7 @@ from wmjax.core.settings import dotted
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import UnionStore
-from wmjax.experiment.checks import given_store, require_fit
+from wmjax.experiment.checks import given_store, require_consistent
 from wmjax.experiment.config import FOLDERS, RESUMABLE, Experiment, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.latent_settings import latent_spec, require_camera
@@ -82,7 +82,7 @@ class RunPlan:
 
 
 def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: bool = True) -> RunPlan:
-    """Resolves and checks what a run depends on. Downloads what a hub holds, and records, writes and trains nothing.
+    """Resolves and checks everything that a run depends on. May download, but records, writes and trains nothing.
 
     Args:
         experiment: all settings.
@@ -96,7 +96,7 @@ def plan_run(experiment: Experiment, folder: Path | None = None, *, evaluates: b
     store = given_store(experiment)
     if store is not None:
         experiment = of_store(experiment, store)
-    evaluation = require_fit(experiment, store, evaluates=evaluates)
+    evaluation = require_consistent(experiment, store, evaluates=evaluates)
     distributed.join()
     require_devices()
     require_divisible(experiment.train.batch_size, make_mesh(experiment.mesh))
@@ -162,7 +162,7 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting, by name, in which two saved experiments differ, with both values; None if they are one.
+    """The first setting, by name, in which two saved experiments differ, with both values; None if they are equal.
 
     A run may resume with other settings of :data:`wmjax.experiment.config.RESUMABLE`, and with one place for another;
     a store in place of what is made here, or the reverse, is another experiment.
@@ -182,7 +182,7 @@ def _has_started(run: Path) -> bool:
 
 
 def require_saved(run: Path, values: dict[str, Any]) -> None:
-    """Checks that this process sees the run that the first process saved, and has the same settings.
+    """Checks that this process can read the run that the first process saved, and has the same settings.
 
     Raises:
         UserError: another folder, another disk, or other settings.

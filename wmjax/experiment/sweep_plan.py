@@ -23,8 +23,8 @@ from typing import Annotated, Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.reading import read_json, read_toml
-from wmjax.core.settings import Count, Range, Seed, Settings, build, dotted, merge, shown
-from wmjax.experiment.checks import given_store, require_fit
+from wmjax.core.settings import Count, Range, Seed, Settings, build, dotted, merge, quoted
+from wmjax.experiment.checks import given_store, require_consistent
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.plan import first_difference
@@ -58,7 +58,7 @@ class CellSettings(Settings, section="cells"):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Settings, section="plan"):
-    """A plan as its file says it.
+    """A plan as its file defines it.
 
     Attributes:
         cells: by name.
@@ -119,7 +119,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def results_folder(path: Path, plan: Plan) -> Path:
-    """Where the finished cells of a plan are."""
+    """The folder of a plan's finished cells."""
     return path.parent / (plan.results or path.stem)
 
 
@@ -157,13 +157,13 @@ def _protocol(experiment: Experiment, name: str, episodes: int | None) -> Protoc
     store = given_store(experiment, needed=False)
     settings = dataclasses.replace(experiment.evaluation, protocol=name, episodes_per_task=episodes)
     judged = dataclasses.replace(of_store(experiment, store), evaluation=settings)
-    evaluation = require_fit(judged, store)
+    evaluation = require_consistent(judged, store)
     assert evaluation is not None
     return evaluation.protocol
 
 
 def finished(cells: list[Cell], folder: Path) -> set[str]:
-    """The names of the cells whose JSON is there.
+    """The names of the cells whose JSON file exists.
 
     Raises:
         UserError: a cell that exists with other settings than the plan's; names the first that differs.
@@ -186,6 +186,6 @@ def _require_same(cell: Cell, path: Path) -> None:
     if changed is not None:
         key, before, now = changed
         raise UserError(
-            f"{path}: cell {cell.name} exists with {key} = {shown(before)}, the plan says {shown(now)}; rename the "
+            f"{path}: cell {cell.name} exists with {key} = {quoted(before)}, the plan says {quoted(now)}; rename the "
             "cell, or move the file away"
         )

@@ -11,7 +11,7 @@ class ModelInput(NamedTuple):
     """A batch for the policy. ``future`` and its mask serve the world loss only and never reach an action.
 
     ``images`` are None for a Prophet that is trained alone. ``pending`` are the normalised actions that are still to be
-    executed before the chunk begins, for a policy that is told them.
+    executed before the chunk begins, for a policy that takes them as an input.
     """
 
     images: UInt8[Array, "batch cameras height width 3"] | None

@@ -12,11 +12,11 @@ from wmjax.models.nn.lora import ADAPTER
 Trainable = Literal["all", "adapters"]
 
 RANDOM = "random"
-"""Said in the place of a backbone's weights: it keeps its initial values, which follow from the run's seed."""
+"""The name of a backbone's weights that are its initial values, drawn from the run's seed."""
 
 
 def trainable_filter(trainable: Trainable) -> Callable[[tuple[Any, ...], Any], bool]:
-    """The NNX filter of what trains: every parameter, or all but the backbone's base (its adapters train)."""
+    """The NNX filter of the trained parameters: all, or all but the backbone's base (its adapters train)."""
 
     def trains(path: tuple[Any, ...], value: Any) -> bool:
         base = path[0] == "backbone" and not isinstance(value, ADAPTER)

@@ -12,7 +12,7 @@ from wmjax.models.vla import VLA
 
 
 class Ranking(NamedTuple):
-    """Candidates by what they lead to: their order, the best first, and each one's mean squared distance."""
+    """Candidates ranked by their predicted outcome: their order, best first, and their mean squared distances."""
 
     order: Int32[Array, "batch candidates"]
     distance: Float32[Array, "batch candidates"]

@@ -27,7 +27,7 @@ def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) 
 
 
 def prompt_shapes(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prompt:
-    """What :func:`make_prepare`'s function returns, as a pytree of ``jax.ShapeDtypeStruct``; nothing is downloaded.
+    """The result of :func:`make_prepare`'s function as a pytree of ``jax.ShapeDtypeStruct``; nothing is downloaded.
 
     Raises:
         UserError: fewer cameras than the model wants to see, or settings that do not fit it.
@@ -40,12 +40,12 @@ def prompt_shapes(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec)
 def _image_sizes(model: VLAConfig, spec: ObservationSpec) -> list[tuple[int, int]]:
     """(height, width) in pixels of each image that the model sees."""
     available = len(spec.cameras)
-    seen = available if model.cameras is None else model.cameras
-    if not 1 <= seen <= available:
+    used = available if model.cameras is None else model.cameras
+    if not 1 <= used <= available:
         raise UserError(
-            f"model.cameras is {seen}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
+            f"model.cameras is {used}; the data have {available} ({', '.join(spec.cameras)}), choose 1 to {available}"
         )
-    return [(spec.image_size, spec.image_size)] * seen
+    return [(spec.image_size, spec.image_size)] * used
 
 
 def trim_prompts(prompts: Prompt, model: VLAConfig) -> Prompt:

@@ -2,7 +2,7 @@
 
     images, instruction, state -> VLM -> action tokens -> (+ world memory) -> head -> action chunk
 
-The state and the action queries stand at the prompt's last ``1 + chunk`` positions.
+The state and the action queries are at the prompt's last ``1 + chunk`` positions.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ class VLAConfig(Settings, section="model"):
     Without ``use_state`` a learned token replaces the state, and the Prophet's context has zeros. ``cameras`` is the
     number of the observation's cameras that the VLM gets, from the first (None: all). Without ``use_images`` it gets
     black ones, at the same cost, so that a policy sees only through its world memory. ``pending`` is the number of
-    pending actions that the network is told, the actions of the ``train.delay`` control steps before its chunk begins
+    pending actions that the network receives: the actions of the ``train.delay`` control steps before its chunk begins
     (0: none; else ``train.delay``). With ``roll_state`` the state that it gets is rolled forward by them, see
-    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size
-    of the action queries; with published weights it is that of their token embeddings (:func:`match_embeddings`).
-    ``dtype`` is that of Prophet and memory; heads, norms and gate are always float32.
-    ``action_dim``, ``grippers`` (the number of gripper commands, which are the last values of a normalised action) and
-    ``state_dim`` follow from the demonstrations, see :func:`wmjax.experiment.dimensions.with_dimensions`.
+    :func:`wmjax.data.motion.roll_state`. ``query_std`` is the initial size of the action queries; with published
+    weights it is that of their token embeddings (:func:`match_embeddings`). ``dtype`` is that of Prophet and memory;
+    heads, norms and gate are always float32. ``action_dim``, ``grippers`` (the number of gripper commands, which are
+    the last values of a normalised action) and ``state_dim`` follow from the demonstrations, see
+    :func:`wmjax.experiment.dimensions.with_dimensions`.
     """
 
     memory: WorldMemoryConfig = field(default_factory=WorldMemoryConfig)
@@ -121,7 +121,7 @@ def match_embeddings(config: VLAConfig, params: nnx.State, frozen: nnx.State) ->
     """The states of a policy whose own tokens are as large as the words of its backbone.
 
     The learned tokens are drawn at ``query_std``, which suits a backbone of random values. Published embeddings are of
-    another size: the queries of a 3B model would enter 20 times larger than its words. What is drawn stays, scaled.
+    another size: the queries of a 3B model would be 20 times larger than its words. The drawn values are scaled.
 
     Args:
         config: of the policy.
@@ -147,7 +147,7 @@ class VLA(nnx.Module):
     """Vision-language-action policy with world memory. Actions and state are normalised here."""
 
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, backbone: Backbone | None = None):
-        """Builds it, with a given backbone of the configured width or a new one."""
+        """Builds the network, with a given backbone of the configured width or a new one."""
         self.config, hidden_dim = config, config.backbone.width
         if backbone is None:
             backbone = BACKBONES.resolve(config.backbone.kind)(config.backbone, rngs=rngs)
@@ -161,14 +161,16 @@ class VLA(nnx.Module):
         self.queries = embedding_table(rngs.params(), (config.chunk, hidden_dim), config.query_std)
         # Before the memory, which differs between variants: what they share starts from the same values at one seed.
         self.head = make_head(config, hidden_dim, rngs)
-        told = config.pending * config.action_dim
-        self.pending_in = Mlp(told, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs) if told else None
+        pending_size = config.pending * config.action_dim
+        self.pending_in = (
+            Mlp(pending_size, hidden_dim, hidden_dim, dtype=jnp.float32, rngs=rngs) if pending_size else None
+        )
         self.world = make_world(config, config.memory, rngs)
 
     def hidden(self, inputs: ModelInput, key: jax.Array | None = None, last: int | None = None) -> Hidden:
         """The VLM's hidden states, with the state and the action queries at the last positions.
 
-        With ``last`` only so many of the last positions are read afterwards, and the others may be missing.
+        With ``last``, only that many of the last positions are read afterwards, and the others may be missing.
 
         Raises:
             UserError: the prompt is shorter than its placeholders, or state or pending actions have another size.
@@ -187,7 +189,7 @@ class VLA(nnx.Module):
         return self.config.memory.inject and bool(self.config.injection.layers)
 
     def encode_prompt(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
-        """The part of the VLM that does not depend on the memory: all of it, or what precedes the layers it enters."""
+        """The part of the VLM that does not depend on the memory: all of it, or the layers before the injection."""
         return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key, self._read)
 
     def _encode(self, inputs: ModelInput, key: jax.Array | None) -> State:
@@ -214,7 +216,7 @@ class VLA(nnx.Module):
         size = (self.config.pending, self.config.action_dim)
         if inputs.pending is None or inputs.pending.shape[1:] != size:
             found = "missing" if inputs.pending is None else list(inputs.pending.shape)
-            raise UserError(f"pending actions are {found}; the model is told [batch, {size[0]}, {size[1]}]")
+            raise UserError(f"pending actions are {found}; the model expects [batch, {size[0]}, {size[1]}]")
         return inputs.pending.reshape(len(inputs.pending), -1)
 
     def action_tokens(

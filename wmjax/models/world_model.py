@@ -1,4 +1,4 @@
-"""The Prophet alone, without VLM, injection and head: what is trained with ``train.objective`` ``world``.
+"""The Prophet alone, without VLM, injection and head; ``train.objective`` ``world`` trains it.
 
 Its parameters have the names that they have in a policy, so that a policy can start from them.
 """
@@ -32,7 +32,7 @@ class WorldModel(nnx.Module):
         action: Float32[Array, "batch chunk action"] | None = None,
         action_mask: Bool[Array, "batch chunk"] | None = None,
     ) -> Float32[Array, "batch future tokens dim"]:
-        """The prediction; normalised actions are what a forward model predicts from.
+        """The prediction; a forward model predicts from the normalised actions.
 
         Raises:
             UserError: latents missing or of another shape, or an input that the Prophet is conditioned on is missing.
@@ -65,7 +65,7 @@ class WorldModel(nnx.Module):
 
 
 def network(config: VLAConfig, objective: Objective, rngs: nnx.Rngs) -> Any:
-    """What an objective trains: a :class:`wmjax.models.vla.VLA`, or a :class:`WorldModel`."""
+    """The network that an objective trains: a :class:`wmjax.models.vla.VLA`, or a :class:`WorldModel`."""
     return WorldModel(config, rngs=rngs) if objective == "world" else VLA(config, rngs=rngs)
 
 

@@ -1,4 +1,4 @@
-"""What the compare command does: it compares the given evaluations, and returns the result as text."""
+"""The implementation of the compare command: it compares the given evaluations and returns the result as text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

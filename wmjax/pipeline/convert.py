@@ -1,4 +1,4 @@
-"""The conversion of published demonstrations to a training store, whatever their format."""
+"""The conversion of published demonstrations of any format to a training store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from wmjax.data.store import TrainingStore
 SHORTS = {
     "image-size": Short("image_size", "pixels"),
     "frame-stride": Short("frame_stride", "control steps per frame"),
-    "max-episodes": Short("max_episodes", "convert only the first so many episodes"),
+    "max-episodes": Short("max_episodes", "convert only the first N episodes"),
     "gripper-convention": Short(
         "gripper_convention",
         f"what opens the gripper in the data: {', '.join(get_args(Gripper))}; the first is LIBERO's, -1 opens and +1 "
@@ -79,7 +79,7 @@ def convert_dataset(
 
 
 def describe_store(store: TrainingStore) -> str:
-    """What a training store holds, in a few lines."""
+    """Describes the content of a training store in a few lines."""
     spec, action = store.spec, store.action_spec
     grippers = ", ".join(action.names[index] for index in action.grippers) or "none"
     lines = [

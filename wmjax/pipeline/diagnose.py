@@ -9,7 +9,7 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location, Remote
-from wmjax.core.paths import keep_compiled_programs, require_place
+from wmjax.core.paths import enable_compilation_cache, require_place
 from wmjax.core.provenance import provenance
 from wmjax.core.specs import require_equal
 from wmjax.data.latents import LatentStore
@@ -44,7 +44,7 @@ def diagnose_checkpoint(
     out: Path | None = None,
     places: Places | None = None,
 ) -> None:
-    """Prints the diagnosis of a checkpoint and writes it beside the run; of a Prophet alone, what there is of it.
+    """Prints the diagnosis of a checkpoint and writes it beside the run; for a Prophet alone, its part of it.
 
     Args:
         run: a run's folder, whose newest checkpoint is taken, or one of its checkpoints.
@@ -52,14 +52,14 @@ def diagnose_checkpoint(
         batches: of 32 samples, at most.
         data: the run's training store, if it is not in the cache.
         held_out: another training store, on all of whose episodes the Prophet is scored.
-        out: the JSON file; ``RUN/diagnostics/STEP-SPLIT.json`` when None. The picture lies beside it.
+        out: the JSON file; ``RUN/diagnostics/STEP-SPLIT.json`` when None. The picture is written beside it.
         places: what to use in place of folders that the run's settings name, as on another machine.
 
     Raises:
         UserError: ``batches`` below 1; no complete checkpoint; data that are missing or not the run's.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     if batches < 1:
         raise UserError(f"--batches is {batches}; it must be at least 1")
     folder = checkpoint.find(fetch_policy(run) if isinstance(run, Remote) else run)

@@ -1,4 +1,4 @@
-"""An evaluation: it runs the episodes, writes the results and the table, and records where they come from."""
+"""An evaluation: it runs the episodes, writes the results and the table, and records their provenance."""
 
 import dataclasses
 import json
@@ -17,8 +17,8 @@ from wmjax.reporting.evaluation_page import REPORT, write_report
 from wmjax.reporting.video.clips import Videos
 from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
-from wmjax.rollout.benchmark_log import keep_record
-from wmjax.rollout.evaluation_shards import WHOLE, Shard, gather, merge, part, shard_folder, shard_folders
+from wmjax.rollout.benchmark_log import write_record
+from wmjax.rollout.evaluation_shards import UNSHARDED, Shard, gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records, read_summary
@@ -41,16 +41,16 @@ def evaluate(
     episodes: Sequence[EpisodeId] | None = None,
     records: Path | None = None,
     album: Album | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     timeout: float = 120.0,
     metrics: Sequence[str] = (),
 ) -> Summary:
-    """Runs what is left of an evaluation and returns the verdict on all of it.
+    """Runs the remaining episodes of an evaluation and returns the verdict on all of them.
 
     Args:
-        actor: who acts.
+        actor: the policy or other actor.
         protocol: what is run.
-        out: folder of the results; an interrupted evaluation in it goes on where it stopped.
+        out: folder of the results; an interrupted evaluation in it continues where it stopped.
         workers: simulator processes.
         videos: successes and failures per task to keep as videos.
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
@@ -78,8 +78,8 @@ def evaluate(
             results = Results(results.folder, header)  # another process may have ended meanwhile
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
-            keep = _videos(actor, protocol, out, videos, album, left)
-            steps = run_episodes(actor, protocol, left, results, keep, workers, timeout=timeout, metrics=metrics)
+            recorder = _videos(actor, protocol, out, videos, album, left)
+            steps = run_episodes(actor, protocol, left, results, recorder, workers, timeout=timeout, metrics=metrics)
             seconds = time.monotonic() - started
             _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
         finished = gather(out, results.header)
@@ -102,7 +102,7 @@ def _videos(
 
 
 def _identity(actor: Actor, protocol: Protocol) -> dict[str, Any]:
-    """Who acts, in what, under which conventions."""
+    """The actor, the protocol and the specs, for the header."""
     specs = {"observation": to_dict(actor.observation_spec), "action": to_dict(protocol.environment.action_spec)}
     return {"actor": actor.name, "protocol": dataclasses.asdict(protocol), **specs}
 
@@ -116,14 +116,14 @@ def watch(
     *,
     workers: int = 2,
 ) -> None:
-    """Runs episodes of which only what a watcher sees is kept.
+    """Runs episodes of which only a watcher's readings are stored.
 
     Args:
-        actor: who acts.
+        actor: the policy or other actor.
         protocol: what is run.
         episodes: which of it.
         watcher: makes a watcher of each episode's environment, in the worker.
-        watched: is given what it saw as soon as an episode ends.
+        watched: called with the watcher's readings as soon as an episode ends.
         workers: simulator processes.
 
     Raises:
@@ -185,12 +185,12 @@ def _conclude(
         if not _is_current(results):
             _save(results, protocol, _speed_of_shards(out) if sharded else {})
         if protocol.init == "benchmark":
-            keep_record(records, protocol.name, read_summary(out))
+            write_record(records, protocol.name, read_summary(out))
         log.info("report: %s", write_report(out))
 
 
 def _is_current(results: Results) -> bool:
-    """Whether a summary is there and counts all of these episodes."""
+    """Whether a summary exists and counts all of these episodes."""
     written = read_summary(results.folder)
     counted = json.loads(json.dumps(summarize(results.records).as_dict()))
     return all(written.get(name) == value for name, value in counted.items())

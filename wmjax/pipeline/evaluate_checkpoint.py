@@ -12,9 +12,9 @@ from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import Location
-from wmjax.core.paths import keep_compiled_programs, records_folder
+from wmjax.core.paths import enable_compilation_cache, records_folder
 from wmjax.core.settings import SHUFFLED, dotted
-from wmjax.core.shards import WHOLE, Shard
+from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
@@ -43,7 +43,7 @@ def evaluate_checkpoint(
     workers: int = 2,
     videos: int = 2,
     batch_size: int = 1,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     metrics: Sequence[str] = (),
     data: Location | None = None,
     places: Places | None = None,
@@ -88,7 +88,7 @@ def load_actor(
         UserError: see :func:`evaluate_checkpoint`.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     require_devices()
     header = {**identity(path), "batch_size": batch_size}
     policy = load_policy(

@@ -1,4 +1,4 @@
-"""What the evaluate command does: the closed-loop evaluation of a trained policy or of a scripted actor."""
+"""The implementation of the evaluate command: the closed-loop evaluation of a trained policy or of a scripted actor."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from wmjax.rollout.protocol_list import ProtocolList, load_protocol_list
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings(Settings, section="evaluation"):
-    """What may vary between two runs of one evaluation.
+    """The settings that may differ between two runs of one evaluation.
 
     Attributes:
         workers: simulator processes.
@@ -45,9 +45,7 @@ class EvaluateSettings(Settings, section="evaluation"):
         kinds = [METRICS.resolve(name) for name in self.metrics]
         for name, kind in zip(self.metrics, kinds, strict=True):
             if kinds.count(kind) > 1:
-                raise UserError(
-                    f"evaluation.metrics is {', '.join(self.metrics)}: {name} stands there twice; name it once"
-                )
+                raise UserError(f"evaluation.metrics is {', '.join(self.metrics)}: {name} occurs twice; name it once")
 
 
 SHORTS = {
@@ -92,7 +90,7 @@ def run_evaluation(
         out: folder of the results; None names one by the actor, the protocol and its changes.
         data: the training store to replay, to check with, or of the run.
         dialect: of a served policy.
-        check: observations that a served policy is shown instead of being evaluated.
+        check: the number of observations for a check of a served policy, instead of an evaluation.
         places: what to use in place of folders that the run's settings name, as on another machine.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The evaluation of a list of protocols: each cell as an evaluation of its own, and one table of all."""
+"""The evaluation of a list of protocols: each cell as a separate evaluation, and one table of all."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def evaluate_list(
     Args:
         chosen: the list.
         root: folder of the evaluations, one each, and of the table.
-        identity: header fields that say who is evaluated.
+        identity: header fields that identify the actor.
         evaluate_cell: runs what is left of one evaluation in a folder.
 
     Raises:

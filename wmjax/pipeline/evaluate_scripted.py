@@ -10,7 +10,7 @@ import numpy as np
 from wmjax.analysis.summary import Summary
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.shards import WHOLE, Shard
+from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
@@ -29,19 +29,23 @@ def evaluate_scripted(
     *,
     workers: int = 2,
     videos: int = 2,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     metrics: Sequence[str] = (),
     data: Location | None = None,
 ) -> Summary:
-    """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` acts what the training store ``data`` recorded.
+    """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` executes the recordings of the training store ``data``.
 
     Raises:
         UserError: ``replay`` without ``data``, or see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     """
     if name != "replay":
-        seen = protocol.environment.observation_spec
-        scripted = (actors.Expert(seen), actors.Noop(seen), actors.Random(seen, protocol.seed))
+        observation_spec = protocol.environment.observation_spec
+        scripted = (
+            actors.Expert(observation_spec),
+            actors.Noop(observation_spec),
+            actors.Random(observation_spec, protocol.seed),
+        )
         chosen = next(actor for actor in scripted if actor.name == name)
         return evaluate(chosen, protocol, out, workers, videos, shard=shard, metrics=metrics)
     if data is None:

@@ -12,7 +12,7 @@ from wmjax.analysis.summary import Summary
 from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.shards import WHOLE, Shard
+from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.evaluate_scripted import SCRIPTED
@@ -34,7 +34,7 @@ def is_served(policy: str | None) -> bool:
 
 
 def policy_name(text: str) -> str:
-    """What ``--policy`` may name.
+    """The argparse type of ``--policy``.
 
     Raises:
         ArgumentTypeError: neither a scripted actor nor a server.
@@ -80,7 +80,7 @@ def evaluate_served(
     out: Path | None = None,
     workers: int = 2,
     videos: int = 2,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     metrics: Sequence[str] = (),
 ) -> tuple[Summary, Path]:
     """Evaluates the policy behind a URL; returns the verdict and the results' folder.
@@ -110,8 +110,8 @@ def evaluate_served(
     spec = own_spec(client) if client.own else drawn_spec(chosen, protocol.environment.observation_spec, horizon)
     name = chosen.name or _own_name(client) or url.partition("://")[2].rstrip("/")
     actor = ServedPolicy(client, chosen, spec, name)
-    told = ("recipe", "step", "hash", "realtime")
-    about = {key: client.card[key] for key in told if client.own and client.card.get(key, "none") != "none"}
+    fields = ("recipe", "step", "hash", "realtime")
+    about = {key: client.card[key] for key in fields if client.own and client.card.get(key, "none") != "none"}
     used = {key: value for key, value in dataclasses.asdict(chosen).items() if key not in ("timeout_s", "name")}
     header: dict[str, Any] = {"served": {"dialect": dialect, **about}, "foreign": used}
     out = out or protocol_folder(Path("runs") / re.sub(r"[^\w.-]", "-", name), protocol, unchanged)
@@ -145,10 +145,10 @@ def open_client(url: str, dialect: str, foreign: Mapping[str, Any]) -> "tuple[Cl
 
 
 def _served_protocol(client: "Client", chosen: "Conventions", protocol: Protocol, unchanged: Protocol) -> Protocol:
-    """The protocol with the policy's own horizon, unless another one was asked for, and with time for the wait.
+    """The protocol with the policy's own horizon, unless another one was requested, and with time for the wait.
 
     Raises:
-        UserError: a server of wmjax has another horizon or seed, or the wait is no whole number of horizons.
+        UserError: a server of wmjax has another horizon or seed, or the wait is not a multiple of the horizon.
 
     """
     asked = protocol.open_loop_horizon if protocol.open_loop_horizon != unchanged.open_loop_horizon else None
@@ -178,7 +178,7 @@ def _served_protocol(client: "Client", chosen: "Conventions", protocol: Protocol
             "0 for a server of wmjax"
         )
     if horizon != protocol.open_loop_horizon:
-        log.info("open_loop_horizon is %d, as the policy's conventions have it", horizon)
+        log.info("open_loop_horizon is %d, from the policy's conventions", horizon)
     return dataclasses.replace(protocol, open_loop_horizon=horizon, max_steps=protocol.max_steps + wait)
 
 

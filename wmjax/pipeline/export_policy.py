@@ -48,7 +48,7 @@ def export_for(
         specs = from_dict(ObservationSpec, observation, "policy"), from_dict(ActionSpec, action, "policy")
         write_lerobot_files(out, *specs)
     kind = "a policy for LeRobot's --policy.path" if reader == "lerobot" else "a policy"
-    told = f"{kind} in {dtype} and its model card, with the results of {len(evaluations)} evaluations"
+    message = f"{kind} in {dtype} and its model card, with the results of {len(evaluations)} evaluations"
     if push is None:
-        return told
-    return f"{told}\n{push_policy(out, push, private=private)}: wmjax.load_policy({f'{PREFIX}{push}'!r})"
+        return message
+    return f"{message}\n{push_policy(out, push, private=private)}: wmjax.load_policy({f'{PREFIX}{push}'!r})"

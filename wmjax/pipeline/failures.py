@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.diagnostics.failure_classes import Failure, classify
 from wmjax.pipeline import evaluate
 from wmjax.policy.policy import load_policy
@@ -53,13 +53,13 @@ def failed_episodes(evaluation: Path, tasks: Sequence[int] = ()) -> tuple[Protoc
 def watch_policy(
     run: Path, protocol: Protocol, episodes: Sequence[EpisodeId], out: Path, *, workers: int = 2
 ) -> list[Watched]:
-    """Runs episodes with a policy and says why each failed; ``out`` gets ``failures.json``.
+    """Runs episodes with a policy and classifies each failure; ``out`` gets ``failures.json``.
 
     Raises:
         UserError: no checkpoint there, the protocol needs more than the policy alone, or a task has no classes.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     found = find_policy(run)
     if protocol.oracle is not None or protocol.corruption != "none":
         raise UserError("failures are explained for a policy as it is; choose an evaluation without oracle, corruption")
@@ -81,15 +81,15 @@ def watch_policy(
 
 
 def watch(actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], *, workers: int = 2) -> list[Watched]:
-    """Runs episodes with an actor and says why each failed, in the order given."""
-    seen: dict[EpisodeId, Failure | None] = {}
+    """Runs episodes with an actor and classifies each failure, in the order given."""
+    failures: dict[EpisodeId, Failure | None] = {}
 
     def note(episode: EpisodeId, outcome: str, moments: Sequence[Any]) -> None:
         if outcome in ("success", "failure"):
-            seen[episode] = classify(moments) if outcome == "failure" else None
+            failures[episode] = classify(moments) if outcome == "failure" else None
 
     evaluate.watch(actor, protocol, episodes, Watch, note, workers=workers)
-    return [Watched(episode, seen[episode]) for episode in episodes if episode in seen]
+    return [Watched(episode, failures[episode]) for episode in episodes if episode in failures]
 
 
 def text(watched: Sequence[Watched]) -> str:

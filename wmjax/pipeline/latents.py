@@ -21,7 +21,7 @@ from wmjax.pipeline.demonstrations import recorded_folder
 
 
 def latents_or_views(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | None) -> LatentStore | ViewTable:
-    """What an experiment trains on beside its demonstrations: latents, or the shifts of their views if it reads none.
+    """The latents that an experiment trains on, or only the shifts of their views if it reads no latents.
 
     Args:
         experiment: all settings.
@@ -32,7 +32,7 @@ def latents_or_views(experiment: Experiment, store: TrainingStore, spec: Encoder
         UserError: see :func:`encode`.
 
     """
-    config = experiment.encoder.seeing(store.spec.cameras)
+    config = experiment.encoder.with_default_camera(store.spec.cameras)
     if spec is not None:
         return encode(experiment, store, spec)
     require_camera(config, store.spec.cameras)
@@ -50,7 +50,7 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
         UserError: the given one is of other frames, encoder or camera; bytes of either store are not those written.
 
     """
-    config = experiment.encoder.seeing(store.spec.cameras)
+    config = experiment.encoder.with_default_camera(store.spec.cameras)
     spec = spec or latent_spec(config, experiment.data)
     if isinstance(store, UnionStore):
         return UnionLatents([encode(experiment, one, spec) for one in store.stores])
@@ -77,7 +77,7 @@ def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> 
 
 
 def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | None:
-    """Demonstrations and latents of an experiment if they lie here already; nothing is made, downloaded or hashed."""
+    """Demonstrations and latents of an experiment if they already exist; nothing is made, downloaded or hashed."""
     config = experiment.encoder
     if len(experiment.data.places) > 1:
         return None
@@ -92,7 +92,7 @@ def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | N
 
 
 def find_latents(experiment: Experiment, store: TrainingStore, saved: dict[str, Any] | None) -> LatentStore | None:
-    """The latents that the run was trained on, encoded again if need be; None if its variant reads none.
+    """The latents that the run was trained on, encoded again if necessary; None if its variant reads none.
 
     Raises:
         UserError: the encoder is not the one in the checkpoint.

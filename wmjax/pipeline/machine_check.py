@@ -90,7 +90,7 @@ def check_jax() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Room at the cache."""
+    """The free space at the cache."""
     folder = cache_root()
     with disk_errors(folder):
         while not folder.exists():

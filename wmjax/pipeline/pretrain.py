@@ -28,7 +28,7 @@ def pretrain(recipe: str, scale: str, dataset: str, settings: dict[str, Any], *,
     out = out or cache_root() / "backbones" / f"{scale}_{dataset}"
     require_place(out, "--out", "folder")
     if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is there already; delete it to train it again, or choose another with --out")
+        raise UserError(f"{out} exists already; delete it to train it again, or choose another with --out")
     run = cache_root() / "runs" / load(recipe, scale, dataset, settings).name
     train.run(recipe, scale, dataset, settings, folder=run, evaluates=False)
     if is_first():

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from wmjax.core.errors import UserError
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.core.rng import named_key
 from wmjax.core.settings import merge
 from wmjax.core.specs import ObservationSpec
@@ -55,16 +55,16 @@ class BackboneFeatures:
         model = experiment.model
         self.name, self._camera, self._cameras = experiment.train.backbone_weights, camera, model.cameras
         self._prepare = make_prepare(experiment.prompt, model, spec)
-        seen = spec.cameras[: model.cameras]
-        if camera >= len(seen):
+        cameras = spec.cameras[: model.cameras]
+        if camera >= len(cameras):
             raise UserError(
                 f"camera {spec.cameras[camera]!r} is not used by the policy, model.cameras is {model.cameras}; "
-                f"choose from {', '.join(seen)}"
+                f"choose from {', '.join(cameras)}"
             )
         graph, self._state = nnx.split(starting_model(experiment))
         tokens = functools.partial(image_tokens, graph, camera)
         size = spec.image_size
-        shape = jax.ShapeDtypeStruct((1, len(seen), size, size, 3), np.uint8)
+        shape = jax.ShapeDtypeStruct((1, len(cameras), size, size, 3), np.uint8)
         side = jax.eval_shape(tokens, self._state, self._prepare("look"), shape).shape[2]
         grid = min(GRID, side)
         if side % grid:
@@ -77,8 +77,8 @@ class BackboneFeatures:
     def __call__(self, frames: Frames, instruction: str) -> dict[str, Float32[np.ndarray, "frames tokens dim"]]:
         """Features of every frame of an episode, row by row of the table."""
         look = functools.partial(self._read_features, self._state, self._prepare(instruction))
-        seen = encode_clips(look, frames[:, : self._cameras], BATCH)
-        return {f"{self.name}: {row}": seen[:, i] for i, row in enumerate(ROWS)}
+        features = encode_clips(look, frames[:, : self._cameras], BATCH)
+        return {f"{self.name}: {row}": features[:, i] for i, row in enumerate(ROWS)}
 
 
 def image_tokens(
@@ -152,7 +152,7 @@ def probe_backbones(
         UserError: a store without the camera, or a backbone that does not fit the settings.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     index = find_camera(stores, camera)
     kinds = []
     for name in names:

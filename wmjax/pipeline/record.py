@@ -1,4 +1,4 @@
-"""What the record command does: demonstrations as a training store or as a LeRobot dataset, or random motion."""
+"""The implementation of the record command: demonstrations as a store or a LeRobot dataset, or random motion."""
 
 import dataclasses
 import functools
@@ -87,7 +87,7 @@ SHORTS = {
 
 
 def run_recording(out: Path, settings: RecordSettings) -> TrainingStore:
-    """Records what the settings ask for into a folder; run again to resume.
+    """Records into a folder according to the settings; run again to resume.
 
     Raises:
         UserError: see :func:`wmjax.recording.record.record`, :func:`wmjax.recording.record.record_dataset`,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmjax.core.errors import UserError
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.core.specs import ObservationSpec, require_equal, require_same_actions
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline import evaluate
@@ -60,7 +60,7 @@ def record_policy(
     from wmjax.policy.policy import load_policy
     from wmjax.policy.saved import find_policy
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     found = find_policy(run)
     if config.hold_steps:
         raise UserError(

@@ -23,9 +23,9 @@ LINEAR = "world/prophet/linear/"
 def start_at_ridge(
     inputs: Inputs, model: VLAConfig, params: nnx.State, frozen: nnx.State
 ) -> tuple[nnx.State, nnx.State]:
-    """Puts the regression in the place of the linear map's parameters, if the Prophet has one and reads latents.
+    """Replaces the linear map's parameters by the regression, if the Prophet has one and reads latents.
 
-    Every position has a regression of its own, with one strength per future frame, as a diagnosis fits it
+    Every position has its own regression, with one strength per future frame, as a diagnosis fits it
     (:func:`wmjax.diagnostics.prophet_skill.ridge_futures`); of its matrix the best approximation of rank
     ``model.prophet.linear_rank`` on the training frames is kept.
 

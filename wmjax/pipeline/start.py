@@ -1,4 +1,4 @@
-"""Training that goes on from another run's policy: what is taken over from its checkpoint, and what is not."""
+"""Training that starts from another run's policy: which parameters are taken from its checkpoint."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ from wmjax.policy.saved import SavedPolicy, find_policy
 from wmjax.trainer.config import Inputs
 
 log = logging.getLogger("wmjax.train")
-SHOWN = 200
+MAX_LISTED = 200
 """Names of parameters that the log lists of those that were not taken over."""
 STATE, ACTION = ("state", "state_units"), ("names", "units", "definition", "grippers", "relative_to")
 """Fields of an ObservationSpec and of an ActionSpec by which a state and an action are those of the same robot."""
@@ -37,20 +37,20 @@ class Start:
 
     @property
     def folder(self) -> Path:
-        """Of the checkpoint or of the policy."""
+        """The folder of the checkpoint or of the policy."""
         return self.saved.folder
 
     @property
     def experiment(self) -> Experiment:
-        """The settings that it was trained with."""
+        """The settings of its training."""
         return self.saved.experiment
 
     @property
     def is_world(self) -> bool:
-        """Whether it is of a Prophet that was trained alone."""
+        """Whether the checkpoint is of a Prophet that was trained alone."""
         return self.experiment.train.objective == "world"
 
-    def require_fit(self, model: VLAConfig) -> None:
+    def require_same_prophet(self, model: VLAConfig) -> None:
         """Refuses a Prophet that was trained alone if the model has none, or another one.
 
         Raises:
@@ -74,8 +74,8 @@ class Start:
             if mine != theirs:
                 raise UserError(f"model.{name} is {mine!r}, the Prophet of {where} has {theirs!r}; use that")
 
-    def fit_inputs(self, inputs: Inputs) -> Inputs:
-        """The inputs in the checkpoint's units: its parameters are for values normalised as there.
+    def adopt_statistics(self, inputs: Inputs) -> Inputs:
+        """The inputs in the checkpoint's units, because its parameters are for values normalised in that way.
 
         Of a Prophet that was trained alone these are the latents', and the state's if it is conditioned on it. The
         states or actions of another robot (:meth:`new_ends`) keep the units of the data.
@@ -103,8 +103,8 @@ class Start:
                 f"model.chunk is {inputs.action_spec.chunk}, the policy of train.init_from {self.folder} has "
                 f"{saved.chunk}; use that"
             )
-        fitted = dataclasses.replace(inputs, action_spec=_in_units(inputs.action_spec, saved, ends))
-        return fitted.with_statistics(specs["encoder"], names[1])
+        adopted = dataclasses.replace(inputs, action_spec=_in_units(inputs.action_spec, saved, ends))
+        return adopted.with_statistics(specs["encoder"], names[1])
 
     def new_ends(self, inputs: Inputs) -> tuple[End, ...]:
         """The ends of the network that another robot's data need new; none for the robot of the checkpoint.
@@ -122,7 +122,7 @@ class Start:
         return tuple(ends)
 
     def load(self, params: nnx.State, frozen: nnx.State, new: Collection[str] = ()) -> tuple[nnx.State, nnx.State]:
-        """Puts the checkpoint's averaged parameters in the place of those of the same name and shape; logs the rest.
+        """Replaces parameters by the checkpoint's averaged ones of the same name and shape; logs the others.
 
         Args:
             params: what is trained.
@@ -134,8 +134,8 @@ class Start:
 
         """
         saved, named = self.saved.parameters(), to_named(params)
-        fits = {name for name in named if name in saved and saved[name].shape == named[name].shape}
-        taken = {name: saved[name] for name in fits - set(new)}
+        matching = {name for name in named if name in saved and saved[name].shape == named[name].shape}
+        taken = {name: saved[name] for name in matching - set(new)}
         if not taken:
             raise UserError(
                 f"train.init_from {self.folder}: none of its {len(saved)} parameters fits this model; name a run of "
@@ -215,5 +215,5 @@ def _sharding(array: jax.Array) -> Sharding:
 
 def _listed(names: list[str]) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

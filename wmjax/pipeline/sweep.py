@@ -1,4 +1,4 @@
-"""A resumable queue of trainings and evaluations: each cell in processes of its own, one JSON file once it is done."""
+"""A resumable queue of trainings and evaluations: each cell in separate processes, one JSON file once it is done."""
 
 import logging
 import subprocess
@@ -29,9 +29,9 @@ STOPPED = (129, 130, 143)
 
 
 def sweep(path: Path, *, minutes: float | None = None, dry_run: bool = False) -> int:
-    """Runs what is left of a plan, in order; returns the exit status.
+    """Runs the unfinished cells of a plan in order; returns the exit status.
 
-    A cell that fails is reported and the others go on; the exit status is then 1.
+    A cell that fails is reported and the others continue; the exit status is then 1.
 
     Args:
         path: the plan.
@@ -60,21 +60,21 @@ def _run_all(cells: Sequence[Cell], folder: Path, plan: str, minutes: float | No
     for cell in cells:
         spent = (time.monotonic() - began) / 60
         if minutes is not None and spent + cell.minutes > minutes:
-            log.info("%s is stated to take %.1f min, %.1f are left", cell.name, cell.minutes, minutes - spent)
+            log.info("the stated time of %s is %.1f min, %.1f are left", cell.name, cell.minutes, minutes - spent)
             continue
         log.info("cell %s: %.1f min stated, %.0f min for all that are left", cell.name, cell.minutes, left)
         code = run_cell(cell, folder, plan)
         if code in STOPPED:
             return code
         if code:
-            log.error("cell %s failed (exit status %d); the others go on", cell.name, code)
+            log.error("cell %s failed (exit status %d); the others continue", cell.name, code)
             status = 1
         left -= cell.minutes
     return status
 
 
 def run_cell(cell: Cell, folder: Path, plan: str) -> int:
-    """Trains and evaluates one cell in processes of their own, and writes its JSON; returns the exit status."""
+    """Trains and evaluates one cell in separate processes, and writes its JSON; returns the exit status."""
     run = cache_root() / "sweeps" / plan / cell.name
     train = ["wmjax.train", *cell.arguments, "--run", str(run), "--no-evaluation"]
     if code := _timed(run, "training", train):
@@ -159,7 +159,7 @@ def _outcomes(run: Path, protocol: Protocol) -> dict[str, Any]:
 
 
 def tables(path: Path) -> None:
-    """Writes the tables and the figure of a plan's finished cells anew, from their JSON files alone.
+    """Rewrites the tables and the figure of a plan's finished cells from their JSON files alone.
 
     Raises:
         UserError: a plan that cannot be read, or no finished cell.

@@ -16,11 +16,11 @@ from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import owned
 from wmjax.core.location import Location, Remote
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.checks import given_store, require_fit, require_side_by_side
+from wmjax.experiment.checks import given_store, require_consistent, require_side_by_side
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.dimensions import of_store
 from wmjax.experiment.next_steps import next_steps
@@ -33,7 +33,7 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
-from wmjax.policy.places import keep_assets
+from wmjax.policy.places import copy_assets
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
@@ -68,7 +68,7 @@ def run(
         UserError: bad settings, data or weights, or a URL that cannot be read or written to.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     # 1. What will run.
     experiment = load(recipe, scale, dataset, settings)
     require_trackers(experiment.train.trackers)
@@ -79,9 +79,9 @@ def run(
         _run_seeds(experiment, own, evaluates=evaluates)
         return
     plan = plan_run(experiment, own, evaluates=evaluates)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         if distributed.is_first():
-            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+            stack.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         _run_stages(plan, mirror, evaluates=evaluates)
 
 
@@ -106,7 +106,7 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
     require_saved(plan.folder, plan.settings)
-    distributed.alone(lambda: keep_assets(plan.folder, experiment))
+    distributed.alone(lambda: copy_assets(plan.folder, experiment))
     if mirror is not None:  # a place that cannot be written to is refused now
         distributed.alone(mirror.push)
     # 2. Demonstrations. 3. Latents.
@@ -126,12 +126,12 @@ def _start(experiment: Experiment) -> Start | None:
     """The checkpoint that the training starts from; None if it names none."""
     start = starting_point(experiment.train.init_from)
     if start is not None:
-        start.require_fit(experiment.model)
+        start.require_same_prophet(experiment.model)
     return start
 
 
 def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
-    """The demonstrations and their latents: what is there already, or made now."""
+    """The demonstrations and their latents, existing ones or made now."""
     store = plan.store or distributed.first(lambda: demonstrations(plan.experiment))
     if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
         environment = plan.protocol.environment
@@ -140,7 +140,7 @@ def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
 
 
 def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) -> None:
-    """The stages of several seeds that are trained side by side, each in a folder of its own.
+    """The stages of several seeds that are trained side by side, each in its own folder.
 
     Raises:
         UserError: several processes, or evaluations during the training.
@@ -153,14 +153,14 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
         plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))
     experiment = dataclasses.replace(plans[0].experiment, train=experiment.train)  # with the sizes of the data
     start = _start(experiment)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         for plan in plans:
-            held.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
+            stack.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         log = logs.set_up(plans[0].folder / "log.txt")
         for plan in plans:
             log.info("seed %d -> %s", plan.experiment.train.seed, plan.folder)
             save_settings(plan.folder, plan.settings)
-            keep_assets(plan.folder, plan.experiment)
+            copy_assets(plan.folder, plan.experiment)
         store, latents = _data(plans[0])
         resumes = all(_has_checkpoints(plan) for plan in plans)
         inputs, load = training_inputs(plans[0], store, latents, start, resumes=resumes)
@@ -187,7 +187,7 @@ def dry_run(
     folder: Location | None = None,
     evaluates: bool = True,
 ) -> None:
-    """Prints what :func:`run` would do with the same arguments; touches neither data nor weights.
+    """Prints what :func:`run` would do with the same arguments; reads neither data nor weights.
 
     Raises:
         UserError: settings that contradict each other, or a mesh that does not fit the devices.
@@ -197,7 +197,7 @@ def dry_run(
     _mirror(experiment, folder)
     given = given_store(experiment, needed=False)
     experiment = of_store(experiment, given)
-    require_fit(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
+    require_consistent(experiment, given, evaluates=evaluates and experiment.train.objective == "policy")
     distributed.join()
     require_devices()
     text = f"run: {folder or default_folder(experiment)}\n{describe(experiment)}"
@@ -239,7 +239,7 @@ def train_policy(
 def training_inputs(
     plan: RunPlan, store: TrainingStore, latents: LatentStore | ViewTable, start: Start | None, *, resumes: bool
 ) -> tuple[Inputs, LoadBase | None]:
-    """What a plan's training is given, and what puts other parameters in the place of random ones.
+    """The inputs of a plan's training, and the function that replaces random initial parameters.
 
     What ``resumes`` has trained parameters, so that the Prophet's linear part needs no fit.
 
@@ -254,7 +254,7 @@ def training_inputs(
         loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))
         loads.append(functools.partial(match_embeddings, experiment.model))
     if start is not None:
-        inputs = start.fit_inputs(inputs)
+        inputs = start.adopt_statistics(inputs)
     if not resumes and not (start is not None and start.is_world):
         loads.append(functools.partial(start_at_ridge, inputs, experiment.model))
     if start is not None:
@@ -280,7 +280,7 @@ def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -
 
 
 def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
-    """Evaluates a checkpoint in the middle of training, if the settings ask for it."""
+    """Evaluates a checkpoint in the middle of training, if the settings require it."""
     every = plan.experiment.evaluation.every
     if plan.protocol and every and step % every == 0 and step < plan.experiment.train.steps:
         print(judge(plan, checkpoint).table())
@@ -294,7 +294,7 @@ def judge(plan: RunPlan, checkpoint: Path) -> Summary:
 
 
 def verdict(plan: RunPlan, summary: Summary) -> str:
-    """The outcome of a finished run in a few lines: the success table, the run's folder, and what to do next."""
+    """The outcome of a finished run in a few lines: the success table, the run's folder, and the next commands."""
     assert plan.protocol is not None
     steps = next_steps(plan.experiment, plan.folder, plan.protocol)
     lines = ["", summary.table(), "", f"run: {plan.folder}", "next:", *(f"  {line}" for line in steps)]

@@ -23,7 +23,7 @@ log = logging.getLogger("wmjax.compare")
 
 
 class _Side(NamedTuple):
-    """One policy: who acts, what its header says, and where its results are."""
+    """One policy: its actor, its header, and the folder of its results."""
 
     actor: Actor
     header: dict
@@ -35,7 +35,7 @@ def compare_until_decided(
 ) -> Look:
     """Evaluates both systems on the same episodes, some at a time, until the rule decides or no episode is left.
 
-    The results lie where ``wmjax.evaluate`` puts them, so that episodes that are there already are not run again. The
+    The results are where ``wmjax.evaluate`` writes them, so that existing episodes are not run again. The
     order of episodes is fixed: all tasks of the first index, then of the next.
 
     Args:

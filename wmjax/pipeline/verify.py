@@ -1,4 +1,4 @@
-"""What the verify command does: it checks the committed evidence against itself, the documents and the simulator."""
+"""The implementation of the verify command: it checks the evidence against itself, documents and simulator."""
 
 import dataclasses
 import logging
@@ -32,16 +32,16 @@ def evidence_folder() -> Path:
 
 
 def documents_of(root: Path) -> list[Path]:
-    """The :data:`DOCUMENTS` that are there, of the repository that holds the evidence."""
+    """The existing :data:`DOCUMENTS` of the repository that holds the evidence."""
     return [path for name in DOCUMENTS if (path := root.parents[1] / name).is_file()]
 
 
 def run_verification(*, replays: int | None, write: bool, add: Path | None, name: str | None) -> int:
-    """What the command's options ask for; returns the exit status, 1 if anything differs.
+    """Runs the command's options; returns the exit status, 1 if anything differs.
 
     Args:
         replays: episodes of each evaluation to replay; None for all that are recorded.
-        write: writes the generated blocks of the documents anew instead.
+        write: rewrites the generated blocks of the documents instead.
         add: results folder to make evidence of instead.
         name: of that evidence.
 
@@ -79,7 +79,7 @@ def read_capsules(root: Path) -> list[Capsule]:
 
 
 def verify(root: Path, documents: Sequence[Path], *, replays: int | None = None) -> list[str]:
-    """Checks all evidence, and the generated blocks of documents; returns what is wrong, a line each.
+    """Checks all evidence, and the generated blocks of documents; returns the faults, one line each.
 
     Args:
         root: folder of the capsules.
@@ -105,12 +105,12 @@ def verify(root: Path, documents: Sequence[Path], *, replays: int | None = None)
 
 
 def rewrite(root: Path, documents: Sequence[Path]) -> list[Path]:
-    """Writes the generated blocks of documents anew; returns the documents that changed."""
+    """Rewrites the generated blocks of documents; returns the documents that changed."""
     return write_blocks(documents, {capsule.name: capsule for capsule in read_capsules(root)})
 
 
 def add_evidence(root: Path, evaluation: Path, name: str) -> Path:
-    """Makes a capsule of a finished evaluation; its episodes are replayed here first.
+    """Makes a capsule of a finished evaluation; some of its episodes are replayed here first.
 
     Args:
         root: folder of the capsules.
@@ -145,7 +145,7 @@ def add_evidence(root: Path, evaluation: Path, name: str) -> Path:
 
 
 def replay(protocol: Protocol, spec: ObservationSpec, episodes: Sequence[Recorded]) -> list[str]:
-    """Executes recorded actions from the recorded starts; returns what did not end as recorded, a line each."""
+    """Executes recorded actions from the recorded starts; returns a line for each different ending."""
     wrong, finals = [], {one.outcome.key: one.final for one in episodes}
     streams = [(one.outcome, one.settled, one.actions) for one in episodes]
     for outcome, _, _, final, fault in _played(protocol, spec, streams):
@@ -189,8 +189,8 @@ def _play(env: Any, protocol: Protocol, outcome: Outcome, settled: Any, actions:
     ends = [outcome.steps] if outcome.success else []
     if len(actions) != outcome.steps or successes != ends:
         found = f"success at step {successes[0]}" if successes else f"no success in {len(actions)} steps"
-        said = f"success at step {outcome.steps}" if outcome.success else f"no success in {outcome.steps} steps"
-        return env.sim_state(), f"episode {outcome.key} was recorded with {said}, its replay has {found}"
+        outcome_text = f"success at step {outcome.steps}" if outcome.success else f"no success in {outcome.steps} steps"
+        return env.sim_state(), f"episode {outcome.key} was recorded with {outcome_text}, its replay has {found}"
     return env.sim_state(), ""
 
 

@@ -1,4 +1,4 @@
-"""Why a policy with a low loss does not succeed: all evidence on one page, the likely causes first."""
+"""Explains why a policy with a low loss does not succeed: the evidence on one page, the likely causes first."""
 
 import dataclasses
 import logging
@@ -14,7 +14,7 @@ from flax import nnx
 from wmjax.core.errors import UserError
 from wmjax.core.files import atomic_path, write_json
 from wmjax.core.location import Location
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.data.statistics import action_spec, clip_action
 from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.actions import action_section
@@ -78,7 +78,7 @@ def explain(
         UserError: no policy or no evaluation there.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     found = find_policy(run)
     evaluation = evaluation or newest(found)
     if (read_header(evaluation).get("checkpoint") or {}).get("hash") != found.hash:
@@ -159,8 +159,8 @@ def _is_unused(name: str, section: InputSection) -> bool:
 def open_loop(experiment: Experiment, model: VLA, inputs: Inputs) -> OpenLoop:
     """Scores the policy on recorded observations, with other inputs, on the training side, and without noise."""
     seed, config = experiment.train.seed, model.config
-    looks = input_conditions(config, len(inputs.store.tasks))
-    outcome = _observe(model, inputs, "val", seed, looks)
+    input_changes = input_conditions(config, len(inputs.store.tasks))
+    outcome = _observe(model, inputs, "val", seed, input_changes)
     windows = action_windows(inputs, outcome.frames)
     chunks = outcome.raw_chunks(inputs)
     acted = clip_action(chunks[PLAIN], windows.spec)
@@ -172,7 +172,7 @@ def open_loop(experiment: Experiment, model: VLA, inputs: Inputs) -> OpenLoop:
         draws["no noise"] = _arm(_observe(quiet, inputs, "val", seed, []), inputs)
     return OpenLoop(
         phases=phase_section(acted, windows, phases_of(inputs.store, outcome.frames)),
-        inputs=input_section(chunks, looks, windows, outcome),
+        inputs=input_section(chunks, input_changes, windows, outcome),
         training=_arm(_observe(model, inputs, "train", seed, []), inputs),
         validation=section.r2_arm["all"],
         draws=draws,
@@ -192,7 +192,7 @@ def _arm(outcome: Outcome, inputs: Inputs) -> float:
 
 
 def replay(store: TrainingStore, protocol: Protocol, workers: int, per_task: int = 1) -> Replay | None:
-    """Executes recorded episodes again and compares what is seen; None if the store's are no recordings of LIBERO."""
+    """Replays recorded episodes and compares the observations; None if the store was not recorded in LIBERO."""
     spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")
     try:
         actor = actors.Replay(store, spec, watch=True)

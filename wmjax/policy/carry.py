@@ -1,4 +1,4 @@
-"""What a policy remembers of each slot's episode: the frames of the encoder's clips and the history of latents."""
+"""The memory of a policy for each slot's episode: the frames of the encoder's clips and the latent history."""
 
 from typing import Any, NamedTuple
 
@@ -56,6 +56,6 @@ def encode_new_frames(
 
 
 def beside(leaf: Array) -> jax.sharding.Sharding:
-    """Where arrays lie whole on the devices of one that may be split."""
+    """A sharding that replicates arrays over the devices of another, possibly split, array."""
     place = leaf.sharding
     return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.paths import whole_folder
+from wmjax.core.paths import atomic_folder
 from wmjax.policy.saved import find_policy
 
 
@@ -30,5 +30,5 @@ def export_backbone(run: str | Location, out: Path, *, merge: bool = False) -> s
         raise UserError(f"--out {str(out)!r} is not an empty folder; choose another or delete it")
     found = find_policy(run)
     experiment, backbone = found.experiment, found.model().backbone
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         return backbone.export(folder, experiment.prompt, experiment.train.published, merge=merge)

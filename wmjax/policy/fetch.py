@@ -13,7 +13,7 @@ from wmjax.trainer.mirror import CHECKPOINTS, local_folder, steps_at
 
 
 def fetch_policy(place: Remote) -> Path:
-    """Downloads what a policy needs, without the optimizer's state, unless it is in the cache already.
+    """Downloads the files that a policy needs, without the optimizer's state, unless they are in the cache.
 
     Args:
         place: a run's copy, whose newest checkpoint is taken, one of its checkpoints, or a policy's folder.
@@ -45,7 +45,7 @@ def fetch_policy(place: Remote) -> Path:
 
 
 def _download(home: Remote, folder: Path, last: str, names: list[str]) -> None:
-    """Downloads files, and then one that holds their hashes; nothing if that one is there as it is at the URL.
+    """Downloads files, and then one that holds their hashes; nothing if that one already equals the URL's.
 
     Processes that want the same policy take turns. Files of another checkpoint of the same step are removed first.
     """

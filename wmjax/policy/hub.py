@@ -66,7 +66,7 @@ def download_policy(place: str) -> Path:
 
 
 def require_token() -> None:
-    """Refuses to begin what ends in an upload without a token.
+    """Refuses a command that would upload at its end if there is no token.
 
     Raises:
         UserError: there is none.
@@ -79,7 +79,7 @@ def require_token() -> None:
 
 
 def push_policy(folder: Path, name: str, *, private: bool = False) -> str:
-    """Uploads a policy's folder as one commit to a repository, which is made if it does not exist.
+    """Uploads a policy's folder as one commit to a repository, which is created if it does not exist.
 
     Args:
         folder: of the policy.
@@ -108,7 +108,7 @@ def push_policy(folder: Path, name: str, *, private: bool = False) -> str:
 
 @contextlib.contextmanager
 def _hub_errors(what: str, after: str = "") -> Iterator[None]:
-    """Turns what the hub's client raises into one line that begins with ``what`` and ends with ``after``."""
+    """Turns errors of the hub's client into one line that begins with ``what`` and ends with ``after``."""
     from huggingface_hub import constants, errors
 
     try:

@@ -116,12 +116,12 @@ class Errors(NamedTuple):
         present: Float32[Array, " batch *rest"],
         came: Float32[Array, " batch *rest"],
     ) -> "Errors":
-        """The errors against what came."""
+        """The errors against the true future."""
         axes = tuple(range(1, came.ndim))
         return cls(*(jnp.mean(jnp.square(guess - came), axis=axes) for guess in (prediction, present)))
 
     def named(self, prefix: str) -> dict[str, Float32[Array, " batch"]]:
-        """As numbers of a decision."""
+        """The errors as numbers of a decision, by name."""
         return {f"{prefix}/error": self.prediction, f"{prefix}/copy_error": self.copy}
 
 
@@ -133,7 +133,7 @@ def mix(
     prophet_context: Context | None = None,
 ) -> tuple[Float32[Array, "batch future pooled dim"], Errors]:
     """The oracle bracket's memory, α·ẑ + (1-α)·z₊, and the errors of ẑ."""
-    seen = model.world.prepare(history)
-    copy = jnp.repeat(seen[:, -1:], truth.shape[1], 1)
-    prediction = model.world.recall(history, len(seen), prophet_context)
+    observed = model.world.prepare(history)
+    copy = jnp.repeat(observed[:, -1:], truth.shape[1], 1)
+    prediction = model.world.recall(history, len(observed), prophet_context)
     return oracle * prediction + (1.0 - oracle) * truth, Errors.of(prediction, copy, truth)

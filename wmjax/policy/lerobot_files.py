@@ -1,4 +1,4 @@
-"""The files beside a policy's own that let LeRobot load its folder, by the plug-in ``lerobot_policy_wmjax``.
+"""The files beside a policy's own that let LeRobot load its folder, with the plug-in ``lerobot_policy_wmjax``.
 
 ``config.json`` is LeRobot's description of a policy of the type ``wmjax``: its features and how it is run. The two
 ``policy_*processor.json`` are LeRobot's steps around it, which rename and batch; the policy normalises by itself.
@@ -27,7 +27,7 @@ def camera_features(spec: ObservationSpec) -> dict[str, str]:
 
 
 def lerobot_config(observation: ObservationSpec, action: ActionSpec) -> dict[str, Any]:
-    """What LeRobot's ``config.json`` says of a policy; the plug-in's ``WmjaxConfig`` reads it."""
+    """The ``config.json`` of a policy for LeRobot; the plug-in's ``WmjaxConfig`` reads it."""
     size, cameras = observation.image_size, list(camera_features(observation).values())
     images = {name: {"type": "VISUAL", "shape": [3, size, size]} for name in cameras}
     return {

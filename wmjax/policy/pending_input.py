@@ -19,7 +19,7 @@ class PendingInput:
     """The pending actions of a policy.
 
     Attributes:
-        steps: how many there are, those of ``train.delay`` control steps; 0 for a network that is told nothing.
+        steps: how many there are, those of ``train.delay`` control steps; 0 for a network without this input.
         as_input: whether the network gets the actions (``model.pending``).
         motion: how they move the state that it gets; None if that stays as it is (``model.roll_state``).
         spec: of the actions, with their normalisation.

@@ -1,4 +1,4 @@
-"""The places that a run's settings name, when it is read elsewhere: other ones, and the copies that the run keeps.
+"""The locations in a run's settings, when it is read elsewhere: replacements, and the copies in the run's folder.
 
 A run keeps copies of the small folders that its policy needs, its encoder's and its tokenizer's. A run's folder can
 therefore move to another machine as a whole.
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.paths import whole_folder
-from wmjax.core.settings import dotted, merge, shown
+from wmjax.core.paths import atomic_folder
+from wmjax.core.settings import dotted, merge, quoted
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import FOLDERS, Experiment, anchor, from_dict
 from wmjax.models.backbones.base import BACKBONES
@@ -30,7 +30,7 @@ def read_places(settings: Mapping[str, Any]) -> Places:
     """The places among a command's settings, which come by section; of :data:`GROUPS` it takes no others.
 
     Raises:
-        UserError: another setting of these sections, or a place that is no text.
+        UserError: another setting of these sections, or a place that is not a text.
 
     """
     places: dict[str, dict[str, str]] = {}
@@ -40,7 +40,7 @@ def read_places(settings: Mapping[str, Any]) -> Places:
             known = ", ".join(f"--{'.'.join(place)}" for place in FOLDERS)
             raise UserError(f"unknown option --{name}; of these sections the command takes {known}")
         if not isinstance(value, str):
-            raise UserError(f"--{name} is {shown(value)}; give a folder, a URL or the id of a hub")
+            raise UserError(f"--{name} is {quoted(value)}; give a folder, a URL or the id of a hub")
         places.setdefault(group, {})[setting] = value
     return places
 
@@ -58,22 +58,22 @@ def experiment_at(values: dict[str, Any], home: Path, places: Places) -> Experim
 
     """
     saved = from_dict(values)
-    kept: dict[str, dict[str, str]] = {}
+    copies: dict[str, dict[str, str]] = {}
     for group, name in FOLDERS:
         value = getattr(getattr(saved, group), name, "")
         if value and (copy := home / ASSETS / f"{group}.{name}" / Path(value).name).is_dir():
-            kept.setdefault(group, {})[name] = str(copy.resolve())
+            copies.setdefault(group, {})[name] = str(copy.resolve())
     for group, names in places.items():
         for name in names:
             if name not in values.get(group, {}):
                 raise UserError(f"--{group}.{name}: the run has no such setting; leave it out")
-    return anchor(from_dict(merge(merge(values, kept), {group: dict(names) for group, names in places.items()})))
+    return anchor(from_dict(merge(merge(values, copies), {group: dict(names) for group, names in places.items()})))
 
 
-def keep_assets(run: Path, experiment: Experiment) -> None:
+def copy_assets(run: Path, experiment: Experiment) -> None:
     """Copies what a run's policy needs of the folders that its settings name into the run, if it is small.
 
-    What comes from a hub is downloaded elsewhere too, and what ships with wmjax is there.
+    Files of a hub are downloaded on other machines too, and shipped files exist there.
     """
     encoder, backbone = experiment.encoder, experiment.model.backbone
     needed: dict[str, list[Path]] = {}
@@ -85,6 +85,6 @@ def keep_assets(run: Path, experiment: Experiment) -> None:
             continue
         target = run / ASSETS / setting / files[0].parent.name
         if not target.is_dir():
-            with whole_folder(target) as part:
+            with atomic_folder(target) as part:
                 for path in files:
                     shutil.copyfile(path, part / path.name)

@@ -36,15 +36,15 @@ class Policy:
     """A trained model that acts. Built by :func:`load_policy`.
 
     Attributes:
-        observation_spec, action_spec, encoder_spec: what the checkpoint was trained on.
+        observation_spec, action_spec, encoder_spec: the specs of the training data.
         batch_size: rows of every call; slots without an episode are padding.
         frames_per_decision: frames that an observation carries, ``open_loop_horizon / frame_stride``.
         future_frames: frames of the true future that every call needs under an oracle; 0 without one.
-        corruption: what the action tokens get in the place of the world memory.
+        corruption: the replacement of the world memory for the action tokens.
         realtime: how its chunks continue earlier ones under a delay.
         handover: the steps that they share; None without real-time execution.
         pending_input: how the network takes pending actions.
-        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it knows none.
+        pending_steps: how many pending actions a decision takes, from an episode's second on; 0 if it takes none.
         committed: the first actions of a chunk, which are not executed because earlier chunks' actions are.
 
     """
@@ -66,7 +66,7 @@ class Policy:
         self.experiment = experiment
         self.observation_spec = spec_from_dict(ObservationSpec, specs["observation"], "checkpoint")
         self.action_spec = spec_from_dict(ActionSpec, specs["action"], "checkpoint")
-        # Older checkpoints of e0plus name an encoder, which nothing looks through.
+        # Older checkpoints of e0plus name an encoder, which is not used.
         encoder = specs["encoder"] if experiment.model.memory.reads_latents else None
         self.encoder_spec = None if encoder is None else spec_from_dict(EncoderSpec, encoder, "checkpoint")
         self.batch_size, self.open_loop_horizon = batch_size, open_loop_horizon
@@ -126,7 +126,7 @@ class Policy:
             jnp.zeros((batch, *history)),
             jnp.zeros((batch, *future)),
         )
-        # Where the decisions' own carries are, or the second decision would be compiled anew.
+        # Where the decisions' own carries are, or the second decision would be compiled again.
         return jax.device_put(empty, beside(jax.tree.leaves(self._state)[0]))
 
     def prompt(self, instruction: str) -> Prompt:
@@ -141,7 +141,7 @@ class Policy:
         return self._prepare(instruction)
 
     def require_prompts(self, hashes: dict[str, str]) -> None:
-        """Checks that instructions become the tokens that the policy was trained on.
+        """Checks that instructions give the tokens that the policy was trained on.
 
         Raises:
             UserError: a tokenizer or chat template with another hash.

@@ -30,7 +30,7 @@ PROMPTS = 256
 
 @runtime_checkable
 class Policy(Protocol):
-    """The seam to :mod:`wmjax.policy.policy`."""
+    """The interface that :mod:`wmjax.policy.policy` implements."""
 
     observation_spec: ObservationSpec
     action_spec: ActionSpec
@@ -146,7 +146,7 @@ class PolicyActor:
         return plans
 
     def propose(self, decisions: Sequence[Decision]) -> list[Plan]:
-        """As :meth:`act`, with actions that may not be finite, for whoever must not refuse all for the sake of one."""
+        """As :meth:`act`, with actions that may not be finite, for callers that handle each of them separately."""
         size = self._policy.batch_size
         plans: dict[int, Plan] = {}
         for begun in (False, True):
@@ -201,7 +201,7 @@ class PolicyActor:
         return donors.at(chosen, steps)
 
     def _key(self, decision: Decision) -> jax.Array:
-        """The noise key of (task, episode, decision), whatever slot or batch row it runs in."""
+        """The noise key of (task, episode, decision), independent of its slot and batch row."""
         return named_key(self._seed, f"rollout/{decision.episode.key}", decision.number)
 
     def _blank(self, slot: int, begun: bool = False) -> Decision:

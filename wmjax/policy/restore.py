@@ -17,7 +17,7 @@ from wmjax.models.world_model import network
 
 
 def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> Any:
-    """The network: trained parameters from the checkpoint; frozen ones from where training had them.
+    """The network: trained parameters from the checkpoint; frozen ones from the source that training used.
 
     It is a policy or a Prophet alone, as ``train.objective`` says.
 
@@ -60,7 +60,7 @@ def restore_encoder(config: EncoderConfig, spec: EncoderSpec) -> Encoder:
         spec: of the latents.
 
     Raises:
-        UserError: its weights are other ones, or not there.
+        UserError: its weights differ, or are missing.
 
     """
     kind, config = ENCODERS.resolve(spec.kind), config.with_spec(spec)

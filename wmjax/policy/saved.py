@@ -1,4 +1,4 @@
-"""Where policies come from: a run's checkpoints, or a small folder that holds a policy and nothing else.
+"""Finds saved policies: a run's checkpoints, or a small folder that holds only a policy.
 
 A policy's folder has two files: ``policy.safetensors``, the averaged parameters, and ``policy.json`` with the settings,
 the specs, the SHA-256 of the parameters and a hash of its own content. :func:`save_policy` writes it from a run. One
@@ -65,7 +65,7 @@ class SavedPolicy:
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """The settings of the training, with the places that hold here."""
+        """The settings of the training, with the locations that are valid here."""
         if "experiment" not in self.meta:
             raise UserError(f"{self.folder}: the settings of its training are missing; name another run or policy")
         return experiment_at(self.meta["experiment"], self.home, self.places)
@@ -90,7 +90,7 @@ class SavedPolicy:
 
 
 def find_policy(path: str | Location, places: Places | None = None, *, acts: bool = True) -> SavedPolicy:
-    """A policy by its place.
+    """Finds a policy by its location.
 
     Args:
         path: a run's folder, whose newest checkpoint is taken, one of its checkpoints, a policy's folder, the name

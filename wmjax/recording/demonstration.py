@@ -39,7 +39,7 @@ class DemonstrationConfig(Settings, section="demonstrations"):
         label_steps: control steps of the chunk that the expert, undisturbed, would execute from every frame on. The
             store keeps these chunks and training learns them; 0 keeps none, and training learns the labels of the
             steps that were executed.
-        failures: which failures are provoked for the expert to mend.
+        failures: which failures are provoked for the expert to correct.
         target_velocity: speed (m/s) at which the goal's target drifts over the table, as in the protocol
             ``spatial_moving``; 0 is off.
         hold_steps: control steps at the start in which the robot holds still. Under an execution delay every episode

@@ -1,6 +1,6 @@
-"""The scripted expert: a task's goal, reached by the primitives of its predicates, one after the other.
+"""The scripted expert, which reaches a task's goal by the primitives of its predicates, one after the other.
 
-It reads the true poses of the simulation and has no counters, so its action in a state does not depend on who led to
+It reads the true poses of the simulation and has no counters, so its action in a state does not depend on what led to
 that state. The same code therefore records demonstrations, labels other actions, and computes an oracle's future.
 """
 
@@ -18,10 +18,10 @@ LAST = ("close",)
 
 
 class Expert:
-    """Solves the task of an environment: the one class that an environment names as its expert, whatever its tasks.
+    """Solves any task of a LIBERO environment; the environment names this class as its expert.
 
     Of a goal with several predicates it makes true the first that does not hold, and a drawer is opened before
-    something is put in it. It goes on with an object that it holds, and does not turn to another one before the hand
+    something is put in it. It continues with an object that it holds, and does not turn to another one before the hand
     is clear of the last.
 
     Args:

@@ -157,7 +157,7 @@ def choose_tasks(suites: Sequence[str], per_suite: int) -> list[tuple[str, int]]
 
 
 def missing_slots(folder: Path, tasks: Sequence[tuple[str, int]], episodes: range) -> list[Slot]:
-    """The episodes of each task that a recording into ``folder`` still lacks."""
+    """The missing episodes of each task in a recording into ``folder``."""
     done = set(part_names(folder))
     slots = [Slot(suite, task_id, index) for suite, task_id in tasks for index in episodes]
     return [slot for slot in slots if part_name(slot) not in done]

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.location import local
 from wmjax.core.paths import require_place
-from wmjax.core.settings import shown, whole
+from wmjax.core.settings import parse_integer, quoted
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.latents import LatentStore
@@ -48,9 +48,9 @@ def parse_episodes(text: str) -> list[int]:
         UserError: not whole numbers separated by commas.
 
     """
-    numbers = [whole(part) for part in text.split(",")]
+    numbers = [parse_integer(part) for part in text.split(",")]
     if None in numbers:
-        raise UserError(f"--episodes is {shown(text)}; give episode numbers separated by commas, such as 0,5,9")
+        raise UserError(f"--episodes is {quoted(text)}; give episode numbers separated by commas, such as 0,5,9")
     return [number for number in numbers if number is not None]
 
 
@@ -75,11 +75,11 @@ def choose_episodes(
         return list(dict.fromkeys(wanted))
     if per_task < 1:
         raise UserError(f"--per-task is {per_task}; show at least 1 episode of each task")
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     chosen = []
     for index, entry in enumerate(episodes):
-        seen[entry["task"]] += 1
-        if seen[entry["task"]] <= per_task:
+        counts[entry["task"]] += 1
+        if counts[entry["task"]] <= per_task:
             chosen.append(index)
     return sorted(chosen, key=lambda index: (episodes[index]["task"], index))
 
@@ -202,11 +202,11 @@ def _episode(
         f"{len(episode.images)} frames",
         "Part": entry["part"],
     }
-    shown = _video(store, index, episode, encode_video) if encode_video is not None else None
+    clip = _video(store, index, episode, encode_video) if encode_video is not None else None
     return element(
         "article",
         element("h2", f"{index}: {entry['instruction']}"),
-        element("div", shown, definitions(facts), class_="head"),
+        element("div", clip, definitions(facts), class_="head"),
         element("figure", element("div", figure, class_="scroll"), *_caption(episode, spec, store.action_spec)),
         id=f"episode-{index}",
     )

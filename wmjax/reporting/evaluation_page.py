@@ -35,7 +35,7 @@ class Evaluation:
         records: its finished episodes.
         summary: counted from the records.
         finished: ``summary.json``, which only a finished evaluation has; else empty.
-        run: folder of the run that it lies in, if any.
+        run: folder of the run that contains it, if any.
         recorded_runs: how often this recipe was run on the benchmark, as far as is on record.
 
     """
@@ -87,14 +87,14 @@ def load_evaluation(folder: Path) -> Evaluation:
 
 
 def find_run(folder: Path) -> Path | None:
-    """The run that an evaluation at ``RUN/evaluations/STEP/PROTOCOL`` lies in."""
+    """The run of an evaluation at ``RUN/evaluations/STEP/PROTOCOL``."""
     parents = folder.resolve().parents
     inside = len(parents) > 2 and parents[1].name == "evaluations"
     return parents[2] if inside and (parents[2] / "config.json").is_file() else None
 
 
 def report_sections(evaluation: Evaluation, compare_with: Sequence[Path] = ()) -> list[Html | None]:
-    """The report's sections in order; None stands for one that this evaluation has nothing to fill with.
+    """The report's sections in order; None replaces one for which this evaluation has no content.
 
     Raises:
         UserError: an evaluation of ``compare_with`` cannot be compared with this one.
@@ -134,7 +134,7 @@ def _metrics(evaluation: Evaluation) -> Metrics | None:
 
 
 def _require_evaluation(folder: Path) -> None:
-    """Refuses what is no evaluation, and names those below a run's folder."""
+    """Refuses a folder that is not an evaluation, and names those below a run's folder."""
     if (folder / "header.json").is_file():
         return
     below = sorted(path.parent for path in folder.glob("evaluations/*/*/header.json"))
@@ -143,5 +143,5 @@ def _require_evaluation(folder: Path) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """A run's settings; empty if there is no such file."""
+    """A run's settings; empty if the file is missing."""
     return read_json(path, dict[str, Any], "delete it, the report does without") if path.exists() else {}

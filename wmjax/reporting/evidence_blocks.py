@@ -1,4 +1,4 @@
-"""Blocks of Markdown documents that are written from evidence capsules, and from nothing else.
+"""Blocks of Markdown documents that are generated only from evidence capsules.
 
 A block names its capsules; each is a column of the table between the two comments:
 
@@ -21,7 +21,7 @@ BLOCK = re.compile(r"(<!-- evidence: ([^\n]*?) -->\n)(.*?)(<!-- end of evidence 
 
 
 def outdated_blocks(documents: Sequence[Path], capsules: Mapping[str, Capsule]) -> Iterator[tuple[Path, str]]:
-    """The blocks whose text is not what their capsules say: the document and the names of the capsules.
+    """The blocks whose text differs from their capsules: the document and the names of the capsules.
 
     Raises:
         UserError: a block names a capsule that there is not, or is not closed.
@@ -34,7 +34,7 @@ def outdated_blocks(documents: Sequence[Path], capsules: Mapping[str, Capsule]) 
 
 
 def write_blocks(documents: Sequence[Path], capsules: Mapping[str, Capsule]) -> list[Path]:
-    """Writes every block anew and returns the documents that changed.
+    """Rewrites every block and returns the documents that changed.
 
     Raises:
         UserError: see :func:`outdated_blocks`.
@@ -77,7 +77,7 @@ def table(capsules: Sequence[Capsule]) -> str:
 
 
 def short_names(instructions: Mapping[int, str]) -> dict[int, str]:
-    """What tells the instructions of tasks apart: the words between those that all begin and all end with."""
+    """The distinguishing words of instructions: those between their common beginning and their common end."""
     words = {task: text.split() for task, text in instructions.items()}
     if len(words) < 2:
         return {task: " ".join(found) for task, found in words.items()}

@@ -15,7 +15,7 @@ from wmjax.core.files import atomic_path
 from wmjax.core.paths import require_place
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-"""With this, a browser loads nothing from outside and runs no script, whatever a page's texts hold."""
+"""With this, a browser loads no external resource and runs no script, independent of a page's texts."""
 VOID = frozenset({"br", "hr", "meta"})
 """Elements without a closing tag."""
 
@@ -32,7 +32,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     Args:
         tag: its name.
         children: markup, or anything else, whose text is escaped; None is left out.
-        attributes: escaped; ``class_`` stands for ``class`` and ``aria_label`` for ``aria-label``. True writes the
+        attributes: escaped; ``class_`` is written as ``class`` and ``aria_label`` as ``aria-label``. True writes the
             bare name, None and False leave the attribute out.
 
     """
@@ -41,7 +41,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def join(children: Iterable[object]) -> Html:
-    """Children one after the other, escaped where they are not markup; None is left out."""
+    """Concatenates children, escaped unless they are markup; None is left out."""
     texts = (child if isinstance(child, Html) else html.escape(str(child)) for child in children if child is not None)
     return Html("".join(texts))
 
@@ -64,7 +64,7 @@ def write_document(path: Path, title: str, stylesheet: str, body: Iterable[objec
             memory together.
 
     Raises:
-        UserError: the path is a folder, lies below a file, or cannot be written.
+        UserError: the path is a folder, is below a file, or cannot be written.
 
     """
     require_place(path, "--out", "HTML file")
@@ -127,7 +127,7 @@ def definitions(values: Mapping[str, object]) -> Html:
 
 
 def legend(entries: Iterable[tuple[Html, Iterable[object]]]) -> Html:
-    """What the marks of a figure mean: each mark with the content that explains it."""
+    """The legend of a figure: each mark with its explanation."""
     return element("ul", *(element("li", mark, *content) for mark, content in entries), class_="legend")
 
 

@@ -17,7 +17,7 @@ HEAD = ("protocol", "suite", "successes", "rate", "95 % interval", "episodes", "
 
 @dataclasses.dataclass(frozen=True)
 class CellResult:
-    """What is known of one cell.
+    """The results of one cell.
 
     Attributes:
         protocol: its name.
@@ -44,7 +44,7 @@ class CellResult:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to run."""
+        """Whether all episodes have been run."""
         return self.ended >= self.wanted
 
     def row(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class CellResult:
         overall = self.summary.overall
         counts = f"{overall.successes}/{overall.finished}"
         faults = str(overall.timeouts), str(overall.crashes)
-        return (self.protocol, self.suite, counts, *_shown(overall.rate, overall.interval), episodes, *faults)
+        return (self.protocol, self.suite, counts, *_percent(overall.rate, overall.interval), episodes, *faults)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -90,7 +90,7 @@ class ListTable:
         complete, average = sum(cell.complete for cell in self.cells), self.average
         ended, wanted = sum(cell.ended for cell in self.cells), sum(cell.wanted for cell in self.cells)
         episodes = str(wanted) if ended == wanted else f"{ended} of {wanted}"
-        rate = ("", "") if average is None else _shown(*average)
+        rate = ("", "") if average is None else _percent(*average)
         last = ("average", f"{complete} of {len(self.cells)} complete", "", *rate, episodes, "", "")
         return [*(cell.row() for cell in self.cells), last]
 
@@ -115,5 +115,5 @@ class ListTable:
         return paths
 
 
-def _shown(rate: float, interval: tuple[float, float]) -> tuple[str, str]:
+def _percent(rate: float, interval: tuple[float, float]) -> tuple[str, str]:
     return f"{100 * rate:.1f} %", f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f} %"

@@ -139,8 +139,8 @@ def _results(evaluations: list[Evaluation], place: str, dtype: str) -> Iterator[
         else f"The parameters were evaluated in float32 and are stored here rounded to {dtype}."
     )
     for found in evaluations:
-        told = caveats(found.header, found.summary.overall, found.finished, found.recorded_runs)
-        yield "\n".join([f"`{found.folder.name}`:", "", *(f"- {line}" for line in told), *_commit(found)])
+        notes = caveats(found.header, found.summary.overall, found.finished, found.recorded_runs)
+        yield "\n".join([f"`{found.folder.name}`:", "", *(f"- {line}" for line in notes), *_commit(found)])
         if (line := _evaluate_command(found.header, place)) is not None:
             yield f"```bash\n{line}\n```"
 

@@ -32,7 +32,7 @@ def reproduce(finished: Mapping[str, Any]) -> Html:
 def provenance(
     header: Mapping[str, Any], config: Mapping[str, Any], records: Sequence[EpisodeRecord], folder: Path
 ) -> Html:
-    """Everything that was recorded, folded away."""
+    """Everything that was recorded, in a collapsed block."""
     head = ("Episode", "Outcome", "Steps", "Decisions", "Attempts", "Faults", "Seconds", "Start")
     episodes = [
         row(r.key, r.outcome, r.steps, r.decisions, r.attempts, ", ".join(r.faults), r.seconds, r.settled_hash)

@@ -55,13 +55,13 @@ LABELS = {
 }
 """Protocol settings in words, and their units."""
 OFF_AT_ZERO = frozenset(("ensemble", "target_velocity", "camera_dropout"))
-NOT_SHOWN = frozenset(
+WORDED_ELSEWHERE = frozenset(
     (
         *("name", "suite", "init", "tasks", "episodes_per_task", "first_index"),
         *("format_version", "actor", "recipe_hash", "batch_size"),
     )
 )
-"""Header fields that the verdict words in its own way, or leaves to the provenance."""
+"""Header fields that the verdict phrases itself, or leaves to the provenance."""
 
 
 def headline(summary: Summary) -> str:
@@ -91,7 +91,7 @@ def title(header: Mapping[str, Any], finished: bool) -> Html:
 
 
 def verdict(header: Mapping[str, Any], summary: Summary, finished: Mapping[str, Any], recorded_runs: int) -> Html:
-    """Success with its interval, what else happened, who acted on what, and what limits the verdict."""
+    """Success with its interval, other outcomes, the actor and the protocol, and the limits of the verdict."""
     overall = summary.overall
     low, high = overall.interval
     rate = percent(overall.rate) if overall.finished else "no episode finished"
@@ -138,14 +138,14 @@ def _goals(summary: Summary) -> list[Html]:
 
 def videos(summary: Summary, gallery: Gallery, records: Mapping[str, EpisodeRecord], limit: int) -> Html:
     """Every task with its videos."""
-    shown, total = len(gallery.embedded), len(gallery.clips)
+    embedded, total = len(gallery.embedded), len(gallery.clips)
     if not total:
         note = "No videos were kept. Evaluate with --videos 2 to keep two successes and two failures of each task."
-    elif shown == total:
+    elif embedded == total:
         note = f"The first successes and failures of each task, {total} videos, {gallery.total_bytes / 1e6:.1f} MB."
     else:
         note = (
-            f"Size limit reached: {shown} of {total} videos are embedded ({limit / 1e6:.0f} MB at most); the others "
+            f"Size limit reached: {embedded} of {total} videos are embedded ({limit / 1e6:.0f} MB at most); the others "
             "are in the evaluation's videos folder."
         )
     cards = element("div", *(task_card(task, gallery, records) for task in summary.tasks), class_="grid wide")
@@ -216,7 +216,7 @@ def _facts(header: Mapping[str, Any], summary: Summary) -> Html:
     }
     for name, value in {**header, **settings}.items():
         off = value in (None, "none") or (name in OFF_AT_ZERO and not value)
-        if name not in NOT_SHOWN and not off and not isinstance(value, Mapping):
+        if name not in WORDED_ELSEWHERE and not off and not isinstance(value, Mapping):
             label, unit = LABELS.get(name, (name.replace("_", " ").capitalize(), ""))
             facts[label] = f"{plain(value)}{unit}"
     return definitions(facts)

@@ -32,11 +32,11 @@ Block = tuple[float, Html]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One curve; ``held`` values last until the next control step (commands), others are joined (measurements)."""
+    """One curve; ``stepwise`` values last until the next control step (commands), others are joined (measurements)."""
 
     style: str
     values: Float32[np.ndarray, " n"]
-    held: bool = False
+    stepwise: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +89,10 @@ def is_perturbed(episode: EpisodeData) -> bool:
 
 
 def _commands(episode: EpisodeData, index: int) -> tuple[Line, ...]:
-    label = Line("label", episode.action[:, index], held=True)
+    label = Line("label", episode.action[:, index], stepwise=True)
     if not is_perturbed(episode):
         return (label,)
-    return (Line("executed", episode.executed[:, index], held=True), label)
+    return (Line("executed", episode.executed[:, index], stepwise=True), label)
 
 
 def shared_scale(episodes: Sequence[EpisodeData], spec: ObservationSpec, action: ActionSpec) -> Scale:
@@ -159,32 +159,32 @@ def _axis(length: int, step: float, control_hz: float) -> Block:
 def _frames(episode: EpisodeData, spec: ObservationSpec, step: float, frame_width: float) -> list[Block]:
     """One strip per camera; every frame's left edge is at its control step."""
     every = max(1, int(RIGHT / frame_width + 1e-6))
-    shown = episode.images[::every]
+    images = episode.images[::every]
     side = frame_width * every
     pixels = min(FRAME_PIXELS, spec.image_size)
     blocks = []
     for camera, name in enumerate(spec.cameras):
-        strip = Image.fromarray(rearrange(np.asarray(shown[:, camera]), "f h w c -> h (f w) c"))
+        strip = Image.fromarray(rearrange(np.asarray(images[:, camera]), "f h w c -> h (f w) c"))
         if pixels < spec.image_size:
-            strip = strip.resize((pixels * len(shown), pixels), Image.Resampling.LANCZOS)
-        x, width = episode.frame_step[0] * step, side * len(shown)
+            strip = strip.resize((pixels * len(images), pixels), Image.Resampling.LANCZOS)
+        x, width = episode.frame_step[0] * step, side * len(images)
         picture = image(encode_image(strip, "JPEG"), x, width, side, f"frames of {name}")
         blocks.append((side, join([_name(name, side, _every(every)), picture])))
     return blocks
 
 
 def _latents(colours: Colours, episode: EpisodeData, step: float, frame_width: float, name: str) -> Block:
-    """Every frame's grid of latents at its control step, with a gap to the next; cameras lie below one another."""
+    """Every frame's grid of latents at its control step, with a gap to the next; cameras are stacked vertically."""
     rows, columns = colours.shape[1:3]
     every = max(1, math.ceil(max(SMALLEST_LATENT, 6 * columns) / frame_width))
-    side, shown = frame_width * every, colours[::every]
+    side, tints = frame_width * every, colours[::every]
     cell = max(1, 32 // columns)
     gap = max(1, round(columns * cell * 0.06))
-    tiles = np.zeros((len(shown), rows * cell + gap, columns * cell + gap, 4), np.uint8)
-    tiles[:, :-gap, :-gap, :3] = shown.repeat(cell, 1).repeat(cell, 2)
+    tiles = np.zeros((len(tints), rows * cell + gap, columns * cell + gap, 4), np.uint8)
+    tiles[:, :-gap, :-gap, :3] = tints.repeat(cell, 1).repeat(cell, 2)
     tiles[:, :-gap, :-gap, 3] = 255
     strip = Image.fromarray(rearrange(tiles, "f h w c -> h (f w) c"))
-    x, width, height = episode.frame_step[0] * step, side * len(shown), side * tiles.shape[1] / tiles.shape[2]
+    x, width, height = episode.frame_step[0] * step, side * len(tints), side * tiles.shape[1] / tiles.shape[2]
     picture = image(encode_image(strip, "PNG"), x, width, height, name)
     return height, join([_name(name, height, _every(every)), picture])
 
@@ -212,7 +212,7 @@ def _height(value: float, low: float, high: float) -> float:
 
 def _path(line: Line, low: float, high: float, step: float) -> str:
     heights = [_height(float(value), low, high) for value in line.values]
-    if line.held:
+    if line.stepwise:
         return f"M0 {heights[0]:.1f}" + "".join(f"V{y:.1f}H{(i + 1) * step:.1f}" for i, y in enumerate(heights))
     return "M" + "L".join(f"{i * step:.1f} {y:.1f}" for i, y in enumerate(heights))
 

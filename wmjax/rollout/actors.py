@@ -42,7 +42,7 @@ class Decision:
         instruction: the sentence that the policy gets.
         future: the next frames if the scripted expert took over now, for actors that need them; else empty.
         pending: raw actions of earlier decisions for the control steps from ``step`` on, for actors that need them:
-            first those that are executed whatever is decided now, under a delay, then what is left of the previous
+            under a delay first those that are executed independent of this decision, then the rest of the previous
             chunk. None at an episode's first decision.
         forget: whether the history restarts with these frames, as at a first decision, because earlier ones are lost.
 
@@ -80,15 +80,15 @@ class Plan:
 
 @runtime_checkable
 class Actor(Protocol):
-    """The interface between the runner and what acts.
+    """The interface between the runner and a policy or another actor.
 
     Attributes:
         name: for headers and file names.
-        observation_spec: how the simulator must look.
+        observation_spec: the observations that the simulator must give.
         needs_frames: whether decisions carry frames.
-        inside: whether it acts inside the workers and is never asked, as the scripted expert does.
+        inside: whether it acts inside the workers, as the scripted expert does; :meth:`act` is then never called.
         future_frames: how many frames of the true future decisions carry (an oracle); 0 for none.
-        corruption: what is done to its world memory; ``none`` without one.
+        corruption: the replacement of its world memory; ``none`` for no replacement.
         realtime: how its chunks continue earlier ones under a delay.
         pending_steps: how many pending actions decisions carry, from an episode's second on; 0 for none. Without
             real-time execution they are those of the execution delay.
@@ -105,7 +105,7 @@ class Actor(Protocol):
     pending_steps: int
 
     def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
-        """Is called once, before the first decision.
+        """Prepares the actor; called once, before the first decision.
 
         Args:
             slots: number of slots.
@@ -125,7 +125,7 @@ class Actor(Protocol):
 
 
 class Scripted:
-    """The base of actors that need neither frames nor states of their own."""
+    """The base of actors that need neither frames nor their own starting states."""
 
     name = "scripted"
     needs_frames = False
@@ -144,7 +144,7 @@ class Scripted:
         self.horizon, self.action_spec = horizon, action_spec
 
     def hold(self, steps: int) -> Chunk:
-        """Holding still."""
+        """Returns the action that holds still."""
         return np.tile(np.array(self.action_spec.hold, np.float32), (steps, 1))
 
     def settled_state(self, episode: EpisodeId) -> Float64[np.ndarray, " sim"] | None:
@@ -173,7 +173,7 @@ class Noop(Scripted):
     name = "noop"
 
     def chunk(self, decision: Decision) -> Chunk:
-        """Holding still."""
+        """Returns the action that holds still."""
         return self.hold(self.horizon)
 
 
@@ -293,8 +293,8 @@ class Replay(Scripted):
         newest = decision.step // self.observation_spec.frame_stride
         if decision.step >= entry["length"] or newest >= entry["num_frames"]:
             return {}
-        seen = np.arange(newest - len(decision.frames) + 1, newest + 1).clip(0) + entry["frame_start"]
-        recorded = self._store.frames[seen].astype(np.int16)
+        indices = np.arange(newest - len(decision.frames) + 1, newest + 1).clip(0) + entry["frame_start"]
+        recorded = self._store.frames[indices].astype(np.int16)
         state = self._store.state[entry["step_start"] + decision.step]
         return {
             "replay/pixels": float(np.abs(decision.frames - recorded).max()),
@@ -322,5 +322,5 @@ def _recorded_id(entry: Mapping[str, object]) -> EpisodeId:
     try:
         return EpisodeId.parse(str(key))
     except UserError as error:
-        told = f"the store's episode {entry['index']} has the identity {key!r}; only recorded episodes replay"
-        raise UserError(told) from error
+        message = f"the store's episode {entry['index']} has the identity {key!r}; only recorded episodes replay"
+        raise UserError(message) from error

@@ -15,7 +15,7 @@ from wmjax.core.reading import read_json
 log = logging.getLogger("wmjax.rollout")
 
 
-def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
+def write_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     """Adds a benchmark run to the log as a numbered file; no file is ever overwritten.
 
     The records are shared, so folders in the cache are written as ``$WMJAX_CACHE/...``. A run that was killed after
@@ -32,17 +32,17 @@ def keep_record(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path
     """
     try:
         with disk_errors(folder):
-            return _keep(folder, protocol, content)
+            return _write(folder, protocol, content)
     except UserError as error:
         elsewhere = cache_root() / "results"
         if folder == elsewhere:
             raise
         log.warning("the benchmark's record goes to %s: %s", elsewhere, error)
         with disk_errors(elsewhere):
-            return _keep(elsewhere, protocol, content)
+            return _write(elsewhere, protocol, content)
 
 
-def _keep(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
+def _write(folder: Path, protocol: str, content: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = without_cache(content)
     header = content["header"]
@@ -81,13 +81,13 @@ class _Record:
 
 
 def _records(folder: Path, protocol: str) -> dict[Path, _Record]:
-    """The records of a protocol that can be read; another run's result must not be lost for a damaged one."""
+    """The records of a protocol that can be read; damaged ones are skipped with a warning."""
     found = {}
     for path in sorted(path for path in folder.glob(f"{protocol}-*.json") if _number(path) >= 0):
         try:
             found[path] = read_json(path, _Record, "delete it")
         except UserError as error:
-            log.warning("a record of the benchmark is passed over: %s", error)
+            log.warning("a record of the benchmark is skipped: %s", error)
     return found
 
 

@@ -3,7 +3,7 @@
     capsule.json   where it comes from, every episode's outcome, and the hashes of both files
     replays.npz    of the replayed episodes: where they begin, what was executed, and the state that it led to
 
-Whoever has the simulator can replay the episodes. On the same kind of processor they end in the same bits.
+Anyone with the simulator can replay the episodes. On the same kind of processor they end in the same bits.
 """
 
 import dataclasses
@@ -97,12 +97,12 @@ class Capsule:
 
     @property
     def protocol(self) -> Protocol:
-        """What was evaluated."""
+        """The protocol that was evaluated."""
         return from_values(dict(self.header["protocol"]), f"the capsule {self.name}")
 
     @property
     def seed(self) -> int | None:
-        """The training seed; None of an actor that was not trained."""
+        """The training seed; None for an actor that was not trained."""
         experiment = self.header.get("experiment") or {}
         return experiment.get("seed")
 
@@ -145,7 +145,7 @@ class Capsule:
 
 
 def read_capsule(folder: Path) -> Capsule:
-    """Reads a capsule, every byte of which is checked.
+    """Reads a capsule and checks every byte of it.
 
     Raises:
         UserError: names the file that is missing, damaged or changed.
@@ -186,10 +186,10 @@ def outcomes_of(records: Iterable[EpisodeRecord], protocol: Protocol) -> tuple[O
             raise UserError(
                 f"episode {episode.key} is {what}; repeat the evaluation's command, which runs what is left"
             )
-    kept = (found[episode.key] for episode in protocol.episodes())
-    return tuple(Outcome(record.key, record.success, record.steps) for record in kept)
+    records = (found[episode.key] for episode in protocol.episodes())
+    return tuple(Outcome(record.key, record.success, record.steps) for record in records)
 
 
 def chosen(keys: Sequence[str], count: int = REPLAYED) -> list[str]:
-    """The episodes to replay: those with the smallest SHA-256 of their key, so that nobody chooses them."""
+    """The episodes to replay: those with the smallest SHA-256 of their key, so that they are not hand-picked."""
     return sorted(keys, key=lambda key: hash_bytes(key.encode()))[:count]

@@ -1,4 +1,4 @@
-"""The decisions and predictions of a policy during an episode, and the interface of what turns them into videos."""
+"""The decisions and predictions of a policy during an episode, and the interface that makes videos of them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

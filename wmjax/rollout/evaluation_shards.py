@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import listed
-from wmjax.core.shards import WHOLE, Shard, check_shard
+from wmjax.core.shards import UNSHARDED, Shard, check_shard
 from wmjax.rollout.results import (
     EpisodeRecord,
     Results,
@@ -37,16 +37,16 @@ def part(episodes: Sequence[EpisodeId], shard: Shard) -> list[EpisodeId]:
 
 def shard_folder(out: Path, shard: Shard) -> Path:
     """The results folder of a shard; ``out`` itself if there is only one."""
-    return out if shard == WHOLE else out / "shards" / f"{shard[0]}-of-{shard[1]}"
+    return out if shard == UNSHARDED else out / "shards" / f"{shard[0]}-of-{shard[1]}"
 
 
 def shard_folders(out: Path) -> list[Path]:
-    """The folders of all shards that are there."""
+    """The folders of all existing shards."""
     return [path for path in listed(out / "shards", "*-of-*") if re.fullmatch(r"\d+-of-\d+", path.name)]
 
 
 def gather(out: Path, header: Mapping[str, Any]) -> dict[str, EpisodeRecord]:
-    """All finished episodes by key: those of ``out`` and of every shard in it, whatever their number.
+    """All finished episodes by key: those of ``out`` and of every shard in it.
 
     Raises:
         UserError: a shard is one of another evaluation, or damaged.

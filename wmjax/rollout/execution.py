@@ -32,7 +32,7 @@ class Execution:
         self._chunks: list[tuple[int, Chunk]] = []  # with the step that row 0 is meant for, oldest first
 
     def add(self, chunk: Chunk) -> None:
-        """Takes in what was decided now.
+        """Adds the chunk that was decided now.
 
         Raises:
             UserError: the chunk is shorter than the horizon, or leaves nothing to ensemble.
@@ -115,7 +115,7 @@ def ensemble_actions(
 def dropped_cameras(
     episode: EpisodeId, decision: int, cameras: int, probability: float
 ) -> Bool[np.ndarray, " cameras"]:
-    """The cameras that are black at a decision: a function of (episode, decision, camera), whatever the policy or seed.
+    """The cameras that are black at a decision: a function of (episode, decision, camera) only.
 
     Each camera is drawn independently, except that the camera with the largest draw is never black, because a policy
     without any image could succeed by luck only. With two cameras, each is black at a share p - p²/2 of the decisions.

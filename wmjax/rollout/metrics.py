@@ -1,7 +1,7 @@
-"""The seam of episode metrics: numbers of what an episode of an evaluation executed, beside success.
+"""The interface of episode metrics: numbers computed from an evaluated episode, beside success.
 
 A metric is one class. ``evaluation.metrics`` names any number of them, by names of :data:`METRICS` or as
-``package.module:Class``. What they measure stands in the ``info`` of ``episodes.jsonl`` and in the report.
+``package.module:Class``. Their numbers are in the ``info`` of ``episodes.jsonl`` and in the report.
 """
 
 import abc
@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
-from wmjax.core.settings import shown
+from wmjax.core.settings import quoted
 from wmjax.core.specs import ActionSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class EpisodeMetric(abc.ABC):
-    """What is measured of every episode that ended in a success or a failure.
+    """A measurement of every episode that ended in a success or a failure.
 
     Args:
         robot: of the environment's raw actions.
@@ -47,7 +47,7 @@ class Smoothness(EpisodeMetric):
     """``action/change``: the mean Euclidean distance of an executed action from the one before, without grippers."""
 
     def measure(self, record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]) -> Mapping[str, float]:
-        """In raw units; nothing for an episode of one step."""
+        """The distance in raw units; no number for an episode of one step."""
         arm = actions[:, list(self.robot.arm)].astype(float)
         if len(arm) < 2:
             return {}
@@ -65,7 +65,7 @@ METRICS: Registry[EpisodeMetric] = Registry(
 def measure_all(
     metrics: Sequence[EpisodeMetric], record: "EpisodeRecord", actions: Float32[np.ndarray, "steps action"]
 ) -> dict[str, float]:
-    """What all metrics measure of an episode, without what is not finite.
+    """The finite numbers that all metrics measure in an episode.
 
     Raises:
         UserError: a metric failed, gave something else than numbers by name, or a name that the episode has already.
@@ -91,11 +91,11 @@ def _measured(
     try:
         found = dict(metric.measure(record, actions))
     except Exception as error:  # somebody else's code, which may raise anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
-            f"{where} failed on {record.key} ({said}); mend it, and the evaluation goes on there"
+            f"{where} failed on {record.key} ({cause}); correct the metric and repeat the command, which resumes there"
         ) from error
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, int | float | np.integer | np.floating | np.bool_):
-            raise UserError(f"{where} gave {shown(name)}: {shown(value)} on {record.key}; give numbers by name")
+            raise UserError(f"{where} gave {quoted(name)}: {quoted(value)} on {record.key}; give numbers by name")
     return {name: float(value) for name, value in found.items()}

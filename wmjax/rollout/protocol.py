@@ -50,9 +50,9 @@ class Protocol(Settings, section="protocol"):
             demonstration is drawn for each episode, from any task (``shuffled``, see
             :mod:`wmjax.policy.interventions`) or from the episode's task (``shuffled_in_task``). With ``closed`` they
             read no memory. The Prophet's own predictions are still logged and drawn.
-        sentence: what the policy is told: the task's own sentence (``own``), one that names no task (``neutral``, a
+        sentence: the policy's instruction: the task's own sentence (``own``), one that names no task (``neutral``, a
             deaf policy), or that of another task of the suite, drawn from the episode's identity (``other``), see
-            :mod:`wmjax.sim.sentence`. What counts as success stays the goal of the episode's task.
+            :mod:`wmjax.sim.sentence`. Success remains the goal of the episode's task.
         seed: of the policy's noise; the episodes themselves do not depend on it.
         env: the environment: a name of :data:`wmjax.sim.environment.ENVIRONMENTS`, or ``package.module:Class``.
 
@@ -154,7 +154,7 @@ def read_protocol(name: str) -> tuple[Path, dict[str, Any]]:
     """The path and the plain values of a protocol's file, or of a list's, by name or from a path ending in ``.toml``.
 
     Raises:
-        UserError: there is none, or it is no TOML.
+        UserError: the file is missing, or is not TOML.
 
     """
     path = expand(name) if name.endswith(".toml") else resource_folder("eval") / "protocols" / f"{name}.toml"
@@ -188,8 +188,8 @@ def load_protocol(name: str, origins: Mapping[str, str] | None = None, /, **chan
         return build(Protocol, {"name": path.stem, **values, **given}, "protocol.")
     except UserError as error:
         layers = [Layer({key: value}, f"give another {called[key]}") for key, value in given.items()]
-        told = with_origin(error, layers)
-        raise told if told is not error else UserError(f"{path}: {error}; correct the file{also}") from error
+        named = with_origin(error, layers)
+        raise named if named is not error else UserError(f"{path}: {error}; correct the file{also}") from error
 
 
 def from_values(values: dict[str, Any], where: str) -> Protocol:
@@ -233,7 +233,7 @@ def protocol_folder(root: Path, protocol: Protocol, unchanged: Protocol) -> Path
 
 
 def changed_parts(protocol: Protocol, unchanged: Protocol) -> list[str]:
-    """What a folder's name says of each field that differs from the protocol's file, such as ``n2`` or ``delay8``."""
+    """The parts of a folder's name, one for each field that differs from the protocol's file: ``n2``, ``delay8``."""
     parts = []
     for name, change in CHANGES.items():
         value = getattr(protocol, change.setting)

@@ -1,7 +1,7 @@
 """Lists of protocols: one evaluation command for several suites, such as the 16 cells of LIBERO-PRO.
 
 A list is a file beside the protocols with the single key ``protocols``: names, or paths ending in ``.toml`` relative to
-the list. Each protocol of a list is called a cell. It is evaluated as if it had been asked for alone.
+the list. Each protocol of a list is called a cell. It is evaluated as if it were given alone.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ class _ListFile(Settings, section="list"):
 
 
 class Cell(NamedTuple):
-    """One protocol, of a list or alone: as it is run, and as its file has it."""
+    """One protocol, in a list or alone: as it is run, and as its file defines it."""
 
     protocol: Protocol
     unchanged: Protocol
 
     def folder(self, root: Path) -> Path:
-        """Where its evaluation lies below ``root``, the same as without a list."""
+        """The evaluation's folder below ``root``, the same as without a list."""
         return protocol_folder(root, self.protocol, self.unchanged)
 
 
@@ -79,7 +79,7 @@ def load_protocol_list(name: str, **changes: Any) -> ProtocolList | None:
         raise UserError(f"{path}: {error}; correct the file") from error
     if changes.get("suite") is not None:
         raise UserError(
-            f"suite is {changes['suite']!r} with the list {path.stem}, whose protocols have suites of their own; leave "
+            f"suite is {changes['suite']!r} with the list {path.stem}, whose protocols have their own suites; leave "
             "--suite out"
         )
     return ProtocolList(path.stem, tuple(Cell(load_protocol(cell, **changes), load_protocol(cell)) for cell in names))
@@ -99,7 +99,7 @@ def _cell_names(path: Path, values: dict[str, Any]) -> list[str]:
     for name in named:
         cell = str(path.parent / name) if name.endswith(".toml") else name
         if name.endswith(".toml") and not Path(cell).is_file():
-            raise UserError(f"{LIST_KEY} names {name!r}, and {cell} is no file")
+            raise UserError(f"{LIST_KEY} names {name!r}, but {cell} is not a file")
         if name not in protocol_names() and not name.endswith(".toml"):
             raise unknown_name("protocol", name, protocol_names())
         if LIST_KEY in read_protocol(cell)[1]:

@@ -50,8 +50,8 @@ class EpisodeRecord:
         recipe_hash: of the evaluated recipe, empty for scripted actors.
         open_loop_horizon, execution_delay: control steps.
         settled_state: the full simulator state after settling; empty if no attempt ever reset the environment.
-        told: the sentence that the policy was given; empty likewise.
-        told_task: the task of the suite whose sentence that is; None for a neutral one.
+        given_instruction: the sentence that the policy was given; empty likewise.
+        given_task: the task of the suite whose sentence that is; None for a neutral one.
         reached: the tasks of the suite whose goals were reached, in the order in which they were, as seen after the
             control steps of each decision; a goal that held at the start is none of them. None if only the task's own
             goal can be judged.
@@ -78,8 +78,8 @@ class EpisodeRecord:
     open_loop_horizon: int
     execution_delay: int
     settled_state: tuple[float, ...] = ()
-    told: str = ""
-    told_task: int | None = None
+    given_instruction: str = ""
+    given_task: int | None = None
     reached: tuple[int, ...] | None = None
 
 
@@ -116,15 +116,15 @@ class Results:
             os.fsync(file.fileno())
         self.records.append(record)
 
-    def keep_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
-        """Writes what an episode executed; before :meth:`add`, so that no finished episode lacks it."""
+    def save_actions(self, key: str, actions: Float32[np.ndarray, "steps action"]) -> None:
+        """Writes an episode's executed actions; call it before :meth:`add`, so that no finished episode lacks them."""
         path = actions_path(self.folder, key)
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, actions)
 
     def replace(self, records: Iterable[EpisodeRecord]) -> None:
-        """Writes the whole file anew, atomically, with these episodes."""
+        """Rewrites the whole file atomically with these episodes."""
         self.records = list(records)
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
@@ -189,7 +189,7 @@ class _Action:
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """The fields of a header that are read again, with their types; others may stand beside them."""
+    """The header fields that are read again, with their types; other fields are allowed."""
 
     format_version: int
     actor: str = ""
@@ -223,7 +223,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Finished:
-    """What reports and shards use of ``summary.json``."""
+    """The fields of ``summary.json`` that reports and shards use."""
 
     overall: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
@@ -238,14 +238,14 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
     """
     path = Path(folder) / "summary.json"
-    fix = "delete it and repeat the evaluation's command, which writes it anew"
+    fix = "delete it and repeat the evaluation's command, which writes it again"
     found = read_json(path, dict[str, Any], fix) if path.exists() else {}
     typed(found, _Finished, str(path), fix)
     return found
 
 
 def actions_path(folder: Path, key: str) -> Path:
-    """The file of what an episode executed."""
+    """The file of an episode's executed actions."""
     return folder / "actions" / f"{key.replace('/', '-')}.npy"
 
 
@@ -276,7 +276,7 @@ def read_records(folder: Path, *, torn: bool = False) -> list[EpisodeRecord]:
     for number, line in enumerate(whole.removesuffix("\n").split("\n") if whole else [], 1):
         record = parse_json(line, EpisodeRecord, f"{path}:{number}: damaged line", "delete it and evaluate again")
         if record.key in keys:
-            raise UserError(f"{path}:{number}: episode {record.key} is there twice; delete one of the lines")
+            raise UserError(f"{path}:{number}: episode {record.key} occurs twice; delete one of the lines")
         keys.add(record.key)
         records.append(record)
     return records
@@ -289,10 +289,10 @@ def require_same_header(old: Mapping[str, Any], new: Mapping[str, Any], folder: 
         UserError: names the first differing field and both values.
 
     """
-    for name, (held, asked) in differences(old, new).items():
+    for name, (before, now) in differences(old, new).items():
         if not name.startswith(DESCRIBED):
             raise UserError(
-                f"{folder}: holds an evaluation with {name} = {held!r}, this one has {asked!r}; give another --out, or "
+                f"{folder}: holds an evaluation with {name} = {before!r}, this one has {now!r}; give another --out, or "
                 "delete the folder"
             )
 

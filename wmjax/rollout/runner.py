@@ -80,7 +80,7 @@ class Runner:
         results: takes the finished episodes.
         videos: takes frames of some of them.
         recipe_hash: noted with every episode.
-        watched: is told of every finished episode, if the pool's workers have a watcher.
+        watched: is called for every finished episode, if the pool's workers have a watcher.
         metrics: what else is measured of every finished episode.
 
     """
@@ -172,7 +172,7 @@ class Runner:
         return False
 
     def _decide(self, slots: Sequence[int]) -> None:
-        """Asks the actor about all ready slots at once and sends the actions off."""
+        """Requests the decisions of all ready slots from the actor at once, and sends their actions."""
         if self._actor.inside:
             plans = [Plan(np.zeros((0, self._action_spec.dim), np.float32))] * len(slots)
         else:
@@ -219,7 +219,7 @@ class Runner:
         return Execute(run.executed[-1], render, run.video)
 
     def _handle_fault(self, slot: int, fault: Fault) -> None:
-        """Tries the episode again, or records that it could not be run."""
+        """Retries the episode, or records that it could not be run."""
         run = self._running[slot]
         faults = self._faults[run.episode]
         faults.append(fault.kind)
@@ -252,7 +252,7 @@ class Runner:
         record = self._record(run, outcome)
         if run.executed and outcome in ("success", "failure"):
             actions = np.concatenate(run.executed)[: run.step]
-            self._results.keep_actions(run.episode.key, actions)
+            self._results.save_actions(run.episode.key, actions)
             measured = measure_all(self._metrics, record, actions)
             record = dataclasses.replace(record, info=record.info | measured)
         self._results.add(record)
@@ -293,8 +293,8 @@ class Runner:
             open_loop_horizon=self._protocol.open_loop_horizon,
             execution_delay=self._protocol.execution_delay,
             settled_state=tuple(run.reply.settled_state.tolist()) if run.reply else (),
-            told=run.reply.given.text if run.reply else "",
-            told_task=run.reply.given.task_id if run.reply else None,
+            given_instruction=run.reply.given.text if run.reply else "",
+            given_task=run.reply.given.task_id if run.reply else None,
             reached=None if run.reached is None else tuple(run.reached),
         )
 
@@ -302,8 +302,8 @@ class Runner:
         episode = run.episode
         if run.frames and self._videos.wanted(episode.suite, episode.task_id, outcome):
             reply = _require(run.reply)
-            told = "" if reply.given.text == reply.instruction else f" (told: {reply.given.text})"
-            captions = [f"{reply.instruction}{told}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
+            given = "" if reply.given.text == reply.instruction else f" (given: {reply.given.text})"
+            captions = [f"{reply.instruction}{given}\n{episode.key} {outcome}   {caption}" for caption in run.captions]
             frames = np.concatenate(run.frames)
             name = video_name(episode)
             self._videos.add(episode.suite, episode.task_id, name, outcome, frames, captions, run.imagined, run.decided)

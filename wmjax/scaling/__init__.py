@@ -1,1 +1,1 @@
-"""What a training costs: the dry run, and memory, FLOPs, collectives and time on hardware that is not at hand."""
+"""The cost of a training: the dry run, and estimates for hardware that is not available."""

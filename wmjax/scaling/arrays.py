@@ -46,7 +46,7 @@ def filled_model(make: Callable[[], nnx.Module]) -> Any:
 
 
 def random_batch(experiment: Experiment, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """As the loader delivers it, of noise."""
+    """A batch of noise in the form that the loader delivers."""
     rng = np.random.default_rng(seed)
     return {name: _random(rng, shape) for name, shape in batch_shapes(experiment, batch).items()}
 
@@ -76,7 +76,7 @@ def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:
 
 
 def peak_gb() -> float | None:
-    """The largest memory that this process has used on the device so far; None where the device does not say."""
+    """The largest memory that this process has used on the device so far; None if the device does not report it."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
 

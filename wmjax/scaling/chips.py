@@ -1,11 +1,11 @@
-"""Accelerators by name: what their data sheets say, and topologies of them such as ``v5e:4x4``. Imports no jax."""
+"""Accelerators by name: figures of their data sheets, and topologies such as ``v5e:4x4``. Imports no jax."""
 
 import dataclasses
 import math
 from typing import Literal
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import shown, whole
+from wmjax.core.settings import parse_integer, quoted
 
 Platform = Literal["tpu", "gpu", "cpu"]
 
@@ -96,12 +96,12 @@ class Topology:
 
     @property
     def platform(self) -> Platform:
-        """Which compiler makes programs for it."""
+        """The platform of the compiler that makes programs for it."""
         return "cpu" if self.chip is None else self.chip.platform
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """The number of devices."""
         return math.prod(self.shape)
 
     @property
@@ -122,9 +122,9 @@ def parse_topology(text: str) -> Topology:
     name, _, rest = text.partition(":")
     if name != "cpu" and name not in CHIPS:
         raise unknown_name("chip of --topology", name, [*CHIPS, "cpu"])
-    shape = tuple(whole(side) or 0 for side in rest.split("x"))
+    shape = tuple(parse_integer(side) or 0 for side in rest.split("x"))
     if 0 in shape:
-        raise UserError(f"--topology is {shown(text)}; write a chip and its number, such as {EXAMPLES}")
+        raise UserError(f"--topology is {quoted(text)}; write a chip and its number, such as {EXAMPLES}")
     axes = {SLICES[name]} if name in SLICES else {1} if name == "cpu" else {1, 2}
     if len(shape) not in axes:
         wanted = " or ".join(map(str, sorted(axes)))

@@ -1,4 +1,4 @@
-"""Seconds of calls whose results are computed while the caller goes on. Imports no framework."""
+"""Timing of calls whose results are computed while the caller continues. Imports no framework."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Runs an estimate in a process of its own, with the interpreter that has the topology's compiler.
+"""Runs an estimate in a separate process, with the interpreter that has the topology's compiler.
 
 libtpu and CUDA's plugin live in ``.venv-estimate``: beside jax they change its default platform.
 """
@@ -30,7 +30,7 @@ PACKAGES = {"tpu": "libtpu", "gpu": "jax_plugins/xla_cuda12"}
 
 
 def run(request: Request) -> dict[str, Any]:
-    """The estimate, see :func:`wmjax.scaling.estimate.estimate`; kept in ``<cache>/estimates``.
+    """The estimate, see :func:`wmjax.scaling.estimate.estimate`; stored in ``<cache>/estimates``.
 
     Raises:
         UserError: the request is bad, or the compiler is not installed.
@@ -39,20 +39,20 @@ def run(request: Request) -> dict[str, Any]:
     """
     topology = parse_topology(request.topology)
     python, site = interpreter(topology)
-    kept = cache_root() / "estimates" / f"{key(request, site)}.json"
-    if kept.is_file():
+    cached = cache_root() / "estimates" / f"{key(request, site)}.json"
+    if cached.is_file():
         try:
-            return dict(json.loads(kept.read_text(encoding="utf-8")))
+            return dict(json.loads(cached.read_text(encoding="utf-8")))
         except ValueError:  # half of it was lost with the disk's cache: it is made again
             pass
     found = compile_in_own_process(request, topology, python, site)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, found)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_json(cached, found)
     return found
 
 
 def key(request: Request, site: Path) -> str:
-    """A hash of all that decides an estimate: the request, versions, variables, our code, and configs it names.
+    """A hash of everything that determines an estimate: the request, versions, variables, our code and named configs.
 
     Args:
         request: what is estimated.
@@ -79,14 +79,14 @@ def _versions(site: Path) -> Iterator[str]:
 
 @functools.cache
 def code_hash() -> str:
-    """Of the package's modules and of the files of ``train``, by name and content."""
+    """The hash of the package's modules and of the files of ``train``, by name and content."""
     folders = ((ROOT / "wmjax", "*.py"), (resource_folder("train"), "*.toml"))
     paths = [(root, path) for root, kind in folders for path in root.rglob(kind)]
     return hash_json({f"{root.name}/{path.relative_to(root)}": hash_file(path) for root, path in paths})
 
 
 def compile_in_own_process(request: Request, topology: Topology, python: str, site: Path) -> dict[str, Any]:
-    """The estimate, made in a process of its own."""
+    """Computes the estimate in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         line = [python, "-m", "wmjax.scaling.worker", json.dumps(dataclasses.asdict(request)), str(answer)]

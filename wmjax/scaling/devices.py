@@ -1,4 +1,4 @@
-"""The devices of a topology: simulated ones of this CPU, or a description of accelerators that are not here."""
+"""The devices of a topology: simulated ones of this CPU, or a description of accelerators that are not available."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ device_description_str: "NVIDIA {name}"
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-    """What a mesh is made of. The environment must be that of :func:`environment`, before jax starts.
+    """The devices for a mesh. The environment must be that of :func:`environment`, before jax starts.
 
     Raises:
         UserError: the compiler knows no such topology.

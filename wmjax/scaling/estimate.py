@@ -20,7 +20,7 @@ from wmjax.trainer.sharding import make_mesh, require_divisible
 
 LATENT_BYTES = 2
 """A latent store's values are float16."""
-DOES_NOT_FIT = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
 """What compilers say of a program that needs more memory than the device has."""
 
 
@@ -82,7 +82,7 @@ def _compiled(
     request: Request,
     counted: dict[str, float],
 ) -> dict[str, Any]:
-    """What only the compiled program tells."""
+    """The values that only the compiled program has."""
     started = time.monotonic()
     lowered = built.train_step.lower(*call_shapes(experiment, built, mesh))
     lowering = time.monotonic() - started
@@ -90,7 +90,7 @@ def _compiled(
         compiled = lowered.compile()
     except Exception as error:
         text = " ".join(str(error).split())
-        if not any(words in text for words in DOES_NOT_FIT):
+        if not any(words in text for words in OUT_OF_MEMORY):
             raise
         return {"fits": False, "refused": text[:400], "memory": None, "collectives": None, "time": None}
     memory = _memory(compiled, topology)
@@ -107,7 +107,7 @@ def _compiled(
 
 
 def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
-    """Of one device, as the compiler plans it."""
+    """The memory of one device, as the compiler plans it."""
     plan = compiled.memory_analysis()
     needed = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     needed += plan.temp_size_in_bytes + plan.generated_code_size_in_bytes

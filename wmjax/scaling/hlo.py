@@ -1,4 +1,4 @@
-"""Reads the text of an optimised XLA program: which instructions run how often, and what collectives move.
+"""Reads the text of an optimised XLA program: how often instructions run, and the traffic of collectives.
 
 ``cost_analysis()`` counts the body of a loop once and answers nothing on a GPU; the text has every loop's trip count.
 """
@@ -42,12 +42,12 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
-        """Of its result."""
+        """The arrays of its result."""
         return arrays(self.shape)
 
     @functools.cached_property
     def operands(self) -> list[str]:
-        """Names."""
+        """The names of its operands."""
         return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
     @property
@@ -115,7 +115,7 @@ class Program:
                 self.computations[name].append(Instruction(found[1], found[2], found[3], found[4], root))
 
     def trips(self, loop: Instruction) -> int:
-        """How often a while loop runs; 1 where the text does not say."""
+        """The number of iterations of a while loop; 1 if the text does not state it."""
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
@@ -124,7 +124,7 @@ class Program:
         return max(bounds, default=1)
 
     def executed(self, *, fusions: bool) -> Iterator[tuple[Instruction, str, int]]:
-        """Every instruction that runs, its computation and how often; those inside of ``fusions`` only if asked for."""
+        """Every instruction that runs, its computation and how often; those inside ``fusions`` only on request."""
         yield from self._walk(self.entry, 1, fusions)
 
     def _walk(self, computation: str, times: int, fusions: bool) -> Iterator[tuple[Instruction, str, int]]:

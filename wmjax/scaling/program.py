@@ -40,7 +40,7 @@ def call_shapes(experiment: Experiment, built: Built, mesh: Mesh) -> tuple[Any, 
 
 
 def bytes_per_device(shapes: Any) -> int:
-    """Of one device's share of arrays, by their shardings."""
+    """The bytes of one device's share of arrays, by their shardings."""
     leaves = jax.tree.leaves(shapes)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -10,7 +10,7 @@ from wmjax.experiment.config import load
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.request import Request
 
-REMATS = ("full", "dots_no_batch", "none")
+REMATS = ("full", "names", "none")
 """From the least memory to the least work."""
 GAIN = 1.03
 """A larger batch is taken if its samples/s are at least so many times those of the smaller one."""
@@ -29,19 +29,19 @@ class Candidate(NamedTuple):
     batch: int
 
     def settings(self) -> dict[str, Any]:
-        """As nested settings."""
+        """The candidate as nested settings."""
         mesh = {"data": -1, "fsdp": self.fsdp, "tensor": 1, "shard_frozen": self.fsdp > 1}
         model = {} if self.remat is None else {"model": {"backbone": {"remat": self.remat}}}
         return {"mesh": mesh, "train": {"batch_size": self.batch}} | model
 
     def options(self) -> str:
-        """As options of the train command."""
+        """The candidate as options of the train command."""
         mesh = f"--mesh.fsdp {self.fsdp}" + (" --mesh.shard_frozen true" if self.fsdp > 1 else "")
         remat = "" if self.remat is None else f" --model.backbone.remat {self.remat}"
         return f"{mesh}{remat} --train.batch_size {self.batch}"
 
 
-def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -> dict[str, Any]:
+def recommend(request: Request, measure: Measure, report: Callable[[str], None]) -> dict[str, Any]:
     """The fastest candidate that fits, and all that were tried.
 
     At the given batch every mesh is tried with more and more activations kept, until one does not fit. The fastest of
@@ -50,7 +50,7 @@ def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -
     Args:
         request: the training and the topology. Its mesh and remat are replaced; its batch is where the search begins.
         measure: estimates a request, as :func:`wmjax.scaling.compilers.run` does.
-        show: is given a line for each candidate that was tried.
+        report: called with a line for each candidate that was tried.
 
     Raises:
         UserError: bad settings, or simulated devices, whose memory says nothing.
@@ -62,7 +62,7 @@ def recommend(request: Request, measure: Measure, show: Callable[[str], None]) -
             f"--topology is {request.topology!r} with --recommend; the memory of simulated CPU devices predicts "
             "nothing, name an accelerator"
         )
-    search = _Search(request, measure, show)
+    search = _Search(request, measure, report)
     experiment = load(request.recipe, request.scale, request.dataset, request.settings)
     remats: tuple[str | None, ...] = REMATS if hasattr(experiment.model.backbone, "remat") else (None,)
     for fsdp in meshes(topology):
@@ -86,7 +86,7 @@ def meshes(topology: Topology) -> list[int]:
 class _Search:
     request: Request
     measure: Measure
-    show: Callable[[str], None]
+    report: Callable[[str], None]
     tried: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     known: dict[Candidate, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -105,7 +105,7 @@ class _Search:
         }
         self.known[candidate] = row
         self.tried.append({**candidate._asdict(), **row})
-        self.show(line(candidate, row))
+        self.report(line(candidate, row))
         return bool(found["fits"])
 
     def until_full(self, candidates: Iterable[Candidate]) -> None:
@@ -139,7 +139,7 @@ class _Search:
         return min((c for c in fitting if GAIN * self._speed(c) > fastest), key=lambda c: (c.batch, -self._speed(c)))
 
     def row(self, candidate: Candidate) -> dict[str, Any]:
-        """What was found of a candidate."""
+        """The results of a candidate."""
         return self.known[candidate]
 
     def _speed(self, candidate: Candidate) -> float:
@@ -153,7 +153,7 @@ class _Search:
 
 
 def line(candidate: Candidate, row: dict[str, Any]) -> str:
-    """A candidate and what was found of it."""
+    """One line with a candidate and its results."""
     if row["needed_gb"] is None:
         return f"{candidate.options()}: does not fit, {row['refused']}"
     memory = f"{row['needed_gb']:.2f} of {row['available_gb']:.2f} GB"

@@ -27,13 +27,13 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join([title, *(f"  {name:<13}{text}" for name, text in rows)])
 
 
-def show(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints a line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def render_recommendation(found: dict[str, Any]) -> str:
-    """The lines behind those of the candidates.
+    """The lines that follow those of the candidates.
 
     Args:
         found: of :func:`wmjax.scaling.recommend.recommend`.
@@ -64,8 +64,8 @@ def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
     if memory["available_gb"] is None:
         return [*rows, ("", "simulated CPU devices: their memory does not predict that of accelerators")]
     left = memory["available_gb"] - memory["needed_gb"]
-    fits = f"fits, {left:.2f} GB are left" if found["fits"] else f"does not fit, {-left:.2f} GB are missing"
-    return [*rows, ("", f"{fits} of {memory['available_gb']:.2f} GB")]
+    verdict = f"fits, {left:.2f} GB are left" if found["fits"] else f"does not fit, {-left:.2f} GB are missing"
+    return [*rows, ("", f"{verdict} of {memory['available_gb']:.2f} GB")]
 
 
 def _collectives(found: dict[str, Any] | None) -> list[tuple[str, str]]:

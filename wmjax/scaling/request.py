@@ -1,4 +1,4 @@
-"""What is asked of an estimate. Imports no jax: the process that compiles starts it with variables of its own."""
+"""The request for an estimate. Imports no jax, because the compiling process starts jax with its own variables."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""The shapes of what a training step is given, without data."""
+"""The shapes of a training step's inputs, without data."""
 
 import dataclasses
 from typing import Any
@@ -20,17 +20,17 @@ CONVERTED_TASKS = 40
 
 
 def image_size(experiment: Experiment) -> int:
-    """Pixels of its store's frames."""
+    """The image size of an experiment's store in pixels."""
     return CONVERTED_SIZE if experiment.data.places else experiment.data.observation.image_size
 
 
 def tasks(experiment: Experiment) -> int:
-    """Number of prompts."""
+    """The number of prompts."""
     return CONVERTED_TASKS if experiment.data.places else len(experiment.data.tasks)
 
 
 def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the loader delivers."""
+    """The shapes of the batch that the loader delivers."""
     model, size = experiment.model, image_size(experiment)
     shape, tokens = model.prophet, latent_tokens(experiment)
     cameras = len(experiment.data.observation.cameras)
@@ -57,7 +57,7 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
 
 def latent_tokens(experiment: Experiment) -> int:
     """Latent tokens of a frame, those of all of the encoder's cameras; the Prophet may pool them."""
-    encoder = experiment.encoder.seeing(experiment.data.observation.cameras)
+    encoder = experiment.encoder.with_default_camera(experiment.data.observation.cameras)
     found, _ = ENCODERS.resolve(encoder.kind).shape(encoder)
     return int(found or experiment.model.prophet.tokens)
 
@@ -77,6 +77,6 @@ def plain_specs(experiment: Experiment) -> tuple[ActionSpec, EncoderSpec | None]
     )
     if not model.memory.reads_latents:
         return action, None
-    cameras = experiment.encoder.seeing(experiment.data.observation.cameras).cameras
+    cameras = experiment.encoder.with_default_camera(experiment.data.observation.cameras).cameras
     tokens, (zeros, ones) = latent_tokens(experiment), ((value,) * dim for value in (0.0, 1.0))
     return action, EncoderSpec(dim=dim, tokens_per_frame=tokens, cameras=cameras, mean=zeros, std=ones)

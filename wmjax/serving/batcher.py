@@ -26,25 +26,25 @@ POLICY_MS = "policy_ms"
 
 @runtime_checkable
 class Proposer(Protocol):
-    """The seam to :class:`wmjax.policy.policy_actor.PolicyActor`."""
+    """The interface that :class:`wmjax.policy.policy_actor.PolicyActor` implements."""
 
     prompt: Callable[[str], Prompt]
 
     def prepare(self, slots: int, horizon: int, action_spec: ActionSpec) -> None:
-        """Makes room for so many episodes and compiles."""
+        """Allocates rows for this number of episodes and compiles the policy."""
 
     def propose(self, decisions: Sequence[Decision]) -> list[Plan]:
         """One plan per decision; a row's actions may not be finite."""
 
 
 class Batcher:
-    """Collects decisions and makes them in a thread of its own, so that connections are served meanwhile.
+    """Collects decisions and computes them in a separate thread, so that connections are served meanwhile.
 
     A batch is made when it is full, when every client that could still ask has asked, or when its first decision has
     waited long enough. A quick policy (:data:`QUICK_S`) with one client decides in the loop's own thread.
 
     Args:
-        actor: who decides; one batch at a time.
+        actor: makes the decisions, one batch at a time.
         size: decisions of a full batch.
         max_wait: seconds that a decision waits for others.
         clients: how many there are now.
@@ -70,13 +70,13 @@ class Batcher:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._actor.prepare, slots, horizon, action_spec)
 
     async def decide(self, decision: Decision) -> Plan:
-        """The plan for one decision, made together with those of others; its numbers hold :data:`POLICY_MS`.
+        """The plan for one decision, computed together with others; its numbers include :data:`POLICY_MS`.
 
         Raises:
             UserError: an instruction that the policy cannot read, or the policy failed.
 
         """
-        self._actor.prompt(decision.instruction)  # refused here, it stops nobody else
+        self._actor.prompt(decision.instruction)  # refused here, it does not stop other clients
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Plan] = loop.create_future()
         self._waiting.append((decision, future))

@@ -34,7 +34,7 @@ class Dialect(abc.ABC):
         return cls.health[1] if path == cls.health[0] else None
 
     def greeting(self) -> Frame | None:
-        """What the server says first; None if the client begins."""
+        """The server's first message; None if the client begins."""
         return None
 
     @abc.abstractmethod
@@ -42,7 +42,7 @@ class Dialect(abc.ABC):
         """The answer to a message; None if it needs none.
 
         Raises:
-            UserError: the message is wrong; the client is told so and the connection is closed.
+            UserError: the message is wrong; it is sent to the client and the connection is closed.
 
         """
 

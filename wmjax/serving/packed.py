@@ -44,7 +44,7 @@ COUNT = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a message may be at most: its bytes, its nesting, and the values and keys in it."""
+    """The limits of a message: its bytes, its nesting, and its values and keys."""
 
     size: int = 16 * 2**20
     depth: int = 8
@@ -68,16 +68,16 @@ def unpack(
     *,
     finite: bool = True,
 ) -> dict[str, Any]:
-    """A stranger's message: a map with text keys, whose arrays are read-only.
+    """Unpacks an untrusted message: a map with text keys, whose arrays are read-only.
 
     Args:
         frame: the bytes.
         limits: of the message.
-        rebuild: makes of every map in it what it stands for; openpi's arrays and scalars when None.
+        rebuild: turns every map into the value that it represents; openpi's arrays and scalars when None.
         finite: whether numbers must be finite.
 
     Raises:
-        UserError: over a limit, damaged, not a map with text keys, a key twice, an array that is no array of numbers or
+        UserError: over a limit, damaged, not a map with text keys, a key twice, an array not of numbers or
             text, or a number that is not finite.
 
     """
@@ -117,11 +117,11 @@ def measure(frame: bytes, limits: Limits) -> None:
         if values + (inside or 0) > limits.values:
             raise UserError(f"the message has more than {limits.values} values; send numbers as arrays")
     if position != len(frame):
-        raise UserError(f"the message goes on for {len(frame) - position} bytes after its end; send one packed map")
+        raise UserError(f"the message has {len(frame) - position} bytes after its end; send one packed map")
 
 
 def _header(frame: bytes, position: int) -> tuple[int, int | None]:
-    """Where the value at a position ends, or where its first entry begins and how many values are inside."""
+    """The end of the value at a position, or the start of its first entry and the number of its values."""
     code = _number(frame, position, 1)
     position += 1
     if code in COUNT:
@@ -175,7 +175,7 @@ def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _rebuild(found: dict[Any, Any]) -> Any:
-    """A map, or the array or scalar that it stands for."""
+    """A map, or the array or scalar that it represents."""
     if b"__ndarray__" in found:
         return read_array(found)
     if b"__npgeneric__" in found:
@@ -184,10 +184,10 @@ def _rebuild(found: dict[Any, Any]) -> Any:
 
 
 def read_array(found: dict[Any, Any]) -> np.ndarray:
-    """The array that a map with the keys :data:`ARRAY_KEYS` stands for.
+    """The array that a map with the keys :data:`ARRAY_KEYS` represents.
 
     Raises:
-        UserError: it does not stand for one.
+        UserError: it does not represent one.
 
     """
     if set(found) != ARRAY_KEYS or not isinstance(found[b"data"], bytes):

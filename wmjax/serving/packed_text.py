@@ -74,10 +74,10 @@ def _plain(value: Any) -> Any:
 
 
 def arrays(found: dict[Any, Any]) -> Any:
-    """A map, or the array or image that it stands for.
+    """A map, or the array or image that it represents.
 
     Raises:
-        UserError: it stands for neither.
+        UserError: it represents neither.
 
     """
     if IMAGE in found:

@@ -22,7 +22,7 @@ MAX_TEXT = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What is served, and what its clients must send.
+    """The served policy, and the inputs that its clients must send.
 
     Attributes:
         observation: what the policy sees.
@@ -63,16 +63,16 @@ class Service:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One decision that a client asks for.
+    """One decision that a client requests.
 
     Attributes:
         frames: all that fell due since the client's last decision, oldest first, or the newest alone.
         state: proprioception now.
         instruction: what to do.
-        episode: name of the episode, which the noise follows from; None if the client does not say.
-        session: of the client's own; another one is another episode. None if the client does not say.
-        step: control steps since the episode's start; None if the client does not say.
-        pending: raw actions that the client still executes; None if it does not say.
+        episode: name of the episode, which determines the noise; None if the client sends none.
+        session: the client's own name; another name is another episode. None if the client sends none.
+        step: control steps since the episode's start; None if the client sends none.
+        pending: raw actions that the client still executes; None if it sends none.
 
     """
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.policy.policy import load_policy
 from wmjax.policy.policy_actor import Policy
 from wmjax.policy.saved import find_policy
@@ -23,11 +23,11 @@ def serve_run(run: str | Path, settings: ServeSettings) -> None:
         settings: how to serve.
 
     Raises:
-        UserError: no policy there, a horizon that is no multiple of its frame stride, real-time execution that does not
-            fit its chunk or its head, or a port that is taken.
+        UserError: no policy there, a horizon that is not a multiple of its frame stride, real-time execution that does
+            not fit its chunk or its head, or a port that is taken.
 
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     found = find_policy(run)
     policy = load_policy(
         found.folder,

@@ -119,8 +119,8 @@ class PolicyServer:
         if (page := dialect.page(request.path)) is not None:
             return connection.respond(http.HTTPStatus.OK, page)
         if key := self._settings.api_key:
-            shown = "\0".join(request.headers.get_all("Authorization"))
-            if not hmac.compare_digest(shown.encode("utf-8", "replace"), f"Api-Key {key}".encode()):
+            authorization = "\0".join(request.headers.get_all("Authorization"))
+            if not hmac.compare_digest(authorization.encode("utf-8", "replace"), f"Api-Key {key}".encode()):
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
         if self._sessions.count >= self._settings.max_sessions:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "all sessions are in use; try again later\n")
@@ -142,7 +142,7 @@ class PolicyServer:
         except UserError as error:
             reason = str(error)[:MAX_ERROR]
             await self._refuse(connection, dialect.error(reason))
-        except Exception:  # a mistake of ours must not stop the others
+        except Exception:  # a bug must not stop other clients
             log.exception("connection %d", number)
             reason = "the server made a mistake; see its log"
             await self._refuse(connection, dialect.error(reason))

@@ -17,7 +17,7 @@ from wmjax.sim.episode import EpisodeId
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a client is answered.
+    """The answer to a client.
 
     Attributes:
         actions: raw, within their bounds; the first one is for the control step that the decision takes effect at.
@@ -48,7 +48,7 @@ class Session:
         self._execution: Execution | None = None
 
     async def decide(self, request: Request) -> Reply:
-        """The actions for what a client shows.
+        """The actions for a client's observation.
 
         A client that names neither its episode nor its session could be in any episode at every request: each of its
         requests is one by itself, whose past is the newest frame. So is the past of a request that shows one frame of
@@ -111,7 +111,7 @@ class Session:
 
 
 class Sessions:
-    """All that are open, each with a row of its own.
+    """All open sessions, each with its own row.
 
     Args:
         batcher: makes the decisions.
@@ -128,12 +128,12 @@ class Sessions:
 
     @property
     def count(self) -> int:
-        """How many are open."""
+        """The number of open sessions."""
         return self._rows - len(self._free)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Session]:
-        """A session whose row is free again afterwards.
+        """Opens a session, whose row is freed at the end of the block.
 
         Raises:
             UserError: there are as many as there may be.

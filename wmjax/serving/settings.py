@@ -1,4 +1,4 @@
-"""How to serve: addresses, limits and batches.
+"""The settings of the server: addresses, limits and batches.
 
 The module imports none of the packages of ``wmjax[serve]``; building the settings does, because a dialect does.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from wmjax.core.errors import UserError
 from wmjax.core.handover import Realtime, require_delay
 from wmjax.core.options import Short
-from wmjax.core.settings import Count, Depth, Range, Seed, Settings, shown, whole
+from wmjax.core.settings import Count, Depth, Range, Seed, Settings, parse_integer, quoted
 
 if TYPE_CHECKING:
     from wmjax.serving.dialect import Dialect
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ServeSettings(Settings, section="serve"):
-    """How to serve.
+    """The settings of the server.
 
     Attributes:
         host: address to listen on.
-        listen: ``DIALECT:PORT``, each with a port of its own.
+        listen: ``DIALECT:PORT``, each with its own port.
         max_batch: rows of the policy's fixed batch.
         max_wait_ms: how long a decision waits for others to share a batch.
         horizon: control steps between two decisions of a client; None is the whole chunk.
@@ -83,7 +83,7 @@ class ServeSettings(Settings, section="serve"):
         found = [_listener(text) for text in self.listen]
         ports = [port for _, port in found if port]
         if len(set(ports)) != len(ports):
-            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect a port of its own")
+            raise UserError(f"listen is {', '.join(self.listen)}; give each dialect its own port")
         return found
 
 
@@ -125,9 +125,9 @@ def _listener(text: str) -> tuple[type["Dialect"], int]:
     from wmjax.serving.dialect import DIALECTS
 
     name, _, port = text.rpartition(":")
-    number = whole(port)
+    number = parse_integer(port)
     if number is None:
-        raise UserError(f"listen is {shown(text)}; write it as DIALECT:PORT, such as openpi:8000")
+        raise UserError(f"listen is {quoted(text)}; write it as DIALECT:PORT, such as openpi:8000")
     if number > 65535:
         raise UserError(f"listen is {text!r}; a port is at most 65535, such as openpi:8000")
     return DIALECTS.resolve(name), number

@@ -103,7 +103,7 @@ def target_body(model: Any, goal: tuple[str, ...], objects: dict[str, Any]) -> i
 
 
 def start_drift(env: Any, goal: tuple[str, ...], disturbance: Disturbance, episode: EpisodeId) -> Drift | None:
-    """The drift of an episode of a LIBERO environment (robosuite's), None if the target stands still.
+    """The drift of an episode of a LIBERO environment (robosuite's), None if the target does not move.
 
     Raises:
         UserError: see :func:`target_body`.

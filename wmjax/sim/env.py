@@ -152,7 +152,8 @@ class LiberoEnv:
             if episode.init == "benchmark" or not disturbed:
                 break
         else:
-            raise UserError(f"episode {episode.key}: {', '.join(disturbed)} did not stand in {PLACEMENTS} placements")
+            names = ", ".join(disturbed)
+            raise UserError(f"episode {episode.key}: {names} were not at rest in any of {PLACEMENTS} placements")
         self.settled_state = self.sim_state()
         self.settled_hash = hash_bytes(self.settled_state.tobytes())[:16]
 
@@ -180,7 +181,7 @@ class LiberoEnv:
         return object_poses(self._env)
 
     def _vary_start(self, episode: EpisodeId) -> None:
-        """Perturbs the arm's joints, with a random stream of its own: placements stay LIBERO's for the same seed."""
+        """Perturbs the arm's joints, with a separate random stream: placements stay LIBERO's for the same seed."""
         joints = self._env.robots[0]._ref_joint_pos_indexes
         noise = np.random.default_rng(episode.stream("start")).normal(size=len(joints))
         self._env.sim.data.qpos[joints] += START_NOISE * noise

@@ -23,15 +23,15 @@ class Environment(Protocol):
     """One task in this process.
 
     The observation must be a function of the physical state: after :meth:`restore` it is that of the restored state.
-    The start of an episode must be a function of its :class:`EpisodeId`, whatever ran before.
+    The start of an episode must be a function of its :class:`EpisodeId`, independent of earlier episodes.
 
-    Two methods may be there or not. ``sentences()`` returns the sentences of all tasks of the suite, in order; a
+    Two methods are optional. ``sentences()`` returns the sentences of all tasks of the suite, in order; a
     protocol with ``sentence = "other"`` needs it. ``goals_held()`` returns the tasks of the suite whose goals hold now,
     as task ids in ascending order, or None where only the task's own goal can be judged; the evaluation's summary then
-    says which goals were reached.
+    lists the goals that were reached.
 
     Attributes:
-        observation_spec: its observations, unless a policy or a setting asks for others, such as another image size.
+        observation_spec: its observations, unless a policy or a setting requires others, such as another image size.
         action_spec: its actions. ``hold`` must be given: the robot executes it while, under a delay, no other action
             is due.
         suites: how many tasks each of its suites has.
@@ -59,7 +59,7 @@ class Environment(Protocol):
         """Builds a task.
 
         Raises:
-            UserError: the task does not exist, or the simulator cannot show what the spec asks for.
+            UserError: the task does not exist, or the simulator cannot render what the spec requires.
 
         """
 

@@ -5,7 +5,7 @@ import hashlib
 from typing import Literal, cast, get_args
 
 from wmjax.core.errors import UserError, unknown_name
-from wmjax.core.settings import whole
+from wmjax.core.settings import parse_integer
 
 Init = Literal["benchmark", "random"]
 
@@ -56,17 +56,17 @@ class EpisodeId:
         """The episode that has a :attr:`key`.
 
         Raises:
-            UserError: it is no episode's.
+            UserError: it is not an episode's key.
 
         """
         suite, *rest = key.rsplit("/", 3)
         if len(rest) == 3 and rest[1] in get_args(Init):
-            task, index = whole(rest[0]), whole(rest[2])
+            task, index = parse_integer(rest[0]), parse_integer(rest[2])
             if task is not None and index is not None:
                 found = cls(suite, task, cast(Init, rest[1]), index)
                 if found.key == key:
                     return found
-        raise UserError(f"{key!r} is no episode's key; keys are like 'libero_spatial/3/random/17'")
+        raise UserError(f"{key!r} is not an episode's key; keys are like 'libero_spatial/3/random/17'")
 
     @property
     def key(self) -> str:

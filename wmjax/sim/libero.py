@@ -119,7 +119,7 @@ def _libero_version() -> str:
 
 
 def require_simulator(spec: ObservationSpec) -> str:
-    """Checks that the installed simulator is the one that a spec names, or one that draws the same images; returns it.
+    """Checks that the installed simulator is the one that a spec names, or one with the same images; returns it.
 
     Raises:
         UserError: it is another one, or see :func:`simulator_version`.
@@ -189,7 +189,7 @@ def task_instructions(suite: str) -> list[str]:
 
 
 def load_task(suite: str, task_id: int) -> Task:
-    """Looks a task up.
+    """Looks up a task.
 
     Raises:
         UserError: no such suite (with near matches), no such task, a task without its files, or a suite of which it is

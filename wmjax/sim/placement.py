@@ -31,7 +31,7 @@ def object_poses(env: Any) -> Poses:
 
 
 class Motion(NamedTuple):
-    """What settling did to each movable object: motion (m, sideways), tilt (rad) and the speed (m/s) that is left."""
+    """The effect of settling on each movable object: motion (m, sideways), tilt (rad) and remaining speed (m/s)."""
 
     names: tuple[str, ...]
     moved: Float64[np.ndarray, " objects"]

@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 
 class Worker(Protocol[C, A]):
-    """What a worker process does: one answer for each command."""
+    """The interface of a worker process: one answer for each command."""
 
     def run(self, command: C) -> A:
         """Runs one command.

@@ -1,4 +1,4 @@
-"""Prepares a process for the simulator before it is imported, and explains why it does not start.
+"""Prepares a process for the simulator before its import, and explains why the simulator does not start.
 
 robosuite logs to one file for all users of a machine, numba keeps compiled code beside its sources or at home,
 LIBERO looks into the home folder, and robosuite takes ``CUDA_VISIBLE_DEVICES`` for the number of an EGL device. Nothing
@@ -17,7 +17,7 @@ from types import ModuleType
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import cache_root
-from wmjax.core.settings import whole
+from wmjax.core.settings import parse_integer
 
 GL_PACKAGES = "libosmesa6 libegl1 libgl1-mesa-dri libopengl0 libglvnd0"
 GL_SIGNS = ("egl", "osmesa", "opengl", "libgl", "glx", "'nonetype' object has no attribute", "display")
@@ -114,7 +114,7 @@ def egl_devices() -> Iterator[None]:
     first = (hidden or "").split(",")[0].strip()
     chosen = False
     try:
-        device = whole(first)
+        device = parse_integer(first)
         if device is not None and "MUJOCO_EGL_DEVICE_ID" not in os.environ and device < count_egl_devices():
             os.environ["MUJOCO_EGL_DEVICE_ID"], chosen = first, True
         yield

@@ -47,13 +47,13 @@ def simplify_mesh(
     representative = order[np.r_[0, np.cumsum(count)[:-1]]]
     clustered = cluster[faces]
     a, b, c = clustered.T
-    kept = np.flatnonzero((a != b) & (b != c) & (a != c))
+    remaining = np.flatnonzero((a != b) & (b != c) & (a != c))
     # A cyclic key that keeps orientation: both sides of a thin wall survive, exact duplicates do not.
-    start = np.argmin(clustered[kept], axis=1)
-    cyclic = np.stack([clustered[kept][np.arange(len(kept)), (start + i) % 3] for i in range(3)], axis=1)
+    start = np.argmin(clustered[remaining], axis=1)
+    cyclic = np.stack([clustered[remaining][np.arange(len(remaining)), (start + i) % 3] for i in range(3)], axis=1)
     _, unique = np.unique(cyclic, axis=0, return_index=True)
-    kept = kept[np.sort(unique)]
-    return representative[clustered[kept]].astype(np.int32), kept
+    remaining = remaining[np.sort(unique)]
+    return representative[clustered[remaining]].astype(np.int32), remaining
 
 
 def simplify_model(model: Any, detail: float) -> int:
@@ -87,14 +87,14 @@ def _simplify_in_place(model: Any, mesh: int, cell: float) -> int:
     vertex, vertices = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
     face, faces = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     old = slice(face, face + faces)
-    new_faces, kept = simplify_mesh(model.mesh_vert[vertex : vertex + vertices], model.mesh_face[old].copy(), cell)
-    new = slice(face, face + len(kept))
+    new_faces, remaining = simplify_mesh(model.mesh_vert[vertex : vertex + vertices], model.mesh_face[old].copy(), cell)
+    new = slice(face, face + len(remaining))
     model.mesh_face[new] = new_faces
-    model.mesh_facenormal[new] = model.mesh_facenormal[old][kept]
+    model.mesh_facenormal[new] = model.mesh_facenormal[old][remaining]
     if model.mesh_texcoordadr[mesh] >= 0:
-        model.mesh_facetexcoord[new] = model.mesh_facetexcoord[old][kept]
-    model.mesh_facenum[mesh] = len(kept)
-    return faces - len(kept)
+        model.mesh_facetexcoord[new] = model.mesh_facetexcoord[old][remaining]
+    model.mesh_facenum[mesh] = len(remaining)
+    return faces - len(remaining)
 
 
 class Renderer:

@@ -1,4 +1,4 @@
-"""The pool of rollouts: each worker hosts a task's environment, and its frames lie in shared memory."""
+"""The pool of rollouts: each worker hosts a task's environment and writes its frames to shared memory."""
 
 import functools
 from multiprocessing.shared_memory import SharedMemory

@@ -8,7 +8,7 @@ Task = tuple[str, int]
 
 
 class OfTask(Protocol):
-    """What belongs to a task of a suite, such as an episode."""
+    """An item of a suite's task, such as an episode."""
 
     @property
     def suite(self) -> str:

@@ -12,7 +12,7 @@ from wmjax.sim.episode import EpisodeId
 
 Sentence = Literal["own", "neutral", "other"]
 NEUTRAL = "do the task"
-"""A sentence that names no task. An empty one is no prompt for every backbone."""
+"""A sentence that names no task. Not every backbone accepts an empty one."""
 
 
 class Instruction(NamedTuple):

@@ -34,7 +34,7 @@ SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 def measure(
     workers: int, size: int, seconds: float, *, build_s: float = BUILD_SECONDS, environment: Mapping[str, str] = {}
 ) -> dict[str, Any]:
-    """The rates of several processes added up, and the medians of what their steps took.
+    """The rates of several processes added up, and the medians of their step times.
 
     Args:
         workers: processes.
@@ -70,7 +70,7 @@ def measure(
 
 
 def build(size: int, index: int) -> LiberoEnv:
-    """A simulation that has stepped and rendered."""
+    """Builds a simulation that has stepped and rendered."""
     env = LiberoEnv(SUITE, TASK, dataclasses.replace(OBSERVATION_SPEC, image_size=size))
     env.reset(EpisodeId(SUITE, TASK, "random", index))
     env.render()
@@ -99,7 +99,7 @@ def rate(env: LiberoEnv, seconds: float, index: int) -> dict[str, Any]:
 
 
 def renderer() -> str:
-    """What draws, as OpenGL calls it: a GPU, or Mesa on the CPU."""
+    """The renderer by its OpenGL name: a GPU, or Mesa on the CPU."""
     with contextlib.suppress(Exception):
         from OpenGL import GL
 
@@ -108,7 +108,7 @@ def renderer() -> str:
 
 
 def main() -> None:
-    """One of the processes."""
+    """The main function of one process."""
     begin, size, seconds, index = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     started = time.time()
     env = build(size, index)

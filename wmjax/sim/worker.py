@@ -124,7 +124,7 @@ class Reply:
 
 
 class Watcher(Protocol):
-    """Reads the simulator beside the policy, which never sees what it reads."""
+    """Reads the simulator's state beside the policy, which never receives it."""
 
     def observe(
         self, action: Float[np.ndarray, " action"] | None, image: UInt8[np.ndarray, "cameras height width 3"] | None

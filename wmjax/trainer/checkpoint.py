@@ -55,9 +55,9 @@ class Retention(NamedTuple):
     keep_period: int = 0
 
 
-def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, keep: int = 2) -> Path:
+def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *, max_to_keep: int = 2) -> Path:
     """Saves one checkpoint and returns when it is complete; see :class:`Saver`."""
-    with Saver(root, Retention(keep)) as saver:
+    with Saver(root, Retention(max_to_keep)) as saver:
         folder = saver.save(step, items, meta)
         saver.wait()
     return folder
@@ -182,7 +182,7 @@ class Saver:
                 _remove(folder)
 
     def _clean(self) -> None:
-        """Removes what a killed or failed save left behind."""
+        """Removes the remains of a killed or failed save."""
         if not distributed.is_first():
             return
         for path in (*self._root.glob(f"{STAGING}*"), *self._root.glob(f"{REMOVED}*")):
@@ -201,7 +201,7 @@ def _stable(items: dict[str, Tree]) -> dict[str, Tree]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint; killed in the middle, none is left that looks like one."""
+    """Removes a checkpoint; if the process is killed meanwhile, the remains do not look like a checkpoint."""
     if folder.exists():
         removed = folder.with_name(REMOVED + folder.name)
         shutil.rmtree(removed, ignore_errors=True)
@@ -315,7 +315,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The ``meta`` that was saved; what :func:`read_manifest` refuses is refused."""
+    """The ``meta`` that was saved; raises the errors of :func:`read_manifest`."""
     return read_manifest(folder)["meta"]
 
 

@@ -1,4 +1,4 @@
-"""Where a training's time goes."""
+"""Timing of a training: speed, the share of each part, and the time left."""
 
 import contextlib
 import time

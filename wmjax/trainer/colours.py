@@ -19,7 +19,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 @dataclasses.dataclass(frozen=True)
 class ColourConfig(Settings, section="colours"):
-    """How much the colours of training images are changed; 0 leaves them.
+    """The strength of the colour changes of training images; 0 means no change.
 
     Each image of each camera gets factors of its own, drawn uniformly from 1 - x to 1 + x. 0.3, 0.4 and 0.5 are usual.
     Latents are of the unchanged images.
@@ -38,7 +38,7 @@ class ColourConfig(Settings, section="colours"):
 def jitter_colours(
     images: UInt8[Array, "batch cameras height width 3"], key: Array, config: ColourConfig
 ) -> UInt8[Array, "batch cameras height width 3"]:
-    """The images with brightness, then contrast, then saturation changed by factors that follow from the key."""
+    """The images with brightness, then contrast, then saturation changed by factors drawn from the key."""
     most = jnp.array([config.brightness, config.contrast, config.saturation], jnp.float32)
     factors = 1.0 + most * jax.random.uniform(key, (*images.shape[:2], 3), jnp.float32, -1.0, 1.0)
     return change_colours(images, factors)

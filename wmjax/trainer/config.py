@@ -1,4 +1,4 @@
-"""The settings of a training, and the inputs that it is given."""
+"""The settings of a training, and its inputs."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ UNITS = ("normalisation", "offset", "scale", "state_offset", "state_scale", "rel
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings, section="train"):
-    """The length of a training, and the intervals of what it does besides.
+    """The length of a training, and the intervals of logging, validation and saving.
 
     The ``objective`` ``world`` trains the Prophet alone, on the world loss: no image is read, and neither VLM nor head
     is in the program. Policies of any variant with a Prophet start from such a run by ``init_from``.
@@ -42,9 +42,9 @@ class TrainConfig(Settings, section="train"):
     whose averaged parameters the training starts, with its normalisation of actions, states and latents. For another
     robot's data the parts of the network that read its state and make its actions are new, in the units of the data.
 
-    Of the checkpoints stay the newest ``max_to_keep``, every ``keep_period``-th step's (0: none) and those that were
-    evaluated. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss
-    is above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
+    The newest ``max_to_keep`` checkpoints, every ``keep_period``-th step's (0: none) and those that were evaluated are
+    kept. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss is
+    above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
     ``accumulate`` batches make one update; ``steps`` counts batches. ``trackers`` get the metrics beside
     ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`. ``seeds`` trains that many, from ``seed`` on, side by side
     in one program on one device (:mod:`wmjax.trainer.seeds`).
@@ -122,7 +122,7 @@ class Inputs:
 
     @property
     def split_hash(self) -> str:
-        """Of the validation episodes."""
+        """The hash of the validation episodes."""
         return hash_json(self.val_episodes.tolist())
 
     def specs(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Inputs:
         return inputs.with_statistics(meta["specs"]["encoder"], "the checkpoint")
 
     def _in_units_of(self, meta: dict[str, Any]) -> "Inputs":
-        """These in the units of a checkpoint that took them over from another one (``train.init_from``)."""
+        """These inputs in the units of a checkpoint that adopted them from another one (``train.init_from``)."""
         if not meta.get("experiment", {}).get("train", {}).get("init_from"):
             return self
         saved = from_dict(ActionSpec, meta["specs"]["action"], "the checkpoint")
@@ -158,7 +158,7 @@ class Inputs:
         return fitted.with_statistics(meta["specs"]["encoder"], "the checkpoint")
 
     def with_statistics(self, saved: dict[str, Any] | None, name: str) -> "Inputs":
-        """These with the statistics of a saved spec, if it is of the same latents.
+        """These inputs with the statistics of a saved spec, if it describes the same latents.
 
         Args:
             saved: an EncoderSpec as JSON; None for none.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32, UInt8
 def crop_at_random(
     images: UInt8[Array, "batch cameras height width 3"], key: Array, share: float
 ) -> UInt8[Array, "batch cameras height width 3"]:
-    """Each image's part with ``share`` of its height and width, at a place of its own that follows from the key."""
+    """Each image's part with ``share`` of its height and width, at a position drawn from the key for each image."""
     places = jax.random.uniform(key, (*images.shape[:2], 2))
     cropped = jax.vmap(jax.vmap(lambda image, place: crop(image, place, share)))(images, places)
     return jnp.round(jnp.clip(cropped, 0.0, 255.0)).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Steps that must not change the parameters: a loss or gradient that is not finite, or a loss far above the usual one.
+"""Skips updates that would do harm: a loss or gradient that is not finite, or a loss far above the usual one.
 
 The decision is made on the device, inside of the training step, so that it comes before the update and costs no wait.
 The loop reads :class:`GuardState` when it logs, and then names the batches whose updates were skipped.
@@ -26,7 +26,7 @@ MEMORY = 0.98
 
 
 class GuardState(NamedTuple):
-    """What is carried from step to step beside the :class:`TrainState`.
+    """The state of the guard, carried from step to step beside the :class:`TrainState`.
 
     Attributes:
         skipped: steps without an update so far.
@@ -50,7 +50,7 @@ GuardedStep = Callable[[TrainState, GuardState, nnx.State, Batch, Prompt], tuple
 
 
 def initial_guard() -> GuardState:
-    """Before the first step."""
+    """The guard's state before the first step."""
     return GuardState(
         skipped=jnp.zeros((), jnp.int32),
         in_a_row=jnp.zeros((), jnp.int32),
@@ -80,8 +80,8 @@ def guarded(train_step: Callable[..., tuple[TrainState, Metrics]], spike: float)
         good = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
         if spike:
             good &= (guard.accepted < SETTLED) | (loss <= spike * guard.usual)
-        kept: TrainState = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
-        return kept._replace(step=new.step), _note(guard, good, new.step, loss), metrics
+        selected: TrainState = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
+        return selected._replace(step=new.step), _note(guard, good, new.step, loss), metrics
 
     return step
 
@@ -110,7 +110,7 @@ def skipped_since(guard: Any, known: int) -> list[tuple[int, float]]:
 
 
 def require_progress(guard: Any, most: int) -> None:
-    """Ends a training in which nothing is learned any more.
+    """Ends a training in which too many updates in a row were skipped.
 
     Raises:
         UserError: the last ``most`` updates, or more, were skipped.

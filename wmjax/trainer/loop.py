@@ -113,7 +113,7 @@ def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
 def outputs(
     run: Path, step: int, config: TrainConfig, on_commit: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
-    """What a run writes: metrics from a step on, and checkpoints."""
+    """The writers of a run: metrics from a step on, and checkpoints."""
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
     retention = checkpoint.Retention(config.max_to_keep, config.keep_period)
     with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", retention, on_commit) as saver:
@@ -121,7 +121,7 @@ def outputs(
 
 
 def initial_arrays(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arrays:
-    """The arrays to begin with: from the seed, with published weights in the place of some, or from a checkpoint."""
+    """The initial arrays: from the seed, with published weights in place of some, or from a checkpoint."""
     state, guard, frozen = jax.block_until_ready(built.initialise())
     trained, total = count(state.params), count(state.params) + count(frozen)
     log.info("%s parameters, %s trainable", f"{total:,}", f"{trained:,}")
@@ -186,12 +186,12 @@ class Loop:
         return last
 
     def begin(self, step: int, skipped: int) -> None:
-        """Starts the clock, after so many steps of which so many were skipped."""
+        """Starts the clock, given the number of earlier steps and of skipped ones."""
         self._clock, self.stopping = Clock(step, self.config), distributed.Stopping(self.mesh)
         self._skipped = skipped
 
     def _prepare(self, step: int, state: TrainState) -> None:
-        """Does what a signal may have kept the process before from, and compiles the validation."""
+        """Does what an interrupted earlier process may have left undone, and compiles the validation."""
         if self.lacks_validation(step - 1):
             self.validate(step - 1, state)
         else:
@@ -213,23 +213,25 @@ class Loop:
     def log_step(self, step: int, metrics: Metrics, guard: GuardState) -> None:
         """Metrics to disk, a line to the log, and a warning for every skipped update."""
         config = self.config
-        found, seen = fetch((metrics, guard))
-        skips = {"skipped": float(seen.skipped)} if seen.skipped else {}
+        found, fetched = fetch((metrics, guard))
+        skips = {"skipped": float(fetched.skipped)} if fetched.skipped else {}
         values = self.writer.write(step, "train", {**found, **skips, **self._clock.tick(step)})
         loss = values.get("loss", float("nan"))
         progress = f"{bar(step, config.steps)} step {step}/{config.steps}"
         log.info("%s  loss %.4f  %s", progress, loss, self._clock.left(step))
-        source = BatchSource(self.inputs.store, self.inputs.latents, self.inputs.train_episodes, _whole(self.loader))
-        for number, value in skipped_since(seen, self._skipped):
+        source = BatchSource(
+            self.inputs.store, self.inputs.latents, self.inputs.train_episodes, _unsharded(self.loader)
+        )
+        for number, value in skipped_since(fetched, self._skipped):
             samples = source.samples_of(number - 1)
             episodes = sorted({int(e) for e in self.inputs.store.frame_episode[samples]})
             text = "update skipped at step %d: loss %g; its batch has the samples %s of the episodes %s"
             log.warning(text, number, value, samples.tolist(), episodes)
-        self._skipped = int(seen.skipped)
-        require_progress(seen, config.max_skipped)
+        self._skipped = int(fetched.skipped)
+        require_progress(fetched, config.max_skipped)
 
     def validate(self, step: int, state: TrainState) -> bool:
-        """Scores the averaged parameters; returns whether it came to its end before a signal did."""
+        """Scores the averaged parameters; returns whether it finished before a signal came."""
         with self._clock.of("validation"):
             found = validate(
                 self.eval_step,
@@ -244,11 +246,11 @@ class Loop:
         if found is None:
             return False
         values = self.writer.write(step, "val", found)
-        log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN))
+        log.info("validation: %s", "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k in LOGGED_METRICS))
         return True
 
     def save(self, step: int, state: TrainState, guard: GuardState, *, called: bool) -> Path:
-        """Begins to save; where a checkpoint is looked at during training, waits until it is complete."""
+        """Starts a save; if the checkpoint is evaluated during training, waits until it is complete."""
         with self._clock.of("save"):
             # The position counts global batches: process 0's is every process's, however many resume from it.
             position = {"loader": {"0": self.stream.get_state()}}
@@ -258,14 +260,14 @@ class Loop:
         if called and self.on_checkpoint is not None:
             with self._clock.of("evaluation"):
                 self.saver.wait()
-                with signals.at_once():  # what it finds out is kept step by step
+                with signals.at_once():  # its results are stored step by step
                     distributed.alone(functools.partial(self.on_checkpoint, step, folder))
         return folder
 
 
 GUARD = "guard"
 """The item of a checkpoint that holds a :class:`GuardState`."""
-SHOWN = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
+LOGGED_METRICS = ("loss", "r2_arm", "r2/6", "world/skill_1", "world/skill_4", "memory/gate", "memory/ratio")
 
 
 def loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderConfig:
@@ -287,13 +289,13 @@ def _validation(inputs: Inputs, loader: LoaderConfig) -> "contextlib.closing[Any
     return contextlib.closing(iter(make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)))
 
 
-def _whole(loader: LoaderConfig) -> LoaderConfig:
-    """For the global batches instead of this process's part of them."""
+def _unsharded(loader: LoaderConfig) -> LoaderConfig:
+    """The configuration that loads the global batches instead of this process's part of them."""
     return dataclasses.replace(loader, shard_index=0, shard_count=1)
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """The trees of a checkpoint: averaged parameters, which a policy needs, and what only training needs."""
+    """The trees of a checkpoint: averaged parameters for a policy, and the state that only training needs."""
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
 
@@ -313,7 +315,7 @@ def resumable(checkpoints: Path) -> Path | None:
 
 
 def _shapes(tree: Any) -> Any:
-    """A tree of what :func:`wmjax.trainer.checkpoint.restore` makes arrays of."""
+    """The tree of shapes from which :func:`wmjax.trainer.checkpoint.restore` makes arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 

@@ -83,23 +83,23 @@ class MetricsWriter:
 
 
 def _cut(path: Path, step: int) -> list[dict[str, Any]] | None:
-    """Leaves the lines up to a step in a file, each step and split once, and returns them; None if there is no file.
+    """Truncates a file to the lines up to a step, one per step and split, and returns them; None without a file.
 
-    What is not a whole line is left out: the process may have been killed while it wrote.
+    Incomplete lines are dropped, because the process may have been killed while it wrote.
     """
     if not path.is_file():
         return None
-    kept: dict[tuple[int, str], dict[str, Any]] = {}
+    lines: dict[tuple[int, str], dict[str, Any]] = {}
     text = path.read_bytes()
     for row in text.splitlines():
         try:
             line = json.loads(row)
             if line["step"] <= step:
-                kept[line["step"], line["split"]] = line
+                lines[line["step"], line["split"]] = line
         except (ValueError, KeyError, TypeError):
             continue
-    whole = "".join(json.dumps(line) + "\n" for line in kept.values())
+    whole = "".join(json.dumps(line) + "\n" for line in lines.values())
     if whole.encode() != text:
         with atomic_path(path) as temporary:
             temporary.write_text(whole, encoding="utf-8")
-    return list(kept.values())
+    return list(lines.values())

@@ -1,4 +1,4 @@
-"""A run's copy at a URL, such as ``gs://bucket/e2``, for machines whose disk does not outlive them.
+"""A run's copy at a URL, such as ``gs://bucket/e2``, for machines whose disk is lost with them.
 
 A run writes to a local folder, and after each checkpoint the first process copies what is new. A checkpoint's manifest
 is copied last and removed first, so that what has one is complete, and its hashes tell whether it is intact. Another
@@ -59,7 +59,7 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
-        """Brings the local folder to where the copy is, if that has a later checkpoint.
+        """Updates the local folder from the copy, if the copy has a later checkpoint.
 
         A checkpoint that arrives damaged is named in a warning, and the one before is fetched. Whatever else keeps one
         from arriving ends the command: the next push would remove from the copy what is not here.

@@ -61,7 +61,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def clip_gradients(norm: float) -> optax.GradientTransformation:
-    """Scales the Prophet's gradient and all others' down to a global norm of at most ``norm``, each for itself."""
+    """Scales the Prophet's gradient and all others' down to a global norm of at most ``norm``, each separately."""
 
     def labels(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: "prophet" if _of_prophet(path) else "policy", params)
@@ -88,7 +88,7 @@ def _decays(params: Any) -> Any:
 
 
 def _of_prophet(path: tuple[Any, ...], part: str = "") -> bool:
-    """Whether a parameter is of the Prophet, or of a part of it."""
+    """Whether a parameter belongs to the Prophet or to a part of it."""
     names = [getattr(key, "key", None) for key in path]
     return "prophet" in names and (not part or names[names.index("prophet") + 1] == part)
 

@@ -1,4 +1,4 @@
-"""What Orbax says when a save fails, as one line."""
+"""Turns the errors of Orbax when a save fails into one line."""
 
 import contextlib
 import logging
@@ -14,12 +14,12 @@ from wmjax.core.files import disk_errors
 
 
 def is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Leaves out the tracebacks that Orbax logs of errors that it raises as well: they become one line."""
+    """Drops the tracebacks that Orbax logs for errors that it also raises: these become one line."""
     return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def end_of(writer: ocp.StandardCheckpointer) -> Exception | None:
-    """Waits for a writer; the error that it ended with."""
+    """Waits for a writer and returns the error that it ended with."""
     try:
         writer.wait_until_finished()
     except Exception as error:
@@ -29,7 +29,7 @@ def end_of(writer: ocp.StandardCheckpointer) -> Exception | None:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """One line for a disk that is full or must not be written to; Orbax wraps such errors in others."""
+    """Reports a full or read-only disk in one line; Orbax wraps such errors in others."""
     try:
         with disk_errors(root):
             yield

@@ -1,4 +1,4 @@
-"""Jitted steps as the loop calls them: one at a time where they must be, and with a word if one compiles twice."""
+"""Jitted steps as the loop calls them: one at a time where necessary, with a warning if one compiles twice."""
 
 import logging
 from typing import Any
@@ -35,7 +35,7 @@ class Program:
         self._shapes: dict[str, Any] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        """Calls it; the results may still be computed when it returns."""
+        """Calls the function; the results may still be computing when it returns."""
         out = self._function(*self._given, *arguments)
         if self._alone:
             jax.block_until_ready(out)
@@ -45,7 +45,7 @@ class Program:
         return out
 
     def _note(self, shapes: dict[str, str]) -> None:
-        """Warns if a shape changed: the compilation took a while, and may come back with every change."""
+        """Warns if a shape changed, because every change may compile the program again."""
         before, self._shapes = self._shapes, shapes
         changed = [name for name in before.keys() | shapes.keys() if before.get(name) != shapes.get(name)]
         if before and changed:
@@ -58,18 +58,18 @@ class Program:
 
 
 def _shapes(arguments: tuple[Any, ...]) -> dict[str, str]:
-    """Type, shape and layout by path. Donated arrays still know theirs."""
+    """Type, shape and layout by path, which donated arrays still have."""
     leaves = jax.tree_util.tree_flatten_with_path(arguments)[0]
     return {path_name(path): f"{_type(leaf)}{list(leaf.shape)}{_layout(leaf)}" for path, leaf in leaves}
 
 
 def _type(leaf: Any) -> str:
-    """An array's type; a weak one, that of a Python number, is another to the compiler."""
+    """An array's type; the weak type of a Python number is a different type to the compiler."""
     return f"weak {leaf.dtype}" if getattr(leaf, "weak_type", False) else str(leaf.dtype)
 
 
 def _layout(leaf: Any) -> str:
-    """How an array is sharded; what lies whole on every device is alike, whatever axes of one device its spec names."""
+    """An array's sharding; all replicated arrays are alike, even if their specs name axes of one device."""
     sharding = getattr(leaf, "sharding", None)
     spec = getattr(sharding, "spec", None)
     return f" {spec}" if sharding is not None and spec and not sharding.is_fully_replicated else ""

@@ -118,7 +118,7 @@ class _Programs:
         self._evaluate = jax.jit(lambda seed, *arguments: steps(seed)[1](*arguments))
 
     def evaluation(self, number: int) -> Program:
-        """The evaluation step of a seed, with the arguments of that of its own run."""
+        """The evaluation step of a seed, with the same arguments as that of a run alone."""
         return Program("the validation step", self._evaluate, self._seeds[number])
 
 
@@ -159,7 +159,7 @@ def _run(lanes: Sequence[Loop], programs: _Programs, arrays: Sequence[Arrays]) -
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Trees of arrays as one, with a leading axis for the tree."""
+    """Stacks trees of arrays into one, with a leading axis for the tree."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 

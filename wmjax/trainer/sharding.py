@@ -90,8 +90,8 @@ def partition_spec(shape: tuple[int, ...], logical: tuple[str | None, ...] | Non
     used: list[str | None] = []
     for size, name in zip(shape, logical, strict=True):
         axis = RULES[name] if name is not None else None
-        fits = axis is not None and axis not in used and size % mesh.shape[axis] == 0
-        used.append(axis if fits else None)
+        divides = axis is not None and axis not in used and size % mesh.shape[axis] == 0
+        used.append(axis if divides else None)
     return P(*used)
 
 
@@ -133,18 +133,18 @@ def slice_of(holders: Int[np.ndarray, "parts devices"], process: int) -> Shard:
         UserError: two processes share some parts but not all.
 
     """
-    held = {int(p): tuple(np.flatnonzero((holders == p).any(axis=1))) for p in np.unique(holders)}
-    slices = sorted(set(held.values()))
+    parts_of = {int(p): tuple(np.flatnonzero((holders == p).any(axis=1))) for p in np.unique(holders)}
+    slices = sorted(set(parts_of.values()))
     if sum(map(len, slices)) != len(holders) or len({len(parts) for parts in slices}) != 1:
         raise UserError(
             f"mesh.tensor is {holders.shape[1]} and makes processes share a part of their samples; let it divide the "
             "number of devices of a process, or be a multiple of it"
         )
-    return slices.index(held[process]), len(slices)
+    return slices.index(parts_of[process]), len(slices)
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays over the mesh, whole, as numpy arrays on every process; all processes call it."""
+    """Gathers arrays over the mesh as numpy arrays on every process; all processes must call it."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 def initial_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0: the average starts at the parameters."""
+    """The state at step 0: the average starts at the parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
@@ -145,7 +145,7 @@ def make_train_step(
 
 
 def _average(ema: nnx.State | None, params: nnx.State, updates: Int32[Array, ""], most: float) -> Any:
-    """The moving average after one more update, short at the start, so that it forgets the initialisation soon."""
+    """The moving average after one more update; its decay is lower at the start, to forget the initialisation soon."""
     decay = jnp.minimum(most, (1.0 + updates) / (10.0 + updates))
     return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
 

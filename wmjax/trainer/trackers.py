@@ -1,4 +1,4 @@
-"""Where metrics go beside ``metrics.jsonl``. A tracker that fails is left out from then on; the training goes on."""
+"""Trackers, which receive metrics beside ``metrics.jsonl``. A failed tracker is dropped; the training continues."""
 
 import functools
 import importlib
@@ -27,12 +27,12 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Sends what it still holds."""
+        """Sends buffered lines."""
         ...
 
 
 class TensorBoard:
-    """Event files in ``RUN/tensorboard``, made anew from the lines that were kept when a run goes on.
+    """Event files in ``RUN/tensorboard``, rewritten from the lines of ``metrics.jsonl`` when a run resumes.
 
     Args:
         run: the run's folder.
@@ -60,12 +60,12 @@ class TensorBoard:
                 self._board.add_scalar(f"{line['split']}/{name}", value, line["step"], walltime=line.get("time"))
 
     def close(self) -> None:
-        """Writes what it still holds."""
+        """Writes buffered lines."""
         self._board.close()
 
 
 class Wandb:
-    """Weights & Biases. Its own variables hold: WANDB_MODE=offline writes to ``RUN/wandb`` and asks for no account.
+    """Weights & Biases, configured by its own variables; WANDB_MODE=offline writes to ``RUN/wandb`` without an account.
 
     A run that goes on is the same run there, with the id of ``RUN/wandb-id.txt``.
     """
@@ -91,7 +91,7 @@ class Wandb:
 
 
 class Trackio:
-    """Trackio, on this machine unless its own variables name a place (TRACKIO_SPACE_ID, TRACKIO_DIR)."""
+    """Trackio, on this machine unless its variables TRACKIO_SPACE_ID or TRACKIO_DIR name another place."""
 
     def __init__(self, run: Path, step: int, lines: Sequence[Line] | None) -> None:
         trackio = importlib.import_module("trackio")
@@ -117,7 +117,7 @@ TRACKERS: dict[str, tuple[Callable[..., Tracker], str]] = {
 
 
 def tracker_names(text: str) -> list[str]:
-    """The trackers of a text such as ``tensorboard,wandb``; ``jsonl`` is always there and may be named."""
+    """The trackers in a text such as ``tensorboard,wandb``; ``jsonl`` is always active and may be named."""
     return [name for name in text.split(",") if name not in ("", "jsonl")]
 
 
@@ -166,10 +166,10 @@ class Trackers:
         self._used.clear()
 
     def _try(self, name: str, do: Callable[[], Any]) -> Any:
-        """Does something with a tracker, and leaves it out from then on if that fails."""
+        """Calls a tracker, and drops it if the call fails."""
         try:
             return do()
         except Exception as error:  # whatever a service does, the training goes on
             self._used.pop(name, None)
-            log.warning("the tracker %s failed (%s); metrics.jsonl goes on without it", name, one_line(error))
+            log.warning("the tracker %s failed (%s); metrics.jsonl continues without it", name, one_line(error))
             return None

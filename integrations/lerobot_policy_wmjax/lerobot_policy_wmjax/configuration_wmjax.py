@@ -1,4 +1,4 @@
-"""The settings of a policy in LeRobot's ``config.json``; what the policy is stands in wmjax's own ``policy.json``."""
+"""The settings of a policy in LeRobot's ``config.json``; wmjax's own ``policy.json`` defines the policy."""
 
 from dataclasses import dataclass, field
 

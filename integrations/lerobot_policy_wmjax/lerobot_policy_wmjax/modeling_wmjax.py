@@ -89,7 +89,7 @@ class WmjaxPolicy(PreTrainedPolicy):
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
         """Decides now: ``[batch, open_loop_horizon, action]``.
 
-        The newest frame stands for all of the past, because nothing shows the frames between two chunks here; only
+        The newest frame takes the place of all past frames, because those between two chunks are missing here; only
         :meth:`select_action` uses the policy's memory.
         """
         self._prepare(len(batch[OBS_STATE]))
@@ -118,7 +118,7 @@ class WmjaxPolicy(PreTrainedPolicy):
         policy = load_policy(self._folder, batch_size=rows, open_loop_horizon=self.config.open_loop_horizon)
         if policy.pending_steps:
             raise UserError(
-                f"the policy is told the {policy.pending_steps} actions that are executed while it decides, but "
+                f"the policy takes the {policy.pending_steps} actions that are executed while it decides, but "
                 "LeRobot waits for each action; serve it with wmjax.serve, or export one without model.pending"
             )
         self._needed, self._rows = policy.frames_per_decision, rows

@@ -1,7 +1,7 @@
-"""The seam of dataset formats: what turns demonstrations in files into a training store.
+"""The interface of dataset formats, which convert demonstrations in files to a training store.
 
 A format is one class. It says whether a path is its own, and converts it. ``convert.format`` names it, by a name of
-:data:`FORMATS` or as ``package.module:Class``; with ``auto`` the registered formats are asked in their order.
+:data:`FORMATS` or as ``package.module:Class``; with ``auto`` the registered formats are tried in their order.
 ``docs/extending.md`` shows how to add one.
 """
 
@@ -28,7 +28,7 @@ class ConvertSettings(Settings, section="convert"):
     Attributes:
         image_size: pixels.
         frame_stride: control steps per frame.
-        max_episodes: convert only the first so many; None converts all.
+        max_episodes: convert only this many, the first ones; None converts all.
         gripper_convention: what opens the gripper in the data.
         skip_bad: leave out episodes that cannot be used, and list them in the manifest.
         layout: of LeRobot's columns: a known name or a TOML file; chosen by the columns when None.
@@ -58,7 +58,7 @@ class ConvertSettings(Settings, section="convert"):
 
 
 class DatasetFormat(abc.ABC):
-    """How demonstrations are stored in files."""
+    """A format in which demonstrations are stored in files."""
 
     title: ClassVar[str] = "data of another format"
     """What data of the format are called, such as ``LeRobot datasets``."""
@@ -101,7 +101,7 @@ SPECIFIC = ("layout", "grippers", "select", "revision", "video_only", "rows")
 
 
 def choose_format(data: str, settings: ConvertSettings) -> type[DatasetFormat]:
-    """The format that the settings name, or whose own the data are.
+    """The format that the settings name, or the one that recognises the data.
 
     Raises:
         UserError: no such format, none that recognises the data, or a setting that the format does not have.

@@ -63,9 +63,9 @@ def convert_episodes(
         out: the training store to be.
         spec: the observations of every episode.
         action: the actions of every episode.
-        source: what identifies the source, as JSON values; another one, or other episodes of it, is refused in the
+        source: the identity of the source, as JSON values; another one, or other episodes of it, is refused in the
             same folder.
-        episodes: what reads each episode, by the name of its part.
+        episodes: the reader of each episode, by the name of its part.
         progress: called after every episode.
         skip_bad: leave out episodes that cannot be read or must not be trained on, and list them, with the reason, as
             ``skipped`` in the store's manifest.
@@ -95,7 +95,7 @@ def _write_parts(
 ) -> list[dict[str, str]]:
     """Writes the episodes that are not there yet; what was left out, and why."""
     done = set(part_names(out))
-    if not done:  # what was refused before its first episode binds nobody to its settings
+    if not done:  # an import that was refused before its first episode does not fix the settings
         (out / PARTS / PLAN).unlink(missing_ok=True)
     claim_plan(out / PARTS / PLAN, plan, "episodes")
     skipped: list[dict[str, str]] = []
@@ -118,7 +118,7 @@ def _write_parts(
 
 
 def identify(folder: Path, files: Iterable[Path]) -> str:
-    """A hash of source files by their content, so that a conversion never goes on with another's half.
+    """A hash of source files by their content, so that a conversion never continues another source's.
 
     Large files are known by their size, time of modification and both ends.
     """

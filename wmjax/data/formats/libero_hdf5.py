@@ -126,7 +126,7 @@ def convert(
         out: the training store to be.
         image_size: pixels.
         frame_stride: control steps per frame.
-        max_episodes: only the first so many.
+        max_episodes: only this many, the first ones.
         rows: whether an observation follows the action of its row (LIBERO's files) or precedes it (replayed copies).
         gripper: what opens the gripper in the files.
         skip_bad: leave out demonstrations that cannot be used, and list them in the store's manifest.
@@ -298,10 +298,10 @@ class DemonstrationFile:
 
         lengths = {demo: data[demo].get("actions") for demo in self.demos if isinstance(data.get(demo), h5py.Group)}
         rows = {demo: found.shape[0] for demo, found in lengths.items() if getattr(found, "shape", None)}
-        said = [("demonstrations", data.attrs.get("num_demos"), len(self.demos))]
-        said.append(("rows", data.attrs.get("total"), sum(rows.values())))
-        said += [(f"rows of {demo}", data[demo].attrs.get("num_samples"), count) for demo, count in rows.items()]
-        for what, announced, found in said:
+        totals = [("demonstrations", data.attrs.get("num_demos"), len(self.demos))]
+        totals.append(("rows", data.attrs.get("total"), sum(rows.values())))
+        totals += [(f"rows of {demo}", data[demo].attrs.get("num_samples"), count) for demo, count in rows.items()]
+        for what, announced, found in totals:
             if isinstance(announced, int | np.integer) and announced != found:
                 text = "%s: its attributes announce %d %s, %d are there; a part may be missing"
                 logging.getLogger("wmjax").warning(text, self.path, announced, what, found)

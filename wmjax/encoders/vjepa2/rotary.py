@@ -12,7 +12,7 @@ def rotary_table(
     Each axis rotates ``2 * (head_dim // 3 // 2)`` channels; the remainder is left alone (cos 1, sin 0). The
     published weights were trained with the angles *tiled* over the two halves of an axis' channels while
     channel pairs are *interleaved*; that mismatch is kept. Positions count in the ``grid_size`` of
-    the config's image size, whatever the input's size.
+    the config's image size, independent of the input's size.
     """
     width = 2 * (head_dim // 3 // 2)
     ids = np.arange(num_tokens)

@@ -97,7 +97,7 @@ def encoder_from_tree(tree: dict[str, Any], config: VJEPA2Config, dtype: Any = j
     """An encoder holding the given parameters (no random initialisation is computed).
 
     Raises:
-        UserError: a tensor has another shape than the config asks for.
+        UserError: a tensor has another shape than the config requires.
 
     """
     abstract = nnx.eval_shape(lambda: VJEPA2Encoder(config, dtype=dtype, rngs=nnx.Rngs(0)))

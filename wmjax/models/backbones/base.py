@@ -1,9 +1,9 @@
-"""The seam of vision-language backbones: what the policy network asks of one, and nothing of how it works.
+"""The interface of vision-language backbones: what the policy network requires, independent of the implementation.
 
-A backbone is one class. On the host, :meth:`Backbone.prepare` says how an instruction becomes a prompt, a pytree that
-only the backbone understands. On the device, ``encode(prompt, images, own)`` makes a state, as opaque, in which the
-policy's own tokens (the robot's state, then the action queries) stand at the end; ``decode(state)`` runs the layers,
-with something injected between them if asked. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
+A backbone is one class. On the host, :meth:`Backbone.prepare` returns the function from an instruction to a prompt, a
+pytree that only the backbone interprets. On the device, ``encode(prompt, images, own)`` makes a state, also opaque,
+that ends with the policy's own tokens (the robot's state, then the action queries); ``decode(state)`` runs the layers
+and injects a memory between them on request. ``model.backbone.kind`` names it, by a name of :data:`BACKBONES` or as
 ``package.module:Class``; ``docs/extending.md`` shows how to add one.
 
 A backbone that feeds its decoder more than embeddings fits without a change here. Qwen3-VL's DeepStack adds the
@@ -30,9 +30,9 @@ from wmjax.core.settings import Range, Settings, build
 from wmjax.data.observation import Prompt
 
 EXAMPLE = "pick up the bowl"
-"""An instruction for what depends on the shape of a prompt only."""
+"""An instruction for values that depend only on the shape of a prompt."""
 State = Any
-"""What ``encode`` hands to ``decode``: a pytree that only the backbone understands."""
+"""The result of ``encode`` and input of ``decode``: a pytree that only the backbone interprets."""
 
 Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
 """``inject(x, i) -> (x, ratio)`` for the i-th of the layers that are named, with one number per sample.
@@ -53,7 +53,7 @@ class PromptConfig(Settings, section="prompt"):
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig(Settings, section="backbone"):
-    """The settings of a backbone: its own ones are the fields of its subclass."""
+    """The base of a backbone's settings; a subclass adds the backbone's own fields."""
 
     kind: str = dataclasses.field(default="qwen2_5_vl", kw_only=True)
 
@@ -64,7 +64,7 @@ class BackboneConfig(Settings, section="backbone"):
 
     @classmethod
     def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings as a file or the command line gives them, with presets replaced by what they stand for."""
+        """Settings from a file or the command line, with each preset replaced by its values."""
         return values
 
     @property
@@ -74,17 +74,17 @@ class BackboneConfig(Settings, section="backbone"):
 
     @property
     def depth(self) -> int:
-        """Layers between which something can be injected; 0 if it cannot."""
+        """Layers between which a memory can be injected; 0 if that is not supported."""
         return 0
 
     @property
     def param_dtype(self) -> str:
-        """Of the base parameters."""
+        """The dtype of the base parameters."""
         return "float32"
 
     @property
     def adapter_rank(self) -> int:
-        """Rank of the low-rank adapters; 0 without any."""
+        """Rank of the low-rank adapters; 0 if there are none."""
         return 0
 
 
@@ -97,11 +97,11 @@ class Hidden(NamedTuple):
 
 @runtime_checkable
 class Prepare(Protocol):
-    """From an instruction to a prompt, on the host."""
+    """Makes a prompt from an instruction, on the host."""
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Of the files that prompts depend on; a checkpoint keeps them."""
+        """Hashes of the files that prompts depend on, which a checkpoint stores."""
 
     def __call__(self, instruction: str) -> Prompt:
         """The prompt of one instruction, a batch of one.
@@ -113,7 +113,7 @@ class Prepare(Protocol):
 
 
 class Backbone(nnx.Module):
-    """What the policy network asks of a vision-language model; keys are for dropout in adapters."""
+    """The interface of a vision-language model to the policy network; keys are for dropout in adapters."""
 
     Config: ClassVar[type[BackboneConfig]] = BackboneConfig
     """The class of its settings."""
@@ -125,7 +125,7 @@ class Backbone(nnx.Module):
 
     @classmethod
     def prepare(cls, config: Any, prompt: PromptConfig, image_sizes: Sequence[tuple[int, int]], own: int) -> Prepare:
-        """How instructions become prompts.
+        """The function that makes prompts from instructions.
 
         Args:
             config: its settings.
@@ -168,7 +168,7 @@ class Backbone(nnx.Module):
         own: Float32[Array, "batch own hidden"],
         key: jax.Array | None = None,
     ) -> State:
-        """What goes into the layers: prompt, images and the policy's own tokens, which stand last."""
+        """The inputs of the layers: prompt, images and, last, the policy's own tokens."""
         raise NotImplementedError
 
     def decode(
@@ -198,7 +198,7 @@ class Backbone(nnx.Module):
     def words(
         self, prompt: Prompt, own: int
     ) -> tuple[Float[Array, "batch length hidden"], Bool[Array, "batch length"]]:
-        """Embeddings of the instruction's words, and which positions are words: no image, no padding, not ``own``.
+        """Embeddings of the instruction, and a mask of its words: without images, padding and ``own``.
 
         What is aligned at the end of the prompts is aligned here too.
         """
@@ -243,7 +243,7 @@ class Backbone(nnx.Module):
         """Writes the backbone into a folder as files that other libraries read; returns what it wrote, in words.
 
         Args:
-            folder: is there, and empty.
+            folder: an existing, empty folder.
             prompt: the settings of its prompts.
             base: the folder or hub id of the weights that it started from, if any.
             merge: whether adapters become part of the weights.

@@ -1,4 +1,4 @@
-"""Published weights under a policy network: its backbone's base parameters, by path, onto their devices."""
+"""Loads published weights into the base parameters of a policy's backbone, by path, onto their devices."""
 
 import re
 from pathlib import Path
@@ -37,13 +37,13 @@ def backbone_folder(name: str, setting: str = "train.backbone_weights") -> Path:
 
 
 def backbone_hash(folder: Path) -> str:
-    """The first 16 hex digits of the SHA-256 over a backbone's weight files: which base a policy was trained on.
+    """The first 16 hex digits of the SHA-256 over a backbone's weight files: the identity of a policy's base.
 
     Raises:
         UserError: there are none, or one that the index names is missing.
 
     """
-    files = weight_files(folder)  # not an adapter, or shards of an earlier save, that lie beside them
+    files = weight_files(folder)  # not an adapter, or shards of an earlier save, in the same folder
     return hash_files(files, "download the checkpoint again")[:16]
 
 

@@ -37,5 +37,5 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     shards = set(read_json(index, _Index, "download it again").weight_map.values())
     if bad := sorted(name for name in shards if Path(name).name != name or not name):
-        raise UserError(f"{index}: weight_map names {bad[0]!r}, which is no file beside it; download it again")
+        raise UserError(f"{index}: weight_map names {bad[0]!r}, which is not a file beside it; download it again")
     return sorted(folder / name for name in shards)

@@ -1,1 +1,1 @@
-"""Action heads: from action tokens to a chunk of normalised actions."""
+"""Action heads, which turn action tokens into a chunk of normalised actions."""

@@ -1,4 +1,4 @@
-"""The seam of action heads, and what the heads here share (gripper, masking).
+"""The interface of action heads, and the parts that the heads here share (gripper, masking).
 
 A head turns the post-injection action tokens into a chunk of normalised actions, in float32. It is one class: it owns
 its settings (``Config``), its loss and its sampling, and draws its own noise. ``model.head.kind`` names it, by a name
@@ -24,7 +24,7 @@ from wmjax.models.nn.transformer import Mlp, layer_norm
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig(Settings, section="head"):
-    """The settings of a head: a head's own ones are the fields of its subclass."""
+    """The base of a head's settings; a subclass adds the head's own fields."""
 
     kind: str = "flow"
 
@@ -52,7 +52,7 @@ class GripperConfig(HeadConfig):
 
 @dataclasses.dataclass(frozen=True)
 class HeadSizes(Settings, section="head_sizes"):
-    """Sizes, which a scale sets whatever the head: ``hidden`` is that of MLPs, the others are of a transformer."""
+    """Sizes, which a scale sets for all heads: ``hidden`` is that of MLPs, the others are of a transformer."""
 
     hidden: Width = 256
     width: Width = 192
@@ -72,14 +72,14 @@ Metrics = dict[str, Float32[Array, ""]]
 
 
 class HeadLoss(NamedTuple):
-    """A scalar loss and what it is made of."""
+    """A scalar loss and its terms."""
 
     loss: Float32[Array, ""]
     metrics: Metrics
 
 
 class ActionHead(nnx.Module):
-    """What the VLA asks of a head; ``tokens`` are float32, action step i stands at token i."""
+    """The interface of a head to the VLA; ``tokens`` are float32, and token i is that of action step i."""
 
     Config: ClassVar[type[HeadConfig]] = HeadConfig
     """The class of its settings."""
@@ -126,7 +126,7 @@ class ActionHead(nnx.Module):
 
 
 class Known(NamedTuple):
-    """What is known of chunks before they are sampled: normalised actions, and how much each step of them counts."""
+    """The known part of chunks before they are sampled: normalised actions, and the weight of each of their steps."""
 
     action: Float32[Array, "batch chunk action"]
     weight: Float32[Array | np.ndarray, " chunk"]
@@ -182,7 +182,7 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> Float32[Array, "*shape
 
 
 def masked_mean(values: Float32[Array, "batch chunk *rest"], mask: Bool[Array, "batch chunk"]) -> Float32[Array, ""]:
-    """Mean over the unmasked steps and everything behind them; zero if nothing is left."""
+    """Mean over the unmasked steps and all later axes; zero if every step is masked."""
     weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - 2)), values.shape)
     return jnp.sum(jnp.where(weights, values, 0.0)) / jnp.maximum(jnp.sum(weights), 1)
 
@@ -212,7 +212,7 @@ class GripperHead(nnx.Module):
         return HeadLoss(loss, {"action/gripper": loss, "action/gripper_accuracy": accuracy})
 
     def sample(self, tokens: Float32[Array, "batch chunk hidden"]) -> Float32[Array, "batch chunk grippers"]:
-        """The likelier commands, -1 or +1."""
+        """The more probable commands, -1 or +1."""
         return jnp.where(self.logits(tokens) > 0.0, 1.0, -1.0)
 
 

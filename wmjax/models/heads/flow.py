@@ -67,7 +67,7 @@ class FlowConfig(GripperConfig):
 
     @property
     def stochastic(self) -> bool:
-        """Sampling starts from noise."""
+        """True, because sampling starts from noise."""
         return True
 
 
@@ -201,7 +201,7 @@ class FlowHead(InpaintingHead):
     def condition(
         self, tokens: Float32[Array, "batch chunk hidden"]
     ) -> tuple[Float32[Array, "batch 1 chunk width"], list[KeyValue]]:
-        """All that does not depend on noise and time: each step's own token, and every layer's keys and values."""
+        """The values that do not depend on noise and time: each step's own token, and every layer's keys and values."""
         normed = self.token_norm(tokens)
         aligned = (self.token_in(normed) + self.steps[...])[:, None]
         return aligned, [layer.cross_attention.keys_values(normed) for layer in self.layers]

@@ -1,4 +1,4 @@
-"""How activations are laid out over the devices of a mesh.
+"""The layout of activations over the devices of a mesh.
 
 XLA's partitioner propagates the layout of parameters and inputs. Where a kernel is split over ``fsdp`` along the axis
 that a product sums over, it may as well split the activations that way, compute every device's part for the whole
@@ -22,7 +22,7 @@ _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", defa
 
 @contextlib.contextmanager
 def activations_on(mesh: Mesh) -> Iterator[None]:
-    """What is traced inside lays its activations out over ``mesh``; elsewhere :func:`split_batch` does nothing."""
+    """Programs traced in the block lay activations out over ``mesh``; elsewhere :func:`split_batch` does nothing."""
     token = _mesh.set(mesh)
     try:
         yield

@@ -11,13 +11,14 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from wmjax.core.errors import unknown_name
 from wmjax.core.settings import Range, Rate, Settings
 from wmjax.models.nn.layout import split_batch
 from wmjax.models.nn.precision import matmul, spread
-from wmjax.models.nn.stack import annotate
+from wmjax.models.nn.stack import LINEAR_OUTPUT, annotate
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VISION_PROJECTIONS = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
@@ -128,14 +129,14 @@ class Linear(nnx.Module):
             y = y + spread(self.bias[...], y)
         if self.lora_a is not None:
             y = y + self._low_rank(flat, adapter or AdapterInputs())
-        return split_batch(y.reshape(*x.shape[:-1], -1))
+        return split_batch(checkpoint_name(y, LINEAR_OUTPUT).reshape(*x.shape[:-1], -1))
 
     def _low_rank(self, x: Float[Array, "... inputs"], adapter: AdapterInputs) -> Float[Array, "... out"]:
         assert self.lora_a is not None and self.lora_b is not None
         if adapter.key is not None and self.dropout:
             key = jax.random.fold_in(adapter.key, zlib.crc32(self.name.encode()))
-            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+            mask = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+            x = jnp.where(mask, x / (1 - self.dropout), 0).astype(x.dtype)
         low = matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
         scale = self.scale if adapter.active is None else self.scale * adapter.active.astype(self.dtype)
         return low * scale

@@ -15,8 +15,16 @@ from jax.ad_checkpoint import checkpoint_policies
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.models.nn.layout import split_batch
 
-Remat = Literal["none", "full", "dots", "dots_no_batch"]
-"""The activations that the backward pass recomputes: none, all, or all but matrix products."""
+Remat = Literal["none", "full", "names", "dots", "dots_no_batch"]
+"""The activations that the backward pass recomputes: none, all, or all but some.
+
+``names`` keeps the output of each linear layer, the sum of product, bias and adapter. ``dots`` keeps every matrix
+product, so that a layer with an adapter has three, and ``dots_no_batch`` those without a batch axis, which leaves out
+the products of attention.
+"""
+
+LINEAR_OUTPUT = "linear_output"
+"""The name of what ``names`` keeps (``jax.ad_checkpoint.checkpoint_name``)."""
 
 M = TypeVar("M", bound=nnx.Module)
 Carry = Any
@@ -95,12 +103,12 @@ def run_layers(
     checked = rematerialised(call)
 
     def step(carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, Carry | None]:
-        seen = []
+        collected = []
         for kind in range(period):
             arrays, extra = jax.tree.map(lambda x, kind=kind: x[kind], inputs) if period > 1 else inputs
             carry = checked(arrays, carry, extra, kind)
-            seen.append(carry)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *seen) if collect else None
+            collected.append(carry)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *collected) if collect else None
 
     inputs = (arrays, per_layer)
     if last_call is not None and period == 1 and steps <= unroll and not collect:
@@ -110,14 +118,15 @@ def run_layers(
         return rematerialised(last_call)(last, carry, extra, 0), None
     if period > 1:
         inputs = jax.tree.map(lambda x: x.reshape(steps, period, *x.shape[1:]), inputs)
-    carry, seen = jax.lax.scan(step, carry, inputs, unroll=min(unroll, steps))
-    return carry, jax.tree.map(lambda x: x.reshape(depth, *x.shape[2:]), seen) if collect else None
+    carry, collected = jax.lax.scan(step, carry, inputs, unroll=min(unroll, steps))
+    return carry, jax.tree.map(lambda x: x.reshape(depth, *x.shape[2:]), collected) if collect else None
 
 
 def _rematerialise(layer: Callable[..., Carry], remat: Remat) -> Callable[..., Carry]:
     """Wraps a layer in the named policy."""
     policies: dict[str, Any] = {
         "full": checkpoint_policies.nothing_saveable,
+        "names": checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
         "dots": checkpoint_policies.dots_saveable,
         "dots_no_batch": checkpoint_policies.dots_with_no_batch_dims_saveable,
     }

@@ -1,6 +1,6 @@
 """A small pre-norm transformer block, shared by the Prophet, the world memory and the flow head.
 
-The backbones have layers of their own, because those must match published checkpoints.
+The backbones have separate layers, because those must match published checkpoints.
 """
 
 import jax
@@ -19,7 +19,7 @@ KeyValue = tuple[Float[Array, "batch source heads head"], Float[Array, "batch so
 
 
 class Dense(nnx.Linear):
-    """A dense layer on the last axis; in half precision the gradients of its parameters are float32 all the same."""
+    """A dense layer on the last axis; also in half precision, the gradients of its parameters are float32."""
 
     def __call__(self, inputs: Float[Array, "batch *shape inputs"], out_sharding: None = None) -> Float[Array, "..."]:
         """Applies the layer in its dtype."""
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        """Builds it; ``target`` and ``source`` are the widths of the two sides where they differ from ``width``."""
+        """Builds the layer; ``target`` and ``source`` are the widths of the two sides if they differ from ``width``."""
         self.heads = heads
         self.query = linear(target or width, width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
         self.key_value = linear(source or width, 2 * width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)

@@ -21,7 +21,7 @@ class Context(NamedTuple):
     """A batch of the Prophet's other inputs; only those that it is conditioned on must be given.
 
     State and actions are normalised. ``words`` are the VLM's token embeddings of the prompt, ``word_mask`` is False
-    where they are no text; ``action_mask`` is False past an episode's end (None: all exist).
+    where they are not text; ``action_mask`` is False past an episode's end (None: all exist).
     """
 
     state: Float32[Array, "batch state"] | None = None

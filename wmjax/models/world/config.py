@@ -1,4 +1,4 @@
-"""The settings of the world memory: what it is made from, what trains it, and whether the action tokens attend to it.
+"""The settings of the world memory: its input, its loss, and whether the action tokens attend to it.
 
 ``train/variants`` has the combinations that the experiment compares; docs/experiments.md says what each isolates.
 """
@@ -16,10 +16,10 @@ Target = Literal["future", "past"]
 
 @dataclasses.dataclass(frozen=True)
 class WorldMemoryConfig(Settings, section="memory"):
-    """What distinguishes the variants of the experiment.
+    """The settings that distinguish the variants of the experiment.
 
     Attributes:
-        input: what the memory is made from: ``latents`` (Prophet on the latent history), ``constant`` (the same
+        input: the source of the memory: ``latents`` (Prophet on the latent history), ``constant`` (the same
             Prophet on ones), ``copy`` (z(t) repeated, no Prophet), ``history`` (the latest frames as they are, no
             Prophet), ``hidden`` (a Prophet on the VLM's hidden states), ``future`` (the true future, in training and
             in acting, where only a simulator knows it: a bound, which no variant may be compared with) or ``none``.
@@ -27,7 +27,7 @@ class WorldMemoryConfig(Settings, section="memory"):
         inject: whether the action tokens attend to the memory.
         action_gradient: whether the action loss trains the Prophet.
         dropout: share of training samples with an empty memory.
-        target: the frames whose latents the prediction loss asks for: ``future``, those after the present one, or
+        target: the frames whose latents the prediction loss compares: ``future``, those after the present one, or
             ``past``, as many before the latent history, newest first. Acting and diagnosis do not depend on it.
 
     """

@@ -1,4 +1,4 @@
-"""Gated cross-attention: how the world memory enters the action tokens.
+"""Gated cross-attention, which injects the world memory into the action tokens.
 
 ``h + tanh(gate) * out(attention(norm(h), norm(memory)))``, after Flamingo (Alayrac et al., 2022). By default the gate
 starts at zero, so training starts at the policy without memory; the output path does not, so that the gate has a
@@ -28,7 +28,7 @@ class InjectionConfig(Settings, section="injection"):
     """Shape of the gated cross-attention. ``gate_per_channel`` gives every hidden channel its own gate.
 
     ``gate_start`` is the gate's initial value before its tanh; at 0 training starts at the policy without memory.
-    ``layers`` are the text decoder's layers after which the memory is injected, each with parameters of its own;
+    ``layers`` are the text decoder's layers after which the memory is injected, each with its own parameters;
     empty injects once, after the last layer and its norm.
     """
 

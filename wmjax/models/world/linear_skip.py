@@ -1,4 +1,4 @@
-"""The linear part of a Prophet: each position's history to the changes of that position in the frames to come.
+"""The linear part of a Prophet, which maps each position's history to its changes in the future frames.
 
 Its form is that of the ridge regression that diagnoses compare the Prophet with
 (:mod:`wmjax.diagnostics.prophet_skill`), with the matrix of each position factored into two of a smaller rank:
@@ -19,7 +19,7 @@ class LinearSkip(nnx.Module):
         features, outputs = 2 * history * dim, future * dim
         self.down = embedding_table(rngs.params(), (tokens, features, rank), features**-0.5)
         self.up = embedding_table(rngs.params(), (tokens, rank, outputs), 0.0)
-        # The positions are stacked as layers are: what is a vector of each is no matrix, and does not decay.
+        # The positions are stacked as layers are: a vector of each position is not a matrix, and does not decay.
         self.bias = nnx.Param(jnp.zeros((tokens, outputs)), out_sharding=("layers", None), eager_sharding=False)
 
     def __call__(

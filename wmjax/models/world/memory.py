@@ -167,7 +167,7 @@ class WorldMemory(nnx.Module):
         if memory is None:
             if corruption in SHUFFLED:
                 raise UserError(f"corruption {corruption!r} needs a memory; give that of another episode (VLA.recall)")
-            memory = prediction if prediction is not None else self._seen(latents)
+            memory = prediction if prediction is not None else self._observed(latents)
         memory = memory if self.config.action_gradient else jax.lax.stop_gradient(memory)
         return corrupt(memory, corruption, key), self._memory_mask(memory.shape[0], key, train, corruption)
 
@@ -235,23 +235,23 @@ class WorldMemory(nnx.Module):
         batch: int,
         prophet_context: Context | None = None,
     ) -> Float32[Array, "batch future pooled dim"]:
-        """The memory of variants that make it without the VLM; where it is the true future, z(t) stands for that."""
+        """The memory of variants that make it without the VLM; where it is the true future, z(t) replaces it."""
         if self.prophet is None:
-            return self._seen(latents)
+            return self._observed(latents)
         if self.config.input == "constant":
             shape = (batch, self.shape.history, self.shape.tokens, self.shape.latent_dim)
             return self.prophet(jnp.ones(shape), prophet_context)  # not zeros: the input projection would never train
         return self.prophet(self.prepare(latents), prophet_context)
 
-    def _seen(
+    def _observed(
         self, latents: Float32[Array, "batch history tokens dim"] | None
     ) -> Float32[Array, "batch future pooled dim"]:
-        """What was seen, in the memory's shape: z(t) repeated, or the history, oldest first, and then z(t)."""
-        seen, future = self.prepare(latents), self.shape.future
+        """The observed latents in the memory's shape: z(t) repeated, or the history, oldest first, and then z(t)."""
+        observed, future = self.prepare(latents), self.shape.future
         if self.config.input != "history":
-            return jnp.repeat(seen[:, -1:], future, axis=1)
-        seen = seen[:, -future:]
-        return jnp.concatenate([seen, jnp.repeat(seen[:, -1:], future - seen.shape[1], axis=1)], axis=1)
+            return jnp.repeat(observed[:, -1:], future, axis=1)
+        observed = observed[:, -future:]
+        return jnp.concatenate([observed, jnp.repeat(observed[:, -1:], future - observed.shape[1], axis=1)], axis=1)
 
     def true_future(
         self,
@@ -259,7 +259,7 @@ class WorldMemory(nnx.Module):
         future: Float32[Array, "batch future tokens dim"] | None,
         mask: Bool[Array, "batch future"] | None,
     ) -> Float32[Array, "batch future pooled dim"]:
-        """The memory of the input ``future``. The last frame that can be foreseen stands for those that cannot.
+        """The memory of the input ``future``. The last frame that can be foreseen replaces the later ones.
 
         Args:
             latents: the history.

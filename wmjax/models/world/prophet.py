@@ -24,7 +24,7 @@ class ProphetConfig(Settings, section="prophet"):
     """Shape of the Prophet.
 
     ``history`` and ``future`` count frames, ``tokens`` positions per frame (1 pools), ``latent_dim`` channels.
-    ``condition`` names its inputs beside latents: ``state``, ``instruction``, or ``actions``, the chunk to come,
+    ``condition`` names its inputs beside latents: ``state``, ``instruction``, or ``actions``, the coming chunk,
     which makes it a forward model (for ``memory.inject = false`` only). With a ``linear_rank`` above 0 the prediction
     is the network's plus a linear map of that rank (:class:`wmjax.models.world.linear_skip.LinearSkip`), which training
     starts at ridge regression.
@@ -59,9 +59,9 @@ class ProphetConfig(Settings, section="prophet"):
 class WorldLossConfig(Settings, section="world"):
     """The target of the Prophet and the loss of its predictions.
 
-    ``target`` says whether the network's output is added to z(t) (``delta``) or stands alone. ``layer_norm`` puts
-    every latent token through a LayerNorm first. The three weights mix: ``cosine`` (one minus cosine),
-    ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
+    ``target`` chooses whether the network's output is added to z(t) (``delta``) or is the prediction itself.
+    ``layer_norm`` applies a LayerNorm to every latent token first. The three weights mix: ``cosine`` (one minus
+    cosine), ``smooth_l1``, and ``normalised_mse``, the squared error over that of copying z(t).
     """
 
     target: Literal["delta", "absolute"] = "delta"
@@ -103,7 +103,7 @@ class ProphetLayer(nnx.Module):
 
 
 class Prophet(nnx.Module):
-    """Latent history, or hidden states, to predicted latents of the next frames."""
+    """Predicts the latents of the next frames from a latent history or from hidden states."""
 
     def __init__(
         self,
@@ -275,8 +275,8 @@ def world_metrics(
     """Skill over copy per horizon frame, 1 - |ẑ-z₊|²/|z_t-z₊|², and two variances over those of the truth.
 
     ``variance_ratio`` is that of ẑ over that of z₊, ``change_ratio`` that of ẑ - z(t) over that of z₊ - z(t), over
-    the frames that exist of the batch, per channel and position. Near 0 the prediction has collapsed; of a Prophet
-    that adds to z(t) only the second says so, because z(t) varies by itself.
+    the frames that exist of the batch, per channel and position. Near 0 the prediction has collapsed; for a Prophet
+    that adds to z(t) only the second shows this, because z(t) itself varies.
     """
     error, copy = _squared_errors(prediction, future, current, mask)
     skill = jnp.where(copy > 0.0, 1.0 - error / jnp.maximum(copy, 1e-6), 0.0)

@@ -1,7 +1,7 @@
 """The interface of primitives, and the table of the predicates that they make true.
 
-A primitive is a class in a module of its own and a line of :data:`PRIMITIVES`. It must be Markov: its action is a
-function of the simulator's state, so that it can take over from anywhere. That makes its labels independent of who led
+A primitive is a class in its own module and a line of :data:`PRIMITIVES`. It must be Markov: its action is a
+function of the simulator's state, so that it can continue from any state. That makes its labels independent of what led
 to a state.
 """
 

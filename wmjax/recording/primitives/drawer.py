@@ -184,7 +184,7 @@ class Drawer(Primitive):
         return Phase.PULL, towards(state, grasp.position + LEAD * self._outward, turn, CLOSE, 0.6)
 
     def _push(self, state: SceneState) -> tuple[Phase, Action]:
-        """Arrives in front of the handle, over what is in the drawer, then goes on inward."""
+        """Arrives in front of the handle, above the drawer's content, then continues inward."""
         start = self._position + TOUCH * self._outward
         turn = rotation_vector(self._rotation @ state.rotation.T)
         sideways, wrong = across(state.hand - start, self._outward), float(np.linalg.norm(turn))

@@ -57,7 +57,7 @@ def held(state: SceneState) -> bool:
 
 
 def firm(state: SceneState) -> bool:
-    """Whether the fingers have closed on what they hold."""
+    """Whether the fingers have closed on the held object."""
     return state.command < 0.001 and abs(state.closing) < 0.015
 
 

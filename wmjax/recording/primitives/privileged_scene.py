@@ -1,6 +1,6 @@
 """The scripted expert's privileged view of a scene: poses, meshes, inverse kinematics, clearances.
 
-Whatever depends on the compiled model only is looked up once; planning then works on arrays.
+Values that depend only on the compiled model are looked up once; planning then works on arrays.
 """
 
 import functools
@@ -194,7 +194,7 @@ class Scene:
     def observe(self, item: str, target: str) -> SceneState:
         """The scene as the expert sees it; nothing in it depends on how the state was reached.
 
-        Contacts are computed anew: those of the simulation are of the last substep's start, or, after a state was
+        Contacts are computed again: those of the simulation are of the last substep's start, or, after a state was
         restored, of that state.
         """
         import mujoco

@@ -37,7 +37,7 @@ NEAR = 0.10
 ABOVE = 0.10
 """Height (m) above the place to which an object is carried before it is let down."""
 MOVED = 0.015
-"""Size (m) of the cells of positions of the object in which the grasp is planned anew."""
+"""Size (m) of the cells of positions of the object in which the grasp is planned again."""
 
 
 class Put(Primitive):
@@ -123,8 +123,8 @@ class Put(Primitive):
         """Whether a held object is where it should be."""
         if self._drop:
             return state.aside < DONE and state.height < self._drop + 0.01
-        stands = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
-        return state.aside < AT_PLACE and stands
+        placed = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
+        return state.aside < AT_PLACE and placed
 
     def _carry(self, state: SceneState) -> tuple[Phase, Action]:
         """A held object: up while something is close below it, over its place, down."""

@@ -39,7 +39,7 @@ class LatentColours:
 
     @classmethod
     def fit(cls, latents: Float[np.ndarray, "*batch dim"]) -> "LatentColours":
-        """The components of all tokens together, whatever their frame and place. Fewer than 3 channels leave 0."""
+        """The components of all tokens together, of any frame and position. Fewer than 3 channels leave 0."""
         tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float32)
         mean = tokens.mean(0)
         centred = tokens - mean
@@ -61,7 +61,7 @@ class LatentColours:
 
 
 def on_grid(latents: Float[np.ndarray, "*batch tokens dim"]) -> Float[np.ndarray, "*batch rows columns dim"]:
-    """Tokens at their place in the image; a pooled one is a grid of 1, two cameras' grids stand one below the other."""
+    """Tokens at their place in the image; a pooled one is a grid of 1, two cameras' grids are stacked vertically."""
     tokens = latents.shape[-2]
     columns = max(n for n in range(1, math.isqrt(tokens) + 1) if tokens % n == 0)
     return latents.reshape(*latents.shape[:-2], tokens // columns, columns, latents.shape[-1])
@@ -86,7 +86,7 @@ class Painted:
 
 
 def paint(latents: LatentStore, store: TrainingStore, indices: Sequence[int]) -> Painted:
-    """Colours of z itself, in which the place in the image weighs most, and of what differs from the place's mean.
+    """Colours of z itself, dominated by the position in the image, and of the difference from the position's mean.
 
     Args:
         latents: of the training store; the unshifted view is shown.

@@ -1,4 +1,4 @@
-"""What the strips below a video share: a strip belongs to a decision and stays until the next one."""
+"""The parts that the strips below a video share: a strip shows a decision until the next one."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""What a user runs first on new hardware: every part of a training and an evaluation, checked and measured."""
+"""Checks for new hardware, which run and measure every part of a training and an evaluation."""

@@ -62,15 +62,15 @@ def check_simulator(bench: Bench) -> Finding:
     _require_simulator()
     size, several = bench.experiment.data.observation.image_size, min(os.cpu_count() or 1, 16)
     rates = {n: speed.measure(n, size, SIMULATOR_SECONDS) for n in dict.fromkeys((1, several))}
-    shown = ", ".join(f"{found['steps_per_s']:.1f} by {n}" for n, found in rates.items())
+    listed = ", ".join(f"{found['steps_per_s']:.1f} by {n}" for n, found in rates.items())
     one = rates[1]
-    text = f"control steps/s: {shown}; rendering takes {one['render_ms']:.0f} ms ({one['renderer']})"
+    text = f"control steps/s: {listed}; rendering takes {one['render_ms']:.0f} ms ({one['renderer']})"
     good = all(found["answered"] == n for n, found in rates.items())
     return judged(good, text, steps_per_s={str(n): found["steps_per_s"] for n, found in rates.items()}, **_plain(one))
 
 
 def check_replay(bench: Bench) -> Finding:
-    """The demonstration's actions once more, open loop: they must succeed again."""
+    """Replays the demonstration's actions in open loop; they must succeed again."""
     store = bench.demonstration()
     _require_simulator()
     tasks = sorted({int(entry["task_id"]) for entry in store.episodes[:1]})
@@ -81,7 +81,7 @@ def check_replay(bench: Bench) -> Finding:
 
 
 def check_rollouts(bench: Bench) -> Finding:
-    """A few short episodes of the policy that was trained on one: that they run, not that it succeeds."""
+    """A few short episodes of the policy that was trained on one episode; they must run, but need not succeed."""
     run = overfitted(bench)
     _require_simulator()
     protocol = _protocol(bench, list(bench.experiment.data.tasks))

@@ -1,4 +1,4 @@
-"""What the checks share: settings, programs, noise in the place of weights, one demonstration, one short training."""
+"""The resources that the checks share: settings, programs, noise as weights, one demonstration, one short training."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 def shared(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
-    """Makes a piece once. The first check that needs it fails with it; those that follow are skipped."""
+    """Makes a resource once. If that fails, the first check that needs it fails, and later ones are skipped."""
 
     @functools.wraps(make)
     def get(bench: "Bench") -> T:
@@ -62,7 +62,7 @@ def shared(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
 
 
 class Bench:
-    """Settings of a request, and what is made of them when a check asks for it.
+    """Settings of a request, and the resources that are made from them when a check needs them.
 
     Attributes:
         request: what was asked.
@@ -100,14 +100,14 @@ class Bench:
 
     @shared
     def mesh(self) -> jax.sharding.Mesh:
-        """Over all devices."""
+        """The mesh over all devices."""
         mesh = make_mesh(self.experiment.mesh)
         require_divisible(self.experiment.train.batch_size, mesh)
         return mesh
 
     @shared
     def programs(self) -> Built:
-        """Those of the training."""
+        """The programs of the training."""
         return programs(self.experiment, self.mesh())
 
     def arrays(self) -> Arrays:
@@ -170,7 +170,7 @@ class Bench:
 
 
 def at_hand(request: Request, scratch: Path) -> tuple[Experiment, TrainingStore | None]:
-    """The settings of a request, with what ships or is made here where only a download or a conversion would help.
+    """The settings of a request, with shipped or generated files where others would have to be downloaded or converted.
 
     Of a given training store the first episode's task is what counts.
 
@@ -216,7 +216,7 @@ def _noise_encoder(scratch: Path) -> Path:
 
 
 def _encoder_size(request: Request) -> str | None:
-    """The size of V-JEPA 2 that noise stands for; None if the encoder is at hand or was given."""
+    """The size of the V-JEPA 2 that noise replaces; None if the encoder exists or was given."""
     settings = merge({"train": {"backbone_weights": RANDOM}}, request.settings)
     config: Any = load(request.recipe, request.scale, None, settings).encoder
     name = str(getattr(config, "model", "mini"))

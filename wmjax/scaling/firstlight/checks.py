@@ -21,7 +21,7 @@ CHECKS: Mapping[str, Check] = {name: _check(name) for name in NAMES}
 
 
 def run_check(name: str, bench: Bench, checks: Mapping[str, Check] = CHECKS) -> Row:
-    """One check's line; whatever it raises becomes a finding, signals excepted."""
+    """Runs one check and returns its line; every exception except signals becomes a finding."""
     started = time.monotonic()
     try:
         finding = checks[name](bench)

@@ -52,7 +52,7 @@ PYTORCH_SECONDS = 1800.0
 
 
 def relative(found: Any, wanted: Any) -> float:
-    """The norm of the difference over the norm of what is wanted, in float64."""
+    """The norm of the difference relative to the norm of the reference, in float64."""
     a, b = (np.asarray(x, np.float64) for x in (found, wanted))
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
@@ -113,8 +113,8 @@ def check_latents(bench: Bench) -> Finding:
         run = jax.jit(lambda state, clips: encode_latents(nnx.merge(graph, state), clips, config.pooling_grid))
         errors["bfloat16"] = _worst(np.asarray(run(state, clips), np.float32), exact)
     good = errors["default"] <= LATENT_BOUND
-    shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    text = f"largest error over RMS at this device's precision: {shown}; bound {LATENT_BOUND:g} of the default"
+    listed = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    text = f"largest error over RMS at this device's precision: {listed}; bound {LATENT_BOUND:g} of the default"
     text += "" if good else "; set JAX_DEFAULT_MATMUL_PRECISION=highest"
     return judged(good, text, bound=LATENT_BOUND, **{f"{name}_error": error for name, error in errors.items()})
 
@@ -159,7 +159,7 @@ def check_attention(bench: Bench) -> Finding:
 
 
 def check_torch(bench: Bench) -> Finding:
-    """Hidden states of one prompt against the published implementation, in a process of its own, on the CPU."""
+    """Hidden states of one prompt against the published implementation, in a separate process, on the CPU."""
     for package in ("torch", "transformers", "encoders_export"):
         if importlib.util.find_spec(package) is None:
             raise MissingPieceError(f"{package} is not installed; run ./setup.sh export")

@@ -1,4 +1,4 @@
-"""What is asked of a first light, and what a check answers. Imports no jax."""
+"""The request for a first light, and the result of a check. Imports no jax."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -52,11 +52,11 @@ class Row:
     seconds: float
 
     def line(self) -> str:
-        """As it is printed."""
+        """The line as it is printed."""
         return f"{self.finding.status:<5}{self.check:<11}{self.finding.text}  [{self.seconds:.0f} s]"
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is written."""
+        """The row as it is written."""
         return {"check": self.check, **dataclasses.asdict(self.finding), "seconds": round(self.seconds, 2)}
 
     @classmethod
@@ -66,7 +66,7 @@ class Row:
 
 
 class MissingPieceError(Exception):
-    """A piece that a check needs is not there; the check is skipped, and says so."""
+    """A resource that a check needs is missing; the check is skipped with this reason."""
 
 
 def judged(good: bool, text: str, **figures: Any) -> Finding:

@@ -1,4 +1,4 @@
-"""Runs the checks in a process of their own: one that kills it, or hangs, is a failed check, and the rest go on."""
+"""Runs the checks in a separate process: a check that kills it or hangs has failed, and the others continue."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ TAIL = 300
 """Characters of a killed process' output that its check's line keeps."""
 
 
-def run(request: Request, scratch: Path, limit: float, show: Callable[[str], None]) -> dict[str, Any]:
+def run(request: Request, scratch: Path, limit: float, report: Callable[[str], None]) -> dict[str, Any]:
     """All checks, as JSON-able values: ``about`` the devices, and ``checks`` as :meth:`Row.as_dict` writes them.
 
     Args:
         request: what to check.
         scratch: an empty folder for what the checks make.
         limit: seconds that one check may take.
-        show: is given each line as soon as it is known.
+        report: called with each line as soon as it is known.
 
     Raises:
         UserError: bad settings, or no device.
@@ -39,33 +39,33 @@ def run(request: Request, scratch: Path, limit: float, show: Callable[[str], Non
     rows: list[Row] = []
     left = request.checks
     while left:
-        seen = _Seen(scratch / ROWS, about, rows, show)
-        status, late = _process(dataclasses.replace(request, checks=left), scratch, limit, seen)
+        output = _Output(scratch / ROWS, about, rows, report)
+        status, late = _process(dataclasses.replace(request, checks=left), scratch, limit, output)
         left = tuple(name for name in left if name not in {row.check for row in rows})
         if not left:
             break
-        if seen.running is None and not rows:
+        if output.running is None and not rows:
             raise _failure(scratch, status)
         reason = f"no end after {limit:.0f} s" if late else _ended(status)
         found = Finding("fail", f"{reason}; the process said: {_tail(scratch)}")
-        for name in left if seen.running is None else (seen.running,):  # all, if no new process comes up any more
-            rows.append(Row(name, found, time.monotonic() - seen.since))
-            show(rows[-1].line())
+        for name in left if output.running is None else (output.running,):  # all, if no new process comes up any more
+            rows.append(Row(name, found, time.monotonic() - output.since))
+            report(rows[-1].line())
         left = tuple(name for name in left if name not in {row.check for row in rows})
     return {"about": about, "checks": [row.as_dict() for row in rows]}
 
 
-class _Seen:
-    """What has come from a process so far."""
+class _Output:
+    """What a process has written so far."""
 
-    def __init__(self, path: Path, about: dict[str, Any], rows: list[Row], show: Callable[[str], None]) -> None:
-        self._path, self._about, self._rows, self._show = path, about, rows, show
+    def __init__(self, path: Path, about: dict[str, Any], rows: list[Row], report: Callable[[str], None]) -> None:
+        self._path, self._about, self._rows, self._report = path, about, rows, report
         self._position = path.stat().st_size if path.exists() else 0
         self.running: str | None = None
         self.since = time.monotonic()
 
-    def look(self) -> None:
-        """Takes the whole lines that were added."""
+    def poll(self) -> None:
+        """Reads the complete lines that were added."""
         if not self._path.exists():
             return
         with self._path.open(encoding="utf-8") as file:
@@ -80,15 +80,15 @@ class _Seen:
         elif "check" in values:
             self._rows.append(Row.from_dict(values))
             self.running = None
-            self._show(self._rows[-1].line())
+            self._report(self._rows[-1].line())
         else:
             if not self._about:
-                self._show(f"{values['devices']} x {', '.join(values['kinds'])}, jax {values['versions']['jax']}")
+                self._report(f"{values['devices']} x {', '.join(values['kinds'])}, jax {values['versions']['jax']}")
             self._about.update(values)
 
 
-def _process(request: Request, scratch: Path, limit: float, seen: _Seen) -> tuple[int, bool]:
-    """Its exit status, and whether a check took too long."""
+def _process(request: Request, scratch: Path, limit: float, output: _Output) -> tuple[int, bool]:
+    """Runs the process; returns its exit status, and whether a check took too long."""
     line = [sys.executable, "-m", WORKER, json.dumps(dataclasses.asdict(request))]
     with (scratch / LOG).open("a", encoding="utf-8") as log:
         process = subprocess.Popen([*line, str(scratch)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -96,15 +96,15 @@ def _process(request: Request, scratch: Path, limit: float, seen: _Seen) -> tupl
         try:
             while process.poll() is None:
                 time.sleep(POLL)
-                seen.look()
-                if time.monotonic() - seen.since > limit:
+                output.poll()
+                if time.monotonic() - output.since > limit:
                     late = True
                     break
         finally:
             if process.poll() is None:  # it hangs, or a signal ends this process; simulators are of the same session
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    seen.look()
+    output.poll()
     return process.returncode, late
 
 

@@ -35,18 +35,20 @@ OVERFIT_BOUND = 0.7
 
 
 def check_donation(bench: Bench) -> Finding:
-    """The training step takes over the memory of its state: by the compiler's plan, and in fact."""
+    """The training step reuses the memory of its state: in the compiler's plan, and at run time."""
     arrays, batch, prompts = bench.arrays(), bench.batch(), bench.prompts()
     program, needs = compiled(bench.programs().train_step, *arrays, batch, prompts)
     plan, given = program.memory_analysis(), jax.tree.leaves((arrays.state, arrays.guard))
     share = sum(leaf.addressable_shards[0].data.nbytes for leaf in given)
     jax.block_until_ready(program(*arrays, batch, prompts))
-    kept = sum(not leaf.is_deleted() for leaf in given)
-    good = kept == 0 and plan.alias_size_in_bytes >= 0.99 * share
+    remaining = sum(not leaf.is_deleted() for leaf in given)
+    good = remaining == 0 and plan.alias_size_in_bytes >= 0.99 * share
     text = f"{plan.alias_size_in_bytes / 1e9:.3f} of {share / 1e9:.3f} GB of state per device are taken over, "
-    text += f"{kept} of {len(given)} arrays left; compiled in {needs['compile_s']:.0f} s, "
+    text += f"{remaining} of {len(given)} arrays left; compiled in {needs['compile_s']:.0f} s, "
     text += f"{needs['arguments_gb']:.2f} GB of arguments and {needs['temporaries_gb']:.2f} GB of temporaries"
-    return judged(good, text, arrays_left=kept, alias_gb=plan.alias_size_in_bytes / 1e9, state_gb=share / 1e9, **needs)
+    return judged(
+        good, text, arrays_left=remaining, alias_gb=plan.alias_size_in_bytes / 1e9, state_gb=share / 1e9, **needs
+    )
 
 
 def check_checkpoint(bench: Bench) -> Finding:
@@ -66,7 +68,7 @@ def check_checkpoint(bench: Bench) -> Finding:
 
 
 def check_step(bench: Bench) -> Finding:
-    """Samples/s of the training step on a batch that lies on the devices; model FLOPs utilisation where it is known."""
+    """Samples/s of the training step on a batch that is on the devices; model FLOPs utilisation where it is known."""
     arrays, batch, prompts = bench.arrays(), bench.batch(), bench.prompts()
     step, box = bench.programs().train_step, [arrays.state, arrays.guard]
 

@@ -9,7 +9,7 @@ from typing import Any
 from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.devices import require_devices
-from wmjax.core.paths import keep_compiled_programs
+from wmjax.core.paths import enable_compilation_cache
 from wmjax.scaling.firstlight.request import Request
 
 ROWS = "rows.jsonl"
@@ -20,7 +20,7 @@ def main() -> int:
 
     def body() -> int:
         request, scratch = Request(**json.loads(sys.argv[1])), Path(sys.argv[2])
-        keep_compiled_programs()
+        enable_compilation_cache()
         os.environ["WMJAX_CACHE"] = str(scratch / "cache")  # what the checks make goes with them
         require_devices()
         from wmjax.scaling.firstlight.bench import Bench

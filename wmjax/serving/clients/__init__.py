@@ -1,1 +1,1 @@
-"""The other side of the dialects: policies that another program serves, asked for actions."""
+"""The other side of the dialects: clients of policies that another program serves."""

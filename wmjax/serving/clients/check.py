@@ -12,10 +12,10 @@ from wmjax.data.labels import chunk_labels
 from wmjax.data.store import TrainingStore
 from wmjax.serving.clients.client import Client, View
 from wmjax.serving.clients.conventions import PRESETS, Conventions, raw_actions
-from wmjax.serving.clients.served_policy import connected, require_same_robot, resolved, shown
+from wmjax.serving.clients.served_policy import as_expected, connected, require_same_robot, resolved
 from wmjax.sim.episode import EpisodeId
 
-FITS = 0.3
+MATCH_R2 = 0.3
 """Least R² of a dimension that follows the recordings; a policy on its own training data has 0.6 to 0.95."""
 FOLLOWS = 0.5
 """Least absolute correlation above which a wrong sign, scale or offset is distinguished from noise."""
@@ -29,7 +29,7 @@ VARIATIONS: tuple[tuple[str, Any], ...] = (
 )  # fmt: skip
 """Single conventions in which the best preset is varied; none has an effect on how actions are read."""
 READING = ("preset", "gripper_open", "gripper_closed", "gripper_binary", "horizon", "wait_steps", "name", "timeout_s")
-"""Conventions that change nothing of what a policy is shown."""
+"""Conventions that do not change the observations that a policy receives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """All that was tried: presets, then the best of them with single conventions changed."""
+    """The tested conventions: presets, then the best of them with single conventions changed."""
 
     rows: Sequence[Row]
     names: Sequence[str]
@@ -89,9 +89,9 @@ class Check:
             return ["the server refused all of them"]
         others = [row.name for row in self.rows if row is not best and row.score > best.score - TIE]
         also = f" (and {', '.join(others)}, which these observations do not tell apart)" if others else ""
-        fits = best.score >= FITS
-        lines = [f"{best.name} fits{also}" if fits else f"nothing fits; the nearest is {best.name}{also}"]
-        lines += [self._misfit(int(index)) for index in np.flatnonzero(best.r2 < FITS)]
+        matches = best.score >= MATCH_R2
+        lines = [f"{best.name} fits{also}" if matches else f"nothing fits; the nearest is {best.name}{also}"]
+        lines += [self._misfit(int(index)) for index in np.flatnonzero(best.r2 < MATCH_R2)]
         return [*lines, self.note] if self.note else lines
 
     def _misfit(self, index: int) -> str:
@@ -104,14 +104,14 @@ class Check:
         if correlation <= -FOLLOWS:
             return f"{line}its sign is opposite"
         if correlation >= FOLLOWS:
-            return f"{line}its scale or offset is another one, {best.slope[index]:.2g} recorded per answered unit"
+            return f"{line}its scale or offset differs, {best.slope[index]:.2g} recorded per answered unit"
         return f"{line}it does not follow the recordings"
 
 
 def check_conventions(
     client: Client, chosen: Conventions, changes: Mapping[str, Any], store: TrainingStore, count: int
 ) -> Check:
-    """Shows a served policy recorded observations under each preset.
+    """Sends recorded observations to a served policy under each preset.
 
     Args:
         client: a connection that has been greeted.
@@ -130,14 +130,14 @@ def check_conventions(
     if client.own:
         require_same_robot(client.card, store.action_spec, client.url)
     frames = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
-    asked = _Asked(client, store, frames)
+    answers = _Answers(client, store, frames)
     rows = (
         {"wmjax": chosen} if client.own else {name: resolved(client, {**changes, "preset": name}) for name in PRESETS}
     )
-    found = [asked.row(name, conventions) for name, conventions in rows.items()]
+    found = [answers.row(name, conventions) for name, conventions in rows.items()]
     best = max(found, key=lambda row: row.score)
     if best.r2.size:
-        found += [asked.row(*varied) for varied in _variations(best.name, rows[best.name])]
+        found += [answers.row(*varied) for varied in _variations(best.name, rows[best.name])]
     sizes = {conventions.image_size for conventions in rows.values()}
     small = store.spec.image_size < max(sizes)
     note = f"the recorded images have {store.spec.image_size} pixels a side and were enlarged" if small else ""
@@ -150,8 +150,8 @@ def _variations(name: str, chosen: Conventions) -> Iterator[tuple[str, Conventio
             yield f"{name}, {field} {value}", dataclasses.replace(chosen, **{field: value})
 
 
-class _Asked:
-    """The answers of a server to some recorded observations; each form of them is requested once."""
+class _Answers:
+    """A server's answers to some recorded observations; each form of the observations is requested once."""
 
     def __init__(self, client: Client, store: TrainingStore, frames: np.ndarray) -> None:
         self._client, self._store, self._frames = client, store, frames
@@ -176,10 +176,10 @@ class _Asked:
         return fitted(name, guess[mask].astype(np.float64), truth[mask].astype(np.float64))
 
     def _ask(self, frame: int, chosen: Conventions) -> np.ndarray:
-        """The answer to one observation, as the first of an episode of its own."""
+        """The answer to one observation, sent as the first of a new episode."""
         store = self._store
         entry = store.episodes[store.frame_episode[frame]]
-        images, state = shown(store.frames[[frame]], store.state[store.frame_row[frame]], store.spec, chosen)
+        images, state = as_expected(store.frames[[frame]], store.state[store.frame_row[frame]], store.spec, chosen)
         self._number += 1
         episode = EpisodeId("check", 0, "random", self._number)
         self._client.ask(View(images, state, entry["instruction"], episode, 0, True), chosen)

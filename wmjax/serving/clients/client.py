@@ -25,7 +25,7 @@ OWN = "wmjax"
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One decision that is asked for, in the policy's conventions.
+    """One requested decision, in the policy's conventions.
 
     Attributes:
         images: for each camera, the frames that fell due since the last decision, oldest first.
@@ -46,7 +46,7 @@ class View:
 
 
 class Client(abc.ABC):
-    """One connection. Questions and answers are apart, so that several connections are asked at once.
+    """One connection. Requests and answers are separate calls, so that several connections work at once.
 
     Args:
         url: such as ``ws://127.0.0.1:8000``.
@@ -56,11 +56,11 @@ class Client(abc.ABC):
     Attributes:
         dialect: the name of its protocol, and the preset of conventions that its own clients follow.
         raw_gripper: whether a server of wmjax answers the environment's own gripper values in it.
-        every_step: whether the protocol asks at every control step, whatever the policy's chunks are.
+        every_step: whether the protocol asks at every control step, independent of the policy's chunks.
         card: what the server says about itself.
 
     Raises:
-        UserError: nobody listens there, or it speaks another dialect.
+        UserError: no server listens there, or it speaks another dialect.
 
     """
 
@@ -98,11 +98,11 @@ class Client(abc.ABC):
 
     @abc.abstractmethod
     def ask(self, view: View, chosen: Conventions) -> None:
-        """Asks for the actions of a decision."""
+        """Requests the actions of a decision."""
 
     @abc.abstractmethod
     def answer(self) -> Float[np.ndarray, "steps action"]:
-        """The answer to the question before, in the policy's own conventions.
+        """The answer to the previous request, in the policy's own conventions.
 
         Raises:
             UserError: the server refuses, fails, is gone, or answers something else than actions.
@@ -110,7 +110,7 @@ class Client(abc.ABC):
         """
 
     def implied(self) -> dict[str, Any]:
-        """Settings of :class:`Conventions` that follow from what the server says about itself."""
+        """Settings of :class:`Conventions` that follow from the server's description of itself."""
         return {}
 
     def close(self) -> None:
@@ -153,14 +153,14 @@ class Client(abc.ABC):
         return frame
 
     def _refused(self, message: object) -> UserError:
-        """What the server said, in one line: of a traceback its last."""
+        """The server's error in one line: the last one of a traceback."""
         lines = str(message).strip().splitlines() or ["nothing"]
         return UserError(f"{self.url} refuses: {lines[-1][:300]}")
 
     def _lost(self) -> UserError:
         return UserError(
             f"{self.url} closed the connection; look at the server's log, start it again and repeat the command, which "
-            "goes on with the next episode"
+            "continues with the next episode"
         )
 
     def _numbers(self, value: Any) -> Float[np.ndarray, "..."]:

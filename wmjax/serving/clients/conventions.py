@@ -147,7 +147,7 @@ def drawn_spec(chosen: Conventions, environment: ObservationSpec, horizon: int) 
     )
 
 
-def shown_image(image: UInt8[np.ndarray, "height width 3"], chosen: Conventions) -> UInt8[np.ndarray, "size size 3"]:
+def expected_image(image: UInt8[np.ndarray, "height width 3"], chosen: Conventions) -> UInt8[np.ndarray, "size size 3"]:
     """A camera's image as the policy expects it."""
     turned = {"upright": image, "turned": image[::-1, ::-1], "mirrored": image[:, ::-1]}[chosen.orientation]
     size = chosen.image_size
@@ -159,7 +159,7 @@ def shown_image(image: UInt8[np.ndarray, "height width 3"], chosen: Conventions)
     return np.asarray(Image.fromarray(np.ascontiguousarray(turned)).resize((size, size), method))
 
 
-def shown_state(
+def expected_state(
     state: Float32[np.ndarray, " state"], spec: ObservationSpec, chosen: Conventions
 ) -> Float64[np.ndarray, " shown"] | None:
     """The environment's state as the policy expects it; None if it expects none.
@@ -204,7 +204,7 @@ def quaternion(rotation: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4"]:
 
 
 def raw_actions(answer: Float[np.ndarray, "steps action"], spec: ActionSpec, chosen: Conventions) -> Chunk:
-    """The environment's actions for what a policy answered, within their bounds.
+    """The environment's actions for a policy's answer, within their bounds.
 
     Args:
         answer: the policy's own actions.

@@ -1,4 +1,4 @@
-"""A policy that another program serves, as an actor: one connection per simulator, asked side by side."""
+"""A policy that another program serves, as an actor: one connection per simulator, used in parallel."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,21 @@ from wmjax.serving.clients.conventions import (
     PRESETS,
     Conventions,
     conventions,
+    expected_image,
+    expected_state,
     raw_actions,
-    shown_image,
-    shown_state,
 )
 from wmjax.sim.episode import EpisodeId
 
 KEY = "WMJAX_API_KEY"
-"""The environment variable with the key that a server asks for."""
+"""The environment variable with the key that a server requires."""
 
 
 def connected(kind: type[Client], url: str, timeout_s: float = Conventions.timeout_s) -> Client:
     """A connection that has been greeted.
 
     Raises:
-        UserError: nobody listens there, or it speaks another dialect.
+        UserError: no server listens there, or it speaks another dialect.
 
     """
     client = kind(url, os.environ.get(KEY, ""), timeout_s)
@@ -44,7 +44,7 @@ def connected(kind: type[Client], url: str, timeout_s: float = Conventions.timeo
 
 
 def resolved(client: Client, changes: Mapping[str, Any]) -> Conventions:
-    """A policy's conventions: a preset, what the server says about itself, and what was set.
+    """A policy's conventions: a preset, the server's description of itself, and the given settings.
 
     Args:
         client: a connection that has been greeted.
@@ -63,19 +63,19 @@ def resolved(client: Client, changes: Mapping[str, Any]) -> Conventions:
             "needs; leave it out"
         )
     spec = own_spec(client)
-    told: dict[str, Any] = {
+    needed: dict[str, Any] = {
         "cameras": list(spec.cameras), "drawn_size": spec.image_size, "image_size": spec.image_size, "state": "full",
         "rotation": "robosuite", "gripper_binary": False, "horizon": client.card.get("open_loop_horizon"),
     }  # fmt: skip
     if client.every_step:
-        told["horizon"] = 1
+        needed["horizon"] = 1
     if client.raw_gripper:
-        told |= {"gripper_open": None, "gripper_closed": None}
-    return conventions(usual, told, dict(changes))
+        needed |= {"gripper_open": None, "gripper_closed": None}
+    return conventions(usual, needed, dict(changes))
 
 
 def own_spec(client: Client) -> ObservationSpec:
-    """What a server of wmjax says that its policy sees; with every frame, if its dialect asks at every control step.
+    """The observation spec that a server of wmjax declares; with every frame, if its dialect asks at every step.
 
     Raises:
         UserError: a server of another version.
@@ -98,22 +98,22 @@ def require_same_robot(card: Mapping[str, Any], action_spec: ActionSpec, url: st
     require_same_actions(served, action_spec, f"the environment that {url} is asked from", OTHER_ROBOT)
 
 
-def shown(
+def as_expected(
     frames: UInt8[np.ndarray, "frames cameras height width 3"],
     state: Float32[np.ndarray, " state"],
     spec: ObservationSpec,
     chosen: Conventions,
 ) -> tuple[list[UInt8[np.ndarray, "frames size size 3"]], Float64[np.ndarray, " shown"] | None]:
-    """What a policy is shown of an observation of ``spec``: the images of each of its cameras, and the state."""
+    """An observation of ``spec`` as the policy expects it: the images of each of its cameras, and the state."""
     places = [spec.cameras.index(camera) for camera in chosen.cameras]
-    images = [np.stack([shown_image(frame, chosen) for frame in frames[:, place]]) for place in places]
-    return images, shown_state(state, spec, chosen)
+    images = [np.stack([expected_image(frame, chosen) for frame in frames[:, place]]) for place in places]
+    return images, expected_state(state, spec, chosen)
 
 
 class ServedPolicy:
-    """Asks a server for the actions of any number of slots.
+    """Requests the actions of any number of slots from a server.
 
-    A server of wmjax is told the episode and sent every frame that fell due, so it answers as the policy in process
+    A server of wmjax receives the episode's name and every frame that fell due, so it answers as the policy in process
     does. Any other is sent what its own clients send: the newest images, the state and the instruction.
 
     Args:
@@ -154,7 +154,7 @@ class ServedPolicy:
         return None
 
     def act(self, decisions: Sequence[Decision]) -> list[Plan]:
-        """One plan per decision; all questions are sent before any answer is read.
+        """One plan per decision; all requests are sent before any answer is read.
 
         Raises:
             UserError: the server refuses, fails or is gone.
@@ -175,7 +175,7 @@ class ServedPolicy:
         return raw_actions(client.answer(), self._action_spec, self._chosen)
 
     def _hold(self) -> Chunk:
-        """Holding still until the wait is over."""
+        """The actions that hold still until the wait is over."""
         return np.tile(np.array(self._action_spec.hold, np.float32), (self._horizon, 1))
 
     def _view(self, decision: Decision) -> View:
@@ -183,5 +183,5 @@ class ServedPolicy:
         first = wait <= decision.step < wait + self._horizon
         alone = first or not self._clients[0].own  # at a first decision the frames are one, repeated
         frames = decision.frames[-1:] if alone else decision.frames
-        images, state = shown(frames, decision.state, self.observation_spec, self._chosen)
+        images, state = as_expected(frames, decision.state, self.observation_spec, self._chosen)
         return View(images, state, decision.instruction, decision.episode, decision.step, first)

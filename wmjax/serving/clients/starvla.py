@@ -25,15 +25,15 @@ class StarVLAClient(Client):
         """Reads the server's metadata.
 
         Raises:
-            UserError: the server does not speak first, or does not say how long its chunks are.
+            UserError: the server does not greet first, or does not send the length of its chunks.
 
         """
         self.card = self._read(GREETING_S, finite=False)
         if not isinstance(self.card.get("action_chunk_size"), int):
-            raise UserError(f"{self.url} does not say its action_chunk_size; choose another --dialect")
+            raise UserError(f"{self.url} does not send its action_chunk_size; choose another --dialect")
 
     def implied(self) -> dict[str, Any]:
-        """The peers' evaluation executes whole chunks."""
+        """The conventions of starVLA's evaluation, which executes whole chunks."""
         return {"horizon": self.card["action_chunk_size"]}
 
     def ask(self, view: View, chosen: Conventions) -> None:

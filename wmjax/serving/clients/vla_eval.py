@@ -15,7 +15,7 @@ GREETING_S = 60.0
 
 
 class VlaEvalClient(Client):
-    """Greets first, says when episodes begin and end, and asks at every control step: the server has the chunks."""
+    """Greets first, announces episodes and their ends, and asks at every control step: the server has the chunks."""
 
     dialect = "vla-eval"
     every_step = True
@@ -31,7 +31,9 @@ class VlaEvalClient(Client):
             UserError: the server speaks another dialect, or another version of it.
 
         """
-        self._say("hello", {"harness_version": "wmjax", "protocol_version": PROTOCOL_VERSION, "benchmark": "libero"})
+        self._send_message(
+            "hello", {"harness_version": "wmjax", "protocol_version": PROTOCOL_VERSION, "benchmark": "libero"}
+        )
         payload = self._hear("hello", GREETING_S)
         version = payload.get("protocol_version")
         if version != PROTOCOL_VERSION:
@@ -40,7 +42,7 @@ class VlaEvalClient(Client):
         self.card = payload | (own if isinstance(own, dict) else {})
 
     def implied(self) -> dict[str, Any]:
-        """What the server asks of the benchmark.
+        """The conventions that the server requests from the benchmark.
 
         Raises:
             UserError: it wants what LIBERO's environment of wmjax does not have.
@@ -59,21 +61,21 @@ class VlaEvalClient(Client):
         }
 
     def ask(self, view: View, chosen: Conventions) -> None:
-        """Sends an observation, at an episode's first decision behind its beginning."""
+        """Sends an observation; at an episode's first decision it first announces the episode."""
         if view.first:
             self._begin(view)
         images = {NAMES.get(c, c): frames[-1] for c, frames in zip(chosen.cameras, view.images, strict=True)}
         sent: dict[str, Any] = {"images": images, "task_description": view.instruction}
-        self._say("observation", sent if view.state is None else {**sent, "states": view.state})
+        self._send_message("observation", sent if view.state is None else {**sent, "states": view.state})
 
     def _begin(self, view: View) -> None:
-        """An episode is named as vla-eval's LIBERO benchmark names it; servers of wmjax receive its whole identity."""
+        """Announces an episode as vla-eval's LIBERO benchmark does; servers of wmjax receive its whole identity."""
         if self._within:
-            self._say("episode_end", {})
+            self._send_message("episode_end", {})
         episode = view.episode
         task: dict[str, Any] = {"name": view.instruction, "suite": episode.suite, "task_id": episode.task_id}
         task["episode_idx"] = episode.index
-        self._say("episode_start", {"task": {**task, "wmjax/episode": episode.key} if self.own else task})
+        self._send_message("episode_start", {"task": {**task, "wmjax/episode": episode.key} if self.own else task})
         self._within = True
 
     def answer(self) -> Float[np.ndarray, "steps action"]:
@@ -86,7 +88,7 @@ class VlaEvalClient(Client):
         payload = self._hear("action", self.timeout_s)
         return np.atleast_2d(self._numbers(payload.get("actions", payload.get("action"))))
 
-    def _say(self, kind: str, payload: dict[str, Any]) -> None:
+    def _send_message(self, kind: str, payload: dict[str, Any]) -> None:
         self._number += 1
         self._send(pack_text_keys({"type": kind, "payload": payload, "seq": self._number, "timestamp": time.time()}))
 

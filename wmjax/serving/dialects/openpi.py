@@ -42,7 +42,7 @@ class OpenPI(Dialect):
         self._previous_ms: float | None = None
 
     def greeting(self) -> Frame:
-        """The metadata: which policy this is, what it was trained on, and what to send."""
+        """The metadata: the policy, its training data, and the keys that a client must send."""
         return pack(
             {
                 **self.service.about(),
@@ -84,7 +84,7 @@ class OpenPI(Dialect):
         )
 
     def _image(self, message: dict[str, Any], camera: str) -> tuple[str, Any]:
-        """A camera's key in a message, and what is there."""
+        """A camera's key in a message, and its value."""
         names = self._cameras[camera]
         found = [name for name in names if name in message]
         if len(found) > 1:

@@ -29,7 +29,7 @@ from wmjax.serving.sessions import Session
 IMAGE, LANGUAGE, STATE = "image", "lang", "state"
 EPISODE, STEP, PENDING = "wmjax/episode", "wmjax/step", "wmjax/pending"
 UNNORM_KEY = "wmjax"
-"""The name of the one set of statistics that a policy of ours has."""
+"""The name of the one set of statistics that our policies have."""
 MAX_EXAMPLES = 64
 
 
@@ -142,7 +142,7 @@ class StarVLA(Dialect):
 
 
 def read_request_id(value: Any) -> str | int:
-    """What a client calls its request.
+    """The client's name of its request.
 
     Raises:
         UserError: it is neither text nor a number, or long.

@@ -1,4 +1,4 @@
-"""vla-eval's protocol: the client greets, says when episodes begin and end, and asks at every control step.
+"""vla-eval's protocol: the client greets, announces episodes and their ends, and asks at every control step.
 
 The client is ``vla_eval.connection.Connection`` (PyPI ``vla-eval``, tested with 0.8.0). Chunks stay here: the policy is
 asked every ``horizon`` steps and its actions are handed out one by one. Because every step's images come, those of the
@@ -92,7 +92,7 @@ class VlaEval(Dialect):
         return pack_text_keys(message)
 
     def _hello(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """What the server is, and what the benchmark must send."""
+        """The server's description, and what the benchmark must send."""
         version = payload.get("protocol_version")
         if type(version) is not int or version != PROTOCOL_VERSION:
             raise UserError(f"protocol_version is {str(version)[:20]!r}, this server speaks {PROTOCOL_VERSION}")

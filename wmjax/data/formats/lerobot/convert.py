@@ -65,7 +65,7 @@ def convert(
         image_size: pixels.
         frame_stride: control steps per frame.
         layout: name of a layout, or a TOML file; chosen by the columns when None.
-        max_episodes: only the first so many of those selected.
+        max_episodes: at most this many of those selected.
         revision: of the hub dataset.
         grippers: action dimensions that are gripper commands, see :func:`action_spec`.
         select: which cameras, episodes and tasks, see :func:`wmjax.data.formats.lerobot.selection.parse_selection`.
@@ -112,7 +112,7 @@ def resolve(source: str, revision: str | None) -> Path:
     if (folder := expand(source)).is_dir():
         return folder
     if not HUB_ID.fullmatch(source):
-        raise UserError(f"data is {source!r}, no folder there and no hub id; give a folder or OWNER/NAME")
+        raise UserError(f"data is {source!r}, neither an existing folder nor a hub id; give a folder or OWNER/NAME")
     from huggingface_hub import snapshot_download
 
     try:
@@ -167,21 +167,21 @@ def action_spec(dataset: LeRobotDataset, grippers: tuple[int, ...] | None = None
             raise UserError(f"--grippers is given, but layout {layout.name} knows its own; leave it out")
         return ENVIRONMENTS.resolve(layout.environment).action_spec
     names = feature_names(dataset.features[layout.action], dataset.action_dim)
-    said, fix = "--grippers names", "leave it out"
+    prefix, fix = "--grippers names", "leave it out"
     if grippers is None and layout.grippers is not None:
-        grippers, said, fix = layout.grippers, f"grippers of layout {layout.name} names", "correct the layout's file"
+        grippers, prefix, fix = layout.grippers, f"grippers of layout {layout.name} names", "correct the layout's file"
     if grippers is None:
         grippers = tuple(index for index, name in enumerate(names) if "gripper" in name.lower())
-        said, fix = f"{dataset.folder}/meta/info.json calls a gripper", "say which are with --grippers, or none"
+        prefix, fix = f"{dataset.folder}/meta/info.json calls a gripper", "say which are with --grippers, or none"
     opened, closed = layout.gripper_open, layout.gripper_closed
     plain = ActionSpec(names, ("",) * len(names), f"actions of {layout.name} as recorded")
     if len(opened) != len(grippers) or len(closed) != len(grippers):
-        closed, opened = _gripper_range(dataset, grippers, said, fix)
+        closed, opened = _gripper_range(dataset, grippers, prefix, fix)
     return dataclasses.replace(plain, grippers=grippers, gripper_open=opened, gripper_closed=closed)
 
 
 def _gripper_range(
-    dataset: LeRobotDataset, grippers: tuple[int, ...], said: str, fix: str
+    dataset: LeRobotDataset, grippers: tuple[int, ...], prefix: str, fix: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Smallest and largest command of each gripper: closed and open, as LeRobot's own robots count.
 
@@ -193,13 +193,13 @@ def _gripper_range(
         return (), ()
     for index in grippers:
         if not 0 <= index < dataset.action_dim:
-            raise UserError(f"{said} dimension {index}; the actions have 0 to {dataset.action_dim - 1}, {fix}")
+            raise UserError(f"{prefix} dimension {index}; the actions have 0 to {dataset.action_dim - 1}, {fix}")
     moments = RunningMoments(len(grippers))
     for entry in dataset.episodes:
         moments.update(dataset.columns(entry).action[:, list(grippers)])
     for index, low, high in zip(grippers, moments.min, moments.max, strict=True):
         if not low < high:
-            raise UserError(f"{said} dimension {index}, which is {low:g} in all of {dataset.folder}; {fix}")
+            raise UserError(f"{prefix} dimension {index}, which is {low:g} in all of {dataset.folder}; {fix}")
     return tuple(moments.min.tolist()), tuple(moments.max.tolist())
 
 

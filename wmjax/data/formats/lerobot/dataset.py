@@ -234,12 +234,12 @@ class LeRobotDataset:
             own = ENVIRONMENTS.resolve(layout.environment).observation_spec.control_hz
         known = [value for value in (layout.fps_label, own) if value]
         if known and all(abs(rate / value - 1) > SAME_RATE for value in known):
-            told = f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {own or rate:g} Hz"
+            message = f"{self.folder}: {what} is {rate:.4g}, layout {layout.name} has rows of {own or rate:g} Hz"
             if layout.environment:
-                raise UserError(f"{told}, labelled {layout.fps_label}; resample the dataset to {own:g} Hz")
+                raise UserError(f"{message}, labelled {layout.fps_label}; resample the dataset to {own:g} Hz")
             raise UserError(
-                f"{told}; correct control_hz in the layout's file, or add fps_label = {rate:.4g} to it if the dataset "
-                "is wrong"
+                f"{message}; correct control_hz in the layout's file, or add fps_label = {rate:.4g} to it if the "
+                "dataset is wrong"
             )
         if abs(rate / self.info.fps - 1) > SAME_RATE and not getattr(self, "_rate_told", False):
             self._rate_told = True
@@ -287,10 +287,10 @@ class LeRobotDataset:
             ("episodes", announced, len(self.episodes)),
             ("frames", self.info.total_frames, frames),
         )
-        for what, said, found in pairs:
-            if said is not None and said != found:
+        for what, promised, found in pairs:
+            if promised is not None and promised != found:
                 text = "%s: meta/info.json announces %d %s, %d are there; a part may be missing"
-                logging.getLogger("wmjax").warning(text, self.folder, said, what, found)
+                logging.getLogger("wmjax").warning(text, self.folder, promised, what, found)
 
     def _add_unlisted(self, announced: int) -> None:
         assert self.data_files is not None

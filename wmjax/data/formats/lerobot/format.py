@@ -20,7 +20,7 @@ class LeRobot(DatasetFormat):
 
     @classmethod
     def recognises(cls, data: str) -> bool:
-        """Asked last: whatever no other format knows is taken for a hub id, or for a folder that lacks its files."""
+        """Tried last: any other text is taken for a hub id, or for a folder that lacks its files."""
         return True
 
     @classmethod

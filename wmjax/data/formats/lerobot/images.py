@@ -69,7 +69,7 @@ def decode_video(
         path: of the MP4.
         start: of the episode in it (s).
         times: of all rows, from the episode's start (s).
-        rows: which rows are asked for, increasing.
+        rows: the requested rows, increasing.
         step: time between two rows (s).
         frames: that the file has if it is this episode's alone; None if it may have others.
 

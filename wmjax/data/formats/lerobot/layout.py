@@ -109,9 +109,9 @@ def choose_layout(features: Mapping[str, Mapping[str, Any]], where: str) -> Layo
         UserError: none fits; names what LeRobot's own column names would need.
 
     """
-    fitting = [layout for layout in layouts().values() if _fits(layout, features)]
-    if fitting:
-        return min(fitting, key=lambda layout: _other_storage(layout, features))
+    matching = [layout for layout in layouts().values() if _matches(layout, features)]
+    if matching:
+        return min(matching, key=lambda layout: _other_storage(layout, features))
     images = [key for key, feature in features.items() if feature.get("dtype") in ("image", "video")]
     layout = Layout(
         name="LeRobot",
@@ -153,7 +153,7 @@ def video_layout(features: Mapping[str, Mapping[str, Any]], cameras: Sequence[st
     return Layout("LeRobot", "observation.state", "action", {name: named[name] for name in cameras})
 
 
-def _fits(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> bool:
+def _matches(layout: Layout, features: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a dataset has the columns of a known layout, and state and actions of the environment's size."""
     if any(column not in features for column in layout.columns):
         return False

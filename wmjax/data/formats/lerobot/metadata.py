@@ -34,7 +34,7 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """``meta/info.json``, as far as it is used; its other keys are passed over."""
+    """``meta/info.json``, as far as it is used; its other keys are ignored."""
 
     codebase_version: str
     fps: Annotated[float, Range(0, 10_000, above=True)]
@@ -260,9 +260,9 @@ def clock_faults(entries: list[EpisodeEntry]) -> dict[int, str]:
     for entry in entries:
         for place in entry.videos.values():
             places.setdefault(place.path, []).append((place.start, entry, place))
-    for path, shown in places.items():
+    for path, uses in places.items():
         end, before = 0.0, -1
-        for start, entry, place in sorted(shown, key=lambda item: item[:1]):
+        for start, entry, place in sorted(uses, key=lambda item: item[:1]):
             rate = entry.length / place.seconds if place.seconds > 0 else 0.0
             gap = (start - end) * rate
             due = before >= 0 and entry.index == before + 1

@@ -42,7 +42,7 @@ def convert_video(
         out: the training store to be.
         like: the demonstrations that it is trained beside: they name the cameras, image size, stride and robot.
         layout: name of a layout, or a TOML file; chosen by the columns when None.
-        max_episodes: only the first so many.
+        max_episodes: only this many, the first ones.
         revision: of the hub dataset.
         skip_bad: leave out episodes that cannot be used, and list them in the store's manifest.
         progress: called with episodes done and their total.

@@ -1,7 +1,7 @@
 """LoRA adapters of Qwen2.5-VL: files that PEFT reads and writes, and merging into the base weights.
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` under the names that PEFT gives the modules of
-``transformers.Qwen2_5_VLForConditionalGeneration``. Rows of added tokens are in a file of their own, because PEFT has
+``transformers.Qwen2_5_VLForConditionalGeneration``. Rows of added tokens are in a separate file, because PEFT has
 no place for them.
 """
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as a :class:`wmjax.models.backbones.base.Backbone`: all that the policy network sees of it."""
+"""Qwen2.5-VL as a :class:`wmjax.models.backbones.base.Backbone`: the interface that the policy network uses."""
 
 import dataclasses
 import shutil
@@ -128,7 +128,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     def words(
         self, prompt: Prompt, own: int
     ) -> tuple[Float[Array, "batch length hidden"], Bool[Array, "batch length"]]:
-        """Token embeddings; image placeholders are no words."""
+        """Token embeddings; image placeholders are not words."""
         tokens = jnp.asarray(prompt.tokens)
         is_word = jnp.asarray(prompt.mask) & (tokens != self.config.image_token)
         return self.embed(tokens), is_word.at[:, -own:].set(False)
@@ -136,7 +136,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     def image_tokens(
         self, prompt: Prompt, images: UInt8[Array, "batch cameras height width 3"], camera: int
     ) -> Float[Array, "batch 2 rows columns hidden"]:
-        """Merged tokens; the decoder is causal, so those after the last layer know what stands before them only."""
+        """Merged tokens; the decoder is causal, so those after the last layer depend only on earlier tokens."""
         batch, cameras, height, width, _ = images.shape
         rows, columns = (edge // self.config.vision.factor for edge in (height, width))
         placeholders = prompt.tokens[0] == self.config.image_token
@@ -167,7 +167,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
             return "adapters in PEFT's format"
         weights.save(adapters.merge(self) if merge else self, folder)
         if base is not None:
-            _keep_other_fields(backbone_folder(base), folder)
+            _copy_other_fields(backbone_folder(base), folder)
         source = tokenizer_folder(prompt.tokenizer)
         for name in COMPANIONS:
             if (source / name).is_file():
@@ -175,20 +175,20 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         return "the backbone as a Hugging Face checkpoint"
 
 
-def _keep_other_fields(base: Path, folder: Path) -> None:
-    """Adds to the exported ``config.json`` what the base's says beyond the architecture, such as its special tokens."""
+def _copy_other_fields(base: Path, folder: Path) -> None:
+    """Copies the base's other fields, such as its special tokens, into the exported ``config.json``."""
     path, fix = folder / CONFIG, "export again"
     ours = read_json(path, dict[str, Any], fix)
     theirs = read_json(base / CONFIG, dict[str, Any], "download it again")
     text = theirs.get("text_config") or {}
     vision = {**(theirs.get("vision_config") or {}), **ours["vision_config"]}
-    known = {name: text[name] for name in OTHER_FIELDS if name in text}
-    known |= {name: theirs[name] for name in OTHER_FIELDS if name in theirs}
-    write_json(path, {**known, **ours, "vision_config": vision})
+    copied = {name: text[name] for name in OTHER_FIELDS if name in text}
+    copied |= {name: theirs[name] for name in OTHER_FIELDS if name in theirs}
+    write_json(path, {**copied, **ours, "vision_config": vision})
 
 
 def tokenizer_folder(name: str) -> Path:
-    """Where a tokenizer and its companions lie: ``mini``, a folder or a hub id, downloaded once.
+    """The folder of a tokenizer and its companion files: ``mini``, a folder or a hub id, downloaded once.
 
     Raises:
         UserError: no such folder and the hub does not deliver it.

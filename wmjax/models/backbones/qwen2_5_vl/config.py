@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.reading import read_json, typed
-from wmjax.core.settings import Depth, Range, Settings, Width, merge, shown
+from wmjax.core.settings import Depth, Range, Settings, Width, merge, quoted
 from wmjax.models.backbones.base import BackboneConfig
 from wmjax.models.nn.attention import Implementation
 from wmjax.models.nn.lora import LoRAConfig
@@ -124,7 +124,7 @@ class Qwen2_5_VLConfig(BackboneConfig):
 
     @classmethod
     def expand(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """``preset`` (default: mini) as the fields it stands for, overridden by the fields given beside it."""
+        """``preset`` (default: mini) as the fields that it sets, overridden by the fields given beside it."""
         values = dict(values)
         return merge(dataclasses.asdict(preset(str(values.pop("preset", "mini")))), values)
 
@@ -187,7 +187,7 @@ def from_hf_config(values: dict[str, Any], where: str = "config.json", **changes
         raise UserError(f"{where}: model_type is {values.get('model_type')!r}; only 'qwen2_5_vl' is supported")
     text, vision = (values.get(key) or {} for key in ("text_config", "vision_config"))
     if not (isinstance(text, dict) and isinstance(vision, dict)):
-        raise UserError(f"{where}: text_config or vision_config is no object; {FIX}")
+        raise UserError(f"{where}: text_config or vision_config is not an object; {FIX}")
     text = text or values
     _require_supported(text, vision, where)
     file = typed({"text": text, "vision": vision, "whole": values}, _File, where, FIX)
@@ -291,7 +291,7 @@ def _require_supported(text: dict[str, Any], vision: dict[str, Any], where: str)
     """Refuses features that would silently change the result."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"{where}: rope_parameters is {shown(rope)}, expected an object; {FIX}")
+        raise UserError(f"{where}: rope_parameters is {quoted(rope)}, expected an object; {FIX}")
     found = {
         "hidden_act": (text.get("hidden_act", "silu"), ("silu",)),
         "vision_config.hidden_act": (vision.get("hidden_act", "silu"), ("silu",)),

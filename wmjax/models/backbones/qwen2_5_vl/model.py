@@ -25,7 +25,7 @@ Images = UInt8[Array, "prompts images height width channels"] | Sequence[UInt8[A
 
 
 class Qwen2_5_VL(nnx.Module):
-    """The vision-language model, without a cache: made to be read out and trained, not to write text."""
+    """The vision-language model, without a key-value cache: it is not for generating text."""
 
     def __init__(self, config: Qwen2_5_VLConfig, *, rngs: nnx.Rngs) -> None:
         text = config.text
@@ -119,7 +119,7 @@ class Qwen2_5_VL(nnx.Module):
         def call(layer: DecoderLayer, x: Array, adapter: AdapterInputs, kind: int, last: int | None = None) -> Array:
             return layer(x, angles, mask, adapter, last)
 
-        x, seen = run_layers(
+        x, collected = run_layers(
             self.layers,
             call,
             embeddings.astype(config.dtype),
@@ -129,7 +129,7 @@ class Qwen2_5_VL(nnx.Module):
             collect=collect,
             last_call=None if last is None else functools.partial(call, last=last),
         )
-        return self.norm(x), seen
+        return self.norm(x), collected
 
     def forward_injected(
         self,

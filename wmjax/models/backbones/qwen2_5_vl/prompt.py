@@ -29,7 +29,7 @@ Array = Any
 
 
 class Prompt(NamedTuple):
-    """A batch of tokenised prompts. The last ``1 + chunk`` tokens stand for the state and the actions."""
+    """A batch of tokenised prompts. The last ``1 + chunk`` tokens represent the state and the actions."""
 
     tokens: Int32[Array, "batch length"]
     mask: Bool[Array, "batch length"]

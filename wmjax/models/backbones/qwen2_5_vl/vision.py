@@ -130,7 +130,7 @@ class VisionTower(nnx.Module):
             return block(x, angles, segments[kind], adapter)
 
         keys = None if key is None else jax.random.split(key, vision.depth)
-        x, seen = run_layers(
+        x, collected = run_layers(
             self.blocks,
             call,
             x.reshape(count, groups * unit, hidden),
@@ -142,9 +142,9 @@ class VisionTower(nnx.Module):
         )
         merged = self.merger(x.reshape(count, groups, unit, hidden))
         out = image.from_windows(merged, grid, vision.window_groups)
-        if seen is None:
+        if collected is None:
             return out, None
-        raster = image.from_windows(seen.reshape(-1, groups, unit * hidden), grid, vision.window_groups)
+        raster = image.from_windows(collected.reshape(-1, groups, unit * hidden), grid, vision.window_groups)
         return out, raster.reshape(vision.depth, count, groups, unit, hidden)
 
     def _embed(

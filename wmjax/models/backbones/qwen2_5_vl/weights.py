@@ -135,8 +135,8 @@ def misfits(name: str, part: Any, shape: tuple[int, ...]) -> list[str]:
 
 def summarise(problems: list[str], limit: int = 20) -> str:
     """At most ``limit`` problems, and how many there are."""
-    shown = "; ".join(problems[:limit])
-    return shown if len(problems) <= limit else f"{shown}; and {len(problems) - limit} more"
+    listed = "; ".join(problems[:limit])
+    return listed if len(problems) <= limit else f"{listed}; and {len(problems) - limit} more"
 
 
 def save(model: Qwen2_5_VL, folder: Path | str, *, shard_bytes: int = 4 * 2**30) -> None:
