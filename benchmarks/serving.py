@@ -1,6 +1,7 @@
 """Latency per decision through each dialect beside the same policy in process, at batch 1 and 8.
 
     python benchmarks/serving.py RUN [--batches 1,8] [--dialects openpi,starvla,vla-eval] [--repeats 50] [--out FILE]
+                                     [--against CHECKOUT]
 
 The server is a process of its own (``python -m wmjax.serve``) with a port per dialect, the clients are threads here, as
 many as the batch has rows, which ask at the same moment. Every repeat measures one call for a full batch in process and
@@ -9,11 +10,16 @@ time until a client has its actions, ``added`` the median of the repeats' differ
 difference between the two, which other programs of a busy machine disturb less. ``openpi`` says how long the policy
 took in the server: ``beside the policy`` is the rest of the same decisions. For ``vla-eval``, which asks at every
 control step, it is the step at which the policy decides; ``between`` is a step whose action is there already.
+
+``--against`` names another checkout of this repository, whose server runs too and is asked the same in turns: its times
+give the same numbers, and ``difference`` is the median of the repeats' differences, this checkout less that one, with a
+95 % interval (``at least``, ``at most``).
 """
 
 import argparse
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -57,21 +63,34 @@ def decisions(spec: ObservationSpec, frames: int, batch: int, number: int, horiz
 
 
 @contextlib.contextmanager
-def served(run: Path, batch: int, dialects: Sequence[str], *more: str) -> Iterator[dict[str, str]]:
-    """The URLs of a server's dialects, while it runs; ``more`` are further words of its command."""
-    with started(run, batch, dialects, *more) as (_, urls):
+def served(
+    run: Path, batch: int, dialects: Sequence[str], *more: str, checkout: Path | None = None
+) -> Iterator[dict[str, str]]:
+    """The URLs of a server's dialects, while it runs; see :func:`started`."""
+    with started(run, batch, dialects, *more, checkout=checkout) as (_, urls):
         yield urls
 
 
 @contextlib.contextmanager
 def started(
-    run: Path, batch: int, dialects: Sequence[str], *more: str, log: IO[bytes] | None = None
+    run: Path,
+    batch: int,
+    dialects: Sequence[str],
+    *more: str,
+    log: IO[bytes] | None = None,
+    checkout: Path | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
-    """A server's process and the URLs of its dialects, while it runs; its lines go to ``log`` if there is one."""
+    """A server's process and the URLs of its dialects, while it runs.
+
+    ``more`` are further words of its command; its lines go to ``log``, and its code is that of ``checkout``, if given.
+    """
     ports = dict(zip(dialects, free_ports(len(dialects)), strict=True))
     listen = [word for dialect, port in ports.items() for word in ("--listen", f"{dialect}:{port}")]
     line = [sys.executable, "-m", "wmjax.serve", "--run", str(run), *listen]
-    process = subprocess.Popen([*line, "--max-batch", str(batch), "--max-wait-ms", "20", *more], stderr=log)
+    words = [*line, "--max-batch", str(batch), "--max-wait-ms", "20", *more]
+    # Without the second, the folder that this command was started in would come first.
+    other = {} if checkout is None else {"PYTHONPATH": str(checkout.absolute()), "PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(words, stderr=log, env=os.environ | other)
     try:
         deadline = time.monotonic() + STARTUP_S
         while not all(map(answers, ports.values())):
@@ -149,37 +168,66 @@ class Asking:
             client.close()
 
 
-def measure(run: Path, batch: int, dialects: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
-    """One row per dialect."""
+def measure(
+    run: Path, batch: int, dialects: Sequence[str], repeats: int, against: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """One row per dialect, and one more of each for the server of another checkout."""
     policy = load_policy(run, batch_size=batch)
     actor, spec, frames = PolicyActor(policy), policy.observation_spec, policy.frames_per_decision
     horizon = policy.open_loop_horizon
     actor.prepare(batch, horizon, policy.action_spec)
     table = {}
-    with served(run, batch, dialects) as urls:
-        for dialect, url in urls.items():
-            asking = Asking(url, dialect, batch)
-            here, there, beside, between = times = np.zeros((4, repeats + WARM_UP))
+    with contextlib.ExitStack() as stack:
+        checkouts = {"": None} if against is None else {"": None, f" of {against}": against}
+        servers = {name: stack.enter_context(served(run, batch, dialects, checkout=c)) for name, c in checkouts.items()}
+        for dialect in dialects:
+            asking = [Asking(urls[dialect], dialect, batch) for urls in servers.values()]
+            here, times = np.zeros(repeats + WARM_UP), np.zeros((len(asking), 3, repeats + WARM_UP))
             for number in range(repeats + WARM_UP):
                 asked = decisions(spec, frames, batch, number, horizon)
                 began = time.perf_counter()
                 actor.act(asked)
                 here[number] = 1e3 * (time.perf_counter() - began)
-                there[number], beside[number], between[number] = asking.ask(asked, horizon)
-            asking.close()
-            here, there, beside, between = times[:, WARM_UP:]
-            row = {
-                "in process": np.median(here),
-                "served": np.median(there),
-                "added": np.median(there - here),
-                "added, fastest tenth": np.quantile(there, 0.1) - np.quantile(here, 0.1),
-            }
-            if asking.clients[0].every_step:
-                row["between"] = np.median(between)
-            if isinstance(asking.clients[0], OpenPIClient):
-                row |= {"beside the policy": np.median(beside), "its fastest tenth": np.quantile(beside, 0.1)}
-            table[f"{dialect}, batch {batch}"] = {name: float(value) for name, value in row.items()}
+                for turn in range(len(asking)):  # neither server is always the first
+                    place = (number + turn) % len(asking)
+                    times[place, :, number] = asking[place].ask(asked, horizon)
+            here, times = here[WARM_UP:], times[..., WARM_UP:]
+            for name, each, mine in zip(servers, asking, times, strict=True):
+                each.close()
+                table[f"{dialect}, batch {batch}{name}"] = _row(each, here, mine)
+            if against is not None:
+                table[f"{dialect}, batch {batch}"] |= _differences(times)
     return table
+
+
+def _row(asking: Asking, here: np.ndarray, times: np.ndarray) -> dict[str, float]:
+    """The numbers of one server, from the milliseconds in process ``[n]`` and served ``[3, n]``."""
+    there, beside, between = times
+    row = {
+        "in process": np.median(here),
+        "served": np.median(there),
+        "added": np.median(there - here),
+        "added, fastest tenth": np.quantile(there, 0.1) - np.quantile(here, 0.1),
+    }
+    if asking.clients[0].every_step:
+        row["between"] = np.median(between)
+    if isinstance(asking.clients[0], OpenPIClient):
+        row |= {"beside the policy": np.median(beside), "its fastest tenth": np.quantile(beside, 0.1)}
+    return {name: float(value) for name, value in row.items()}
+
+
+def _differences(times: np.ndarray) -> dict[str, float]:
+    """Medians of the repeats' differences between two servers; 95 % intervals by the binomial of the ranks."""
+    found = {}
+    for what, first, second in zip(("served", "beside the policy"), times[0], times[1], strict=False):
+        if np.isnan(first).any():
+            continue
+        each = np.sort(first - second)
+        middle, reach = len(each) / 2, 0.98 * np.sqrt(len(each))  # 1.96 standard deviations
+        ends = max(int(middle - reach), 0), min(int(np.ceil(middle + reach)), len(each) - 1)
+        found |= {f"{what}, difference": float(np.median(each))}
+        found |= {f"{what}, {side}": float(each[end]) for side, end in zip(("at least", "at most"), ends, strict=True)}
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,10 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dialects", default="openpi,starvla,vla-eval")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--against", type=Path)
     options = parser.parse_args(arguments)
     table: dict[str, dict[str, float]] = {}
     for batch in map(int, options.batches.split(",")):
-        found = measure(options.run, batch, options.dialects.split(","), options.repeats)
+        found = measure(options.run, batch, options.dialects.split(","), options.repeats, options.against)
         for name, row in found.items():
             print(f"{name}:", "  ".join(f"{what} {value:.2f} ms" for what, value in row.items()), flush=True)
         table |= found

@@ -24,9 +24,9 @@ STAGES = {
     "client packs and sends": ("asked", "sent"),
     "until the server's loop runs": ("sent", "answer"),
     "server unpacks": ("answer", "decide"),
-    "until the policy's thread runs": ("decide", "propose"),
-    "policy": ("propose", "propose done"),
-    "until the server's loop runs again": ("propose done", "decide done"),
+    "until the policy runs": ("decide", "make"),
+    "policy": ("make", "make done"),
+    "until its client's session runs": ("make done", "decide done"),
     "server packs": ("decide done", "answer done"),
     "server sends, until the client has it": ("answer done", "answered"),
 }
@@ -78,7 +78,7 @@ def serve(run: str, port: int, stamps_file: Path, asleep: bool) -> None:
         PolicyActor.propose = sleep  # type: ignore[method-assign]
     stamped(OpenPI, "answer", note, True)
     stamped(Batcher, "decide", note, True)
-    stamped(Batcher, "_propose", note, False)
+    stamped(Batcher, "_make", note, False)
     wmjax.serve.main(["--run", run, "--listen", f"openpi:{port}"])
 
 

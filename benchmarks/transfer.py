@@ -86,6 +86,7 @@ def other_robot(dataset: LeRobotDataset) -> Iterator[EpisodeData]:
     """The episodes of a recording as the other robot would have recorded them."""
     for entry in dataset.episodes:
         found = dataset.columns(entry)
+        task = int(found.task_index[0])
         here, now, action = found.state[:, :3], matrices(found.state[:, 3:6]), found.action
         state = np.concatenate([pose(here, now), found.state[:, 6:7] - found.state[:, 7:8]], axis=1)
         target = pose(here + METRES * action[:, :3], matrices(RADIANS * action[:, 3:6]) @ now)
@@ -98,7 +99,7 @@ def other_robot(dataset: LeRobotDataset) -> Iterator[EpisodeData]:
             action=commands,
             executed=commands,
             settled_state=np.zeros(0),
-            meta={"suite": "other", "task_id": found.task_index, "instruction": found.instruction},
+            meta={"suite": "other", "task_id": task, "instruction": dataset.tasks[task]},
         )
 
 

@@ -32,7 +32,8 @@ def reference_episodes():
     dataset = LeRobotDataset(REFERENCE)
     for entry in dataset.episodes:
         columns, steps = dataset.columns(entry), np.arange(entry.length, dtype=np.int32)
-        meta = {"suite": "x", "task_id": columns.task_index, "instruction": columns.instruction}
+        task = int(columns.task_index[0])
+        meta = {"suite": "x", "task_id": task, "instruction": dataset.tasks[task]}
         images = dataset.images(entry, steps)
         yield EpisodeData(images, steps, columns.state, columns.action, columns.action, np.zeros(0), meta)
 

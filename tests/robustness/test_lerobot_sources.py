@@ -399,10 +399,6 @@ def empty(source: Path) -> None:
     sources.write_lines(source / "meta/episodes.jsonl", listed)
 
 
-def two_tasks(source: Path) -> None:
-    edit_table(source / "data/chunk-000/episode_000001.parquet", set_column("task_index", [0] * 4 + [1] * 5))
-
-
 def lost(source: Path) -> None:
     (source / "data/chunk-000/episode_000001.parquet").unlink()
 
@@ -416,7 +412,6 @@ def pointer(source: Path) -> None:
     ("damage", "message"),
     [
         (empty, "episode 1 has 0 rows"),
-        (two_tasks, r"task_index changes within the episode, \[0, 1\]"),
         (lost, "missing"),
         (pointer, "a Git LFS pointer"),
     ],

@@ -584,11 +584,13 @@ def test_reading_an_episode_reports_every_fault_of_its_files(tmp_path, datasets)
     """The reader that a conversion calls, without the checks around it."""
     from wmjax.data.formats.lerobot.convert import observation_spec
     from wmjax.data.formats.lerobot.dataset import LeRobotDataset
+    from wmjax.data.formats.lerobot.selection import Selection
 
     copy = shutil.copytree(datasets["v21"], tmp_path / "in")
     dataset = LeRobotDataset(copy)
     path = copy / "data/chunk-000/episode_000000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     spec = observation_spec(dataset, SIZE, 4)
-    assert one_line(lambda: read_episode(dataset, dataset.episodes[0], spec, str(copy))) is None
-    assert one_line(lambda: read_episode(dataset, dataset.episodes[1], spec, str(copy))) is not None
+    pieces = Selection().pieces(dataset)
+    assert one_line(lambda: read_episode(dataset, pieces[0], spec, str(copy))) is None
+    assert one_line(lambda: read_episode(dataset, pieces[1], spec, str(copy))) is not None

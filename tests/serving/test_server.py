@@ -16,6 +16,7 @@ import wmjax.serve as command
 from tests.rollout.fake_policy import Continuing, FakePolicy, Told
 from tests.serving.servers import ANY_PORT, InProcess, Running, observation, running
 from wmjax.core.errors import UserError
+from wmjax.serving import batcher
 from wmjax.serving.server import PolicyServer
 from wmjax.serving.settings import ServeSettings
 
@@ -204,6 +205,58 @@ def test_what_is_not_finite_is_told_to_its_client_alone() -> None:
             thread.join(60)
         assert served.server._batcher.batches == 1
         assert np.isfinite(out[0]["actions"]).all() and "not finite" in out[1]
+
+
+class Watched(FakePolicy):
+    """Notes the thread of each decision, and waits while it is held up."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(batch_size)
+        self.threads: list[str] = []
+        self.free = threading.Event()
+        self.free.set()
+
+    def __call__(self, carry, observation, keys, future=None):
+        self.threads.append(threading.current_thread().name)
+        assert self.free.wait(60)
+        return super().__call__(carry, observation, keys)
+
+
+def test_a_quick_decision_of_an_only_client_is_made_without_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, alone = Watched(2), InProcess("a", 2)
+    with running(policy, max_batch=2) as served:
+        first = served.client()
+
+        def ask(number: int, quick_s: float) -> str:
+            monkeypatch.setattr(batcher, "QUICK_S", quick_s)
+            sent = observation(3, number, frames=2)
+            answer = first.infer({**sent, "wmjax/episode": "a"})
+            np.testing.assert_array_equal(answer["actions"], alone.act(sent, number))
+            assert answer["server_timing"]["policy_ms"] > 0
+            return policy.threads[-1]
+
+        threads = [ask(0, 60.0), ask(1, 60.0), ask(2, 60.0), ask(3, 0.0)]
+        served.client()  # with another one that could ask, the loop must go on
+        threads.append(ask(4, 60.0))
+        # How long the first decision takes is not known before it is made.
+        assert [name.startswith("policy") for name in threads] == [True, False, False, True, True]
+
+
+def test_connections_are_served_while_a_slow_policy_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "QUICK_S", 0.0)
+    policy = Watched(1)
+    with running(policy) as served:
+        client, answers = served.client(), []
+        policy.free.clear()
+        thread = threading.Thread(target=lambda: answers.append(client.infer(observation())))
+        thread.start()
+        try:
+            assert get(served.port, "/healthz") == (200, "OK\n")
+            assert served.client().get_server_metadata()["recipe"] == "fake" and not answers
+        finally:
+            policy.free.set()
+            thread.join(60)
+        assert answers[0]["actions"].shape == (8, 7)
 
 
 def test_there_are_no_more_sessions_than_rows_and_idle_ones_are_dropped() -> None:

@@ -40,7 +40,7 @@ def test_the_stages_of_a_decision_are_measured(tmp_path) -> None:
 
 
 def test_a_client_that_notes_its_sending_late_gives_no_negative_stage() -> None:
-    names = ["asked", "answer", "sent", "decide", "propose", "propose done", "decide done", "answer done", "answered"]
+    names = ["asked", "answer", "sent", "decide", "make", "make done", "decide done", "answer done", "answered"]
     moments = {name: 0.001 * number for number, name in enumerate(names)}
     client = {name: moments.pop(name) for name in ("asked", "sent", "answered")}
     table = serving_stages.summary([client], list(moments.items()))

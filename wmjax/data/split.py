@@ -1,5 +1,6 @@
 """Training and validation episodes: split by episode, stratified by store and task, fixed by a seed."""
 
+import collections
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +12,12 @@ from wmjax.core.errors import UserError
 
 VIDEO_ONLY = "video_only"
 """The mark of an episode of which only the video is used: it has no actions."""
+SOURCE_ROW = "source_row"
+"""The mark of an episode that is a part of its ``source_episode``: the row of that episode at which it begins."""
 SPLIT_SEED = 0
 """The split's seed in every run, so that no training seed is trained on episodes that another is scored on."""
+_Task = tuple[int, str, int]
+"""A store's number, a suite, and the number of a task in it."""
 
 
 def split_episodes(
@@ -22,7 +27,8 @@ def split_episodes(
 
     Each task is shuffled by a stream of its own (seed and task name), so adding a task leaves the others'
     split alone. A task gives ``round(validation * n)`` episodes to validation, at least one when it has two. In a union
-    each store is split as it is alone. Episodes without actions are all trained on.
+    each store is split as it is alone. Episodes without actions are all trained on. The parts of an episode that was
+    split at its changes of task count as one episode, of the first part's task, and stay on one side.
 
     Args:
         episodes: ``TrainingStore.episodes``.
@@ -38,20 +44,40 @@ def split_episodes(
     """
     if not 0.0 <= validation < 1.0:
         raise UserError(f"validation is {validation}; choose a fraction of the episodes from 0 to below 1")
-    groups: dict[tuple[int, str, int], list[int]] = {}
-    for episode in episodes:
-        if episode.get(VIDEO_ONLY):
-            continue
-        group = episode.get("store", 0), episode["suite"], episode["task_id"]
-        groups.setdefault(group, []).append(episode["index"])
+    recorded = _recorded_episodes([episode for episode in episodes if not episode.get(VIDEO_ONLY)])
+    left = collections.Counter(task for parts in recorded.values() for task in {_task(part) for part in parts})
+    groups: dict[_Task, list[int]] = {}
+    for first, parts in recorded.items():
+        groups.setdefault(_task(parts[0]), []).append(first)
     held_out: list[int] = []
-    for (_, suite, task_id), indices in groups.items():
+    for (_, suite, task_id), firsts in groups.items():
         key = np.random.SeedSequence([seed, zlib.crc32(f"{suite}/{task_id}".encode())])
-        order = np.random.Generator(np.random.Philox(key)).permutation(np.sort(indices))
+        order = np.random.Generator(np.random.Philox(key)).permutation(np.sort(firsts)).tolist()
         count = max(round(validation * len(order)), 1) if validation > 0 else 0
-        held_out.extend(order[: min(count, len(order) - 1)].tolist())
+        for first in order:
+            tasks = {_task(part) for part in recorded[first]}
+            if count and all(left[task] > 1 for task in tasks):
+                count -= 1
+                left.subtract(tasks)
+                held_out += [part["index"] for part in recorded[first]]
     chosen = np.isin(np.arange(len(episodes)), held_out)
     return np.flatnonzero(~chosen).astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
+
+
+def _recorded_episodes(episodes: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    """The parts of each recorded episode in order, by the index of the first; most have one."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    first: dict[tuple[int, Any], int] = {}
+    for episode in episodes:
+        index = episode["index"]
+        if SOURCE_ROW in episode:
+            index = first.setdefault((episode.get("store", 0), episode["source_episode"]), index)
+        found.setdefault(index, []).append(episode)
+    return found
+
+
+def _task(episode: Mapping[str, Any]) -> _Task:
+    return episode.get("store", 0), episode["suite"], episode["task_id"]
 
 
 def video_only_episodes(

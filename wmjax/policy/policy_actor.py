@@ -233,6 +233,6 @@ def _gather(table: Carry, rows: Int32[jax.Array | np.ndarray, " rows"]) -> Carry
     return jax.tree.map(lambda leaf: leaf[rows], table)
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)  # in place: a server's table has a row per possible session
 def _scatter(table: Carry, rows: Int32[jax.Array | np.ndarray, " rows"], values: Carry) -> Carry:
     return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), table, values)

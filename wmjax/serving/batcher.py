@@ -1,9 +1,9 @@
 """Decisions of several clients in one call of the policy."""
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,11 @@ from wmjax.data.observation import Prompt
 from wmjax.rollout.actors import Decision, Plan
 
 log = logging.getLogger("wmjax.serve")
+Waiting = tuple[Decision, asyncio.Future[Plan]]
+"""A decision, and where its plan is waited for."""
+QUICK_S = 0.1
+"""Seconds of a batch below which the next one of an only client is made in the loop's thread. That saves two changes of
+threads, each of which may wait for a core; whoever connects meanwhile waits for this decision."""
 POLICY_MS = "policy_ms"
 """What :attr:`wmjax.rollout.actors.Plan.info` calls the milliseconds that the policy took for the plan's batch."""
 
@@ -36,10 +41,10 @@ class Batcher:
     """Collects decisions and computes them in a separate thread, so that connections are served meanwhile.
 
     A batch is made when it is full, when every client that could still ask has asked, or when its first decision has
-    waited long enough.
+    waited long enough. A quick policy (:data:`QUICK_S`) with one client decides in the loop's own thread.
 
     Args:
-        actor: makes the decisions; it is called from one thread only.
+        actor: makes the decisions, one batch at a time.
         size: decisions of a full batch.
         max_wait: seconds that a decision waits for others.
         clients: how many there are now.
@@ -48,8 +53,10 @@ class Batcher:
 
     def __init__(self, actor: Proposer, size: int, max_wait: float, clients: Callable[[], int]) -> None:
         self._actor, self._size, self._max_wait, self._clients = actor, size, max_wait, clients
-        self._waiting: list[tuple[Decision, asyncio.Future[Plan]]] = []
-        self._arrived, self._enough = asyncio.Event(), asyncio.Event()
+        self._waiting: list[Waiting] = []
+        self._busy = False
+        self._took = math.inf
+        self._deadline: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(1, "policy")
         self.batches = 0
 
@@ -70,52 +77,63 @@ class Batcher:
 
         """
         self._actor.prompt(decision.instruction)  # refused here, it does not stop other clients
-        future: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Plan] = loop.create_future()
         self._waiting.append((decision, future))
-        self._arrived.set()
-        if self._is_enough():
-            self._enough.set()
+        self._look(loop)
         return await future
 
-    async def run(self) -> None:
-        """Makes batches until it is cancelled."""
-        try:
-            while True:
-                await self._arrived.wait()
-                if not self._is_enough():
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._max_wait):
-                            await self._enough.wait()
-                batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-                self._enough.clear()
-                if not self._waiting:
-                    self._arrived.clear()
-                await self._make(batch)
-        finally:
-            self._thread.shutdown(wait=False)
+    def close(self) -> None:
+        """Makes no more batches."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _is_enough(self) -> bool:
-        return len(self._waiting) >= min(self._size, self._clients())
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins a batch if one is due and the policy is free, or sets the time at which one is."""
+        if self._busy or not self._waiting:
+            return
+        if len(self._waiting) >= min(self._size, self._clients()):
+            self._begin(loop)
+        elif self._deadline is None:
+            self._deadline = loop.call_later(self._max_wait, self._begin, loop)
 
-    async def _make(self, batch: Sequence[tuple[Decision, asyncio.Future[Plan]]]) -> None:
-        decisions = [decision for decision, _ in batch]
-        futures = [future for _, future in batch]
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hands the first decisions that wait to the policy's thread."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+        self._busy = True
         self.batches += 1
+        if self._clients() == 1 and self._took < QUICK_S:
+            self._finish(loop, batch, self._make(batch))
+        else:
+            self._thread.submit(self._make_aside, loop, batch)
+
+    def _make_aside(self, loop: asyncio.AbstractEventLoop, batch: Sequence[Waiting]) -> None:
+        """Makes a batch in the policy's thread."""
+        loop.call_soon_threadsafe(self._finish, loop, batch, self._make(batch))
+
+    def _make(self, batch: Sequence[Waiting]) -> list[Plan] | None:
+        """The plans of a batch, with the time that they took; None if the policy failed."""
+        began = time.perf_counter()
         try:
-            plans = await asyncio.get_running_loop().run_in_executor(self._thread, self._propose, decisions)
+            plans = self._actor.propose([decision for decision, _ in batch])
         except Exception:  # whatever it was, later batches are made
             log.exception("a batch of %d decisions failed", len(batch))
-            for future in futures:
-                if not future.done():
-                    future.set_exception(UserError("the policy failed; see the server's log, and connect again"))
-            return
-        for future, plan in zip(futures, plans, strict=True):
-            if not future.done():
-                future.set_result(plan)
+            return None
+        self._took = time.perf_counter() - began
+        return [dataclasses.replace(plan, info={**plan.info, POLICY_MS: 1e3 * self._took}) for plan in plans]
 
-    def _propose(self, decisions: Sequence[Decision]) -> list[Plan]:
-        """The plans, with the time that they took; called in the policy's thread."""
-        began = time.perf_counter()
-        plans = self._actor.propose(decisions)
-        took = {POLICY_MS: 1e3 * (time.perf_counter() - began)}
-        return [dataclasses.replace(plan, info={**plan.info, **took}) for plan in plans]
+    def _finish(self, loop: asyncio.AbstractEventLoop, batch: Sequence[Waiting], plans: Sequence[Plan] | None) -> None:
+        """Answers the decisions of a batch, and begins the next one."""
+        self._busy = False
+        for row, (_, future) in enumerate(batch):
+            if future.done():  # its client is gone
+                continue
+            if plans is None:
+                future.set_exception(UserError("the policy failed; see the server's log, and connect again"))
+            else:
+                future.set_result(plans[row])
+        self._look(loop)

@@ -7,6 +7,7 @@ before anything of it is built: :func:`measure` walks over the headers alone.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -21,6 +22,7 @@ from wmjax.core.errors import UserError
 DTYPE = re.compile(r"[<>|=]?[biufUS][0-9]{1,6}")
 """Booleans, integers, floats and text; neither objects, void nor complex numbers."""
 MAX_RANK = 8
+NUMPY = (np.ndarray, np.generic)
 ARRAY_KEYS = {b"__ndarray__", b"data", b"dtype", b"shape"}
 SCALAR_KEYS = {b"__npgeneric__", b"data", b"dtype"}
 SCALAR_TYPES: dict[str, tuple[type, ...]] = {
@@ -155,7 +157,7 @@ def plain(value: Any) -> Any:
         ValueError: it cannot travel.
 
     """
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "VOc":
+    if isinstance(value, NUMPY) and value.dtype.kind in "VOc":
         raise ValueError(f"arrays of {value.dtype} cannot be packed")
     if isinstance(value, np.ndarray):
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
@@ -219,16 +221,24 @@ def _scalar(found: dict[Any, Any]) -> np.generic:
 
 
 def _dtype(name: Any) -> np.dtype:
-    if isinstance(name, str) and DTYPE.fullmatch(name):
-        try:
-            dtype = np.dtype(name)
-        except TypeError:
-            dtype = np.dtype("V")
-        if dtype.itemsize:
-            return dtype
-    raise UserError(
-        f"the message has an array of the dtype {str(name)[:40]!r}; send integers, floats, booleans or text"
-    )
+    dtype = _known_dtype(name) if isinstance(name, str) and len(name) <= 8 else None  # longer ones fill no cache
+    if dtype is None:
+        raise UserError(
+            f"the message has an array of the dtype {str(name)[:40]!r}; send integers, floats, booleans or text"
+        )
+    return dtype
+
+
+@functools.lru_cache(64)
+def _known_dtype(name: str) -> np.dtype | None:
+    """The dtype of a name; None for one that may not travel."""
+    if not DTYPE.fullmatch(name):
+        return None
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return None
+    return dtype if dtype.itemsize else None
 
 
 def _require_finite(value: Any, where: str) -> None:
@@ -238,7 +248,7 @@ def _require_finite(value: Any, where: str) -> None:
     elif isinstance(value, list):
         for inside in value:
             _require_finite(inside, where)
-    elif isinstance(value, np.ndarray | np.generic):
+    elif isinstance(value, NUMPY):
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"{where} has numbers that are not finite; send finite ones")
     elif isinstance(value, float) and not math.isfinite(value):

@@ -1,7 +1,7 @@
 """A client's request for a decision, checked against the policy's specs; shared by all dialects."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from wmjax.serving.packed import Limits
 
 MAX_SIDE = 1024
 """Largest image (pixels) that is resized for a client."""
+LARGEST = np.float64(np.finfo(np.float32).max)
 MAX_TEXT = 1000
 """Longest instruction or name, in characters."""
 
@@ -118,7 +119,7 @@ def _camera_frames(name: str, value: Any, service: Service) -> UInt8[np.ndarray,
         raise UserError(f"{name} has {len(view)} frames; send the newest, or the {needed} since the last decision")
     if not 0 < side <= MAX_SIDE:
         raise UserError(f"{name} has images of {side} pixels a side; send 1 to {MAX_SIDE}, the policy sees {size}")
-    return np.stack([resize_image(image, size) for image in view])
+    return view if side == size else np.stack([resize_image(image, size) for image in view])
 
 
 def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, " state"]:
@@ -129,7 +130,11 @@ def read_state(name: str, value: Any, service: Service) -> Float32[np.ndarray, "
 
     """
     names = service.observation.state
-    return _numbers(name, value, (len(names),), f"{len(names)} numbers ({', '.join(names)})", "metres and radians")
+
+    def wanted() -> str:
+        return f"{len(names)} numbers ({', '.join(names)})"
+
+    return _numbers(name, value, (len(names),), wanted, "metres and radians")
 
 
 def read_pending(name: str, value: Any, service: Service) -> Float32[np.ndarray, "steps action"]:
@@ -142,19 +147,21 @@ def read_pending(name: str, value: Any, service: Service) -> Float32[np.ndarray,
     steps, dim = service.pending_steps, service.action.dim
     if not steps:
         raise UserError(f"{name} is sent, but the policy takes no pending actions; leave it out")
-    return _numbers(name, value, (steps, dim), f"{[steps, dim]} numbers, the next {steps} actions", "raw actions")
+    return _numbers(
+        name, value, (steps, dim), lambda: f"{[steps, dim]} numbers, the next {steps} actions", "raw actions"
+    )
 
 
-def _numbers(name: str, value: Any, shape: tuple[int, ...], wanted: str, fix: str) -> Float32[np.ndarray, "..."]:
-    """An array of numbers of a shape."""
+def _numbers(
+    name: str, value: Any, shape: tuple[int, ...], wanted: Callable[[], str], fix: str
+) -> Float32[np.ndarray, "..."]:
+    """An array of numbers of a shape; ``wanted`` says of which, for the error alone."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape != shape:
         found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UserError(f"{name} is {found}; send an array of {wanted}")
-    with np.errstate(over="ignore"):
-        numbers = value.astype(np.float32)
-    if not np.isfinite(numbers).all():
+        raise UserError(f"{name} is {found}; send an array of {wanted()}")
+    if not (np.abs(value) <= LARGEST).all():
         raise UserError(f"{name} has numbers that are too large for float32; send {fix}")
-    return numbers
+    return value.astype(np.float32)
 
 
 def read_text(name: str, value: Any) -> str:

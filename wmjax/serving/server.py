@@ -83,8 +83,7 @@ class PolicyServer:
         self._sessions = Sessions(self._batcher, self.service, settings.max_sessions)
         await self._batcher.prepare(settings.max_sessions, self.service.horizon, self.service.action)
         async with contextlib.AsyncExitStack() as stack:
-            task = asyncio.create_task(self._batcher.run())
-            stack.push_async_callback(_cancel, task)
+            stack.callback(self._batcher.close)
             for dialect, port in self._listeners:
                 server = await stack.enter_async_context(await self._listen(dialect, port))
                 self.addresses.append((dialect.name, next(iter(server.sockets)).getsockname()[1]))
@@ -204,9 +203,3 @@ async def _discard(connection: ServerConnection) -> None:
     with contextlib.suppress(ConnectionClosed):
         while True:
             await connection.recv()
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

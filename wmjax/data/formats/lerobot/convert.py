@@ -5,8 +5,10 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
@@ -23,11 +25,12 @@ from wmjax.data.formats.importer import (
     refuse_finished,
     require_positive,
 )
-from wmjax.data.formats.lerobot.dataset import EpisodeEntry, LeRobotDataset
+from wmjax.data.formats.lerobot.dataset import LeRobotDataset
 from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.metadata import Feature
-from wmjax.data.formats.lerobot.selection import parse_selection
+from wmjax.data.formats.lerobot.selection import Piece, parse_selection
 from wmjax.data.observation import resize_image
+from wmjax.data.split import SOURCE_ROW
 from wmjax.data.statistics import RunningMoments
 from wmjax.data.store import TrainingStore
 from wmjax.sim.environment import ENVIRONMENTS
@@ -53,7 +56,8 @@ def convert(
     """Converts a dataset, episode by episode; interrupted, it resumes where it stopped.
 
     Images are kept every ``frame_stride`` control steps, resized to ``image_size`` by
-    :func:`wmjax.data.observation.resize_image`; state and action at every step.
+    :func:`wmjax.data.observation.resize_image`; state and action at every step. An episode with several tasks becomes
+    several, see :class:`wmjax.data.formats.lerobot.selection.Piece`.
 
     Args:
         source: local folder or hub id such as ``HuggingFaceVLA/libero``.
@@ -81,8 +85,8 @@ def convert(
     spec = observation_spec(dataset, image_size, frame_stride)
     action = action_spec(dataset, grippers)
     episodes = {
-        f"episode-{entry.index:06d}": functools.partial(read_episode, dataset, entry, spec, source, gripper)
-        for entry in selection.entries(dataset)[:max_episodes]
+        piece.name: functools.partial(read_episode, dataset, piece, spec, source, gripper)
+        for piece in selection.pieces(dataset, max_episodes)
     }
     content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
     content = hash_json([content, *source_files(dataset), gripper])
@@ -210,34 +214,52 @@ def feature_names(feature: Feature, dim: int) -> tuple[str, ...]:
 
 
 def read_episode(
-    dataset: LeRobotDataset, entry: EpisodeEntry, spec: ObservationSpec, source: str, gripper: Gripper = "open-negative"
+    dataset: LeRobotDataset, piece: Piece, spec: ObservationSpec, source: str, gripper: Gripper = "open-negative"
 ) -> EpisodeData:
-    """One episode of a dataset in the store's form; the executed actions are the labels.
+    """One piece of a dataset in the store's form; the executed actions are the labels.
 
     Raises:
         UserError: damaged files, or rows that do not fit the metadata.
 
     """
+    entry, rows = piece.entry, slice(piece.rows.start, piece.rows.stop)
     columns = dataset.columns(entry)
     action = columns.action
     if dataset.layout.environment:
         robot = ENVIRONMENTS.resolve(dataset.layout.environment).action_spec
         action = prepare_action(action, columns.state, gripper, robot, spec, f"{entry.data}: episode {entry.index}")
-    steps = np.arange(0, entry.length, spec.frame_stride, dtype=np.int32)
-    full = dataset.images(entry, steps)
-    images = np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])
-    name = dataset.layout.name if expand(source).is_dir() else source
+    steps, images = read_frames(dataset, piece, spec)
     return EpisodeData(
         images=images,
         frame_step=steps,
-        state=columns.state,
-        action=action,
-        executed=action,
+        state=columns.state[rows],
+        action=action[rows],
+        executed=action[rows],
         settled_state=np.zeros(0),
-        meta={
-            "suite": name,
-            "task_id": columns.task_index,
-            "instruction": columns.instruction,
-            "source_episode": entry.index,
-        },
+        meta=describe_piece(dataset, piece, int(columns.task_index[rows.start]), source),
     )
+
+
+def read_frames(
+    dataset: LeRobotDataset, piece: Piece, spec: ObservationSpec
+) -> tuple[Int32[np.ndarray, " f"], UInt8[np.ndarray, "f cameras size size 3"]]:
+    """The control steps of a piece's frames, counted from its start, and the frames in the store's size.
+
+    Raises:
+        UserError: damaged images.
+
+    """
+    steps = np.arange(0, len(piece.rows), spec.frame_stride, dtype=np.int32)
+    full = dataset.images(piece.entry, piece.rows.start + steps)
+    return steps, np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full])
+
+
+def describe_piece(dataset: LeRobotDataset, piece: Piece, task: int, source: str) -> dict[str, Any]:
+    """The meta of a piece: its task, and where it comes from."""
+    found = {
+        "suite": dataset.layout.name if expand(source).is_dir() else source,
+        "task_id": task,
+        "instruction": dataset.tasks[task],
+        "source_episode": piece.entry.index,
+    }
+    return found if piece.whole else found | {SOURCE_ROW: piece.rows.start}

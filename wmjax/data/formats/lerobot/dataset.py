@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.reading import read_parquet, reading
@@ -43,12 +43,11 @@ STEADY = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeColumns:
-    """The low-dimensional columns of an episode, one row per control step."""
+    """The low-dimensional columns of an episode, one row per control step; ``task_index`` is a key of ``tasks``."""
 
     state: Float32[np.ndarray, "n state"]
     action: Float32[np.ndarray, "n action"]
-    task_index: int
-    instruction: str
+    task_index: Int64[np.ndarray, " n"]
 
 
 class LeRobotDataset:
@@ -130,36 +129,35 @@ class LeRobotDataset:
         return self._dim(self.layout.action)
 
     def columns(self, entry: EpisodeEntry) -> EpisodeColumns:
-        """State, action and instruction of an episode.
+        """State, action and task of an episode's rows.
 
         Raises:
-            UserError: truncated file, rows that do not fit the metadata or are not evenly spaced in time, no or
-                several instructions.
+            UserError: truncated file, rows that do not fit the metadata or are not evenly spaced in time, no
+                instruction.
 
         """
         names = [self.layout.state, self.layout.action]
-        table, task = self._checked(entry, names)
+        table, tasks = self._checked(entry, names)
         state, action = (self._matrix(table, name, f"{entry.data}: episode {entry.index}") for name in names)
-        return EpisodeColumns(state, action, task, self.tasks[task])
+        return EpisodeColumns(state, action, tasks)
 
-    def task(self, entry: EpisodeEntry) -> tuple[int, str]:
-        """The task of an episode and its instruction.
+    def task_index(self, entry: EpisodeEntry) -> Int64[np.ndarray, " n"]:
+        """The task of each row of an episode, without its other columns.
 
         Raises:
             UserError: see :meth:`columns`.
 
         """
-        task = self._checked(entry, [])[1]
-        return task, self.tasks[task]
+        return self._checked(entry, [])[1]
 
-    def _checked(self, entry: EpisodeEntry, names: list[str]) -> tuple[pa.Table, int]:
-        """Some columns of one episode, whose rows are in order and evenly spaced in time, and its task."""
+    def _checked(self, entry: EpisodeEntry, names: list[str]) -> tuple[pa.Table, np.ndarray]:
+        """Some columns of one episode, whose rows are in order and evenly spaced in time, and each row's task."""
         table = self._rows(entry, [*names, "frame_index", "task_index"])
         where = f"{entry.data}: episode {entry.index}"
         if table["frame_index"].to_pylist() != list(range(entry.length)):
             raise UserError(f"{where}: frame_index does not count from 0 to {entry.length - 1}; {SKIP}")
         self._times(entry)
-        return table, self._task(table, where)
+        return table, self._tasks_of(table, where)
 
     def images(self, entry: EpisodeEntry, rows: np.ndarray) -> UInt8[np.ndarray, "n cameras height width 3"]:
         """Images of an episode at some control steps (increasing), cameras in the layout's order.
@@ -248,22 +246,17 @@ class LeRobotDataset:
             text = "%s: meta/info.json says %g fps, the timestamps are those of %.4g; the timestamps are used"
             logging.getLogger("wmjax").warning(text, self.folder, self.info.fps, rate)
 
-    def _task(self, table: pa.Table, where: str) -> int:
-        """The one task of an episode's rows."""
+    def _tasks_of(self, table: pa.Table, where: str) -> Int64[np.ndarray, " n"]:
+        """The task of each row of an episode."""
         column = table["task_index"]
         if not pa.types.is_integer(column.type) or column.null_count:
             raise UserError(
                 f"{where}: task_index is {column.type} with {column.null_count} nulls, not integers; {SKIP}"
             )
-        tasks = sorted(set(column.to_pylist()))
-        if len(tasks) > 1:
-            raise UserError(
-                f"{where}: task_index changes within the episode, {tasks}; every episode needs an instruction for all "
-                f"its rows: split it, or leave such episodes out with --skip-bad"
-            )
-        if tasks[0] not in self.tasks:
-            raise UserError(f"{where}: task_index is {tasks[0]}, which meta/tasks does not have; {SKIP}")
-        return int(tasks[0])
+        for task in column.unique().to_pylist():
+            if task not in self.tasks:
+                raise UserError(f"{where}: task_index is {task}, which meta/tasks does not have; {SKIP}")
+        return column.to_numpy().astype(np.int64)
 
     def _matrix(self, table: pa.Table, name: str, where: str) -> np.ndarray:
         """A list column as float32 [n, dim]."""

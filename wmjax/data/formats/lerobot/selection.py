@@ -1,14 +1,41 @@
-"""The part of a LeRobot dataset that is converted: some of its cameras, episodes and tasks."""
+"""The part of a LeRobot dataset that is converted: some of its cameras, episodes and tasks.
+
+What becomes an episode of the store is a piece: consecutive rows of an episode that have one task. Most episodes are
+one piece; one whose ``task_index`` changes is split at each change.
+"""
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.data.formats.lerobot.dataset import EpisodeEntry, LeRobotDataset
 from wmjax.data.formats.lerobot.layout import Layout
 
 FORM = "write --select cameras=NAME,NAME episodes=0:20,25 tasks=0,2, or some of these"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of an episode that have one task."""
+
+    entry: EpisodeEntry
+    rows: range
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has all rows of its episode."""
+        return len(self.rows) == self.entry.length
+
+    @property
+    def name(self) -> str:
+        """Unique within a dataset; sorted by it, pieces keep their order."""
+        name = f"episode-{self.entry.index:06d}"
+        return name if self.whole else f"{name}-row-{self.rows.start:06d}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,25 +69,52 @@ class Selection:
         chosen = dataclasses.replace(dataset.layout, cameras={name: known[name] for name in self.cameras})
         return LeRobotDataset(folder, chosen)
 
-    def entries(self, dataset: LeRobotDataset) -> list[EpisodeEntry]:
-        """The chosen episodes.
+    def pieces(self, dataset: LeRobotDataset, max_episodes: int | None = None) -> list[Piece]:
+        """The pieces of the chosen episodes that are of the chosen tasks.
+
+        An episode whose tasks cannot be read counts as one piece of a chosen task: whoever reads it is told why.
+
+        Args:
+            dataset: the source.
+            max_episodes: of only the first so many episodes that have such a piece.
 
         Raises:
             UserError: an episode or a task that the dataset does not have, or nothing is left.
 
         """
+        self._require_known(dataset)
+        chosen = (entry for entry in dataset.episodes if self.episodes is None or _holds(self.episodes, entry.index))
+        parts = filter(None, (self._of_tasks(pieces_of(dataset, entry)) for entry in chosen))
+        found = list(itertools.islice(parts, max_episodes))
+        if not found:
+            raise UserError(f"--select leaves no episode of {dataset.folder}; {FORM}")
+        if several := [pieces for pieces in found if not pieces[0].whole]:
+            text = "%s: %d of %d episodes have several tasks: split where the task changes, they give %d episodes"
+            logging.getLogger("wmjax").warning(text, dataset.folder, len(several), len(found), sum(map(len, several)))
+        return list(itertools.chain.from_iterable(found))
+
+    def _of_tasks(self, pieces: list[tuple[Piece, int | None]]) -> list[Piece]:
+        return [piece for piece, task in pieces if self.tasks is None or task is None or _holds(self.tasks, task)]
+
+    def _require_known(self, dataset: LeRobotDataset) -> None:
+        """Refuses numbers that the dataset does not have."""
         numbers = {entry.index for entry in dataset.episodes}
         for what, wanted, known in (("episodes", self.episodes, numbers), ("tasks", self.tasks, set(dataset.tasks))):
             missing = [end for part in wanted or () for end in (part[0], part[-1]) if end not in known]
             if missing:
                 there = f"{min(known)} to {max(known)}" if known else "none"
                 raise UserError(f"--select {what}: {dataset.folder} has no {missing[0]}, but {there}; choose of these")
-        found = [entry for entry in dataset.episodes if self.episodes is None or _holds(self.episodes, entry.index)]
-        if self.tasks is not None:
-            found = [entry for entry in found if _holds(self.tasks, dataset.task(entry)[0])]
-        if not found:
-            raise UserError(f"--select leaves no episode of {dataset.folder}; {FORM}")
-        return found
+
+
+def pieces_of(dataset: LeRobotDataset, entry: EpisodeEntry) -> list[tuple[Piece, int | None]]:
+    """The pieces of an episode in order, and the task of each; one without a task if they cannot be read."""
+    try:
+        tasks = dataset.task_index(entry)
+    except UserError:  # the episode's own reader says it, and may leave the episode out
+        return [(Piece(entry, range(entry.length)), None)]
+    starts = [0, *(np.flatnonzero(np.diff(tasks)) + 1).tolist()]
+    ends = [*starts[1:], len(tasks)]
+    return [(Piece(entry, range(start, end)), int(tasks[start])) for start, end in zip(starts, ends, strict=True)]
 
 
 def parse_selection(words: Sequence[str]) -> Selection:

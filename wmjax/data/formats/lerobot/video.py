@@ -9,14 +9,13 @@ import numpy as np
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json
 from wmjax.core.location import local
-from wmjax.core.paths import expand
 from wmjax.core.specs import ObservationSpec
 from wmjax.data.episode import EpisodeData
 from wmjax.data.formats.importer import Progress, convert_episodes, refuse_finished
-from wmjax.data.formats.lerobot.convert import resolve, source_files
-from wmjax.data.formats.lerobot.dataset import SAME_RATE, EpisodeEntry, LeRobotDataset
+from wmjax.data.formats.lerobot.convert import describe_piece, read_frames, resolve, source_files
+from wmjax.data.formats.lerobot.dataset import SAME_RATE, LeRobotDataset
 from wmjax.data.formats.lerobot.layout import load_layout
-from wmjax.data.observation import resize_image
+from wmjax.data.formats.lerobot.selection import Piece, Selection
 from wmjax.data.split import VIDEO_ONLY
 from wmjax.data.store import TrainingStore
 from wmjax.sim.environment import ENVIRONMENTS
@@ -58,9 +57,8 @@ def convert_video(
     dataset = LeRobotDataset(folder, load_layout(layout) if layout else None, like.spec.cameras)
     _require_rate(dataset, like.spec)
     read = functools.partial(_read_episode, dataset, like, source)
-    episodes = {
-        f"episode-{entry.index:06d}": functools.partial(read, entry) for entry in dataset.episodes[:max_episodes]
-    }
+    pieces = Selection().pieces(dataset, max_episodes)
+    episodes = {piece.name: functools.partial(read, piece) for piece in pieces}
     content = hash_json([dataclasses.asdict(part) for part in (dataset.info, dataset.layout)])
     content = hash_json([content, source_files(dataset), VIDEO_ONLY, _chunk_steps(like)])
     plan = {"source": source, "content": content}
@@ -81,28 +79,21 @@ def _require_rate(dataset: LeRobotDataset, spec: ObservationSpec) -> None:
         )
 
 
-def _read_episode(dataset: LeRobotDataset, like: TrainingStore, source: str, entry: EpisodeEntry) -> EpisodeData:
-    """The frames of one episode."""
-    spec, dim, length = like.spec, like.action_spec.dim, entry.length
-    task, instruction = dataset.task(entry)
-    steps = np.arange(0, length, spec.frame_stride, dtype=np.int32)
-    full = dataset.images(entry, steps)
+def _read_episode(dataset: LeRobotDataset, like: TrainingStore, source: str, piece: Piece) -> EpisodeData:
+    """The frames of one piece."""
+    spec, dim, length = like.spec, like.action_spec.dim, len(piece.rows)
+    task = int(dataset.task_index(piece.entry)[piece.rows.start])
+    steps, images = read_frames(dataset, piece, spec)
     unknown = np.zeros((length, dim), np.float32)
     chunk = _chunk_steps(like)
     return EpisodeData(
-        images=np.stack([[resize_image(image, spec.image_size) for image in frame] for frame in full]),
+        images=images,
         frame_step=steps,
         state=np.zeros((length, spec.state_dim), np.float32),
         action=unknown,
         executed=unknown,
         settled_state=np.zeros(0),
-        meta={
-            "suite": dataset.layout.name if expand(source).is_dir() else source,
-            "task_id": task,
-            "instruction": instruction,
-            "source_episode": entry.index,
-            VIDEO_ONLY: True,
-        },
+        meta=describe_piece(dataset, piece, task, source) | {VIDEO_ONLY: True},
         action_chunk=np.zeros((len(steps), chunk, dim), np.float32) if chunk else None,
         injected=None if like.injected is None else np.zeros(length, bool),
     )
