@@ -48,7 +48,7 @@ class Built:
 
     Attributes:
         shapes: of the arrays, a ShapeDtypeStruct with its sharding for each.
-        initialise: jitted, ``() -> Arrays``.
+        initialise: jitted, ``() -> Arrays``. Frozen parameters that published weights replace are shapes there.
         update: the guarded training step, not jitted.
         train_step: the same, jitted; it takes over the memory of state and guard.
         eval_step: jitted.
@@ -105,9 +105,10 @@ def build(
     frozen = shardings(shapes.frozen, mesh, replicate=not mesh_config.shard_frozen)
     layout = Arrays(shardings(shapes.state, mesh), shardings(shapes.guard, mesh), frozen)
     update, evaluate = make_steps(graph, optimizer, mesh, specs, config, max_shift=max_shift, seed=config.seed)
+    placed = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout)
     return Built(
-        shapes=jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout),
-        initialise=jax.jit(initialise, out_shardings=layout),
+        shapes=placed,
+        initialise=functools.partial(_initialise, initialise, layout, placed.frozen if config.published else None),
         update=update,
         # Donating the state halves its memory; out_shardings keep the layout from drifting.
         train_step=jax.jit(update, donate_argnums=(0, 1), out_shardings=(layout.state, layout.guard, None)),
@@ -115,6 +116,17 @@ def build(
         graph=graph,
         optimizer=optimizer,
     )
+
+
+def _initialise(draw: Callable[[], Arrays], layout: Arrays, given: nnx.State | None) -> Arrays:
+    """The first arrays. What is ``given`` is not drawn, because published weights take its place: shapes stand for it.
+
+    XLA leaves out what no result depends on, which at 3B is most of the program.
+    """
+    if given is None:
+        return jax.jit(draw, out_shardings=layout)()
+    state, guard = jax.jit(lambda: draw()[:2], out_shardings=layout[:2])()
+    return Arrays(state, guard, given)
 
 
 def make_steps(

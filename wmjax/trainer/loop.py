@@ -127,6 +127,9 @@ def initial_arrays(built: Built, load_base: LoadBase | None, folder: Path | None
     log.info("%s parameters, %s trainable", f"{total:,}", f"{trained:,}")
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
+        assert not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)), (
+            "weights are missing"
+        )
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
     if folder is not None:
         state, guard = _restore(folder, state, guard)
