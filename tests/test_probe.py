@@ -70,7 +70,7 @@ def test_features_are_those_inside_the_policys_forward_pass(store: TrainingStore
     np.testing.assert_allclose(other[f"{folder}: last layer"], own, atol=1e-5)  # causal: the words come later
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_is_that_of_a_run_with_the_same_seed(policy: VLA) -> None:
     given = experiment("random", 1)
     named = to_named(split_model(policy, trainable_filter("adapters"))[1])

@@ -47,14 +47,15 @@ def variants(session: Session) -> list[Variant]:
     fused = [Variant(base, "dots_no_batch", "cudnn")] if gpu else []
     every = ("one_product", "cached_vision")
     if session.results.tiny:
-        return [Variant(base), Variant(base, tight=True, patches=every)]
+        return [Variant(base), Variant(base, "names", tight=True, patches=every)]
     return [
         Variant(base),
         Variant(base, "dots_no_batch"),
         *fused,
-        Variant(base, patches=("one_product",)),
-        Variant(base, attention="cudnn" if gpu else "xla", tight=True, patches=every),
-        Variant(large, patches=("one_product",)),
+        Variant(base, "names"),
+        Variant(base, "names", patches=("one_product",)),
+        Variant(base, "names", attention="cudnn" if gpu else "xla", tight=True, patches=every),
+        Variant(large, "names"),
         Variant(small),
         Variant(base, patches=("cached_vision",)),
         Variant(base, tight=True),

@@ -11,13 +11,12 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, UInt8
 
 from wmjax.models.backbones.qwen2_5_vl.vision import VisionTower
-from wmjax.models.nn import lora, stack
-
-SAVED = "linear"
+from wmjax.models.nn import lora
+from wmjax.models.nn.stack import LINEAR_OUTPUT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -68,24 +67,13 @@ def _linear(self: lora.Linear, x: Array, adapter: Any = None) -> Array:
         y = adapted(flat, kernel, self.lora_a[...], self.lora_b[...], self.scale)
     if self.bias is not None:
         y = y + self.bias[...].astype(self.dtype)
-    return checkpoint_name(y, SAVED).reshape(*x.shape[:-1], -1)
-
-
-def _save_sums(layer: Callable[..., Any], remat: stack.Remat) -> Callable[..., Any]:
-    """Any rematerialisation but ``none`` saves each linear layer's output and recomputes the rest."""
-    if remat == "none":
-        return layer
-    policy = checkpoint_policies.save_only_these_names(SAVED)
-    return jax.checkpoint(layer, policy=policy, static_argnums=(3,), prevent_cse=False)
+    return checkpoint_name(y, LINEAR_OUTPUT).reshape(*x.shape[:-1], -1)
 
 
 @contextlib.contextmanager
 def one_product() -> Iterator[None]:
-    """Adapters and base as one product, and rematerialisation by name: see :func:`adapted` and :func:`_save_sums`."""
-    with (
-        mock.patch.object(lora.Linear, "__call__", _linear),
-        mock.patch.object(stack, "_rematerialise", _save_sums),
-    ):
+    """Adapters and base as one product, see :func:`adapted`."""
+    with mock.patch.object(lora.Linear, "__call__", _linear):
         yield
 
 

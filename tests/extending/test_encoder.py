@@ -33,8 +33,8 @@ def experiment(*cameras: str, **settings: Any) -> Experiment:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cameras", [pytest.param(CAMERAS[1:], marks=pytest.mark.long), CAMERAS])
+@pytest.mark.long  # docs/test_examples.py runs the example, which trains and acts with the same encoder
+@pytest.mark.parametrize("cameras", [CAMERAS[1:], CAMERAS])
 def test_it_encodes_trains_and_acts(cameras: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
     store, made = make_store(tmp_path / "store"), experiment(*cameras)

@@ -117,7 +117,7 @@ def move(latent: jax.Array, actions: jax.Array) -> jax.Array:
     return latent[..., None, :, :] + (done @ image)[..., None, :]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_forward_model_finds_the_chunk_that_leads_to_the_goal() -> None:
     model = conditioned("actions", memory=FORWARD)
     graph, params, rest = nnx.split(model, lambda path, _: path[0] == "world", ...)

@@ -92,7 +92,7 @@ def test_it_reaches_the_best_unconditional_loss_within_2000_steps() -> None:
     assert losses[-200:].mean() == pytest.approx(best, rel=0.08)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_tokens_say_beats_the_unconditional_optimum() -> None:
     assert train(True)[-200:].mean() < 0.7 * best_unconditional_loss()
 

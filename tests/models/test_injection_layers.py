@@ -60,7 +60,7 @@ def test_the_memory_enters_after_the_named_layer_at_the_action_tokens() -> None:
     assert jnp.abs(tokens(build(0, gate=1.0)) - tokens(model)).max() > 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_of_it_has_a_gradient_whatever_is_unrolled_or_recomputed() -> None:
     """Every parameter with open gates; at zero, as they start, the gates themselves, each its own."""
 

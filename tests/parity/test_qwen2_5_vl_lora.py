@@ -158,6 +158,7 @@ def test_gradients_of_every_adapter(pair):
     assert max(found.values()) < TOLERANCE, max(found.items(), key=lambda item: item[1])
 
 
+@pytest.mark.long
 def test_gradients_err_as_float32_does(pair):
     """At most three times PEFT's own float32 error against float64, in the worst adapter and in the median."""
     case = Case([([(140, 112), (56, 84)], 9)])  # unpadded: the reference's float64 gives NaN at padding

@@ -211,7 +211,7 @@ def test_the_command_names_bad_input(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "is not a folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gradients_of_both_losses_are_those_of_their_sum(inputs: Inputs) -> None:
     """|a + w|² = |a|² + |w|² + 2 |a| |w| cos, part by part, against the gradient of the whole loss.
 

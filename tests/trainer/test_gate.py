@@ -61,7 +61,8 @@ def wide_open(graph: Any, params: nnx.State, frozen: nnx.State, batch: dict, inp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", [(), pytest.param((0, 1), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("layers", [(), (0, 1)])
 def test_it_moves_through_two_to_the_minus_six_in_steps_that_bfloat16_would_lose(
     layers: tuple[int, ...], tmp_path: Path
 ) -> None:
