@@ -19,7 +19,7 @@ from wmjax.core.specs import to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.split import SOURCE_ROW
 from wmjax.data.statistics import normalise_action, normalise_latents
-from wmjax.diagnostics import probe
+from wmjax.diagnostics import diagnosis, probe
 from wmjax.diagnostics.diagnosis import diagnose, predict
 from wmjax.diagnostics.gradients import gradient_section, summarise
 from wmjax.diagnostics.passes import Condition, Network, batches, memory_conditions
@@ -86,6 +86,13 @@ def test_parts_of_one_recorded_episode_are_kept_together(inputs: Inputs, monkeyp
     monkeypatch.setitem(store.episodes[5], SOURCE_ROW, 109)  # now the second task is of one recording alone
     left = [condition.name for condition in memory_conditions(tiny_config(), store)]
     assert left == [name for name in names if name != "shuffled_in_task"]
+
+
+def test_with_one_training_episode_the_references_of_the_world_are_skipped(inputs: Inputs, model: VLA) -> None:
+    alone = dataclasses.replace(inputs, train_episodes=inputs.train_episodes[:1])
+    sections = diagnosis._prophet_sections(model, alone, inputs, np.arange(3), np.zeros((3, 4, 16, LATENT_DIM)), "")
+    assert sections.keys() == {"world", "probe", "rotation_probe"}
+    assert all(isinstance(each, Skipped) and "two training episodes" in each.reason for each in sections.values())
 
 
 def test_windows_come_from_the_stores(inputs: Inputs) -> None:

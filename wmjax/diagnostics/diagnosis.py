@@ -212,6 +212,9 @@ def _prophet_sections(
     """Skill and pose probes of predictions for frames of ``scored``; references are fitted on ``inputs``."""
     test = _windows(model, scored, frames)
     train = _windows(model, inputs, choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES))
+    if len(np.unique(train.complete().episode)) < 2:
+        why = "complete futures of two training episodes are needed, to choose the references' strength on one of them"
+        return dict.fromkeys(("world", "probe", "rotation_probe"), Skipped(why))
     log.info("references of the world model from %d training frames", len(train.mask))
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()
