@@ -92,7 +92,7 @@ def test_with_one_training_episode_the_references_of_the_world_are_skipped(input
     alone = dataclasses.replace(inputs, train_episodes=inputs.train_episodes[:1])
     sections = diagnosis._prophet_sections(model, alone, inputs, np.arange(3), np.zeros((3, 4, 16, LATENT_DIM)), "")
     assert sections.keys() == {"world", "probe", "rotation_probe"}
-    assert all(isinstance(each, Skipped) and "two training episodes" in each.reason for each in sections.values())
+    assert all(isinstance(each, Skipped) and "two training episodes" in each.skipped for each in sections.values())
 
 
 def test_windows_come_from_the_stores(inputs: Inputs) -> None:
