@@ -20,7 +20,7 @@ from wmjax.data.formats.lerobot.layout import load_layout
 from wmjax.data.formats.lerobot.video import convert_video
 from wmjax.data.formats.lerobot.writer import write_lerobot_v30
 from wmjax.data.loader import BatchSource, LoaderConfig
-from wmjax.data.split import SOURCE_ROW, split_episodes
+from wmjax.data.split import SOURCE_ROW, recording_of, split_episodes
 from wmjax.data.store import TrainingStore
 
 INSTRUCTIONS = ("reach for the bowl", "grasp the bowl", "put it on the plate")
@@ -100,7 +100,10 @@ def test_selected_tasks_are_those_of_the_rows(tmp_path, caplog, monkeypatch):
         (["tasks=2", "episodes=1:3"], "9", [PIECES[3], PIECES[5]]),
     ):
         out = tmp_path / f"{'-'.join(select)}-{limit}"
+        caplog.clear()
         assert main([*arguments, "--out", str(out), "--max-episodes", limit, "--select", *select]) == 0
+        pieces = len(set(expected) - {PIECES[0]})  # of the other episodes
+        assert f"they give {pieces} episodes of the selected tasks" in caplog.text
         store = TrainingStore(out)
         found = [(e["source_episode"], e.get(SOURCE_ROW, 0)) for e in store.episodes]
         assert found == [(episode, start) for episode, start, _ in expected]
@@ -161,5 +164,8 @@ def test_the_parts_of_an_episode_stay_on_one_side(tasks, fraction):
     sides = [{table[index]["source_episode"] for index in side} for side in (train, held_out)]
     assert not sides[0] & sides[1]
     assert {table[index]["task_id"] for index in train} == {entry["task_id"] for entry in table}
+    parts = recording_of(table).tolist()
+    assert [table[first]["source_episode"] for first in parts] == [entry["source_episode"] for entry in table]
+    assert parts == [min(i for i, other in enumerate(parts) if other == first) for first in parts]
     if [0] in tasks and tasks.count([0]) == len(tasks) > 1:
         assert len(sides[1]) == min(max(round(fraction * len(tasks)), 1), len(tasks) - 1)

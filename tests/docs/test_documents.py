@@ -58,6 +58,13 @@ def blocks() -> list[Block]:
     return found
 
 
+def headings(path: Path) -> set[str]:
+    """The anchors that GitHub and MkDocs give the headings of a page."""
+    lines = re.findall(r"^#+ (.+)$", re.sub(BLOCK, "", path.read_text()), re.M)
+    names = [re.sub(r"[^\w -]", "", re.sub(r"\]\([^)]*\)", "]", line).lower()) for line in lines]
+    return {name.strip().replace(" ", "-") for name in names}
+
+
 CHECKED = [block for block in blocks() if not block.mark]
 
 
@@ -99,8 +106,12 @@ def test_code_spans_and_links_name_what_exists(path: Path) -> None:
     text = re.sub(BLOCK, "", path.read_text())
     for span in re.findall(r"`([^`\n]+)`", text):
         check_inline(span)
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", text):
-        assert target.startswith("https://") or (path.parent / target).exists(), f"{name_of(path)}: no {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)", text):
+        if target.startswith("https://"):
+            continue
+        page = path.parent / target if target else path
+        assert page.exists(), f"{name_of(path)}: no {target}"
+        assert not anchor or anchor in headings(page), f"{name_of(path)}: {target} has no heading {anchor}"
 
 
 def test_the_api_reference_names_what_exists() -> None:
@@ -108,6 +119,15 @@ def test_the_api_reference_names_what_exists() -> None:
     assert len(names) > 10
     for name in names:
         check_dotted(name)
+
+
+def test_headings_that_the_code_names_exist() -> None:
+    sources = [
+        path for folder in ("wmjax", "train", "eval", "examples", "benchmarks") for path in (ROOT / folder).rglob("*")
+    ]
+    texts = [path.read_text() for path in sources if path.suffix in (".py", ".toml", ".md", ".ipynb")]
+    found = {pair for text in texts for pair in re.findall(r"docs/(\w+\.md)#([\w-]+)", text)}
+    assert found and all(anchor in headings(ROOT / "docs" / page) for page, anchor in found), found
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -16,7 +16,10 @@ from wmjax import diagnose as command
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.specs import to_dict
+from wmjax.data.latents import LatentStore
+from wmjax.data.split import SOURCE_ROW
 from wmjax.data.statistics import normalise_action, normalise_latents
+from wmjax.diagnostics import diagnosis, probe
 from wmjax.diagnostics.diagnosis import diagnose, predict
 from wmjax.diagnostics.gradients import gradient_section, summarise
 from wmjax.diagnostics.passes import Condition, Network, batches, memory_conditions
@@ -29,6 +32,7 @@ from wmjax.models.vla import VLA
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.diagnose import write_picture
 from wmjax.pipeline.latents import find_latents
+from wmjax.policy.interventions import Donors
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.step import model_input
@@ -54,6 +58,41 @@ def model() -> VLA:
     for kernel in (made.world.prophet.out.kernel, made.head.out.kernel):  # type: ignore[union-attr]
         kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
     return made
+
+
+def test_parts_of_one_recorded_episode_are_kept_together(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out rows, retrieved frames and shuffled memories of another episode are of another recording."""
+    store, latents = inputs.store, inputs.latents
+    assert isinstance(latents, LatentStore)
+    for index, row in ((1, 0), (2, 41), (3, 59)):  # tasks 1, 0 and 1 of one recording
+        monkeypatch.setitem(store.episodes[index], "source_episode", 7)
+        monkeypatch.setitem(store.episodes[index], SOURCE_ROW, row)
+    frames = np.array([entry["frame_start"] for entry in store.episodes])
+    assert latent_windows(inputs, frames, 3, 4, np.asarray).episode.tolist() == [0, 1, 1, 1, 4, 5]
+    monkeypatch.setattr(probe, "FITTED", 1)
+    assert probe._split([store])[0][frames].tolist() == [0, 1, 1, 1, 4, 5]
+    donors = Donors(store, latents, 3, inputs.prompts)
+    for corruption, own, others in (
+        ("shuffled", 2, {0, 4, 5}),
+        ("shuffled_in_task", 3, {5}),
+        ("shuffled", 4, {0, 1, 2, 3, 5}),
+    ):
+        entry = store.episodes[own]
+        chosen = {donors.choose(RNG(i), corruption, entry["suite"], entry["task_id"], own) for i in range(100)}
+        assert chosen == others
+    names = [condition.name for condition in memory_conditions(tiny_config(), store)]
+    assert "shuffled_in_task" in names
+    monkeypatch.setitem(store.episodes[5], "source_episode", 7)
+    monkeypatch.setitem(store.episodes[5], SOURCE_ROW, 109)  # now the second task is of one recording alone
+    left = [condition.name for condition in memory_conditions(tiny_config(), store)]
+    assert left == [name for name in names if name != "shuffled_in_task"]
+
+
+def test_with_one_training_episode_the_references_of_the_world_are_skipped(inputs: Inputs, model: VLA) -> None:
+    alone = dataclasses.replace(inputs, train_episodes=inputs.train_episodes[:1])
+    sections = diagnosis._prophet_sections(model, alone, inputs, np.arange(3), np.zeros((3, 4, 16, LATENT_DIM)), "")
+    assert sections.keys() == {"world", "probe", "rotation_probe"}
+    assert all(isinstance(each, Skipped) and "two training episodes" in each.skipped for each in sections.values())
 
 
 def test_windows_come_from_the_stores(inputs: Inputs) -> None:

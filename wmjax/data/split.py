@@ -67,13 +67,29 @@ def split_episodes(
 def _recorded_episodes(episodes: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
     """The parts of each recorded episode in order, by the index of the first; most have one."""
     found: dict[int, list[Mapping[str, Any]]] = {}
-    first: dict[tuple[int, Any], int] = {}
-    for episode in episodes:
-        index = episode["index"]
-        if SOURCE_ROW in episode:
-            index = first.setdefault((episode.get("store", 0), episode["source_episode"]), index)
-        found.setdefault(index, []).append(episode)
+    for first, episode in zip(recording_of(episodes).tolist(), episodes, strict=True):
+        found.setdefault(first, []).append(episode)
     return found
+
+
+def recording_of(episodes: Sequence[Mapping[str, Any]]) -> Int32[np.ndarray, " n"]:
+    """For each episode the index of the first part of its recorded episode: its own, if it was not split.
+
+    Parts of one recorded episode show the same scene, and the frames beside a change of task are nearly equal. What
+    must not be seen twice (held-out rows, nearest frames, donors) is therefore kept apart by this number.
+
+    Args:
+        episodes: of ``TrainingStore.episodes``, all or some.
+
+    """
+    first: dict[tuple[int, Any], int] = {}
+    found = [
+        first.setdefault((episode.get("store", 0), episode["source_episode"]), episode["index"])
+        if SOURCE_ROW in episode
+        else episode["index"]
+        for episode in episodes
+    ]
+    return np.array(found, np.int32)
 
 
 def _task(episode: Mapping[str, Any]) -> _Task:

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int
 
 from wmjax.core.errors import UserError
 from wmjax.data.loader import Batch
+from wmjax.data.split import recording_of
 from wmjax.data.statistics import clip_action, normalise_action
 from wmjax.diagnostics.actions import action_section
 from wmjax.diagnostics.conditions import input_section, memory_section
@@ -165,7 +166,7 @@ def _flow(config: VLAConfig, inputs: Inputs, outcome: Outcome, windows: ActionWi
     arm = config.action_dim - config.grippers
     regressed = config.grippers if config.head.gripper == "regress" else 0
     test_chunks, train_chunks = (_complete(w, inputs, arm + regressed) for w in (windows, train))
-    episodes = inputs.store.frame_episode[frames][train.mask.all(1)]
+    episodes = recording_of(inputs.store.episodes)[inputs.store.frame_episode[frames]][train.mask.all(1)]
     losses = outcome.head[PLAIN]
     loss = np.average([losses["action/arm"], losses.get("action/gripper", 0.0)], weights=[arm, regressed])
     return flow_section(float(loss), test_chunks, train_chunks, episodes, config.head.time_beta)
@@ -194,9 +195,9 @@ def _world(model: VLA, inputs: Inputs, outcome: Outcome) -> Diagnosis:
     test = _windows(model, inputs, outcome.frames)
     frames = choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES)
     train = _windows(model, inputs, frames)
-    tasks = np.array([episode["task"] for episode in inputs.store.episodes])
-    bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[train.episode])
-    sections["imagination"] = imagination_section(outcome.prediction, test, tasks[test.episode], bank)
+    tasks = np.array([episode["task"] for episode in inputs.store.episodes])[inputs.store.frame_episode]
+    bank = Bank(frames, train.now, train.position[:, 0], train.episode, tasks[frames])
+    sections["imagination"] = imagination_section(outcome.prediction, test, tasks[outcome.frames], bank)
     return Diagnosis(sections, imagine(outcome.prediction, test, outcome.frames, bank))
 
 
@@ -211,6 +212,9 @@ def _prophet_sections(
     """Skill and pose probes of predictions for frames of ``scored``; references are fitted on ``inputs``."""
     test = _windows(model, scored, frames)
     train = _windows(model, inputs, choose_frames(inputs.store, inputs.train_episodes, TRAIN_FRAMES))
+    if len(np.unique(train.complete().episode)) < 2:
+        why = "complete futures of two training episodes are needed, to choose the references' strength on one of them"
+        return dict.fromkeys(("world", "probe", "rotation_probe"), Skipped(why))
     log.info("references of the world model from %d training frames", len(train.mask))
     rows = np.random.default_rng(0).permutation(len(train.mask))[:PROBE_FRAMES]
     fitted = train.take(np.sort(rows)).complete()

@@ -20,6 +20,7 @@ from wmjax.core.rng import named_key
 from wmjax.core.settings import SHUFFLED, Corruption
 from wmjax.data.latents import LatentStore
 from wmjax.data.loader import Batch, make_loader
+from wmjax.data.split import recording_of
 from wmjax.data.statistics import denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
 from wmjax.models.backbones.base import Hidden, State
@@ -115,8 +116,13 @@ def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition
     """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
     applicable = [kind for kind in kinds if not intervention_error(config.memory, None, kind)]
-    episodes = collections.Counter((entry["suite"], entry["task_id"]) for entry in store.episodes)
-    nobody_else = {"shuffled": len(store.episodes) < 2, "shuffled_in_task": min(episodes.values()) < 2}
+    recorded: dict[tuple[str, int], set[int]] = collections.defaultdict(set)
+    for entry, recording in zip(store.episodes, recording_of(store.episodes).tolist(), strict=True):
+        recorded[entry["suite"], entry["task_id"]].add(recording)
+    nobody_else = {
+        "shuffled": len(set.union(*recorded.values())) < 2,
+        "shuffled_in_task": min(map(len, recorded.values())) < 2,
+    }
     applicable = [kind for kind in applicable if not nobody_else.get(kind)]
     conditions = [Condition(kind, corruption=kind) for kind in applicable]
     # The memory is made from the same images: only this says what the actions lose without any.
@@ -167,7 +173,7 @@ class Network:
         return Donors(inputs.store, inputs.latents, self.config.prophet.history, inputs.prompts)
 
     def _donor(self, batch: Batch, corruption: Corruption) -> Donor:
-        """Another episode at the same control step, drawn for each sample: never the sample's own episode."""
+        """Another episode at the same control step, drawn for each sample: no part of the sample's recorded one."""
         store, frames = self._inputs.store, np.asarray(batch["sample_id"])
         episodes = store.frame_episode[frames]
         own = [store.episodes[index] for index in episodes]

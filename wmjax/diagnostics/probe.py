@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from wmjax.analysis.ridge import ridge_r2, token_rank
 from wmjax.core.errors import UserError
-from wmjax.data.split import split_episodes
+from wmjax.data.split import recording_of, split_episodes
 from wmjax.data.store import TrainingStore
 
 log = logging.getLogger("wmjax.probe")
@@ -167,7 +167,7 @@ def object_scores(
 
 
 def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, " frames"], Bool[np.ndarray, " frames"]]:
-    """Episode of every frame (unique over the stores), and whether it is used for fitting.
+    """Recorded episode of every frame (unique over the stores), and whether it is used for fitting.
 
     Raises:
         UserError: too few episodes to fit and to score.
@@ -176,7 +176,7 @@ def _split(stores: Sequence[TrainingStore]) -> tuple[Int[np.ndarray, " frames"],
     groups, train, offset = [], [], 0
     for store in stores:
         chosen, _ = split_episodes(store.episodes, 0.25, 0)
-        groups.append(store.frame_episode + offset)
+        groups.append(recording_of(store.episodes)[store.frame_episode] + offset)
         train.append(np.isin(store.frame_episode, chosen))
         offset += len(store.episodes)
     episode, training = np.concatenate(groups), np.concatenate(train)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from wmjax.core.specs import ActionSpec
 from wmjax.data.labels import chunk_labels, undisturbed_between
 from wmjax.data.latents import LatentStore
+from wmjax.data.split import recording_of
 from wmjax.data.statistics import closing, normalise_latents
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import chunk_indices, earlier_indices, future_indices, history_indices
@@ -67,8 +68,8 @@ class LatentWindows:
     """History up to now and future of frames; ``mask`` says which future frames exist and could be foreseen.
 
     ``position`` is the end effector's (m) now and at the future frames, ``rotation`` the first two columns of its
-    rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` where each frame is from. A
-    pose that the state does not contain has no values.
+    rotation matrix (an axis-angle jumps at pi, about where LIBERO's hand is), ``episode`` the recorded episode of each
+    frame (:func:`wmjax.data.split.recording_of`). A pose that the state does not contain has no values.
     """
 
     history: Float32[np.ndarray, "n history tokens dim"]
@@ -140,7 +141,7 @@ def latent_windows(
         mask=mask & undisturbed_between(store, frames, ahead),
         position=store.state[rows][..., list(store.spec.position)],
         rotation=rotation_columns(store.state[rows][..., list(store.spec.orientation)]),
-        episode=store.frame_episode[frames],
+        episode=recording_of(store.episodes)[store.frame_episode[frames]],
     )
 
 

@@ -18,6 +18,7 @@ from wmjax.core.settings import Corruption
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Prompt
+from wmjax.data.split import recording_of
 from wmjax.data.statistics import normalise_latents, normalise_state
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import history_indices
@@ -60,6 +61,7 @@ class Donors:
                 "choose another corruption"
             )
         self.store, self.latents, self._history, self._prompts = store, latents, history, prompts
+        self._recording = recording_of(store.episodes)
 
     def choose(
         self,
@@ -71,13 +73,16 @@ class Donors:
     ) -> int:
         """The index of an episode to show to one of a task: any but one, of the same task if the corruption says so.
 
+        With an episode all parts of its recorded episode are left out, because they show the same scene.
+
         Raises:
             UserError: there is no (other) episode of the task.
 
         """
         within = corruption == "shuffled_in_task"
         entries = [e for e in self.store.episodes if not within or (e["suite"], e["task_id"]) == (suite, task_id)]
-        others = [entry["index"] for entry in entries if entry["index"] != apart_from]
+        own = None if apart_from is None else self._recording[apart_from]
+        others = [entry["index"] for entry in entries if self._recording[entry["index"]] != own]
         if not others:
             raise UserError(
                 f"corruption is {corruption!r}, but {self.store.folder} has no other episode of {suite} task "

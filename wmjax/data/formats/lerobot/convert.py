@@ -186,7 +186,7 @@ def _gripper_range(
     """Smallest and largest command of each gripper: closed and open, as LeRobot's own robots count.
 
     Raises:
-        UserError: no such dimension, or one that never moves; begins with ``said`` and ends with ``fix``.
+        UserError: no such dimension, or one that never moves; begins with ``prefix`` and ends with ``fix``.
 
     """
     if not grippers:

@@ -89,8 +89,10 @@ class Selection:
         if not found:
             raise UserError(f"--select leaves no episode of {dataset.folder}; {FORM}")
         if several := [pieces for pieces in found if not pieces[0].whole]:
-            text = "%s: %d of %d episodes have several tasks: split where the task changes, they give %d episodes"
-            logging.getLogger("wmjax").warning(text, dataset.folder, len(several), len(found), sum(map(len, several)))
+            text = "%s: %d of %d episodes have several tasks: split where the task changes, they give %d episodes%s"
+            counts = len(several), len(found), sum(map(len, several))
+            chosen_tasks = "" if self.tasks is None else " of the selected tasks"
+            logging.getLogger("wmjax").warning(text, dataset.folder, *counts, chosen_tasks)
         return list(itertools.chain.from_iterable(found))
 
     def _of_tasks(self, pieces: list[tuple[Piece, int | None]]) -> list[Piece]:
