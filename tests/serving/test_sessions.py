@@ -75,6 +75,17 @@ def test_another_horizon_than_the_servers_is_refused(served: Running) -> None:
         client.infer(observation(frames=2, **{"wmjax/episode": "a", "wmjax/step": 5}))
 
 
+def test_an_episode_does_not_begin_in_its_middle(served: Running) -> None:
+    """A client that reconnects begins the episode anew: the server has nothing of its history."""
+    client = served.client()
+    with pytest.raises(
+        RuntimeError, match="step is 16, but this connection has not begun the episode; begin it at step 0"
+    ):
+        client.infer(observation(frames=2, **{"wmjax/episode": "b", "wmjax/step": 16}))
+    again = served.client()
+    again.infer(observation(frames=2, **{"wmjax/episode": "b", "wmjax/step": 0}))
+
+
 def test_what_a_client_still_executes_is_known_at_its_next_decision() -> None:
     with running(Continuing(1, delay=3), realtime="rtc", execution_delay=3) as late:
         client = late.client()

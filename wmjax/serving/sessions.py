@@ -102,6 +102,10 @@ class Session:
             self._identity, self._decisions = identity, 0
             self._episode = named_episode(request.episode or request.session or "")
         expected = self._decisions * self._service.horizon
+        if request.step and not self._decisions:
+            raise UserError(
+                f"the step is {request.step}, but this connection has not begun the episode; begin it at step 0"
+            )
         if request.step is not None and request.step != expected:
             raise UserError(
                 f"the step is {request.step}, decision {self._decisions} of this episode is due at step {expected}; "
