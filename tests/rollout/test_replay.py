@@ -11,6 +11,7 @@ from wmjax.data.episode import EpisodeData
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import finalize, write_part
 from wmjax.rollout.actors import Decision, Replay
+from wmjax.rollout.protocol import load_protocol
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import ACTION_SPEC
 
@@ -45,7 +46,8 @@ def actor(tmp_path) -> Replay:
 
 def test_recorded_actions_run_from_the_recorded_start(actor, run):
     episodes = actor.choose("libero_spatial", (2,), 5)
-    records = run(actor, episodes=episodes, max_steps=actor.longest)
+    longest = actor.as_recorded(load_protocol("spatial_dev"), episodes).max_steps
+    records = run(actor, episodes=episodes, max_steps=longest)
     solved, failed = (records[episode.key] for episode in episodes)
     assert (solved.outcome, solved.steps) == ("success", 21)  # 10 / 0.5 steps reach the goal, one more passes it
     assert (failed.outcome, failed.steps) == ("failure", 30)
@@ -79,9 +81,12 @@ def test_a_replay_drifts_as_the_recording_did(tmp_path):
     store = finalize(tmp_path, SPEC, ACTION_SPEC)
     actor = Replay(store, action_spec(store, np.arange(3), 8, "quantile"))
     moving, _, still = actor.episodes
-    assert actor.target_velocity([moving]) == 0.04 and actor.target_velocity([still]) == 0.0
+    protocol = load_protocol("spatial_dev")
+    for episode, speed in ((moving, 0.04), (still, 0.0)):
+        found = actor.as_recorded(protocol, [episode])
+        assert (found.target_velocity, found.max_steps) == (speed, max(e["length"] for e in store.episodes))
     with pytest.raises(UserError, match=r"the targets of its episodes drifted at 0, 0\.04 m/s"):
-        actor.target_velocity(actor.episodes)
+        actor.as_recorded(protocol, actor.episodes)
 
 
 def test_episodes_that_were_not_recorded_are_refused(actor):

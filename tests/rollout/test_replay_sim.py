@@ -31,7 +31,7 @@ class Watching(Replay):
 
 def replay(actor: Replay, store: TrainingStore, folder: Path) -> None:
     """Runs all recordings; they succeed from the recorded start at the recorded step."""
-    protocol = load_protocol("spatial_dev", max_steps=actor.longest, open_loop_horizon=8)
+    protocol = actor.as_recorded(load_protocol("spatial_dev", open_loop_horizon=8), actor.episodes)
     evaluate(actor, protocol, folder, workers=2, episodes=actor.episodes)
     records = {record.key: record for record in read_records(folder)}
     assert len(records) == len(store.episodes)

@@ -25,6 +25,7 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 
 def summary(job: dict[str, Any]) -> dict[str, Any]:
     """FLOPs, bytes of the arguments, the operations of the lowered step, and what several devices exchange per step."""
+    # Not at the top: as a command, this file sets XLA's flags before jax is imported.
     import jax
 
     from tests.trainer.network import built_for, step_shapes

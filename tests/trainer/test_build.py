@@ -10,6 +10,7 @@ import pytest
 
 from tests.trainer import network
 from tests.trainer.network import built_for
+from wmjax.core.errors import UserError
 from wmjax.trainer import build as module
 from wmjax.trainer.loop import initial_arrays
 
@@ -39,5 +40,6 @@ def test_what_published_weights_replace_is_not_drawn(monkeypatch: pytest.MonkeyP
     again = dataclasses.replace(built, initialise=lambda: given)
     loaded = initial_arrays(again, lambda params, frozen: (params, drawn.frozen), None)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
-    with pytest.raises(AssertionError, match="weights are missing"):
-        initial_arrays(again, lambda params, frozen: (params, frozen), None)
+    for load in (None, lambda params, frozen: (params, frozen)):
+        with pytest.raises(UserError, match=r"train\.backbone_weights names weights, but load_base brings none"):
+            initial_arrays(again, load, None)

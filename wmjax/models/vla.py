@@ -179,7 +179,7 @@ class VLA(nnx.Module):
         return self.backbone.decode(self._encode(inputs, key), _fold(key, DECODE), last=last)[0]
 
     @property
-    def _read(self) -> int | None:
+    def _read_positions(self) -> int | None:
         """How many of the last hidden states are read: the action tokens, or all (None) for a prediction from them."""
         return None if self.config.memory.input == "hidden" else self.config.chunk
 
@@ -190,7 +190,9 @@ class VLA(nnx.Module):
 
     def encode_prompt(self, inputs: ModelInput, key: jax.Array | None = None) -> Hidden | State:
         """The part of the VLM that does not depend on the memory: all of it, or the layers before the injection."""
-        return self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key, self._read)
+        return (
+            self._encode(inputs, key) if self.injects_between_layers else self.hidden(inputs, key, self._read_positions)
+        )
 
     def _encode(self, inputs: ModelInput, key: jax.Array | None) -> State:
         if inputs.state.shape[-1] != self.config.state_dim:
@@ -260,7 +262,7 @@ class VLA(nnx.Module):
             return self.world(encoded.tokens, encoded.mask, chunk, inputs.latents, **settings)
         inject, prediction = self.world.between_layers(len(inputs.state), chunk, inputs.latents, **settings)
         layers, dropout = self.config.injection.layers, _fold(key if train else None, DECODE)
-        hidden, ratio = self.backbone.decode(encoded, dropout, layers=layers, inject=inject, last=self._read)
+        hidden, ratio = self.backbone.decode(encoded, dropout, layers=layers, inject=inject, last=self._read_positions)
         assert ratio is not None
         return self.world.after_layers(hidden.tokens, chunk, prediction, ratio)
 

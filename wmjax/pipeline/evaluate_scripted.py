@@ -1,6 +1,5 @@
 """The closed-loop evaluation of an actor without a network: recorded actions, the expert, no motion, random actions."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def evaluate_scripted(
     spec = action_spec(store, np.arange(len(store.episodes)), protocol.open_loop_horizon, "mean_std")  # as in training
     actor = actors.Replay(store, spec, watch=True)
     episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
-    protocol = dataclasses.replace(protocol, max_steps=actor.longest, target_velocity=actor.target_velocity(episodes))
+    protocol = actor.as_recorded(protocol, episodes)
     header = {"store": store.hash}
     return evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, shard=shard, metrics=metrics)
 

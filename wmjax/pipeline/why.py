@@ -198,12 +198,13 @@ def replay(store: TrainingStore, protocol: Protocol, workers: int, per_task: int
         actor = actors.Replay(store, spec, watch=True)
         tasks = sorted({task.task_id for task in store.tasks if task.suite == protocol.suite})
         episodes = actor.choose(protocol.suite, tasks, per_task)
-        velocity = actor.target_velocity(episodes)
+        recorded = actor.as_recorded(protocol, episodes)
     except UserError as error:
         log.info("nothing is replayed: %s", error)
         return None
-    longest = dataclasses.replace(protocol, max_steps=actor.longest, execution_delay=0, camera_dropout=0.0)
-    plainly = dataclasses.replace(longest, oracle=None, corruption="none", target_velocity=velocity, ensemble=0.0)
+    plainly = dataclasses.replace(
+        recorded, execution_delay=0, camera_dropout=0.0, oracle=None, corruption="none", ensemble=0.0
+    )
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         evaluate(actor, plainly, out, workers, episodes=episodes, records=out)

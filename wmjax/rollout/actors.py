@@ -17,6 +17,7 @@ from wmjax.core.settings import Corruption
 from wmjax.core.specs import ActionSpec, ObservationSpec
 from wmjax.data.statistics import clip_action, denormalise_action, normalise_action
 from wmjax.data.store import TrainingStore
+from wmjax.rollout.protocol import Protocol as EvaluationProtocol
 from wmjax.sim.episode import EpisodeId
 
 Chunk = Float32[np.ndarray, "steps action"]
@@ -236,11 +237,6 @@ class Replay(Scripted):
         """The recorded episodes."""
         return list(self._index)
 
-    @property
-    def longest(self) -> int:
-        """Control steps of the longest recording."""
-        return max(entry["length"] for entry in self._store.episodes)
-
     def choose(self, suite: str, tasks: Sequence[int], per_task: int) -> list[EpisodeId]:
         """The first ``per_task`` recorded episodes of each task.
 
@@ -258,11 +254,11 @@ class Replay(Scripted):
             )
         return chosen
 
-    def target_velocity(self, episodes: Sequence[EpisodeId]) -> float:
-        """The speed (m/s) at which the target drifted in recorded episodes.
+    def as_recorded(self, protocol: EvaluationProtocol, episodes: Sequence[EpisodeId]) -> EvaluationProtocol:
+        """A protocol that replays recorded episodes: the longest one's steps, and their drift of the target.
 
         Raises:
-            UserError: it was not the same in all of them.
+            UserError: the target's speed was not the same in all of them.
 
         """
         speeds = {self._store.episodes[self._index[episode]].get("target_velocity", 0.0) for episode in episodes}
@@ -271,7 +267,8 @@ class Replay(Scripted):
             raise UserError(
                 f"{self._store.folder}: the targets of its episodes drifted at {found} m/s; replay each store alone"
             )
-        return float(speeds.pop())
+        longest = max(entry["length"] for entry in self._store.episodes)
+        return dataclasses.replace(protocol, max_steps=longest, target_velocity=float(speeds.pop()))
 
     def settled_hash(self, episode: EpisodeId) -> str:
         """The recorded identity of the episode's start."""

@@ -80,7 +80,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Plan] = loop.create_future()
         self._waiting.append((decision, future))
-        self._look(loop)
+        self._begin_if_due(loop)
         return await future
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Batcher:
             self._deadline.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin_if_due(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins a batch if one is due and the policy is free, or sets the time at which one is."""
         if self._busy or not self._waiting:
             return
@@ -136,4 +136,4 @@ class Batcher:
                 future.set_exception(UserError("the policy failed; see the server's log, and connect again"))
             else:
                 future.set_result(plans[row])
-        self._look(loop)
+        self._begin_if_due(loop)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from wmjax.core import distributed, signals
+from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
 from wmjax.data.loader import BatchSource, LoaderConfig, make_loader
 from wmjax.data.statistics import normalise_action
@@ -121,16 +122,23 @@ def outputs(
 
 
 def initial_arrays(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arrays:
-    """The initial arrays: from the seed, with published weights in place of some, or from a checkpoint."""
+    """The initial arrays: from the seed, with published weights in place of some, or from a checkpoint.
+
+    Raises:
+        UserError: a frozen parameter of published weights is not loaded.
+
+    """
     state, guard, frozen = jax.block_until_ready(built.initialise())
     trained, total = count(state.params), count(state.params) + count(frozen)
     log.info("%s parameters, %s trainable", f"{total:,}", f"{trained:,}")
     if load_base is not None:
         params, frozen = load_base(state.params, frozen)
-        assert not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)), (
-            "weights are missing"
-        )
         state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(frozen)):
+        raise UserError(
+            "train.backbone_weights names weights, but load_base brings none for a frozen parameter; load them, or set "
+            "it to random"
+        )
     if folder is not None:
         state, guard = _restore(folder, state, guard)
         log.info("resumed at step %d from %s", int(state.step), folder)

@@ -93,20 +93,13 @@ def run_layers(
         raise UserError(f"period is {period}, which does not divide the depth {depth}; use a divisor")
     steps = depth // period
 
-    def rematerialised(call: Callable[[Any, Carry, Any, int], Carry]) -> Callable[..., Carry]:
-        def one(arrays: Any, carry: Carry, extra: Any, kind: int) -> Carry:
-            carry = jax.tree.map(split_batch, carry)
-            return jax.tree.map(split_batch, call(nnx.merge(graph, arrays), carry, extra, kind))
-
-        return _rematerialise(one, remat)
-
-    checked = rematerialised(call)
+    run_one = _on_arrays(graph, call, remat)
 
     def step(carry: Carry, inputs: tuple[Any, Any]) -> tuple[Carry, Carry | None]:
         collected = []
         for kind in range(period):
             arrays, extra = jax.tree.map(lambda x, kind=kind: x[kind], inputs) if period > 1 else inputs
-            carry = checked(arrays, carry, extra, kind)
+            carry = run_one(arrays, carry, extra, kind)
             collected.append(carry)
         return carry, jax.tree.map(lambda *x: jnp.stack(x), *collected) if collect else None
 
@@ -115,11 +108,23 @@ def run_layers(
         if depth > 1:
             carry, _ = jax.lax.scan(step, carry, jax.tree.map(lambda x: x[:-1], inputs), unroll=depth - 1)
         last, extra = jax.tree.map(lambda x: x[-1], inputs)
-        return rematerialised(last_call)(last, carry, extra, 0), None
+        return _on_arrays(graph, last_call, remat)(last, carry, extra, 0), None
     if period > 1:
         inputs = jax.tree.map(lambda x: x.reshape(steps, period, *x.shape[1:]), inputs)
     carry, collected = jax.lax.scan(step, carry, inputs, unroll=min(unroll, steps))
     return carry, jax.tree.map(lambda x: x.reshape(depth, *x.shape[2:]), collected) if collect else None
+
+
+def _on_arrays(
+    graph: nnx.GraphDef, call: Callable[[Any, Carry, Any, int], Carry], remat: Remat
+) -> Callable[..., Carry]:
+    """``call`` as a function of a layer's arrays, laid out by the batch and rematerialised."""
+
+    def one(arrays: Any, carry: Carry, extra: Any, kind: int) -> Carry:
+        carry = jax.tree.map(split_batch, carry)
+        return jax.tree.map(split_batch, call(nnx.merge(graph, arrays), carry, extra, kind))
+
+    return _rematerialise(one, remat)
 
 
 def _rematerialise(layer: Callable[..., Carry], remat: Remat) -> Callable[..., Carry]:

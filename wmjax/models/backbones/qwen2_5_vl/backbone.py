@@ -27,11 +27,16 @@ from wmjax.models.backbones.pretrained import backbone_folder
 from wmjax.models.backbones.qwen2_5_vl import adapters, weights
 from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig, load_hf_config
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
-from wmjax.models.backbones.qwen2_5_vl.prompt import COMPANIONS, MINI_TOKENIZER, TOKENIZER, Prompt, PromptBuilder
+from wmjax.models.backbones.qwen2_5_vl.prompt import (
+    COMPANIONS,
+    MINI_TOKENIZER,
+    MULTIPLE,
+    TOKENIZER,
+    Prompt,
+    PromptBuilder,
+)
 
 CONFIG = "config.json"
-MULTIPLE = 8
-"""Lengths of trimmed prompts are multiples of it, as the tiles of accelerators are."""
 OTHER_FIELDS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "video_token_id", "vision_token_id", "max_position_embeddings",
     "max_window_layers", "initializer_range", "attention_dropout", "sliding_window", "use_cache",

@@ -21,6 +21,9 @@ TOKENIZER = "tokenizer.json"
 COMPANIONS = (TOKENIZER, *chat.FILES, "vocab.json", "merges.txt", "preprocessor_config.json")
 """Files that a checkpoint's folder holds for its prompts and images, as far as it has them."""
 
+MULTIPLE = 8
+"""Lengths of prompts are multiples of it, as the tiles of accelerators are."""
+
 PAD, IMAGE_PAD = "<|endoftext|>", "<|image_pad|>"
 
 
@@ -73,8 +76,8 @@ class PromptBuilder:
         self.config = config or (preset("mini") if mini else load_hf_config(folder))
         self.chunk, self.length = chunk, length
         self.image_grids = [self._grid(size) for size in image_sizes]
-        if chunk < 1 or length < 8 or length % 8:
-            raise UserError(f"prompt length is {length} and chunk {chunk}; use a multiple of 8 and at least 1")
+        if chunk < 1 or length < MULTIPLE or length % MULTIPLE:
+            raise UserError(f"prompt length is {length} and chunk {chunk}; use a multiple of {MULTIPLE} and at least 1")
         self._tokenizer, content = _load(folder / TOKENIZER)
         self.chat = ChatTemplate(folder)
         self._check_ids(folder)
