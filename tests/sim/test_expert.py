@@ -95,7 +95,8 @@ def test_an_action_follows_from_the_state_whatever_led_to_it(env, demonstration)
         np.testing.assert_array_equal(expert.act().astype(np.float32), demonstration.action[step])
     for frame in (0, 3, 11):
         env.restore(states[demonstration.frame_step[frame]])
-        np.testing.assert_array_equal(undisturbed(env, Expert(env), 8), demonstration.action_chunk[frame])
+        chunk, _ = undisturbed(env, Expert(env), 8)
+        np.testing.assert_array_equal(chunk, demonstration.action_chunk[frame])
 
 
 def test_chunks_of_an_undisturbed_recording_are_what_was_executed(env):
@@ -121,13 +122,26 @@ def test_provoked_failures_are_mended_marked_and_not_learned(env):
 
 def test_a_drifting_target_is_recorded_from_a_robot_that_first_holds_still(env):
     config = DemonstrationConfig(
-        perturbed_fraction=0.0, failures=FailureConfig(fraction=0.0), target_velocity=0.04, hold_steps=8
-    )
+        perturbed_fraction=0.0, failures=FailureConfig(fraction=0.0), target_velocity=0.04, hold_steps=8,
+        branch_frames=4,
+    )  # fmt: skip
     episode = demonstration_id(SUITE, TASK, slot=0, attempt=0, seed=0)
     data = record_demonstration(env, episode, config)
     assert data is not None and data.meta["target_velocity"] == 0.04 and not data.injected.any()
     np.testing.assert_array_equal(data.executed[:8], np.tile(env.action_spec.hold, (8, 1)))
     assert (data.action[:8] != data.executed[:8]).any() and np.array_equal(data.action[8:], data.executed[8:])
+    # From the third frame on the expert acts, so what was seen is the branch; before, the expert would not have waited.
+    following = np.stack([data.images[frame + 1 : frame + 5] for frame in range(len(data.images) - 4)])
+    np.testing.assert_array_equal(data.branch_images[2:-4], following[2:])
+    for frame in (0, len(data.images) - 1):
+        env.reset(episode)
+        env.disturb(Disturbance(0.04), episode)
+        for action in data.executed[: data.frame_step[frame]]:
+            env.step(action)
+        chunk, images = undisturbed(env, Expert(env), 16, frames=4)
+        np.testing.assert_array_equal(chunk[:8], data.action_chunk[frame])
+        np.testing.assert_array_equal(np.stack(images), data.branch_images[frame])
+    assert (data.branch_images[0] != following[0]).any()
 
     env.reset(episode)
     env.disturb(Disturbance(config.target_velocity), episode)

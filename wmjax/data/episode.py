@@ -29,6 +29,8 @@ class EpisodeData:
     ``action_chunk``, where it is recorded, is what to learn of each frame: the ``label_steps`` actions that the expert
     would execute from there on if nothing disturbed it. ``injected`` marks the control steps at which the recorder
     provoked a failure: what was executed then is not a policy's choice, and what comes of it cannot be foreseen.
+    ``branch_images``, where they are recorded, are the next frames of each frame's *branch*: the future in which the
+    expert acts from there on and nothing disturbs it.
     """
 
     images: UInt8[np.ndarray, "f cameras height width 3"]
@@ -40,6 +42,7 @@ class EpisodeData:
     meta: dict[str, Any]
     action_chunk: Float32[np.ndarray, "f label_steps action"] | None = None
     injected: Bool[np.ndarray, " n"] | None = None
+    branch_images: UInt8[np.ndarray, "f branch cameras height width 3"] | None = None
 
     @property
     def length(self) -> int:
@@ -48,7 +51,7 @@ class EpisodeData:
 
 
 ARRAYS = ("images", "frame_step", "state", "action", "executed", "settled_state")
-OPTIONAL_ARRAYS = ("action_chunk", "injected")
+OPTIONAL_ARRAYS = ("action_chunk", "injected", "branch_images")
 DTYPES = {
     "images": np.uint8,
     "frame_step": np.int32,
@@ -58,6 +61,7 @@ DTYPES = {
     "settled_state": np.float64,
     "action_chunk": np.float32,
     "injected": np.bool_,
+    "branch_images": np.uint8,
 }
 
 
@@ -164,6 +168,13 @@ def _check_optional(episode: EpisodeData, action: ActionSpec | None, where: str)
         raise UserError(
             f"{where}: injected has shape {injected.shape}, expected {(episode.length,)}, one flag for each control "
             "step; record the episode again"
+        )
+    branch = episode.branch_images
+    if branch is not None and (branch.ndim != 6 or not branch.shape[1] or branch[:, 0].shape != episode.images.shape):
+        raise UserError(
+            f"{where}: branch_images has shape {branch.shape}, expected [{frames}, branch_frames, "
+            f"{', '.join(map(str, episode.images.shape[1:]))}], the frames of a branch for each image; record the "
+            "episode again"
         )
 
 

@@ -110,7 +110,7 @@ def finalize(
 
     Raises:
         UserError: no parts, a part that is damaged or breaks the spec, a task outside ``tasks``, parts with and
-            without chunk labels or with chunks of different lengths, no space.
+            without chunk labels or branches or with ones of different lengths, no space.
 
     """
     folder = local(folder)
@@ -137,7 +137,8 @@ def finalize(
     }
     if describe is not None:
         content["recording"] = dict(describe(content["episodes"]))
-    require_space(folder, sum(frames) * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
+    images = sum(frames) * (1 + (optional or {}).get("branch_images", (0,))[0])
+    require_space(folder, images * len(spec.cameras) * spec.image_size**2 * 3 + sum(lengths) * 100)
     with StoreWriter(folder, FORMAT, VERSION) as writer:
         _merge(writer, folder, spec, action, names, sum(lengths), sum(frames))
         _merge_optional(writer, folder, names, sum(lengths), sum(frames), optional or {})
@@ -208,9 +209,9 @@ def _merge(
 def _merge_optional(
     writer: StoreWriter, folder: Path, names: list[str], n: int, f: int, rows: dict[str, tuple[int, ...]]
 ) -> None:
-    """Merges the arrays that a store may lack: ``action_chunk`` of frames, ``injected`` of control steps."""
+    """Merges the arrays that a store may lack: ``injected`` of control steps, the others of frames."""
     for name, shape in rows.items():
-        count = f if name == "action_chunk" else n
+        count = n if name == "injected" else f
         array = writer.array(f"{name}.npy", DTYPES[name], (count, *shape))
         start = 0
         for part in names:
@@ -264,6 +265,8 @@ class TrainingStore:
         action_chunk: float32 ``[F, label_steps, dim]``, what the expert would execute from each frame on; None if the
             store has no such labels, as one converted from another dataset.
         injected: bool ``[N]``, whether the recorder provoked a failure at a control step; None if it is not known.
+        branch_images: uint8 ``[F, branch, cameras, height, width, 3]``, the frames that would follow each frame if the
+            expert acted undisturbed, a read-only memory map or a remote array; None if they were not recorded.
 
     Raises:
         UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
@@ -291,6 +294,7 @@ class TrainingStore:
         self.frame_step: Int32[np.ndarray, " f"] = self._read("frame_step.npy")
         self.action_chunk: Float32[np.ndarray, "f label_steps action"] | None = self._read_optional("action_chunk.npy")
         self.injected: Bool[np.ndarray, " n"] | None = self._read_optional("injected.npy")
+        self.branch_images: Rows | None = self._open_optional("branch_images.npy")
         self._require_shapes(content.episodes, where)
 
     def _require_shapes(self, episodes: "list[_Episode]", where: str) -> None:
@@ -316,6 +320,9 @@ class TrainingStore:
 
     def _read_optional(self, name: str) -> np.ndarray | None:
         return self._read(name) if name in self.manifest["files"] else None
+
+    def _open_optional(self, name: str) -> Rows | None:
+        return open_array(self.folder, self.manifest, name) if name in self.manifest["files"] else None
 
     def _read(self, name: str) -> np.ndarray:
         return read_array(self.folder, self.manifest, name)
@@ -353,6 +360,7 @@ class TrainingStore:
             meta={key: value for key, value in entry.items() if key not in place},
             action_chunk=None if self.action_chunk is None else self.action_chunk[span],
             injected=None if self.injected is None else self.injected[rows],
+            branch_images=None if self.branch_images is None else self.branch_images[span],
         )
 
     def settled_state(self, index: int | np.integer) -> Float64[np.ndarray, " s"]:

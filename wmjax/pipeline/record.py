@@ -6,6 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
+from wmjax.core.errors import UserError
 from wmjax.core.options import Short, number_list
 from wmjax.core.settings import Count, Depth, Range, Settings
 from wmjax.data.store import TrainingStore
@@ -68,6 +69,10 @@ SHORTS = {
         "control steps of the chunk that the undisturbed expert would execute from every image on, which training "
         "learns; 0 records none, as --every-step does",
     ),
+    "branch-frames": Short(
+        "demonstrations.branch_frames",
+        "images of the future in which the undisturbed expert acts, rendered from every image on; default 0",
+    ),
     "target-velocity": Short(
         "demonstrations.target_velocity", "speed at which the goal's target drifts, m/s, such as 0.04"
     ),
@@ -90,8 +95,8 @@ def run_recording(out: Path, settings: RecordSettings) -> TrainingStore:
     """Records into a folder according to the settings; run again to resume.
 
     Raises:
-        UserError: see :func:`wmjax.recording.record.record`, :func:`wmjax.recording.record.record_dataset`,
-            :func:`wmjax.pipeline.record_policy.record_policy` and
+        UserError: branches where none are recorded; see also :func:`wmjax.recording.record.record`,
+            :func:`wmjax.recording.record.record_dataset`, :func:`wmjax.pipeline.record_policy.record_policy` and
             :func:`wmjax.recording.random_motion.record_random_motion`.
 
     """
@@ -105,6 +110,9 @@ def run_recording(out: Path, settings: RecordSettings) -> TrainingStore:
             workers=settings.workers,
         )
     every, config = settings.every_step, settings.demonstrations
+    if config.branch_frames and (every or settings.run):
+        option = "--every-step" if every else "--run"
+        raise UserError(f"branch-frames is {config.branch_frames}; {option} records no branches, leave one of them out")
     size = settings.image_size or (LEROBOT_IMAGE_SIZE if every else OBSERVATION_SPEC.image_size)
     stride = 1 if every else settings.frame_stride
     spec = dataclasses.replace(OBSERVATION_SPEC, image_size=size, frame_stride=stride)

@@ -20,6 +20,7 @@ from wmjax.sim.libero import ACTION_SPEC
 
 SLOTS_PER_ATTEMPT = 100_000
 HOLD = np.array(ACTION_SPEC.hold)
+ADDED_LATER = ("branch_frames", "target_velocity", "hold_steps")
 NOISE_MEMORY = 0.7
 NOISE_GAIN = np.array([2, 2, 2, 0.3, 0.3, 0.3, 0]) * (1 - NOISE_MEMORY)
 
@@ -39,6 +40,9 @@ class DemonstrationConfig(Settings, section="demonstrations"):
         label_steps: control steps of the chunk that the expert, undisturbed, would execute from every frame on. The
             store keeps these chunks and training learns them; 0 keeps none, and training learns the labels of the
             steps that were executed.
+        branch_frames: frames of every frame's branch, the future in which the expert acts undisturbed from there on.
+            Where a store has branches, they and not the frames as executed are the future that training uses. They
+            are rendered, and take ``branch_frames`` times the space of the frames; 0 keeps none.
         failures: which failures are provoked for the expert to correct.
         target_velocity: speed (m/s) at which the goal's target drifts over the table, as in the protocol
             ``spatial_moving``; 0 is off.
@@ -54,6 +58,7 @@ class DemonstrationConfig(Settings, section="demonstrations"):
     max_steps: Annotated[int, Range(1, 1_000_000)] = 360
     steps_after_success: Annotated[int, Range(0, 10_000)] = 8
     label_steps: Annotated[int, Range(0, 10_000)] = 8
+    branch_frames: Annotated[int, Range(0, 100)] = 0
     failures: FailureConfig = field(default_factory=FailureConfig)
     target_velocity: Annotated[float, Range(0, MAX_VELOCITY)] = 0.0
     hold_steps: Annotated[int, Range(0, 10_000)] = 0
@@ -73,11 +78,10 @@ class DemonstrationConfig(Settings, section="demonstrations"):
     def identity(self) -> dict[str, Any]:
         """The settings that change what is recorded, as plain values.
 
-        ``target_velocity`` and ``hold_steps`` were added later. They are left out when they are off, so that earlier
-        recordings keep their names.
+        The settings of ``ADDED_LATER`` are left out when they are off, so that earlier recordings keep their names.
         """
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if value or name not in ("target_velocity", "hold_steps")}
+        return {name: value for name, value in values.items() if value or name not in ADDED_LATER}
 
 
 def demonstration_id(suite: str, task_id: int, slot: int, attempt: int, seed: int) -> EpisodeId:
@@ -152,7 +156,7 @@ def record_demonstration(env: LiberoEnv, episode: EpisodeId, config: Demonstrati
         executed=np.stack(track.executed),
         settled_state=env.settled_state,
         meta={**meta, "grasp": usual, "failures": failures.done} | moving,
-        action_chunk=_label_frames(env, expert, track, config.label_steps) if config.label_steps else None,
+        **_label_frames(env, expert, track, config),
         injected=np.array(track.injected),
     )
 
@@ -192,31 +196,49 @@ def _act(
     return success_step if success else None
 
 
-def _label_frames(env: LiberoEnv, expert: Expert, track: _Track, steps: int) -> Float32[np.ndarray, "f steps 7"]:
-    """The next ``steps`` actions that the undisturbed expert would execute from every frame.
+def _label_frames(env: LiberoEnv, expert: Expert, track: _Track, config: DemonstrationConfig) -> dict[str, np.ndarray]:
+    """The branch of every frame: what the undisturbed expert would do from there on, and what would be seen.
 
-    The expert's action is a function of the state. Where its own actions were executed, the labels of these steps are
-    the chunk. Elsewhere the frame's state is restored and the expert acts from there. The simulation is left in the
-    state in which this ends.
+    The expert's action is a function of the state. Where its own actions were executed, what was recorded is the
+    branch. Elsewhere the frame's state is restored and the expert acts from there. The simulation is left in the state
+    in which this ends.
+
+    Returns:
+        The arrays ``action_chunk`` and ``branch_images`` of an episode, as far as the settings ask for them.
+
     """
-    chunks = []
-    for step, state in zip(track.frame_step, track.frame_state, strict=True):
+    labels, frames = config.label_steps, config.branch_frames
+    stride = env.spec.frame_stride
+    steps = max(labels, frames * stride)
+    if not steps:
+        return {}
+    # The label of a chunk's last step does not depend on what was executed in that step; the frame after it does.
+    decisive = max(labels - 1, frames * stride)
+    chunks, branches = [], []
+    for index, (step, state) in enumerate(zip(track.frame_step, track.frame_state, strict=True)):
         chunk = np.stack(track.label[step : step + steps])
-        # The label of a chunk's last step does not depend on what was executed in that step.
-        if len(chunk) < steps or not np.array_equal(chunk[:-1], np.stack(track.executed[step : step + steps])[:-1]):
+        images = track.images[index + 1 : index + 1 + frames]
+        executed = np.stack(track.executed[step : step + steps])
+        if len(chunk) < steps or len(images) < frames or not np.array_equal(chunk[:decisive], executed[:decisive]):
             env.restore(state)
-            chunk = undisturbed(env, expert, steps)
-        chunks.append(chunk)
-    return np.stack(chunks)
+            chunk, images = undisturbed(env, expert, steps, frames)
+        chunks.append(chunk[:labels])
+        branches.append(images)
+    arrays = {"action_chunk": np.stack(chunks)} if labels else {}
+    return arrays | ({"branch_images": np.stack([np.stack(images) for images in branches])} if frames else {})
 
 
-def undisturbed(env: LiberoEnv, expert: Expert, steps: int) -> Float32[np.ndarray, "steps 7"]:
-    """Executes the expert's next actions and returns them."""
-    actions = []
-    for _ in range(steps):
+def undisturbed(
+    env: LiberoEnv, expert: Expert, steps: int, frames: int = 0
+) -> tuple[Float32[np.ndarray, "steps 7"], list[np.ndarray]]:
+    """Executes the expert's next actions and returns them, with the first ``frames`` frames that fall due."""
+    actions, images = [], []
+    for step in range(1, steps + 1):
         actions.append(expert.act().astype(np.float32))
         env.step(actions[-1])
-    return np.stack(actions)
+        if step % env.spec.frame_stride == 0 and len(images) < frames:
+            images.append(env.render())
+    return np.stack(actions), images
 
 
 def _meta(env: LiberoEnv, episode: EpisodeId, perturbation: float, success_step: int) -> dict[str, object]:

@@ -66,7 +66,7 @@ class Labeller:
             return Labelled(executed, state, label, start=start)
         image = env.render() if image is None else image.copy()  # nothing is rendered for a policy near the limit
         now = env.sim_state()
-        chunk = undisturbed(env, self._expert, self._label_steps)
+        chunk, _ = undisturbed(env, self._expert, self._label_steps)
         env.restore(now)
         return Labelled(executed, state, label, image, chunk, start)
 

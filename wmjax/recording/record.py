@@ -90,7 +90,7 @@ def record(
         folder.mkdir(parents=True, exist_ok=True)
         _check_settings(folder, suite, spec, config)
         done = set(part_names(folder))
-        _check_space(folder, spec, len(tasks) * episodes_per_task, len(done))
+        _check_space(folder, spec, len(tasks) * episodes_per_task, len(done), config.branch_frames)
         slots = [Slot(suite, task, number) for task in tasks for number in range(episodes_per_task)]
         missing = [slot for slot in slots if part_name(slot) not in done]
         if missing:
@@ -112,9 +112,10 @@ def _leaving_no_empty_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int) -> None:
+def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int, branch_frames: int = 0) -> None:
     """Requires disk space for the missing parts, and for the merged store beside all parts."""
-    episode = TYPICAL_STEPS // spec.frame_stride * len(spec.cameras) * spec.image_size**2 * 3
+    images = TYPICAL_STEPS // spec.frame_stride * (1 + branch_frames)
+    episode = images * len(spec.cameras) * spec.image_size**2 * 3
     require_space(folder, int(1.1 * episode * (max(wanted - done, 0) + max(wanted, done))))
 
 
@@ -198,7 +199,8 @@ def _record_missing(
     """Records slots into parts and logs a report per task."""
     tally = _Tally(len(slots))
     job = functools.partial(record_slot, folder=folder, config=config)
-    most = MAX_ATTEMPTS * config.max_steps * (1 + config.label_steps / spec.frame_stride)
+    branch = max(config.label_steps / spec.frame_stride, config.branch_frames)
+    most = MAX_ATTEMPTS * config.max_steps * (1 + branch)
     record_slots(job, spec, slots, workers, SECONDS_PER_STEP * most, tally.count, tally.retry)
     tally.report()
 
