@@ -16,7 +16,7 @@ INSTRUCTIONS = ("pick up the black bowl and place it on the plate", "pick up the
 
 
 def make_episode(
-    index: int, length: int, image_size: int = 56, tasks: int = 2, stride: int = 4, cameras: int = 2
+    index: int, length: int, image_size: int = 56, tasks: int = 2, stride: int = 4, cameras: int = 2, branch: int = 0
 ) -> EpisodeData:
     """An episode whose state[0] is its index and state[1] the control step, so that leaks are visible."""
     rng = np.random.default_rng(1000 + index)
@@ -25,8 +25,9 @@ def make_episode(
     state[:, 0], state[:, 1] = index, np.arange(length)
     action = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
     action[:, 6] = np.sign(action[:, 6])
+    image = (cameras, image_size, image_size, 3)
     return EpisodeData(
-        images=rng.integers(0, 256, (len(steps), cameras, image_size, image_size, 3), dtype=np.uint8),
+        images=rng.integers(0, 256, (len(steps), *image), dtype=np.uint8),
         frame_step=steps,
         state=state,
         action=action,
@@ -41,17 +42,24 @@ def make_episode(
             "settled_hash": f"{index:016x}",
             "success_step": length - 8,
         },
+        branch_images=rng.integers(0, 256, (len(steps), branch, *image), dtype=np.uint8) if branch else None,
     )
 
 
 def make_store(
-    folder: Path, *, image_size: int = 56, lengths: tuple[int, ...] = LENGTHS, tasks: int = 2, cameras: int = 2
+    folder: Path,
+    *,
+    image_size: int = 56,
+    lengths: tuple[int, ...] = LENGTHS,
+    tasks: int = 2,
+    cameras: int = 2,
+    branch: int = 0,
 ) -> TrainingStore:
-    """Writes and opens a training store of noise."""
+    """Writes and opens a training store of noise, with branches of ``branch`` frames."""
     names = ("agentview", "robot0_eye_in_hand")[:cameras]
     spec = dataclasses.replace(OBSERVATION_SPEC, cameras=names, image_size=image_size, simulator="synthetic")
     for index, length in enumerate(lengths):
-        episode = make_episode(index, length, image_size, tasks, spec.frame_stride, cameras)
+        episode = make_episode(index, length, image_size, tasks, spec.frame_stride, cameras, branch)
         write_part(folder, f"episode-{index:03d}", episode, spec)
     return finalize(folder, spec, ACTION_SPEC)
 
@@ -59,7 +67,10 @@ def make_store(
 def make_latents(
     folder: Path, store: TrainingStore, *, views: int = 3, grid: int = 4, dim: int = 24, max_shift: int = 6
 ) -> LatentStore:
-    """Writes and opens a latent store of noise, except channel 0 = frame index / 100 and channel 1 = view."""
+    """Writes and opens a latent store of noise, except channel 0 = frame index / 128 and channel 1 = view.
+
+    Channel 0 of a branch's frame j is (frame index + j + 1) / 128, and channel 1 is -1.
+    """
     spec = EncoderSpec(cameras=("agentview",), name="synthetic", tokens_per_frame=grid * grid, dim=dim)
     writer = LatentWriter(folder, spec, store, draw_views(len(store.episodes), views, 0, max_shift), "jax")
     for index in writer.pending():
@@ -73,4 +84,9 @@ def episode_latents(store: TrainingStore, index: int, views: int, grid: int, dim
     latents = np.random.default_rng(index).normal(size=(views, entry["num_frames"], grid * grid, dim))
     latents[..., 0] = (entry["frame_start"] + np.arange(entry["num_frames"]))[None, :, None] / 128
     latents[..., 1] = np.arange(views)[:, None, None]
-    return latents
+    if store.branch_images is None:
+        return latents
+    ahead = np.repeat(latents, store.branch_images.shape[1], axis=1)
+    ahead[..., 0] += np.tile(1 + np.arange(store.branch_images.shape[1]), entry["num_frames"])[None, :, None] / 128
+    ahead[..., 1] = -1
+    return np.concatenate([latents, ahead], axis=1)

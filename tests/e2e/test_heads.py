@@ -21,7 +21,7 @@ RECIPES = {name for name in recipe_names() if not name.endswith("_l1")} | {"e2_l
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingStore, LatentStore]:
-    store = make_store(tmp_path_factory.mktemp("store"), image_size=112, lengths=(20, 20, 20, 20))
+    store = make_store(tmp_path_factory.mktemp("store"), image_size=112, lengths=(20, 20, 20, 20), branch=4)
     return store, make_latents(tmp_path_factory.mktemp("latents"), store, dim=192)
 
 

@@ -50,6 +50,49 @@ def require_labels(steps: int, stride: int, chunk: int, delay: int, what: str) -
         )
 
 
+def check_branches(store: TrainingStore, future: int, delay: int) -> None:
+    """Refuses a future that the store's branches do not contain.
+
+    Args:
+        store: the training store.
+        future: frames that follow the present one.
+        delay: control steps between the observation and the branch.
+
+    Raises:
+        UserError: the store has no branches, they are too short, or none begins at the end of the delay.
+
+    """
+    branch = 0 if store.branch_images is None else store.branch_images.shape[1]
+    require_branches(branch, store.spec.frame_stride, future, delay, f"the branches in {store.folder}")
+
+
+def require_branches(branch: int, stride: int, future: int, delay: int, what: str) -> None:
+    """Refuses a future that branches do not contain.
+
+    Args:
+        branch: frames of a branch.
+        stride: control steps between frames.
+        future: frames that follow the present one.
+        delay: control steps between the observation and the branch.
+        what: the branches, for the error.
+
+    Raises:
+        UserError: they are too short, or none begins at the end of the delay.
+
+    """
+    if delay % stride:
+        raise UserError(
+            f"train.delay is {delay}, but {what} begin every {stride} control steps only; choose a multiple of {stride}"
+        )
+    needed = future - delay // stride
+    if branch < needed:
+        raise UserError(
+            f"memory.target is 'branch' with model.prophet.future {future} and train.delay {delay}, which need "
+            f"{needed} frames of a branch, but {what} have {branch}; record with "
+            f"data.demonstrations.branch_frames {needed}, or set model.memory.target to future"
+        )
+
+
 def chunk_labels(
     store: TrainingStore,
     frames: Int[np.ndarray, " n"],

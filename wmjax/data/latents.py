@@ -6,6 +6,7 @@ are the frames of the training store, in its order. Imports neither jax nor torc
 
 import dataclasses
 import functools
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,11 @@ class LatentWriter:
         require_plan({**DEFAULTS, **found}, {**DEFAULTS, **self.plan}, self.folder, "latents")
 
     @property
+    def branch_frames(self) -> int:
+        """Frames of each branch of the training store; 0 if it has none."""
+        return 0 if self.store.branch_images is None else self.store.branch_images.shape[1]
+
+    @property
     def finished(self) -> bool:
         """Whether the store is complete, by this process or another."""
         return (self.folder / MANIFEST).exists()
@@ -120,11 +126,14 @@ class LatentWriter:
     def write(self, index: int, latents: Float[np.ndarray, "views frames tokens dim"]) -> None:
         """Writes one episode's latents atomically; does nothing if another process finished the store meanwhile.
 
+        Where the training store has branches, the latents of their frames, branch after branch, follow those of the
+        episode's own frames.
+
         Raises:
             UserError: wrong shape, or values that are not finite in the store's dtype.
 
         """
-        shape = self._shape(self.store.episodes[index]["num_frames"])
+        shape = self._part_shape(index)
         where = f"latents of episode {index}"
         if latents.shape != shape:
             raise UserError(f"{where}: shape {latents.shape}, expected {shape} [views, frames, tokens, dim]")
@@ -153,11 +162,12 @@ class LatentWriter:
             return LatentStore(self.folder)
         if pending := self.pending():
             raise UserError(f"{self.folder}: {len(pending)} episodes are not encoded yet ({_short(pending)}); {FIX}")
-        shape = self._shape(len(self.store.frame_step))
+        shape, branches = self._shape(len(self.store.frame_step)), self._branch_shape(len(self.store.frame_step))
         with StoreWriter(self.folder, FORMAT, VERSION) as writer:
             if not self.finished:
-                require_space(self.folder, int(np.prod(shape)) * np.dtype(self.dtype).itemsize)
-                moments = self._merge(writer.array("latents.npy", self.dtype, shape))
+                require_space(self.folder, (math.prod(shape) + math.prod(branches)) * np.dtype(self.dtype).itemsize)
+                ahead = writer.array("branches.npy", self.dtype, branches) if self.branch_frames else None
+                moments = self._merge(writer.array("latents.npy", self.dtype, shape), ahead)
                 mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
                 spec = dataclasses.replace(self.spec, mean=mean, std=std)
                 content = {**self.plan, "encoder_spec": to_dict(spec), "num_frames": shape[1]}
@@ -166,23 +176,34 @@ class LatentWriter:
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         return LatentStore(self.folder)
 
-    def _merge(self, latents: np.ndarray) -> RunningMoments:
+    def _merge(self, latents: np.ndarray, branches: np.ndarray | None) -> RunningMoments:
         """Copies the parts into place and gathers statistics, one episode in memory at a time."""
         moments = RunningMoments(latents.shape[-1])
         for index, entry in enumerate(self.store.episodes):
             part = read_npz(self._part(index), ("latents",))["latents"]
-            if part.shape != self._shape(entry["num_frames"]) or part.dtype != self.dtype:
+            if part.shape != self._part_shape(index) or part.dtype != self.dtype:
                 raise UserError(
                     f"{self._part(index)}: {part.dtype} of shape {part.shape} does not fit the episode; delete it and "
                     "encode again"
                 )
-            latents[:, entry["frame_start"] : entry["frame_start"] + entry["num_frames"]] = part
-            moments.update(part[0])
-        latents.flush()  # type: ignore[attr-defined]
+            count = entry["num_frames"]
+            rows = slice(entry["frame_start"], entry["frame_start"] + count)
+            latents[:, rows] = part[:, :count]
+            if branches is not None:
+                branches[:, rows] = part[:, count:].reshape(self._branch_shape(count))
+            moments.update(part[0, :count])
+        for array in (latents, *([] if branches is None else [branches])):
+            array.flush()  # type: ignore[attr-defined]
         return moments
 
     def _shape(self, frames: int) -> tuple[int, int, int, int]:
         return (self.views.shape[1], frames, self.spec.tokens_per_frame, self.spec.dim)
+
+    def _branch_shape(self, frames: int) -> tuple[int, int, int, int, int]:
+        return (self.views.shape[1], frames, self.branch_frames, self.spec.tokens_per_frame, self.spec.dim)
+
+    def _part_shape(self, index: int) -> tuple[int, int, int, int]:
+        return self._shape(self.store.episodes[index]["num_frames"] * (1 + self.branch_frames))
 
     def _part(self, index: int) -> Path:
         return self.folder / PARTS / f"{index:06d}.npz"
@@ -213,6 +234,8 @@ class LatentStore:
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
         latents: float16, or float32 on request, ``[views, frames, tokens, dim]``, a read-only memory map or a
             remote array.
+        branches: those of the frames of each frame's branch, ``[views, frames, branch, tokens, dim]``; None if the
+            training store has no branches.
 
     Raises:
         UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
@@ -230,10 +253,19 @@ class LatentStore:
         with reading(self.folder / MANIFEST, FIX):
             self.views: Int32[np.ndarray, "e v 2"] = np.array(content.views, np.int32)
         self.latents: Rows = open_array(self.folder, self.manifest, "latents.npy")
+        self.branches: Rows | None = None
+        if "branches.npy" in self.manifest["files"]:
+            self.branches = open_array(self.folder, self.manifest, "branches.npy")
         tokens = (self.spec.tokens_per_frame, self.spec.dim)
         if self.views.ndim != 3 or self.latents.shape != (self.views.shape[1], content.num_frames, *tokens):
             raise UserError(
                 f"{where}: views have shape {self.views.shape} and latents.npy {self.latents.shape}, which do not "
+                f"belong together; {FIX}"
+            )
+        ahead = self.branches
+        if ahead is not None and (ahead.ndim != 5 or (*ahead.shape[:2], *ahead.shape[3:]) != self.latents.shape):
+            raise UserError(
+                f"{where}: branches.npy has shape {ahead.shape} and latents.npy {self.latents.shape}, which do not "
                 f"belong together; {FIX}"
             )
 

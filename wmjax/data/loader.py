@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmjax.core.errors import UserError
-from wmjax.data.labels import check_labels, chunk_labels, label_ends, pending_actions, undisturbed_between
+from wmjax.data.labels import (
+    check_branches,
+    check_labels,
+    chunk_labels,
+    label_ends,
+    pending_actions,
+    undisturbed_between,
+)
 from wmjax.data.latents import LatentStore
 from wmjax.data.motion import find_motion, roll_state
 from wmjax.data.shift import MAX_SHIFT, ViewTable
@@ -42,7 +49,9 @@ class LoaderConfig:
     ``max_shift`` pixels. The chunk of actions begins ``delay`` control steps after the frame; what lies beyond the
     episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
     injected failures are masked out of the future. With the target ``past`` the batch's ``future`` holds the frames
-    before the history instead, newest first. ``mixture`` says how often a sample is drawn where samples are shuffled.
+    before the history instead, newest first; with the target ``branch`` those that follow if the actions of the delay
+    are executed as recorded and then nothing disturbs the expert.
+    ``mixture`` says how often a sample is drawn where samples are shuffled.
     Of the episodes ``video_only`` nothing but the video is used: their actions are zeros and masked, and their
     state is the mean state of the other episodes. With ``pending`` the batch has the actions that are executed in the
     ``delay`` control steps before the chunk (:func:`wmjax.data.labels.pending_actions`), and with ``rolls_state`` its
@@ -55,7 +64,7 @@ class LoaderConfig:
     chunk: int = 8
     history: int = 3
     future: int = 4
-    target: Literal["future", "past"] = "future"
+    target: Literal["future", "past", "branch"] = "future"
     views: int | None = None
     max_shift: int = MAX_SHIFT
     shuffle: bool = True
@@ -225,21 +234,36 @@ class BatchSource:
         if self.latents is None or isinstance(self.latents, ViewTable):
             return {}
         past = history_indices(frames, self._frame_start[episode], self.config.history)
-        ahead, future_mask = self._targets(frames, episode)
+        ahead, exists = self._targets(frames, episode)
         # Together: what was and what comes lie side by side, so that a remote store answers one request per sample.
-        found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)]
-        return {
-            "latents": found[:, : self.config.history].astype(np.float32),
-            "future": found[:, self.config.history :].astype(np.float32),
-            "future_mask": future_mask & undisturbed_between(self.store, frames, ahead),
+        found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)].astype(np.float32)
+        columns = {
+            "latents": found[:, : self.config.history],
+            "future": found[:, self.config.history :],
+            "future_mask": exists & undisturbed_between(self.store, frames, ahead),
         }
+        return columns | self._branched(columns, frames, views, episode) if self.config.target == "branch" else columns
 
     def _targets(self, frames: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frames whose latents are to be predicted, and which of them exist."""
+        """The recorded frames whose latents are to be predicted, and which of them exist."""
         count, history = self.config.future, self.config.history
         if self.config.target == "past":
             return earlier_indices(frames, self._frame_start[episode], history, count)
+        if self.config.target == "branch":
+            count = min(count, self.config.delay // self.store.spec.frame_stride)
         return future_indices(frames, self._frame_end[episode], count)
+
+    def _branched(self, columns: Batch, frames: np.ndarray, views: np.ndarray, episode: np.ndarray) -> Batch:
+        """The future whose recorded frames end with the delay, continued by the branch of the frame there."""
+        known, mask = columns["future"], columns["future_mask"]
+        ahead = self.config.delay // self.store.spec.frame_stride
+        begin, exists = future_indices(frames + ahead - 1, self._frame_end[episode], 1)
+        follows = exists & undisturbed_between(self.store, frames, begin)
+        rest = self.latents.branches[views, begin[:, 0]][:, : self.config.future - known.shape[1]].astype(np.float32)
+        return {
+            "future": np.concatenate([known, rest], axis=1),
+            "future_mask": np.concatenate([mask, np.repeat(follows, rest.shape[1], axis=1)], axis=1),
+        }
 
 
 _EPISODE_COLUMNS = ("frame_start", "num_frames", "task")
@@ -264,6 +288,8 @@ def _check(store: TrainingStore, latents: LatentStore | ViewTable | None, config
         raise UserError(f"max_shift {config.max_shift} must be >= 0 and views {config.views} >= 1; raise them")
     if isinstance(latents, LatentStore):
         latents.check(store)
+        if config.target == "branch":
+            check_branches(store, config.future, config.delay)
     if latents is not None and config.views is not None and config.views > latents.views.shape[1]:
         raise UserError(
             f"views is {config.views}, but only {latents.views.shape[1]} are drawn per episode; lower it or encode more"

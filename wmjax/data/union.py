@@ -115,7 +115,8 @@ class UnionStore(_Several[TrainingStore], TrainingStore):
         """Args: ``stores`` are opened already.
 
         Raises:
-            UserError: their specs differ, or only some have chunk labels, or those are of different lengths.
+            UserError: their specs differ, or only some have chunk labels or branches, or those have different
+                lengths.
 
         """
         _require_alike(stores)
@@ -135,6 +136,8 @@ class UnionStore(_Several[TrainingStore], TrainingStore):
             np.concatenate(chunks) if chunks else None
         )
         self.injected = self._injected()
+        branches = [store.branch_images for store in stores if store.branch_images is not None]
+        self.branch_images: Any = JoinedRows(branches) if branches else None
 
     def _entries(self) -> list[dict[str, Any]]:
         """The episodes' entries with their rows and frames in the union."""
@@ -198,6 +201,8 @@ class UnionLatents(_Several[LatentStore], LatentStore):
         self.source = hash_json([store.source for store in latents])
         self.views = np.concatenate([store.views for store in latents])
         self.latents: Any = JoinedRows([store.latents for store in latents], axis=1)
+        branches = [store.branches for store in latents if store.branches is not None]
+        self.branches: Any = JoinedRows(branches, axis=1) if branches else None
         counts = [store.latents.shape[1] * store.spec.tokens_per_frame for store in latents]
         mean, std = merge_moments([s.spec.mean for s in latents], [s.spec.std for s in latents], counts)
         self.spec = dataclasses.replace(first.spec, mean=mean, std=std)
@@ -225,4 +230,10 @@ def _require_alike(stores: Sequence[TrainingStore]) -> None:
             raise UserError(
                 f"{names[0]} has chunk labels of {mine or 'no'} control steps, {names[1]} of {theirs or 'no'}; record "
                 "both with the same data.demonstrations.label_steps"
+            )
+        mine, theirs = (0 if s.branch_images is None else s.branch_images.shape[1] for s in (store, first))
+        if mine != theirs:
+            raise UserError(
+                f"{names[0]} has branches of {mine} frames, {names[1]} of {theirs}; record both with the same "
+                "data.demonstrations.branch_frames"
             )

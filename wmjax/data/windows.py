@@ -23,6 +23,24 @@ def clip_indices(frame: ArrayLike, start: ArrayLike, length: int = 4) -> Int[np.
     return history_indices(frame, start, length)
 
 
+def branch_clip_indices(frames: int, branch: int, length: int) -> Int[np.ndarray, "clips length"]:
+    """The clips of an episode's branch frames: what was seen up to the frame a branch begins at, then the branch.
+
+    Args:
+        frames: how many the episode has.
+        branch: frames of each branch.
+        length: frames per clip.
+
+    Returns:
+        Indices into the episode's frames, followed by its branches one after another.
+
+    """
+    start, step = np.divmod(np.arange(frames * branch), branch)
+    place = (step + 1)[:, None] + np.arange(1 - length, 1)  # 0 is the frame that the branch begins at
+    seen = np.maximum(start[:, None] + place, 0)
+    return np.where(place > 0, frames + start[:, None] * branch + place - 1, seen)
+
+
 def future_indices(
     frame: ArrayLike, end: ArrayLike, future: int
 ) -> tuple[Int[np.ndarray, "*batch future"], Bool[np.ndarray, "*batch future"]]:

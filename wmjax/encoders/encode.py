@@ -15,7 +15,7 @@ from wmjax.core.specs import EncoderSpec, require_equal
 from wmjax.data.latents import Dtype, LatentStore, LatentWriter
 from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, require_shift, shift_images
 from wmjax.data.store import TrainingStore
-from wmjax.data.windows import clip_indices
+from wmjax.data.windows import branch_clip_indices, clip_indices
 from wmjax.encoders.base import Exporter
 
 LATENT_BOUND = 5e-3
@@ -33,6 +33,8 @@ T = TypeVar("T")
 class EpisodeClips:
     """The clip of every frame of one episode, shift by shift: past frames only, the first repeated, all shifted alike.
 
+    With branches the clips of their frames follow those of the episode's own, within each shift.
+
     A slice of it is gathered when it is indexed. Each shifted frame is in memory once, not once per clip that shows
     it: an episode's clips of 64 frames at 256 px would take gigabytes.
 
@@ -40,16 +42,24 @@ class EpisodeClips:
         frames: uint8 ``[frames, height, width, 3]``, one episode of one camera.
         shifts: (dy, dx) in pixels of each shifted copy.
         length: frames per clip.
+        branches: uint8 ``[frames, branch, height, width, 3]``, the frames of every frame's branch; None for none.
 
     """
 
     def __init__(
-        self, frames: UInt8[np.ndarray, "frames height width 3"], shifts: Sequence[tuple[int, ...]], length: int
+        self,
+        frames: UInt8[np.ndarray, "frames height width 3"],
+        shifts: Sequence[tuple[int, ...]],
+        length: int,
+        branches: UInt8[np.ndarray, "frames branch height width 3"] | None = None,
     ) -> None:
         frames = np.asarray(frames)
+        steps = clip_indices(np.arange(len(frames)), 0, length)
+        if branches is not None:
+            steps = np.concatenate([steps, branch_clip_indices(*branches.shape[:2], length)])
+            frames = np.concatenate([frames, branches.reshape(-1, *frames.shape[1:])])
         self._frames = np.concatenate([shift_images(frames, int(dy), int(dx)) for dy, dx in shifts])
-        ends = np.arange(len(self._frames))
-        self._steps = clip_indices(ends, ends // len(frames) * len(frames), length)
+        self._steps = np.concatenate([steps + number * len(frames) for number in range(len(shifts))])
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -122,8 +132,14 @@ def encode_store(
     def read(index: int) -> list[EpisodeClips]:
         entry = store.episodes[index]
         rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
-        frames = [np.array(store.frames[rows, camera]) for camera in cameras]
-        return [EpisodeClips(each, _distinct(shifts[index]), encoder.spec.clip_length) for each in frames]
+        distinct, length, branches = _distinct(shifts[index]), encoder.spec.clip_length, store.branch_images
+        return [
+            EpisodeClips(
+                np.array(store.frames[rows, camera]), distinct, length,
+                None if branches is None else np.array(branches[rows])[:, :, camera],
+            )
+            for camera in cameras
+        ]  # fmt: skip
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):

@@ -9,7 +9,7 @@ from pathlib import Path
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.handover import make_handover
 from wmjax.core.location import location
-from wmjax.data.labels import check_labels, require_labels
+from wmjax.data.labels import check_branches, check_labels, require_branches, require_labels
 from wmjax.data.motion import find_motion
 from wmjax.data.shift import require_shift
 from wmjax.data.split import SPLIT_SEED, split_episodes
@@ -152,13 +152,21 @@ def _require_tasks(experiment: Experiment) -> None:
 
 
 def _require_labels(experiment: Experiment, store: TrainingStore | None) -> None:
-    """The chunk's actions are in the labels that there are, or that will be recorded."""
+    """The chunk's actions and the target's frames are in the labels that there are, or that will be recorded."""
     chunk, delay, data = experiment.model.chunk, experiment.train.delay, experiment.data
     if store is not None:
         check_labels(store, chunk, delay)
     elif not data.places and (steps := data.demonstrations.label_steps):
         stride = data.observation.frame_stride
         require_labels(steps, stride, chunk, delay, "the chunk labels of data.demonstrations.label_steps")
+    if experiment.model.memory.target != "branch":
+        return
+    future = experiment.model.prophet.future
+    if store is not None:
+        check_branches(store, future, delay)
+    elif not data.places:
+        branch, stride = data.demonstrations.branch_frames, data.observation.frame_stride
+        require_branches(branch, stride, future, delay, "the branches of data.demonstrations.branch_frames")
 
 
 def _require_deltas(experiment: Experiment, store: TrainingStore | None) -> None:

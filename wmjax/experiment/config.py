@@ -215,7 +215,7 @@ def load(
             raise UserError(f"{key} is not a setting; choose it with --{'config' if key == 'recipe' else key}")
     try:
         built = build(Experiment, {**values, "recipe": recipe, "scale": scale, "dataset": dataset})
-        return anchor(_with_dimensions(built))
+        return anchor(_with_branches(_with_dimensions(built)))
     except UserError as error:
         raise with_origin(error, layers) from error
 
@@ -227,6 +227,16 @@ def _with_dimensions(experiment: Experiment) -> Experiment:
     model = with_dimensions(experiment.model, experiment.data.observation, ACTION_SPEC, "what is recorded in LIBERO")
     encoder = experiment.encoder.with_default_camera(experiment.data.observation.cameras)
     return dataclasses.replace(experiment, model=model, encoder=encoder)
+
+
+def _with_branches(experiment: Experiment) -> Experiment:
+    """The experiment whose recorder renders the branches that its memory's target needs, unless it says how many."""
+    data, model = experiment.data, experiment.model
+    if data.places or data.demonstrations.branch_frames or model.memory.target != "branch":
+        return experiment
+    frames = max(0, model.prophet.future - experiment.train.delay // data.observation.frame_stride)
+    demonstrations = dataclasses.replace(data.demonstrations, branch_frames=frames)
+    return dataclasses.replace(experiment, data=dataclasses.replace(data, demonstrations=demonstrations))
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:

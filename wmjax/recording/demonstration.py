@@ -40,9 +40,9 @@ class DemonstrationConfig(Settings, section="demonstrations"):
         label_steps: control steps of the chunk that the expert, undisturbed, would execute from every frame on. The
             store keeps these chunks and training learns them; 0 keeps none, and training learns the labels of the
             steps that were executed.
-        branch_frames: frames of every frame's branch, the future in which the expert acts undisturbed from there on.
-            Where a store has branches, they and not the frames as executed are the future that training uses. They
-            are rendered, and take ``branch_frames`` times the space of the frames; 0 keeps none.
+        branch_frames: frames of every frame's branch, the future in which the expert acts undisturbed from there on,
+            which ``model.memory.target`` ``branch`` uses. They take ``branch_frames`` times the space of the frames.
+            0 records as many as that target needs, and none for another target.
         failures: which failures are provoked for the expert to correct.
         target_velocity: speed (m/s) at which the goal's target drifts over the table, as in the protocol
             ``spatial_moving``; 0 is off.

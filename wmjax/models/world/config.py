@@ -11,7 +11,7 @@ from wmjax.core.settings import SHUFFLED, Corruption, Rate, Settings, Weight
 from wmjax.models.world.prophet import ProphetConfig
 
 Input = Literal["none", "latents", "constant", "copy", "history", "hidden", "future"]
-Target = Literal["future", "past"]
+Target = Literal["future", "past", "branch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,11 @@ class WorldMemoryConfig(Settings, section="memory"):
         inject: whether the action tokens attend to the memory.
         action_gradient: whether the action loss trains the Prophet.
         dropout: share of training samples with an empty memory.
-        target: the frames whose latents the prediction loss compares: ``future``, those after the present one, or
-            ``past``, as many before the latent history, newest first. Acting and diagnosis do not depend on it.
+        target: the frames whose latents the prediction loss compares, and which the memory ``future`` is in training:
+            ``future``, those after the present one as they were executed; ``branch``, those in which the pending
+            actions of ``train.delay`` are executed and then the expert acts undisturbed, where the recording has them
+            (``data.demonstrations.branch_frames``); or ``past``, as many before the latent history, newest first.
+            Acting and diagnosis do not depend on it.
 
     """
 
@@ -54,6 +57,11 @@ class WorldMemoryConfig(Settings, section="memory"):
             raise UserError(
                 f"memory.target is 'past' with memory.input {self.input!r} and memory.world_loss {self.world_loss}; "
                 f"only a Prophet that reads latents and is trained by the world loss has a target, set it to 'future'"
+            )
+        if self.target == "branch" and not (self.world_loss or self.needs_future):
+            raise UserError(
+                f"memory.target is 'branch' with memory.input {self.input!r} and memory.world_loss 0; only the world "
+                "loss and the memory 'future' have a target, set it to 'future'"
             )
         if self.inject and self.input in ("none", "hidden"):
             raise UserError(f"memory.inject is true with memory.input {self.input!r}; set memory.inject to false")
