@@ -33,6 +33,10 @@ from wmjax.sim.env import LiberoEnv
 
 PITCH = np.deg2rad(75)
 """How far (rad) the hand is pitched up from pointing down, so that it reaches under the handle of the drawer above."""
+LOW = 0.10
+"""A handle that is less than this (m) above what is below it is pushed from above."""
+LOW_PITCH = np.deg2rad(35)
+"""How far (rad) the hand is pitched up when it pushes a low handle: less, and its palm meets the handles above."""
 RETREAT = 0.10
 """Distance (m) from the handle, against the fingers' direction, at which the hand arrives and leaves."""
 PASSABLE = 0.03
@@ -99,7 +103,14 @@ class Drawer(Primitive):
         self._enough = limits[0] + PAST["open"] if self._opens else limits[1] - PAST["close"]
         geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_contype > 0))
         self._handle = int(max(geoms, key=lambda geom: float(self._scene.data.geom_xpos[geom] @ self._outward)))
+        self._from_above = not self._opens and self._room_below_handle() < LOW
+        self._pitch = LOW_PITCH if self._from_above else PITCH
         self.observe()
+
+    def _room_below_handle(self) -> float:
+        """Distance (m) from the handle down to the next surface."""
+        above = self._position - self._scene.position(self._drawer)
+        return self._scene.room_below(self._drawer, above) + float(above[2])
 
     @property
     def done(self) -> bool:
@@ -149,7 +160,7 @@ class Drawer(Primitive):
     @property
     def _fingers(self) -> Vector:
         """The direction (unit vector, world) of the fingers at the handle."""
-        return -np.sin(PITCH) * self._outward - np.cos(PITCH) * UP
+        return -np.sin(self._pitch) * self._outward - np.cos(self._pitch) * UP
 
     @property
     def _position(self) -> Vector:
@@ -158,14 +169,19 @@ class Drawer(Primitive):
 
     @property
     def _rotation(self) -> Matrix:
-        """The hand at the handle, its fingers above and below it, in the heading that is nearer home."""
-        closing, fingers = np.cos(PITCH) * self._outward - np.sin(PITCH) * UP, self._fingers
+        """The hand at the handle in the heading that is nearer home.
+
+        One finger is above the handle and one below it. At a handle that is pushed from above they are side by side.
+        """
+        closing, fingers = np.cos(self._pitch) * self._outward - np.sin(self._pitch) * UP, self._fingers
+        if self._from_above:
+            closing = np.cross(UP, self._outward)
         both = [np.stack([sign * closing, np.cross(fingers, sign * closing), fingers], axis=1) for sign in (1, -1)]
         return max(both, key=lambda rotation: float(np.trace(rotation @ self._scene.home_rotation.T)))
 
     def _grasp(self, cost: float = 0.0) -> Grasp:
         position = self._position
-        style = GraspStyle(0, 1, float(PITCH))
+        style = GraspStyle(0, 1, float(self._pitch))
         return Grasp(0.0, position, self._rotation, np.zeros(3), float(position[2]) + RETREAT, cost, style)
 
     def decide(self, state: SceneState) -> tuple[Phase, Action]:

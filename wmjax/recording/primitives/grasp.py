@@ -27,6 +27,14 @@ WALL_BAND = 0.03
 """Height (m) of the band below the top in which walls are looked for."""
 WALL_DEPTH = 0.022
 """How far (m) below the top of a wall the fingertips close."""
+FINGER_HALF = 0.011
+"""Half the width (m) of a finger."""
+MAX_NECK = 0.068
+"""Largest width (m) of a narrow part of an object whose widest part does not fit between the fingers."""
+NECK_OFFSETS = tuple(np.arange(-15, 16) * 0.004)
+"""How far (m) beside the object's origin a narrow part is looked for."""
+NECK_DEPTH = 0.035
+"""How far (m) below the top of such an object the fingers close."""
 FINGER_ROOM = 0.025
 """A gap (m) that a finger fits into."""
 MAX_TURN = np.deg2rad(100)
@@ -215,6 +223,35 @@ def _width_sides(scene: Scene, item: str) -> Iterator[_Side]:
             yield _Side(float(angle), np.r_[centre, height], 4 * max(0.0, width - 0.05), (np.zeros(3),))
 
 
+def _fits(side: _Side, points: Float64[np.ndarray, "p 3"]) -> bool:
+    """Whether the open fingers can come down at a place without touching what the object collides with there."""
+    direction = np.array([np.cos(side.angle), np.sin(side.angle)])
+    here = _between(points - side.position, direction, 0.0)
+    return not len(here) or np.abs(here).max() <= MAX_NECK / 2 + 0.002
+
+
+def _between(
+    points: Float64[np.ndarray, "p 3"], direction: Float64[np.ndarray, "2"], offset: float
+) -> Float64[np.ndarray, " n"]:
+    """Where along ``direction`` the points lie that fingers ``offset`` (m) beside the origin have between them."""
+    beside = points[:, :2] @ np.array([-direction[1], direction[0]])
+    return points[(np.abs(beside - offset) < FINGER_HALF) & (points[:, 2] > -FINGER_HALF)][:, :2] @ direction
+
+
+def _neck_sides(scene: Scene, item: str, points: Float64[np.ndarray, "p 3"]) -> Iterator[_Side]:
+    """The places nearest to an object's origin in which it is narrow enough beside its widest part, such as a pot's."""
+    height, origin = points[:, 2].max() - NECK_DEPTH, scene.position(item)
+    middle = np.r_[origin[:2], height]
+    for angle in np.deg2rad(np.arange(-90, 90, 15)):
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        for offset in sorted(NECK_OFFSETS, key=abs):
+            along = _between(points - middle, direction, offset)
+            if len(along) and along.max() - along.min() <= MAX_NECK:
+                centre = (along.max() + along.min()) / 2 * direction + offset * np.array([-direction[1], direction[0]])
+                yield _Side(float(angle), middle + np.r_[centre, 0.0], 4 * abs(offset), (np.zeros(3),))
+                break
+
+
 def _wall_sides(scene: Scene, item: str) -> Iterator[_Side]:
     """The walls of an object that is too wide as a whole, such as a cup, which one finger is inside of.
 
@@ -240,12 +277,14 @@ def _parts(points: Float64[np.ndarray, "n 2"]) -> Iterator[tuple[float, Float64[
 
 
 def _sides(scene: Scene, item: str, rim: bool) -> Iterator[_Side]:
-    """The places to close the fingers: around a rim, across the whole object, or a wall of a wide one."""
+    """The places to close the fingers: around a rim, across the whole object, a narrow part, or a wall of a wide one."""
     if rim:
         yield from _rim_sides(scene, item)
         return
     whole = list(_width_sides(scene, item))
-    yield from whole or _wall_sides(scene, item)
+    points = scene.collision_points(item)
+    fitting = [side for side in whole if _fits(side, points)]
+    yield from fitting or (_neck_sides(scene, item, points) if whole else _wall_sides(scene, item))
 
 
 def grasp_candidates(scene: Scene, item: str, rim: bool, only: GraspStyle | None = None) -> Iterator[Candidate]:

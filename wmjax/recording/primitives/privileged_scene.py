@@ -4,6 +4,7 @@ Values that depend only on the compiled model are looked up once; planning then 
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,6 +176,25 @@ class Scene:
             points.append(local @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom])
         return np.concatenate(points)
 
+    def base(self, name: str) -> float:
+        """Distance (m) from an object's origin down to its lowest point when it stands upright."""
+        local = (self.vertices(name) - self.position(name)) @ self.rotation(name)
+        return float(-local[:, 2].min())
+
+    def collision_points(self, name: str) -> Float[np.ndarray, "p 3"]:
+        """World positions of points on the boxes that an object collides with, at most 5 mm apart; none without boxes."""
+        import mujoco
+
+        model, points = self.model, [np.zeros((0, 3))]
+        boxes = (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX) & (model.geom_contype > 0)
+        for geom in np.flatnonzero(boxes & np.isin(model.geom_bodyid, self.subtree(name))):
+            half = model.geom_size[geom]
+            axes = [np.linspace(-size, size, 2 + int(size / 0.0025)) for size in half]
+            grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+            surface = grid[(np.abs(grid) >= half).any(axis=1)]
+            points.append(surface @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom])
+        return np.concatenate(points)
+
     @property
     def hand_position(self) -> Vector:
         """World position (m) of the point between the fingertips."""
@@ -261,11 +281,14 @@ class Scene:
             start = start - 1e-4 * UP
         return 1.0
 
-    def room_ahead(self, name: str, towards: Vector) -> float:
-        """The least of :meth:`room_below` over points in front of an object on its way to ``towards`` (m, world)."""
+    def room_ahead(self, name: str, towards: Vector, distances: Sequence[float] = (0.06, 0.10)) -> float:
+        """The least of :meth:`room_below` over points in front of an object on its way to ``towards`` (m, world).
+
+        ``distances`` are those of the points from the object's origin (m, sideways).
+        """
         way = ((towards - self.position(name)) * [1, 1, 0]).astype(float)
         way = way / max(float(np.linalg.norm(way)), 1e-9)
-        points = [turn @ way * distance + 0.12 * UP for turn in AHEAD for distance in (0.06, 0.10)]
+        points = [turn @ way * distance + 0.12 * UP for turn in AHEAD for distance in distances]
         return min(self.room_below(name, point) for point in points)
 
     @functools.cached_property

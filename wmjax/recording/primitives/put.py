@@ -24,6 +24,8 @@ from wmjax.sim.env import LiberoEnv
 
 DROP_HEIGHT = 0.08
 """Height (m) above the middle of a container at which an object is released."""
+RELEASE = 0.01
+"""How far (m) above that height it may be released. Fingers that open there must not close again."""
 DONE, DONE_INSIDE = 0.028, 0.08
 """An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
 AT_PLACE = 0.015
@@ -36,6 +38,12 @@ NEAR = 0.10
 """An object this near (m, sideways) to its place is carried at the height of letting down."""
 ABOVE = 0.10
 """Height (m) above the place to which an object is carried before it is let down."""
+STANDS = 0.03
+"""A base that is less than this (m) below the origin makes no difference to LIBERO's ``on``."""
+SURFACES = (0.06, 0.10)
+"""Distances (m, sideways) from a held object at which it is asked how high the surface is on its way."""
+WALLS = tuple(np.arange(0.03, 0.125, 0.005).tolist())
+"""The same on the way to a container, whose walls are thin."""
 MOVED = 0.015
 """Size (m) of the cells of positions of the object in which the grasp is planned again."""
 
@@ -63,7 +71,10 @@ class Put(Primitive):
         relation, self._item, self._target = goal
         self.style = style or usual_grasp(env, goal)
         self._scene = Scene(env.sim)
-        self._shift = self._forward(env)
+        # What is put onto something stands on its base, which may be below its origin.
+        base = self._scene.base(self._item) if relation == "on" else 0.0
+        self._base = base if base > STANDS else 0.0
+        self._shift = self._forward(env) + self._base * UP
         self.observe()
         self._drop = DROP_HEIGHT if relation == "in" else 0.0
         self._done = DONE_INSIDE if relation == "in" else DONE
@@ -77,7 +88,8 @@ class Put(Primitive):
     @property
     def done(self) -> bool:
         """Whether the object lies where it may stay."""
-        return not held(self.state) and self.state.aside < self._done and self.state.height < (self._drop or 0.03)
+        high = self._drop + 2 * RELEASE if self._drop else 0.03
+        return not held(self.state) and self.state.aside < self._done and self.state.height < high
 
     def observe(self) -> SceneState:
         """Reads the current state into ``state``."""
@@ -122,7 +134,7 @@ class Put(Primitive):
     def _may_let_go(self, state: SceneState) -> bool:
         """Whether a held object is where it should be."""
         if self._drop:
-            return state.aside < DONE and state.height < self._drop + 0.01
+            return state.aside < DONE and state.height < self._drop + RELEASE
         placed = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
         return state.aside < AT_PLACE and placed
 
@@ -147,9 +159,10 @@ class Put(Primitive):
         if state.aside < 0.03:
             return 1.0
         need = ROOM if state.aside > NEAR else 0.03
-        free = ramp(self._scene.room_below(self._item), need - 0.015, need)
+        free = ramp(self._scene.room_below(self._item) - self._base, need - 0.015, need)
         if state.aside > NEAR:
-            free = min(free, ramp(self._scene.room_ahead(self._item, state.place), 0.0, 0.015))
+            ahead = self._scene.room_ahead(self._item, state.place, WALLS if self._drop else SURFACES)
+            free = min(free, ramp(ahead - self._base, 0.0, 0.015))
         reach = reach_height(self._scene, state.hand, state.rotation)
         return max(free, ramp(state.hand[2], reach - 0.02, reach))  # higher is out of reach
 
