@@ -1,4 +1,4 @@
-"""Objects that are not bowls: a pot that is gripped beside its widest part, a book that goes into a narrow compartment."""
+"""Objects that are not bowls: a pot that is gripped beside its widest part, a book for a narrow compartment."""
 
 import numpy as np
 import pytest

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wmjax.core.errors import UserError
+from wmjax.core.location import Rows
 from wmjax.data.labels import (
     check_branches,
     check_labels,
@@ -242,7 +243,10 @@ class BatchSource:
             "future": found[:, self.config.history :],
             "future_mask": exists & undisturbed_between(self.store, frames, ahead),
         }
-        return columns | self._branched(columns, frames, views, episode) if self.config.target == "branch" else columns
+        if self.config.target != "branch":
+            return columns
+        assert self.latents.branches is not None
+        return columns | self._branched(columns, self.latents.branches, frames, views)
 
     def _targets(self, frames: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The recorded frames whose latents are to be predicted, and which of them exist."""
@@ -253,13 +257,13 @@ class BatchSource:
             count = min(count, self.config.delay // self.store.spec.frame_stride)
         return future_indices(frames, self._frame_end[episode], count)
 
-    def _branched(self, columns: Batch, frames: np.ndarray, views: np.ndarray, episode: np.ndarray) -> Batch:
+    def _branched(self, columns: Batch, branches: Rows, frames: np.ndarray, views: np.ndarray) -> Batch:
         """The future whose recorded frames end with the delay, continued by the branch of the frame there."""
         known, mask = columns["future"], columns["future_mask"]
         ahead = self.config.delay // self.store.spec.frame_stride
-        begin, exists = future_indices(frames + ahead - 1, self._frame_end[episode], 1)
+        begin, exists = future_indices(frames + ahead - 1, self._frame_end[self.store.frame_episode[frames]], 1)
         follows = exists & undisturbed_between(self.store, frames, begin)
-        rest = self.latents.branches[views, begin[:, 0]][:, : self.config.future - known.shape[1]].astype(np.float32)
+        rest = branches[views, begin[:, 0]][:, : self.config.future - known.shape[1]].astype(np.float32)
         return {
             "future": np.concatenate([known, rest], axis=1),
             "future_mask": np.concatenate([mask, np.repeat(follows, rest.shape[1], axis=1)], axis=1),

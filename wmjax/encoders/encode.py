@@ -56,7 +56,7 @@ class EpisodeClips:
         frames = np.asarray(frames)
         steps = clip_indices(np.arange(len(frames)), 0, length)
         if branches is not None:
-            steps = np.concatenate([steps, branch_clip_indices(*branches.shape[:2], length)])
+            steps = np.concatenate([steps, branch_clip_indices(len(frames), branches.shape[1], length)])
             frames = np.concatenate([frames, branches.reshape(-1, *frames.shape[1:])])
         self._frames = np.concatenate([shift_images(frames, int(dy), int(dx)) for dy, dx in shifts])
         self._steps = np.concatenate([steps + number * len(frames) for number in range(len(shifts))])

@@ -232,7 +232,8 @@ def undisturbed(
     env: LiberoEnv, expert: Expert, steps: int, frames: int = 0
 ) -> tuple[Float32[np.ndarray, "steps 7"], list[np.ndarray]]:
     """Executes the expert's next actions and returns them, with the first ``frames`` frames that fall due."""
-    actions, images = [], []
+    actions: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for step in range(1, steps + 1):
         actions.append(expert.act().astype(np.float32))
         env.step(actions[-1])

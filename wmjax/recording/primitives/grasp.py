@@ -277,7 +277,7 @@ def _parts(points: Float64[np.ndarray, "n 2"]) -> Iterator[tuple[float, Float64[
 
 
 def _sides(scene: Scene, item: str, rim: bool) -> Iterator[_Side]:
-    """The places to close the fingers: around a rim, across the whole object, a narrow part, or a wall of a wide one."""
+    """The places to close the fingers: around a rim, across the whole object or a narrow part, a wall of a wide one."""
     if rim:
         yield from _rim_sides(scene, item)
         return

@@ -182,7 +182,7 @@ class Scene:
         return float(-local[:, 2].min())
 
     def collision_points(self, name: str) -> Float[np.ndarray, "p 3"]:
-        """World positions of points on the boxes that an object collides with, at most 5 mm apart; none without boxes."""
+        """World positions (m) of points on the boxes that an object collides with, at most 5 mm apart."""
         import mujoco
 
         model, points = self.model, [np.zeros((0, 3))]
