@@ -22,15 +22,15 @@ from wmjax.recording.primitives.motion import (
 from wmjax.recording.primitives.privileged_scene import UP, Scene, SceneState, Vector
 from wmjax.sim.env import LiberoEnv
 
-DROP_HEIGHT = 0.08
-"""Height (m) above the middle of a container at which an object is released."""
+DROP_HEIGHT, DRAWER_HEIGHT = 0.08, 0.05
+"""Height (m) above the middle of a container, and of a drawer with its low walls, at which an object is released."""
 RELEASE = 0.01
 """How far (m) above that height it may be released. Fingers that open there must not close again."""
 DONE, DONE_INSIDE = 0.028, 0.08
 """An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
 AT_PLACE = 0.015
 """A held object this near (m, sideways) to its place may be let go."""
-FORWARD = 0.03
+FORWARD = 0.022
 """Distance (m) from a drawer's middle, towards its handle, at which an object is put in."""
 ROOM = 0.055
 """What must be free (m) below a held object before it is carried far."""
@@ -76,7 +76,7 @@ class Put(Primitive):
         self._base = base if base > STANDS else 0.0
         self._shift = self._forward(env) + self._base * UP
         self.observe()
-        self._drop = DROP_HEIGHT if relation == "in" else 0.0
+        self._drop = (DRAWER_HEIGHT if self._shift.any() else DROP_HEIGHT) if relation == "in" else 0.0
         self._done = DONE_INSIDE if relation == "in" else DONE
         self._plans: dict[tuple[int, ...], Grasp | None] = {}
 
