@@ -5,31 +5,31 @@
     python benchmarks/ladder.py --rungs 0-17             trains and evaluates them; the same command continues it
     python benchmarks/ladder.py --tables                 tables.md and success.svg of the finished rungs
 
-Run it in the root of the repository. ``eval/plans/ladder.toml`` names the defects. Rung 0 has all of them, each next rung
-mends one, and the last of this chain is the recipe. The rungs after it have one defect alone, because a chain cannot tell
-which defect suffices for failure. All rungs train on the same recordings, with one seed, and are evaluated on the same
-development episodes. A rung is a cell of a sweep (:mod:`wmjax.pipeline.sweep`): resumable, with one JSON file in
-``eval/plans/ladder`` when it is finished, which also names the faults that were put back.
+Run it in the root of the repository. ``eval/plans/ladder.toml`` names the defects. Rung 0 has all of them, each next
+rung mends one, and the last of this chain is the recipe. The rungs after it have one defect alone, because a chain
+cannot tell which defect suffices for failure. All rungs train on the same recordings, with one seed, and are evaluated
+on the same development episodes. A rung is a cell of a sweep (:mod:`wmjax.pipeline.sweep`): resumable, with one JSON
+file in ``eval/plans/ladder`` when it is finished, which also names the faults that were put back.
 
-A defect is settings, or a fault that no setting can bring (``patch = true``): ``benchmarks/ladder_defects`` puts it back
-in the processes of the rung's training and evaluation alone.
+A defect is settings, or a fault that no setting can bring (``patch = true``): ``benchmarks/ladder_defects`` puts it
+back in the processes of the rung's training and evaluation alone.
 
-The order is that of what hides what. Defects that may suffice alone (learning that stalls) are mended first: while one of
-them is in place, every other change would be measured at 0 %. They are tested as sufficient alone in the rungs after the
-chain. Then follow what training gets wrong, what the policy observes, and the world memory.
+The order follows from what hides what. Defects that may suffice alone (learning that stalls) are mended first, not
+last: while one of them is in place, every other change would be measured at 0 %. Whether they suffice is measured by
+the rungs after the chain. Then follow what training gets wrong, what the policy observes, and the world memory.
 
-Not a rung, because it makes no difference here:
+Not a rung, because it makes no difference here or cannot be made:
 
 - Different splits of E0 and E2. Validation losses depend on the split, closed-loop success does not.
 - ``set_init_state`` and then ``reset``. It discards the benchmark's initial state; the development episodes are random
   resets, whose state nobody sets.
-- Evaluation in float16 of a bfloat16 model. Bfloat16 parameters of ordinary size have an exact float16 value; only the
-  large activations of the 3B backbone overflow, and ``mini`` has none.
+- Evaluation in float16 of a bfloat16 model. A bfloat16 parameter of ordinary size has an exact float16 value. Whether
+  activations exceed float16's 65,504 is a question about the 3B backbone.
 - A horizon of K control steps. The recordings have a frame every 4 control steps.
-- Latents that are not standardised, and no LayerNorm on the memory. They would change the scale of the attention's input,
-  which the predecessor's ViT-g latents had and the mini encoder's have not.
-- The pre-trained 3B backbone. At ``mini`` the frozen backbone is random, which in an earlier run solved as many episodes
-  as one that was pre-trained (docs/results.md#frozen-backbone-and-lora).
+- Latents that are not standardised, and no LayerNorm on the memory. What they do depends on the scale of the encoder's
+  latents, and the encoder here is another one.
+- The pre-trained 3B backbone. At ``mini`` the frozen backbone is random; a random and a pre-trained one solved 28 and
+  25 of 50 episodes (docs/results.md#frozen-backbone-and-lora).
 """
 
 import argparse

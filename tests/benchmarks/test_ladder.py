@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_all_rungs_have_the_same_recordings_episodes_and_samples(cells: list[Cel
     assert len({cell.experiment.train.batch_size * cell.experiment.train.steps for cell in cells}) == 1
     count = len(cells[0].protocols[0].episodes())
     assert count == 50 and all(0 <= low <= high <= count for low, high in (rung.expected for rung in rungs))
+
+
+def test_the_results_page_states_the_expectations(rungs: list[ladder.Rung]) -> None:
+    text = Path("docs/results.md").read_text()
+    section = text[text.index("## Ladder of defects") :].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| .* \| (\d+) to (\d+) \| .* \|$", section, re.M)
+    assert rows == [(str(number), *map(str, rung.expected)) for number, rung in enumerate(rungs)]
 
 
 def test_rungs_are_listed_with_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,8 @@ def run_cells(
         cells: of one plan.
         folder: of the finished cells' JSON files.
         plan: its name; the runs are below ``<cache>/sweeps/<plan>``.
-        minutes, dry_run: see :func:`sweep`.
+        minutes: see :func:`sweep`.
+        dry_run: likewise.
 
     Raises:
         UserError: a cell that exists with other settings.
