@@ -1,5 +1,6 @@
 """A sweep's plan and its finished cells: what is refused, what is left, and tables from the JSON alone."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -135,6 +136,14 @@ def test_a_cell_of_other_settings_is_one_line(plan: Path) -> None:
     plan.write_text(PLAN.replace("train.steps = 20", "train.steps = 21"))
     with pytest.raises(UserError, match=r"short-s0 exists with train\.steps = 20, the plan says 21"):
         finished(resolve(read_plan(plan)), folder)
+
+
+def test_a_cell_that_ran_through_another_module_is_one_line(plan: Path) -> None:
+    cells, folder = resolve(read_plan(plan)), results_folder(plan, read_plan(plan))
+    fake_result(folder / "short-s0.json", cells[0])
+    changed = dataclasses.replace(cells[0], through=("package.module", "fault"))
+    with pytest.raises(UserError, match=r"short-s0 exists with through = None, the plan says \['package\.module'"):
+        finished([changed], folder)
 
 
 def test_settings_without_effect_on_numbers_may_change(plan: Path) -> None:

@@ -84,6 +84,8 @@ class Cell:
         arguments: of the train command.
         experiment: all settings.
         protocols: the evaluations, in order.
+        through: a module and its arguments that run the commands given after them, instead of the commands alone: an
+            experiment that changes more than settings (``benchmarks/ladder.py``). Empty for a plan's cells.
 
     """
 
@@ -94,12 +96,14 @@ class Cell:
     arguments: tuple[str, ...]
     experiment: Experiment
     protocols: tuple[Protocol, ...]
+    through: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a finished cell must agree with, as JSON values."""
         protocols = {protocol.name: dataclasses.asdict(protocol) for protocol in self.protocols}
-        return json.loads(json.dumps({"experiment": to_dict(self.experiment), "protocols": protocols}))
+        through = {"through": self.through} if self.through else {}
+        return json.loads(json.dumps({"experiment": to_dict(self.experiment), "protocols": protocols, **through}))
 
 
 def read_plan(path: Path) -> Plan:
@@ -183,6 +187,8 @@ def _require_same(cell: Cell, path: Path) -> None:
         old, new = dotted(found.get("protocols", {})), dotted(wanted["protocols"])
         key = next(key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
         changed = f"protocols.{key}", old.get(key), new.get(key)
+    if changed is None and found.get("through") != wanted.get("through"):
+        changed = "through", found.get("through"), wanted.get("through")
     if changed is not None:
         key, before, now = changed
         raise UserError(

@@ -43,16 +43,34 @@ def sweep(path: Path, *, minutes: float | None = None, dry_run: bool = False) ->
 
     """
     plan = read_plan(path)
-    cells, folder = resolve(plan), results_folder(path, plan)
+    return run_cells(resolve(plan), results_folder(path, plan), path.stem, minutes=minutes, dry_run=dry_run)
+
+
+def run_cells(
+    cells: list[Cell], folder: Path, plan: str, *, minutes: float | None = None, dry_run: bool = False
+) -> int:
+    """Runs the unfinished ones of some cells in order, as :func:`sweep` does; returns the exit status.
+
+    Args:
+        cells: of one plan.
+        folder: of the finished cells' JSON files.
+        plan: its name; the runs are below ``<cache>/sweeps/<plan>``.
+        minutes: see :func:`sweep`.
+        dry_run: likewise.
+
+    Raises:
+        UserError: a cell that exists with other settings.
+
+    """
     done = finished(cells, folder)
     left = [cell for cell in cells if cell.name not in done]
     total = sum(cell.minutes for cell in left)
-    log.info("%s: %d of %d cells to run, %.0f min stated, results in %s", path, len(left), len(cells), total, folder)
+    log.info("%s: %d of %d cells to run, %.0f min stated, results in %s", plan, len(left), len(cells), total, folder)
     if dry_run:
         print("\n".join(f"{cell.minutes:8.1f} min  {cell.name}" for cell in left) or "nothing is left to run")
         return 0
-    with owned(cache_root() / "sweeps" / path.stem, "sweep", "give the plan another name"):
-        return _run_all(left, folder, path.stem, minutes)
+    with owned(cache_root() / "sweeps" / plan, "sweep", "give the plan another name"):
+        return _run_all(left, folder, plan, minutes)
 
 
 def _run_all(cells: Sequence[Cell], folder: Path, plan: str, minutes: float | None) -> int:
@@ -77,10 +95,10 @@ def run_cell(cell: Cell, folder: Path, plan: str) -> int:
     """Trains and evaluates one cell in separate processes, and writes its JSON; returns the exit status."""
     run = cache_root() / "sweeps" / plan / cell.name
     train = ["wmjax.train", *cell.arguments, "--run", str(run), "--no-evaluation"]
-    if code := _timed(run, "training", train):
+    if code := _timed(run, "training", [*cell.through, *train]):
         return code
     for protocol in cell.protocols:
-        if code := _timed(run, "evaluation", _evaluation(cell, protocol, run)):
+        if code := _timed(run, "evaluation", [*cell.through, *_evaluation(cell, protocol, run)]):
             return code
     write_json(folder / f"{cell.name}.json", _content(cell, run, plan))
     return 0
@@ -115,7 +133,7 @@ def _results(run: Path, protocol: Protocol) -> Path:
 
 
 def _call(words: Sequence[str]) -> int:
-    """Runs a command of this package; it does not outlive this process."""
+    """Runs a module with its arguments; it does not outlive this process."""
     process = subprocess.Popen([sys.executable, "-m", *words])
     try:
         return process.wait()
