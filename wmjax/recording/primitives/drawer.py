@@ -35,7 +35,7 @@ PITCH = np.deg2rad(75)
 """How far (rad) the hand is pitched up from pointing down, so that it reaches under the handle of the drawer above."""
 LOW = 0.10
 """A handle that is less than this (m) above what is below it is pushed from above."""
-LOW_PITCH = np.deg2rad(35)
+LOW_PITCH = np.deg2rad(27)
 """How far (rad) the hand is pitched up when it pushes a low handle: less, and its palm meets the handles above."""
 RETREAT = 0.10
 """Distance (m) from the handle, against the fingers' direction, at which the hand arrives and leaves."""

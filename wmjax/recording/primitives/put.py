@@ -28,6 +28,8 @@ RELEASE = 0.01
 """How far (m) above that height it may be released. Fingers that open there must not close again."""
 DONE, DONE_INSIDE = 0.028, 0.08
 """An object this near (m, sideways) to its place, on something or in something, may stay there; LIBERO wants 0.03."""
+STUCK = 0.01
+"""A hand that is slower than this (m/s) comes no lower, as under the handle of the drawer above."""
 AT_PLACE = 0.015
 """A held object this near (m, sideways) to its place may be let go."""
 FORWARD = 0.022
@@ -88,7 +90,7 @@ class Put(Primitive):
     @property
     def done(self) -> bool:
         """Whether the object lies where it may stay."""
-        high = self._drop + 2 * RELEASE if self._drop else 0.03
+        high = DROP_HEIGHT + 2 * RELEASE if self._drop else 0.03
         return not held(self.state) and self.state.aside < self._done and self.state.height < high
 
     def observe(self) -> SceneState:
@@ -134,7 +136,8 @@ class Put(Primitive):
     def _may_let_go(self, state: SceneState) -> bool:
         """Whether a held object is where it should be."""
         if self._drop:
-            return state.aside < DONE and state.height < self._drop + RELEASE
+            limit = DROP_HEIGHT if state.speed < STUCK else self._drop
+            return state.aside < DONE and state.height < limit + RELEASE
         placed = state.height < 0.012 or (state.supported and state.speed < 0.03 and state.height < 0.04)
         return state.aside < AT_PLACE and placed
 
