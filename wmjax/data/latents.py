@@ -1,11 +1,13 @@
 """The latent store: V-JEPA latents of every frame of a training store, in one or more shifted views.
 
+What a frozen vision tower makes of the frames is stored in the same way (:mod:`wmjax.pipeline.vision_features`).
 Any number of processes write it, episode by episode, and resume after a kill; the episodes are then merged once. Rows
 are the frames of the training store, in its order. Imports neither jax nor torch.
 """
 
 import dataclasses
 import functools
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec, from_dict, to_dict
 from wmjax.core.store_files import MANIFEST, StoreWriter, open_array, read_manifest, verify_files
 from wmjax.core.verified import remember, verify_once
+from wmjax.data.packing import SCALE, VALUES, Packing, layout, pack, unpack
 from wmjax.data.shift import ViewTable
 from wmjax.data.statistics import RunningMoments, without
 from wmjax.data.store import TrainingStore
@@ -59,7 +62,7 @@ class LatentWriter:
         store: the training store whose frames are encoded.
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view (see :func:`wmjax.data.shift.draw_views`).
         backend: which implementation encodes.
-        dtype: of the stored latents.
+        dtype: form of the stored latents.
 
     Raises:
         UserError: the folder holds latents of another encoder, source, dtype or view table; nothing is overwritten.
@@ -73,7 +76,7 @@ class LatentWriter:
         store: TrainingStore,
         views: np.ndarray,
         backend: Backend,
-        dtype: Dtype = "float16",
+        dtype: Packing = "float16",
     ) -> None:
         self.folder, self.store, self.dtype = local(folder), store, dtype
         self.spec = dataclasses.replace(spec, mean=(), std=())
@@ -128,14 +131,13 @@ class LatentWriter:
         where = f"latents of episode {index}"
         if latents.shape != shape:
             raise UserError(f"{where}: shape {latents.shape}, expected {shape} [views, frames, tokens, dim]")
-        with np.errstate(over="ignore"):
-            stored = latents.astype(self.dtype)
-        if not np.isfinite(stored).all():
+        packed = pack(latents, self.dtype)
+        if not np.isfinite(unpack(packed, self.dtype)).all():
             raise UserError(
                 f"{where}: NaN, infinity or values beyond {self.dtype}; check the encoder's weights and input"
             )
         try:
-            write_npz(self._part(index), {"latents": stored})
+            write_npz(self._part(index), packed)
         except FileNotFoundError:
             if not self.finished:
                 raise
@@ -156,8 +158,9 @@ class LatentWriter:
         shape = self._shape(len(self.store.frame_step))
         with StoreWriter(self.folder, FORMAT, VERSION) as writer:
             if not self.finished:
-                require_space(self.folder, int(np.prod(shape)) * np.dtype(self.dtype).itemsize)
-                moments = self._merge(writer.array("latents.npy", self.dtype, shape))
+                arrays = layout(shape, self.dtype)
+                require_space(self.folder, sum(np.dtype(kind).itemsize * math.prod(n) for kind, n in arrays.values()))
+                moments = self._merge({name: writer.array(f"{name}.npy", *form) for name, form in arrays.items()})
                 mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
                 spec = dataclasses.replace(self.spec, mean=mean, std=std)
                 content = {**self.plan, "encoder_spec": to_dict(spec), "num_frames": shape[1]}
@@ -166,19 +169,22 @@ class LatentWriter:
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         return LatentStore(self.folder)
 
-    def _merge(self, latents: np.ndarray) -> RunningMoments:
+    def _merge(self, arrays: dict[str, np.ndarray]) -> RunningMoments:
         """Copies the parts into place and gathers statistics, one episode in memory at a time."""
-        moments = RunningMoments(latents.shape[-1])
+        moments = RunningMoments(self.spec.dim)
         for index, entry in enumerate(self.store.episodes):
-            part = read_npz(self._part(index), ("latents",))["latents"]
-            if part.shape != self._shape(entry["num_frames"]) or part.dtype != self.dtype:
-                raise UserError(
-                    f"{self._part(index)}: {part.dtype} of shape {part.shape} does not fit the episode; delete it and "
-                    "encode again"
-                )
-            latents[:, entry["frame_start"] : entry["frame_start"] + entry["num_frames"]] = part
-            moments.update(part[0])
-        latents.flush()  # type: ignore[attr-defined]
+            part = read_npz(self._part(index), tuple(arrays))
+            expected = layout(self._shape(entry["num_frames"]), self.dtype)
+            for name, (kind, shape) in expected.items():
+                if part[name].shape != shape or part[name].dtype != kind:
+                    raise UserError(
+                        f"{self._part(index)}: {part[name].dtype} of shape {part[name].shape} does not fit the "
+                        "episode; delete it and encode again"
+                    )
+                arrays[name][:, entry["frame_start"] : entry["frame_start"] + entry["num_frames"]] = part[name]
+            moments.update(unpack({name: values[0] for name, values in part.items()}, self.dtype))
+        for array in arrays.values():
+            array.flush()  # type: ignore[attr-defined]
         return moments
 
     def _shape(self, frames: int) -> tuple[int, int, int, int]:
@@ -201,6 +207,7 @@ class _Content:
     backend: str
     views: list[list[tuple[int, int]]]
     num_frames: Annotated[int, Range(0, 1e15)]
+    dtype: Packing = "float16"
 
 
 class LatentStore:
@@ -211,8 +218,10 @@ class LatentStore:
         source: hash of the training store the frames came from.
         backend: "torch" or "jax".
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
-        latents: float16, or float32 on request, ``[views, frames, tokens, dim]``, a read-only memory map or a
+        dtype: form of the latents (:mod:`wmjax.data.packing`).
+        latents: float16, or another form on request, ``[views, frames, tokens, dim]``, a read-only memory map or a
             remote array.
+        scale: float32 ``[views, frames, tokens]``, likewise, by which int8 is multiplied; None for the other forms.
 
     Raises:
         UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
@@ -226,10 +235,12 @@ class LatentStore:
         where = str(self.folder / MANIFEST)
         content: _Content = typed(self.manifest, _Content, where, FIX)
         self.spec = from_dict(EncoderSpec, content.encoder_spec, where)
-        self.source, self.backend = content.source, content.backend
+        self.source, self.backend, self.dtype = content.source, content.backend, content.dtype
         with reading(self.folder / MANIFEST, FIX):
             self.views: Int32[np.ndarray, "e v 2"] = np.array(content.views, np.int32)
-        self.latents: Rows = open_array(self.folder, self.manifest, "latents.npy")
+        self.latents: Rows = open_array(self.folder, self.manifest, f"{VALUES}.npy")
+        scaled = self.dtype == "int8"
+        self.scale: Rows | None = open_array(self.folder, self.manifest, f"{SCALE}.npy") if scaled else None
         tokens = (self.spec.tokens_per_frame, self.spec.dim)
         if self.views.ndim != 3 or self.latents.shape != (self.views.shape[1], content.num_frames, *tokens):
             raise UserError(

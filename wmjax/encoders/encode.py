@@ -12,7 +12,8 @@ from jaxtyping import Float32, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import EncoderSpec, require_equal
-from wmjax.data.latents import Dtype, LatentStore, LatentWriter
+from wmjax.data.latents import LatentStore, LatentWriter
+from wmjax.data.packing import Packing
 from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, require_shift, shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
@@ -83,7 +84,7 @@ def encode_store(
     max_shift: int = MAX_SHIFT,
     seed: int = 0,
     batch: int = BATCH,
-    dtype: Dtype = "float16",
+    dtype: Packing = "float16",
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> LatentStore | None:
@@ -101,7 +102,7 @@ def encode_store(
         max_shift: largest shift of the other views, pixels of the store.
         seed: of the shifts.
         batch: clips per call of the encoder.
-        dtype: of the stored latents.
+        dtype: form of the stored latents.
         shard: ``(i, n)``: this process encodes every n-th episode, from the i-th.
         progress: called with (episodes done, episodes in all).
 
