@@ -18,7 +18,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.union import join_stores
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
-from wmjax.models.frozen_vision import frozen_tower
+from wmjax.models.backbones.frozen_vision import frozen_tower
 from wmjax.models.heads.base import require_inpainting
 from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import intervention_error
@@ -266,7 +266,7 @@ def _require_cached_vision(experiment: Experiment, store: TrainingStore | None) 
         raise UserError(
             f"train.cached_vision is {train.cached_vision}, but {reason}; or set train.cached_vision to none"
         )
-    frozen_tower(model)
+    frozen_tower(model.backbone)
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:

@@ -16,7 +16,7 @@ from wmjax.encoders.base import EncoderConfig
 from wmjax.encoders.encode import encode_store
 from wmjax.experiment.config import Experiment
 from wmjax.experiment.plan import StartingWeights
-from wmjax.models.frozen_vision import (
+from wmjax.models.backbones.frozen_vision import (
     FrozenVision,
     feature_shape,
     hash_parameters,
@@ -50,22 +50,22 @@ def frozen_vision(experiment: Experiment, weights: StartingWeights, observation:
         UserError: the tower is not frozen, or does not take images of this size.
 
     """
-    model, folder = experiment.model, weights.folder
-    cameras = observation.cameras[: model.cameras]
-    tokens, channels = feature_shape(model, observation.image_size)
+    backbone, folder = experiment.model.backbone, weights.folder
+    cameras = observation.cameras[: experiment.model.cameras]
+    tokens, channels = feature_shape(backbone, observation.image_size)
     if folder is None:
-        drawn = random_tower(model, experiment.train.seed)
+        drawn = random_tower(backbone, experiment.train.seed)
     spec = EncoderSpec(
         kind="vision tower",
-        name=model.backbone.kind,
+        name=backbone.kind,
         weights_hash=hash_parameters(drawn) if folder is None else str(weights.hash),
-        parameters=model.backbone.vision_parameters,
+        parameters=backbone.vision_parameters,
         clip_length=1,
         cameras=cameras,
         tokens_per_frame=len(cameras) * tokens,
         dim=channels,
     )
-    return FrozenVision(model, spec, lambda: drawn if folder is None else published_tower(model, folder))
+    return FrozenVision(backbone, spec, lambda: drawn if folder is None else published_tower(backbone, folder))
 
 
 def _encoded(store: TrainingStore, tower: FrozenVision, config: EncoderConfig, packing: Packing) -> LatentStore:
@@ -75,8 +75,15 @@ def _encoded(store: TrainingStore, tower: FrozenVision, config: EncoderConfig, p
     folder = _folder(store, tower.spec, config, packing)
     if not (folder / "manifest.json").is_file():
         store.verify_once()
-        views = {"views": config.views, "max_shift": config.max_shift}
-        encode_store(store, folder, tower, **views, dtype=packing, progress=Progress("vision features", "episodes"))
+        encode_store(
+            store,
+            folder,
+            tower,
+            views=config.views,
+            max_shift=config.max_shift,
+            dtype=packing,
+            progress=Progress("vision features", "episodes"),
+        )
     features = LatentStore(folder)
     features.check(store)
     features.verify_once()

@@ -13,7 +13,7 @@ from wmjax.data.packing import SCALE, VALUES, layout
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models import prompts
-from wmjax.models.frozen_vision import feature_shape
+from wmjax.models.backbones.frozen_vision import feature_shape
 from wmjax.sim.libero import ACTION_SPEC
 
 CONVERTED_SIZE = 224
@@ -65,7 +65,7 @@ def feature_columns(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], 
     if packing == "none":
         return {}
     cameras = len(experiment.data.observation.cameras[: model.cameras])
-    tokens, channels = feature_shape(model, image_size(experiment))
+    tokens, channels = feature_shape(model.backbone, image_size(experiment))
     packed = layout((cameras * tokens, channels), packing)
     names = {VALUES: "features", SCALE: "feature_scale"}
     return {names[name]: (shape, jnp.dtype(kind)) for name, (kind, shape) in packed.items()}

@@ -16,9 +16,8 @@ from wmjax.core.files import hash_bytes
 from wmjax.core.rng import named_key
 from wmjax.core.specs import EncoderSpec
 from wmjax.data.latents import Backend
-from wmjax.models.backbones.base import BACKBONES
+from wmjax.models.backbones.base import BACKBONES, BackboneConfig
 from wmjax.models.nn.lora import ADAPTER
-from wmjax.models.vla import VLA, VLAConfig
 
 
 class FrozenVision:
@@ -32,7 +31,7 @@ class FrozenVision:
 
     backend: Backend = "jax"
 
-    def __init__(self, config: VLAConfig, spec: EncoderSpec, load: Callable[[], nnx.State]) -> None:
+    def __init__(self, config: BackboneConfig, spec: EncoderSpec, load: Callable[[], nnx.State]) -> None:
         """Args: ``load`` brings the parameters, when the first image is encoded.
 
         Raises:
@@ -54,14 +53,14 @@ class FrozenVision:
         return jax.jit(lambda params, images: nnx.merge(self._graph, params)(images).astype(jnp.float32))
 
 
-def frozen_tower(config: VLAConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and shapes of a policy's vision tower, where nothing but the backbone's adapters is trained in it.
+def frozen_tower(config: BackboneConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and shapes of a backbone's vision tower that is frozen wherever the backbone's base is.
 
     Raises:
         UserError: the backbone has no tower of which features could be stored, or one with adapters.
 
     """
-    tower = nnx.eval_shape(lambda: _tower(VLA(config, rngs=nnx.Rngs(0))))
+    tower = nnx.eval_shape(lambda: _tower(config, nnx.Rngs(0)))
     graph, shapes = nnx.split(tower)
     if adapters := jax.tree.leaves(nnx.state(tower, nnx.Any(*ADAPTER))):
         raise UserError(
@@ -72,7 +71,7 @@ def frozen_tower(config: VLAConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return graph, shapes
 
 
-def feature_shape(config: VLAConfig, image_size: int) -> tuple[int, int]:
+def feature_shape(config: BackboneConfig, image_size: int) -> tuple[int, int]:
     """Tokens and channels of the features of one image.
 
     Raises:
@@ -85,19 +84,22 @@ def feature_shape(config: VLAConfig, image_size: int) -> tuple[int, int]:
     return tokens, channels
 
 
-def random_tower(config: VLAConfig, seed: int) -> nnx.State:
-    """The tower's parameters in a training of that seed whose backbone starts from random values."""
-    return jax.jit(lambda: nnx.state(_tower(VLA(config, rngs=nnx.Rngs(named_key(seed, "parameters"))))))()
+def random_tower(config: BackboneConfig, seed: int) -> nnx.State:
+    """The tower's parameters in a training of that seed whose backbone starts from random values.
+
+    They are those of the policy, because a policy draws its backbone first.
+    """
+    return jax.jit(lambda: nnx.state(_tower(config, nnx.Rngs(named_key(seed, "parameters")))))()
 
 
-def published_tower(config: VLAConfig, folder: Path) -> nnx.State:
+def published_tower(config: BackboneConfig, folder: Path) -> nnx.State:
     """The tower's parameters from the files of a published backbone.
 
     Raises:
         UserError: files that do not fit the settings.
 
     """
-    backbone, elsewhere = BACKBONES.resolve(config.backbone.kind), jnp.zeros(())
+    backbone, elsewhere = BACKBONES.resolve(config.kind), jnp.zeros(())
     leaves = dict(nnx.to_flat_state(frozen_tower(config)[1]))
 
     def put(path: tuple[Any, ...], array: np.ndarray) -> Array:
@@ -108,7 +110,7 @@ def published_tower(config: VLAConfig, folder: Path) -> nnx.State:
         leaves[path[1:]] = leaf.replace(placed)
         return placed
 
-    backbone.read_weights(folder, config.backbone, put)
+    backbone.read_weights(folder, config, put)
     return nnx.from_flat_state(leaves)
 
 
@@ -117,12 +119,11 @@ def hash_parameters(params: nnx.State) -> str:
     return hash_bytes(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)))[:16]
 
 
-def _tower(model: VLA) -> Any:
-    config = model.config.backbone
-    name = BACKBONES.resolve(config.kind).VISION
-    if not name:
+def _tower(config: BackboneConfig, rngs: nnx.Rngs) -> Any:
+    backbone = BACKBONES.resolve(config.kind)
+    if not backbone.VISION:
         raise UserError(
             f"train.cached_vision: the backbone {config.kind} has no vision tower of which features can be stored; set "
             "it to none"
         )
-    return getattr(model.backbone, name)
+    return getattr(backbone(config, rngs=rngs), backbone.VISION)
