@@ -1,6 +1,7 @@
 """A training step on the stored features of a frozen vision tower beside the step on images, and the stores' rounding.
 
-    python benchmarks/cached_vision.py                     the scale mini_lora: seconds per step, all forms in turns
+    python benchmarks/cached_vision.py                     mini_lora: FLOPs, and seconds per step, all forms in turns
+    python benchmarks/cached_vision.py --scale 3b --repeats 0   FLOPs only: no weights, no data, no memory
     python benchmarks/cached_vision.py --rounding          what each form changes in the features of the policy `mini`
 
 Steps are on random data; the loader, which reads features where it read images, is not in them. The rounding is that of
@@ -9,6 +10,7 @@ the trained tower of the policy that ships, on the rendered reference frame of b
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.recipes import build, step_times
+from benchmarks.recipes import build, step_flops, step_times
 from wmjax.data.packing import Packing, pack, unpack
 from wmjax.experiment.config import load
 from wmjax.models.backbones.frozen_vision import frozen_tower
@@ -31,10 +33,10 @@ from wmjax.trainer.config import CachedVision
 REFERENCE = Path(__file__).resolve().parents[1] / "wmjax/sim/reference_frame.png"
 
 
-def speed(recipe: str, scale: str, repeats: int, batch: int) -> None:
-    """Prints seconds of a step on images and on features of each form."""
+def costs(recipe: str, scale: str, forms: Sequence[str], repeats: int, batch: int) -> None:
+    """Prints FLOPs per sample, counted, and seconds of a step on images and on features of each form, measured."""
     systems, sizes = {}, {}
-    for form in get_args(CachedVision):
+    for form in forms:
         train = {
             "trainable": "adapters",
             "backbone_weights": "random",
@@ -44,10 +46,16 @@ def speed(recipe: str, scale: str, repeats: int, batch: int) -> None:
         }
         experiment = load(recipe, scale, overrides={"train": train})
         systems[form], sizes[form] = build(experiment), feature_bytes(experiment)
-    seconds = step_times(systems, repeats)
-    for form, value in seconds.items():
-        name, more = ("images", "") if form == "none" else (form, f", {sizes[form] / 1e3:.1f} kB per frame and view")
-        print(f"{name:<9} {value:.3f} s per step, {batch / value:.1f} samples/s, {seconds['none'] / value:.2f} x{more}")
+    work = {form: step_flops(system) for form, system in systems.items()}
+    seconds = step_times(systems, repeats) if repeats else {}
+    for form, count in work.items():
+        cells = [f"{count / 1e9:,.3f} GFLOP per sample ({count / work['none']:.3f} x)"]
+        if seconds:
+            rate = f"{seconds[form]:.3f} s per step, {batch / seconds[form]:.1f} samples/s"
+            cells += [f"{rate} ({seconds['none'] / seconds[form]:.3f} x)"]
+        if sizes[form]:
+            cells += [f"{sizes[form] / 1e3:,.1f} kB per frame and view"]
+        print(f"{'images' if form == 'none' else form:<9} {'; '.join(cells)}")
 
 
 def rounding() -> None:
@@ -73,12 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scale", default="mini_lora")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each form (default: 10)")
     parser.add_argument("--batch", type=int, default=32, help="samples of a step (default: 32)")
+    parser.add_argument("--forms", nargs="+", choices=get_args(CachedVision)[1:], default=get_args(CachedVision)[1:])
     parser.add_argument("--rounding", action="store_true", help="measure the rounding and not the speed")
     options = parser.parse_args(arguments)
     if options.rounding:
         rounding()
     else:
-        speed(options.config, options.scale, options.repeats, options.batch)
+        costs(options.config, options.scale, ["none", *options.forms], options.repeats, options.batch)
 
 
 if __name__ == "__main__":

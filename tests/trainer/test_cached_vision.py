@@ -46,7 +46,7 @@ FROZEN: dict[str, Any] = {
     "train": {"trainable": "adapters", "backbone_weights": "random", "same_shift": True},
     "encoder": {"max_shift": 2},
 }
-BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 5e-2}
+BOUNDS = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 1e-2}
 """Largest distance between the gradients of a step on features and of the step on images, relative to their norm."""
 
 
@@ -162,13 +162,12 @@ def test_published_weights_are_those_of_the_tower(store: TrainingStore, tmp_path
     np.testing.assert_allclose(tower.encode(images[:, None]), seen(published.vision, images), rtol=1e-4, atol=1e-5)
 
 
-def test_it_trains_on_features_resumes_and_acts_on_images(store: TrainingStore, tmp_path: Path) -> None:
-    for steps in (1, 2):
-        lengths = {"steps": steps, "eval_every": 1, "eval_batches": 1}
-        given = experiment(store, "int8", train={"cached_vision": "int8", **lengths})
-        plan = RunPlan(given, tmp_path / "run", store, None, StartingWeights(), None)
-        train_policy(plan, store, latents_or_views(given, store, None))
-    assert len(losses(tmp_path / "run")) == 2
+def test_it_trains_on_features_and_acts_on_images(store: TrainingStore, tmp_path: Path) -> None:
+    lengths = {"steps": 2, "eval_every": 2, "eval_batches": 1}
+    given = experiment(store, "int8", train={"cached_vision": "int8", **lengths})
+    plan = RunPlan(given, tmp_path / "run", store, None, StartingWeights(), None)
+    train_policy(plan, store, latents_or_views(given, store, None))
+    assert np.isfinite(losses(tmp_path / "run")).all() and len(losses(tmp_path / "run")) == 2
     policy = wmjax.load_policy(tmp_path / "run", batch_size=1)
     assert np.isfinite(first_chunk(policy, store)).all()
 
