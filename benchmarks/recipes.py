@@ -93,12 +93,17 @@ def build(experiment: Experiment) -> System:
     return System(experiment, graph, initialise, step)
 
 
+def step_flops(system: System) -> int:
+    """FLOPs of a training step per sample, counted."""
+    experiment, batch = system.experiment, system.experiment.train.batch_size
+    shapes = batch_shapes(experiment, batch), prompt_shapes(experiment, 1)
+    return flops(system.step, *jax.eval_shape(system.initialise), *shapes) // batch
+
+
 def costs(system: System) -> Costs:
     """Counted, not measured."""
     experiment = system.experiment
     state, frozen = jax.eval_shape(system.initialise)
-    batch = experiment.train.batch_size
-    step = flops(system.step, state, frozen, batch_shapes(experiment, batch), prompt_shapes(experiment, 1))
 
     def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, key: jax.Array) -> jax.Array:
         return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
@@ -118,7 +123,7 @@ def costs(system: System) -> Costs:
     return Costs(
         parameters=trained + count(frozen),
         trainable=trained,
-        step=step // batch,
+        step=step_flops(system),
         decision=decision,
         rollout=decision + encoder,
     )

@@ -1,8 +1,8 @@
 """Exporting processes for ``test_export_killed``: ``python -m tests.data.export_job MODE DATA OUT [...]``.
 
 ``deaths``: a process per moment at which an export makes something durable, and one for each file that it removes at
-its end, dies right there by SIGKILL; prints how each ended. ``slow``: an export that takes its time. ``shard i/n``: a
-shard that waits until all have encoded, so that they finish at once.
+its end, dies right there by SIGKILL; prints how each ended. ``slow DTYPE``: an export that takes its time. ``shard
+i/n``: a shard that waits until all have encoded, so that they finish at once.
 """
 
 import itertools
@@ -78,7 +78,7 @@ def main(mode: str, data: str, out: str, *rest: str) -> None:
     if mode == "deaths":
         deaths(store, Path(out), *map(int, rest))
     elif mode == "slow":
-        encode_store(store, Path(out), SlowEncoder(), views=VIEWS)
+        encode_store(store, Path(out), SlowEncoder(), views=VIEWS, dtype=rest[0])
     else:
         shard(store, Path(out), *rest)
 

@@ -18,7 +18,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.encoders.encode import encode_store
 
 ROOT = Path(__file__).parents[2]
-FILES, MAY_BE = {"latents.npy", "manifest.json"}, {".lock", ".verified.json"}
+MAY_BE = {".lock", ".verified.json"}
 """The lock of a dead process is free, and what it could not write down as verified is hashed once more."""
 DEADLINE = 300
 """Seconds; a guard, not a measure."""
@@ -67,9 +67,10 @@ def end(process: subprocess.Popen[str]) -> str:
 
 def assert_same(folder: Path, whole: LatentStore) -> None:
     """The store in ``folder`` is bit for bit that of ``whole``, and nothing is left beside it."""
-    for name in ("latents.npy", "manifest.json"):
+    files = {"manifest.json", *whole.manifest["files"]}
+    for name in files:
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), (folder, name)
-    assert {path.name for path in folder.iterdir()} - MAY_BE == FILES
+    assert {path.name for path in folder.iterdir()} - MAY_BE == files
     LatentStore(folder).verify()
 
 
@@ -89,9 +90,10 @@ def test_a_kill_at_any_moment_loses_nothing(store, calls, whole, tmp_path):
     assert late, "no kill came after the manifest, before the parts were gone"
 
 
-def test_a_kill_from_outside_costs_one_episode_at_most(store, whole, tmp_path):
-    out = tmp_path / "z"
-    process, deadline = start("slow", store.folder, out), time.monotonic() + DEADLINE
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_kill_from_outside_costs_one_episode_at_most(store, tmp_path, dtype):
+    out, undisturbed = tmp_path / "z", encode_store(store, tmp_path / "w", FakeEncoder(), views=VIEWS, dtype=dtype)
+    process, deadline = start("slow", store.folder, out, dtype), time.monotonic() + DEADLINE
     while not (found := list(out.glob("parts/[0-9]*.npz"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -99,9 +101,9 @@ def test_a_kill_from_outside_costs_one_episode_at_most(store, whole, tmp_path):
     process.communicate()
     assert process.returncode == -9
     again = FakeEncoder()
-    encode_store(store, out, again, views=VIEWS)
+    encode_store(store, out, again, views=VIEWS, dtype=dtype)
     assert again.seen <= 8 * (len(store.episodes) - len(found))
-    assert_same(out, whole)
+    assert_same(out, undisturbed)
 
 
 def test_shards_that_end_at_once_make_one_store(store, whole, tmp_path):

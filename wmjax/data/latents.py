@@ -1,5 +1,6 @@
 """The latent store: V-JEPA latents of every frame of a training store, in one or more shifted views.
 
+What a frozen vision tower makes of the frames is stored in the same way (:mod:`wmjax.pipeline.vision_features`).
 Any number of processes write it, episode by episode, and resume after a kill; the episodes are then merged once. Rows
 are the frames of the training store, in its order. Imports neither jax nor torch.
 """
@@ -33,6 +34,7 @@ from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec, from_dict, to_dict
 from wmjax.core.store_files import MANIFEST, StoreWriter, open_array, read_manifest, verify_files
 from wmjax.core.verified import remember, verify_once
+from wmjax.data.packing import SCALE, VALUES, Packing, layout, pack, unpack
 from wmjax.data.shift import ViewTable
 from wmjax.data.statistics import RunningMoments, without
 from wmjax.data.store import TrainingStore
@@ -44,6 +46,8 @@ PLAN = "plan.json"
 FIX = "encode it with `python -m wmjax.encode`, or with `python -m encoders_export.vjepa` in PyTorch"
 Backend = Literal["torch", "jax"]
 Dtype = Literal["float16", "float32"]
+BRANCHES = "branches"
+"""Name of the array that the latents of branches are kept in."""
 DEFAULTS = {"dtype": "float16"}
 """Values of fields that a plan or manifest leaves out."""
 
@@ -52,7 +56,8 @@ class LatentWriter:
     """Writes the latents of a training store, episode by episode, then merges them.
 
     Several processes may open the same folder and share the episodes of :meth:`pending`. A process that finds none left
-    calls :meth:`finish`; only the first call does anything.
+    calls :meth:`finish`; only the first call does anything. ``branch_frames`` is the number of frames of each branch that
+    are encoded, 0 for none.
 
     Args:
         folder: the latent store to be.
@@ -60,7 +65,8 @@ class LatentWriter:
         store: the training store whose frames are encoded.
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view (see :func:`wmjax.data.shift.draw_views`).
         backend: which implementation encodes.
-        dtype: of the stored latents.
+        dtype: form of the stored latents.
+        branches: whether the frames of the training store's branches, if it has any, are encoded too.
 
     Raises:
         UserError: the folder holds latents of another encoder, source, dtype or view table; nothing is overwritten.
@@ -74,9 +80,12 @@ class LatentWriter:
         store: TrainingStore,
         views: np.ndarray,
         backend: Backend,
-        dtype: Dtype = "float16",
+        dtype: Packing = "float16",
+        *,
+        branches: bool = True,
     ) -> None:
         self.folder, self.store, self.dtype = local(folder), store, dtype
+        self.branch_frames = store.branch_images.shape[1] if branches and store.branch_images is not None else 0
         self.spec = dataclasses.replace(spec, mean=(), std=())
         self.views = np.asarray(views, np.int32)
         if self.views.ndim != 3 or len(self.views) != len(store.episodes) or self.views.shape[2] != 2:
@@ -108,11 +117,6 @@ class LatentWriter:
         require_plan({**DEFAULTS, **found}, {**DEFAULTS, **self.plan}, self.folder, "latents")
 
     @property
-    def branch_frames(self) -> int:
-        """Frames of each branch of the training store; 0 if it has none."""
-        return 0 if self.store.branch_images is None else self.store.branch_images.shape[1]
-
-    @property
     def finished(self) -> bool:
         """Whether the store is complete, by this process or another."""
         return (self.folder / MANIFEST).exists()
@@ -126,8 +130,7 @@ class LatentWriter:
     def write(self, index: int, latents: Float[np.ndarray, "views frames tokens dim"]) -> None:
         """Writes one episode's latents atomically; does nothing if another process finished the store meanwhile.
 
-        Where the training store has branches, the latents of their frames, branch after branch, follow those of the
-        episode's own frames.
+        Latents of the frames of branches, branch after branch, follow those of the episode's own frames.
 
         Raises:
             UserError: wrong shape, or values that are not finite in the store's dtype.
@@ -137,14 +140,13 @@ class LatentWriter:
         where = f"latents of episode {index}"
         if latents.shape != shape:
             raise UserError(f"{where}: shape {latents.shape}, expected {shape} [views, frames, tokens, dim]")
-        with np.errstate(over="ignore"):
-            stored = latents.astype(self.dtype)
-        if not np.isfinite(stored).all():
+        packed = pack(latents, self.dtype)
+        if not np.isfinite(unpack(packed, self.dtype)).all():
             raise UserError(
                 f"{where}: NaN, infinity or values beyond {self.dtype}; check the encoder's weights and input"
             )
         try:
-            write_npz(self._part(index), {"latents": stored})
+            write_npz(self._part(index), packed)
         except FileNotFoundError:
             if not self.finished:
                 raise
@@ -165,9 +167,11 @@ class LatentWriter:
         shape, branches = self._shape(len(self.store.frame_step)), self._branch_shape(len(self.store.frame_step))
         with StoreWriter(self.folder, FORMAT, VERSION) as writer:
             if not self.finished:
-                require_space(self.folder, (math.prod(shape) + math.prod(branches)) * np.dtype(self.dtype).itemsize)
-                ahead = writer.array("branches.npy", self.dtype, branches) if self.branch_frames else None
-                moments = self._merge(writer.array("latents.npy", self.dtype, shape), ahead)
+                arrays = layout(shape, self.dtype)
+                if self.branch_frames:
+                    arrays[BRANCHES] = layout(branches, self.dtype)[VALUES]
+                require_space(self.folder, sum(np.dtype(kind).itemsize * math.prod(n) for kind, n in arrays.values()))
+                moments = self._merge({name: writer.array(f"{name}.npy", *form) for name, form in arrays.items()})
                 mean, std = (tuple(x.astype(np.float32).tolist()) for x in (moments.mean, moments.std))
                 spec = dataclasses.replace(self.spec, mean=mean, std=std)
                 content = {**self.plan, "encoder_spec": to_dict(spec), "num_frames": shape[1]}
@@ -176,23 +180,24 @@ class LatentWriter:
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         return LatentStore(self.folder)
 
-    def _merge(self, latents: np.ndarray, branches: np.ndarray | None) -> RunningMoments:
+    def _merge(self, arrays: dict[str, np.ndarray]) -> RunningMoments:
         """Copies the parts into place and gathers statistics, one episode in memory at a time."""
-        moments = RunningMoments(latents.shape[-1])
+        moments = RunningMoments(self.spec.dim)
         for index, entry in enumerate(self.store.episodes):
-            part = read_npz(self._part(index), ("latents",))["latents"]
-            if part.shape != self._part_shape(index) or part.dtype != self.dtype:
-                raise UserError(
-                    f"{self._part(index)}: {part.dtype} of shape {part.shape} does not fit the episode; delete it and "
-                    "encode again"
-                )
-            count = entry["num_frames"]
-            rows = slice(entry["frame_start"], entry["frame_start"] + count)
-            latents[:, rows] = part[:, :count]
-            if branches is not None:
-                branches[:, rows] = part[:, count:].reshape(self._branch_shape(count))
-            moments.update(part[0, :count])
-        for array in (latents, *([] if branches is None else [branches])):
+            expected, count = layout(self._part_shape(index), self.dtype), entry["num_frames"]
+            part = read_npz(self._part(index), tuple(expected))
+            for name, (kind, shape) in expected.items():
+                if part[name].shape != shape or part[name].dtype != kind:
+                    raise UserError(
+                        f"{self._part(index)}: {part[name].dtype} of shape {part[name].shape} does not fit the "
+                        "episode; delete it and encode again"
+                    )
+                arrays[name][:, entry["frame_start"] : entry["frame_start"] + count] = part[name][:, :count]
+            if self.branch_frames:
+                rows = slice(entry["frame_start"], entry["frame_start"] + count)
+                arrays[BRANCHES][:, rows] = part[VALUES][:, count:].reshape(self._branch_shape(count))
+            moments.update(unpack({name: values[0, :count] for name, values in part.items()}, self.dtype))
+        for array in arrays.values():
             array.flush()  # type: ignore[attr-defined]
         return moments
 
@@ -222,6 +227,7 @@ class _Content:
     backend: str
     views: list[list[tuple[int, int]]]
     num_frames: Annotated[int, Range(0, 1e15)]
+    dtype: Packing = "float16"
 
 
 class LatentStore:
@@ -232,10 +238,12 @@ class LatentStore:
         source: hash of the training store the frames came from.
         backend: "torch" or "jax".
         views: int32 ``[episodes, views, 2]``, (dy, dx) of each view in pixels; view 0 is unshifted.
-        latents: float16, or float32 on request, ``[views, frames, tokens, dim]``, a read-only memory map or a
+        dtype: form of the latents (:mod:`wmjax.data.packing`).
+        latents: float16, or another form on request, ``[views, frames, tokens, dim]``, a read-only memory map or a
             remote array.
-        branches: those of the frames of each frame's branch, ``[views, frames, branch, tokens, dim]``; None if the
-            training store has no branches.
+        scale: float32 ``[views, frames, tokens]``, likewise, by which int8 is multiplied; None for the other forms.
+        branches: latents of the frames of each frame's branch, ``[views, frames, branch, tokens, dim]``; None if there
+            are none.
 
     Raises:
         UserError: no store there, another version, a missing or truncated file; at a URL also no answer, no
@@ -249,13 +257,15 @@ class LatentStore:
         where = str(self.folder / MANIFEST)
         content: _Content = typed(self.manifest, _Content, where, FIX)
         self.spec = from_dict(EncoderSpec, content.encoder_spec, where)
-        self.source, self.backend = content.source, content.backend
+        self.source, self.backend, self.dtype = content.source, content.backend, content.dtype
         with reading(self.folder / MANIFEST, FIX):
             self.views: Int32[np.ndarray, "e v 2"] = np.array(content.views, np.int32)
-        self.latents: Rows = open_array(self.folder, self.manifest, "latents.npy")
+        self.latents: Rows = open_array(self.folder, self.manifest, f"{VALUES}.npy")
+        scaled = self.dtype == "int8"
+        self.scale: Rows | None = open_array(self.folder, self.manifest, f"{SCALE}.npy") if scaled else None
         self.branches: Rows | None = None
-        if "branches.npy" in self.manifest["files"]:
-            self.branches = open_array(self.folder, self.manifest, "branches.npy")
+        if f"{BRANCHES}.npy" in self.manifest["files"]:
+            self.branches = open_array(self.folder, self.manifest, f"{BRANCHES}.npy")
         tokens = (self.spec.tokens_per_frame, self.spec.dim)
         if self.views.ndim != 3 or self.latents.shape != (self.views.shape[1], content.num_frames, *tokens):
             raise UserError(

@@ -84,7 +84,11 @@ class LoaderConfig:
 
 
 def make_loader(
-    store: TrainingStore, latents: LatentStore | ViewTable | None, episodes: np.ndarray, config: LoaderConfig
+    store: TrainingStore,
+    latents: LatentStore | ViewTable | None,
+    episodes: np.ndarray,
+    config: LoaderConfig,
+    features: LatentStore | None = None,
 ) -> "grain.IterDataset[Batch]":
     """The batches of one host, for some episodes.
 
@@ -94,18 +98,20 @@ def make_loader(
     sample_mask bool [B] (False only on the filler of a last batch kept by ``drop_remainder=False``); with
     latents also latents f32 [B, history, tokens, dim] (raw), future f32 [B, future, tokens, dim] and
     future_mask bool [B, future]; if asked for, pending f32 [B, delay, action] (raw). A table of views gives the same
-    batches as the store of latents, without the latents.
+    batches as the store of latents, without the latents. With a store of a vision tower's features the batch has these
+    in place of images: features [B, tokens, channels], those of the sample's view, as they are packed
+    (:mod:`wmjax.data.packing`), and for int8 feature_scale f32 [B, tokens].
 
     The iterator's ``get_state()`` and ``set_state()`` resume at the exact next sample, with any host count.
 
     Raises:
-        UserError: latents of another store, no samples, a batch that does not divide over the hosts, or a state to be
-            rolled forward by actions of which it is not known how they move it.
+        UserError: latents or features of another store, features of other views, no samples, a batch that does not
+            divide over the hosts, or a state to be rolled forward by actions of which it is not known how they move it.
 
     """
     import grain
 
-    source = BatchSource(store, latents, episodes, config)
+    source = BatchSource(store, latents, episodes, config, features)
     # Grain uses no more threads than there are places for finished batches.
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(config.prefetch, config.threads))
     return grain.MapDataset.source(source).to_iter_dataset(options)
@@ -115,10 +121,17 @@ class BatchSource:
     """Random access to the batches of one host: element ``i`` is the host's slice of global batch ``i``."""
 
     def __init__(
-        self, store: TrainingStore, latents: LatentStore | ViewTable | None, episodes: np.ndarray, config: LoaderConfig
+        self,
+        store: TrainingStore,
+        latents: LatentStore | ViewTable | None,
+        episodes: np.ndarray,
+        config: LoaderConfig,
+        features: LatentStore | None = None,
     ) -> None:
         _check(store, latents, config)
-        self.store, self.latents, self.config = store, latents, config
+        if features is not None:
+            _check_features(features, store, latents)
+        self.store, self.latents, self.features, self.config = store, latents, features, config
         self.samples = np.flatnonzero(np.isin(store.frame_episode, np.asarray(episodes)))
         if not len(self.samples):
             raise UserError(f"{store.folder}: episodes {np.asarray(episodes).tolist()} have no frames; choose others")
@@ -150,8 +163,7 @@ class BatchSource:
         episode = self.store.frame_episode[frames]
         row = self.store.frame_row[frames]
         action, action_mask = chunk_labels(self.store, frames, self.config.chunk, self.config.delay, self._label_ends)
-        images = {"images": np.asarray(self.store.frames[frames])} if self.config.images else {}
-        batch = images | {
+        batch = self._seen_columns(frames, views) | {
             "state": self.store.state[row],
             "action": action,
             "action_mask": action_mask,
@@ -170,6 +182,13 @@ class BatchSource:
             if self.config.pending:
                 batch["pending"] = np.where(video[:, None, None], np.float32(0), batch["pending"])
         return batch | self._latent_columns(frames, views, episode)
+
+    def _seen_columns(self, frames: np.ndarray, views: np.ndarray) -> Batch:
+        """Images, or the features of the chosen views, as they are stored."""
+        if self.features is not None:
+            stored = {"features": self.features.latents, "feature_scale": self.features.scale}
+            return {name: np.asarray(rows[views, frames]) for name, rows in stored.items() if rows is not None}
+        return {"images": np.asarray(self.store.frames[frames])} if self.config.images else {}
 
     def _pending_columns(self, frames: np.ndarray, state: np.ndarray) -> Batch:
         """The pending actions, raw, if the batch is to have them, and the state as it is to be."""
@@ -268,6 +287,16 @@ class BatchSource:
             "future": np.concatenate([known, rest], axis=1),
             "future_mask": np.concatenate([mask, np.repeat(follows, rest.shape[1], axis=1)], axis=1),
         }
+
+
+def _check_features(features: LatentStore, store: TrainingStore, latents: LatentStore | ViewTable | None) -> None:
+    """Refuses features of other frames, or of images that were shifted in another way than the latents' views."""
+    features.check(store)
+    if latents is None or not np.array_equal(features.views, latents.views):
+        raise UserError(
+            f"{features.folder}: these features are of other views than the training draws; make them again with its "
+            "encoder.views and encoder.max_shift"
+        )
 
 
 _EPISODE_COLUMNS = ("frame_start", "num_frames", "task")

@@ -200,7 +200,10 @@ class UnionLatents(_Several[LatentStore], LatentStore):
         self.folder, self.manifest, self.backend = first.folder, first.manifest, first.backend
         self.source = hash_json([store.source for store in latents])
         self.views = np.concatenate([store.views for store in latents])
+        self.dtype = first.dtype
         self.latents: Any = JoinedRows([store.latents for store in latents], axis=1)
+        scales = [store.scale for store in latents if store.scale is not None]
+        self.scale: Any = JoinedRows(scales, axis=1) if scales else None
         branches = [store.branches for store in latents if store.branches is not None]
         self.branches: Any = JoinedRows(branches, axis=1) if branches else None
         counts = [store.latents.shape[1] * store.spec.tokens_per_frame for store in latents]

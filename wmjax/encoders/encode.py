@@ -12,7 +12,8 @@ from jaxtyping import Float32, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.specs import EncoderSpec, require_equal
-from wmjax.data.latents import Dtype, LatentStore, LatentWriter
+from wmjax.data.latents import LatentStore, LatentWriter
+from wmjax.data.packing import Packing
 from wmjax.data.shift import MAX_SHIFT, VIEWS, draw_views, require_shift, shift_images
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import branch_clip_indices, clip_indices
@@ -93,7 +94,8 @@ def encode_store(
     max_shift: int = MAX_SHIFT,
     seed: int = 0,
     batch: int = BATCH,
-    dtype: Dtype = "float16",
+    dtype: Packing = "float16",
+    branches: bool = True,
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> LatentStore | None:
@@ -111,7 +113,8 @@ def encode_store(
         max_shift: largest shift of the other views, pixels of the store.
         seed: of the shifts.
         batch: clips per call of the encoder.
-        dtype: of the stored latents.
+        dtype: form of the stored latents.
+        branches: whether the frames of the store's branches, if it has any, are encoded too.
         shard: ``(i, n)``: this process encodes every n-th episode, from the i-th.
         progress: called with (episodes done, episodes in all).
 
@@ -126,20 +129,22 @@ def encode_store(
     require_shift(max_shift, store.spec.image_size, "max-shift")
     cameras = camera_indices(store, encoder.spec)
     shifts = draw_views(len(store.episodes), views, seed, max_shift)
-    writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype)
+    writer = LatentWriter(out, encoder.spec, store, shifts, encoder.backend, dtype, branches=branches)
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
 
     def read(index: int) -> list[EpisodeClips]:
         entry = store.episodes[index]
         rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
-        distinct, length, branches = _distinct(shifts[index]), encoder.spec.clip_length, store.branch_images
+        shown = store.branch_images[rows] if store.branch_images is not None and writer.branch_frames else None
         return [
             EpisodeClips(
-                np.array(store.frames[rows, camera]), distinct, length,
-                None if branches is None else np.array(branches[rows])[:, :, camera],
+                np.array(store.frames[rows, camera]),
+                _distinct(shifts[index]),
+                encoder.spec.clip_length,
+                None if shown is None else shown[:, :, camera],
             )
             for camera in cameras
-        ]  # fmt: skip
+        ]
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):

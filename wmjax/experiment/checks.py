@@ -18,6 +18,7 @@ from wmjax.data.store import TrainingStore
 from wmjax.data.union import join_stores
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
+from wmjax.models.backbones.frozen_vision import frozen_tower
 from wmjax.models.heads.base import require_inpainting
 from wmjax.models.prompts import make_prepare
 from wmjax.models.world.config import intervention_error
@@ -57,6 +58,7 @@ def require_consistent(
     _require_shift(experiment, store)
     _require_prompts(experiment, store)
     _require_trained_prophet(experiment)
+    _require_cached_vision(experiment, store)
     if experiment.train.objective == "world":
         require_world_objective(experiment.model)
     _require_memory(experiment, stride)
@@ -246,6 +248,33 @@ def _require_trained_prophet(experiment: Experiment) -> None:
             f"model.memory.world_loss is 0 and model.memory.{missing} false, so nothing would train the Prophet; "
             "change one of them, or set model.memory.input to copy"
         )
+
+
+def _require_cached_vision(experiment: Experiment, store: TrainingStore | None) -> None:
+    """Requires that frame and view determine what the vision tower makes of an image, if that is stored."""
+    train, encoder, model = experiment.train, experiment.encoder, experiment.model
+    if train.cached_vision == "none":
+        return
+    known = store is not None or not experiment.data.places
+    cameras = (experiment.data.observation if store is None else store.spec).cameras if known else ()
+    fixed = cameras if train.same_shift or not encoder.max_shift else encoder.with_default_camera(cameras).cameras
+    loose = [camera for camera in cameras[: model.cameras] if camera not in fixed]
+    reasons = {
+        "train.objective is world, which reads no images": train.objective == "world",
+        "train.trainable is all, which trains the vision tower; set it to adapters": train.trainable == "all",
+        f"train.crop is {train.crop:g}, a part of the image at random; set it to 1": train.crop < 1,
+        "train.colours changes the images at random; set all of it to 0": train.colours.changes,
+        "model.use_images is false, so the images are not seen; set it to true": not model.use_images,
+        f"images of {', '.join(loose)} are shifted at random; set train.same_shift to true, or encoder.max_shift to 0":
+            bool(loose),
+        f"train.seeds is {train.seeds} with random weights, of which each seed has its own; set train.seeds to 1":
+            train.seeds > 1 and train.published is None,
+    }  # fmt: skip
+    for reason in (text for text, holds in reasons.items() if holds):
+        raise UserError(
+            f"train.cached_vision is {train.cached_vision}, but {reason}; or set train.cached_vision to none"
+        )
+    frozen_tower(model.backbone)
 
 
 def _require_memory(experiment: Experiment, stride: int | None) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float32
 
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Corruption, Depth, Range, Settings
-from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, State, default_backbone
+from wmjax.models.backbones.base import BACKBONES, Backbone, BackboneConfig, Hidden, Seen, State, default_backbone
 from wmjax.models.heads.base import HEADS, ActionHead, HeadConfig, HeadSizes, InpaintingHead, Known, default_head
 from wmjax.models.inputs import ModelInput
 from wmjax.models.nn.transformer import Mlp, embedding_table
@@ -199,10 +199,7 @@ class VLA(nnx.Module):
             raise UserError(
                 f"state has {inputs.state.shape[-1]} values; the model has state_dim {self.config.state_dim}"
             )
-        assert inputs.images is not None, "only a Prophet alone is trained without images"
-        images = inputs.images[:, : self.config.cameras]
-        images = images if self.config.use_images else jnp.zeros_like(images)
-        batch = images.shape[0]
+        batch = inputs.state.shape[0]
         if isinstance(self.state_in, Mlp):
             state = self.state_in(inputs.state)[:, None]
         else:
@@ -211,7 +208,15 @@ class VLA(nnx.Module):
             state = state + self.pending_in(self._pending(inputs))[:, None]
         queries = jnp.broadcast_to(self.queries[...], (batch, *self.queries.shape))
         own = jnp.concatenate([state, queries], axis=1)
-        return self.backbone.encode(inputs.prompt, images, own, _fold(key, EMBED))
+        return self.backbone.encode(inputs.prompt, self._seen(inputs), own, _fold(key, EMBED))
+
+    def _seen(self, inputs: ModelInput) -> Seen:
+        """The images that the VLM gets, or their features where those are given."""
+        if inputs.features is not None:
+            return inputs.features
+        assert inputs.images is not None, "only a Prophet alone is trained without images"
+        images = inputs.images[:, : self.config.cameras]
+        return images if self.config.use_images else jnp.zeros_like(images)
 
     def _pending(self, inputs: ModelInput) -> Float32[Array, "batch values"]:
         """The pending actions of each sample as one row."""

@@ -33,6 +33,7 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
+from wmjax.pipeline.vision_features import vision_features
 from wmjax.policy.places import copy_assets
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
@@ -248,7 +249,9 @@ def training_inputs(
 
     """
     experiment, weights = plan.experiment, plan.weights.folder
-    inputs = make_inputs(store, latents, experiment.prompt, experiment.model, experiment.train, experiment.data.mixture)
+    features = distributed.first(lambda: vision_features(experiment, plan.weights, store))
+    settings = experiment.prompt, experiment.model, experiment.train, experiment.data.mixture
+    inputs = make_inputs(store, latents, *settings, features=features)
     loads: list[LoadBase] = []
     if weights is not None:
         loads.append(functools.partial(load_backbone, weights, experiment.model.backbone))

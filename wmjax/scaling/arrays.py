@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from wmjax.data.packing import VALUES, pack
 from wmjax.experiment.config import Experiment
 from wmjax.scaling.chips import peak_flops
 from wmjax.scaling.clock import clocked
@@ -57,9 +58,10 @@ def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray
         return np.ones(shape.shape, bool)
     if shape.dtype == jnp.int32:
         return np.zeros(shape.shape, np.int32)
-    if shape.dtype == jnp.uint8:
-        return rng.integers(0, 256, shape.shape, np.uint8)
-    return rng.uniform(-1, 1, shape.shape).astype(np.float32)
+    if shape.dtype in (jnp.uint8, jnp.int8):
+        return rng.integers(jnp.iinfo(shape.dtype).min, jnp.iinfo(shape.dtype).max + 1, shape.shape, shape.dtype)
+    noise = rng.uniform(-1, 1, shape.shape).astype(np.float32)
+    return pack(noise, "bfloat16")[VALUES] if shape.dtype == jnp.uint16 else noise
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:

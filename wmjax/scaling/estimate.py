@@ -14,7 +14,7 @@ from wmjax.scaling.hlo import Program, summarise
 from wmjax.scaling.program import bytes_per_device, call_shapes, programs, step_flops
 from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
-from wmjax.scaling.shapes import latent_tokens
+from wmjax.scaling.shapes import feature_bytes, latent_tokens
 from wmjax.trainer.build import Built
 from wmjax.trainer.sharding import make_mesh, require_divisible
 
@@ -57,16 +57,18 @@ def estimate(request: Request) -> dict[str, Any]:
 
 
 def _storage(experiment: Experiment, built: Built, frames: int) -> dict[str, float]:
-    """Sizes on disk: a checkpoint, the trained parameters in it that a policy needs, and the latents of the frames."""
+    """Sizes on disk: a checkpoint, the parameters in it that a policy needs, latents and features of the frames."""
     state = built.shapes.state
     width = latent_tokens(experiment) * experiment.model.prophet.latent_dim * LATENT_BYTES
     views = experiment.encoder.views if experiment.encoder.max_shift else 1
     latents = frames * views * width if experiment.model.memory.reads_latents else 0
+    features = frames * experiment.encoder.views * feature_bytes(experiment)
     return {
         "checkpoint_gb": _bytes(state) / 1e9,
         "policy_mb": _bytes(state.ema) / 1e6,
         "frames": frames,
         "latents_gb": latents / 1e9,
+        "features_gb": features / 1e9,
     }
 
 

@@ -93,7 +93,10 @@ def _time(found: dict[str, Any] | None, frames: int) -> list[tuple[str, str]]:
 
 
 def _storage(found: dict[str, Any]) -> list[tuple[str, str]]:
+    per = f"per {found['frames']:,} frames"
+    features = [("features", f"{found['features_gb']:.2f} GB {per}")] if found["features_gb"] else []
     return [
         ("checkpoint", f"{found['checkpoint_gb']:.3f} GB, of which a policy needs {found['policy_mb']:.1f} MB"),
-        ("latents", f"{found['latents_gb']:.2f} GB per {found['frames']:,} frames"),
+        ("latents", f"{found['latents_gb']:.2f} GB {per}"),
+        *features,
     ]

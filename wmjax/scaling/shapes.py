@@ -1,6 +1,7 @@
 """The shapes of a training step's inputs, without data."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.data.observation import Prompt
+from wmjax.data.packing import SCALE, VALUES, layout
 from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models import prompts
+from wmjax.models.backbones.frozen_vision import feature_shape
 from wmjax.sim.libero import ACTION_SPEC
 
 CONVERTED_SIZE = 224
@@ -48,11 +51,29 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
         columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
         columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
         columns["future_mask"] = ((shape.future,), jnp.bool_)
-    if experiment.train.objective == "world":
+    if experiment.train.objective == "world" or experiment.train.cached_vision != "none":
         del columns["images"]
+    columns |= feature_columns(experiment)
     if model.pending:
         columns["pending"] = ((model.pending, model.action_dim), jnp.float32)
     return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
+
+
+def feature_columns(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and type of a frame's stored features, by the batch's columns; none where the vision tower runs."""
+    packing, model = experiment.train.cached_vision, experiment.model
+    if packing == "none":
+        return {}
+    cameras = len(experiment.data.observation.cameras[: model.cameras])
+    tokens, channels = feature_shape(model.backbone, image_size(experiment))
+    packed = layout((cameras * tokens, channels), packing)
+    names = {VALUES: "features", SCALE: "feature_scale"}
+    return {names[name]: (shape, jnp.dtype(kind)) for name, (kind, shape) in packed.items()}
+
+
+def feature_bytes(experiment: Experiment) -> int:
+    """Bytes of the stored features of one frame in one view; 0 where the vision tower runs."""
+    return sum(math.prod(shape) * jnp.dtype(kind).itemsize for shape, kind in feature_columns(experiment).values())
 
 
 def latent_tokens(experiment: Experiment) -> int:

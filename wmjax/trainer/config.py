@@ -1,7 +1,7 @@
 """The settings of a training, and its inputs."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from wmjax.models.parameters import RANDOM, Trainable
 from wmjax.models.world_model import Objective
 from wmjax.trainer.colours import ColourConfig
 
+CachedVision = Literal["none", "float32", "bfloat16", "int8"]
 UNITS = ("normalisation", "offset", "scale", "state_offset", "state_scale", "relative_to")
 """Fields of an ActionSpec that follow from statistics."""
 
@@ -31,7 +32,10 @@ class TrainConfig(Settings, section="train"):
     is in the program. Policies of any variant with a Prophet start from such a run by ``init_from``.
     ``state_noise`` is added to the state that the network reads, in units of its normalisation scale. ``colours``
     changes those of training images. With a ``crop`` below 1 a random part with that share of height and width is
-    enlarged to the image (openpi uses 0.95).
+    enlarged to the image (openpi uses 0.95). With ``same_shift`` the images of all cameras are shifted as the view of
+    ``encoder.cameras`` is, else those of the others at random.
+    ``cached_vision`` is the form in which the features of a frozen vision tower are stored once for every frame and
+    view; batches then have these in place of images (:mod:`wmjax.pipeline.vision_features`).
     ``delta_actions`` names the dimensions of the actions, such as joint targets, that are learned as differences to the
     state at which a chunk is decided; ``all`` are those that the state has by the same name
     (:func:`wmjax.data.statistics.delta_indices`). The policy's actions are targets as in the data.
@@ -76,6 +80,8 @@ class TrainConfig(Settings, section="train"):
     init_from: str = ""
     crop: Annotated[float, Range(0.1, 1)] = 1.0
     colours: ColourConfig = dataclasses.field(default_factory=ColourConfig)
+    same_shift: bool = False
+    cached_vision: CachedVision = "none"
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -101,7 +107,8 @@ class Inputs:
 
     A model that reads no latents has the table of their views instead, so that all train on the same pixels.
     ``encoder_spec`` describes the latents, None if the model reads none; its statistics are of the training episodes,
-    where those of ``latents.spec`` are of all.
+    where those of ``latents.spec`` are of all. Batches have the ``features`` of a vision tower, if there are any, in
+    place of images. With ``same_shift`` the images of all cameras are shifted as the latents' views are.
     """
 
     store: TrainingStore
@@ -113,10 +120,14 @@ class Inputs:
     prompts: Prompt
     prompt_hashes: dict[str, str]
     loader: LoaderConfig
+    features: LatentStore | None = None
+    same_shift: bool = False
 
     @property
     def cameras(self) -> tuple[int, ...]:
         """Indices of the cameras that are shifted as the latents' views are."""
+        if self.same_shift:
+            return tuple(range(len(self.store.spec.cameras)))
         names = self.store.spec.cameras[:1] if self.latents is None else self.latents.cameras
         return tuple(self.store.spec.cameras.index(name) for name in names)
 

@@ -21,12 +21,13 @@ def make_inputs(
     model: VLAConfig,
     config: TrainConfig,
     mixture: Mixture = UNIFORM,
+    features: LatentStore | None = None,
 ) -> Inputs:
     """Splits by episode, takes statistics of the training split only, tokenises one prompt per task.
 
     Of episodes without actions the statistics of actions and states know nothing; those of the latents do.
 
-    Of the latents, a model that reads none gets the table of views only.
+    Of the latents, a model that reads none gets the table of views only. ``features`` are read in place of images.
 
     Raises:
         UserError: latents of another store, an instruction that does not fit the prompt, too few episodes.
@@ -47,6 +48,8 @@ def make_inputs(
     return Inputs(
         store=store,
         latents=latents,
+        features=features,
+        same_shift=config.same_shift,
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         encoder_spec=encoder_spec,

@@ -85,7 +85,7 @@ def train(
     built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
     # 4. The data: every process reads its slice of the same global order.
     loader = loader_config(config, inputs, mesh)
-    stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader))
+    stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader, inputs.features))
     # 5. Where it begins: published weights below all, then what the checkpoint holds. Random keys follow from the step.
     state, guard, frozen = initial_arrays(built, load_base, folder)
     if folder is not None:
@@ -297,7 +297,8 @@ def loader_config(config: TrainConfig, inputs: Inputs, mesh: Mesh) -> LoaderConf
 def _validation(inputs: Inputs, loader: LoaderConfig) -> "contextlib.closing[Any]":
     """The batches of held-out episodes, frames as they are; closed at the end, because it reads ahead in threads."""
     plain = dataclasses.replace(loader, views=1, max_shift=0)
-    return contextlib.closing(iter(make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain)))
+    batches = make_loader(inputs.store, inputs.latents, inputs.val_episodes, plain, inputs.features)
+    return contextlib.closing(iter(batches))
 
 
 def _unsharded(loader: LoaderConfig) -> LoaderConfig:

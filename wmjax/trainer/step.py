@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float32, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Shaped, UInt8
 
 from wmjax.core.rng import named_key
 from wmjax.core.specs import ActionSpec, EncoderSpec
@@ -52,6 +52,7 @@ def model_input(
     reference = batch["state"] if decided_at is None else decided_at
     inputs = ModelInput(
         images=batch.get("images"),
+        features=decode(batch["features"], batch.get("feature_scale")) if "features" in batch else None,
         state=normalise_state(batch["state"], action_spec),
         prompt=jax.tree.map(lambda table: table[batch["task"]], prompts),
         pending=normalise_action(batch["pending"], action_spec, reference) if "pending" in batch else None,
@@ -63,6 +64,17 @@ def model_input(
         future=normalise_latents(batch["future"], encoder_spec),
         future_mask=batch["future_mask"],
     )
+
+
+def decode(
+    features: Shaped[Array, "batch tokens channels"], scale: Float32[Array, "batch tokens"] | None
+) -> Float[Array, "batch tokens channels"]:
+    """The features of a batch as numbers: float32, or bfloat16 of its bits (:mod:`wmjax.data.packing`)."""
+    if scale is not None:
+        return features * scale[..., None]
+    if features.dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(features, jnp.bfloat16)
+    return features
 
 
 def augment(

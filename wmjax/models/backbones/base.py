@@ -34,6 +34,9 @@ EXAMPLE = "pick up the bowl"
 State = Any
 """The result of ``encode`` and input of ``decode``: a pytree that only the backbone interprets."""
 
+Seen = UInt8[Array, "batch cameras height width 3"] | Float[Array, "batch tokens channels"]
+"""Images, or the features that the vision tower (:attr:`Backbone.VISION`) has made of them, camera after camera."""
+
 Inject = Callable[[Float[Array, "batch length hidden"], Int32[Array, ""]], tuple[Array, Array]]
 """``inject(x, i) -> (x, ratio)`` for the i-th of the layers that are named, with one number per sample.
 
@@ -87,6 +90,11 @@ class BackboneConfig(Settings, section="backbone"):
         """Rank of the low-rank adapters; 0 if there are none."""
         return 0
 
+    @property
+    def vision_parameters(self) -> dict[str, Any]:
+        """Settings that change what the vision tower of given weights makes of an image: all, unless fewer do."""
+        return dataclasses.asdict(self)
+
 
 class Hidden(NamedTuple):
     """Hidden states after the last layer, of which the last ones are those of the policy's own tokens."""
@@ -119,6 +127,9 @@ class Backbone(nnx.Module):
     """The class of its settings."""
     EMBEDDINGS: ClassVar[str] = ""
     """The parameter of its token embeddings, [vocabulary, hidden]; "" if it has none."""
+    VISION: ClassVar[str] = ""
+    """The attribute that is its vision tower, a module from images ``[images, height, width, 3]`` to features
+    ``[images, tokens, channels]``; "" if it has none, or if :meth:`encode` takes no features in place of images."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
         raise NotImplementedError
@@ -164,11 +175,11 @@ class Backbone(nnx.Module):
     def encode(
         self,
         prompt: Prompt,
-        images: UInt8[Array, "batch cameras height width 3"],
+        images: Seen,
         own: Float32[Array, "batch own hidden"],
         key: jax.Array | None = None,
     ) -> State:
-        """The inputs of the layers: prompt, images and, last, the policy's own tokens."""
+        """The inputs of the layers: prompt, images or their features and, last, the policy's own tokens."""
         raise NotImplementedError
 
     def decode(

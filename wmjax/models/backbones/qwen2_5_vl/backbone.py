@@ -22,6 +22,7 @@ from wmjax.models.backbones.base import (
     Prepare,
     PromptConfig,
     Put,
+    Seen,
 )
 from wmjax.models.backbones.pretrained import backbone_folder
 from wmjax.models.backbones.qwen2_5_vl import adapters, weights
@@ -57,6 +58,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
 
     Config: ClassVar[type[BackboneConfig]] = Qwen2_5_VLConfig
     EMBEDDINGS: ClassVar[str] = "embedding"
+    VISION: ClassVar[str] = "vision"
 
     @classmethod
     def prepare(
@@ -97,7 +99,7 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
     def encode(
         self,
         prompt: Prompt,
-        images: UInt8[Array, "batch cameras height width 3"],
+        images: Seen,
         own: Float32[Array, "batch own hidden"],
         key: jax.Array | None = None,
     ) -> State:
@@ -110,7 +112,10 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         count = own.shape[1]
         if prompt.tokens.shape[1] <= count:
             raise UserError(f"prompt length is {prompt.tokens.shape[1]}; chunk {count - 1} needs more than {count}")
-        embeddings = self.embed(prompt.tokens, images, key)
+        if images.ndim == 3:
+            embeddings = self.place_features(prompt.tokens, images)
+        else:
+            embeddings = self.embed(prompt.tokens, images, key)
         placed = jnp.concatenate([embeddings[:, :-count], own.astype(embeddings.dtype)], axis=1)
         return State(placed, prompt.positions, prompt.mask)
 

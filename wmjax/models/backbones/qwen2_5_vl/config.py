@@ -143,6 +143,11 @@ class Qwen2_5_VLConfig(BackboneConfig):
         """LoRA's."""
         return self.lora.rank
 
+    @property
+    def vision_parameters(self) -> dict[str, Any]:
+        """The tower's sizes, and the dtypes."""
+        return {"vision": dataclasses.asdict(self.vision), "dtype": self.dtype, "param_dtype": self.param_dtype}
+
 
 def preset(name: str, **changes: Any) -> Qwen2_5_VLConfig:
     """A named size: ``mini`` (trained from scratch), ``3b`` or ``7b`` (Qwen2.5-VL-Instruct), with fields replaced.

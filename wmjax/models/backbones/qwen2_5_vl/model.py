@@ -56,22 +56,25 @@ class Qwen2_5_VL(nnx.Module):
             UserError: an image size that does not fit.
 
         """
-        x = self._embed_tokens(tokens)
         if images is None:
-            return x
-        is_image = tokens == self.config.image_token
+            return self._embed_tokens(tokens)
         if isinstance(images, Sequence):
             keys = [None] * len(images) if key is None else list(jax.random.split(key, len(images)))
-            parts = [self.vision(stack, k).reshape(-1, x.shape[-1]) for stack, k in zip(images, keys, strict=True)]
-            return _fill(x.reshape(1, -1, x.shape[-1]), is_image.reshape(1, -1), jnp.concatenate(parts)[None]).reshape(
-                x.shape
-            )
+            parts = [self.vision(stack, k) for stack, k in zip(images, keys, strict=True)]
+            joined = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+            return self.place_features(tokens.reshape(1, -1), joined[None]).reshape(*tokens.shape, -1)
         if images.ndim != 5 or images.shape[0] != tokens.shape[0]:
             raise UserError(
                 f"images have shape {images.shape}; expected [{tokens.shape[0]}, images, height, width, channels]"
             )
         features = self.vision(images.reshape(-1, *images.shape[2:]), key)
-        return _fill(x, is_image, features.reshape(x.shape[0], -1, x.shape[-1]))
+        return self.place_features(tokens, features.reshape(tokens.shape[0], -1, features.shape[-1]))
+
+    def place_features(
+        self, tokens: Int[Array, "batch tokens"], features: Float[Array, "batch image_tokens hidden"]
+    ) -> Float[Array, "batch tokens hidden"]:
+        """As :meth:`embed`, with the features that the vision tower has made of the prompts' images, in their order."""
+        return _fill(self._embed_tokens(tokens), tokens == self.config.image_token, features)
 
     def _embed_tokens(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens hidden"]:
         size = self.config.text.vocabulary
