@@ -29,6 +29,7 @@ from wmjax.experiment.config import load as load_experiment
 from wmjax.models.parameters import to_named
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA
+from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.diagnose import write_picture
 from wmjax.pipeline.latents import find_latents
@@ -183,6 +184,14 @@ def test_other_variants_say_what_does_not_apply(inputs: Inputs) -> None:
     assert prophet_of(tiny_config("e2")) == ("", "")
     names = [condition.name for condition in memory_conditions(tiny_config("e0plus"), inputs.store)]
     assert names == ["zero", "noise", "closed", "closed, images black"]
+    shown = dataclasses.replace(
+        tiny_config("e0plus"), memory=WorldMemoryConfig(input="future", world_loss=0.0, target="branch")
+    )
+    other, *inside = memory_conditions(shown, inputs.store)
+    assert other.name == "another sample's future" and [each.name for each in inside] == ["zero", "noise", "closed"]
+    batch = {"future": np.arange(3), "images": np.arange(3)}
+    changed = other.change(batch, np.random.default_rng(0))
+    assert changed["future"].tolist() == [2, 0, 1] and changed["images"].tolist() == [0, 1, 2]
     assert Skipped("why").table() == "skipped: why"
 
 

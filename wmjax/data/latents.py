@@ -56,8 +56,8 @@ class LatentWriter:
     """Writes the latents of a training store, episode by episode, then merges them.
 
     Several processes may open the same folder and share the episodes of :meth:`pending`. A process that finds none left
-    calls :meth:`finish`; only the first call does anything. ``branch_frames`` is the number of frames of each branch that
-    are encoded, 0 for none.
+    calls :meth:`finish`; only the first call does anything. ``branch_frames`` is the number of frames of each branch
+    that are encoded, 0 for none.
 
     Args:
         folder: the latent store to be.

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from wmjax.core.text_table import text_table
 from wmjax.data.statistics import MIN_ACTION_SCALE, clip_action, closing
-from wmjax.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, PLAIN, Condition, Outcome
+from wmjax.diagnostics.passes import ANOTHER_DRAW, MEAN_DRAW, OTHERS_FUTURE, PLAIN, Condition, Outcome
 from wmjax.diagnostics.samples import ActionWindows
 from wmjax.trainer.metrics import mean_r2, r2_over_steps
 
@@ -111,7 +111,8 @@ def memory_section(
     """Scores the plain pass and every corruption of the memory."""
     effects = _effects(conditions, chunks, windows, outcome)
     gate, ratio = (float(outcome.memory[f"memory/{name}"].mean()) for name in ("gate", "ratio"))
-    return MemorySection(gate, ratio, effects, unused(effects, {"shuffled", "closed"}), windows.spec.names)
+    alarms = unused(effects, {"shuffled", OTHERS_FUTURE, "closed"})
+    return MemorySection(gate, ratio, effects, alarms, windows.spec.names)
 
 
 def unused(effects: Mapping[str, Effect], names: set[str]) -> tuple[str, ...]:

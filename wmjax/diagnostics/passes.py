@@ -33,6 +33,7 @@ from wmjax.trainer.step import model_input
 Split = Literal["val", "train"]
 Change = Callable[[Batch, np.random.Generator], Batch]
 PLAIN, ANOTHER_DRAW = "none", "another noise draw"
+OTHERS_FUTURE = "another sample's future"
 DRAWS = 8
 MEAN_DRAW = f"mean of {DRAWS} noise draws"
 """About what a flow head expects. Of a calibrated one it scores (1 - R²) / DRAWS less than the expectation would."""
@@ -113,7 +114,14 @@ def _noise_images(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def memory_conditions(config: VLAConfig, store: TrainingStore) -> list[Condition]:
-    """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black."""
+    """The corruptions that change the variant's memory, if it has one, and the memory closed with the images black.
+
+    A memory that is the true future is not made from images: it is replaced by another sample's.
+    """
+    if config.memory.needs_future and config.memory.inject:
+        other = Condition(OTHERS_FUTURE, lambda batch, _: batch | {"future": _next(batch["future"])})
+        inside: tuple[Corruption, ...] = ("zero", "noise", "closed")
+        return [other, *(Condition(kind, corruption=kind) for kind in inside)]
     kinds: tuple[Corruption, ...] = ("zero", "noise", *SHUFFLED, "closed")
     applicable = [kind for kind in kinds if not intervention_error(config.memory, None, kind)]
     recorded: dict[tuple[str, int], set[int]] = collections.defaultdict(set)
