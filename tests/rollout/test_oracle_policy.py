@@ -127,7 +127,7 @@ def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):
         keys = jax.random.split(jax.random.key(decision), 1)
         carry, _, _ = policy(carry, observation(policy, decision), keys, recorded(AHEAD * decision)[None])
     frames = jnp.asarray(recorded(newest)[None][:, :, policy._cameras])
-    encode = policy._encode(policy._state[1])
+    encode = policy._encode(policy._encoder.params)
     found = np.asarray(policy._true_future(policy._model, encode, carry, frames))[0]
     expected = normalise_latents(expected, policy.encoder_spec)
     scale = np.sqrt((expected**2).mean())

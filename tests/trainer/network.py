@@ -31,16 +31,19 @@ from wmjax.trainer.sharding import BATCH, MeshConfig, make_mesh, shard_batch
 LENGTH, TOKENS, STATE, HIDDEN, DEPTH = 56, 16, 8, 48, 2
 Job = dict[str, Any]
 """``devices``, ``fsdp``, ``tensor``, ``batch``; ``lora`` (on a frozen backbone) and ``half`` (bfloat16). ``guess``
-leaves the layout of activations to XLA, ``cast`` casts parameters, and so their gradients, to half precision."""
+leaves the layout of activations to XLA, ``cast`` casts parameters, and so their gradients, to half precision.
+``variant`` is another than e2, ``layers`` are those after which the memory is injected."""
 
 
 def built_for(job: Job) -> tuple[Built, Mesh]:
-    """The programs of e2_flow. A frozen backbone is split over fsdp too."""
+    """The programs of a recipe with the flow head. A frozen backbone is split over fsdp too."""
     half = {"dtype": "bfloat16"} if job["half"] else {}
     backbone: dict[str, Any] = {"remat": "full", **half}
     if job["lora"]:
         backbone |= {"lora": LoRAConfig(rank=2), **({"param_dtype": "bfloat16"} if half else {})}
-    model = dataclasses.replace(tiny_config("e2", "flow", **backbone), **half)
+    model = tiny_config(job.get("variant", "e2"), "flow", **backbone)
+    injection = dataclasses.replace(model.injection, layers=job.get("layers", ()))
+    model = dataclasses.replace(model, injection=injection, **half)
     zeros, ones = (0.0,) * LATENT_DIM, (1.0,) * LATENT_DIM
     statistics = {"state_offset": (0.0,) * STATE, "state_scale": (1.0,) * STATE}
     action = dataclasses.replace(ACTION_SPEC, chunk=model.chunk, **statistics)
@@ -87,7 +90,7 @@ def step_shapes(built: Built, mesh: Mesh, batch: int) -> tuple[Any, ...]:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
 
     columns = {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in batch_of(1).items()}
-    return *built.shapes, place(columns, BATCH), place(prompts(), PartitionSpec())
+    return *built.shapes.named(), place(columns, BATCH), place(prompts(), PartitionSpec())
 
 
 def collectives(job: Job) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def megabytes(tree: Any) -> float:
 def steps(job: Job) -> dict[str, Any]:
     """Losses of three steps; then every parameter and the first moment of its gradients."""
     built, mesh = built_for(job)
-    state, guard, frozen = built.initialise()
+    state, guard, frozen = built.initialise().named()
     batch, losses = shard_batch(batch_of(job["batch"]), mesh), []
     for _ in range(3):
         state, guard, metrics = jax.block_until_ready(built.train_step(state, guard, frozen, batch, prompts()))

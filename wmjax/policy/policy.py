@@ -98,8 +98,10 @@ class Policy:
             self._encoder = restore_encoder(experiment.encoder, self.encoder_spec)
             self._cameras = np.array([self.observation_spec.cameras.index(name) for name in self.encoder_spec.cameras])
         graph, state = nnx.split(self._model)
-        self._state = (state, None if self._encoder is None else self._encoder.params)
-        self._step = jax.jit(functools.partial(self._act, graph), donate_argnums=1)
+        # A list, which jax takes apart in C++ at every call; states of NNX, in Python.
+        parameters = (state, None if self._encoder is None else self._encoder.params)
+        self._arrays, structure = jax.tree.flatten(parameters)
+        self._step = jax.jit(functools.partial(self._act, graph, structure), donate_argnums=1)
 
     @property
     def predicts(self) -> bool:
@@ -127,7 +129,7 @@ class Policy:
             jnp.zeros((batch, *future)),
         )
         # Where the decisions' own carries are, or the second decision would be compiled again.
-        return jax.device_put(empty, beside(jax.tree.leaves(self._state)[0]))
+        return jax.device_put(empty, beside(self._arrays[0]))
 
     def prompt(self, instruction: str) -> Prompt:
         """The tokenised instruction (batch 1, numpy).
@@ -197,12 +199,13 @@ class Policy:
         require_observation(observation, keys, self.observation_spec)
         pending_rows = self.pending_input.rows(pending, observation)
         continued = None if self.handover is None else pending
-        return self._step(self._state, carry, observation, keys, future, donor, continued, pending_rows)
+        return self._step(self._arrays, carry, observation, keys, future, donor, continued, pending_rows)
 
     def _act(
         self,
         graph: nnx.GraphDef,
-        state: tuple[nnx.State, Any],
+        structure: jax.tree_util.PyTreeDef,
+        arrays: list[Array],
         carry: Carry,
         observation: Observation,
         keys: Array,
@@ -211,7 +214,8 @@ class Policy:
         pending: Float32[Array, "batch pending dim"] | None,
         pending_rows: Float32[Array, "batch rows dim"] | None,
     ) -> tuple[Carry, Float32[Array, "batch chunk dim"], dict[str, Array]]:
-        model, encode = nnx.merge(graph, state[0]), self._encode(state[1])
+        state, encoder = jax.tree.unflatten(structure, arrays)
+        model, encode = nnx.merge(graph, state), self._encode(encoder)
         history = memory = None
         numbers: dict[str, Array] = {}
         if self.encoder_spec is not None:

@@ -1,16 +1,17 @@
 """The dry run: resolved settings, parameters, shapes, sharding and memory, without data and weights."""
 
 import json
+from collections import Counter
 
 import jax
-from flax import nnx
 
 from wmjax.core.settings import dotted
 from wmjax.experiment.config import Experiment, to_dict
-from wmjax.models.parameters import count
+from wmjax.models.parameters import count, to_named
 from wmjax.scaling.program import bytes_per_device, call_shapes, programs
 from wmjax.scaling.shapes import feature_bytes
 from wmjax.trainer.sharding import make_mesh, require_divisible
+from wmjax.trainer.step import Parameters
 
 
 def describe(experiment: Experiment) -> str:
@@ -39,5 +40,8 @@ def describe(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-def _parts(params: nnx.State) -> list[str]:
-    return [f"  {name}: {count(part):,}" for name, part in sorted(nnx.to_pure_dict(params).items())]
+def _parts(params: Parameters) -> list[str]:
+    sizes: Counter[str] = Counter()
+    for name, leaf in to_named(params).items():
+        sizes[name.partition("/")[0]] += leaf.size
+    return [f"  {name}: {size:,}" for name, size in sorted(sizes.items())]

@@ -35,7 +35,7 @@ def _equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel, features = equation.invars[1].aval, params["dimension_numbers"].rhs_spec[0]
         return 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[features]
-    inner = [_count(body) for value in params.values() for body in _bodies(value)]
+    inner = [_count(body) for value in params.values() for body in bodies(value)]
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "cond":
@@ -45,7 +45,7 @@ def _equation(equation: Any) -> int:
     return sum(inner)
 
 
-def _bodies(value: Any) -> list[Jaxpr]:
+def bodies(value: Any) -> list[Jaxpr]:
     """The jaxprs in one parameter of an equation."""
     values = value if isinstance(value, tuple | list) else [value]
     plain = [v.jaxpr if isinstance(v, ClosedJaxpr) else v for v in values]

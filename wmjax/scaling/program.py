@@ -36,7 +36,7 @@ def call_shapes(experiment: Experiment, built: Built, mesh: Mesh) -> tuple[Any, 
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), tree)
 
     batch = place(batch_shapes(experiment, experiment.train.batch_size), BATCH)
-    return *built.shapes, batch, place(prompt_shapes(experiment, tasks(experiment)), PartitionSpec())
+    return *built.shapes.named(), batch, place(prompt_shapes(experiment, tasks(experiment)), PartitionSpec())
 
 
 def bytes_per_device(shapes: Any) -> int:

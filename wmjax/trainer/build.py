@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 from wmjax.core.rng import named_key
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.models.nn.layout import activations_on
-from wmjax.models.parameters import split_model, trainable_filter
+from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.guard import GuardState, guarded, initial_guard
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.sharding import MeshConfig, shardings
-from wmjax.trainer.step import TrainState, initial_state, make_eval_step, make_train_step
+from wmjax.trainer.step import Parameters, TrainState, initial_state, make_eval_step, make_train_step
 
 BuildModel = Callable[[nnx.Rngs], nnx.Module]
 
@@ -39,7 +39,14 @@ class Arrays(NamedTuple):
 
     state: TrainState
     guard: GuardState
-    frozen: nnx.State
+    frozen: Parameters
+
+    def named(self) -> "Arrays":
+        """The same with parameters and moments by name, as the jitted steps take them and checkpoints store them.
+
+        jax takes a dictionary apart in C++, and NNX states in Python, which is most of what a call would cost.
+        """
+        return Arrays(self.state.named(), self.guard, to_named(self.frozen))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +54,10 @@ class Built:
     """Programs and layout.
 
     Attributes:
-        shapes: of the arrays, a ShapeDtypeStruct with its sharding for each.
-        initialise: jitted, ``() -> Arrays``. Frozen parameters that published weights replace are shapes there.
-        update: the guarded training step, not jitted.
+        shapes: of the arrays, a ShapeDtypeStruct with its sharding for each, in NNX states.
+        initialise: jitted, ``() -> Arrays``, in NNX states. Frozen parameters that published weights replace are shapes
+            there.
+        update: the guarded training step, not jitted. Both steps take and return arrays by name (``Arrays.named``).
         train_step: the same, jitted; it takes over the memory of state and guard.
         eval_step: jitted.
         graph, optimizer: what the steps are made of, see :func:`make_steps`.
@@ -104,14 +112,14 @@ def build(
     shapes = jax.eval_shape(initialise)
     frozen = shardings(shapes.frozen, mesh, replicate=not mesh_config.shard_frozen)
     layout = Arrays(shardings(shapes.state, mesh), shardings(shapes.guard, mesh), frozen)
-    update, evaluate = make_steps(graph, optimizer, mesh, specs, config, max_shift=max_shift, seed=config.seed)
     placed = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout)
+    update, evaluate = make_steps(graph, placed, optimizer, mesh, specs, config, max_shift=max_shift, seed=config.seed)
     return Built(
         shapes=placed,
         initialise=functools.partial(_initialise, initialise, layout, placed.frozen if config.published else None),
         update=update,
         # Donating the state halves its memory; out_shardings keep the layout from drifting.
-        train_step=jax.jit(update, donate_argnums=(0, 1), out_shardings=(layout.state, layout.guard, None)),
+        train_step=jax.jit(update, donate_argnums=(0, 1), out_shardings=(*layout.named()[:2], None)),
         eval_step=jax.jit(evaluate),
         graph=graph,
         optimizer=optimizer,
@@ -131,6 +139,7 @@ def _initialise(draw: Callable[[], Arrays], layout: Arrays, given: nnx.State | N
 
 def make_steps(
     graph: nnx.GraphDef,
+    shapes: Arrays,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     specs: DataSpecs,
@@ -139,7 +148,10 @@ def make_steps(
     max_shift: int,
     seed: int | jax.Array,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The guarded training step and the evaluation step, not jitted; ``seed`` may be an array that jax traces."""
+    """The guarded training step and the evaluation step on arrays by name, not jitted.
+
+    ``seed`` may be an array that jax traces; ``shapes`` has the NNX states that the names belong to.
+    """
     step = make_train_step(
         graph,
         optimizer,
@@ -153,8 +165,18 @@ def make_steps(
         colours=config.colours,
         cameras=specs.cameras,
     )
-    update = _on(mesh, guarded(step, config.spike_factor))
-    return update, _on(mesh, make_eval_step(graph, specs.action, specs.encoder, seed=seed))
+    guarded_step = guarded(step, config.spike_factor)
+    score = make_eval_step(graph, specs.action, specs.encoder, seed=seed)
+
+    def update(state: TrainState, guard: GuardState, frozen: dict[str, Any], *data: Any) -> Any:
+        base = from_named(shapes.frozen, frozen)
+        new, guard, metrics = guarded_step(state.in_states(shapes.state), guard, base, *data)
+        return new.named(), guard, metrics
+
+    def evaluate(params: dict[str, Any], frozen: dict[str, Any], *data: Any) -> Any:
+        return score(from_named(shapes.state.params, params), from_named(shapes.frozen, frozen), *data)
+
+    return _on(mesh, update), _on(mesh, evaluate)
 
 
 def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

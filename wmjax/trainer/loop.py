@@ -29,7 +29,7 @@ from wmjax.trainer.metrics import MetricsWriter, mean_r2, r2_over_steps
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.program import Program
 from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch
-from wmjax.trainer.step import Metrics, TrainState
+from wmjax.trainer.step import Metrics, Parameters, TrainState
 
 log = logging.getLogger("wmjax.train")
 
@@ -122,7 +122,7 @@ def outputs(
 
 
 def initial_arrays(built: Built, load_base: LoadBase | None, folder: Path | None) -> Arrays:
-    """The initial arrays: from the seed, with published weights in place of some, or from a checkpoint.
+    """The initial arrays by name: from the seed, with published weights in place of some, or from a checkpoint.
 
     Raises:
         UserError: a frozen parameter of published weights is not loaded.
@@ -139,10 +139,12 @@ def initial_arrays(built: Built, load_base: LoadBase | None, folder: Path | None
             "train.backbone_weights names weights, but load_base brings none for a frozen parameter; load them, or set "
             "it to random"
         )
+    named = Arrays(state, guard, frozen).named()
     if folder is not None:
-        state, guard = _restore(folder, state, guard)
+        state, guard = _restore(folder, named.state, guard)
+        named = named._replace(state=state, guard=guard)
         log.info("resumed at step %d from %s", int(state.step), folder)
-    return Arrays(state, guard, frozen)
+    return named
 
 
 @dataclasses.dataclass
@@ -153,7 +155,7 @@ class Loop:
     inputs: Inputs
     loader: LoaderConfig
     mesh: Mesh
-    frozen: nnx.State
+    frozen: Parameters
     train_step: Program
     eval_step: Program
     stream: Any
@@ -341,7 +343,7 @@ def _restore(folder: Path, state: TrainState, guard: GuardState) -> tuple[TrainS
 def validate(
     eval_step: Any,
     state: TrainState,
-    frozen: nnx.State,
+    frozen: Parameters,
     inputs: Inputs,
     loader: LoaderConfig,
     batches: int,

@@ -109,7 +109,8 @@ class _Programs:
         self._seeds = jnp.array(seeds, jnp.int32)
 
         def steps(seed: jax.Array) -> Any:
-            return make_steps(built.graph, built.optimizer, mesh, specs, config, max_shift=max_shift, seed=seed)
+            parts = built.graph, built.shapes, built.optimizer
+            return make_steps(*parts, mesh, specs, config, max_shift=max_shift, seed=seed)
 
         def update(seed: jax.Array, *arguments: Any) -> Any:
             return steps(seed)[0](*arguments)

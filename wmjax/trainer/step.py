@@ -15,18 +15,30 @@ from wmjax.data.observation import Prompt
 from wmjax.data.shift import shift_images
 from wmjax.data.statistics import normalise_action, normalise_latents, normalise_state
 from wmjax.models.inputs import ModelInput
+from wmjax.models.parameters import from_named, to_named
 from wmjax.models.world_model import WorldModel
 from wmjax.trainer.colours import ColourConfig, jitter_colours
 from wmjax.trainer.crops import crop_at_random
+
+Parameters = nnx.State | dict[str, Any]
+"""Parameters as an NNX state, or by name (:func:`wmjax.models.parameters.to_named`)."""
 
 
 class TrainState(NamedTuple):
     """Trainable parameters, their exponential moving average, optimizer moments; all float32."""
 
     step: Int32[Array, ""]
-    params: nnx.State
-    ema: nnx.State | None
+    params: Parameters
+    ema: Parameters | None
     opt: Any
+
+    def named(self) -> "TrainState":
+        """The same with everything by name."""
+        return TrainState(self.step, to_named(self.params), to_named(self.ema), to_named(self.opt))
+
+    def in_states(self, like: "TrainState") -> "TrainState":
+        """The inverse of :meth:`named`, with the structure of ``like``."""
+        return TrainState(self.step, *(from_named(*pair) for pair in zip(like[1:], self[1:], strict=True)))
 
 
 def initial_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
@@ -156,7 +168,7 @@ def make_train_step(
     return train_step
 
 
-def _average(ema: nnx.State | None, params: nnx.State, updates: Int32[Array, ""], most: float) -> Any:
+def _average(ema: Parameters | None, params: Parameters, updates: Int32[Array, ""], most: float) -> Any:
     """The moving average after one more update; its decay is lower at the start, to forget the initialisation soon."""
     decay = jnp.minimum(most, (1.0 + updates) / (10.0 + updates))
     return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)

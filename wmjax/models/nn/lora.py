@@ -137,6 +137,6 @@ class Linear(nnx.Module):
             key = jax.random.fold_in(adapter.key, zlib.crc32(self.name.encode()))
             mask = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
             x = jnp.where(mask, x / (1 - self.dropout), 0).astype(x.dtype)
-        low = matmul(matmul(x, self.lora_a[...]), self.lora_b[...])
         scale = self.scale if adapter.active is None else self.scale * adapter.active.astype(self.dtype)
-        return low * scale
+        # Scaled where it is narrow: after the second product, both passes would go through a matrix as wide as y.
+        return matmul(matmul(x, self.lora_a[...]) * scale, self.lora_b[...])

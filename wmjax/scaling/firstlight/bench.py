@@ -111,8 +111,8 @@ class Bench:
         return programs(self.experiment, self.mesh())
 
     def arrays(self) -> Arrays:
-        """Parameters of noise in the layout of the training, moments and counters of zero."""
-        shapes = self.programs().shapes
+        """Parameters of noise by name in the layout of the training, moments and counters of zero."""
+        shapes = self.programs().shapes.named()
         state = shapes.state
         zeros = jax.jit(
             lambda: jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), (state.step, state.opt, shapes.guard)),
