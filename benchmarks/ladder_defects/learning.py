@@ -118,8 +118,9 @@ def true_futures_in_memory() -> Iterator[None]:
     """
     make_steps, loss, remember = build.make_steps, VLA.loss, WorldMemory.__call__
 
-    def scheduled(graph: Any, optimizer: Any, mesh: Any, specs: Any, config: TrainConfig, **settings: Any) -> Any:
-        update, evaluate = make_steps(graph, optimizer, mesh, specs, config, **settings)
+    def scheduled(*arguments: Any, **settings: Any) -> Any:
+        update, evaluate = make_steps(*arguments, **settings)
+        config = next(given for given in arguments if isinstance(given, TrainConfig))
 
         def taught(state: Any, *arguments: Any) -> Any:
             with _set(SHARE, true_share(state.step, config.steps)):

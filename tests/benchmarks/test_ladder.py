@@ -42,7 +42,6 @@ from wmjax.experiment.config import load
 from wmjax.experiment.sweep_plan import Cell
 from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.heads.base import HeadConfig, HeadSizes, draw_noise
-from wmjax.models.parameters import to_named
 from wmjax.models.vla import VLA
 from wmjax.models.world.memory import WorldMemory
 from wmjax.pipeline import train
@@ -192,17 +191,14 @@ def test_steps_with_the_faults_of_learning() -> None:
         for name in ("adapters_left_out", "bfloat16_parameters", "true_futures_in_memory"):
             stack.enter_context(PATCHES[name]())
         built, mesh = tiny_build()
-        first, guard, frozen = built.initialise()
-        start, ends, prompt = (
-            jax.device_get(to_named(first.params)),
-            [],
-            jax.tree.map(lambda x: x[:1], make_inputs().prompt),
-        )
+        first, guard, frozen = built.initialise().named()
+        start, ends = jax.device_get(first.params), []
+        prompt = jax.tree.map(lambda x: x[:1], make_inputs().prompt)
         for sign in (1.0, -1.0):
             state = jax.tree.map(jnp.copy, (first, guard))
             for _ in range(3):
                 state = built.train_step(*state, frozen, shard_batch(batch_with(sign), mesh), prompt)[:2]
-            ends.append(jax.device_get((to_named(state[0].params), to_named(state[0].opt))))
+            ends.append(jax.device_get((state[0].params, state[0].opt)))
     (after, moments), (_, others) = ends
     still = {name for name in start if np.array_equal(start[name], after[name])}
     assert {"queries/value", "state_in/value", *(name for name in start if name.startswith("backbone/"))} <= still
