@@ -101,9 +101,8 @@ def encode_store(
 ) -> LatentStore | None:
     """Encodes what is missing and merges; may be killed and rerun at any moment.
 
-    A thread reads and shifts the next episode's frames while the encoder works. Views of an episode with the same
-    shift are encoded once. An episode's clips are batched by themselves, so that its latents do not depend on where
-    an earlier run was killed, nor on the shards.
+    A thread reads and shifts the next episode's frames while the encoder works. Views with the same shift are encoded
+    once. An episode's clips are batched by themselves, so its latents depend neither on kills nor on shards.
 
     Args:
         store: the frames.
@@ -133,18 +132,10 @@ def encode_store(
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
 
     def read(index: int) -> list[EpisodeClips]:
-        entry = store.episodes[index]
-        rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
-        shown = store.branch_images[rows] if store.branch_images is not None and writer.branch_frames else None
-        return [
-            EpisodeClips(
-                np.array(store.frames[rows, camera]),
-                _distinct(shifts[index]),
-                encoder.spec.clip_length,
-                None if shown is None else shown[:, :, camera],
-            )
-            for camera in cameras
-        ]
+        rows, seen = _frames_of(store, index), (_distinct(shifts[index]), encoder.spec.clip_length)
+        branches = [_branches(store, rows, camera) if writer.branch_frames else None for camera in cameras]
+        own = [np.array(store.frames[rows, camera]) for camera in cameras]
+        return [EpisodeClips(frames, *seen, shown) for frames, shown in zip(own, branches, strict=True)]
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):
@@ -155,6 +146,18 @@ def encode_store(
             if progress:
                 progress(done + 1, len(mine))
     return None if writer.pending() else writer.finish()
+
+
+def _frames_of(store: TrainingStore, index: int) -> slice:
+    """The frames of an episode."""
+    entry = store.episodes[index]
+    return slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+
+
+def _branches(store: TrainingStore, rows: slice, camera: int) -> UInt8[np.ndarray, "frames branch height width 3"]:
+    """What a camera would see in the branches of some frames."""
+    assert store.branch_images is not None
+    return np.array(store.branch_images[rows])[:, :, camera]
 
 
 def require_numbers(*, views: int, max_shift: int, batch: int) -> None:

@@ -69,8 +69,7 @@ def train(
         on_commit: called in the background after each checkpoint, see :class:`wmjax.trainer.checkpoint.Saver`.
 
     Raises:
-        UserError: batch and mesh do not fit, a checkpoint does not belong to this run or cannot be written, or updates
-            are skipped again and again.
+        UserError: batch and mesh do not fit, a checkpoint is not this run's or not writable, many updates are skipped.
         Stopped: a signal came; what was trained until then is saved.
 
     """

@@ -86,8 +86,7 @@ def train_seeds(
         lanes = []
         for number, (one, run, meta) in enumerate(zip(configs, runs, metas, strict=True)):
             loader = loader_config(one, inputs, mesh)
-            given = inputs.store, inputs.latents, inputs.train_episodes, loader, inputs.features
-            stream = iter(make_loader(*given))
+            stream = iter(make_loader(inputs.store, inputs.latents, inputs.train_episodes, loader, inputs.features))
             opened.enter_context(contextlib.closing(stream))
             if saved[number]:
                 stream.set_state(saved[number]["loader"]["0"])
