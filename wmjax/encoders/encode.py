@@ -101,8 +101,7 @@ def encode_store(
 ) -> LatentStore | None:
     """Encodes what is missing and merges; may be killed and rerun at any moment.
 
-    A thread reads and shifts the next episode's frames while the encoder works. Views with the same shift are encoded
-    once. An episode's clips are batched by themselves, so its latents depend neither on kills nor on shards.
+    Views with the same shift are encoded once. An episode's latents depend neither on kills nor on shards.
 
     Args:
         store: the frames.
