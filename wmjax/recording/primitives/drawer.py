@@ -33,10 +33,8 @@ from wmjax.sim.env import LiberoEnv
 
 PITCH = np.deg2rad(75)
 """How far (rad) the hand is pitched up from pointing down, so that it reaches under the handle of the drawer above."""
-LOW = 0.10
-"""A handle that is less than this (m) above what is below it is pushed from above."""
 LOW_PITCH = np.deg2rad(27)
-"""How far (rad) the hand is pitched up when it pushes a low handle: less, and its palm meets the handles above."""
+"""How far (rad) the hand is pitched up when it pushes the lowest drawer: more, and it is inside the table."""
 RETREAT = 0.10
 """Distance (m) from the handle, against the fingers' direction, at which the hand arrives and leaves."""
 PASSABLE = 0.03
@@ -103,14 +101,16 @@ class Drawer(Primitive):
         self._enough = limits[0] + PAST["open"] if self._opens else limits[1] - PAST["close"]
         geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_contype > 0))
         self._handle = int(max(geoms, key=lambda geom: float(self._scene.data.geom_xpos[geom] @ self._outward)))
-        self._from_above = not self._opens and self._room_below_handle() < LOW
+        self._from_above = not self._opens and self._is_lowest(body)
         self._pitch = LOW_PITCH if self._from_above else PITCH
         self.observe()
 
-    def _room_below_handle(self) -> float:
-        """Distance (m) from the handle down to the next surface."""
-        above = self._position - self._scene.position(self._drawer)
-        return self._scene.room_below(self._drawer, above) + float(above[2])
+    def _is_lowest(self, body: int) -> bool:
+        """Whether a drawer is the lowest of several in a cabinet, so that a pitched hand would be inside the table."""
+        model, places = self._scene.model, self._scene.data.geom_xpos
+        others = np.flatnonzero(model.body_parentid == model.body_parentid[body])
+        heights = {int(other): float(places[model.geom_bodyid == other, 2].mean()) for other in others}
+        return len(heights) > 1 and heights[body] == min(heights.values())
 
     @property
     def done(self) -> bool:
