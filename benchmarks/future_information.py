@@ -22,6 +22,8 @@ from wmjax.data.store import TrainingStore
 from wmjax.diagnostics.samples import rotation_columns
 
 HELD_OUT = 0.25
+NAMES = ("delay", "chunk", "history", "future")
+"""Settings of the loader that are options."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,12 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(text_table(head, [(name, *(f"{value:.3f}" for value in row.values())) for name, row in scores.items()]))
 
 
-NAMES = ("delay", "chunk", "history", "future")
-
-
 def measure(store: TrainingStore, latents: LatentStore, config: LoaderConfig) -> dict[str, dict[str, float]]:
     """R² by features and part of the action, on held-out undisturbed episodes."""
-    plain = np.array([entry["index"] for entry in store.episodes if entry["perturbation"] == 0.0])
+    plain = np.array([e["index"] for e in store.episodes if e["perturbation"] == 0.0 and not e.get("failures")])
     count = int(np.isin(store.frame_episode, plain).sum())
     changes = {"batch_size": count, "num_epochs": 1, "shuffle": False, "views": 1, "images": False, "pending": True}
     batch = BatchSource(store, latents, plain, LoaderConfig(**(vars(config) | changes)))[0]

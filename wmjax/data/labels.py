@@ -1,4 +1,7 @@
-"""The training target of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions."""
+"""The training targets of a frame: a chunk of actions, from the store's chunk labels or from its per-step actions.
+
+Also which later frames can be foreseen, and whether labels and branches reach as far as a training needs.
+"""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -44,6 +47,11 @@ def require_labels(steps: int, stride: int, chunk: int, delay: int, what: str) -
             f"model.chunk is {chunk}, but {what} have {steps} control steps; lower it, or record with "
             f"data.demonstrations.label_steps {chunk} or more"
         )
+    _require_begin(delay, stride, what)
+
+
+def _require_begin(delay: int, stride: int, what: str) -> None:
+    """Requires that labels or branches begin at the end of the delay."""
     if delay % stride:
         raise UserError(
             f"train.delay is {delay}, but {what} begin every {stride} control steps only; choose a multiple of {stride}"
@@ -80,10 +88,7 @@ def require_branches(branch: int, stride: int, future: int, delay: int, what: st
         UserError: they are too short, or none begins at the end of the delay.
 
     """
-    if delay % stride:
-        raise UserError(
-            f"train.delay is {delay}, but {what} begin every {stride} control steps only; choose a multiple of {stride}"
-        )
+    _require_begin(delay, stride, what)
     needed = future - delay // stride
     if branch < needed:
         raise UserError(

@@ -50,13 +50,13 @@ class LoaderConfig:
     ``max_shift`` pixels. The chunk of actions begins ``delay`` control steps after the frame; what lies beyond the
     episode's end is masked. A store's chunk labels, where it has them, are the actions that are learned, and its
     injected failures are masked out of the future. With the target ``past`` the batch's ``future`` holds the frames
-    before the history instead, newest first; with the target ``branch`` those that follow if the actions of the delay
-    are executed as recorded and then nothing disturbs the expert.
-    ``mixture`` says how often a sample is drawn where samples are shuffled.
-    Of the episodes ``video_only`` nothing but the video is used: their actions are zeros and masked, and their
-    state is the mean state of the other episodes. With ``pending`` the batch has the actions that are executed in the
-    ``delay`` control steps before the chunk (:func:`wmjax.data.labels.pending_actions`), and with ``rolls_state`` its
-    state is rolled forward by them (:func:`wmjax.data.motion.roll_state`).
+    before the history instead, newest first; with the target ``branch`` those that follow if the actions of the
+    delay are executed as recorded and then nothing disturbs the expert. ``mixture`` says how often a sample is
+    drawn where samples are shuffled. Of the episodes ``video_only`` nothing but the video is used: their actions
+    are zeros and masked, and their state is the mean state of the other episodes. With ``pending`` the batch has
+    the actions that are executed in the ``delay`` control steps before the chunk
+    (:func:`wmjax.data.labels.pending_actions`), and with ``rolls_state`` its state is rolled forward by them
+    (:func:`wmjax.data.motion.roll_state`).
     Without ``images`` none are read, and the batch has none.
     """
 

@@ -131,10 +131,9 @@ def encode_store(
     mine = [index for index in writer.pending() if index % shard[1] == shard[0]]
 
     def read(index: int) -> list[EpisodeClips]:
-        rows, seen = _frames_of(store, index), (_distinct(shifts[index]), encoder.spec.clip_length)
-        branches = [_branches(store, rows, camera) if writer.branch_frames else None for camera in cameras]
-        own = [np.array(store.frames[rows, camera]) for camera in cameras]
-        return [EpisodeClips(frames, *seen, shown) for frames, shown in zip(own, branches, strict=True)]
+        distinct, length = _distinct(shifts[index]), encoder.spec.clip_length
+        images = [_images(store, index, camera, writer.branch_frames) for camera in cameras]
+        return [EpisodeClips(frames, distinct, length, ahead) for frames, ahead in images]
 
     with contextlib.closing(read_ahead(read, mine)) as episodes:
         for done, (index, clips) in enumerate(episodes):
@@ -147,16 +146,16 @@ def encode_store(
     return None if writer.pending() else writer.finish()
 
 
-def _frames_of(store: TrainingStore, index: int) -> slice:
-    """The frames of an episode."""
+def _images(
+    store: TrainingStore, index: int, camera: int, branch_frames: int
+) -> tuple[UInt8[np.ndarray, "frames height width 3"], UInt8[np.ndarray, "frames branch height width 3"] | None]:
+    """An episode's frames of one camera, and those of its branches if they are encoded."""
     entry = store.episodes[index]
-    return slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
-
-
-def _branches(store: TrainingStore, rows: slice, camera: int) -> UInt8[np.ndarray, "frames branch height width 3"]:
-    """What a camera would see in the branches of some frames."""
-    assert store.branch_images is not None
-    return np.array(store.branch_images[rows])[:, :, camera]
+    rows = slice(entry["frame_start"], entry["frame_start"] + entry["num_frames"])
+    frames = np.array(store.frames[rows, camera])
+    if not branch_frames or store.branch_images is None:
+        return frames, None
+    return frames, np.array(store.branch_images[rows, :, camera])
 
 
 def require_numbers(*, views: int, max_shift: int, batch: int) -> None:

@@ -1,5 +1,6 @@
 """A run's latents: the train command encodes them once, and commands that read the run find them again."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,43 @@ def encode(experiment: Experiment, store: TrainingStore, spec: EncoderSpec | Non
     if config.path:
         latents = open_latents(config, spec)
     else:
-        folder = _encoded(config, spec, store)
-        if not (folder / "manifest.json").is_file():
-            encoder = make_encoder(config)
-            progress = Progress("encoding", "episodes")
-            encode_store(store, folder, encoder, views=config.views, max_shift=config.max_shift, progress=progress)
-        latents = LatentStore(folder)
+        latents = encode_once(store, _encoded(config, spec, store), lambda: make_encoder(config), config, "encoding")
     latents.check(store)
     latents.verify_once()
     return latents
 
 
+def encode_once(
+    store: TrainingStore, folder: Path, encoder: Callable[[], Exporter], config: EncoderConfig, what: str, **form: Any
+) -> LatentStore:
+    """A latent store in the cache, made if it is not there.
+
+    Args:
+        store: the training store, verified.
+        folder: where it is, see :func:`encoded_folder`.
+        encoder: makes what encodes it, if it has to be made.
+        config: the views.
+        what: for the progress.
+        **form: ``dtype`` and ``branches`` of :func:`wmjax.encoders.encode.encode_store`.
+
+    """
+    if not (folder / "manifest.json").is_file():
+        progress = Progress(what, "episodes")
+        encode_store(
+            store, folder, encoder(), views=config.views, max_shift=config.max_shift, progress=progress, **form
+        )
+    return LatentStore(folder)
+
+
+def encoded_folder(kind: str, spec: EncoderSpec, store: TrainingStore, config: EncoderConfig, form: str) -> Path:
+    """The folder in the cache of what an encoder makes of a training store, for each ``kind`` of store and form."""
+    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{form}"
+    return cache_root() / kind / name
+
+
 def _encoded(config: EncoderConfig, spec: EncoderSpec, store: TrainingStore) -> Path:
     """The folder of latents that are encoded here."""
-    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{config.backend}"
-    return cache_root() / "latents" / name
+    return encoded_folder("latents", spec, store, config, config.backend)
 
 
 def made_before(experiment: Experiment) -> tuple[TrainingStore, LatentStore] | None:

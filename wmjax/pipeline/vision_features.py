@@ -3,17 +3,12 @@
 They are stored as latents are (:mod:`wmjax.data.latents`), in the same views, so that frame and view tell the features.
 """
 
-from pathlib import Path
-
-from wmjax.core.command import Progress
-from wmjax.core.paths import cache_root
-from wmjax.core.specs import EncoderSpec, ObservationSpec, spec_hash
+from wmjax.core.specs import EncoderSpec, ObservationSpec
 from wmjax.data.latents import LatentStore
 from wmjax.data.packing import Packing
 from wmjax.data.store import TrainingStore
 from wmjax.data.union import UnionLatents, UnionStore
 from wmjax.encoders.base import EncoderConfig
-from wmjax.encoders.encode import encode_store
 from wmjax.experiment.config import Experiment
 from wmjax.experiment.plan import StartingWeights
 from wmjax.models.backbones.frozen_vision import (
@@ -23,6 +18,7 @@ from wmjax.models.backbones.frozen_vision import (
     published_tower,
     random_tower,
 )
+from wmjax.pipeline.latents import encode_once, encoded_folder
 
 
 def vision_features(experiment: Experiment, weights: StartingWeights, store: TrainingStore) -> LatentStore | None:
@@ -72,25 +68,10 @@ def _encoded(store: TrainingStore, tower: FrozenVision, config: EncoderConfig, p
     """The store of features, or those of several training stores as one."""
     if isinstance(store, UnionStore):
         return UnionLatents([_encoded(one, tower, config, packing) for one in store.stores])
-    folder = _folder(store, tower.spec, config, packing)
-    if not (folder / "manifest.json").is_file():
-        store.verify_once()
-        encode_store(
-            store,
-            folder,
-            tower,
-            views=config.views,
-            max_shift=config.max_shift,
-            dtype=packing,
-            branches=False,
-            progress=Progress("vision features", "episodes"),
-        )
-    features = LatentStore(folder)
+    store.verify_once()
+    folder = encoded_folder("vision_features", tower.spec, store, config, packing)
+    form = {"dtype": packing, "branches": False}
+    features = encode_once(store, folder, lambda: tower, config, "vision features", **form)
     features.check(store)
     features.verify_once()
     return features
-
-
-def _folder(store: TrainingStore, spec: EncoderSpec, config: EncoderConfig, packing: Packing) -> Path:
-    name = f"{spec_hash(spec)}-{store.hash[:8]}-{config.views}x{config.max_shift}-{packing}"
-    return cache_root() / "vision_features" / name

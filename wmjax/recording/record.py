@@ -112,7 +112,7 @@ def _leaving_no_empty_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int, branch_frames: int = 0) -> None:
+def _check_space(folder: Path, spec: ObservationSpec, wanted: int, done: int, branch_frames: int) -> None:
     """Requires disk space for the missing parts, and for the merged store beside all parts."""
     images = TYPICAL_STEPS // spec.frame_stride * (1 + branch_frames)
     episode = images * len(spec.cameras) * spec.image_size**2 * 3

@@ -107,9 +107,12 @@ class Drawer(Primitive):
 
     def _is_lowest(self, body: int) -> bool:
         """Whether a drawer is the lowest of several in a cabinet, so that a pitched hand would be inside the table."""
+        import mujoco
+
         model, places = self._scene.model, self._scene.data.geom_xpos
-        others = np.flatnonzero(model.body_parentid == model.body_parentid[body])
-        heights = {int(other): float(places[model.geom_bodyid == other, 2].mean()) for other in others}
+        slides = model.jnt_bodyid[model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE]
+        drawers = slides[model.body_parentid[slides] == model.body_parentid[body]]
+        heights = {int(drawer): float(places[model.geom_bodyid == drawer, 2].mean()) for drawer in drawers}
         return len(heights) > 1 and heights[body] == min(heights.values())
 
     @property

@@ -281,7 +281,7 @@ class Scene:
             start = start - 1e-4 * UP
         return 1.0
 
-    def room_ahead(self, name: str, towards: Vector, distances: Sequence[float] = (0.06, 0.10)) -> float:
+    def room_ahead(self, name: str, towards: Vector, distances: Sequence[float]) -> float:
         """The least of :meth:`room_below` over points in front of an object on its way to ``towards`` (m, world).
 
         ``distances`` are those of the points from the object's origin (m, sideways).

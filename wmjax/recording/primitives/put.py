@@ -76,9 +76,10 @@ class Put(Primitive):
         # What is put onto something stands on its base, which may be below its origin.
         base = self._scene.base(self._item) if relation == "on" else 0.0
         self._base = base if base > STANDS else 0.0
-        self._shift = self._forward(env) + self._base * UP
+        forward = self._forward(env)
+        self._shift = forward + self._base * UP
         self.observe()
-        self._drop = (DRAWER_HEIGHT if self._shift.any() else DROP_HEIGHT) if relation == "in" else 0.0
+        self._drop = 0.0 if relation == "on" else DRAWER_HEIGHT if forward.any() else DROP_HEIGHT
         self._done = DONE_INSIDE if relation == "in" else DONE
         self._plans: dict[tuple[int, ...], Grasp | None] = {}
 
