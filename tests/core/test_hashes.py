@@ -9,19 +9,22 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import hash_bytes, hash_file, hash_files, hash_json
 from wmjax.core.specs import spec_hash
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, weights_hash
+from wmjax.experiment.config import load
 from wmjax.experiment.data_config import DataConfig
 from wmjax.models.backbones.pretrained import backbone_hash
 from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.policy.saved import find_policy
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
+# "data" and "recipe" change with ``RECORDING_VERSION`` only: a new setting that is off makes nobody record again.
 EXPECTED = {
     "json": "1d5aa48ef9cd2b6b",
     "observation": "496f0ee7ea9f47c2",
     "action": "0d713928cdc696d1",
     "encoder": "fbe67ecdcedf2799",
     "backbone": "9a129038d9a00aed",
-    "data": "1be03fc258",
+    "data": "ad0df57a8d",
+    "recipe": "a2bc65cc45",
     "policy": "ab747811683992a7",
     "tokenizer": "cfe5709b589767d5",
     "template": "bece87ecc3fb6b57",
@@ -48,6 +51,7 @@ def test_hashes_keep_their_values(tmp_path: Path) -> None:
         "encoder": weights_hash(MINI_FOLDER),
         "backbone": backbone_hash(tmp_path),
         "data": DataConfig().identity(),
+        "recipe": load("e2_flow").data.identity(),
         "policy": find_policy(Path("mini")).hash,
         **builder.hashes,
     }
