@@ -9,6 +9,7 @@ from wmjax.recording.expert import Expert
 from wmjax.recording.primitives.drawer import Drawer
 from wmjax.recording.primitives.grasp import HOPELESS, GraspStyle
 from wmjax.recording.primitives.motion import OPEN, Phase
+from wmjax.recording.primitives.privileged_scene import Scene
 
 pytestmark = pytest.mark.sim
 EPISODE = demonstration_id("libero_goal", 7, slot=0, attempt=0, seed=90)
@@ -58,6 +59,25 @@ def test_what_is_put_in_a_closed_drawer_needs_it_open_and_it_is_closed_last(stov
     assert all(map(stove.holds, goal)), phases[-20:]
     first = [phases.index(phase) for phase in (Phase.PULL, Phase.CARRY, Phase.PUSH)]
     assert first == sorted(first), first
+
+
+def test_an_open_drawer_covers_the_bowl_below_its_front(stove):
+    """A bowl that is lifted there hits the drawer, so the hand carries it away from under the drawer first."""
+    stove.reset(EPISODE)
+    scene, data, bowl = Scene(stove.sim), stove.sim.data, "akita_black_bowl_1"
+    closed = Drawer(stove, ("open", DRAWER)).plan().position
+    drawer = stove.sim.model.get_joint_qpos_addr(stove.joint(DRAWER))
+    data.qpos[drawer] = min(stove.articulation(DRAWER, "open"), key=abs)
+    stove.sim.forward()
+    opened = Drawer(stove, ("open", DRAWER)).plan().position
+    outward = (opened - closed) / np.linalg.norm(opened - closed)
+    start, _ = stove.sim.model.get_joint_qpos_addr(f"{bowl}_joint0")
+    data.qpos[start : start + 3] = [*opened[:2], data.qpos[start + 2] + 0.04]
+    stove.sim.forward()
+    assert scene.cover(bowl, 0.25) @ outward < -0.02
+    data.qpos[drawer] = 0.0
+    stove.sim.forward()
+    assert not scene.cover(bowl, 0.25).any()
 
 
 def test_objects_other_than_drawers_are_refused(stove):

@@ -6,12 +6,13 @@ import pytest
 from wmjax.recording.expert import Expert
 from wmjax.recording.primitives.grasp import GraspStyle, grasp_candidates
 from wmjax.recording.primitives.privileged_scene import Scene
+from wmjax.recording.primitives.put import Put
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.libero import OBSERVATION_SPEC
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
-POT, BOOK = 2, 5
+POT, BOOK, POTS = 2, 5, 8
 """Tasks of libero_10."""
 
 
@@ -47,5 +48,18 @@ def test_a_pot_is_gripped_where_the_fingers_fit_around_what_it_collides_with() -
             relative = points - candidate.position
             between = (np.abs(relative[:, :2] @ across) < 0.01) & (relative[:, 2] > -0.01)
             assert np.abs(relative[between, :2] @ closing).max() < 0.036, "the pads are 0.04 m from the middle"
+    finally:
+        env.close()
+
+
+def test_two_objects_for_one_region_have_places_beside_each_other() -> None:
+    env = LiberoEnv("libero_10", POTS, OBSERVATION_SPEC)
+    try:
+        env.reset(EpisodeId("libero_10", POTS, "random", 100_000))
+        goals = [goal for goal in env.predicates if goal[0] == "on"]
+        first, second = (Put(env, goal, GraspStyle(-90, 1, 0.12)).state.place for goal in goals)
+        region = Scene(env.sim).place_position(goals[0][2])
+        np.testing.assert_allclose((first + second)[:2] / 2, region[:2], atol=1e-6)
+        assert np.linalg.norm(first - second) == pytest.approx(0.0975, abs=1e-4), "the pots are 6 cm wide"
     finally:
         env.close()

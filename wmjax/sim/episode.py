@@ -14,12 +14,13 @@ START_NOISE = 0.02
 
 robosuite's own default; LIBERO's wrapper switches it off, so that a plain reset always starts from one pose.
 """
-RECORDING_VERSION = 3
+RECORDING_VERSION = 4
 """Raised when the expert or the random placements change, so that older recordings are not taken for new ones.
 
 1: objects could stand inside one another. 2: placements in which objects do not stand are drawn again; after a miss the
 expert rises with closed fingers. 3: what is put into something is carried around thin walls, and a drawer is filled
-from lower.
+from lower. 4: what is held under something is carried from under it before it is lifted; objects that share a region
+are put beside each other.
 """
 DEMONSTRATION_INDEX = 1_000_000
 """Random episodes from this index on are demonstrations; evaluation on random resets stays below it."""

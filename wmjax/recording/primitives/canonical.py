@@ -29,7 +29,7 @@ TRIALS, TRIAL_STEPS = 12, 180
 """Further random resets in which a style is tried, and the control steps of each trial."""
 CLEARANCE = 0.008
 """Distance (m) that the hand should keep from obstacles while grasping."""
-METHOD = 3
+METHOD = 4
 """Version of the method. A new version invalidates cached choices."""
 
 

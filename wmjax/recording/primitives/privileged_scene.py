@@ -158,11 +158,21 @@ class Scene:
         """World rotation of an object."""
         return self.data.xmat[self.body(name)].reshape(3, 3).copy()
 
+    def is_region(self, name: str) -> bool:
+        """Whether a name is that of a region, and not of an object or a fixture."""
+        return name in self._sites
+
     def place_position(self, name: str) -> Vector:
         """The final position of an object that is put onto ``name``, an object, fixture or region."""
-        if name in self._sites:
+        if self.is_region(name):
             return self.data.site_xpos[self._sites[name]].copy()
         return self.position(name)
+
+    def longer_side(self, region: str) -> Vector:
+        """From a region's middle to the end of its longer horizontal side (m, world): the x axis of a square one."""
+        site = self._sites[region]
+        axis = int(np.argmax(self.model.site_size[site, :2]))
+        return self.model.site_size[site, axis] * self.data.site_xmat[site].reshape(3, 3)[:, axis]
 
     def vertices(self, name: str) -> Float[np.ndarray, "v 3"]:
         """World positions of all mesh vertices of an object."""
@@ -265,21 +275,45 @@ class Scene:
             The distance. It is negative if the surface is above the origin, and 1 m if there is none.
 
         """
+        origin = self.position(name)
+        found = self._look(name, origin + (0.01 * UP if offset is None else offset), -UP)
+        return 1.0 if found is None else float(origin[2] - found[2])
+
+    def cover(self, name: str, height: float) -> Vector:
+        """In which direction (m, sideways) from an object's origin something is above its edge.
+
+        Args:
+            name: the object.
+            height: up to which above the origin (m) to look.
+
+        Returns:
+            The mean of the covered points on a circle 1 cm outside the object; zero if none is covered, or if all are.
+
+        """
+        origin, points = self.position(name), []
+        radius = 0.01 + float(np.linalg.norm((self.vertices(name) - origin)[:, :2], axis=1).max())
+        for angle in np.linspace(0, 2 * np.pi, 16, endpoint=False):
+            offset = radius * np.array([np.cos(angle), np.sin(angle), 0.0])
+            found = self._look(name, origin + offset + 0.01 * UP, UP)
+            if found is not None and found[2] - origin[2] < height:
+                points.append(offset)
+        return np.mean(points, axis=0) if 0 < len(points) < 16 else np.zeros(3)
+
+    def _look(self, name: str, start: Vector, direction: Vector) -> Vector | None:
+        """The first surface (m, world) in a direction that is neither the object's nor the robot's."""
         import mujoco
 
         model, own = self.model, set(self.subtree(name).tolist())
         geom = np.full(1, -1, np.int32)
-        origin = self.position(name)
-        start = origin + (0.01 * UP if offset is None else offset)
         for _ in range(30):
-            distance = mujoco.mj_ray(model, self.data, start, -UP, None, 1, -1, geom)
+            distance = mujoco.mj_ray(model, self.data, start, direction, None, 1, -1, geom)
             if geom[0] < 0:
-                return 1.0
-            start = start - distance * UP
+                return None
+            start = start + distance * direction
             if int(model.geom_bodyid[geom[0]]) not in own and not self._robot_geom[geom[0]]:
-                return float(origin[2] - start[2])
-            start = start - 1e-4 * UP
-        return 1.0
+                return start
+            start = start + 1e-4 * direction
+        return None
 
     def room_ahead(self, name: str, towards: Vector, distances: Sequence[float]) -> float:
         """The least of :meth:`room_below` over points in front of an object on its way to ``towards`` (m, world).

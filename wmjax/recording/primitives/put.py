@@ -46,6 +46,12 @@ SURFACES = (0.06, 0.10)
 """Distances (m, sideways) from a held object at which it is asked how high the surface is on its way."""
 WALLS = tuple(np.arange(0.03, 0.125, 0.005).tolist())
 """The same on the way to a container, whose walls are thin."""
+SPREAD = 0.65
+"""Objects that share a region are put within this part of it, from its middle, along its longer side."""
+OFF_GROUND = 0.02
+"""Height (m) at which a held object is moved away from under something."""
+COVER = 0.25
+"""Height (m) above a held object within which something may be in its way up, as an open drawer is."""
 MOVED = 0.015
 """Size (m) of the cells of positions of the object in which the grasp is planned again."""
 
@@ -77,7 +83,7 @@ class Put(Primitive):
         base = self._scene.base(self._item) if relation == "on" else 0.0
         self._base = base if base > STANDS else 0.0
         forward = self._forward(env)
-        self._shift = forward + self._base * UP
+        self._shift = forward + self._base * UP + self._share(env, goal)
         self.observe()
         self._drop = 0.0 if relation == "on" else DRAWER_HEIGHT if forward.any() else DROP_HEIGHT
         self._done = DONE_INSIDE if relation == "in" else DONE
@@ -87,6 +93,14 @@ class Put(Primitive):
         """How far (m) in front of a drawer's middle its object is put: above the middle is the drawer above."""
         slide = find_slide(env, self._target)
         return np.zeros(3) if slide is None else FORWARD * slide[1] * self._scene.data.xaxis[slide[0]]
+
+    def _share(self, env: LiberoEnv, goal: tuple[str, ...]) -> Vector:
+        """How far (m, world) from a region's middle an object is put if others of the goal are put there too."""
+        sharing = [other for other in env.predicates if other[0] == "on" and other[2] == self._target]
+        if goal not in sharing or len(sharing) == 1 or not self._scene.is_region(self._target):
+            return np.zeros(3)
+        along = np.linspace(-SPREAD, SPREAD, len(sharing))[sharing.index(goal)]
+        return along * self._scene.longer_side(self._target)
 
     @property
     def done(self) -> bool:
@@ -152,11 +166,19 @@ class Put(Primitive):
             reach = reach_height(self._scene, state.hand, state.rotation)
             goal[2] = max(goal[2], min(max(state.place[2] + self._drop + 0.15, state.hand[2]), reach))
         free = self._free(state)
+        if free < 1.0 and (cover := self._cover(state)).any():
+            return Phase.LIFT, towards(state, state.hand - cover, np.zeros(3), CLOSE, 0.4)
         if free < 1.0:
             goal[2] = max(goal[2], state.hand[2] + (1.0 - free) * 0.05)
         goal[:2] = state.hand[:2] + free * (goal - state.hand)[:2]
         phase = Phase.LIFT if free < 0.5 else Phase.CARRY if far == 1.0 else Phase.LOWER
         return phase, towards(state, goal, _levelling(state), CLOSE, 1.0 if far > 0.2 else 0.4)
+
+    def _cover(self, state: SceneState) -> Vector:
+        """In which direction (m, sideways) something is above the edge of a held object, once it is off the ground."""
+        if state.aside < NEAR or state.supported or self._scene.room_below(self._item) - self._base < OFF_GROUND:
+            return np.zeros(3)
+        return self._scene.cover(self._item, COVER)
 
     def _free(self, state: SceneState) -> float:
         """How freely a held object may move sideways: 0 not at all, as in a drawer, 1 as fast as it can."""
