@@ -13,6 +13,9 @@ MAX_MOVE, MAX_TILT, MAX_SPEED = 0.06, np.deg2rad(10), 0.1
 
 In the benchmark's initial states of libero_spatial's tasks 0 and 2, the first 20 of each, objects move by up to 5.6 cm.
 """
+MAX_TILT_ON_OBJECT = np.deg2rad(20)
+"""The same of an object that the task puts on another one: the bowl of libero_spatial's task 5 rests at 15.9 degrees on
+its ramekin, in the benchmark's initial states too."""
 
 
 class Poses(NamedTuple):
@@ -31,17 +34,22 @@ def object_poses(env: Any) -> Poses:
 
 
 class Motion(NamedTuple):
-    """The effect of settling on each movable object: motion (m, sideways), tilt (rad) and remaining speed (m/s)."""
+    """The effect of settling on each movable object: motion (m, sideways), tilt (rad) and remaining speed (m/s).
+
+    ``on_object`` are the objects that the task puts on another movable object.
+    """
 
     names: tuple[str, ...]
     moved: Float64[np.ndarray, " objects"]
     tilt: Float64[np.ndarray, " objects"]
     speed: Float64[np.ndarray, " objects"]
+    on_object: frozenset[str] = frozenset()
 
     @property
     def disturbed(self) -> list[str]:
         """The objects that were thrown, turned over or are in motion, as happens where they were inside others."""
-        bad = (self.moved > MAX_MOVE) | (self.tilt > MAX_TILT) | (self.speed > MAX_SPEED)
+        max_tilt = np.where([name in self.on_object for name in self.names], MAX_TILT_ON_OBJECT, MAX_TILT)
+        bad = (self.moved > MAX_MOVE) | (self.tilt > max_tilt) | (self.speed > MAX_SPEED)
         return [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
 
 
@@ -52,4 +60,6 @@ def motion_since(env: Any, placed: Poses) -> Motion:
     cosine = (now.rotation[:, 2] * placed.rotation[:, 2]).sum(-1)  # of the world's vertical as the object sees it
     joints = [model.joint(env.objects_dict[name].joints[0]).dofadr[0] for name in now.names]
     speed = np.array([np.linalg.norm(data.qvel[start : start + 3]) for start in joints])
-    return Motion(now.names, moved, np.arccos(np.clip(cosine, -1, 1)), speed)
+    begins = (fact for fact in env.parsed_problem["initial_state"] if len(fact) == 3)
+    on_object = frozenset(item for _, item, support in begins if support in env.objects_dict)
+    return Motion(now.names, moved, np.arccos(np.clip(cosine, -1, 1)), speed, on_object)
