@@ -74,10 +74,15 @@ def test_an_open_drawer_covers_the_bowl_below_its_front(stove):
     start, _ = stove.sim.model.get_joint_qpos_addr(f"{bowl}_joint0")
     data.qpos[start : start + 3] = [*opened[:2], data.qpos[start + 2] + 0.04]
     stove.sim.forward()
-    assert scene.cover(bowl, 0.25) @ outward < -0.02
+    assert scene.way_out(bowl, 0.25, 0.05) @ outward > 0.9
+    data.qpos[start : start + 3] = opened[0], opened[1] - 0.115, 1.07
+    stove.sim.forward()
+    assert not scene.way_out(bowl, 0.25, 0.05).any(), "in the drawer there is no room"
+    assert scene.way_out(bowl, 0.25, 0.01) @ outward > 0.9
+    data.qpos[start : start + 2] = opened[:2]
     data.qpos[drawer] = 0.0
     stove.sim.forward()
-    assert not scene.cover(bowl, 0.25).any()
+    assert not scene.way_out(bowl, 0.25, 0.05).any()
 
 
 def test_objects_other_than_drawers_are_refused(stove):

@@ -49,6 +49,8 @@ def rotation_vector(rotation: Matrix) -> Vector:
     return vector * 0.5 if angle < 1e-6 else vector * (angle / (2 * np.sin(angle)))
 
 
+CIRCLE = 16
+"""Points on a circle around an object at which to look up."""
 AHEAD = tuple(rotation_z(np.deg2rad(angle)) for angle in (-45, 0, 45))
 """Directions, relative to its path, in which a carried object may hit something."""
 
@@ -279,25 +281,26 @@ class Scene:
         found = self._look(name, origin + (0.01 * UP if offset is None else offset), -UP)
         return 1.0 if found is None else float(origin[2] - found[2])
 
-    def cover(self, name: str, height: float) -> Vector:
-        """In which direction (m, sideways) from an object's origin something is above its edge.
+    def way_out(self, name: str, height: float, room: float) -> Vector:
+        """In which direction (unit vector, sideways) an object must move so that nothing above is in its way up.
 
-        Args:
-            name: the object.
-            height: up to which above the origin (m) to look.
-
-        Returns:
-            The mean of the covered points on a circle 1 cm outside the object; zero if none is covered, or if all are.
-
+        It is the direction away from what is above a circle 1 cm outside the object, up to ``height`` (m) above its
+        origin. It is zero if nothing is, if all of the circle is covered, and if less than ``room`` (m) is free beside
+        the object, as in a drawer.
         """
-        origin, points = self.position(name), []
-        radius = 0.01 + float(np.linalg.norm((self.vertices(name) - origin)[:, :2], axis=1).max())
-        for angle in np.linspace(0, 2 * np.pi, 16, endpoint=False):
-            offset = radius * np.array([np.cos(angle), np.sin(angle), 0.0])
-            found = self._look(name, origin + offset + 0.01 * UP, UP)
+        origin, points = self.position(name) + 0.01 * UP, []
+        radius = float(np.linalg.norm((self.vertices(name) - origin)[:, :2], axis=1).max())
+        for angle in np.linspace(0, 2 * np.pi, CIRCLE, endpoint=False):
+            direction = np.array([np.cos(angle), np.sin(angle), 0.0])
+            found = self._look(name, origin + (radius + 0.01) * direction, UP)
             if found is not None and found[2] - origin[2] < height:
-                points.append(offset)
-        return np.mean(points, axis=0) if 0 < len(points) < 16 else np.zeros(3)
+                points.append(direction)
+        if not 0 < len(points) < CIRCLE:
+            return np.zeros(3)
+        way = -np.mean(points, axis=0) / max(float(np.linalg.norm(np.mean(points, axis=0))), 1e-9)
+        wall = self._look(name, origin + 0.02 * UP, way) if way.any() else None
+        blocked = wall is not None and float(np.linalg.norm(wall - origin)) < radius + room
+        return np.zeros(3) if blocked else way
 
     def _look(self, name: str, start: Vector, direction: Vector) -> Vector | None:
         """The first surface (m, world) in a direction that is neither the object's nor the robot's."""

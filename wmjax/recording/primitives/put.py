@@ -48,6 +48,8 @@ WALLS = tuple(np.arange(0.03, 0.125, 0.005).tolist())
 """The same on the way to a container, whose walls are thin."""
 SPREAD = 0.65
 """Objects that share a region are put within this part of it, from its middle, along its longer side."""
+OUT = 0.05
+"""Room (m) beside a held object into which it may be moved."""
 OFF_GROUND = 0.02
 """Height (m) at which a held object is moved away from under something."""
 COVER = 0.25
@@ -166,19 +168,19 @@ class Put(Primitive):
             reach = reach_height(self._scene, state.hand, state.rotation)
             goal[2] = max(goal[2], min(max(state.place[2] + self._drop + 0.15, state.hand[2]), reach))
         free = self._free(state)
-        if free < 1.0 and (cover := self._cover(state)).any():
-            return Phase.LIFT, towards(state, state.hand - cover, np.zeros(3), CLOSE, 0.4)
+        if free < 1.0 and (way := self._way_out(state)).any():
+            return Phase.LIFT, towards(state, state.hand + OUT * way, np.zeros(3), CLOSE, 0.4)
         if free < 1.0:
             goal[2] = max(goal[2], state.hand[2] + (1.0 - free) * 0.05)
         goal[:2] = state.hand[:2] + free * (goal - state.hand)[:2]
         phase = Phase.LIFT if free < 0.5 else Phase.CARRY if far == 1.0 else Phase.LOWER
         return phase, towards(state, goal, _levelling(state), CLOSE, 1.0 if far > 0.2 else 0.4)
 
-    def _cover(self, state: SceneState) -> Vector:
-        """In which direction (m, sideways) something is above the edge of a held object, once it is off the ground."""
+    def _way_out(self, state: SceneState) -> Vector:
+        """In which direction (unit vector, sideways) a held object leaves what it is under; zero if it is not."""
         if state.aside < NEAR or state.supported or self._scene.room_below(self._item) - self._base < OFF_GROUND:
             return np.zeros(3)
-        return self._scene.cover(self._item, COVER)
+        return self._scene.way_out(self._item, COVER, OUT)
 
     def _free(self, state: SceneState) -> float:
         """How freely a held object may move sideways: 0 not at all, as in a drawer, 1 as fast as it can."""
