@@ -285,22 +285,22 @@ class Scene:
         """In which direction (unit vector, sideways) an object must move so that nothing above is in its way up.
 
         It is the direction away from what is above a circle 1 cm outside the object, up to ``height`` (m) above its
-        origin. It is zero if nothing is, if all of the circle is covered, and if less than ``room`` (m) is free beside
-        the object, as in a drawer.
+        origin. It is zero if nothing is, or if all of the circle is covered, and in a container: if less than ``room``
+        (m) is free beside more than a quarter of the object.
         """
-        origin, points = self.position(name) + 0.01 * UP, []
+        origin, covered, walls = self.position(name) + 0.01 * UP, [], 0
         radius = float(np.linalg.norm((self.vertices(name) - origin)[:, :2], axis=1).max())
         for angle in np.linspace(0, 2 * np.pi, CIRCLE, endpoint=False):
             direction = np.array([np.cos(angle), np.sin(angle), 0.0])
-            found = self._look(name, origin + (radius + 0.01) * direction, UP)
-            if found is not None and found[2] - origin[2] < height:
-                points.append(direction)
-        if not 0 < len(points) < CIRCLE:
+            above = self._look(name, origin + (radius + 0.01) * direction, UP)
+            if above is not None and above[2] - origin[2] < height:
+                covered.append(direction)
+            beside = self._look(name, origin - 0.01 * UP, direction)
+            walls += beside is not None and float(np.linalg.norm((beside - origin)[:2])) < radius + room
+        if not 0 < len(covered) < CIRCLE or walls > CIRCLE // 4:
             return np.zeros(3)
-        way = -np.mean(points, axis=0) / max(float(np.linalg.norm(np.mean(points, axis=0))), 1e-9)
-        wall = self._look(name, origin + 0.02 * UP, way) if way.any() else None
-        blocked = wall is not None and float(np.linalg.norm(wall - origin)) < radius + room
-        return np.zeros(3) if blocked else way
+        away = -np.mean(covered, axis=0)
+        return away / max(float(np.linalg.norm(away)), 1e-9)
 
     def _look(self, name: str, start: Vector, direction: Vector) -> Vector | None:
         """The first surface (m, world) in a direction that is neither the object's nor the robot's."""
