@@ -250,13 +250,13 @@ class BatchSource:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.config.seed, epoch, stream])))
 
     def _latent_columns(self, frames: np.ndarray, views: np.ndarray, episode: np.ndarray) -> Batch:
-        """Latent history and future of the chosen views, raw, float32."""
+        """Latent history and future of the chosen views, raw and in the store's type; the training step widens them."""
         if self.latents is None or isinstance(self.latents, ViewTable):
             return {}
         past = history_indices(frames, self._frame_start[episode], self.config.history)
         ahead, exists = self._targets(frames, episode)
         # Together: what was and what comes lie side by side, so that a remote store answers one request per sample.
-        found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)].astype(np.float32)
+        found = self.latents.latents[views[:, None], np.concatenate([past, ahead], axis=1)]
         columns = {
             "latents": found[:, : self.config.history],
             "future": found[:, self.config.history :],
@@ -282,7 +282,7 @@ class BatchSource:
         ahead = self.config.delay // self.store.spec.frame_stride
         begin, exists = future_indices(frames + ahead - 1, self._frame_end[self.store.frame_episode[frames]], 1)
         follows = exists & undisturbed_between(self.store, frames, begin)
-        rest = branches[views, begin[:, 0]][:, : self.config.future - known.shape[1]].astype(np.float32)
+        rest = branches[views, begin[:, 0]][:, : self.config.future - known.shape[1]]
         return {
             "future": np.concatenate([known, rest], axis=1),
             "future_mask": np.concatenate([mask, np.repeat(follows, rest.shape[1], axis=1)], axis=1),

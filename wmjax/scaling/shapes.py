@@ -48,8 +48,8 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
         "sample_mask": ((), jnp.bool_),
     }
     if model.memory.reads_latents:
-        columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float32)
-        columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float32)
+        columns["latents"] = ((shape.history, tokens, shape.latent_dim), jnp.float16)
+        columns["future"] = ((shape.future, tokens, shape.latent_dim), jnp.float16)
         columns["future_mask"] = ((shape.future,), jnp.bool_)
     if experiment.train.objective == "world" or experiment.train.cached_vision != "none":
         del columns["images"]
