@@ -5,7 +5,7 @@ import pytest
 
 from wmjax.sim.env import LiberoEnv
 from wmjax.sim.episode import EpisodeId
-from wmjax.sim.libero import OBSERVATION_SPEC
+from wmjax.sim.libero import OBSERVATION_SPEC, suite_tasks
 from wmjax.sim.placement import Motion
 
 NAMES = ("bowl", "ramekin")
@@ -36,3 +36,16 @@ def test_a_bowl_on_a_ramekin_rests_as_in_the_benchmark() -> None:
             assert motion.tilt.max() == pytest.approx(bowl.tilt.max(), abs=0.01)
     finally:
         env.close()
+
+
+@pytest.mark.sim
+@pytest.mark.long
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_every_task_has_random_resets(suite: str) -> None:
+    for task in range(len(suite_tasks(suite))):
+        env = LiberoEnv(suite, task, OBSERVATION_SPEC)
+        try:
+            for index in (100_000, 200_000, 1_000_000):
+                env.reset(EpisodeId(suite, task, "random", index))
+        finally:
+            env.close()
