@@ -235,7 +235,9 @@ def test_other_variants_train(inputs: Inputs, tmp_path: Path, variant: str) -> N
 
 
 def test_the_mesh_must_divide_the_batch_and_fit_the_devices(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="mesh is data=-1, fsdp=3"):
+    with pytest.raises(UserError, match=r"mesh is data=-1, fsdp=3, .* 2 devices; .*: take 2, and -1"):
         fit(inputs, tmp_path, mesh=MeshConfig(fsdp=3))
-    with pytest.raises(UserError, match=r"train.batch_size is 3"):
+    with pytest.raises(UserError, match=r"mesh is data=3, .* 2 devices; set mesh.data to 1, or to -1"):
+        fit(inputs, tmp_path, mesh=MeshConfig(data=3, fsdp=2))
+    with pytest.raises(UserError, match=r"train.batch_size is 3, the mesh splits it in 2; use 2 or 4"):
         fit(inputs, tmp_path, dataclasses.replace(CONFIG, batch_size=3))
