@@ -33,6 +33,7 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
+from wmjax.pipeline.utilisation import utilisation
 from wmjax.pipeline.vision_features import vision_features
 from wmjax.policy.places import copy_assets
 from wmjax.scaling.dry_run import describe
@@ -234,6 +235,7 @@ def train_policy(
         on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
         load_base=load,
         on_commit=on_commit,
+        speed=utilisation(experiment, inputs),
     )
 
 
