@@ -115,7 +115,7 @@ def test_killed_in_a_save_it_goes_on_from_the_checkpoint_before(
 def test_a_run_goes_on_with_another_mesh_and_compiles_once(
     store: TrainingStore, straight: Path, tmp_path: Path, warnings: Callable[[], list[str]], then: MeshConfig
 ) -> None:
-    def end(step: int, folder: Path) -> None:
+    def end(step: int, *_: Any) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):

@@ -43,7 +43,7 @@ from wmjax.trainer.trace import StepTrace
 log = logging.getLogger("wmjax.train")
 
 
-OnCheckpoint = Callable[[int, Path], None]
+OnCheckpoint = Callable[[int, Path, dict[str, Any]], None]
 LoadBase = Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
 
@@ -74,8 +74,8 @@ def train(
         max_shift: augmentation, pixels.
         meta: JSON-able values saved in every checkpoint beside the specs.
         load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
-        on_checkpoint: called with (step, folder) after each checkpoint, on process 0; the others wait. A run that
-            resumes calls it again with the checkpoint that it resumes from: it may have been killed in it.
+        on_checkpoint: called with (step, folder, frozen parameters by name) after each checkpoint, on process 0; the
+            others wait. A run that resumes calls it with what it resumes from: it may have been killed in it.
         on_commit: called in the background after each checkpoint, see :class:`wmjax.trainer.checkpoint.Saver`.
         speed: called with samples/s; returns further metrics.
 
@@ -90,7 +90,6 @@ def train(
     folder = resumable(run / "checkpoints")
     saved = {} if folder is None else checkpoint.read_meta(folder)
     inputs = inputs if folder is None else inputs.as_in(saved)
-    inputs = dataclasses.replace(inputs, prompts=replicate(inputs.prompts, mesh))  # once, not at every step
     # 3. The programs and the layout of their arrays, which is known before memory is spent.
     specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
     built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
@@ -102,14 +101,12 @@ def train(
     if folder is not None:
         stream.set_state(saved["loader"]["0"])
         if on_checkpoint is not None:
-            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
+            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder, frozen))
     # 6. The loop.
     with contextlib.closing(stream), outputs(run, int(state.step), config, on_commit) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
         loop = Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint, speed)
-        last = loop.run(state, guard) or folder
-        assert last is not None
-        return last
+        return loop.run(state, guard, folder)
 
 
 def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
@@ -176,15 +173,15 @@ class Loop:
     on_checkpoint: OnCheckpoint | None
     speed: Speed = lambda rate: {}
 
-    def run(self, state: TrainState, guard: GuardState) -> Path | None:
-        """Trains; returns the last checkpoint's folder, None if none was made.
+    def run(self, state: TrainState, guard: GuardState, last: Path | None) -> Path:
+        """Trains; returns the last checkpoint's folder, ``last`` if none was made.
 
         Raises:
             Stopped: a signal came; what was trained is saved.
             UserError: updates are skipped again and again, or a checkpoint cannot be written.
 
         """
-        config, done, last = self.config, int(state.step), None
+        config, done = self.config, int(state.step)
         self.begin(done, int(guard.skipped))
         if done == config.steps and self.lacks_validation(done):
             self.validate(done, state)
@@ -208,12 +205,15 @@ class Loop:
                     self.saver.wait()
                     signals.stop(f"step {step} of {config.steps} is saved")
             self.saver.wait()
+        assert last is not None
         return last
 
     def begin(self, step: int, skipped: int) -> None:
-        """Starts the clock, given the number of earlier steps and of skipped ones."""
+        """Starts the clock and places the prompts, given the number of earlier steps and of skipped ones."""
         self._clock, self.stopping = Clock(step, self.config, self.speed), distributed.Stopping(self.mesh)
         self._skipped = skipped
+        prompts = replicate(self.inputs.prompts, self.mesh)  # once, not at every step
+        self.inputs = dataclasses.replace(self.inputs, prompts=prompts)
         traced = self.config.profile_steps if distributed.is_first() else 0
         self._trace = StepTrace(self.writer.run / "profile", step + 2, traced)  # the step before compiles
 
@@ -292,7 +292,7 @@ class Loop:
             with self._clock.of("evaluation"):
                 self.saver.wait()
                 with signals.at_once():  # its results are stored step by step
-                    distributed.alone(functools.partial(self.on_checkpoint, step, folder))
+                    distributed.alone(functools.partial(self.on_checkpoint, step, folder, self.frozen))
         return folder
 
 
