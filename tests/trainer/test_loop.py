@@ -218,6 +218,7 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
     assert sum("lora" in name for name in trained) == 2 * len(model.backbone.lora.targets)
 
 
+@pytest.mark.slow
 def test_an_evaluation_during_training_makes_no_second_copy_of_the_base() -> None:
     """It takes the arrays that every device of the training holds whole; of parts it makes a copy."""
     model = tiny_config(lora=LoRAConfig(rank=2), param_dtype="bfloat16")

@@ -75,6 +75,7 @@ def test_the_log_has_the_speed_and_what_follows_from_it(store: TrainingStore, tm
     assert all(line["mfu"] == pytest.approx(line["samples_per_second"] / 1e9) for line in trained)
 
 
+@pytest.mark.slow
 def test_utilisation_counts_the_models_products_once_whatever_is_computed_again(
     store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

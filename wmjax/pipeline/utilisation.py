@@ -29,11 +29,16 @@ def utilisation(experiment: Experiment, inputs: Inputs) -> Callable[[float], dic
     peak = peak_flops(device.device_kind)
 
     @functools.cache
-    def needed() -> float:
-        return sample_flops(experiment, inputs)
+    def needed() -> float | None:
+        try:
+            return sample_flops(experiment, inputs)
+        except NotImplementedError:  # a backbone of another package may have loops that cannot be counted
+            return None
 
     def measure(samples_per_second: float) -> dict[str, float]:
-        found = {} if peak is None else {"mfu": samples_per_second * needed() / (peak * jax.device_count())}
+        found: dict[str, float] = {}
+        if peak is not None and (each := needed()) is not None:
+            found["mfu"] = samples_per_second * each / (peak * jax.device_count())
         used = (device.memory_stats() or {}).get("peak_bytes_in_use")
         return found if used is None else found | {"memory_gb": used / 1e9}
 

@@ -75,7 +75,9 @@ def _held_on_first_device(like: nnx.State) -> nnx.State | None:
         return None
     if not all(array.is_fully_replicated for array in held.values()):
         return None
-    return from_named(like, {name: array.addressable_data(0) for name, array in held.items()})
+    first = jax.local_devices()[0]
+    shards = {name: [part.data for part in x.addressable_shards if part.device == first] for name, x in held.items()}
+    return from_named(like, {name: found[0] for name, found in shards.items()}) if all(shards.values()) else None
 
 
 def parameter_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -77,6 +77,7 @@ def by_pattern(setting: str, entries: Iterable[str]) -> dict[str, float]:
                 f"optimizer.{setting} has {quoted(entry)}; write PATTERN=NUMBER with a number from 0 to "
                 f"{MOST[setting]:g}, as in head=2"
             )
+        found.pop(pattern, None)  # the last one counts
         found[pattern] = number
     return found
 
