@@ -156,7 +156,7 @@ def test_a_signal_is_passed_on_and_the_sweep_ends_after_the_training_has_saved(p
     )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.terminate()
-    printed, error = process.communicate(timeout=60)
+    printed, error = process.communicate(timeout=600)
     assert (process.returncode, printed) == (143, "saved\n")
     assert error == "stopped by SIGTERM; run the same command again to resume\n"
     (seconds,) = tmp_path.rglob("sweep_seconds.json")

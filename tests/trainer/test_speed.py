@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from tests.data.synthetic import make_latents
@@ -15,9 +16,9 @@ from tests.trainer.job import experiment
 from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline import utilisation as module
-from wmjax.trainer import loop
 from wmjax.trainer.clock import Clock
 from wmjax.trainer.inputs import make_inputs
+from wmjax.trainer.program import Program
 
 
 @pytest.mark.parametrize(("steps", "asked", "traced"), [(8, 2, 2), (4, 50, 3)])
@@ -51,19 +52,23 @@ def test_speed_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert clock.left(4) == f"16 samples/s  1.0 min left  {parts}"
 
 
-def test_a_step_gets_its_batch_and_nothing_else_from_the_host(
+def test_a_step_gets_nothing_but_its_batch_from_the_host(
     store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches are placed explicitly; prompts were, before the first step."""
-    update = loop.Loop.update
+    """Batches are placed by the loop; all other arguments were, before the first step, on all devices."""
+    arguments: list[Any] = []
+    call = Program.__call__
 
-    def guarded(self: loop.Loop, *arguments: Any) -> Any:
-        with jax.transfer_guard_host_to_device("disallow"):
-            return update(self, *arguments)
+    def noted(self: Program, *given: Any) -> Any:
+        arguments.extend(jax.tree.leaves(given))
+        return call(self, *given)
 
-    monkeypatch.setattr(loop.Loop, "update", guarded)
+    monkeypatch.setattr(Program, "__call__", noted)
     config = toy_config(steps=4)
     fit_toy(toy_inputs(store, config), tmp_path, config)
+    arrays = [argument for argument in arguments if np.ndim(argument)]
+    assert len(arrays) > 50
+    assert all(isinstance(array, jax.Array) and array.sharding.device_set == set(jax.devices()) for array in arrays)
 
 
 def test_the_log_has_the_speed_and_what_follows_from_it(store: TrainingStore, tmp_path: Path) -> None:
