@@ -43,7 +43,7 @@ from wmjax.trainer.trace import StepTrace
 log = logging.getLogger("wmjax.train")
 
 
-OnCheckpoint = Callable[[int, Path, dict[str, Any]], None]
+OnCheckpoint = Callable[[int, Path, Any], None]
 LoadBase = Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
 
