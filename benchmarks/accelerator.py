@@ -114,8 +114,10 @@ def run_stage(name: str, limit: float, results: Results, scratch: Path) -> Outco
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = 124
-            os.killpg(process.pid, signal.SIGKILL)  # the stage's own session: itself and its workers
-            process.wait()
+        finally:
+            if process.poll() is None:  # a signal must not leave it on the device either
+                os.killpg(process.pid, signal.SIGKILL)  # the stage's own session: itself and its workers
+                process.wait()
     return Outcome(status, time.time() - started, log.read_text(encoding="utf-8", errors="replace"))
 
 
@@ -140,6 +142,11 @@ def measure(names: list[str], budget: float, results: Results, scratch: Path) ->
     return well
 
 
+def stop(number: int, frame: object) -> None:
+    """The handler of signals such as that of ``timeout``: ends the stage, and then this process."""
+    raise SystemExit(128 + number)
+
+
 def commit() -> str | None:
     """The checkout's commit, if git and a repository are there."""
     try:
@@ -159,7 +166,7 @@ def stage_names(text: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 1 if a stage failed or did not fit."""
+    """The command; 1 if a stage failed or did not fit, 128 + its number after a signal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="results file (default: benchmarks/results/accelerator-DATE.jsonl)")
     parser.add_argument("--budget", type=float, default=560, help="seconds for all stages together")
@@ -175,10 +182,15 @@ def main(arguments: list[str] | None = None) -> int:
         scratch.mkdir(parents=True, exist_ok=True)
         host = {"python": platform.python_version(), "cores": os.cpu_count(), "commit": commit()}
         results.add("start", stages=options.only, budget=options.budget, **host)
-        well = measure(options.only, options.budget, results, scratch)
-        results.add("end", complete=well)
+        well = False
+        try:
+            well = measure(options.only, options.budget, results, scratch)
+        finally:
+            results.add("end", complete=well)
     return int(not well)
 
 
 if __name__ == "__main__":
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, stop)
     sys.exit(main())

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from wmjax.reporting.sweep_tables import read_results, write_tables
 from wmjax.sweep import main
 from wmjax.train import parser
 
+ROOT = Path(__file__).parents[1]
 PLAN = """
 settings.train.steps = 20
 
@@ -127,6 +131,36 @@ def test_finished_cells_are_not_run_again(plan: Path, monkeypatch: pytest.Monkey
     ran.clear()
     assert pipeline.sweep(plan, minutes=3) == 1
     assert ran == ["short-s0"]
+
+
+STOPPED = """
+import dataclasses, sys
+from pathlib import Path
+from wmjax.core import signals
+from wmjax.core.command import run_command
+from wmjax.experiment.sweep_plan import read_plan, resolve
+from wmjax.pipeline.sweep import run_cell
+signals.GRACE = 0.2
+cell = dataclasses.replace(resolve(read_plan(Path(sys.argv[1])))[0], through=("tests.slow_to_stop",))
+sys.modules["__main__"].__spec__ = type("Spec", (), {"name": "wmjax.sweep"})
+sys.exit(run_command(lambda: run_cell(cell, Path(sys.argv[2]), "plan")))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_is_passed_on_and_the_sweep_ends_after_the_training_has_saved(plan: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-c", STOPPED, str(plan), str(tmp_path)]
+    environment = os.environ | {"WMJAX_CACHE": str(tmp_path)}
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.terminate()
+    printed, error = process.communicate(timeout=600)
+    assert (process.returncode, printed) == (143, "saved\n")
+    assert error == "stopped by SIGTERM; run the same command again to resume\n"
+    (seconds,) = tmp_path.rglob("sweep_seconds.json")
+    assert json.loads(seconds.read_text())["training"] > 1
 
 
 def test_a_cell_of_other_settings_is_one_line(plan: Path) -> None:

@@ -5,6 +5,9 @@ Times are measured, never judged.
 
 import functools
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,6 +66,24 @@ def test_a_stage_is_stopped_at_its_limit(tmp_path):
     results = accelerator.Results(tmp_path / "results.jsonl", time.time(), True)
     outcome = accelerator.run_stage("probe", 0.3, results, tmp_path)  # Python alone takes as long to start
     assert outcome.status == 124 and outcome.seconds < 20
+
+
+def test_a_signal_leaves_no_stage_on_the_device(tmp_path):
+    """As that of ``timeout``: the results are complete lines, and the stage's process is gone."""
+    mark, out = tmp_path / "stage", tmp_path / "results.jsonl"
+    (tmp_path / "jax.py").write_text(
+        f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    )
+    command = [sys.executable, accelerator.__file__, "--tiny", "--only", "probe", "--out", str(out)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdout=subprocess.DEVNULL)
+    while not (mark.exists() and mark.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+    assert [row["stage"] for row in rows(out)] == ["start", "end"] and not rows(out)[-1]["complete"]
 
 
 def test_unknown_stages_are_refused(capsys):

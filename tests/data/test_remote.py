@@ -264,8 +264,8 @@ def test_a_missing_backend(monkeypatch, url, package):
     ) as error:
         TrainingStore(url)
     one_line(error)
-    with pytest.raises(UserError, match="Protocol not known"):
-        TrainingStore("nonsense://b/x")
+    with pytest.raises(UserError, match=r"unknown scheme of sg://b/x/manifest\.json: 'sg'; did you mean s3 or gs"):
+        TrainingStore("sg://b/x")
 
 
 def test_places():

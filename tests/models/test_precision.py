@@ -1,4 +1,7 @@
-"""Half-precision layers whose float32 parameters have float32 gradients."""
+"""Half-precision layers whose float32 parameters have float32 gradients, and exact products where it matters."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.models.nn.lora import Linear, LoRAConfig
 from wmjax.models.nn.precision import matmul, spread
 from wmjax.models.nn.transformer import linear
+from wmjax.models.world.linear_skip import LinearSkip
+from wmjax.scaling.flops import bodies
 
 ROWS, INPUTS, OUT = 4096, 8, 4
 
@@ -77,3 +83,41 @@ def test_layers_have_float32_gradients_of_what_they_would_compute_in_float32() -
             assert value.dtype == jnp.float32, name
             # The inputs and the output are rounded to 8 bits; the sum over 4096 rows is not.
             np.testing.assert_allclose(value, high[name], rtol=1e-2, atol=1e-2 * float(jnp.abs(high[name]).max()))
+
+
+def products(function: Callable[..., Any], *arguments: Any) -> list[tuple[str, Any]]:
+    """The type of the operands and the precision of every matrix product in a function and its gradient."""
+
+    def found(jaxpr: Any) -> Iterator[tuple[str, Any]]:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                yield str(equation.invars[0].aval.dtype), equation.params["precision"]
+            for value in equation.params.values():
+                for body in bodies(value):
+                    yield from found(body)
+
+    return list(found(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+EXACT = (jax.lax.Precision.HIGHEST,) * 2
+
+
+def test_latents_are_exact_on_accelerators_which_round_products_otherwise() -> None:
+    encoder = VJEPA2(VJEPA2Settings(cameras=("agentview",)))
+    clips = jax.ShapeDtypeStruct((1, 4, 112, 112, 3), jnp.uint8)
+    found = products(encoder.apply, encoder.params, clips)
+    assert len(found) > 5 and set(found) == {("float32", EXACT)}
+
+
+def test_dense_layers_in_float32_are_exact_and_those_in_bfloat16_as_fast_as_can_be() -> None:
+    for dtype, precision in ((None, EXACT), (jnp.float32, EXACT), (jnp.bfloat16, None)):
+        graph, state = nnx.split(linear(INPUTS, OUT, dtype=dtype, rngs=nnx.Rngs(0)))
+        loss = jax.grad(lambda state, x, graph=graph: nnx.merge(graph, state)(x).astype(jnp.float32).sum(), (0, 1))
+        found = products(loss, state, values(3, INPUTS))
+        assert len(found) == 3 and {precision for _, precision in found} == {precision}
+
+
+def test_the_ridge_regression_of_a_prophet_is_exact() -> None:
+    graph, state = nnx.split(LinearSkip(3, history=2, future=2, tokens=4, dim=8, rngs=nnx.Rngs(0)))
+    found = products(lambda state, x: nnx.merge(graph, state)(x), state, values(3, 2, 4, 8))
+    assert found == [("float32", EXACT)] * 2

@@ -111,6 +111,11 @@ def test_the_launcher_says_which_part_this_is(monkeypatch):
     with pytest.raises(UserError, match=r"shard '4/4' is not i/n with 0 <= i < n; for example --shard 0/4"):
         own_shard({**srun, "SLURM_PROCID": "4"})
     assert own_shard({**srun, "WMJAX_DISTRIBUTED": "auto"}) == (3, 4)
+    assert own_shard({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}) == (2, 3)
+    slice_ = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "1"}  # of GKE
+    assert own_shard(slice_) == (1, 4)
+    assert own_shard({**slice_, "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}) == (5, 8)
+    assert own_shard({"TPU_WORKER_HOSTNAMES": "localhost"}) == (0, 1)
     with pytest.raises(UserError, match=r"WMJAX_DISTRIBUTED is set, but only training .*; give --shard i/n"):
         own_shard({"WMJAX_DISTRIBUTED": "auto"})  # every host would do everything
 

@@ -87,7 +87,7 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
 
 
 def main(job: dict[str, Any]) -> int:
-    def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
+    def judge_early(plan: RunPlan, step: int, checkpoint: Path, frozen: dict[str, Any]) -> None:
         if step == job.get("dies_at"):
             os.kill(os.getpid(), signal.SIGKILL)
 

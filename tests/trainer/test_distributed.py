@@ -212,7 +212,9 @@ def test_the_launcher_announces_the_others(joined: list[tuple]) -> None:
     distributed.join({**slurm, "CUDA_VISIBLE_DEVICES": ""})
     # One task per host has all of its GPUs; jax would give it the first.
     distributed.join({**slurm, "CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"})
-    assert joined == [("a:1", 2, 1, None), (None, 4, 3, None), (None, 4, 3, [0, 1, 2, 3])]
+    # The address of a TPU slice's first host is found by jax, as Slurm's.
+    distributed.join({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"})
+    assert joined == [("a:1", 2, 1, None), (None, 4, 3, None), (None, 4, 3, [0, 1, 2, 3]), (None, 2, 1, None)]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_how_many_devices_of_the_host_are_used_is_said(monkeypatch: pytest.Monke
 def dry_run(**variables: str) -> str:
     """The error of a train command that a launcher starts with these variables, in a process of its own: jax refuses to
     join a job once it has computed anything."""
-    environment = {k: v for k, v in os.environ.items() if not re.match("JAX_CO|SLURM_|OMPI_", k)} | variables
+    environment = {k: v for k, v in os.environ.items() if not re.match("JAX_CO|SLURM_|OMPI_|TPU_", k)} | variables
     line = [sys.executable, "-m", "wmjax.train", "--dry-run"]
     done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -5,11 +5,13 @@ import json
 import logging
 from logging.handlers import BufferingHandler
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.data.synthetic import make_latents
 from tests.tiny import LATENT_DIM, tiny_config
@@ -23,13 +25,13 @@ from wmjax.models.nn.lora import ADAPTER, LoRAConfig
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLA, VLAConfig
-from wmjax.policy.restore import restore_model
+from wmjax.policy.restore import restore_model, sharing
 from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.inputs import make_inputs
 from wmjax.trainer.loop import train
 from wmjax.trainer.optimizer import OptimizerConfig
-from wmjax.trainer.sharding import MeshConfig
+from wmjax.trainer.sharding import MeshConfig, make_mesh
 
 CONFIG = TrainConfig(
     steps=6,
@@ -105,7 +107,7 @@ class KilledError(Exception):
     """Ends a training from inside."""
 
 
-def kill(step: int, folder: Path) -> None:
+def kill(step: int, *_: Any) -> None:
     """Ends a training at its first checkpoint."""
     raise KilledError
 
@@ -118,7 +120,7 @@ def require_exact_resume(inputs: Inputs, folder: Path) -> None:
         fit(inputs, folder / "killed", on_checkpoint=kill)
     assert checkpoint.complete_steps(folder / "killed" / "checkpoints") == [3]
     seen: list[int] = []
-    resumed = saved(fit(inputs, folder / "killed", on_checkpoint=lambda step, _: seen.append(step)), tiny_config())
+    resumed = saved(fit(inputs, folder / "killed", on_checkpoint=lambda step, *_: seen.append(step)), tiny_config())
     assert seen == [3, 6]  # 3 again: what was to be done with it may have been killed too
     for name, value in straight.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
@@ -217,6 +219,38 @@ def test_frozen_backbone_stays_and_adapters_move(inputs: Inputs, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_an_evaluation_during_training_makes_no_second_copy_of_the_base() -> None:
+    """It takes the arrays that every device of the training holds whole; of parts it makes a copy."""
+    model = tiny_config(lora=LoRAConfig(rank=2), param_dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, trainable="adapters", backbone_weights="random")
+    experiment = dataclasses.replace(load("e2_flow"), model=model, train=config)
+    trains = trainable_filter("adapters")
+
+    @jax.jit
+    def initial() -> Any:
+        return split_model(VLA(model, rngs=nnx.Rngs(named_key(CONFIG.seed, "parameters"))), trains)[1:]
+
+    params, frozen = (to_named(state) for state in initial())
+    mesh = make_mesh(MeshConfig())
+
+    def places_of_base(spec: PartitionSpec) -> tuple[set[int], set[int]]:
+        sharding = NamedSharding(mesh, spec)
+        split = {name: jax.device_put(x, sharding if x.shape[0] % 2 == 0 else None) for name, x in frozen.items()}
+        with sharing(split):
+            acting = split_model(restore_model(experiment, params, None), trains)[2]
+        for name, value in to_named(acting).items():
+            np.testing.assert_array_equal(value, frozen[name])
+        places = [{x.addressable_data(0).unsafe_buffer_pointer() for x in each.values()}
+                  for each in (split, to_named(acting))]  # fmt: skip
+        return places[0], places[1]
+
+    training, acting = places_of_base(PartitionSpec())
+    assert training == acting and len(training) > 10
+    training, acting = places_of_base(PartitionSpec("data"))
+    assert not training & acting
+
+
+@pytest.mark.slow
 def test_what_embeds_pending_actions_trains(store: TrainingStore, tmp_path: Path) -> None:
     model = dataclasses.replace(tiny_config("e0", "regression"), pending=4, roll_state=True)
     config = dataclasses.replace(CONFIG, steps=2, eval_every=2, checkpoint_every=2, delay=4)
@@ -235,7 +269,9 @@ def test_other_variants_train(inputs: Inputs, tmp_path: Path, variant: str) -> N
 
 
 def test_the_mesh_must_divide_the_batch_and_fit_the_devices(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="mesh is data=-1, fsdp=3"):
+    with pytest.raises(UserError, match=r"mesh is data=-1, fsdp=3, .* 2 devices; .*: take 2, and -1"):
         fit(inputs, tmp_path, mesh=MeshConfig(fsdp=3))
-    with pytest.raises(UserError, match=r"train.batch_size is 3"):
+    with pytest.raises(UserError, match=r"mesh is data=3, .* 2 devices; set mesh.data to 1, or to -1"):
+        fit(inputs, tmp_path, mesh=MeshConfig(data=3, fsdp=2))
+    with pytest.raises(UserError, match=r"train.batch_size is 3, the mesh splits it in 2; use 2 or 4"):
         fit(inputs, tmp_path, dataclasses.replace(CONFIG, batch_size=3))

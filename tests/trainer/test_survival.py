@@ -10,18 +10,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from benchmarks.kill_chain import differences, metrics, run_chain
+from benchmarks.kill_chain import differences, metrics, run_chain, trees
 from tests.trainer.toy import fit_toy, toy_config, toy_inputs
-from wmjax.core import signals
+from wmjax.core import logs, signals
+from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
 from wmjax.trainer import checkpoint
 from wmjax.trainer.metrics import MetricsWriter
+from wmjax.trainer.sharding import MeshConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +36,19 @@ def straight(store: TrainingStore, tmp_path_factory: pytest.TempPathFactory) -> 
     run = tmp_path_factory.mktemp("straight")
     fit_toy(toy_inputs(store, toy_config()), run, toy_config())
     return run
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The warnings of wmjax so far."""
+    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
+
+    def found() -> list[str]:
+        # Some versions of pytest capture a propagating logger's record twice: the record counts, not its captures.
+        ours = {id(record): record for record in caplog.records if record.name.startswith("wmjax")}
+        return [record.message for record in ours.values() if record.levelname == "WARNING"]
+
+    return found
 
 
 def start(store: TrainingStore, run: Path, **job: Any) -> subprocess.Popen:
@@ -94,6 +111,25 @@ def test_killed_in_a_save_it_goes_on_from_the_checkpoint_before(
     assert differences(run, straight) == []
 
 
+@pytest.mark.parametrize("then", [MeshConfig(fsdp=2), MeshConfig(tensor=2)], ids=["fsdp", "tensor"])
+def test_a_run_goes_on_with_another_mesh_and_compiles_once(
+    store: TrainingStore, straight: Path, tmp_path: Path, warnings: Callable[[], list[str]], then: MeshConfig
+) -> None:
+    def end(step: int, *_: Any) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit_toy(toy_inputs(store, toy_config()), tmp_path, toy_config(), MeshConfig(data=2), on_checkpoint=end)
+    last = fit_toy(toy_inputs(store, toy_config()), tmp_path, toy_config(), then)
+    assert warnings() == []
+    found, expected = trees(last), trees(straight / "checkpoints" / "00000008")
+    names = [name for name in expected if name.startswith(("ema", "state['params"))]
+    assert len(names) == 4
+    for name in names:
+        a, b = (np.frombuffer(each[name], np.float32) for each in (found, expected))
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
 def test_a_second_training_of_a_run_is_refused(store: TrainingStore, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = start(store, run, pause=0.2, train={"steps": 400})
@@ -122,23 +158,35 @@ def test_a_chain_of_kills_ends_bit_for_bit_where_an_undisturbed_run_does(store: 
 
 
 def test_damaged_newest_checkpoints_are_passed_over_in_one_line_each(
-    store: TrainingStore,
-    straight: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    store: TrainingStore, straight: Path, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     manifest = run / "checkpoints" / "00000008" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"step": 8', b'"step": 9'))
-    monkeypatch.setattr(logging.getLogger("wmjax"), "propagate", True)
     fit_toy(toy_inputs(store, toy_config()), run, toy_config())
-    # Some versions of pytest capture a propagating logger's record twice: the record counts, not its captures.
-    ours = {id(record): record for record in caplog.records if record.name.startswith("wmjax")}
-    warnings = [record.message for record in ours.values() if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "00000008: manifest.json is not what manifest.sha256 says" in warnings[0]
+    (warning,) = warnings()
+    assert "00000008: manifest.json is not what manifest.sha256 says" in warning
     assert differences(run, straight) == []
+
+
+def test_a_full_disk_is_named_by_who_writes_metrics_and_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``/dev/full`` is a disk without any space."""
+    for name in ("metrics.jsonl", "log.txt"):
+        (tmp_path / name).symlink_to("/dev/full")
+    writer = MetricsWriter(tmp_path, trackers=())
+    with pytest.raises(UserError, match=f"{tmp_path}: no disk space left; free some space or choose another folder"):
+        writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+    log = logs.set_up(tmp_path / "log.txt")
+    log.info("one")
+    log.info("two")
+    lines = sorted(line[9:] for line in capfd.readouterr().err.splitlines())
+    assert lines == [
+        "I one",
+        "I two",
+        f"W {tmp_path}/log.txt: No space left on device; the log goes on without this file",
+    ]
 
 
 def test_metrics_hold_each_step_once_after_a_resume(tmp_path: Path) -> None:

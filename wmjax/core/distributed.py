@@ -53,7 +53,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     _disable_preemption_service()
     try:
         gpus = slurm_gpus(environment) if "SLURM_PROCID" in environment else None
-        jax.distributed.initialize(address, count, index, gpus or None)  # Slurm's address is found by jax
+        jax.distributed.initialize(address, count, index, gpus or None)  # jax finds that of Slurm, GKE and mpirun
     except ValueError as error:
         raise UserError(
             f"{ADDRESS} is missing for process {index} of {count}; set it to HOST:PORT of process 0, everywhere"

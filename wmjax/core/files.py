@@ -136,9 +136,10 @@ def owned(folder: Path, what: str, fix: str) -> Iterator[None]:
                 raise
             text = "%s: its file system has no locks (%s); make sure that nothing else writes there"
             logging.getLogger("wmjax").warning(text, folder, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with disk_errors(folder):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from wmjax.core.errors import UserError
+from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.paths import expand
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -178,6 +178,8 @@ class Remote:
                 f"{self}: cannot be {what}, no permission ({_line(error)}); log in, or ask its owner"
             ) from error
         except Exception as error:  # every backend has its own kinds
+            if (scheme := self.url.split("://")[0]) not in fsspec.available_protocols():
+                raise unknown_name(f"scheme of {self}:", scheme, [*BACKENDS, "file", "memory"]) from error
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(f"{self}: cannot be {what}, no disk space left; free some space") from error
             cause = f"{type(error).__name__}: {_line(error)}"

@@ -1,5 +1,6 @@
 """Logging: readable lines on stderr, and the same lines in a run's ``log.txt``."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -15,6 +16,22 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one line."""
         print(self.format(record), file=sys.stderr, flush=True)
+
+
+class LogFile(logging.FileHandler):
+    """Appends to a file. If that fails, as on a full disk, it says so once, and the log goes on without the file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, a method of logging
+        """Drops the file; :mod:`logging` itself would print a traceback for every line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logger = logging.getLogger("wmjax")
+        logger.removeHandler(self)
+        with contextlib.suppress(OSError):
+            self.close()
+        logger.warning("%s: %s; the log goes on without this file", self.baseFilename, error.strerror)
 
 
 def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logger:
@@ -33,7 +50,7 @@ def set_up(file: Path | None = None, level: int = logging.INFO) -> logging.Logge
     if file is not None and not any(getattr(h, "baseFilename", None) == str(file.resolve()) for h in logger.handlers):
         with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            _add(logger, logging.FileHandler(file, encoding="utf-8"))
+            _add(logger, LogFile(file, encoding="utf-8"))
     return logger
 
 

@@ -10,14 +10,18 @@ from wmjax.core.settings import parse_integer, quoted
 Shard = tuple[int, int]
 """Index and count."""
 UNSHARDED: Shard = (0, 1)
-COUNTERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
-"""The variables in which a launcher numbers its processes: jax.distributed's own, then those of ``srun``.
+COUNTERS = (
+    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+"""The variables in which a launcher numbers its processes: jax.distributed's own, those of ``srun`` and ``mpirun``.
 
 ``SLURM_NTASKS`` would not do: it is set in a batch script as well, which is one process in spite of its value.
 """
 
 DETECT = "WMJAX_DISTRIBUTED"
-"""``auto`` leaves it to jax to find the other processes: Cloud TPU, GKE, Open MPI, Kubernetes."""
+"""``auto`` leaves it to jax to find the other processes where no variable tells: Cloud TPU, Kubernetes."""
 
 
 def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
@@ -33,9 +37,24 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> Shard:
     for index, count in COUNTERS:
         if index in environment and count in environment:
             return check_shard((_number(environment, index), _number(environment, count)))
+    if (host := _tpu_host(environment)) is not None:
+        return check_shard(host)
     if DETECT in environment:
         raise UserError(f"{DETECT} is set, but only training lets jax find the other processes; give --shard i/n")
     return UNSHARDED
+
+
+def _tpu_host(environment: Mapping[str, str]) -> Shard | None:
+    """A host of a TPU slice, or of several slices, by the variables that GKE sets and jax reads; None elsewhere."""
+    hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is None or "TPU_WORKER_ID" not in environment:
+        return None
+    count = len(hosts.split(","))
+    slices, own = (
+        _number(environment, name) if environment.get(name) else default
+        for name, default in (("MEGASCALE_NUM_SLICES", 1), ("MEGASCALE_SLICE_ID", 0))
+    )
+    return own * count + _number(environment, "TPU_WORKER_ID"), slices * count
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

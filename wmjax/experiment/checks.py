@@ -71,18 +71,20 @@ def require_consistent(
 
 
 def require_side_by_side(experiment: Experiment) -> None:
-    """Refuses evaluations during a training of several seeds in one program.
+    """Refuses evaluations during a training of several seeds in one program, and a trace of it.
 
     Raises:
-        UserError: such evaluations are requested.
+        UserError: they are requested.
 
     """
-    seeds, every = experiment.train.seeds, experiment.evaluation.every
+    seeds, every, traced = experiment.train.seeds, experiment.evaluation.every, experiment.train.profile_steps
     if every:
         raise UserError(
             f"train.seeds is {seeds} with evaluation.every {every}; seeds that are trained side by side are evaluated "
             "at the end, set evaluation.every to 0"
         )
+    if traced:
+        raise UserError(f"train.profile_steps is {traced} with train.seeds {seeds}; trace one seed, or set it to 0")
 
 
 def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Cell:

@@ -115,6 +115,7 @@ RESUMABLE = (
     "train.max_to_keep",
     "train.keep_period",
     "train.max_skipped",
+    "train.profile_steps",
     "train.trackers",
     "evaluation.workers",
     "evaluation.videos",

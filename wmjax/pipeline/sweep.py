@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.files import hash_json, owned, write_json
 from wmjax.core.paths import cache_root
@@ -24,6 +25,8 @@ from wmjax.rollout.results import read_header, read_records
 log = logging.getLogger("wmjax.sweep")
 SECONDS = "sweep_seconds.json"
 """In a run's folder: what its stages have taken."""
+POLL = 0.1
+"""Seconds between two looks at whether a stage has ended."""
 STOPPED = (129, 130, 143)
 """Exit statuses of a command that a signal has stopped."""
 
@@ -133,14 +136,25 @@ def _results(run: Path, protocol: Protocol) -> Path:
 
 
 def _call(words: Sequence[str]) -> int:
-    """Runs a module with its arguments; it does not outlive this process."""
-    process = subprocess.Popen([sys.executable, "-m", *words])
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+    """Runs a module with its arguments and returns its exit status.
+
+    A signal is passed on, and this process waits until the other one has saved: the same command, given again at once,
+    would find its run in use.
+
+    Raises:
+        Stopped: a signal came.
+
+    """
+    with signals.postponed():
+        process = subprocess.Popen([sys.executable, "-m", *words])
+        try:
+            while process.poll() is None and not signals.requested():
+                time.sleep(POLL)
+        finally:
+            process.terminate()
+            status = process.wait()
+    signals.stop_if_requested()
+    return status
 
 
 def _content(cell: Cell, run: Path, plan: str) -> dict[str, Any]:

@@ -33,8 +33,10 @@ from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
+from wmjax.pipeline.utilisation import utilisation
 from wmjax.pipeline.vision_features import vision_features
 from wmjax.policy.places import copy_assets
+from wmjax.policy.restore import sharing
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
@@ -234,6 +236,7 @@ def train_policy(
         on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
         load_base=load,
         on_commit=on_commit,
+        speed=utilisation(experiment, inputs),
     )
 
 
@@ -282,11 +285,12 @@ def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -
     return params, frozen
 
 
-def judge_early(plan: RunPlan, step: int, checkpoint: Path) -> None:
-    """Evaluates a checkpoint in the middle of training, if the settings require it."""
+def judge_early(plan: RunPlan, step: int, checkpoint: Path, frozen: dict[str, Any]) -> None:
+    """Evaluates a checkpoint in the middle of training, if the settings require it, on the training's frozen arrays."""
     every = plan.experiment.evaluation.every
     if plan.protocol and every and step % every == 0 and step < plan.experiment.train.steps:
-        print(judge(plan, checkpoint).table())
+        with sharing(frozen):
+            print(judge(plan, checkpoint).table())
 
 
 def judge(plan: RunPlan, checkpoint: Path) -> Summary:

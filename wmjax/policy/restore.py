@@ -1,5 +1,8 @@
 """The network and the encoder of a checkpoint, for everything that reads a run: policy, diagnosis, export."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +17,23 @@ from wmjax.experiment.config import Experiment
 from wmjax.models.backbones.pretrained import backbone_folder, backbone_hash, load_backbone
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
 from wmjax.models.world_model import network
+
+_held: contextvars.ContextVar[Mapping[str, Array] | None] = contextvars.ContextVar("held", default=None)
+
+
+@contextlib.contextmanager
+def sharing(frozen: Mapping[str, Array]) -> Iterator[None]:
+    """In the block, networks of the training that holds these frozen parameters take them instead of a second copy.
+
+    Args:
+        frozen: by name, on the devices of the training.
+
+    """
+    token = _held.set(frozen)
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def restore_model(experiment: Experiment, params: dict[str, Array], base: str | None) -> Any:
@@ -33,7 +53,9 @@ def restore_model(experiment: Experiment, params: dict[str, Array], base: str | 
     trains = trainable_filter(experiment.train.trainable)
     graph, trainable, frozen = split_model(nnx.eval_shape(build), trains)
     trained = from_named(trainable, params)
-    if jax.tree.leaves(frozen):
+    if (held := _held_on_first_device(frozen)) is not None:
+        frozen = held
+    elif jax.tree.leaves(frozen):
         frozen = jax.jit(lambda: split_model(build(), trains)[2])()
         if base is not None:
             folder = backbone_folder(experiment.train.backbone_weights)
@@ -44,6 +66,18 @@ def restore_model(experiment: Experiment, params: dict[str, Array], base: str | 
                 )
             _, frozen = load_backbone(folder, experiment.model.backbone, trained, frozen)
     return nnx.merge(graph, trained, frozen)
+
+
+def _held_on_first_device(like: nnx.State) -> nnx.State | None:
+    """The arrays of :func:`sharing`; None if there are none, others than those of ``like``, or only parts of them."""
+    held, named = _held.get(), to_named(like)
+    if held is None or not named or {k: v.shape for k, v in held.items()} != {k: v.shape for k, v in named.items()}:
+        return None
+    if not all(array.is_fully_replicated for array in held.values()):
+        return None
+    first = jax.local_devices()[0]
+    shards = {name: [part.data for part in x.addressable_shards if part.device == first] for name, x in held.items()}
+    return from_named(like, {name: found[0] for name, found in shards.items()}) if all(shards.values()) else None
 
 
 def parameter_shapes(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

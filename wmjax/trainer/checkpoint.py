@@ -42,8 +42,7 @@ Tree = Any
 log = logging.getLogger("wmjax.train")
 _verified: dict[tuple[Path, str], Any] = {}
 """Items that this process found intact, and how their files looked then."""
-_reported: set[Path] = set()
-"""Damaged checkpoints that this process has already spoken of."""
+_reported: set[Path] = set()  # damaged checkpoints that this process has already spoken of
 
 
 class Retention(NamedTuple):
@@ -192,8 +191,8 @@ class Saver:
 def _stable(items: dict[str, Tree]) -> dict[str, Tree]:
     """Arrays that stay as they are while they are written in the background.
 
-    Orbax copies arrays from an accelerator before a save returns. On a CPU it writes from the arrays' own memory, which
-    the next step, to which they are donated, may overwrite.
+    Orbax copies those of an accelerator before a save returns. On a CPU it writes from their own memory, which the next
+    step, to which they are donated, may overwrite.
     """
     if jax.default_backend() != "cpu":
         return items
@@ -360,7 +359,8 @@ def restore(folder: Path, item: str, like: Tree) -> Tree:
     A leaf of ``like`` without sharding is restored to this process's first device. If a sharding spans processes, all
     of them call it.
 
-    The arrays are passed once through an identity jit: arrays that Orbax made are not always donatable.
+    The arrays are passed once through an identity jit: those that Orbax made are not always donatable. It names the
+    shardings as ``like`` does: a step that gets equal ones by other names is compiled again.
 
     Raises:
         UserError: the item is damaged, or the checkpoint's tree has another structure or other shapes.
@@ -374,7 +374,7 @@ def restore(folder: Path, item: str, like: Tree) -> Tree:
     except (ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise UserError(f"checkpoint {folder} does not fit this model: {first}; use its own config.json") from error
-    return jax.jit(lambda t: t)(tree)
+    return jax.jit(lambda t: t, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(tree)
 
 
 def _placed(leaf: Any) -> Any:

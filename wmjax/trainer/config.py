@@ -49,7 +49,8 @@ class TrainConfig(Settings, section="train"):
     The newest ``max_to_keep`` checkpoints, every ``keep_period``-th step's (0: none) and those that were evaluated are
     kept. An update is skipped if loss or gradient are not finite, or, with a ``spike_factor`` above 0, if the loss is
     above that many times its moving average; after ``max_skipped`` in a row training ends. The gradients of
-    ``accumulate`` batches make one update; ``steps`` counts batches. ``trackers`` get the metrics beside
+    ``accumulate`` batches make one update; ``steps`` counts batches. From the second step of a start on
+    ``profile_steps`` are traced by jax.profiler into the run's folder ``profile``. ``trackers`` get the metrics beside
     ``metrics.jsonl``, see :mod:`wmjax.trainer.trackers`. ``seeds`` trains that many, from ``seed`` on, side by side
     in one program on one device (:mod:`wmjax.trainer.seeds`).
     """
@@ -77,6 +78,7 @@ class TrainConfig(Settings, section="train"):
     spike_factor: Annotated[float, Range(0, 1_000_000)] = 0.0
     max_skipped: Count = 50
     accumulate: Annotated[int, Range(1, 1_000_000)] = 1
+    profile_steps: Annotated[int, Range(0, 1_000)] = 0
     init_from: str = ""
     crop: Annotated[float, Range(0.1, 1)] = 1.0
     colours: ColourConfig = dataclasses.field(default_factory=ColourConfig)

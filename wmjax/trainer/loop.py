@@ -22,19 +22,28 @@ from wmjax.data.statistics import normalise_action
 from wmjax.models.parameters import count, from_named, to_named
 from wmjax.trainer import checkpoint
 from wmjax.trainer.build import Arrays, BuildModel, Built, DataSpecs, build
-from wmjax.trainer.clock import Clock
+from wmjax.trainer.clock import Clock, Speed
 from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.guard import GuardState, require_progress, skipped_since
 from wmjax.trainer.metrics import MetricsWriter, mean_r2, r2_over_steps
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.program import Program
-from wmjax.trainer.sharding import MeshConfig, batch_shard, fetch, make_mesh, require_divisible, shard_batch
+from wmjax.trainer.sharding import (
+    MeshConfig,
+    batch_shard,
+    fetch,
+    make_mesh,
+    replicate,
+    require_divisible,
+    shard_batch,
+)
 from wmjax.trainer.step import Metrics, Parameters, TrainState
+from wmjax.trainer.trace import StepTrace
 
 log = logging.getLogger("wmjax.train")
 
 
-OnCheckpoint = Callable[[int, Path], None]
+OnCheckpoint = Callable[[int, Path, Any], None]
 LoadBase = Callable[[nnx.State, nnx.State], tuple[nnx.State, nnx.State]]
 
 
@@ -51,6 +60,7 @@ def train(
     load_base: LoadBase | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     on_commit: Callable[[], None] = lambda: None,
+    speed: Speed = lambda rate: {},
 ) -> Path:
     """Trains to ``config.steps`` and returns the last checkpoint's folder; a killed run resumes bit for bit.
 
@@ -64,9 +74,10 @@ def train(
         max_shift: augmentation, pixels.
         meta: JSON-able values saved in every checkpoint beside the specs.
         load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
-        on_checkpoint: called with (step, folder) after each checkpoint, on process 0; the others wait. A run that
-            resumes calls it again with the checkpoint that it resumes from: it may have been killed in it.
+        on_checkpoint: called with (step, folder, frozen parameters by name) after each checkpoint, on process 0; the
+            others wait. A run that resumes calls it with what it resumes from: it may have been killed in it.
         on_commit: called in the background after each checkpoint, see :class:`wmjax.trainer.checkpoint.Saver`.
+        speed: called with samples/s; returns further metrics.
 
     Raises:
         UserError: batch and mesh do not fit, a checkpoint is not this run's or not writable, many updates are skipped.
@@ -90,14 +101,12 @@ def train(
     if folder is not None:
         stream.set_state(saved["loader"]["0"])
         if on_checkpoint is not None:
-            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder))
+            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder, frozen))
     # 6. The loop.
     with contextlib.closing(stream), outputs(run, int(state.step), config, on_commit) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
-        loop = Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint)
-        last = loop.run(state, guard) or folder
-        assert last is not None
-        return last
+        loop = Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint, speed)
+        return loop.run(state, guard, folder)
 
 
 def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
@@ -162,27 +171,28 @@ class Loop:
     saver: checkpoint.Saver
     meta: dict[str, Any]
     on_checkpoint: OnCheckpoint | None
+    speed: Speed = lambda rate: {}
 
-    def run(self, state: TrainState, guard: GuardState) -> Path | None:
-        """Trains; returns the last checkpoint's folder, None if none was made.
+    def run(self, state: TrainState, guard: GuardState, last: Path | None) -> Path:
+        """Trains; returns the last checkpoint's folder, ``last`` if none was made.
 
         Raises:
             Stopped: a signal came; what was trained is saved.
             UserError: updates are skipped again and again, or a checkpoint cannot be written.
 
         """
-        config, done, last = self.config, int(state.step), None
+        config, done = self.config, int(state.step)
         self.begin(done, int(guard.skipped))
         if done == config.steps and self.lacks_validation(done):
             self.validate(done, state)
-        with signals.postponed():
+        with signals.postponed(), self._trace:
             for step in range(done + 1, config.steps + 1):
                 if step == done + 1:
                     with signals.at_once():  # compiling takes long, and nothing would be lost
                         self._prepare(step, state)
-                        state, guard, metrics = self.update(state, guard)
+                        state, guard, metrics = self.update(step, state, guard)
                 else:
-                    state, guard, metrics = self.update(state, guard)
+                    state, guard, metrics = self.update(step, state, guard)
                 ends = step == config.steps
                 if step % config.log_every == 0 or ends:
                     self.log_step(step, metrics, guard)
@@ -195,12 +205,17 @@ class Loop:
                     self.saver.wait()
                     signals.stop(f"step {step} of {config.steps} is saved")
             self.saver.wait()
+        assert last is not None
         return last
 
     def begin(self, step: int, skipped: int) -> None:
-        """Starts the clock, given the number of earlier steps and of skipped ones."""
-        self._clock, self.stopping = Clock(step, self.config), distributed.Stopping(self.mesh)
+        """Starts the clock and places the prompts, given the number of earlier steps and of skipped ones."""
+        self._clock, self.stopping = Clock(step, self.config, self.speed), distributed.Stopping(self.mesh)
         self._skipped = skipped
+        prompts = replicate(self.inputs.prompts, self.mesh)  # once, not at every step
+        self.inputs = dataclasses.replace(self.inputs, prompts=prompts)
+        traced = self.config.profile_steps if distributed.is_first() else 0
+        self._trace = StepTrace(self.writer.run / "profile", step + 2, traced)  # the step before compiles
 
     def _prepare(self, step: int, state: TrainState) -> None:
         """Does what an interrupted earlier process may have left undone, and compiles the validation."""
@@ -216,11 +231,15 @@ class Loop:
         due = step > 0 and (step % self.config.eval_every == 0 or step == self.config.steps)
         return due and bool(distributed.broadcast_from_first(lambda: not self.writer.has(step, "val")))
 
-    def update(self, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
+    def update(self, step: int, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState, Metrics]:
         """One step, on the stream's next batch."""
-        with self._clock.of("data"):
-            batch = shard_batch(next(self.stream), self.mesh)
-        return self.train_step(state, guard, self.frozen, batch, self.inputs.prompts)
+        self._trace.before(step)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            with self._clock.of("data"):
+                batch = shard_batch(next(self.stream), self.mesh)
+            results = self.train_step(state, guard, self.frozen, batch, self.inputs.prompts)
+        self._trace.after(step, results)
+        return results
 
     def log_step(self, step: int, metrics: Metrics, guard: GuardState) -> None:
         """Metrics to disk, a line to the log, and a warning for every skipped update."""
@@ -273,7 +292,7 @@ class Loop:
             with self._clock.of("evaluation"):
                 self.saver.wait()
                 with signals.at_once():  # its results are stored step by step
-                    distributed.alone(functools.partial(self.on_checkpoint, step, folder))
+                    distributed.alone(functools.partial(self.on_checkpoint, step, folder, self.frozen))
         return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from wmjax.core.files import atomic_path
+from wmjax.core.files import atomic_path, disk_errors
 from wmjax.trainer.trackers import Trackers
 
 NO_VARIANCE = 1e-8
@@ -50,29 +50,39 @@ class MetricsWriter:
         to_disk: whether this process writes.
         trackers: names of :data:`wmjax.trainer.trackers.TRACKERS`.
 
+    Attributes:
+        run: the run's folder.
+
     """
 
     def __init__(
         self, run: Path, step: int = 0, *, to_disk: bool = True, trackers: Sequence[str] = ("tensorboard",)
     ) -> None:
+        self.run = run
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
         lines = _cut(path, step) if to_disk else []
         self._trackers = Trackers(trackers if to_disk else (), run, step, lines)
         self._written = {(line["step"], line["split"]) for line in lines or []}
-        self._file = (path if to_disk else Path(os.devnull)).open("a", encoding="utf-8")
+        # Without a buffer: what a full disk refuses would be written again when the file is closed.
+        self._file = (path if to_disk else Path(os.devnull)).open("ab", buffering=0)
 
     def has(self, step: int, split: str) -> bool:
         """Whether there is a line of that step; only the process that writes knows."""
         return (step, split) in self._written
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> dict[str, float]:
-        """Writes scalars and returns them as floats; those that are not finite are left out."""
+        """Writes scalars and returns them as floats; those that are not finite are left out.
+
+        Raises:
+            UserError: the disk is full or cannot be written to.
+
+        """
         values = {name: float(value) for name, value in metrics.items()}
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         line = {"step": step, "split": split, "time": time.time(), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with disk_errors(self.run):
+            self._file.write(f"{json.dumps(line)}\n".encode())
         self._trackers.add(line)
         return values
 

@@ -70,10 +70,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if data * fixed != count:
         raise UserError(
             f"mesh is data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} but there are {count} devices; "
-            "make the product equal to that, or set mesh.data to -1"
+            f"{_fitting(config, count)}"
         )
     # make_mesh defaults to Explicit axes, under which every op of a model would need a sharding in its type.
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=chosen)
+
+
+def _fitting(config: MeshConfig, devices: int) -> str:
+    """The change of a mesh that makes it one of so many devices."""
+    fixed = config.fsdp * config.tensor
+    if devices % fixed == 0:
+        return f"set mesh.data to {devices // fixed}, or to -1"
+    nearest = min((n for n in range(1, devices + 1) if devices % n == 0), key=lambda n: abs(n - fixed))
+    return f"mesh.fsdp x mesh.tensor has to divide them: take {nearest}, and -1 for mesh.data"
 
 
 def partition_spec(shape: tuple[int, ...], logical: tuple[str | None, ...] | None, mesh: Mesh) -> P:
@@ -118,6 +127,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Arrays (numpy) that all processes have, as global arrays that every device holds whole."""
+    sharding = NamedSharding(mesh, P())
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)
+
+
 def batch_shard(mesh: Mesh) -> Shard:
     """The slice of every global batch that this process loads: index and count."""
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
@@ -156,5 +171,6 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
 
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
-        raise UserError(f"train.batch_size is {batch_size}, the mesh splits it in {parts}; use a multiple of {parts}")
+    if over := batch_size % parts:
+        near = [str(size) for size in (batch_size - over, batch_size - over + parts) if size]
+        raise UserError(f"train.batch_size is {batch_size}, the mesh splits it in {parts}; use {' or '.join(near)}")

@@ -83,9 +83,15 @@ class VJEPA2(Encoder):
     def apply(
         self, params: Any, clips: UInt8[Array, "batch time height width 3"]
     ) -> Float32[Array, "batch tokens dim"]:
-        """z(t) of clips that end at t."""
+        """z(t) of clips that end at t; float32 products are exact on every device.
+
+        Accelerators round their operands to TF32 or bfloat16 otherwise, and a policy's latents would not be those that
+        it was trained on.
+        """
+        import jax
         from flax import nnx
 
         from wmjax.encoders.vjepa2.model import latents
 
-        return latents(nnx.merge(self._graph, params), clips, self._grid)
+        with jax.default_matmul_precision("highest"):
+            return latents(nnx.merge(self._graph, params), clips, self._grid)

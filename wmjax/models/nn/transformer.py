@@ -41,7 +41,12 @@ def linear(
     dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
 ) -> Dense:
-    """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation."""
+    """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation.
+
+    What computes in float32, such as the ends of a head, does so on every device: accelerators round the operands of
+    float32 products to TF32 or bfloat16 unless they are told not to.
+    """
+    exact = dtype is None or jnp.dtype(dtype) == jnp.float32
     init = nnx.initializers.lecun_normal() if std is None else nnx.initializers.normal(std)
     return Dense(
         inputs,
@@ -49,6 +54,7 @@ def linear(
         kernel_init=annotate(init, *axes),
         bias_init=annotate(nnx.initializers.zeros_init(), *axes[1:]),
         dtype=dtype,
+        precision=jax.lax.Precision.HIGHEST if exact else None,
         rngs=rngs,
     )
 

@@ -5,6 +5,7 @@ Its form is that of the ridge regression that diagnoses compare the Prophet with
 reduced-rank regression (Izenman, 1975).
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float32
@@ -27,8 +28,9 @@ class LinearSkip(nnx.Module):
     ) -> Float32[Array, "batch future tokens dim"]:
         """The predicted changes since the newest frame of the history."""
         batch, _, tokens, dim = history.shape
-        codes = jnp.einsum("btf,tfr->btr", linear_features(history), self.down[...])
-        changes = jnp.einsum("btr,tro->bto", codes, self.up[...]) + self.bias[...]
+        exact = jax.lax.Precision.HIGHEST  # as that of dense layers in float32
+        codes = jnp.einsum("btf,tfr->btr", linear_features(history), self.down[...], precision=exact)
+        changes = jnp.einsum("btr,tro->bto", codes, self.up[...], precision=exact) + self.bias[...]
         return jnp.moveaxis(changes.reshape(batch, tokens, -1, dim), 1, 2)
 
 

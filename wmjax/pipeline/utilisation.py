@@ -1,0 +1,64 @@
+"""How well a training uses its devices: the share of their FLOP/s, and the memory that it takes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from wmjax.data.loader import BatchSource
+from wmjax.experiment.config import Experiment
+from wmjax.models.world_model import network
+from wmjax.scaling.chips import peak_flops
+from wmjax.scaling.flops import flops
+from wmjax.trainer.build import DataSpecs, build
+from wmjax.trainer.config import Inputs
+from wmjax.trainer.sharding import MeshConfig, make_mesh
+
+
+def utilisation(experiment: Experiment, inputs: Inputs) -> Callable[[float], dict[str, float]]:
+    """A function from samples/s to metrics.
+
+    ``mfu`` is the share of the devices' dense bfloat16 FLOP/s that the model's own products take, without those of
+    rematerialisation and of stored features; only for devices whose data sheet is known
+    (:data:`wmjax.scaling.chips.CHIPS`). ``memory_gb`` is the most that was in use on one device, in 10^9 bytes, where
+    jax can tell. A CPU has neither.
+    """
+    device = jax.local_devices()[0]
+    peak = peak_flops(device.device_kind)
+
+    @functools.cache
+    def needed() -> float | None:
+        try:
+            return sample_flops(experiment, inputs)
+        except NotImplementedError:  # a backbone of another package may have loops that cannot be counted
+            return None
+
+    def measure(samples_per_second: float) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if peak is not None and (each := needed()) is not None:
+            found["mfu"] = samples_per_second * each / (peak * jax.device_count())
+        used = (device.memory_stats() or {}).get("peak_bytes_in_use")
+        return found if used is None else found | {"memory_gb": used / 1e9}
+
+    return measure
+
+
+def sample_flops(experiment: Experiment, inputs: Inputs) -> float:
+    """FLOPs of a training step per sample, of these inputs, without rematerialisation; nothing is computed."""
+    model: Any = experiment.model
+    if getattr(model.backbone, "remat", "none") != "none":
+        model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, remat="none"))
+    built = build(
+        lambda rngs: network(model, experiment.train.objective, rngs),
+        make_mesh(MeshConfig(), jax.local_devices()[:1]),
+        DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras),
+        experiment.train,
+        experiment.optimizer,
+        MeshConfig(),
+        max_shift=experiment.encoder.max_shift,
+    )
+    loader = dataclasses.replace(inputs.loader, batch_size=1)
+    batch = BatchSource(inputs.store, inputs.latents, inputs.train_episodes, loader, inputs.features)[0]
+    return float(flops(built.update, *built.shapes.named(), batch, inputs.prompts))
