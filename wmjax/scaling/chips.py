@@ -22,6 +22,7 @@ class Chip:
         memory: bytes of it that a program can use.
         link: bytes/s to the other devices of its host or slice, in one direction.
         target: GPUs only, fields that differ between them in XLA's description of a target.
+        clock: TPUs only, cycles/s.
 
     """
 
@@ -32,6 +33,7 @@ class Chip:
     memory: float
     link: float
     target: tuple[tuple[str, float], ...] = ()
+    clock: float = 0.0
 
 
 def _gpu(kind: str, flops: float, link: float, major: int, **target: float) -> Chip:
@@ -49,10 +51,11 @@ _HOPPER = {
 
 CHIPS: dict[str, Chip] = {
     # cloud.google.com/tpu/docs: FLOP/s, bandwidth, and half of the interconnect's bidirectional bandwidth. libtpu
-    # keeps some of the memory for itself (0.25 GiB of 16 on v5e).
-    "v5e": Chip("tpu", ("v5 lite", "v5e"), 197e12, 819e9, 15.75 * 2**30, 100e9),
-    "v5p": Chip("tpu", ("v5p",), 459e12, 2765e9, 94.75 * 2**30, 300e9),
-    "v6e": Chip("tpu", ("v6",), 918e12, 1640e9, 31.25 * 2**30, 224e9),
+    # keeps some of the memory for itself (0.25 GiB of 16 on v5e). The clock is that at which the cycles that libtpu
+    # estimates for a large product reach these FLOP/s: 2^17 per cycle on v5e, 2^18 on v5p, 2^19 on v6e.
+    "v5e": Chip("tpu", ("v5 lite", "v5e"), 197e12, 819e9, 15.75 * 2**30, 100e9, clock=1.50e9),
+    "v5p": Chip("tpu", ("v5p",), 459e12, 2765e9, 94.75 * 2**30, 300e9, clock=1.75e9),
+    "v6e": Chip("tpu", ("v6",), 918e12, 1640e9, 31.25 * 2**30, 224e9, clock=1.75e9),
     # NVIDIA's data sheets of the SXM parts: dense bfloat16, and NVLink in one direction.
     "a100": _gpu(
         "A100", 312e12, 300e9, 8, core_count=108, fpus_per_core=64, shared_memory_per_core=167936,

@@ -82,7 +82,8 @@ def _collectives(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _time(found: dict[str, Any] | None, frames: int) -> list[tuple[str, str]]:
     if found is None:
         return []
-    parts = f"{1e3 * found['kernels_s']:.1f} ms of {found['kernels']:,} kernels"
+    cycles = f" ({1e3 * found['by_cycles_s']:.1f} ms by the compiler's cycles)" if found["by_cycles_s"] else ""
+    parts = f"{1e3 * found['kernels_s']:.1f} ms of {found['kernels']:,} kernels{cycles}"
     return [
         ("roofline", f"{1e3 * found['roofline_s']:.1f} ms per step: {parts} and {1e3 * found['collectives_s']:.1f} ms "
                      "of collectives, if nothing hides them"),
