@@ -20,7 +20,7 @@ from jaxtyping import Int
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Range, Settings, Width
 from wmjax.core.shards import Shard
-from wmjax.models.nn.layout import BATCH_AXES, TENSOR, TENSOR_NAMES, parts
+from wmjax.models.nn.layout import BATCH_AXES, TENSOR, TENSOR_NAMES, divides
 
 AXES = (*BATCH_AXES, TENSOR)
 BATCH = P(BATCH_AXES)
@@ -90,7 +90,7 @@ def partition_spec(
     for size, name in zip(shape, logical, strict=True):
         axis = RULES[name] if name is not None else None
         inside = heads if name in ("heads", "kv") else None
-        is_split = axis is not None and axis not in used and parts(mesh, axis, size, inside)
+        is_split = axis is not None and axis not in used and divides(mesh, axis, size, inside)
         used.append(axis if is_split else None)
     return P(*used)
 

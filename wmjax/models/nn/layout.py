@@ -39,8 +39,8 @@ def activations_on(mesh: Mesh) -> Iterator[None]:
         _mesh.reset(token)
 
 
-def parts(mesh: Mesh, axis: str, size: int, heads: int | None) -> bool:
-    """Whether an axis of an array is split over an axis of the mesh: the devices divide it, and split no head.
+def divides(mesh: Mesh, axis: str, size: int, heads: int | None) -> bool:
+    """Whether an axis of the mesh divides one of an array, and splits no head in it.
 
     Args:
         mesh: the mesh.
@@ -66,7 +66,7 @@ def gather_rows(table: Shaped[Array, "rows width"], rows: str) -> Shaped[Array, 
     mesh = _mesh.get()
     if mesh is None or mesh.shape[TENSOR] == 1:
         return table
-    is_split = rows in TENSOR_NAMES and parts(mesh, TENSOR, table.shape[0], None)
+    is_split = rows in TENSOR_NAMES and divides(mesh, TENSOR, table.shape[0], None)
     spec = PartitionSpec(TENSOR if is_split else None, None)
     return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, spec))
 
@@ -89,6 +89,6 @@ def split_batch(
         return x
     samples = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     first = PartitionSpec.UNCONSTRAINED if x.shape[0] % samples else BATCH_AXES
-    is_split = last in TENSOR_NAMES and parts(mesh, TENSOR, x.shape[-1], heads)
+    is_split = last in TENSOR_NAMES and divides(mesh, TENSOR, x.shape[-1], heads)
     spec = PartitionSpec(first, *(None,) * (x.ndim - 2), TENSOR if is_split else None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -30,9 +30,9 @@ class VisionBlock(nnx.Module):
         linear = linear_factory(config, config.lora.vision_targets)
         gain = (2 * vision.depth) ** -0.5
         self.norm1 = RMSNorm(vision.hidden, EPSILON, rngs=rngs, param_dtype=config.param_dtype)
-        kept: dict[str, Any] = {"rngs": rngs, "bias": True, "heads": vision.heads}
-        self.qkv = linear(vision.hidden, 3 * vision.hidden, ("embed", "heads"), **kept, name="qkv")
-        self.proj = linear(vision.hidden, vision.hidden, ("heads", "embed"), **kept, name="proj", gain=gain)
+        shared: dict[str, Any] = {"rngs": rngs, "bias": True, "heads": vision.heads}
+        self.qkv = linear(vision.hidden, 3 * vision.hidden, ("embed", "heads"), **shared, name="qkv")
+        self.proj = linear(vision.hidden, vision.hidden, ("heads", "embed"), **shared, name="proj", gain=gain)
         self.norm2 = RMSNorm(vision.hidden, EPSILON, rngs=rngs, param_dtype=config.param_dtype)
         self.mlp = SwiGLU(vision.hidden, vision.mlp, linear=linear, rngs=rngs, bias=True, out_gain=gain)
         self.heads, self.implementation = vision.heads, config.attention
