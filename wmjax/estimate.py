@@ -4,6 +4,7 @@ python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 
 
 Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, and sizes on disk.
 ``--recommend`` tries meshes, rematerialisation and batches, and says which is fastest or how far all are from fitting.
+``--features`` estimates the same training on stored features of the vision tower too.
 Every setting can be given as ``--section.name VALUE``. The compilers of TPUs and GPUs come by ``./setup.sh estimate``.
 """
 
@@ -12,12 +13,13 @@ import sys
 from collections.abc import Sequence
 
 from wmjax.core.command import run_command, whole_number
+from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
 from wmjax.scaling import compilers, report
 from wmjax.scaling.chips import EXAMPLES
 from wmjax.scaling.recommend import recommend
-from wmjax.scaling.request import FRAMES, Request
+from wmjax.scaling.request import FRAMES, Request, on_features
 
 
 def parser() -> CommandParser:
@@ -32,6 +34,7 @@ def parser() -> CommandParser:
         "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of the roofline"
     )
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
+    parser.add_argument("--features", action="store_true", help="also on stored features of the vision tower")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
     parser.add_sections(SECTIONS)
@@ -45,10 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, settings = parser().read(arguments)
         chosen = options.config, options.scale, options.topology, options.dataset, settings
         request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
+        if options.recommend and options.features:
+            raise UserError("--features with --recommend; give --train.cached_vision bfloat16 --train.same_shift true")
         if options.recommend:
             found, render = recommend(request, compilers.run, report.print_line), report.render_recommendation
         else:
             found, render = compilers.run(request), report.render
+            if options.features:
+                found["on_features"] = compilers.run(on_features(request))
         print(json.dumps(found, indent=1) if options.json else render(found))
         return 1 if found["fits"] is False else 0
 

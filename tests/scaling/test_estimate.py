@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from wmjax import estimate
 from wmjax.scaling import compilers
 from wmjax.scaling.chips import CHIPS, parse_topology
 from wmjax.scaling.devices import environment, target_config
+from wmjax.scaling.request import Request
 
 TINY = [
     *("--config", "e2_mse", "--scale", "mini_lora", "--train.backbone_weights", "random"),
@@ -37,6 +39,36 @@ def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[
     # Parameters, their average and two moments, float32.
     assert found["storage"]["checkpoint_gb"] == pytest.approx(4 * 4 * found["trainable"] / 1e9, rel=1e-3)
     assert found["storage"]["latents_gb"] == 1000 * 2 * 16 * 192 * 2 / 1e9
+
+
+def test_images_and_stored_features_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path))
+
+    def compiled(request: Request, *_: Any) -> dict[str, Any]:
+        train = request.settings["train"]
+        faster = 1.25 if (train.get("cached_vision"), train.get("same_shift")) == ("bfloat16", True) else 1.0
+        time = {"kernels_s": 0.25, "kernels": 10, "by_cycles_s": 0.0, "collectives_s": 0.0, "roofline_s": 0.25}
+        return {
+            **dict.fromkeys(("recipe", "scale", "topology", "devices", "jax", "batch", "remat", "fits", "mfu")),
+            "mesh": {"data": 8},
+            "parameters": 2,
+            "trainable": 1,
+            "flops": {"executed_tflop_per_sample": 3.75 / faster, "model_tflop_per_sample": 3.0},
+            "memory": {"needed_gb": 12.0, "arguments_gb": 9.0, "temporaries_gb": 3.0, "available_gb": 80.0},
+            "collectives": {},
+            "time": time | {"samples_per_s": 400.0 * faster, "efficiency": 0.75, "mfu": 0.3, "hours_per_epoch": 1.0},
+            "storage": dict.fromkeys(("frames", "checkpoint_gb", "policy_mb", "latents_gb", "features_gb"), 105),
+        }
+
+    monkeypatch.setattr(compilers, "compile_in_own_process", compiled)
+    monkeypatch.setattr(compilers, "interpreter", lambda topology: ("python", Path()))
+    assert estimate.main([*TINY, "--topology", "h100:8", "--batch", "256", "--features"]) == 0
+    line = "on features  500.0 samples/s, 1.25 times; 3 TFLOP per sample, 0.80 times; 12.00 GB per device; 105.00 GB"
+    assert line in capsys.readouterr().out
+    assert estimate.main([*TINY, "--topology", "h100:8", "--features", "--recommend"]) == 2
+    assert "give --train.cached_vision bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,16 @@ def test_products_and_slices_are_counted_by_what_they_touch() -> None:
     assert total.flops == 3 * 2 * 4 * 8 * 8 and total.seconds > 0
 
 
+def test_the_cycles_that_a_compiler_states_take_the_place_of_the_model() -> None:
+    line = next(line for line in LOOP.splitlines() if "%y = " in line)
+    stated = LOOP.replace(line, line + ', backend_config={"window_config":{"estimated_cycles":"3000"}}')
+    plain, found = (cost(Program(text), CHIPS["v5e"]) for text in (LOOP, stated))
+    assert plain.by_cycles == 0 and found.by_cycles == 3 * 3000 / 1.5e9  # the loop runs three times
+    product = 2 * (4 * 8 + 8 * 8 + 4 * 8) / 819e9  # what the model said: its memory traffic
+    assert found.seconds - found.by_cycles == pytest.approx(plain.seconds - 3 * product)
+    assert cost(Program(stated), CHIPS["h100"]).by_cycles == 0
+
+
 @pytest.mark.parametrize(
     ("text", "devices", "platform"),
     [

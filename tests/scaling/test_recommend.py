@@ -23,9 +23,11 @@ SPEED = {"full": 100.0, "names": 125.0, "none": 130.0}
 
 
 def machine(
-    available: float, gain: float = 0.0, calls: list[Candidate] | None = None
+    available: float, gain: float = 0.0, calls: list[Candidate] | None = None, recomputed: float = 1.0
 ) -> Callable[[Request], dict[str, Any]]:
-    """Estimates by a simple rule; splitting costs a tenth of the speed, a doubled batch wins ``gain``."""
+    """Estimates by a simple rule; splitting costs a tenth of the speed, a doubled batch wins ``gain``, and ``names``
+    computes ``recomputed`` times what ``none`` does.
+    """
 
     def measure(request: Request) -> dict[str, Any]:
         mesh, batch = request.settings["mesh"], request.settings["train"]["batch_size"]
@@ -36,32 +38,51 @@ def machine(
         needed = BASE / mesh["fsdp"] + PER_SAMPLE[remat] * batch / 8
         rate = SPEED[remat] * (0.9 if mesh["fsdp"] > 1 else 1.0) * (1 + gain * (batch / 64 - 1))
         memory = {"needed_gb": needed, "available_gb": available}
-        return {"fits": needed <= available, "memory": memory, "time": {"samples_per_s": rate, "mfu": 0.3}}
+        flops = {"executed_tflop_per_sample": recomputed if remat == "names" else 1.0, "model_tflop_per_sample": 1.0}
+        time = {"samples_per_s": rate, "mfu": 0.3}
+        return {"fits": needed <= available, "memory": memory, "time": time, "flops": flops}
 
     return measure
 
 
-def test_the_fastest_that_fits_is_recommended_and_nothing_is_compiled_behind_what_does_not() -> None:
+def tried(available: float, recomputed: float = 1.0) -> tuple[list[Candidate], dict[str, Any]]:
+    """The candidates that were estimated, and the answer."""
     calls: list[Candidate] = []
-    lines: list[str] = []
-    found = recommend(REQUEST, machine(85.0, calls=calls), lines.append)
-    assert calls == [
-        Candidate(1, "full", 64), Candidate(1, "names", 64), Candidate(1, "none", 64),  # 68, 84, 108 GB
-        Candidate(8, "full", 64), Candidate(8, "names", 64), Candidate(8, "none", 64),  # 15.5, 31.5, 55.5
-        Candidate(1, "names", 128),  # 108 GB
-    ]  # fmt: skip
+    return calls, recommend(REQUEST, machine(available, calls=calls, recomputed=recomputed), lambda line: None)
+
+
+def test_what_cannot_be_the_fastest_is_not_compiled() -> None:
+    calls, found = tried(85.0)
+    assert calls == [Candidate(1, "names", 64), Candidate(1, "names", 128)]  # 84 and 108 GB
     best = found["recommended"]
     assert (best["fsdp"], best["remat"], best["batch"], best["samples_per_s"]) == (1, "names", 64, 125.0)
-    assert found["fits"] and "23.00 GB missing" in lines[2] and len(lines) == len(calls) == len(found["tried"])
+    calls, found = tried(80.0)  # names has to be split, for 31.5 GB, and is faster than full recomputation, for 68 GB
+    assert calls[:3] == [Candidate(1, "names", 64), Candidate(8, "names", 64), Candidate(1, "full", 64)]
+    assert (found["recommended"]["fsdp"], found["recommended"]["remat"]) == (8, "names")
+    calls, found = tried(20.0)  # full recomputation has to be split too
+    assert calls[2:4] == [Candidate(1, "full", 64), Candidate(8, "full", 64)]
+    assert (found["recommended"]["fsdp"], found["recommended"]["remat"]) == (8, "full")
+
+
+def test_everything_is_kept_where_that_saves_work() -> None:
+    calls, found = tried(110.0, recomputed=1.1)
+    assert calls[:2] == [Candidate(1, "names", 64), Candidate(1, "none", 64)]  # 84 and 108 GB
+    assert found["recommended"]["remat"] == "none"
+
+
+def test_the_answer_names_options_and_each_candidate_has_a_line() -> None:
+    lines: list[str] = []
+    found = recommend(REQUEST, machine(85.0), lines.append)
+    assert found["fits"] and "23.00 GB missing" in lines[1] and len(lines) == len(found["tried"]) == 2
     assert "--mesh.fsdp 1 --model.backbone.remat names --train.batch_size 64" in render_recommendation(found)
 
 
 def test_larger_batches_are_tried_as_long_as_they_pay() -> None:
     calls: list[Candidate] = []
     found = recommend(REQUEST, machine(1000.0, gain=0.02, calls=calls), lambda line: None)
-    assert [c.batch for c in calls[6:]] == [128] and found["recommended"]["batch"] == 64  # 2 per cent are not worth it
+    assert [c.batch for c in calls] == [64, 128] and found["recommended"]["batch"] == 64  # 2 per cent are not worth it
     found = recommend(REQUEST, machine(1000.0, gain=0.2), lambda line: None)
-    assert found["recommended"]["batch"] == 512 and found["recommended"]["remat"] == "none"
+    assert found["recommended"]["batch"] == 512
 
 
 def test_smaller_batches_are_tried_where_nothing_fits() -> None:
@@ -75,9 +96,10 @@ def test_smaller_batches_are_tried_where_nothing_fits() -> None:
 
 
 def test_a_compiler_that_gives_up_is_as_one_that_counts_too_much() -> None:
-    refused = {"fits": False, "memory": None, "time": None, "refused": "Ran out of memory"}
+    flops = {"executed_tflop_per_sample": 1.0, "model_tflop_per_sample": 1.0}
+    refused = {"fits": False, "memory": None, "time": None, "refused": "Ran out of memory", "flops": flops}
     found = recommend(REQUEST, lambda request: refused, lambda line: None)
-    assert [row["batch"] for row in found["tried"]] == [64, 64, 32, 16, 8] and found["tried"][-1]["fsdp"] == 8
+    assert [row["batch"] for row in found["tried"]] == [64, 64, 64, 64, 32, 16, 8] and found["tried"][-1]["fsdp"] == 8
     assert render_recommendation(found).endswith("Ran out of memory")
 
 

@@ -29,6 +29,8 @@ from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import BATCH, MeshConfig, make_mesh, shard_batch
 
 LENGTH, TOKENS, STATE, HIDDEN, DEPTH = 56, 16, 8, 48, 2
+STREAMS = ((DEPTH, LENGTH * HIDDEN), (2, 2 * 16 * 32), (1, 4 * TOKENS * 24), (1, 4 * 8 * 24))
+"""Layers and values per sample of the residual streams: decoder, vision tower of two cameras, Prophet, head."""
 Job = dict[str, Any]
 """``devices``, ``fsdp``, ``tensor``, ``batch``; ``lora`` (on a frozen backbone) and ``half`` (bfloat16). ``guess``
 leaves the layout of activations to XLA, ``cast`` casts parameters, and so their gradients, to half precision.
@@ -112,6 +114,7 @@ def collectives(job: Job) -> dict[str, Any]:
         "trained_mb": megabytes(built.shapes.state.params),
         "frozen_mb": megabytes(built.shapes.frozen),
         "tokens_mb": job["batch"] * LENGTH * HIDDEN * 4 / 1e6,
+        "streams_mb": job["batch"] * job["tensor"] / job["devices"] * 4e-6 * sum(n * size for n, size in STREAMS),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 PATH = Path(__file__).with_suffix(".json")
 JOBS: dict[str, dict[str, Any]] = {
     "e2_flow on one device": {"lora": False, "half": False, "devices": 1, "fsdp": 1, "tensor": 1, "batch": 8},
+    "e2_flow, tensor 2": {"lora": False, "half": False, "devices": 2, "fsdp": 1, "tensor": 2, "batch": 8},
     "e2_flow, LoRA in bfloat16, fsdp 2": {"lora": True, "half": True, "devices": 2, "fsdp": 2, "tensor": 1, "batch": 8},
 }
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

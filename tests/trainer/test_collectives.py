@@ -21,6 +21,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "fsdp": {"lora": False, "half": False, "fsdp": 8, "tensor": 1},
     "fsdp, layout left to XLA": {"lora": False, "half": False, "fsdp": 8, "tensor": 1, "guess": True},
     "fsdp, LoRA": {"lora": True, "half": False, "fsdp": 8, "tensor": 1},
+    "tensor": {"lora": False, "half": False, "fsdp": 1, "tensor": 2},
+    "tensor, LoRA": {"lora": True, "half": False, "fsdp": 1, "tensor": 2},
+    "fsdp, tensor": {"lora": False, "half": False, "fsdp": 2, "tensor": 2},
+    "fsdp, tensor, LoRA": {"lora": True, "half": False, "fsdp": 2, "tensor": 2},
     "data, half, LoRA": {"lora": True, "half": True, "fsdp": 1, "tensor": 1},
     "data, half, LoRA, cast": {"lora": True, "half": True, "fsdp": 1, "tensor": 1, "cast": True},
 }
@@ -70,6 +74,19 @@ def test_fsdp_moves_parameters_and_gradients_and_no_activations(found: dict[str,
     assert megabytes(one, "all-gather") <= 3 * parameters + METRICS, one["largest"]
     assert megabytes(one, "all-reduce", "reduce-scatter") <= 1.5 * one["trained_mb"] + METRICS, one["largest"]
     assert megabytes(one) < one["tokens_mb"], one["largest"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in JOBS if "tensor" in name])
+def test_a_tensor_axis_sums_the_residual_stream_and_gathers_no_activations(found: dict[str, Any], name: str) -> None:
+    """A layer sums it twice forward and once where that is repeated; backward, for each of at most five products that
+    read it, which GPUs' and TPUs' compilers join to two. Kernels may move as with fsdp.
+    """
+    one = found[name]
+    parameters = one["trained_mb"] + one["frozen_mb"]
+    assert megabytes(one, "all-reduce") <= 8 * one["streams_mb"] + 1.5 * one["trained_mb"] + METRICS, one["largest"]
+    assert megabytes(one) - megabytes(one, "all-reduce") <= 3 * parameters + METRICS, one["largest"]
+    assert one["tokens_mb"] > 5 * parameters
 
 
 @pytest.mark.long

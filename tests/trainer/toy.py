@@ -44,7 +44,7 @@ class Toy(nnx.Module):
         self.second = nnx.Param(annotate(normal, "mlp", "embed")(rngs.params(), (WIDTH, chunk * 7)))
 
     def __call__(self, state: jax.Array) -> jax.Array:
-        hidden = split_batch(jnp.tanh(split_batch(state) @ self.first.get_value()))
+        hidden = split_batch(jnp.tanh(split_batch(state) @ self.first.get_value()), "mlp")
         return split_batch(hidden @ self.second.get_value()).reshape(len(state), -1, 7)
 
     def loss(self, inputs: Any, action: Any, mask: Any, key: Any, *, train: bool) -> tuple[jax.Array, dict]:

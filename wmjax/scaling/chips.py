@@ -22,6 +22,7 @@ class Chip:
         memory: bytes of it that a program can use.
         link: bytes/s to the other devices of its host or slice, in one direction.
         target: GPUs only, fields that differ between them in XLA's description of a target.
+        clock: TPUs only, cycles/s.
 
     """
 
@@ -32,11 +33,12 @@ class Chip:
     memory: float
     link: float
     target: tuple[tuple[str, float], ...] = ()
+    clock: float = 0.0
 
 
 def _gpu(kind: str, flops: float, link: float, major: int, **target: float) -> Chip:
     """A GPU; XLA's own descriptions (xla/backends/gpu/target_config/specs) have these numbers."""
-    fields = {"major": major, "fpus_per_core": 128, **target}
+    fields = {"major": major, "minor": 0, "fpus_per_core": 128, "threads_per_core_limit": 2048, **target}
     return Chip(
         "gpu", (kind,), flops, target["memory_bandwidth"], target["device_memory_size"], link, tuple(fields.items())
     )
@@ -49,10 +51,11 @@ _HOPPER = {
 
 CHIPS: dict[str, Chip] = {
     # cloud.google.com/tpu/docs: FLOP/s, bandwidth, and half of the interconnect's bidirectional bandwidth. libtpu
-    # keeps some of the memory for itself (0.25 GiB of 16 on v5e).
-    "v5e": Chip("tpu", ("v5 lite", "v5e"), 197e12, 819e9, 15.75 * 2**30, 100e9),
-    "v5p": Chip("tpu", ("v5p",), 459e12, 2765e9, 94.75 * 2**30, 300e9),
-    "v6e": Chip("tpu", ("v6",), 918e12, 1640e9, 31.25 * 2**30, 224e9),
+    # keeps some of the memory for itself (0.25 GiB of 16 on v5e). The clock is that at which the cycles that libtpu
+    # estimates for a large product reach these FLOP/s: 2^17 per cycle on v5e, 2^18 on v5p, 2^19 on v6e.
+    "v5e": Chip("tpu", ("v5 lite", "v5e"), 197e12, 819e9, 15.75 * 2**30, 100e9, clock=1.50e9),
+    "v5p": Chip("tpu", ("v5p",), 459e12, 2765e9, 94.75 * 2**30, 300e9, clock=1.75e9),
+    "v6e": Chip("tpu", ("v6",), 918e12, 1640e9, 31.25 * 2**30, 224e9, clock=1.75e9),
     # NVIDIA's data sheets of the SXM parts: dense bfloat16, and NVLink in one direction.
     "a100": _gpu(
         "A100", 312e12, 300e9, 8, core_count=108, fpus_per_core=64, shared_memory_per_core=167936,
@@ -70,6 +73,13 @@ CHIPS: dict[str, Chip] = {
         shared_memory_per_block_optin=232448, l2_cache_size=132644864, clock_rate_ghz=1.965,
         memory_bandwidth=7672320000000, device_memory_size=191514411008,
     ),
+    # NVIDIA's Ada whitepaper: dense bfloat16 that sums in float32; between cards there is PCIe 4.0 x16. XLA ships no
+    # description of a card with 24 GB; it compiles for compute capability 8.9 by these numbers.
+    "rtx4090": _gpu(
+        "RTX 4090", 165.2e12, 32e9, 8, minor=9, core_count=128, shared_memory_per_core=102400,
+        shared_memory_per_block_optin=101376, threads_per_core_limit=1536, l2_cache_size=75497472, clock_rate_ghz=2.52,
+        memory_bandwidth=1008096000000, device_memory_size=25386352640,
+    ),
 }  # fmt: skip
 
 
@@ -81,7 +91,7 @@ def peak_flops(kind: str) -> float | None:
 
 SLICES = {"v5e": 2, "v6e": 2, "v5p": 3}
 """Axes of a TPU slice."""
-EXAMPLES = "v5e:4x4, v5p:2x2x1, v6e:2x4, h100:8, h100:8x8 (hosts x GPUs), h200:1, b200:8, a100:8 or cpu:8"
+EXAMPLES = "v5e:4x4, v5p:2x2x1, v6e:2x4, h100:8, h100:8x8 (hosts x GPUs), h200:1, b200:8, a100:8, rtx4090:1 or cpu:8"
 MOST = 4096
 """Devices of a topology; more is taken for a slip of the finger."""
 

@@ -9,10 +9,10 @@ from wmjax.core.errors import UserError
 from wmjax.scaling.chips import Chip, Topology
 
 TARGET = """gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability {{ major: {major} }}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
   {fields}
 }}
 runtime_version: {{ major: 12 minor: 8 patch: 0 }}
@@ -55,9 +55,12 @@ def devices(topology: Topology) -> Sequence[Any]:
 def target_config(name: str, chip: Chip) -> str:
     """The description of a GPU that XLA compiles for."""
     values = dict(chip.target)
-    fields = " ".join(f"{field}: {value:g}" if field == "clock_rate_ghz" else f"{field}: {value:.0f}"
-                      for field, value in values.items() if field != "major")  # fmt: skip
-    return TARGET.format(major=values["major"], fields=fields, name=name.upper())
+    major, minor = values.pop("major"), values.pop("minor")
+    fields = " ".join(
+        f"{field}: {value:g}" if field == "clock_rate_ghz" else f"{field}: {value:.0f}"
+        for field, value in values.items()
+    )
+    return TARGET.format(major=major, minor=minor, fields=fields, name=name.upper())
 
 
 def environment(topology: Topology, site: Path, given: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -139,6 +139,7 @@ def _time(
     peak = topology.chip.flops * topology.devices
     return {
         "kernels_s": kernels.seconds,
+        "by_cycles_s": kernels.by_cycles,
         "kernels": kernels.kernels,
         "products_tflop": kernels.flops / 1e12,
         "memory_traffic_gb": kernels.traffic / 1e9,

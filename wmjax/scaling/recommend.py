@@ -1,7 +1,11 @@
-"""The fastest of a few sensible meshes, remats and batches on a topology, or how far all are from fitting."""
+"""The fastest of a few sensible meshes, remats and batches on a topology, or how far all are from fitting.
+
+At 3B a program takes minutes to compile, so what cannot be the fastest is not tried: parameters that are split where
+whole ones fit, more recomputation where less fits, and less recomputation that would save next to no FLOPs.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from wmjax.core.errors import UserError
@@ -10,10 +14,9 @@ from wmjax.experiment.config import load
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.request import Request
 
-REMATS = ("full", "names", "none")
-"""From the least memory to the least work."""
 GAIN = 1.03
-"""A larger batch is taken if its samples/s are at least so many times those of the smaller one."""
+"""A larger batch is taken if its samples/s are at least so many times those of the smaller one; activations are kept if
+that saves at least such a share of the FLOPs."""
 DOUBLINGS = 3
 
 Measure = Callable[[Request], dict[str, Any]]
@@ -44,8 +47,10 @@ class Candidate(NamedTuple):
 def recommend(request: Request, measure: Measure, report: Callable[[str], None]) -> dict[str, Any]:
     """The fastest candidate that fits, and all that were tried.
 
-    At the given batch every mesh is tried with more and more activations kept, until one does not fit. The fastest of
-    all then gets larger batches while that pays. If none fits, batches are halved for the candidate that misses least.
+    At the given batch the first mesh is sought that can keep the outputs of linear layers (remat ``names``). Meshes
+    before it, which exchange less, are tried with full recomputation; if ``names`` recomputes a lot, ``none`` is tried.
+    The fastest of all then gets larger batches while that pays. If none fits, batches are halved for the candidate that
+    misses least.
 
     Args:
         request: the training and the topology. Its mesh and remat are replaced; its batch is where the search begins.
@@ -64,9 +69,7 @@ def recommend(request: Request, measure: Measure, report: Callable[[str], None])
         )
     search = _Search(request, measure, report)
     experiment = load(request.recipe, request.scale, request.dataset, request.settings)
-    remats: tuple[str | None, ...] = REMATS if hasattr(experiment.model.backbone, "remat") else (None,)
-    for fsdp in meshes(topology):
-        search.until_full(Candidate(fsdp, remat, experiment.train.batch_size) for remat in remats)
+    search.at_batch(meshes(topology), experiment.train.batch_size, hasattr(experiment.model.backbone, "remat"))
     if (best := search.best()) is not None:
         search.grow(best)
     else:
@@ -94,13 +97,14 @@ class _Search:
         """Estimates a candidate; whether it fits."""
         settings = merge(self.request.settings, candidate.settings())
         found = self.measure(dataclasses.replace(self.request, settings=settings))
-        memory, time = found["memory"] or {}, found["time"] or {}
+        memory, time, work = found["memory"] or {}, found["time"] or {}, found["flops"]
         row = {
             "fits": found["fits"],
             "needed_gb": memory.get("needed_gb"),
             "available_gb": memory.get("available_gb"),
             "samples_per_s": time.get("samples_per_s"),
             "mfu": time.get("mfu"),
+            "recomputed": work["executed_tflop_per_sample"] / work["model_tflop_per_sample"],
             "refused": found.get("refused"),
         }
         self.known[candidate] = row
@@ -108,11 +112,20 @@ class _Search:
         self.report(line(candidate, row))
         return bool(found["fits"])
 
-    def until_full(self, candidates: Iterable[Candidate]) -> None:
-        """Tries candidates that need more and more memory until one does not fit."""
-        for candidate in candidates:
-            if not self.try_one(candidate):
-                return
+    def at_batch(self, meshes: list[int], batch: int, has_remat: bool) -> None:
+        """Tries meshes, of which later ones exchange more and need less memory, and remats."""
+        start = Candidate(0, "names" if has_remat else None, batch)
+        kept = self.first_that_fits([start._replace(fsdp=fsdp) for fsdp in meshes])
+        if not has_remat:
+            return
+        before = meshes if kept is None else meshes[: meshes.index(kept.fsdp)]
+        self.first_that_fits([Candidate(fsdp, "full", batch) for fsdp in before])
+        if kept is not None and self.known[kept]["recomputed"] >= GAIN:
+            self.try_one(kept._replace(remat="none"))
+
+    def first_that_fits(self, candidates: list[Candidate]) -> Candidate | None:
+        """Tries candidates until one fits."""
+        return next((candidate for candidate in candidates if self.try_one(candidate)), None)
 
     def grow(self, best: Candidate) -> None:
         """Doubles the batch while it fits and pays."""

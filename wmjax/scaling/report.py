@@ -21,6 +21,7 @@ def render(found: dict[str, Any]) -> str:
         *_memory(found),
         *_collectives(found["collectives"]),
         *_time(found["time"], found["storage"]["frames"]),
+        *_on_features(found, found.get("on_features")),
         *_storage(found["storage"]),
     ]  # fmt: skip
     title = f"{found['recipe']} at {found['scale']}, training step compiled by jax {found['jax']}"
@@ -82,7 +83,8 @@ def _collectives(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _time(found: dict[str, Any] | None, frames: int) -> list[tuple[str, str]]:
     if found is None:
         return []
-    parts = f"{1e3 * found['kernels_s']:.1f} ms of {found['kernels']:,} kernels"
+    cycles = f" ({1e3 * found['by_cycles_s']:.1f} ms by the compiler's cycles)" if found["by_cycles_s"] else ""
+    parts = f"{1e3 * found['kernels_s']:.1f} ms of {found['kernels']:,} kernels{cycles}"
     return [
         ("roofline", f"{1e3 * found['roofline_s']:.1f} ms per step: {parts} and {1e3 * found['collectives_s']:.1f} ms "
                      "of collectives, if nothing hides them"),
@@ -90,6 +92,22 @@ def _time(found: dict[str, Any] | None, frames: int) -> list[tuple[str, str]]:
                   f"{100 * found['mfu']:.0f} %"),
         ("epoch", f"{found['hours_per_epoch']:.2f} hours per {frames:,} frames"),
     ]  # fmt: skip
+
+
+def _on_features(found: dict[str, Any], other: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The same training on stored features of the vision tower."""
+    if other is None:
+        return []
+    work, before = (one["flops"]["executed_tflop_per_sample"] for one in (other, found))
+    parts = [f"{work:.4g} TFLOP per sample, {work / before:.2f} times"]
+    if other["memory"] is None:
+        parts = [f"does not fit: {other['refused']}"]
+    elif other["time"]:
+        rate, images = other["time"]["samples_per_s"], found["time"] and found["time"]["samples_per_s"]
+        ratio = f", {rate / images:.2f} times" if images else ""
+        parts = [f"{rate:.1f} samples/s{ratio}", *parts, f"{other['memory']['needed_gb']:.2f} GB per device"]
+    size = f"{other['storage']['features_gb']:.2f} GB to store"
+    return [("on features", "; ".join([*parts, size]))]
 
 
 def _storage(found: dict[str, Any]) -> list[tuple[str, str]]:

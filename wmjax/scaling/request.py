@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from wmjax.core.settings import merge
+
 FRAMES = 100_000
 
 
@@ -28,3 +30,9 @@ class Request:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     efficiency: float = 0.75
     frames: int = FRAMES
+
+
+def on_features(request: Request) -> Request:
+    """The same training on stored features of the vision tower, in bfloat16."""
+    train = {"cached_vision": "bfloat16", "same_shift": True}
+    return dataclasses.replace(request, settings=merge(request.settings, {"train": train}))

@@ -3,6 +3,9 @@
 Every kernel takes as long as the slower of its FLOPs and its memory traffic. Kernels are the instructions of the entry
 and of the loops' bodies, as often as they run. Not in it: gaps between kernels, badly filled tiles, and anything that
 runs beside something else.
+
+libtpu writes into the program how many cycles it expects each kernel to take; these take the place of the model. What a
+TPU reads from its scratchpad looks like memory traffic in the text, and would be counted several times.
 """
 
 import math
@@ -19,6 +22,8 @@ FREE = {
 """Instructions that compute nothing."""
 FLOAT32 = {"gpu": 0.5, "tpu": 1.0, "cpu": 1.0}
 """Speed of float32 products at JAX's default precision, TF32 or bfloat16, by that of bfloat16."""
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+"""What libtpu expects of a kernel."""
 
 
 class Kernel(NamedTuple):
@@ -30,9 +35,12 @@ class Kernel(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one call of a program on one device: seconds, FLOPs of matrix products, bytes of memory traffic, kernels."""
+    """Of one call of a program on one device: seconds, and of them those by the compiler's own cycles; FLOPs of matrix
+    products, bytes of memory traffic, kernels.
+    """
 
     seconds: float
+    by_cycles: float
     flops: float
     traffic: float
     kernels: int
@@ -40,7 +48,7 @@ class Cost(NamedTuple):
 
 def cost(program: Program, chip: Chip) -> Cost:
     """The sum over all kernels, without collectives."""
-    seconds = flops = traffic = 0.0
+    seconds = by_cycles = flops = traffic = 0.0
     count = 0
     shapes = {name: {i.name: i.shape for i in lines} for name, lines in program.computations.items()}
     for instruction, computation, times in program.executed(fusions=False):
@@ -48,9 +56,12 @@ def cost(program: Program, chip: Chip) -> Cost:
             continue
         one = kernel(program, instruction, shapes[computation])
         speed = chip.flops * (FLOAT32[chip.platform] if one.is_float32 else 1.0)
-        seconds += times * max(one.flops / speed, one.traffic / chip.bandwidth)
+        if chip.clock and (cycles := CYCLES.search(instruction.rest)):
+            by_cycles += times * int(cycles[1]) / chip.clock
+        else:
+            seconds += times * max(one.flops / speed, one.traffic / chip.bandwidth)
         flops, traffic, count = flops + times * one.flops, traffic + times * one.traffic, count + times
-    return Cost(seconds, flops, traffic, count)
+    return Cost(seconds + by_cycles, by_cycles, flops, traffic, count)
 
 
 def is_exchange(op: str) -> bool:

@@ -20,18 +20,15 @@ from jaxtyping import Int
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Range, Settings, Width
 from wmjax.core.shards import Shard
-from wmjax.models.nn.layout import BATCH_AXES
+from wmjax.models.nn.layout import BATCH_AXES, TENSOR, TENSOR_NAMES, divides
 
-AXES = ("data", "fsdp", "tensor")
+AXES = (*BATCH_AXES, TENSOR)
 BATCH = P(BATCH_AXES)
 """The batch dimension is split over the data and the fsdp axis."""
 
 RULES: Mapping[str, str | None] = {
     "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": "tensor",
-    "kv": "tensor",
-    "vocab": "tensor",
+    **dict.fromkeys(TENSOR_NAMES, TENSOR),
     "patch": None,
     "layers": None,
 }
@@ -85,8 +82,10 @@ def _fitting(config: MeshConfig, devices: int) -> str:
     return f"mesh.fsdp x mesh.tensor has to divide them: take {nearest}, and -1 for mesh.data"
 
 
-def partition_spec(shape: tuple[int, ...], logical: tuple[str | None, ...] | None, mesh: Mesh) -> P:
-    """The PartitionSpec of one parameter, by :data:`RULES`.
+def partition_spec(
+    shape: tuple[int, ...], logical: tuple[str | None, ...] | None, mesh: Mesh, heads: int | None = None
+) -> P:
+    """The PartitionSpec of one parameter, by :data:`RULES`; ``heads`` are those in its axis of heads.
 
     Raises:
         ValueError: as many names as dimensions are needed, or a name is not in the rules (a bug in a model).
@@ -99,8 +98,9 @@ def partition_spec(shape: tuple[int, ...], logical: tuple[str | None, ...] | Non
     used: list[str | None] = []
     for size, name in zip(shape, logical, strict=True):
         axis = RULES[name] if name is not None else None
-        divides = axis is not None and axis not in used and size % mesh.shape[axis] == 0
-        used.append(axis if divides else None)
+        inside = heads if name in ("heads", "kv") else None
+        is_split = axis is not None and axis not in used and divides(mesh, axis, size, inside)
+        used.append(axis if is_split else None)
     return P(*used)
 
 
@@ -114,7 +114,8 @@ def shardings(tree: Any, mesh: Mesh, *, replicate: bool = False) -> Any:
 
     def of(leaf: Any) -> Any:
         value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        spec = P() if replicate else partition_spec(np.shape(value), logical_axes(leaf), mesh)
+        heads = leaf.get_metadata().get("heads") if isinstance(leaf, nnx.Variable) else None
+        spec = P() if replicate else partition_spec(np.shape(value), logical_axes(leaf), mesh, heads)
         sharding = NamedSharding(mesh, spec)
         return leaf.replace(sharding) if isinstance(leaf, nnx.Variable) else sharding
 

@@ -195,7 +195,7 @@ class FlowHead(InpaintingHead):
         self.time = Mlp(TIME_FEATURES, width, width, dtype=jnp.float32, rngs=rngs)
         self.layers = nnx.List([FlowLayer(sizes, hidden_dim, rngs=rngs) for _ in range(sizes.layers)])
         self.norm = layer_norm(width, rngs=rngs)
-        self.out = linear(width, self.regressed_dim, axes=("embed", None), std=0.0, dtype=jnp.float32, rngs=rngs)
+        self.out = linear(width, self.regressed_dim, std=0.0, dtype=jnp.float32, rngs=rngs)
         self.gripper = GripperHead(hidden_dim, sizes, classified, rngs=rngs) if classified else None
 
     def condition(

@@ -57,14 +57,16 @@ def _xla(
     mask: Bool[Array, "batch source"] | None,
     causal: bool,
 ) -> Float[Array, "batch target heads dim"]:
-    """Two batched matrix products; the queries of one key/value head form one matrix, so keys are never copied."""
+    """Two batched matrix products; the queries of one key/value head form one matrix, so keys are never copied.
+
+    Samples and heads stay two axes: joined, an axis that is split both ways has no layout, and would be gathered.
+    """
     batch, target, heads, dim = query.shape
     source, kv_heads = key.shape[1], key.shape[2]
     groups = heads // kv_heads
     q = query.reshape(batch, target, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(batch * kv_heads, groups * target, dim)
-    k = key.transpose(0, 2, 3, 1).reshape(batch * kv_heads, dim, source)
-    v = value.transpose(0, 2, 1, 3).reshape(batch * kv_heads, source, dim)
+    q = q.reshape(batch, kv_heads, groups * target, dim)
+    k, v = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * dim**-0.5
     scores = scores.reshape(batch, kv_heads, groups, target, source)
     if causal:
@@ -72,7 +74,7 @@ def _xla(
     if mask is not None:
         scores = jnp.where(mask[:, None, None, None, :], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.matmul(weights.reshape(batch * kv_heads, groups * target, source), v)
+    out = jnp.matmul(weights.reshape(batch, kv_heads, groups * target, source), v)
     out = out.reshape(batch, kv_heads, groups, target, dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, target, heads, dim)
 

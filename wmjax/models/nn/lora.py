@@ -5,6 +5,7 @@ LoRA (Hu et al. 2021, arXiv:2106.09685): ``y = x W + b + s (dropout(x) A) B`` wi
 """
 
 import dataclasses
+import functools
 import zlib
 from typing import Annotated, NamedTuple
 
@@ -22,6 +23,10 @@ from wmjax.models.nn.stack import LINEAR_OUTPUT, annotate
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VISION_PROJECTIONS = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
+
+
+EVERY = slice(None)
+"""All outputs of a layer."""
 
 
 class AddedParam(nnx.Param):
@@ -86,6 +91,7 @@ class Linear(nnx.Module):
         dtype: str = "float32",
         param_dtype: str = "float32",
         gain: float = 1.0,
+        heads: int | None = None,
     ) -> None:
         """Creates the parameters.
 
@@ -101,37 +107,50 @@ class Linear(nnx.Module):
             dtype: dtype of the computation.
             param_dtype: dtype of kernel and bias; adapters are always float32.
             gain: the kernel's initial standard deviation times ``sqrt(inputs)``.
+            heads: the number of heads in the axis that is named for them, if one is.
 
         """
         init = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
-        kernel = annotate(init, *axes)(rngs.params(), (inputs, outputs), jnp.dtype(param_dtype))
+        annotated = functools.partial(annotate, heads=heads)
+        kernel = annotated(init, *axes)(rngs.params(), (inputs, outputs), jnp.dtype(param_dtype))
         self.kernel = nnx.Param(kernel)
         zeros = nnx.initializers.zeros_init()
         self.bias = (
-            nnx.Param(annotate(zeros, axes[1])(rngs.params(), (outputs,), jnp.dtype(param_dtype))) if bias else None
+            nnx.Param(annotated(zeros, axes[1])(rngs.params(), (outputs,), jnp.dtype(param_dtype))) if bias else None
         )
-        self.name, self.dtype = name, dtype
+        self.name, self.dtype, self.out_axis, self.heads = name, dtype, axes[1], heads
         rank = lora.rank if lora is not None and name in adapted else 0
         self.scale, self.dropout = (lora.scale, lora.dropout) if lora is not None else (0.0, 0.0)
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        a, b = annotate(uniform, axes[0], None), annotate(zeros, None, axes[1])
+        a, b = annotated(uniform, axes[0], None), annotated(zeros, None, axes[1])
         self.lora_a = nnx.LoRAParam(a(rngs.params(), (inputs, rank), jnp.float32)) if rank else None
         self.lora_b = nnx.LoRAParam(b(rngs.params(), (rank, outputs), jnp.float32)) if rank else None
 
-    def __call__(self, x: Float[Array, "... inputs"], adapter: AdapterInputs | None = None) -> Float[Array, "... out"]:
+    def __call__(
+        self, x: Float[Array, "... inputs"], adapter: AdapterInputs | None = None, columns: slice = EVERY
+    ) -> Float[Array, "... out"]:
         """Applies the layer in ``dtype``; the gradients of float32 parameters are summed in float32.
 
         Leading axes are flattened: contracting several axes for the kernel's gradient makes XLA on CPU transpose.
+
+        Args:
+            x: the input.
+            adapter: inputs of the adapter.
+            columns: the outputs that are computed.
+
         """
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = matmul(flat, self.kernel[...])
+        y = matmul(flat, self.kernel[...][:, columns])
         if self.bias is not None:
-            y = y + spread(self.bias[...], y)
+            y = y + spread(self.bias[...][columns], y)
         if self.lora_a is not None:
-            y = y + self._low_rank(flat, adapter or AdapterInputs())
-        return split_batch(checkpoint_name(y, LINEAR_OUTPUT).reshape(*x.shape[:-1], -1))
+            y = y + self._low_rank(flat, adapter or AdapterInputs(), columns)
+        y = checkpoint_name(y, LINEAR_OUTPUT).reshape(*x.shape[:-1], -1)
+        return split_batch(y, self.out_axis, self.heads)
 
-    def _low_rank(self, x: Float[Array, "... inputs"], adapter: AdapterInputs) -> Float[Array, "... out"]:
+    def _low_rank(
+        self, x: Float[Array, "... inputs"], adapter: AdapterInputs, columns: slice
+    ) -> Float[Array, "... out"]:
         assert self.lora_a is not None and self.lora_b is not None
         if adapter.key is not None and self.dropout:
             key = jax.random.fold_in(adapter.key, zlib.crc32(self.name.encode()))
@@ -139,4 +158,4 @@ class Linear(nnx.Module):
             x = jnp.where(mask, x / (1 - self.dropout), 0).astype(x.dtype)
         scale = self.scale if adapter.active is None else self.scale * adapter.active.astype(self.dtype)
         # Scaled where it is narrow: after the second product, both passes would go through a matrix as wide as y.
-        return matmul(matmul(x, self.lora_a[...]) * scale, self.lora_b[...])
+        return matmul(matmul(x, self.lora_a[...]) * scale, self.lora_b[...][:, columns])

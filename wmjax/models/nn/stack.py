@@ -33,12 +33,13 @@ Carry = Any
 _EVERY_VARIABLE: Any = {...: 0}
 
 
-def annotate(initializer: Callable[..., jax.Array], *axes: str | None) -> Callable[..., Any]:
+def annotate(initializer: Callable[..., jax.Array], *axes: str | None, heads: int | None = None) -> Callable[..., Any]:
     """Gives the parameter made by ``initializer`` logical axis names; the trainer maps them to mesh axes.
 
-    Names are only recorded. Flax would otherwise look for mesh axes of these names when a module is built.
+    Names are only recorded. Flax would otherwise look for mesh axes of these names when a module is built. ``heads`` is
+    the number of heads in an axis named ``heads`` or ``kv``, which is split between heads only.
     """
-    return nnx.with_partitioning(initializer, axes, eager_sharding=False)
+    return nnx.with_partitioning(initializer, axes, eager_sharding=False, heads=heads)
 
 
 def stack_layers(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:

@@ -3,6 +3,8 @@
 The backbones have separate layers, because those must match published checkpoints.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,44 +21,54 @@ KeyValue = tuple[Float[Array, "batch source heads head"], Float[Array, "batch so
 
 
 class Dense(nnx.Linear):
-    """A dense layer on the last axis; also in half precision, the gradients of its parameters are float32."""
+    """A dense layer on the last axis; also in half precision, the gradients of its parameters are float32.
+
+    Made by :func:`linear`, which gives the logical name of the last axis and the number of heads in it.
+    """
+
+    out_axis: str | None = None
+    heads: int | None = None
 
     def __call__(self, inputs: Float[Array, "batch *shape inputs"], out_sharding: None = None) -> Float[Array, "..."]:
         """Applies the layer in its dtype."""
         kernel, bias = self.kernel[...], self.bias
         dtype = jnp.dtype(self.dtype or jnp.promote_types(inputs.dtype, kernel.dtype))
         if dtype == kernel.dtype or bias is None:
-            return split_batch(super().__call__(inputs, out_sharding))
+            return split_batch(super().__call__(inputs, out_sharding), self.out_axis, self.heads)
         y = matmul(inputs.astype(dtype).reshape(-1, inputs.shape[-1]), kernel)
         y = (y + spread(bias[...], y)).reshape(*inputs.shape[:-1], -1)
-        return split_batch(y)
+        return split_batch(y, self.out_axis, self.heads)
 
 
 def linear(
     inputs: int,
     outputs: int,
     *,
-    axes: Axes = ("embed", "mlp"),
+    axes: Axes = ("embed", None),
     std: float | None = None,
+    heads: int | None = None,
     dtype: DTypeLike | None = None,
     rngs: nnx.Rngs,
 ) -> Dense:
     """A dense layer with bias, float32 parameters and logical axes; ``std`` replaces the LeCun initialisation.
 
     What computes in float32, such as the ends of a head, does so on every device: accelerators round the operands of
-    float32 products to TF32 or bfloat16 unless they are told not to.
+    float32 products to TF32 or bfloat16 unless they are told not to. A layer whose outputs are split over devices
+    (``mlp``, ``heads``) is followed by one that sums over them.
     """
     exact = dtype is None or jnp.dtype(dtype) == jnp.float32
     init = nnx.initializers.lecun_normal() if std is None else nnx.initializers.normal(std)
-    return Dense(
+    layer = Dense(
         inputs,
         outputs,
-        kernel_init=annotate(init, *axes),
-        bias_init=annotate(nnx.initializers.zeros_init(), *axes[1:]),
+        kernel_init=annotate(init, *axes, heads=heads),
+        bias_init=annotate(nnx.initializers.zeros_init(), *axes[1:], heads=heads),
         dtype=dtype,
         precision=jax.lax.Precision.HIGHEST if exact else None,
         rngs=rngs,
     )
+    layer.out_axis, layer.heads = axes[-1], heads
+    return layer
 
 
 def layer_norm(width: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -95,9 +107,10 @@ class Attention(nnx.Module):
     ):
         """Builds the layer; ``target`` and ``source`` are the widths of the two sides if they differ from ``width``."""
         self.heads = heads
-        self.query = linear(target or width, width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
-        self.key_value = linear(source or width, 2 * width, axes=("embed", "heads"), dtype=dtype, rngs=rngs)
-        self.out = linear(width, target or width, axes=("heads", "embed"), dtype=dtype, rngs=rngs)
+        make = functools.partial(linear, heads=heads, dtype=dtype, rngs=rngs)
+        self.query = make(target or width, width, axes=("embed", "heads"))
+        self.key_value = make(source or width, 2 * width, axes=("embed", "heads"))
+        self.out = make(width, target or width, axes=("heads", "embed"))
 
     def keys_values(self, source: Float[Array, "batch source width"]) -> KeyValue:
         """Keys and values of the source, so that a sampler can compute them once."""
@@ -131,7 +144,7 @@ class Mlp(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        self.up = linear(inputs, hidden, dtype=dtype, rngs=rngs)
+        self.up = linear(inputs, hidden, axes=("embed", "mlp"), dtype=dtype, rngs=rngs)
         self.down = linear(hidden, outputs, axes=("mlp", "embed"), std=std, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:

@@ -137,7 +137,7 @@ class Prophet(nnx.Module):
         self.layers = nnx.List([ProphetLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
         self.norm = layer_norm(width, rngs=rngs)
         # Zero: a delta Prophet starts as the copy baseline.
-        self.out = linear(width, config.latent_dim, axes=("mlp", "embed"), std=0.0, dtype=dtype, rngs=rngs)
+        self.out = linear(width, config.latent_dim, std=0.0, dtype=dtype, rngs=rngs)
         # Last: the other parameters' initial values do not depend on it.
         assert sizes is not None or not config.condition, "a condition has sizes"
         self.conditioner = (

@@ -16,7 +16,7 @@ from wmjax.models.backbones.qwen2_5_vl.layers import RMSNorm, linear_factory
 from wmjax.models.backbones.qwen2_5_vl.rope import text_angles
 from wmjax.models.backbones.qwen2_5_vl.text import DecoderLayer
 from wmjax.models.backbones.qwen2_5_vl.vision import VisionTower
-from wmjax.models.nn.layout import split_batch
+from wmjax.models.nn.layout import gather_rows, split_batch
 from wmjax.models.nn.lora import AdapterInputs, AddedParam
 from wmjax.models.nn.stack import annotate, run_layers, stack_layers
 
@@ -78,7 +78,8 @@ class Qwen2_5_VL(nnx.Module):
 
     def _embed_tokens(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens hidden"]:
         size = self.config.text.vocabulary
-        x = jnp.take(self.embedding[...], jnp.minimum(tokens, size - 1), axis=0).astype(self.config.dtype)
+        table = gather_rows(self.embedding[...], "vocab")
+        x = jnp.take(table, jnp.minimum(tokens, size - 1), axis=0).astype(self.config.dtype)
         if self.added is None:
             return split_batch(x)
         rows = jnp.take(self.added[...], jnp.maximum(tokens - size, 0), axis=0).astype(self.config.dtype)

@@ -1,5 +1,7 @@
 """The text decoder of Qwen2.5-VL: grouped-query attention, SwiGLU, RMSNorm, multimodal RoPE."""
 
+from typing import Any
+
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -18,11 +20,13 @@ class DecoderLayer(nnx.Module):
         linear = linear_factory(config, config.lora.targets)
         gain = (2 * text.depth) ** -0.5
         kv_width = text.kv_heads * text.head_dim
+        of_queries: dict[str, Any] = {"rngs": rngs, "heads": text.heads}
+        of_keys: dict[str, Any] = {"rngs": rngs, "heads": text.kv_heads, "bias": True}
         self.input_norm = RMSNorm(text.hidden, text.norm_epsilon, rngs=rngs, param_dtype=config.param_dtype)
-        self.q_proj = linear(text.hidden, text.hidden, ("embed", "heads"), rngs=rngs, bias=True, name="q_proj")
-        self.k_proj = linear(text.hidden, kv_width, ("embed", "kv"), rngs=rngs, bias=True, name="k_proj")
-        self.v_proj = linear(text.hidden, kv_width, ("embed", "kv"), rngs=rngs, bias=True, name="v_proj")
-        self.o_proj = linear(text.hidden, text.hidden, ("heads", "embed"), rngs=rngs, name="o_proj", gain=gain)
+        self.q_proj = linear(text.hidden, text.hidden, ("embed", "heads"), **of_queries, bias=True, name="q_proj")
+        self.k_proj = linear(text.hidden, kv_width, ("embed", "kv"), **of_keys, name="k_proj")
+        self.v_proj = linear(text.hidden, kv_width, ("embed", "kv"), **of_keys, name="v_proj")
+        self.o_proj = linear(text.hidden, text.hidden, ("heads", "embed"), **of_queries, name="o_proj", gain=gain)
         self.post_norm = RMSNorm(text.hidden, text.norm_epsilon, rngs=rngs, param_dtype=config.param_dtype)
         self.mlp = SwiGLU(text.hidden, text.mlp, linear=linear, rngs=rngs, bias=False, out_gain=gain)
         self.head_dim, self.implementation = text.head_dim, config.attention

@@ -13,7 +13,7 @@ from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.models.backbones.qwen2_5_vl.layers import RMSNorm, SwiGLU, linear_factory
 from wmjax.models.backbones.qwen2_5_vl.rope import Angles, patch_angles, rotate
 from wmjax.models.nn.attention import attention
-from wmjax.models.nn.layout import split_batch
+from wmjax.models.nn.layout import split_batch, tensor_devices
 from wmjax.models.nn.lora import AdapterInputs, Linear
 from wmjax.models.nn.precision import matmul
 from wmjax.models.nn.stack import find_period, run_layers, stack_layers
@@ -30,10 +30,9 @@ class VisionBlock(nnx.Module):
         linear = linear_factory(config, config.lora.vision_targets)
         gain = (2 * vision.depth) ** -0.5
         self.norm1 = RMSNorm(vision.hidden, EPSILON, rngs=rngs, param_dtype=config.param_dtype)
-        self.qkv = linear(vision.hidden, 3 * vision.hidden, ("embed", "heads"), rngs=rngs, bias=True, name="qkv")
-        self.proj = linear(
-            vision.hidden, vision.hidden, ("heads", "embed"), rngs=rngs, bias=True, name="proj", gain=gain
-        )
+        shared: dict[str, Any] = {"rngs": rngs, "bias": True, "heads": vision.heads}
+        self.qkv = linear(vision.hidden, 3 * vision.hidden, ("embed", "heads"), **shared, name="qkv")
+        self.proj = linear(vision.hidden, vision.hidden, ("heads", "embed"), **shared, name="proj", gain=gain)
         self.norm2 = RMSNorm(vision.hidden, EPSILON, rngs=rngs, param_dtype=config.param_dtype)
         self.mlp = SwiGLU(vision.hidden, vision.mlp, linear=linear, rngs=rngs, bias=True, out_gain=gain)
         self.heads, self.implementation = vision.heads, config.attention
@@ -58,8 +57,8 @@ class VisionBlock(nnx.Module):
     ) -> Float[Array, "images tokens hidden"]:
         images, tokens, hidden = x.shape
         dim = hidden // self.heads
-        qkv = self.qkv(x, adapter).reshape(images, tokens, 3, self.heads, dim)
-        query, key, value = rotate(qkv[:, :, 0], angles), rotate(qkv[:, :, 1], angles), qkv[:, :, 2]
+        query, key, value = (z.reshape(images, tokens, self.heads, dim) for z in self._queries_keys_values(x, adapter))
+        query, key = rotate(query, angles), rotate(key, angles)
         parts, start = [], 0
         for windows, size in segments:
             inside = slice(start, start + windows * size)
@@ -68,6 +67,15 @@ class VisionBlock(nnx.Module):
             parts.append(out.reshape(images, windows * size, hidden))
             start += windows * size
         return self.proj(jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0], adapter)
+
+    def _queries_keys_values(
+        self, x: Float[Array, "images tokens hidden"], adapter: AdapterInputs
+    ) -> list[Float[Array, "images tokens hidden"]]:
+        """By one product, or by one each where devices share the heads: half of the three is not half of the heads."""
+        width = x.shape[-1]
+        if tensor_devices() == 1:
+            return jnp.split(self.qkv(x, adapter), 3, axis=-1)
+        return [self.qkv(x, adapter, slice(i * width, (i + 1) * width)) for i in range(3)]
 
 
 class PatchMerger(nnx.Module):
