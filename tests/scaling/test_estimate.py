@@ -23,8 +23,8 @@ TINY = [
 
 @pytest.mark.slow
 def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*TINY, "--topology", "cpu:4", "--batch", "8", "--mesh.fsdp", "2", "--frames", "1000", "--decision", "2"]
-    assert estimate.main([*arguments, "--json"]) == 0
+    arguments = [*TINY, "--topology", "cpu:4", "--batch", "8", "--mesh.fsdp", "2", "--frames", "1000"]
+    assert estimate.main([*arguments, "--decision", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
     assert found["fits"] is None and found["time"] is None and found["memory"]["available_gb"] is None

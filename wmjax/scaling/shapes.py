@@ -64,7 +64,7 @@ def decision_shapes(experiment: Experiment, rows: int) -> ModelInput:
     """The shapes of what a policy decides by, for so many robots."""
     seeing = dataclasses.replace(experiment.train, objective="policy", cached_vision="none")
     batch = batch_shapes(dataclasses.replace(experiment, train=seeing), rows)
-    given = {name: batch[name] for name in ("images", "state", "pending") if name in batch}
+    given: dict[str, Any] = {name: batch[name] for name in ("images", "state", "pending") if name in batch}
     if experiment.model.memory.reads_latents:
         given["latents"] = jax.ShapeDtypeStruct(batch["latents"].shape, jnp.float32)  # normalised
     return ModelInput(prompt=prompt_shapes(experiment, rows), **given)
