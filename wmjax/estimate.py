@@ -4,10 +4,12 @@ python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 
 
 Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, and sizes on disk.
 ``--recommend`` tries meshes, rematerialisation and batches, and says which is fastest or how far all are from fitting.
-``--features`` estimates the same training on stored features of the vision tower too.
+``--features`` estimates the same training on stored features of the vision tower too, ``--decision 1`` what a decision
+of the policy needs.
 Every setting can be given as ``--section.name VALUE``. The compilers of TPUs and GPUs come by ``./setup.sh estimate``.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ def parser() -> CommandParser:
     )
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--features", action="store_true", help="also on stored features of the vision tower")
+    robots = whole_number("decision", 1, 10_000)
+    parser.add_argument("--decision", type=robots, metavar="ROBOTS", help="also a decision of the policy on one device")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
     parser.add_sections(SECTIONS)
@@ -48,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, settings = parser().read(arguments)
         chosen = options.config, options.scale, options.topology, options.dataset, settings
         request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
+        request = dataclasses.replace(request, rows=options.decision or 0)
+        if options.recommend and options.decision:
+            raise UserError("--decision with --recommend; estimate the decision alone, without --recommend")
         if options.recommend and options.features:
             raise UserError("--features with --recommend; give --train.cached_vision bfloat16 --train.same_shift true")
         if options.recommend:
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             found, render = compilers.run(request), report.render
             if options.features:
-                found["on_features"] = compilers.run(on_features(request))
+                found["on_features"] = compilers.run(on_features(dataclasses.replace(request, rows=0)))
         print(json.dumps(found, indent=1) if options.json else render(found))
         return 1 if found["fits"] is False else 0
 

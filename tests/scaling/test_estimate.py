@@ -24,7 +24,7 @@ TINY = [
 @pytest.mark.slow
 def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, "--topology", "cpu:4", "--batch", "8", "--mesh.fsdp", "2", "--frames", "1000"]
-    assert estimate.main([*arguments, "--json"]) == 0
+    assert estimate.main([*arguments, "--decision", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
     assert found["fits"] is None and found["time"] is None and found["memory"]["available_gb"] is None
@@ -39,6 +39,11 @@ def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[
     # Parameters, their average and two moments, float32.
     assert found["storage"]["checkpoint_gb"] == pytest.approx(4 * 4 * found["trainable"] / 1e9, rel=1e-3)
     assert found["storage"]["latents_gb"] == 1000 * 2 * 16 * 192 * 2 / 1e9
+    # A decision is a forward pass; a training sample is at least two, and one of the frozen base is computed again.
+    decision = found["decision"]
+    assert decision["rows"] == 2 and decision["fits"] is None and decision["roofline_s"] is None
+    assert 0.2 < decision["tflop"] / 2 / work["executed_tflop_per_sample"] < 0.5
+    assert decision["memory"]["arguments_gb"] > 0.8 * 4 * (found["parameters"] - found["trainable"]) / 1e9
 
 
 def test_images_and_stored_features_are_compared(

@@ -1,4 +1,7 @@
-"""Compiles the real training step for a topology and counts what it needs; no device, no data and no weights."""
+"""Compiles the real training step, and a decision, for a topology and counts what they need.
+
+No device, no data and no weights.
+"""
 
 import time
 from typing import Any
@@ -10,13 +13,14 @@ from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import count
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.devices import devices
+from wmjax.scaling.flops import flops
 from wmjax.scaling.hlo import Program, summarise
-from wmjax.scaling.program import bytes_per_device, call_shapes, programs, step_flops
+from wmjax.scaling.program import bytes_per_device, call_shapes, decision, programs, step_flops
 from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
 from wmjax.scaling.shapes import feature_bytes, latent_tokens
 from wmjax.trainer.build import Built
-from wmjax.trainer.sharding import make_mesh, require_divisible
+from wmjax.trainer.sharding import MeshConfig, make_mesh, require_divisible
 
 LATENT_BYTES = 2
 """A latent store's values are float16."""
@@ -53,7 +57,40 @@ def estimate(request: Request) -> dict[str, Any]:
         "arguments_gb": bytes_per_device(call_shapes(experiment, built, mesh)) / 1e9,
         "storage": _storage(experiment, built, request.frames),
     }
-    return found | _compiled(topology, experiment, built, mesh, request, counted)
+    found |= _compiled(topology, experiment, built, mesh, request, counted)
+    return found | ({"decision": _decision(topology, experiment, request.rows)} if request.rows else {})
+
+
+def _decision(topology: Topology, experiment: Experiment, rows: int) -> dict[str, Any]:
+    """A decision of the policy on one device, for so many robots at a time."""
+    act, shapes = decision(experiment, rows, make_mesh(MeshConfig(), devices(topology)[:1]))
+    found = {"rows": rows, "tflop": flops(act, *shapes) / 1e12}
+    compiled, refused = _try(jax.jit(act).lower(*shapes))
+    if compiled is None:
+        return found | {"fits": False, "refused": refused, "memory": None, "roofline_s": None}
+    memory = _memory(compiled, topology)
+    kernels = None if topology.chip is None else cost(Program(compiled.as_text()), topology.chip)
+    return found | {
+        "fits": _fits(memory),
+        "memory": memory,
+        "roofline_s": None if kernels is None else kernels.seconds,
+    }
+
+
+def _try(lowered: Any) -> tuple[Any, str]:
+    """The compiled program, or None and what the compiler says if it needs more memory than there is."""
+    try:
+        return lowered.compile(), ""
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if not any(words in text for words in OUT_OF_MEMORY):
+            raise
+        return None, text[:400]
+
+
+def _fits(memory: dict[str, Any]) -> bool | None:
+    """None where nobody knows how much memory there is."""
+    return None if memory["available_gb"] is None else memory["needed_gb"] <= memory["available_gb"]
 
 
 def _storage(experiment: Experiment, built: Built, frames: int) -> dict[str, float]:
@@ -88,13 +125,9 @@ def _compiled(
     started = time.monotonic()
     lowered = built.train_step.lower(*call_shapes(experiment, built, mesh))
     lowering = time.monotonic() - started
-    try:
-        compiled = lowered.compile()
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if not any(words in text for words in OUT_OF_MEMORY):
-            raise
-        return {"fits": False, "refused": text[:400], "memory": None, "collectives": None, "time": None}
+    compiled, refused = _try(lowered)
+    if compiled is None:
+        return {"fits": False, "refused": refused, "memory": None, "collectives": None, "time": None}
     memory = _memory(compiled, topology)
     program = Program(compiled.as_text())
     exchanges = program.collectives()
@@ -102,7 +135,7 @@ def _compiled(
         "compile_s": time.monotonic() - started - lowering,
         "lower_s": lowering,
         "memory": memory,
-        "fits": None if topology.chip is None else memory["needed_gb"] <= memory["available_gb"],
+        "fits": _fits(memory),
         "collectives": summarise(exchanges),
         "time": _time(topology, program, sum(one.traffic for one in exchanges), experiment, request, counted),
     }

@@ -1,16 +1,20 @@
-"""The real training step of an experiment on a mesh, without data: its programs, a call's shapes, its FLOPs."""
+"""The real programs of an experiment without data, the training step and a decision: their shapes and FLOPs."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wmjax.experiment.config import Experiment
+from wmjax.models.inputs import ModelInput
+from wmjax.models.vla import VLA
 from wmjax.models.world_model import network
 from wmjax.scaling.flops import flops
-from wmjax.scaling.shapes import batch_shapes, plain_specs, prompt_shapes, tasks
+from wmjax.scaling.shapes import batch_shapes, decision_shapes, plain_specs, prompt_shapes, tasks
 from wmjax.trainer.build import Built, DataSpecs, build
 from wmjax.trainer.sharding import BATCH
 
@@ -30,13 +34,27 @@ def programs(experiment: Experiment, mesh: Mesh) -> Built:
 
 def call_shapes(experiment: Experiment, built: Built, mesh: Mesh) -> tuple[Any, ...]:
     """The shapes of a call of the training step, each with its sharding."""
+    batch = _placed(batch_shapes(experiment, experiment.train.batch_size), mesh, BATCH)
+    return *built.shapes.named(), batch, _placed(prompt_shapes(experiment, tasks(experiment)), mesh, PartitionSpec())
 
-    def place(tree: Any, spec: PartitionSpec) -> Any:
-        at = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), tree)
 
-    batch = place(batch_shapes(experiment, experiment.train.batch_size), BATCH)
-    return *built.shapes.named(), batch, place(prompt_shapes(experiment, tasks(experiment)), PartitionSpec())
+def _placed(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    at = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), tree)
+
+
+def decision(experiment: Experiment, rows: int, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A policy's decision for so many robots, whole on every device of the mesh, and the shapes of a call.
+
+    The latents of the world model's encoder are given; the encoder is no part of the program.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: VLA(experiment.model, rngs=nnx.Rngs(0))))
+
+    def act(state: nnx.State, inputs: ModelInput, keys: jax.Array) -> Any:
+        return nnx.merge(graph, state).sample(inputs, keys)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    return act, _placed((state, decision_shapes(experiment, rows), keys), mesh, PartitionSpec())
 
 
 def bytes_per_device(shapes: Any) -> int:

@@ -22,6 +22,7 @@ def render(found: dict[str, Any]) -> str:
         *_collectives(found["collectives"]),
         *_time(found["time"], found["storage"]["frames"]),
         *_on_features(found, found.get("on_features")),
+        *_decision(found.get("decision")),
         *_storage(found["storage"]),
     ]  # fmt: skip
     title = f"{found['recipe']} at {found['scale']}, training step compiled by jax {found['jax']}"
@@ -108,6 +109,19 @@ def _on_features(found: dict[str, Any], other: dict[str, Any] | None) -> list[tu
         parts = [f"{rate:.1f} samples/s{ratio}", *parts, f"{other['memory']['needed_gb']:.2f} GB per device"]
     size = f"{other['storage']['features_gb']:.2f} GB to store"
     return [("on features", "; ".join([*parts, size]))]
+
+
+def _decision(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """A decision on one device."""
+    if found is None:
+        return []
+    for_whom = "one robot" if found["rows"] == 1 else f"{found['rows']} robots"
+    work = f"{found['tflop']:.3g} TFLOP for {for_whom} on one device, without the world model's encoder"
+    if found["memory"] is None:
+        return [("decision", f"{work}; does not fit: {found['refused']}")]
+    fits = "; does not fit" if found["fits"] is False else ""
+    time = "" if found["roofline_s"] is None else f", roofline {1e3 * found['roofline_s']:.1f} ms"
+    return [("decision", f"{work}{time}, {found['memory']['needed_gb']:.2f} GB{fits}")]
 
 
 def _storage(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ class Request:
         topology: such as ``v5e:4x4``.
         efficiency: the share of the roofline's speed that is reached.
         frames: samples of an epoch.
+        rows: of a decision of the policy, which is compiled too if there are any.
 
     """
 
@@ -30,6 +31,7 @@ class Request:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     efficiency: float = 0.75
     frames: int = FRAMES
+    rows: int = 0
 
 
 def on_features(request: Request) -> Request:

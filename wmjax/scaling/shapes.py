@@ -14,6 +14,7 @@ from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment
 from wmjax.models import prompts
 from wmjax.models.backbones.frozen_vision import feature_shape
+from wmjax.models.inputs import ModelInput
 from wmjax.sim.libero import ACTION_SPEC
 
 CONVERTED_SIZE = 224
@@ -57,6 +58,16 @@ def batch_shapes(experiment: Experiment, batch: int) -> dict[str, jax.ShapeDtype
     if model.pending:
         columns["pending"] = ((model.pending, model.action_dim), jnp.float32)
     return {name: jax.ShapeDtypeStruct((batch, *rest), dtype) for name, (rest, dtype) in columns.items()}
+
+
+def decision_shapes(experiment: Experiment, rows: int) -> ModelInput:
+    """The shapes of what a policy decides by, for so many robots."""
+    seeing = dataclasses.replace(experiment.train, objective="policy", cached_vision="none")
+    batch = batch_shapes(dataclasses.replace(experiment, train=seeing), rows)
+    given: dict[str, Any] = {name: batch[name] for name in ("images", "state", "pending") if name in batch}
+    if experiment.model.memory.reads_latents:
+        given["latents"] = jax.ShapeDtypeStruct(batch["latents"].shape, jnp.float32)  # normalised
+    return ModelInput(prompt=prompt_shapes(experiment, rows), **given)
 
 
 def feature_columns(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], Any]]:
