@@ -80,7 +80,7 @@ def test_fsdp_moves_parameters_and_gradients_and_no_activations(found: dict[str,
 @pytest.mark.parametrize("name", [name for name in JOBS if "tensor" in name])
 def test_a_tensor_axis_sums_the_residual_stream_and_gathers_no_activations(found: dict[str, Any], name: str) -> None:
     """A layer sums it twice forward and once where that is repeated; backward, for each of at most five products that
-    read it, which GPUs' and TPUs' compilers join to two. Kernels may move as with fsdp.
+    read it, of which XLA for GPUs joins some. Kernels may move as with fsdp.
     """
     one = found[name]
     parameters = one["trained_mb"] + one["frozen_mb"]
