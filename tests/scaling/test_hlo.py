@@ -110,6 +110,8 @@ def test_the_cycles_that_a_compiler_states_take_the_place_of_the_model() -> None
     product = 2 * (4 * 8 + 8 * 8 + 4 * 8) / 819e9  # what the model said: its memory traffic
     assert found.seconds - found.by_cycles == pytest.approx(plain.seconds - 3 * product)
     assert cost(Program(stated), CHIPS["h100"]).by_cycles == 0
+    allocated = LOOP.replace(line, '  %y = bf16[4,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"')
+    assert cost(Program(allocated), CHIPS["v5e"]).seconds == pytest.approx(plain.seconds - 3 * product)
 
 
 @pytest.mark.parametrize(
