@@ -9,19 +9,16 @@ of the policy needs.
 Every setting can be given as ``--section.name VALUE``. The compilers of TPUs and GPUs come by ``./setup.sh estimate``.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 
 from wmjax.core.command import run_command, whole_number
-from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
-from wmjax.scaling import compilers, report
+from wmjax.scaling.answer import answer
 from wmjax.scaling.chips import EXAMPLES
-from wmjax.scaling.recommend import recommend
-from wmjax.scaling.request import FRAMES, Request, on_features
+from wmjax.scaling.request import FRAMES, Request
 
 
 def parser() -> CommandParser:
@@ -37,8 +34,8 @@ def parser() -> CommandParser:
     )
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--features", action="store_true", help="also on stored features of the vision tower")
-    robots = whole_number("decision", 1, 10_000)
-    parser.add_argument("--decision", type=robots, metavar="ROBOTS", help="also a decision of the policy on one device")
+    robots = whole_number("decision", 0, 10_000)
+    parser.add_argument("--decision", type=robots, default=0, help="robots of a decision on one device, estimated too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
     parser.add_sections(SECTIONS)
@@ -51,19 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def body() -> int:
         options, settings = parser().read(arguments)
         chosen = options.config, options.scale, options.topology, options.dataset, settings
-        request = Request(*chosen, efficiency=options.efficiency / 100, frames=options.frames)
-        request = dataclasses.replace(request, rows=options.decision or 0)
-        if options.recommend and options.decision:
-            raise UserError("--decision with --recommend; estimate the decision alone, without --recommend")
-        if options.recommend and options.features:
-            raise UserError("--features with --recommend; give --train.cached_vision bfloat16 --train.same_shift true")
-        if options.recommend:
-            found, render = recommend(request, compilers.run, report.print_line), report.render_recommendation
-        else:
-            found, render = compilers.run(request), report.render
-            if options.features:
-                found["on_features"] = compilers.run(on_features(dataclasses.replace(request, rows=0)))
-        print(json.dumps(found, indent=1) if options.json else render(found))
+        request = Request(*chosen, options.efficiency / 100, options.frames, options.decision)
+        found, text = answer(request, recommended=options.recommend, features=options.features)
+        print(json.dumps(found, indent=1) if options.json else text)
         return 1 if found["fits"] is False else 0
 
     return run_command(body)

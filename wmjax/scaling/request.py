@@ -37,4 +37,4 @@ class Request:
 def on_features(request: Request) -> Request:
     """The same training on stored features of the vision tower, in bfloat16."""
     train = {"cached_vision": "bfloat16", "same_shift": True}
-    return dataclasses.replace(request, settings=merge(request.settings, {"train": train}))
+    return dataclasses.replace(request, settings=merge(request.settings, {"train": train}), rows=0)

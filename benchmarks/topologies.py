@@ -1,0 +1,114 @@
+"""What training at 3B needs on accelerators that are not here: the table of docs/scaling.md, compiled for each of them.
+
+    python -m benchmarks.topologies --list
+    python -m benchmarks.topologies [--only h100:8]     # compiles, minutes each; ./setup.sh estimate has the compilers
+    python -m benchmarks.topologies --table             # the table, from what was measured before
+
+The results are in ``benchmarks/results/topologies.json``. The exit status is 1 if a program needs more memory than its
+row allows.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results" / "topologies.json"
+COMMON = ("--config", "e2_flow", "--scale", "3b")
+NAMES = "--model.backbone.remat names"
+FEATURES = f"{NAMES} --train.cached_vision bfloat16 --train.same_shift true"
+
+
+class Row(NamedTuple):
+    """A training on a topology: options of ``wmjax.estimate``, and the most memory (10^9 bytes) that it may need."""
+
+    options: str
+    most: float | None = None
+
+
+ROWS = (
+    Row("--topology h200:1 --batch 64"),
+    Row(f"--topology h200:1 --batch 64 {NAMES}"),
+    Row(f"--topology h200:1 --batch 64 {FEATURES}"),
+    Row("--topology h100:8 --batch 256", 16.0),
+    Row(f"--topology h100:8 --batch 256 {NAMES}"),
+    Row(f"--topology h100:8 --batch 256 {FEATURES}"),
+    Row("--topology a100:8 --batch 256"),
+    Row("--topology b200:8 --batch 256"),
+    Row("--topology rtx4090:1 --batch 8"),
+    Row("--topology v5e:4x4 --batch 128", 11.0),
+    Row(f"--topology v5e:4x4 --batch 128 {NAMES}"),
+    Row(f"--topology v5e:4x4 --batch 128 {FEATURES}"),
+    Row("--topology v5p:2x2x1 --batch 64"),
+    Row("--topology v6e:2x4 --batch 64"),
+)
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """The estimate of a row, with the commit."""
+    command = [
+        sys.executable,
+        "-m",
+        "wmjax.estimate",
+        "--config",
+        "e2_flow",
+        "--scale",
+        "3b",
+        *shlex.split(row.options),
+    ]
+    output = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False).stdout
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True, check=True)
+    return {"commit": commit.stdout.strip(), **json.loads(output)}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A row of Markdown for each result, in the order of :data:`ROWS`."""
+    lines = [
+        "| options | commit | memory of a device | all-reduce per step | step by roofline | samples/s at 75 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        if (found := results.get(row.options)) is None:
+            continue
+        memory, time, sums = found["memory"], found["time"], found["collectives"].get("all-reduce", {"mb": 0.0})
+        lines.append(
+            f"| `{row.options}` | `{found['commit']}` | {memory['needed_gb']:.1f} of {memory['available_gb']:.1f} GB "
+            f"| {sums['mb']:.0f} MB | {1e3 * time['roofline_s']:.0f} ms "
+            f"| {time['samples_per_s']:,.0f}, MFU {100 * time['mfu']:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def broken(results: dict[str, dict[str, Any]]) -> list[str]:
+    """The rows that need more memory than they may, in words."""
+    found = [(row, results[row.options]["memory"]["needed_gb"]) for row in ROWS if row.options in results]
+    return [
+        f"{row.options}: {size:.2f} GB, at most {row.most:g}" for row, size in found if row.most and size > row.most
+    ]
+
+
+def main() -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the rows")
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured")
+    parser.add_argument("--only", default="", help="a part of the options of the rows to compile")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for row in () if options.table else ROWS:
+        if options.only not in row.options:
+            continue
+        print(row.options, flush=True)
+        if not options.list:
+            results[row.options] = measure(row)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if not options.list:
+        print(table(results), *broken(results), sep="\n")
+    return 1 if broken(results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
