@@ -36,7 +36,7 @@ from wmjax.models.vla import VLA
 from wmjax.rollout.protocol import load_protocol
 from wmjax.scaling.arrays import random_batch
 from wmjax.scaling.flops import flops
-from wmjax.scaling.shapes import batch_shapes, image_size, plain_specs, prompt_shapes
+from wmjax.scaling.shapes import batch_shapes, decision_shapes, image_size, plain_specs, prompt_shapes
 from wmjax.trainer.optimizer import make_optimizer
 from wmjax.trainer.step import TrainState, initial_state, make_train_step
 
@@ -108,16 +108,8 @@ def costs(system: System) -> Costs:
     def decide(params: nnx.State, frozen: nnx.State, inputs: ModelInput, key: jax.Array) -> jax.Array:
         return nnx.merge(system.graph, params, frozen).sample(inputs, key)[0]
 
-    columns = batch_shapes(experiment, 1)
-    inputs = ModelInput(
-        columns["images"],
-        columns["state"],
-        prompt_shapes(experiment, 1),
-        columns.get("latents"),
-        pending=columns.get("pending"),
-    )
     trained = count(state.params)
-    decision = flops(decide, state.params, frozen, inputs, jax.random.key(0))
+    decision = flops(decide, state.params, frozen, decision_shapes(experiment, 1), jax.random.key(0))
     looks = experiment.model.memory.reads_latents
     encoder = new_frames(experiment) * encoder_flops(experiment) if looks else 0
     return Costs(

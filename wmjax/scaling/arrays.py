@@ -10,9 +10,10 @@ from flax import nnx
 
 from wmjax.data.packing import VALUES, pack
 from wmjax.experiment.config import Experiment
+from wmjax.models.inputs import ModelInput
 from wmjax.scaling.chips import peak_flops
 from wmjax.scaling.clock import clocked
-from wmjax.scaling.shapes import batch_shapes
+from wmjax.scaling.shapes import batch_shapes, decision_shapes
 
 KNUTH = 2654435761
 """The multiplier of Knuth's multiplicative hash (The Art of Computer Programming, volume 3, section 6.4)."""
@@ -61,7 +62,13 @@ def _random(rng: np.random.Generator, shape: jax.ShapeDtypeStruct) -> np.ndarray
     if shape.dtype in (jnp.uint8, jnp.int8):
         return rng.integers(jnp.iinfo(shape.dtype).min, jnp.iinfo(shape.dtype).max + 1, shape.shape, shape.dtype)
     noise = rng.uniform(-1, 1, shape.shape).astype(np.float32)
-    return pack(noise, "bfloat16")[VALUES] if shape.dtype == jnp.uint16 else noise
+    return pack(noise, "bfloat16")[VALUES] if shape.dtype == jnp.uint16 else noise.astype(shape.dtype)
+
+
+def random_inputs(experiment: Experiment, rows: int, seed: int = 0) -> ModelInput:
+    """Noise in the form in which a policy sees so many robots."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda shape: jnp.asarray(_random(rng, shape)), decision_shapes(experiment, rows))
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:

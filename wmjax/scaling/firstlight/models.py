@@ -27,13 +27,12 @@ from wmjax.models.backbones.qwen2_5_vl import weights
 from wmjax.models.backbones.qwen2_5_vl.model import Qwen2_5_VL
 from wmjax.models.backbones.qwen2_5_vl.prompt import PromptBuilder
 from wmjax.models.backbones.qwen2_5_vl.reference import reference_arrays
-from wmjax.models.inputs import ModelInput
 from wmjax.models.nn.attention import Implementation, attention
 from wmjax.models.nn.lora import LoRAConfig
 from wmjax.models.parameters import count
 from wmjax.models.prompts import make_prepare
 from wmjax.models.vla import VLA
-from wmjax.scaling.arrays import filled, filled_model, random_batch
+from wmjax.scaling.arrays import filled, filled_model, random_batch, random_inputs
 from wmjax.scaling.clock import clocked
 from wmjax.scaling.firstlight.bench import Bench, square
 from wmjax.scaling.firstlight.request import Finding, MissingPieceError, judged
@@ -243,11 +242,8 @@ def _hidden(bench: Bench, dtype: str, *, exactly: bool = False) -> np.ndarray:
     backbone = dataclasses.replace(experiment.model.backbone, **changed)
     config = dataclasses.replace(experiment.model, backbone=backbone)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: VLA(config, rngs=nnx.Rngs(0))))
-    columns = jax.tree.map(jnp.asarray, random_batch(experiment, 1))
     prompt = jax.tree.map(lambda field: field[:1], bench.prompts())
-    inputs = ModelInput(
-        columns["images"], columns["state"], prompt, columns.get("latents"), pending=columns.get("pending")
-    )
+    inputs = random_inputs(experiment, 1)._replace(prompt=prompt)
     run = jax.jit(lambda state, inputs: nnx.merge(graph, state).hidden(inputs).tokens)
     with _exactly() if exactly else contextlib.nullcontext():
         return np.asarray(run(filled(shapes), inputs), np.float32)[np.asarray(prompt.mask)]
