@@ -97,14 +97,14 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print the table of what was measured")
     parser.add_argument("--only", default="", help="a part of the options of the rows to compile")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for row in () if options.table else ROWS:
         if options.only not in row.options:
             continue
         print(row.options, flush=True)
         if not options.list:
             results[row.options] = measure(row)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if not options.list:
         print(table(results), *broken(results), sep="\n")
     return 1 if broken(results) else 0
