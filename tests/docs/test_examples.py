@@ -36,6 +36,7 @@ def test_a_tiny_policy_trains_and_acts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_encoder_of_the_examples_trains_and_acts(tmp_path: Path) -> None:
     run = tmp_path / "run"
     line = (str(run), "--config", "e2_mse", "--steps", "2", "--cells", "2")

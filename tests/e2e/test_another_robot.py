@@ -237,6 +237,7 @@ def acts(store: TrainingStore, run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_seeds_side_by_side_have_the_sizes_of_the_robot(
     store: TrainingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

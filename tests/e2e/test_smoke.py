@@ -137,6 +137,7 @@ def test_a_sweep_trains_the_baseline_on_the_same_data_and_is_resumed(first: str,
     assert "| tiny | 0 |" in (cache / "plan" / "tables.md").read_text()
 
 
+@pytest.mark.long
 def test_two_policies_are_compared_until_no_episode_is_left(first: str, cache: Path) -> None:
     runs = [str(cache / "sweeps" / "plan" / "tiny-s0"), str(cache / RUN.format("e2_flow"))]
     shown = command("wmjax.compare", cache, *runs, "--until", "decided", "--protocol", "smoke")

@@ -28,6 +28,7 @@ def with_weights(monkeypatch: pytest.MonkeyPatch) -> module.Built:
     return built_for(JOB)[0]
 
 
+@pytest.mark.long
 def test_what_published_weights_replace_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = built_for(JOB)[0].initialise()
     built = with_weights(monkeypatch)

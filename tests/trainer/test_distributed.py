@@ -185,6 +185,7 @@ def test_processes_that_share_a_tensor_axis_train_on_the_same_samples(one: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_process_with_other_settings_ends_the_job(store: str, tmp_path: Path) -> None:
     _, second = Job(tmp_path / "run", 2, {}, {"seed": 1}, store=store).end(fails=True)
     assert "is not that of process 0; give all processes the same settings" in second
