@@ -43,7 +43,7 @@ def parser() -> CommandParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; exit status 1 if the training does not fit, 2 after bad input."""
+    """Runs the command; exit status 1 if the training or the decision does not fit, 2 after bad input."""
 
     def body() -> int:
         options, settings = parser().read(arguments)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = Request(*chosen, options.efficiency / 100, options.frames, options.decision)
         found, text = answer(request, recommended=options.recommend, features=options.features)
         print(json.dumps(found, indent=1) if options.json else text)
-        return 1 if found["fits"] is False else 0
+        return int(False in (found["fits"], found.get("decision", {}).get("fits")))
 
     return run_command(body)
 

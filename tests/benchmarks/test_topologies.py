@@ -11,7 +11,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 def test_the_document_has_the_table_of_the_results() -> None:
     results = json.loads(RESULTS.read_text())
-    assert set(results) <= {row.options for row in ROWS}
+    assert {row.options for row in ROWS if row.most is not None} <= set(results) <= {row.options for row in ROWS}
     assert table(results) in DOCUMENT.read_text()
     assert broken(results) == []
 

@@ -14,6 +14,7 @@ from wmjax.experiment.data_config import DataConfig
 from wmjax.record import main
 from wmjax.recording import record as recording
 from wmjax.recording.demonstration import DemonstrationConfig
+from wmjax.sim.episode import RECORDING_VERSION
 from wmjax.sim.libero import OBSERVATION_SPEC
 
 SPEC = OBSERVATION_SPEC
@@ -49,7 +50,7 @@ def test_recordings_of_an_older_expert_are_not_taken_for_new_ones(tmp_path, monk
     identity = DataConfig().identity()
     for module in ("wmjax.recording.record", "wmjax.experiment.data_config"):
         monkeypatch.setattr(f"{module}.RECORDING_VERSION", 99)
-    with pytest.raises(UserError, match=r"version is 99, .* was recorded with \d+"):
+    with pytest.raises(UserError, match=f"version is 99, .* was recorded with {RECORDING_VERSION}"):
         _settings(tmp_path)
     assert DataConfig().identity() != identity
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -12,6 +11,7 @@ from wmjax.experiment.config import Experiment
 from wmjax.models.world_model import network
 from wmjax.scaling.chips import peak_flops
 from wmjax.scaling.flops import flops
+from wmjax.scaling.program import without_remat
 from wmjax.trainer.build import DataSpecs, build
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.sharding import MeshConfig, make_mesh
@@ -47,11 +47,9 @@ def utilisation(experiment: Experiment, inputs: Inputs) -> Callable[[float], dic
 
 def sample_flops(experiment: Experiment, inputs: Inputs) -> float:
     """FLOPs of a training step per sample, of these inputs, without rematerialisation; nothing is computed."""
-    model: Any = experiment.model
-    if getattr(model.backbone, "remat", "none") != "none":
-        model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, remat="none"))
+    plain = without_remat(experiment)
     built = build(
-        lambda rngs: network(model, experiment.train.objective, rngs),
+        lambda rngs: network(plain.model, plain.train.objective, rngs),
         make_mesh(MeshConfig(), jax.local_devices()[:1]),
         DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras),
         experiment.train,

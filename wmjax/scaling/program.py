@@ -67,11 +67,18 @@ def step_flops(experiment: Experiment, built: Built, mesh: Mesh) -> dict[str, fl
     """FLOPs of a step over all devices, per sample: as executed, and without recomputation (the model's)."""
     batch = experiment.train.batch_size
     executed = flops(built.update, *call_shapes(experiment, built, mesh))
-    model, backbone = executed, experiment.model.backbone
-    if getattr(backbone, "remat", "none") != "none":
-        changed: Any = {"remat": "none"}
-        plain = dataclasses.replace(backbone, **changed)
-        other = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=plain))
+    model, other = executed, without_remat(experiment)
+    if other != experiment:
         built = programs(other, mesh)
         model = flops(built.update, *call_shapes(other, built, mesh))
     return {"executed_tflop_per_sample": executed / batch / 1e12, "model_tflop_per_sample": model / batch / 1e12}
+
+
+def without_remat(experiment: Experiment) -> Experiment:
+    """The same experiment, in which nothing is computed again; itself if it has a backbone without that setting."""
+    backbone = experiment.model.backbone
+    if not hasattr(backbone, "remat"):
+        return experiment
+    changed: Any = {"remat": "none"}
+    model = dataclasses.replace(experiment.model, backbone=dataclasses.replace(backbone, **changed))
+    return dataclasses.replace(experiment, model=model)
