@@ -128,10 +128,19 @@ class LiberoEnv:
         joints = getattr(self._env.object_sites_dict.get(region), "joints", None)
         return joints[0] if joints else None
 
+    def fixture(self, region: str) -> str:
+        """The fixture that a region belongs to; the name itself if it is none of a region."""
+        return str(getattr(self._env.object_sites_dict.get(region), "parent_name", region))
+
+    def is_articulated(self, name: str, state: str) -> bool:
+        """Whether a fixture or region has a joint that makes a predicate such as ``turnon`` true."""
+        properties = self._env.get_object(self.fixture(name)).object_properties
+        return bool(properties.get("articulation", {}).get(f"default_{state}_ranges"))
+
     def articulation(self, name: str, state: str) -> tuple[float, float]:
         """The values (m or rad) of the joint of a fixture or region for which a predicate such as ``turnon`` holds."""
-        fixture = getattr(self._env.object_sites_dict.get(name), "parent_name", name)
-        low, high = self._env.get_object(fixture).object_properties["articulation"][f"default_{state}_ranges"]
+        articulation = self._env.get_object(self.fixture(name)).object_properties["articulation"]
+        low, high = articulation[f"default_{state}_ranges"]
         return float(low), float(high)
 
     def reset(self, episode: EpisodeId) -> None:

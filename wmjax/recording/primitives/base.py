@@ -1,4 +1,4 @@
-"""The interface of primitives, and the table of the predicates that they make true.
+"""The interface of primitives, and the table of them.
 
 A primitive is a class in its own module and a line of :data:`PRIMITIVES`. It must be Markov: its action is a
 function of the simulator's state, so that it can continue from any state. That makes its labels independent of what led
@@ -6,7 +6,7 @@ to a state.
 """
 
 import abc
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,12 +22,14 @@ class Primitive(abc.ABC):
     """Makes one predicate true.
 
     Attributes:
+        predicates: those that it makes true, as LIBERO spells them in a parsed goal.
         phase: of the last action.
         state: that of the scene in which the last action was decided.
         style: how the object is usually grasped in this task, None if there is no usual way.
 
     """
 
+    predicates: ClassVar[tuple[str, ...]]
     phase = Phase.APPROACH
     state: SceneState
     style: GraspStyle | None = None
@@ -35,6 +37,11 @@ class Primitive(abc.ABC):
     @abc.abstractmethod
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it. ``goal`` is the predicate."""
+
+    @classmethod
+    def fits(cls, env: LiberoEnv, goal: tuple[str, ...]) -> bool:
+        """Whether this primitive can make a predicate of the environment's goal true."""
+        return goal[0] in cls.predicates
 
     @property
     @abc.abstractmethod
@@ -69,18 +76,17 @@ class Primitive(abc.ABC):
         return clear(self.state)
 
 
-PRIMITIVES: Registry[Any] = Registry(
-    "predicate",
+PRIMITIVES: Registry[Primitive] = Registry(
+    "primitive",
     {
-        "on": "wmjax.recording.primitives.put:Put",
-        "in": "wmjax.recording.primitives.put:Put",
-        "open": "wmjax.recording.primitives.drawer:Drawer",
-        "close": "wmjax.recording.primitives.drawer:Drawer",
-        "turnon": "wmjax.recording.primitives.turn:Turn",
-        "turnoff": "wmjax.recording.primitives.turn:Turn",
+        "insert": "wmjax.recording.primitives.insert:Insert",
+        "put": "wmjax.recording.primitives.put:Put",
+        "drawer": "wmjax.recording.primitives.drawer:Drawer",
+        "door": "wmjax.recording.primitives.door:Door",
+        "turn": "wmjax.recording.primitives.turn:Turn",
     },
 )
-"""By the predicate, as LIBERO spells it in a parsed goal; each is a :class:`Primitive`."""
+"""All primitives; the first that fits a predicate makes it true."""
 
 
 def primitive_for(env: LiberoEnv, goal: tuple[str, ...]) -> type[Primitive]:
@@ -90,9 +96,10 @@ def primitive_for(env: LiberoEnv, goal: tuple[str, ...]) -> type[Primitive]:
         UserError: there is none.
 
     """
-    if goal[0] not in PRIMITIVES.known:
-        raise UserError(
-            f"{env.suite} task {env.task_id}: no primitive reaches {' '.join(goal)!r}; there are primitives for "
-            f"{', '.join(PRIMITIVES.known)}, leave the task out"
-        )
-    return PRIMITIVES.resolve(goal[0])
+    kinds = [PRIMITIVES.resolve(name) for name in PRIMITIVES.known]
+    for kind in kinds:
+        if kind.fits(env, goal):
+            return kind
+    known = "; ".join(f"{kind.__name__} ({', '.join(kind.predicates)})" for kind in kinds)
+    wanted = f"{env.suite} task {env.task_id}: no primitive reaches {' '.join(goal)!r}"
+    raise UserError(f"{wanted}; there are {known}; leave the task out")

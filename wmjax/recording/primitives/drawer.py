@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from wmjax.core.errors import UserError
 from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE
 from wmjax.recording.primitives.grasp import HOPELESS, Grasp, GraspStyle
@@ -77,22 +76,15 @@ class Drawer(Primitive):
 
     """
 
+    predicates = ("open", "close")
+
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
-        """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here.
-
-        Raises:
-            UserError: what the predicate names does not move along a slide.
-
-        """
+        """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here."""
         predicate, region = goal
         self._opens = predicate == "open"
         self._scene = Scene(env.sim)
         model, slide = self._scene.model, find_slide(env, region)
-        if slide is None:
-            raise UserError(
-                f"{env.suite} task {env.task_id}: no primitive reaches {' '.join(goal)!r}, drawers are opened and "
-                f"closed and {region} is none; leave the task out"
-            )
+        assert slide is not None, f"{region} is no drawer, see `fits`"
         self._joint, self._sign = slide
         body = int(model.jnt_bodyid[self._joint])
         self._drawer = model.body(body).name
@@ -104,6 +96,11 @@ class Drawer(Primitive):
         self._from_above = not self._opens and self._is_lowest(body)
         self._pitch = LOW_PITCH if self._from_above else PITCH
         self.observe()
+
+    @classmethod
+    def fits(cls, env: LiberoEnv, goal: tuple[str, ...]) -> bool:
+        """Whether the goal is to open or close something that moves along a slide."""
+        return super().fits(env, goal) and find_slide(env, goal[1]) is not None
 
     def _is_lowest(self, body: int) -> bool:
         """Whether a drawer is the lowest of several in a cabinet, so that a pitched hand would be inside the table."""

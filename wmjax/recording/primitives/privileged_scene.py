@@ -170,11 +170,11 @@ class Scene:
             return self.data.site_xpos[self._sites[name]].copy()
         return self.position(name)
 
-    def longer_side(self, region: str) -> Vector:
-        """From a region's middle to the end of its longer horizontal side (m, world): the x axis of a square one."""
+    def region_box(self, region: str) -> tuple[Vector, Matrix]:
+        """The middle of a region (m, world), and as rows the ways from there to the middles of three of its faces."""
         site = self._sites[region]
-        axis = int(np.argmax(self.model.site_size[site, :2]))
-        return self.model.site_size[site, axis] * self.data.site_xmat[site].reshape(3, 3)[:, axis]
+        axes = self.data.site_xmat[site].reshape(3, 3).T
+        return self.data.site_xpos[site].copy(), self.model.site_size[site][:, None] * axes
 
     def vertices(self, name: str) -> Float[np.ndarray, "v 3"]:
         """World positions of all mesh vertices of an object."""

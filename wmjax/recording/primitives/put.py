@@ -68,6 +68,8 @@ class Put(Primitive):
 
     """
 
+    predicates = ("on", "in")
+
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it.
 
@@ -102,7 +104,8 @@ class Put(Primitive):
         if goal not in sharing or len(sharing) == 1 or not self._scene.is_region(self._target):
             return np.zeros(3)
         along = np.linspace(-SPREAD, SPREAD, len(sharing))[sharing.index(goal)]
-        return along * self._scene.longer_side(self._target)
+        # The longer horizontal side: the x axis of a square region.
+        return along * max(self._scene.region_box(self._target)[1][:2], key=lambda way: float(np.linalg.norm(way)))
 
     @property
     def done(self) -> bool:

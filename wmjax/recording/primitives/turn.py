@@ -41,6 +41,8 @@ class Turn(Primitive):
 
     """
 
+    predicates = ("turnon", "turnoff")
+
     def __init__(self, env: LiberoEnv, goal: tuple[str, ...], style: GraspStyle | None = None) -> None:
         """Reads ``env``, which is never stepped; an episode may be under way in it. ``style`` has no meaning here."""
         predicate, fixture = goal
