@@ -37,7 +37,7 @@ PITCH = np.deg2rad(45)
 """How far (rad) the hand is pitched up from pointing down: less and it does not fit under the ceiling, more and it is
 in the way of what stands in front."""
 YAW = np.deg2rad(15)
-"""How far (rad) the hand is turned about the vertical, its wrist towards the robot: a handle is out of reach otherwise."""
+"""How far (rad) the hand is turned about the vertical, its wrist nearer the robot, so that it can reach the handle."""
 HANDLE = 0.012
 """Depth (m) of the handle's outermost part, in whose middle the fingers close."""
 RETREAT = 0.10
