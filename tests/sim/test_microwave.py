@@ -59,7 +59,5 @@ def test_where_the_mug_goes_does_not_depend_on_the_door(kitchen):
 
 
 def test_a_door_is_not_opened(kitchen):
-    with pytest.raises(
-        UserError, match=r"no primitive reaches 'open microwave_1'; there are insert, put, drawer, door"
-    ):
+    with pytest.raises(UserError, match=r"no primitive reaches 'open microwave_1'; there are Insert"):
         primitive_for(kitchen, ("open", "microwave_1"))
