@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "topologies.json"
 COMMON = ("--config", "e2_flow", "--scale", "3b")
-COMMON = ("--config", "e2_flow", "--scale", "3b")
+FULL = "--model.backbone.remat full"
 NAMES = "--model.backbone.remat names"
 FEATURES = f"{NAMES} --train.cached_vision bfloat16 --train.same_shift true"
 
@@ -32,20 +32,20 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("--topology h200:1 --batch 64"),
+    Row(f"--topology h200:1 --batch 64 {FULL}"),
     Row(f"--topology h200:1 --batch 64 {NAMES}"),
     Row(f"--topology h200:1 --batch 64 {FEATURES}"),
-    Row("--topology h100:8 --batch 256", 16.0),
+    Row(f"--topology h100:8 --batch 256 {FULL}", 16.0),
     Row(f"--topology h100:8 --batch 256 {NAMES}"),
     Row(f"--topology h100:8 --batch 256 {FEATURES}"),
-    Row("--topology a100:8 --batch 256"),
-    Row("--topology b200:8 --batch 256"),
-    Row("--topology rtx4090:1 --batch 8"),
-    Row("--topology v5e:4x4 --batch 128", 11.0),
+    Row(f"--topology a100:8 --batch 256 {FULL}"),
+    Row(f"--topology b200:8 --batch 256 {FULL}"),
+    Row(f"--topology rtx4090:1 --batch 8 {FULL}"),
+    Row(f"--topology v5e:4x4 --batch 128 {FULL}", 11.0),
     Row(f"--topology v5e:4x4 --batch 128 {NAMES}"),
     Row(f"--topology v5e:4x4 --batch 128 {FEATURES}"),
-    Row("--topology v5p:2x2x1 --batch 64"),
-    Row("--topology v6e:2x4 --batch 64"),
+    Row(f"--topology v5p:2x2x1 --batch 64 {FULL}"),
+    Row(f"--topology v6e:2x4 --batch 64 {FULL}"),
 )
 
 

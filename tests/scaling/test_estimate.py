@@ -58,6 +58,7 @@ def test_images_and_stored_features_are_compared(
         return {
             **dict.fromkeys(("recipe", "scale", "topology", "devices", "jax", "batch", "remat", "fits", "mfu")),
             "mesh": {"data": 8},
+            "accumulate": 1,
             "parameters": 2,
             "trainable": 1,
             "flops": {"executed_tflop_per_sample": 3.75 / faster, "model_tflop_per_sample": 3.0},

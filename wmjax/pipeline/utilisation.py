@@ -5,14 +5,14 @@ import functools
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from wmjax.data.loader import BatchSource
 from wmjax.experiment.config import Experiment
-from wmjax.models.world_model import network
 from wmjax.scaling.chips import peak_flops
 from wmjax.scaling.flops import flops
-from wmjax.scaling.program import without_remat
-from wmjax.trainer.build import DataSpecs, build
+from wmjax.scaling.program import programs, without_remat
+from wmjax.trainer.build import DataSpecs
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.sharding import MeshConfig, make_mesh
 
@@ -47,16 +47,12 @@ def utilisation(experiment: Experiment, inputs: Inputs) -> Callable[[float], dic
 
 def sample_flops(experiment: Experiment, inputs: Inputs) -> float:
     """FLOPs of a training step per sample, of these inputs, without rematerialisation; nothing is computed."""
-    plain = without_remat(experiment)
-    built = build(
-        lambda rngs: network(plain.model, plain.train.objective, rngs),
-        make_mesh(MeshConfig(), jax.local_devices()[:1]),
-        DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras),
-        experiment.train,
-        experiment.optimizer,
-        MeshConfig(),
-        max_shift=experiment.encoder.max_shift,
-    )
+    plain = dataclasses.replace(without_remat(experiment), mesh=MeshConfig())
+    built = programs(plain, make_mesh(plain.mesh, jax.local_devices()[:1]), DataSpecs.of(inputs))
+    return float(flops(built.update, *built.shapes.named(), one_sample(inputs), inputs.prompts))
+
+
+def one_sample(inputs: Inputs) -> dict[str, np.ndarray]:
+    """A batch of one sample."""
     loader = dataclasses.replace(inputs.loader, batch_size=1)
-    batch = BatchSource(inputs.store, inputs.latents, inputs.train_episodes, loader, inputs.features)[0]
-    return float(flops(built.update, *built.shapes.named(), batch, inputs.prompts))
+    return BatchSource(inputs.store, inputs.latents, inputs.train_episodes, loader, inputs.features)[0]

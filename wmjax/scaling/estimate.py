@@ -3,7 +3,7 @@
 No device, no data and no weights.
 """
 
-import time
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import count
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.devices import devices
+from wmjax.scaling.fitting import Attempt, attempt, choose
 from wmjax.scaling.flops import flops
 from wmjax.scaling.hlo import Program, summarise
 from wmjax.scaling.program import bytes_per_device, call_shapes, decision, programs, step_flops
@@ -20,12 +21,10 @@ from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
 from wmjax.scaling.shapes import feature_bytes, latent_tokens
 from wmjax.trainer.build import Built
-from wmjax.trainer.sharding import MeshConfig, make_mesh, require_divisible
+from wmjax.trainer.sharding import MeshConfig, batch_parts, make_mesh, require_divisible
 
 LATENT_BYTES = 2
 """A latent store's values are float16."""
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
-"""What compilers say of a program that needs more memory than the device has."""
 
 
 def estimate(request: Request) -> dict[str, Any]:
@@ -39,6 +38,9 @@ def estimate(request: Request) -> dict[str, Any]:
     experiment = of_store(load(request.recipe, request.scale, request.dataset, request.settings), None)
     mesh = make_mesh(experiment.mesh, devices(topology))
     require_divisible(experiment.train.batch_size, mesh)
+    compile_step = functools.partial(_compile, mesh=mesh)
+    memory = None if topology.chip is None else topology.chip.memory
+    experiment, step, _ = choose(experiment, compile_step, memory, batch_parts(mesh))
     built = programs(experiment, mesh)
     backbone, counted = experiment.model.backbone, step_flops(experiment, built, mesh)
     found = {
@@ -49,6 +51,7 @@ def estimate(request: Request) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "shard_frozen": experiment.mesh.shard_frozen,
         "batch": experiment.train.batch_size,
+        "accumulate": experiment.train.accumulate,
         "remat": getattr(backbone, "remat", None),
         "jax": jax.__version__,
         "parameters": count(built.shapes.state.params) + count(built.shapes.frozen),
@@ -57,35 +60,30 @@ def estimate(request: Request) -> dict[str, Any]:
         "arguments_gb": bytes_per_device(call_shapes(experiment, built, mesh)) / 1e9,
         "storage": _storage(experiment, built, request.frames),
     }
-    found |= _compiled(topology, experiment, built, mesh, request, counted)
+    found |= _compiled(topology, experiment, step or compile_step(experiment), request, counted)
     return found | ({"decision": _decision(topology, experiment, request.rows)} if request.rows else {})
+
+
+def _compile(experiment: Experiment, mesh: jax.sharding.Mesh) -> Attempt:
+    """The training step."""
+    built = programs(experiment, mesh)
+    return attempt(lambda: built.train_step.lower(*call_shapes(experiment, built, mesh)))
 
 
 def _decision(topology: Topology, experiment: Experiment, rows: int) -> dict[str, Any]:
     """A decision of the policy on one device, for so many robots at a time."""
     act, shapes = decision(experiment, rows, make_mesh(MeshConfig(), devices(topology)[:1]))
     found = {"rows": rows, "tflop": flops(act, *shapes) / 1e12}
-    compiled, refused = _try(jax.jit(act).lower(*shapes))
-    if compiled is None:
-        return found | {"fits": False, "refused": refused, "memory": None, "roofline_s": None}
+    compiled = attempt(lambda: jax.jit(act).lower(*shapes))
+    if compiled.program is None:
+        return found | {"fits": False, "refused": compiled.refused, "memory": None, "roofline_s": None}
     memory = _memory(compiled, topology)
-    kernels = None if topology.chip is None else cost(Program(compiled.as_text()), topology.chip)
+    kernels = None if topology.chip is None else cost(Program(compiled.program.as_text()), topology.chip)
     return found | {
         "fits": _fits(memory),
         "memory": memory,
         "roofline_s": None if kernels is None else kernels.seconds,
     }
-
-
-def _try(lowered: Any) -> tuple[Any, str]:
-    """The compiled program, or None and what the compiler says if it needs more memory than there is."""
-    try:
-        return lowered.compile(), ""
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if not any(words in text for words in OUT_OF_MEMORY):
-            raise
-        return None, text[:400]
 
 
 def _fits(memory: dict[str, Any]) -> bool | None:
@@ -116,24 +114,19 @@ def _bytes(tree: Any) -> int:
 def _compiled(
     topology: Topology,
     experiment: Experiment,
-    built: Built,
-    mesh: jax.sharding.Mesh,
+    step: Attempt,
     request: Request,
     counted: dict[str, float],
 ) -> dict[str, Any]:
-    """The values that only the compiled program has."""
-    started = time.monotonic()
-    lowered = built.train_step.lower(*call_shapes(experiment, built, mesh))
-    lowering = time.monotonic() - started
-    compiled, refused = _try(lowered)
-    if compiled is None:
-        return {"fits": False, "refused": refused, "memory": None, "collectives": None, "time": None}
-    memory = _memory(compiled, topology)
-    program = Program(compiled.as_text())
+    """The values that only the compiled training step has."""
+    if step.program is None:
+        return {"fits": False, "refused": step.refused, "memory": None, "collectives": None, "time": None}
+    memory = _memory(step, topology)
+    program = Program(step.program.as_text())
     exchanges = program.collectives()
     return {
-        "compile_s": time.monotonic() - started - lowering,
-        "lower_s": lowering,
+        "compile_s": step.compile_s,
+        "lower_s": step.lower_s,
         "memory": memory,
         "fits": _fits(memory),
         "collectives": summarise(exchanges),
@@ -141,16 +134,14 @@ def _compiled(
     }
 
 
-def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
+def _memory(compiled: Attempt, topology: Topology) -> dict[str, Any]:
     """The memory of one device, as the compiler plans it."""
-    plan = compiled.memory_analysis()
-    needed = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    needed += plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
+    plan = compiled.program.memory_analysis()
     return {
         "arguments_gb": plan.argument_size_in_bytes / 1e9,
         "temporaries_gb": plan.temp_size_in_bytes / 1e9,
         "program_gb": plan.generated_code_size_in_bytes / 1e9,
-        "needed_gb": needed / 1e9,
+        "needed_gb": (compiled.needed or 0) / 1e9,
         "available_gb": topology.chip.memory / 1e9 if topology.chip else None,
     }
 

@@ -13,8 +13,9 @@ def render(found: dict[str, Any]) -> str:
     """
     mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     work = found["flops"]
+    updates = f", {found['accumulate']} of them per update" if found["accumulate"] > 1 else ""
     rows = [
-        ("devices", f"{found['devices']} of {found['topology']} ({mesh}), batch {found['batch']}"),
+        ("devices", f"{found['devices']} of {found['topology']} ({mesh}), batch {found['batch']}{updates}"),
         ("parameters", f"{found['parameters']:,}, trainable {found['trainable']:,}, remat {found['remat']}"),
         ("FLOPs", f"{work['model_tflop_per_sample']:.4g} TFLOP per sample, {work['executed_tflop_per_sample']:.4g} "
                   "with what is computed again"),

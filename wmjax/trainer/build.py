@@ -17,7 +17,7 @@ from wmjax.core.rng import named_key
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.models.nn.layout import activations_on
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
-from wmjax.trainer.config import TrainConfig
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.guard import GuardState, guarded, initial_guard
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.sharding import MeshConfig, shardings
@@ -32,6 +32,11 @@ class DataSpecs(NamedTuple):
     action: ActionSpec
     encoder: EncoderSpec | None
     cameras: tuple[int, ...] = (0,)
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> "DataSpecs":
+        """Those of a training's inputs."""
+        return cls(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
 
 
 class Arrays(NamedTuple):
