@@ -1,4 +1,4 @@
-"""How well a training uses its devices: the share of their FLOP/s, and the memory that it takes."""
+"""How well a training uses its devices: tokens/s, the share of their FLOP/s, and the memory that it takes."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import numpy as np
 
 from wmjax.data.loader import BatchSource
 from wmjax.experiment.config import Experiment
+from wmjax.models.prompts import mean_tokens
 from wmjax.scaling.chips import peak_flops
 from wmjax.scaling.flops import flops
 from wmjax.scaling.program import programs, without_remat
@@ -20,13 +21,15 @@ from wmjax.trainer.sharding import MeshConfig, make_mesh
 def utilisation(experiment: Experiment, inputs: Inputs) -> Callable[[float], dict[str, float]]:
     """A function from samples/s to metrics.
 
-    ``mfu`` is the share of the devices' dense bfloat16 FLOP/s that the model's own products take, without those of
-    rematerialisation and of stored features; only for devices whose data sheet is known
-    (:data:`wmjax.scaling.chips.CHIPS`). ``memory_gb`` is the most that was in use on one device, in 10^9 bytes, where
-    jax can tell. A CPU has neither.
+    ``tokens_per_second`` counts the tokens of the backbone's decoder: those of images, text, state and actions, without
+    padding, on average over the tasks' prompts; a Prophet that is trained alone reads none. ``mfu`` is the share of the
+    devices' dense bfloat16 FLOP/s that the model's own products take, without those of rematerialisation and of stored
+    features; only for devices whose data sheet is known (:data:`wmjax.scaling.chips.CHIPS`). ``memory_gb`` is the most
+    that was in use on one device, in 10^9 bytes, where jax can tell. A CPU has neither of these two.
     """
     device = jax.local_devices()[0]
     peak = peak_flops(device.device_kind)
+    tokens = mean_tokens(inputs.prompts, experiment.model) if experiment.train.objective == "policy" else None
 
     @functools.cache
     def needed() -> float | None:
@@ -36,7 +39,7 @@ def utilisation(experiment: Experiment, inputs: Inputs) -> Callable[[float], dic
             return None
 
     def measure(samples_per_second: float) -> dict[str, float]:
-        found: dict[str, float] = {}
+        found = {} if tokens is None else {"tokens_per_second": samples_per_second * tokens}
         if peak is not None and (each := needed()) is not None:
             found["mfu"] = samples_per_second * each / (peak * jax.device_count())
         used = (device.memory_stats() or {}).get("peak_bytes_in_use")
