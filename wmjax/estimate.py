@@ -2,7 +2,8 @@
 
 python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 128
 
-Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, and sizes on disk.
+Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, the memory of the
+initialisation, sizes on disk, and what checkpoints and latents take to write.
 ``--recommend`` tries meshes, rematerialisation and batches, and says which is fastest or how far all are from fitting.
 ``--features`` estimates the same training on stored features of the vision tower too, ``--decision 1`` what a decision
 of the policy needs.
@@ -13,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from wmjax.core.command import run_command, whole_number
+from wmjax.core.command import number, run_command, whole_number
 from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
 from wmjax.scaling.answer import answer
@@ -34,6 +35,15 @@ def parser() -> CommandParser:
     )
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--features", action="store_true", help="also on stored features of the vision tower")
+    parser.add_argument(
+        "--export-efficiency",
+        type=number("export-efficiency", 0.01, 100),
+        default=5.0,
+        help="per cent of a device's bfloat16 FLOP/s at which latents are encoded (default: 5)",
+    )
+    parser.add_argument(
+        "--disk", type=number("disk", 0.001), default=1.0, help="GB/s at which a checkpoint is written (default: 1)"
+    )
     robots = whole_number("decision", 0, 10_000)
     parser.add_argument("--decision", type=robots, default=0, help="robots of a decision on one device, estimated too")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -43,15 +53,23 @@ def parser() -> CommandParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; exit status 1 if the training or the decision does not fit, 2 after bad input."""
+    """Runs the command; exit status 1 if training, initialisation or decision do not fit, 2 after bad input."""
 
     def body() -> int:
         options, settings = parser().read(arguments)
         chosen = options.config, options.scale, options.topology, options.dataset, settings
-        request = Request(*chosen, options.efficiency / 100, options.frames, options.decision)
+        request = Request(
+            *chosen,
+            efficiency=options.efficiency / 100,
+            frames=options.frames,
+            rows=options.decision,
+            export_efficiency=options.export_efficiency / 100,
+            disk=options.disk,
+        )
         found, text = answer(request, recommended=options.recommend, features=options.features)
         print(json.dumps(found, indent=1) if options.json else text)
-        return int(False in (found["fits"], found.get("decision", {}).get("fits")))
+        others = (found.get(name, {}).get("fits") for name in ("initialisation", "decision"))
+        return int(False in (found["fits"], *others))
 
     return run_command(body)
 

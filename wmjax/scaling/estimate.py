@@ -1,4 +1,4 @@
-"""Compiles the real training step, and a decision, for a topology and counts what they need.
+"""Compiles the real training step, the initialisation and a decision for a topology and counts what they need.
 
 No device, no data and no weights.
 """
@@ -7,7 +7,9 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment, load
 from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import count
@@ -19,7 +21,7 @@ from wmjax.scaling.hlo import Program, summarise
 from wmjax.scaling.program import bytes_per_device, call_shapes, decision, programs, step_flops
 from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
-from wmjax.scaling.shapes import feature_bytes, latent_tokens
+from wmjax.scaling.shapes import feature_bytes, image_size, latent_tokens
 from wmjax.trainer.build import Built
 from wmjax.trainer.sharding import MeshConfig, batch_parts, make_mesh, require_divisible
 
@@ -58,9 +60,12 @@ def estimate(request: Request) -> dict[str, Any]:
         "trainable": count(built.shapes.state.params),
         "flops": counted,
         "arguments_gb": bytes_per_device(call_shapes(experiment, built, mesh)) / 1e9,
-        "storage": _storage(experiment, built, request.frames),
+        "storage": _storage(experiment, built, request),
+        "encoding": _encoding(topology, experiment, request),
     }
     found |= _compiled(topology, experiment, step or compile_step(experiment), request, counted)
+    if request.initialises:
+        found["initialisation"] = _initialisation(topology, built)
     return found | ({"decision": _decision(topology, experiment, request.rows)} if request.rows else {})
 
 
@@ -91,20 +96,50 @@ def _fits(memory: dict[str, Any]) -> bool | None:
     return None if memory["available_gb"] is None else memory["needed_gb"] <= memory["available_gb"]
 
 
-def _storage(experiment: Experiment, built: Built, frames: int) -> dict[str, float]:
+def _initialisation(topology: Topology, built: Built) -> dict[str, Any]:
+    """The program that draws the first parameters, those that published weights replace left out."""
+    compiled = attempt(built.draw.lower)
+    if compiled.program is None:
+        return {"fits": False, "refused": compiled.refused, "memory": None}
+    memory = _memory(compiled, topology)
+    return {"fits": _fits(memory), "memory": memory, "compile_s": compiled.compile_s}
+
+
+def _storage(experiment: Experiment, built: Built, request: Request) -> dict[str, float]:
     """Sizes on disk: a checkpoint, the parameters in it that a policy needs, latents and features of the frames."""
-    state = built.shapes.state
+    state, frames = built.shapes.state, request.frames
     width = latent_tokens(experiment) * experiment.model.prophet.latent_dim * LATENT_BYTES
-    views = experiment.encoder.views if experiment.encoder.max_shift else 1
-    latents = frames * views * width if experiment.model.memory.reads_latents else 0
+    latents = frames * _views(experiment) * width if experiment.model.memory.reads_latents else 0
     features = frames * experiment.encoder.views * feature_bytes(experiment)
     return {
         "checkpoint_gb": _bytes(state) / 1e9,
+        "checkpoint_s": _bytes(state) / 1e9 / request.disk,
+        "disk_gb_per_s": request.disk,
         "policy_mb": _bytes(state.ema) / 1e6,
         "frames": frames,
         "latents_gb": latents / 1e9,
         "features_gb": features / 1e9,
     }
+
+
+def _views(experiment: Experiment) -> int:
+    """The distinct views of an episode."""
+    return experiment.encoder.views if experiment.encoder.max_shift else 1
+
+
+def _encoding(topology: Topology, experiment: Experiment, request: Request) -> dict[str, float] | None:
+    """What the latents of the frames cost on one device; None if there are none, or only a download could tell."""
+    encoder = experiment.encoder
+    encode = ENCODERS.resolve(encoder.kind).without_weights(encoder)
+    if encode is None or not experiment.model.memory.reads_latents:
+        return None
+    size = image_size(experiment)
+    one = flops(encode, jax.ShapeDtypeStruct((1, encoder.clip_length, size, size, 3), jnp.uint8))
+    clips = request.frames * _views(experiment) * len(encoder.cameras)
+    found = {"tflop_per_clip": one / 1e12, "clips": clips, "efficiency": request.export_efficiency}
+    if topology.chip is None:
+        return found
+    return found | {"hours": clips * one / (request.export_efficiency * topology.chip.flops) / 3600}
 
 
 def _bytes(tree: Any) -> int:

@@ -21,6 +21,9 @@ class Request:
         efficiency: the share of the roofline's speed that is reached.
         frames: samples of an epoch.
         rows: of a decision of the policy, which is compiled too if there are any.
+        initialises: whether the initialisation is compiled too.
+        export_efficiency: the share of a device's bfloat16 FLOP/s at which latents are encoded.
+        disk: 10^9 bytes/s at which a checkpoint is written.
 
     """
 
@@ -32,9 +35,12 @@ class Request:
     efficiency: float = 0.75
     frames: int = FRAMES
     rows: int = 0
+    initialises: bool = True
+    export_efficiency: float = 0.05
+    disk: float = 1.0
 
 
 def on_features(request: Request) -> Request:
     """The same training on stored features of the vision tower, in bfloat16."""
     train = {"cached_vision": "bfloat16", "same_shift": True}
-    return dataclasses.replace(request, settings=merge(request.settings, {"train": train}), rows=0)
+    return dataclasses.replace(request, settings=merge(request.settings, {"train": train}), rows=0, initialises=False)
