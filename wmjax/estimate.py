@@ -14,38 +14,19 @@ import json
 import sys
 from collections.abc import Sequence
 
-from wmjax.core.command import number, run_command, whole_number
+from wmjax.core.command import run_command
 from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
 from wmjax.scaling.answer import answer
-from wmjax.scaling.chips import EXAMPLES
-from wmjax.scaling.request import FRAMES, Request
+from wmjax.scaling.request import add_arguments, from_options
 
 
 def parser() -> CommandParser:
     """The command line."""
     parser = CommandParser("estimate", __doc__)
-    parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
-    parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
-    parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
-    parser.add_argument("--topology", required=True, help=EXAMPLES)
-    parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples per epoch")
-    parser.add_argument(
-        "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of the roofline"
-    )
+    add_arguments(parser)
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--features", action="store_true", help="also on stored features of the vision tower")
-    parser.add_argument(
-        "--export-efficiency",
-        type=number("export-efficiency", 0.01, 100),
-        default=5.0,
-        help="per cent of a device's bfloat16 FLOP/s at which latents are encoded (default: 5)",
-    )
-    parser.add_argument(
-        "--disk", type=number("disk", 0.001), default=1.0, help="GB/s at which a checkpoint is written (default: 1)"
-    )
-    robots = whole_number("decision", 0, 10_000)
-    parser.add_argument("--decision", type=robots, default=0, help="robots of a decision on one device, estimated too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
     parser.add_sections(SECTIONS)
@@ -57,15 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().read(arguments)
-        chosen = options.config, options.scale, options.topology, options.dataset, settings
-        request = Request(
-            *chosen,
-            efficiency=options.efficiency / 100,
-            frames=options.frames,
-            rows=options.decision,
-            export_efficiency=options.export_efficiency / 100,
-            disk=options.disk,
-        )
+        request = from_options(options, settings)
         found, text = answer(request, recommended=options.recommend, features=options.features)
         print(json.dumps(found, indent=1) if options.json else text)
         others = (found.get(name, {}).get("fits") for name in ("initialisation", "decision"))
