@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-CLOCK = ("time", "samples_per_second", "mfu", "memory_gb")
+CLOCK = ("time", "samples_per_second", "tokens_per_second", "mfu", "memory_gb")
 """Metrics that depend on the machine."""
 
 

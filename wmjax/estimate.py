@@ -2,7 +2,8 @@
 
 python -m wmjax.estimate --config e2_flow --scale 3b --topology v5e:4x4 --batch 128
 
-Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, and sizes on disk.
+Prints memory per device and whether it fits, FLOPs, collectives, the time by a roofline model, the memory of the
+initialisation, sizes on disk, and what checkpoints and latents take to write.
 ``--recommend`` tries meshes, rematerialisation and batches, and says which is fastest or how far all are from fitting.
 ``--features`` estimates the same training on stored features of the vision tower too, ``--decision 1`` what a decision
 of the policy needs.
@@ -13,29 +14,19 @@ import json
 import sys
 from collections.abc import Sequence
 
-from wmjax.core.command import run_command, whole_number
+from wmjax.core.command import run_command
 from wmjax.core.options import CommandParser, Short
 from wmjax.experiment.config import SECTIONS
 from wmjax.scaling.answer import answer
-from wmjax.scaling.chips import EXAMPLES
-from wmjax.scaling.request import FRAMES, Request
+from wmjax.scaling.request import add_arguments, from_options
 
 
 def parser() -> CommandParser:
     """The command line."""
     parser = CommandParser("estimate", __doc__)
-    parser.add_argument("--config", default="e2_flow", help="a variant and a head of train/ (default: e2_flow)")
-    parser.add_argument("--scale", default="3b", help="a file of train/scales (default: 3b)")
-    parser.add_argument("--dataset", help="a file of train/data (default: the scale's)")
-    parser.add_argument("--topology", required=True, help=EXAMPLES)
-    parser.add_argument("--frames", type=whole_number("frames", 1, 10**12), default=FRAMES, help="samples per epoch")
-    parser.add_argument(
-        "--efficiency", type=whole_number("efficiency", 1, 100), default=75, help="per cent of the roofline"
-    )
+    add_arguments(parser)
     parser.add_argument("--recommend", action="store_true", help="try several meshes, remats and batches")
     parser.add_argument("--features", action="store_true", help="also on stored features of the vision tower")
-    robots = whole_number("decision", 0, 10_000)
-    parser.add_argument("--decision", type=robots, default=0, help="robots of a decision on one device, estimated too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_settings("train", {"batch": Short("batch_size", "samples of a batch, over all devices")})
     parser.add_sections(SECTIONS)
@@ -43,15 +34,15 @@ def parser() -> CommandParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; exit status 1 if the training or the decision does not fit, 2 after bad input."""
+    """Runs the command; exit status 1 if training, initialisation or decision do not fit, 2 after bad input."""
 
     def body() -> int:
         options, settings = parser().read(arguments)
-        chosen = options.config, options.scale, options.topology, options.dataset, settings
-        request = Request(*chosen, options.efficiency / 100, options.frames, options.decision)
+        request = from_options(options, settings)
         found, text = answer(request, recommended=options.recommend, features=options.features)
         print(json.dumps(found, indent=1) if options.json else text)
-        return int(False in (found["fits"], found.get("decision", {}).get("fits")))
+        others = (found.get(name, {}).get("fits") for name in ("initialisation", "decision"))
+        return int(False in (found["fits"], *others))
 
     return run_command(body)
 

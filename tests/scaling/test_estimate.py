@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from wmjax import estimate
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.scaling import compilers
 from wmjax.scaling.chips import CHIPS, parse_topology
 from wmjax.scaling.devices import environment, target_config
+from wmjax.scaling.flops import flops
 from wmjax.scaling.request import Request
 
 TINY = [
@@ -19,12 +23,13 @@ TINY = [
     *("--model.backbone.remat", "full"),
 ]
 """``mini_lora`` with fewer layers, which compiles in seconds."""
+SIZES = ("frames", "checkpoint_gb", "checkpoint_s", "disk_gb_per_s", "policy_mb", "latents_gb", "features_gb")
 
 
 @pytest.mark.slow
 def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, "--topology", "cpu:4", "--batch", "8", "--mesh.fsdp", "2", "--frames", "1000"]
-    assert estimate.main([*arguments, "--decision", "2", "--json"]) == 0
+    assert estimate.main([*arguments, "--disk", "0.5", "--decision", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1} and found["devices"] == 4
     assert found["fits"] is None and found["time"] is None and found["memory"]["available_gb"] is None
@@ -39,11 +44,26 @@ def test_a_step_is_compiled_for_simulated_devices(capsys: pytest.CaptureFixture[
     # Parameters, their average and two moments, float32.
     assert found["storage"]["checkpoint_gb"] == pytest.approx(4 * 4 * found["trainable"] / 1e9, rel=1e-3)
     assert found["storage"]["latents_gb"] == 1000 * 2 * 16 * 192 * 2 / 1e9
+    assert found["storage"]["checkpoint_s"] == pytest.approx(found["storage"]["checkpoint_gb"] / 0.5)
+    # The initialisation has no arguments, and draws all that the step takes but the batch.
+    begin = found["initialisation"]
+    assert begin["fits"] is None and begin["memory"]["arguments_gb"] == 0
+    assert begin["memory"]["needed_gb"] > 0.9 * found["arguments_gb"]
+    # One clip of each frame, in each of two views.
+    assert found["encoding"]["clips"] == 2000 and "hours" not in found["encoding"]
     # A decision is a forward pass; a training sample is at least two, and one of the frozen base is computed again.
     decision = found["decision"]
     assert decision["rows"] == 2 and decision["fits"] is None and decision["roofline_s"] is None
     assert 0.2 < decision["tflop"] / 2 / work["executed_tflop_per_sample"] < 0.5
     assert decision["memory"]["arguments_gb"] > 0.8 * 4 * (found["parameters"] - found["trainable"]) / 1e9
+
+
+def test_an_encoder_is_counted_without_its_weights() -> None:
+    encode = VJEPA2.without_weights(VJEPA2Settings(model="facebook/vjepa2-vitl-fpc64-256"))
+    assert encode is not None and VJEPA2.without_weights(VJEPA2Settings(model="nobody/nothing")) is None
+    # 303.9 million parameters and 512 tokens of a clip, of which every layer compares each with each.
+    expected = 2 * 303.9e6 * 512 + 24 * 4 * 512**2 * 1024
+    assert flops(encode, jax.ShapeDtypeStruct((1, 4, 256, 256, 3), jnp.uint8)) == pytest.approx(expected, rel=0.02)
 
 
 def test_images_and_stored_features_are_compared(
@@ -58,19 +78,21 @@ def test_images_and_stored_features_are_compared(
         return {
             **dict.fromkeys(("recipe", "scale", "topology", "devices", "jax", "batch", "remat", "fits", "mfu")),
             "mesh": {"data": 8},
+            "accumulate": 1,
             "parameters": 2,
             "trainable": 1,
             "flops": {"executed_tflop_per_sample": 3.75 / faster, "model_tflop_per_sample": 3.0},
             "memory": {"needed_gb": 12.0, "arguments_gb": 9.0, "temporaries_gb": 3.0, "available_gb": 80.0},
             "collectives": {},
             "time": time | {"samples_per_s": 400.0 * faster, "efficiency": 0.75, "mfu": 0.3, "hours_per_epoch": 1.0},
-            "storage": dict.fromkeys(("frames", "checkpoint_gb", "policy_mb", "latents_gb", "features_gb"), 105),
+            "storage": dict.fromkeys(SIZES, 105),
+            "encoding": None,
         }
 
     monkeypatch.setattr(compilers, "compile_in_own_process", compiled)
     monkeypatch.setattr(compilers, "interpreter", lambda topology: ("python", Path()))
     assert estimate.main([*TINY, "--topology", "h100:8", "--batch", "256", "--features"]) == 0
-    line = "on features  500.0 samples/s, 1.25 times; 3 TFLOP per sample, 0.80 times; 12.00 GB per device; 105.00 GB"
+    line = "on features    500.0 samples/s, 1.25 times; 3 TFLOP per sample, 0.80 times; 12.00 GB per device; 105.00 GB"
     assert line in capsys.readouterr().out
     assert estimate.main([*TINY, "--topology", "h100:8", "--features", "--recommend"]) == 2
     assert "give --train.cached_vision bfloat16" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """One process of a training job: ``python -m tests.trainer.job JOB.json``, the train command with small parts.
 
-The job says what to train on, where, and at which step the first process dies, right after it saved a checkpoint.
+The job says what to train on, where, and at which step the first process dies, right after it saved a checkpoint;
+``free`` are the bytes of memory that its devices claim to have.
 The command itself, its stages and its loop are real; a policy is loaded in the place of the closed loop.
 """
 
@@ -48,9 +49,9 @@ class FakeEncoder:
         return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
 
 
-def small_model() -> VLAConfig:
+def small_model(**backbone: Any) -> VLAConfig:
     """The tiny policy with one layer of everything: every process compiles it."""
-    config = tiny_config()
+    config = tiny_config(**backbone)
     backbone = dataclasses.replace(
         config.backbone,
         vision=dataclasses.replace(config.backbone.vision, depth=1, full_attention=()),
@@ -65,7 +66,7 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
         recipe="e2_flow",
         scale="tiny",
         dataset="synthetic",
-        model=small_model(),
+        model=small_model(**{key: job[key] for key in ("remat",) if key in job}),
         prompt=PromptConfig(length=56),
         data=wmjax.experiment.config.DataConfig(path=job["store"]),
         encoder=VJEPA2Settings(cameras=("agentview",), views=2, max_shift=3),
@@ -103,6 +104,7 @@ def main(job: dict[str, Any]) -> int:
     # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
     pipeline.load = lambda *_: experiment(job)
+    pipeline.free_memory = lambda: job.get("free")
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
     planning.require_consistent = lambda *_, **__: None  # the settings do not describe the fake's latents
     wmjax.sim.env.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images

@@ -41,6 +41,7 @@ moved by other samples, is at 1."""
 MOVED_ALIKE = 0.5
 """The same for a bias that shifts all keys alike, which a softmax does not see: its gradient through the keys is a sum
 that cancels to rounding errors, and it moves by 1e-9 (found: 0.26)."""
+AUTO = {"remat": "auto"}
 DEADLINE = 900
 """Seconds; a guard, not a measure: the machine may be busy."""
 ROOT = Path(__file__).parents[2]
@@ -103,17 +104,26 @@ def one(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes whose first was killed at step 2, which the second survived by seconds only."""
+    """A run of two processes whose first was killed at step 2, which the second survived by seconds only.
+
+    It chose its rematerialisation by the memory of the first: by that of the second nothing would have fitted.
+    """
     run = tmp_path_factory.mktemp("two") / "run"
-    Job(run, 2, store=store, dies_at=2).end(fails=True)
+    first, _ = Job(run, 2, {"free": 10**9}, {"free": 1}, store=store, dies_at=2, **AUTO).end(fails=True)
+    assert "remat names: 0.0 of 1.0 GB" in first
     assert checkpoint.complete_steps(run / "checkpoints") == [2]
     return run
+
+
+def remat(run: Path) -> str:
+    """What the run has saved."""
+    return str(json.loads((run / "config.json").read_text())["model"]["backbone"]["remat"])
 
 
 def metrics(run: Path) -> dict[tuple[int, str], dict[str, float]]:
     """The metrics that do not depend on the clock, by step and split; a step that was done twice is there once."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("step", "split", "time", "samples_per_second")
+    clock = ("step", "split", "time", "samples_per_second", "tokens_per_second")
     return {(x["step"], x["split"]): {k: v for k, v in x.items() if k not in clock} for x in lines}
 
 
@@ -160,9 +170,10 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def test_killed_and_resumed_by_two_processes_it_is_the_run_of_one(one: Path, killed: Path, store: str) -> None:
     run = killed.parent / "resumed"
     shutil.copytree(killed, run)
-    first, second = Job(run, 2, store=store).end()
+    first, second = Job(run, 2, store=store, free=1, **AUTO).end()
     assert "resumed at step 2" in first and "judged by process 0 of 2" in first
     assert "judged" not in second and "loss" not in second
+    assert "remat" not in first and remat(run) == "names", "it does not choose again"
     assert_same_run(run, one)
     assert len(list((run / "tensorboard").iterdir())) == 1, "one process writes, and takes over what was there"
     lines = (run / "metrics.jsonl").read_text().splitlines()
@@ -173,7 +184,7 @@ def test_killed_and_resumed_by_two_processes_it_is_the_run_of_one(one: Path, kil
 def test_one_process_resumes_what_two_saved(one: Path, killed: Path, store: str) -> None:
     run = killed.parent / "alone"
     shutil.copytree(killed, run)
-    (printed,) = Job(run, 1, store=store).end()
+    (printed,) = Job(run, 1, store=store, **AUTO).end()
     assert "resumed at step 2" in printed
     assert_same_run(run, one)
 

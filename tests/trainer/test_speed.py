@@ -87,11 +87,16 @@ def test_utilisation_counts_the_models_products_once_whatever_is_computed_again(
     plain = experiment({"store": str(store.folder)})
     latents = make_latents(tmp_path / "latents", store, dim=LATENT_DIM)
     inputs = make_inputs(store, latents, plain.prompt, plain.model, plain.train)
-    assert module.utilisation(plain, inputs)(1.0) == {}, "a CPU has no data sheet"
+    tokens = np.mean([row[row.argmax() :].size for row in inputs.prompts.mask])  # what follows the padding
+    assert 2 * 4 + 1 + plain.model.chunk < tokens < 56, "two images of four tokens, state, actions and words"
+    assert module.utilisation(plain, inputs)(2.0) == {"tokens_per_second": 2.0 * tokens}, "a CPU has no data sheet"
+    world = dataclasses.replace(plain, train=dataclasses.replace(plain.train, objective="world"))
+    assert module.utilisation(world, inputs)(2.0) == {}
     monkeypatch.setattr(module, "peak_flops", lambda kind: 1e9)
     backbone = dataclasses.replace(plain.model.backbone, remat="full")
     again = dataclasses.replace(plain, model=dataclasses.replace(plain.model, backbone=backbone))
     once, twice = (module.utilisation(each, inputs) for each in (plain, again))
     needed = module.sample_flops(plain, inputs)
     assert needed > 1e6
-    assert once(3.0) == twice(3.0) == {"mfu": 3.0 * needed / (1e9 * jax.device_count())}
+    share = 3.0 * needed / (1e9 * jax.device_count())
+    assert once(3.0) == twice(3.0) == {"mfu": share, "tokens_per_second": 3.0 * tokens}

@@ -136,6 +136,14 @@ class Encoder(abc.ABC):
         return spec.tokens_per_frame, spec.dim
 
     @classmethod
+    def without_weights(cls, config: Any) -> Callable[[Any], Any] | None:
+        """:meth:`apply` with random parameters that are no arguments, for counting its operations; loads nothing.
+
+        None, the default, if only a download could tell what is computed.
+        """
+        return None
+
+    @classmethod
     def for_export(cls, config: Any) -> Exporter:
         """The encoder in the framework that the settings name.
 

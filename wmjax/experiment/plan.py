@@ -149,16 +149,21 @@ def save_settings(run: Path, values: dict[str, Any]) -> None:
         UserError: the folder holds a run of other settings; names the first one that differs.
 
     """
+    old = started_settings(run)
+    if old is not None and (changed := first_difference(old, values)):
+        key, before, now = changed
+        raise UserError(
+            f"run {run} was started with {key} = {before!r}, now it is {now!r}; "
+            "choose another folder with --run, or delete this one"
+        )
+    write_json(run / "config.json", values)
+
+
+def started_settings(run: Path) -> dict[str, Any] | None:
+    """The contents of a run's ``config.json``; None before its training began, when other settings may be chosen."""
     path = run / "config.json"
-    if path.is_file() and _has_started(run):
-        old = read_json(path, dict[str, Any], "choose another folder with --run")
-        if changed := first_difference(old, values):
-            key, before, now = changed
-            raise UserError(
-                f"run {run} was started with {key} = {before!r}, now it is {now!r}; "
-                "choose another folder with --run, or delete this one"
-            )
-    write_json(path, values)
+    started = (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
+    return read_json(path, dict[str, Any], "choose another folder with --run") if started and path.is_file() else None
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
@@ -174,11 +179,6 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
     free = {*RESUMABLE, *(k for k in places if before.get(k) and now.get(k))}
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]
     return (changed[0], before.get(changed[0]), now.get(changed[0])) if changed else None
-
-
-def _has_started(run: Path) -> bool:
-    """Whether training began; until then a run may restart with other settings."""
-    return (run / "metrics.jsonl").exists() or any((run / "checkpoints").glob("*/manifest.json"))
 
 
 def require_saved(run: Path, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from wmjax.data.observation import Prompt
 from wmjax.models.backbones.base import BACKBONES, Prepare, PromptConfig
 from wmjax.models.vla import VLAConfig
 
-__all__ = ["PromptConfig", "join_prompts", "make_prepare", "prompt_shapes", "trim_prompts"]
+__all__ = ["PromptConfig", "join_prompts", "make_prepare", "mean_tokens", "prompt_shapes", "trim_prompts"]
 
 
 def make_prepare(prompt: PromptConfig, model: VLAConfig, spec: ObservationSpec) -> Prepare:
@@ -51,6 +51,12 @@ def _image_sizes(model: VLAConfig, spec: ObservationSpec) -> list[tuple[int, int
 def trim_prompts(prompts: Prompt, model: VLAConfig) -> Prompt:
     """Prompts without the padding that all of them have: training is faster with no more tokens than its data need."""
     return BACKBONES.resolve(model.backbone.kind).trim(prompts)
+
+
+def mean_tokens(prompts: Prompt, model: VLAConfig) -> float | None:
+    """The mean number of the decoder's tokens over prompts, without padding; None for a backbone that counts none."""
+    counts = BACKBONES.resolve(model.backbone.kind).count_tokens(prompts)
+    return None if counts is None else float(np.mean(counts))
 
 
 def join_prompts(prompts: Sequence[Prompt]) -> Prompt:

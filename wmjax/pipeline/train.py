@@ -31,6 +31,7 @@ from wmjax.models.world_model import network
 from wmjax.pipeline.demonstrations import demonstrations
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.pipeline.latents import latents_or_views
+from wmjax.pipeline.memory_fit import chosen, chosen_side_by_side, free_memory, resumed
 from wmjax.pipeline.ridge_start import start_at_ridge
 from wmjax.pipeline.start import Start, end_parameters, starting_point
 from wmjax.pipeline.utilisation import utilisation
@@ -104,6 +105,7 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
     log = logs.set_up(level=logging.INFO if first else logging.WARNING)
     if mirror is not None:  # before log.txt is opened, which is fetched too
         distributed.alone(mirror.fetch)
+    plan = resumed(plan)
     if first:
         logs.set_up(plan.folder / "log.txt")
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
@@ -153,7 +155,8 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
     plans = []
     for config in seeds_of(experiment.train):
         own = None if folder is None else folder.with_name(f"{folder.name}-s{config.seed}")
-        plans.append(plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates))
+        plan = plan_run(dataclasses.replace(experiment, train=config), own, evaluates=evaluates)
+        plans.append(chosen_side_by_side(resumed(plan)))
     experiment = dataclasses.replace(plans[0].experiment, train=experiment.train)  # with the sizes of the data
     start = _start(experiment)
     with contextlib.ExitStack() as stack:
@@ -216,14 +219,16 @@ def train_policy(
 ) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
 
-    ``on_commit`` is called in the background after each checkpoint.
+    A new run first chooses what its settings leave open, and saves it in its ``config.json``. ``on_commit`` is called
+    in the background after each checkpoint.
 
     Raises:
-        UserError: the data do not fit the model or ``start``.
+        UserError: the data do not fit the model or ``start``, or the training step does not fit into memory.
 
     """
-    experiment = plan.experiment
     inputs, load = training_inputs(plan, store, latents, start, resumes=_has_checkpoints(plan))
+    plan = chosen(plan, inputs, free_memory())
+    experiment = plan.experiment
     return train(
         lambda rngs: network(experiment.model, experiment.train.objective, rngs),
         inputs,

@@ -8,6 +8,7 @@ import jax
 from wmjax.core.settings import dotted
 from wmjax.experiment.config import Experiment, to_dict
 from wmjax.models.parameters import count, to_named
+from wmjax.scaling.fitting import is_auto
 from wmjax.scaling.program import bytes_per_device, call_shapes, programs
 from wmjax.scaling.shapes import feature_bytes
 from wmjax.trainer.sharding import make_mesh, require_divisible
@@ -35,6 +36,8 @@ def describe(experiment: Experiment) -> str:
         f"{base:,.1f} MB frozen, {sum(batch):,.1f} MB of batch and prompts; "
         "activations come on top, wmjax.estimate counts them"
     ]
+    if is_auto(experiment):
+        lines += ["remat auto: chosen by the memory of the devices when the training begins; none on CPUs"]
     if size := feature_bytes(experiment):
         lines += [f"vision features: {size / 1e3:,.1f} kB per frame and view, {experiment.encoder.views} views"]
     return "\n".join(lines)

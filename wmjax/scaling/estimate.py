@@ -1,31 +1,32 @@
-"""Compiles the real training step, and a decision, for a topology and counts what they need.
+"""Compiles the real training step, the initialisation and a decision for a topology and counts what they need.
 
 No device, no data and no weights.
 """
 
-import time
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from wmjax.encoders.base import ENCODERS
 from wmjax.experiment.config import Experiment, load
 from wmjax.experiment.dimensions import of_store
 from wmjax.models.parameters import count
 from wmjax.scaling.chips import Topology, parse_topology
 from wmjax.scaling.devices import devices
+from wmjax.scaling.fitting import Attempt, attempt, choose
 from wmjax.scaling.flops import flops
 from wmjax.scaling.hlo import Program, summarise
 from wmjax.scaling.program import bytes_per_device, call_shapes, decision, programs, step_flops
 from wmjax.scaling.request import Request
 from wmjax.scaling.roofline import cost
-from wmjax.scaling.shapes import feature_bytes, latent_tokens
+from wmjax.scaling.shapes import feature_bytes, image_size, latent_tokens
 from wmjax.trainer.build import Built
-from wmjax.trainer.sharding import MeshConfig, make_mesh, require_divisible
+from wmjax.trainer.sharding import MeshConfig, batch_parts, make_mesh, require_divisible
 
 LATENT_BYTES = 2
 """A latent store's values are float16."""
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
-"""What compilers say of a program that needs more memory than the device has."""
 
 
 def estimate(request: Request) -> dict[str, Any]:
@@ -39,6 +40,9 @@ def estimate(request: Request) -> dict[str, Any]:
     experiment = of_store(load(request.recipe, request.scale, request.dataset, request.settings), None)
     mesh = make_mesh(experiment.mesh, devices(topology))
     require_divisible(experiment.train.batch_size, mesh)
+    compile_step = functools.partial(_compile, mesh=mesh)
+    memory = None if topology.chip is None else topology.chip.memory
+    experiment, step, _ = choose(experiment, compile_step, memory, batch_parts(mesh))
     built = programs(experiment, mesh)
     backbone, counted = experiment.model.backbone, step_flops(experiment, built, mesh)
     found = {
@@ -49,27 +53,37 @@ def estimate(request: Request) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "shard_frozen": experiment.mesh.shard_frozen,
         "batch": experiment.train.batch_size,
+        "accumulate": experiment.train.accumulate,
         "remat": getattr(backbone, "remat", None),
         "jax": jax.__version__,
         "parameters": count(built.shapes.state.params) + count(built.shapes.frozen),
         "trainable": count(built.shapes.state.params),
         "flops": counted,
         "arguments_gb": bytes_per_device(call_shapes(experiment, built, mesh)) / 1e9,
-        "storage": _storage(experiment, built, request.frames),
+        "storage": _storage(experiment, built, request),
+        "encoding": _encoding(topology, experiment, request),
     }
-    found |= _compiled(topology, experiment, built, mesh, request, counted)
+    found |= _compiled(topology, experiment, step or compile_step(experiment), request, counted)
+    if request.initialises:
+        found["initialisation"] = _initialisation(topology, built)
     return found | ({"decision": _decision(topology, experiment, request.rows)} if request.rows else {})
+
+
+def _compile(experiment: Experiment, mesh: jax.sharding.Mesh) -> Attempt:
+    """The training step."""
+    built = programs(experiment, mesh)
+    return attempt(lambda: built.train_step.lower(*call_shapes(experiment, built, mesh)))
 
 
 def _decision(topology: Topology, experiment: Experiment, rows: int) -> dict[str, Any]:
     """A decision of the policy on one device, for so many robots at a time."""
     act, shapes = decision(experiment, rows, make_mesh(MeshConfig(), devices(topology)[:1]))
     found = {"rows": rows, "tflop": flops(act, *shapes) / 1e12}
-    compiled, refused = _try(jax.jit(act).lower(*shapes))
-    if compiled is None:
-        return found | {"fits": False, "refused": refused, "memory": None, "roofline_s": None}
+    compiled = attempt(lambda: jax.jit(act).lower(*shapes))
+    if compiled.program is None:
+        return found | {"fits": False, "refused": compiled.refused, "memory": None, "roofline_s": None}
     memory = _memory(compiled, topology)
-    kernels = None if topology.chip is None else cost(Program(compiled.as_text()), topology.chip)
+    kernels = None if topology.chip is None else cost(Program(compiled.program.as_text()), topology.chip)
     return found | {
         "fits": _fits(memory),
         "memory": memory,
@@ -77,36 +91,55 @@ def _decision(topology: Topology, experiment: Experiment, rows: int) -> dict[str
     }
 
 
-def _try(lowered: Any) -> tuple[Any, str]:
-    """The compiled program, or None and what the compiler says if it needs more memory than there is."""
-    try:
-        return lowered.compile(), ""
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if not any(words in text for words in OUT_OF_MEMORY):
-            raise
-        return None, text[:400]
-
-
 def _fits(memory: dict[str, Any]) -> bool | None:
     """None where nobody knows how much memory there is."""
     return None if memory["available_gb"] is None else memory["needed_gb"] <= memory["available_gb"]
 
 
-def _storage(experiment: Experiment, built: Built, frames: int) -> dict[str, float]:
+def _initialisation(topology: Topology, built: Built) -> dict[str, Any]:
+    """The program that draws the first parameters, those that published weights replace left out."""
+    compiled = attempt(built.draw.lower)
+    if compiled.program is None:
+        return {"fits": False, "refused": compiled.refused, "memory": None}
+    memory = _memory(compiled, topology)
+    return {"fits": _fits(memory), "memory": memory, "compile_s": compiled.compile_s}
+
+
+def _storage(experiment: Experiment, built: Built, request: Request) -> dict[str, float]:
     """Sizes on disk: a checkpoint, the parameters in it that a policy needs, latents and features of the frames."""
-    state = built.shapes.state
+    state, frames = built.shapes.state, request.frames
     width = latent_tokens(experiment) * experiment.model.prophet.latent_dim * LATENT_BYTES
-    views = experiment.encoder.views if experiment.encoder.max_shift else 1
-    latents = frames * views * width if experiment.model.memory.reads_latents else 0
+    latents = frames * _views(experiment) * width if experiment.model.memory.reads_latents else 0
     features = frames * experiment.encoder.views * feature_bytes(experiment)
     return {
         "checkpoint_gb": _bytes(state) / 1e9,
+        "checkpoint_s": _bytes(state) / 1e9 / request.disk,
+        "disk_gb_per_s": request.disk,
         "policy_mb": _bytes(state.ema) / 1e6,
         "frames": frames,
         "latents_gb": latents / 1e9,
         "features_gb": features / 1e9,
     }
+
+
+def _views(experiment: Experiment) -> int:
+    """The distinct views of an episode."""
+    return experiment.encoder.views if experiment.encoder.max_shift else 1
+
+
+def _encoding(topology: Topology, experiment: Experiment, request: Request) -> dict[str, float] | None:
+    """What the latents of the frames cost on one device; None if there are none, or only a download could tell."""
+    encoder = experiment.encoder
+    encode = ENCODERS.resolve(encoder.kind).without_weights(encoder)
+    if encode is None or not experiment.model.memory.reads_latents:
+        return None
+    size = image_size(experiment)
+    one = flops(encode, jax.ShapeDtypeStruct((1, encoder.clip_length, size, size, 3), jnp.uint8))
+    clips = request.frames * _views(experiment) * len(encoder.cameras)
+    found = {"tflop_per_clip": one / 1e12, "clips": clips, "efficiency": request.export_efficiency}
+    if topology.chip is None:
+        return found
+    return found | {"hours": clips * one / (request.export_efficiency * topology.chip.flops) / 3600}
 
 
 def _bytes(tree: Any) -> int:
@@ -116,24 +149,19 @@ def _bytes(tree: Any) -> int:
 def _compiled(
     topology: Topology,
     experiment: Experiment,
-    built: Built,
-    mesh: jax.sharding.Mesh,
+    step: Attempt,
     request: Request,
     counted: dict[str, float],
 ) -> dict[str, Any]:
-    """The values that only the compiled program has."""
-    started = time.monotonic()
-    lowered = built.train_step.lower(*call_shapes(experiment, built, mesh))
-    lowering = time.monotonic() - started
-    compiled, refused = _try(lowered)
-    if compiled is None:
-        return {"fits": False, "refused": refused, "memory": None, "collectives": None, "time": None}
-    memory = _memory(compiled, topology)
-    program = Program(compiled.as_text())
+    """The values that only the compiled training step has."""
+    if step.program is None:
+        return {"fits": False, "refused": step.refused, "memory": None, "collectives": None, "time": None}
+    memory = _memory(step, topology)
+    program = Program(step.program.as_text())
     exchanges = program.collectives()
     return {
-        "compile_s": time.monotonic() - started - lowering,
-        "lower_s": lowering,
+        "compile_s": step.compile_s,
+        "lower_s": step.lower_s,
         "memory": memory,
         "fits": _fits(memory),
         "collectives": summarise(exchanges),
@@ -141,16 +169,14 @@ def _compiled(
     }
 
 
-def _memory(compiled: Any, topology: Topology) -> dict[str, Any]:
+def _memory(compiled: Attempt, topology: Topology) -> dict[str, Any]:
     """The memory of one device, as the compiler plans it."""
-    plan = compiled.memory_analysis()
-    needed = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    needed += plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
+    plan = compiled.program.memory_analysis()
     return {
         "arguments_gb": plan.argument_size_in_bytes / 1e9,
         "temporaries_gb": plan.temp_size_in_bytes / 1e9,
         "program_gb": plan.generated_code_size_in_bytes / 1e9,
-        "needed_gb": needed / 1e9,
+        "needed_gb": (compiled.needed or 0) / 1e9,
         "available_gb": topology.chip.memory / 1e9 if topology.chip else None,
     }
 

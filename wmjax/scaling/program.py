@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wmjax.experiment.config import Experiment
 from wmjax.models.inputs import ModelInput
+from wmjax.models.nn.stack import Remat
 from wmjax.models.vla import VLA
 from wmjax.models.world_model import network
 from wmjax.scaling.flops import flops
@@ -19,12 +20,12 @@ from wmjax.trainer.build import Built, DataSpecs, build
 from wmjax.trainer.sharding import BATCH
 
 
-def programs(experiment: Experiment, mesh: Mesh) -> Built:
-    """The programs of an experiment on a mesh, for data with statistics that change nothing."""
+def programs(experiment: Experiment, mesh: Mesh, specs: DataSpecs | None = None) -> Built:
+    """The programs of an experiment on a mesh; without ``specs`` for data whose statistics change nothing."""
     return build(
         lambda rngs: network(experiment.model, experiment.train.objective, rngs),
         mesh,
-        DataSpecs(*plain_specs(experiment)),
+        specs or DataSpecs(*plain_specs(experiment)),
         experiment.train,
         experiment.optimizer,
         experiment.mesh,
@@ -34,11 +35,12 @@ def programs(experiment: Experiment, mesh: Mesh) -> Built:
 
 def call_shapes(experiment: Experiment, built: Built, mesh: Mesh) -> tuple[Any, ...]:
     """The shapes of a call of the training step, each with its sharding."""
-    batch = _placed(batch_shapes(experiment, experiment.train.batch_size), mesh, BATCH)
-    return *built.shapes.named(), batch, _placed(prompt_shapes(experiment, tasks(experiment)), mesh, PartitionSpec())
+    batch = placed(batch_shapes(experiment, experiment.train.batch_size), mesh, BATCH)
+    return *built.shapes.named(), batch, placed(prompt_shapes(experiment, tasks(experiment)), mesh, PartitionSpec())
 
 
-def _placed(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+def placed(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """The shapes of arrays, with a sharding over the mesh."""
     at = NamedSharding(mesh, spec)
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), tree)
 
@@ -54,7 +56,7 @@ def decision(experiment: Experiment, rows: int, mesh: Mesh) -> tuple[Callable[..
         return nnx.merge(graph, state).sample(inputs, keys)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    return act, _placed((state, decision_shapes(experiment, rows), keys), mesh, PartitionSpec())
+    return act, placed((state, decision_shapes(experiment, rows), keys), mesh, PartitionSpec())
 
 
 def bytes_per_device(shapes: Any) -> int:
@@ -76,9 +78,11 @@ def step_flops(experiment: Experiment, built: Built, mesh: Mesh) -> dict[str, fl
 
 def without_remat(experiment: Experiment) -> Experiment:
     """The same experiment, in which nothing is computed again; itself if it has a backbone without that setting."""
-    backbone = experiment.model.backbone
-    if not hasattr(backbone, "remat"):
-        return experiment
-    changed: Any = {"remat": "none"}
-    model = dataclasses.replace(experiment.model, backbone=dataclasses.replace(backbone, **changed))
-    return dataclasses.replace(experiment, model=model)
+    return with_remat(experiment, "none") if hasattr(experiment.model.backbone, "remat") else experiment
+
+
+def with_remat(experiment: Experiment, remat: Remat) -> Experiment:
+    """The same experiment with another rematerialisation; its backbone must have that setting."""
+    changed: Any = {"remat": remat}
+    backbone = dataclasses.replace(experiment.model.backbone, **changed)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=backbone))

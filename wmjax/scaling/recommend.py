@@ -96,7 +96,7 @@ class _Search:
     def try_one(self, candidate: Candidate) -> bool:
         """Estimates a candidate; whether it fits."""
         settings = merge(self.request.settings, candidate.settings())
-        found = self.measure(dataclasses.replace(self.request, settings=settings))
+        found = self.measure(dataclasses.replace(self.request, settings=settings, initialises=False))
         memory, time, work = found["memory"] or {}, found["time"] or {}, found["flops"]
         row = {
             "fits": found["fits"],

@@ -13,8 +13,9 @@ def render(found: dict[str, Any]) -> str:
     """
     mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     work = found["flops"]
+    updates = f", {found['accumulate']} of them per update" if found["accumulate"] > 1 else ""
     rows = [
-        ("devices", f"{found['devices']} of {found['topology']} ({mesh}), batch {found['batch']}"),
+        ("devices", f"{found['devices']} of {found['topology']} ({mesh}), batch {found['batch']}{updates}"),
         ("parameters", f"{found['parameters']:,}, trainable {found['trainable']:,}, remat {found['remat']}"),
         ("FLOPs", f"{work['model_tflop_per_sample']:.4g} TFLOP per sample, {work['executed_tflop_per_sample']:.4g} "
                   "with what is computed again"),
@@ -22,11 +23,13 @@ def render(found: dict[str, Any]) -> str:
         *_collectives(found["collectives"]),
         *_time(found["time"], found["storage"]["frames"]),
         *_on_features(found, found.get("on_features")),
+        *_initialisation(found.get("initialisation")),
         *_decision(found.get("decision")),
         *_storage(found["storage"]),
+        *_encoding(found["encoding"]),
     ]  # fmt: skip
     title = f"{found['recipe']} at {found['scale']}, training step compiled by jax {found['jax']}"
-    return "\n".join([title, *(f"  {name:<13}{text}" for name, text in rows)])
+    return "\n".join([title, *(f"  {name:<15}{text}" for name, text in rows)])
 
 
 def print_line(line: str) -> None:
@@ -111,6 +114,27 @@ def _on_features(found: dict[str, Any], other: dict[str, Any] | None) -> list[tu
     return [("on features", "; ".join([*parts, size]))]
 
 
+def _initialisation(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The program that runs before the first step."""
+    if found is None:
+        return []
+    if found["memory"] is None:
+        return [("initialisation", f"does not fit: {found['refused']}")]
+    fits = "; does not fit" if found["fits"] is False else ""
+    return [("initialisation", f"{found['memory']['needed_gb']:.2f} GB per device{fits}")]
+
+
+def _encoding(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The latents' export."""
+    if found is None:
+        return []
+    work = f"{found['clips']:,} clips of {found['tflop_per_clip']:.3g} TFLOP"
+    if "hours" not in found:
+        return [("export", work)]
+    rate = f"at {100 * found['efficiency']:g} % of its bfloat16 FLOP/s"
+    return [("export", f"{found['hours']:.2f} hours of one device {rate}, {work}")]
+
+
 def _decision(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     """A decision on one device."""
     if found is None:
@@ -128,7 +152,8 @@ def _storage(found: dict[str, Any]) -> list[tuple[str, str]]:
     per = f"per {found['frames']:,} frames"
     features = [("features", f"{found['features_gb']:.2f} GB {per}")] if found["features_gb"] else []
     return [
-        ("checkpoint", f"{found['checkpoint_gb']:.3f} GB, of which a policy needs {found['policy_mb']:.1f} MB"),
+        ("checkpoint", f"{found['checkpoint_gb']:.3f} GB, of which a policy needs {found['policy_mb']:.1f} MB; "
+                       f"{found['checkpoint_s']:.1f} s to write at {found['disk_gb_per_s']:g} GB/s"),
         ("latents", f"{found['latents_gb']:.2f} GB {per}"),
         *features,
-    ]
+    ]  # fmt: skip

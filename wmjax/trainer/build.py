@@ -17,7 +17,7 @@ from wmjax.core.rng import named_key
 from wmjax.core.specs import ActionSpec, EncoderSpec
 from wmjax.models.nn.layout import activations_on
 from wmjax.models.parameters import from_named, split_model, to_named, trainable_filter
-from wmjax.trainer.config import TrainConfig
+from wmjax.trainer.config import Inputs, TrainConfig
 from wmjax.trainer.guard import GuardState, guarded, initial_guard
 from wmjax.trainer.optimizer import OptimizerConfig, make_optimizer
 from wmjax.trainer.sharding import MeshConfig, shardings
@@ -32,6 +32,11 @@ class DataSpecs(NamedTuple):
     action: ActionSpec
     encoder: EncoderSpec | None
     cameras: tuple[int, ...] = (0,)
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> "DataSpecs":
+        """Those of a training's inputs."""
+        return cls(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
 
 
 class Arrays(NamedTuple):
@@ -55,8 +60,9 @@ class Built:
 
     Attributes:
         shapes: of the arrays, a ShapeDtypeStruct with its sharding for each, in NNX states.
-        initialise: jitted, ``() -> Arrays``, in NNX states. Frozen parameters that published weights replace are shapes
-            there.
+        draw: jitted, without arguments: the items of the first :class:`Arrays`, in NNX states, without frozen ones
+            that published weights replace.
+        initialise: ``() -> Arrays``, by ``draw``; what that leaves out are shapes.
         update: the guarded training step, not jitted. Both steps take and return arrays by name (``Arrays.named``).
         train_step: the same, jitted; it takes over the memory of state and guard.
         eval_step: jitted.
@@ -65,6 +71,7 @@ class Built:
     """
 
     shapes: Arrays
+    draw: Any
     initialise: Callable[[], Arrays]
     update: Callable[..., Any]
     train_step: Any
@@ -114,9 +121,13 @@ def build(
     layout = Arrays(shardings(shapes.state, mesh), shardings(shapes.guard, mesh), frozen)
     placed = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, layout)
     update, evaluate = make_steps(graph, placed, optimizer, mesh, specs, config, max_shift=max_shift, seed=config.seed)
+    # XLA leaves out what no result depends on, which at 3B is most of the program.
+    kept = slice(2 if config.published else 3)
+    draw = jax.jit(lambda: initialise()[kept], out_shardings=layout[kept])
     return Built(
         shapes=placed,
-        initialise=functools.partial(_initialise, initialise, layout, placed.frozen if config.published else None),
+        draw=draw,
+        initialise=functools.partial(_initialise, draw, placed.frozen if config.published else None),
         update=update,
         # Donating the state halves its memory; out_shardings keep the layout from drifting.
         train_step=jax.jit(update, donate_argnums=(0, 1), out_shardings=(*layout.named()[:2], None)),
@@ -126,15 +137,9 @@ def build(
     )
 
 
-def _initialise(draw: Callable[[], Arrays], layout: Arrays, given: nnx.State | None) -> Arrays:
-    """The first arrays. What is ``given`` is not drawn, because published weights take its place: shapes stand for it.
-
-    XLA leaves out what no result depends on, which at 3B is most of the program.
-    """
-    if given is None:
-        return jax.jit(draw, out_shardings=layout)()
-    state, guard = jax.jit(lambda: draw()[:2], out_shardings=layout[:2])()
-    return Arrays(state, guard, given)
+def _initialise(draw: Any, given: nnx.State | None) -> Arrays:
+    """The first arrays; for what is ``given``, because published weights take its place, shapes stand."""
+    return Arrays(*draw(), *([] if given is None else [given]))
 
 
 def make_steps(

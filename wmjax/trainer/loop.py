@@ -91,7 +91,7 @@ def train(
     saved = {} if folder is None else checkpoint.read_meta(folder)
     inputs = inputs if folder is None else inputs.as_in(saved)
     # 3. The programs and the layout of their arrays, which is known before memory is spent.
-    specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
+    specs = DataSpecs.of(inputs)
     built = build(build_model, mesh, specs, config, optimizer_config, mesh_config, max_shift=max_shift)
     # 4. The data: every process reads its slice of the same global order.
     loader = loader_config(config, inputs, mesh)

@@ -75,7 +75,7 @@ def train_seeds(
     saved = [{} if folder is None else checkpoint.read_meta(folder) for folder in folders]
     inputs = inputs.as_in(saved[0]) if saved[0] else inputs
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    specs = DataSpecs(inputs.action_spec, inputs.encoder_spec, inputs.cameras)
+    specs = DataSpecs.of(inputs)
     parts = optimizer_config, MeshConfig()
     built = [build(build_model, mesh, specs, one, *parts, max_shift=max_shift) for one in configs]
     arrays = [initial_arrays(each, load_base, folder) for each, folder in zip(built, folders, strict=True)]

@@ -137,7 +137,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def batch_shard(mesh: Mesh) -> Shard:
     """The slice of every global batch that this process loads: index and count."""
     processes = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
-    return slice_of(processes.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1), jax.process_index())
+    return slice_of(processes.reshape(batch_parts(mesh), -1), jax.process_index())
 
 
 def slice_of(holders: Int[np.ndarray, "parts devices"], process: int) -> Shard:
@@ -159,6 +159,11 @@ def slice_of(holders: Int[np.ndarray, "parts devices"], process: int) -> Shard:
     return slices.index(parts_of[process]), len(slices)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """The number of parts that a global batch is split in."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
 def fetch(tree: Any) -> Any:
     """Gathers arrays over the mesh as numpy arrays on every process; all processes must call it."""
     return multihost_utils.process_allgather(tree, tiled=True)
@@ -171,7 +176,7 @@ def require_divisible(batch_size: int, mesh: Mesh) -> None:
         UserError: names the batch size and a size that works.
 
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if over := batch_size % parts:
         near = [str(size) for size in (batch_size - over, batch_size - over + parts) if size]
         raise UserError(f"train.batch_size is {batch_size}, the mesh splits it in {parts}; use {' or '.join(near)}")

@@ -1,6 +1,7 @@
 """V-JEPA 2 as an :class:`wmjax.encoders.base.Encoder`. Imports neither jax nor torch until it is built."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -10,6 +11,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.settings import Range
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.base import Array, Encoder, EncoderConfig, Exporter
+from wmjax.encoders.vjepa2.config import preset
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, PUBLISHED, encoder_spec, read_config, resolve_folder, weight_files
 
 
@@ -63,6 +65,24 @@ class VJEPA2(Encoder):
         found = read_config(folder) if folder.is_dir() else None
         grid = config.pooling_grid or (found.grid_size if found else 0)
         return grid**2 * len(config.cameras) or None, found.hidden_size if found else None
+
+    @classmethod
+    def without_weights(cls, config: VJEPA2Settings) -> Callable[[Any], Any] | None:
+        """Of ``mini``, of a folder and of the published encoders."""
+        sizes = [size for size, hub_id in PUBLISHED.items() if config.model in (size, hub_id)]
+        folder = MINI_FOLDER if config.model == "mini" else Path(config.model)
+        if not sizes and not folder.is_dir():
+            return None
+        shape = preset(sizes[0]) if sizes else read_config(folder)
+
+        def encode(clips: Any) -> Any:
+            from flax import nnx
+
+            from wmjax.encoders.vjepa2.model import VJEPA2Encoder, latents
+
+            return latents(VJEPA2Encoder(shape, rngs=nnx.Rngs(0)), clips, config.pooling_grid)
+
+        return encode
 
     @classmethod
     def for_export(cls, config: VJEPA2Settings) -> Exporter:

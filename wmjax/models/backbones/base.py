@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_check
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.registry import Registry
@@ -166,6 +166,14 @@ class Backbone(nnx.Module):
     def trim(cls, prompts: Prompt) -> Prompt:
         """A batch of prompts without the padding that all of them have, on the host; by default as they are."""
         return prompts
+
+    @classmethod
+    def count_tokens(cls, prompts: Prompt) -> Int[np.ndarray, " batch"] | None:
+        """The decoder's tokens of each prompt, those of images and of the policy included, without padding.
+
+        On the host. None, the default, if the backbone does not count any.
+        """
+        return None
 
     @classmethod
     def prompt_files(cls, prompt: PromptConfig) -> list[Path]:

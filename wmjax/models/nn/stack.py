@@ -15,9 +15,11 @@ from jax.ad_checkpoint import checkpoint_policies
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.models.nn.layout import split_batch
 
-Remat = Literal["none", "full", "names", "dots", "dots_no_batch"]
+Remat = Literal["none", "full", "names", "dots", "dots_no_batch", "auto"]
 """The activations that the backward pass recomputes: none, all, or all but some.
 
+``auto`` is for settings: a training replaces it by what fits into memory (:mod:`wmjax.scaling.fitting`). A network that
+is built with it computes like ``full``.
 ``names`` keeps the output of each linear layer, the sum of product, bias and adapter. ``dots`` keeps every matrix
 product, so that a layer with an adapter has three, and ``dots_no_batch`` those without a batch axis, which leaves out
 the products of attention.
@@ -131,7 +133,7 @@ def _on_arrays(
 def _rematerialise(layer: Callable[..., Carry], remat: Remat) -> Callable[..., Carry]:
     """Wraps a layer in the named policy."""
     policies: dict[str, Any] = {
-        "full": checkpoint_policies.nothing_saveable,
+        **dict.fromkeys(("full", "auto"), checkpoint_policies.nothing_saveable),
         "names": checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
         "dots": checkpoint_policies.dots_saveable,
         "dots_no_batch": checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
@@ -87,6 +87,11 @@ class Qwen2_5_VLBackbone(Qwen2_5_VL, Backbone):
         used = length - int(np.argmax(np.any(mask, axis=0)))
         cut = length - min(length, -(-used // MULTIPLE) * MULTIPLE)
         return Prompt(tokens[:, cut:], mask[:, cut:], positions[..., cut:])
+
+    @classmethod
+    def count_tokens(cls, prompts: Prompt) -> Int[np.ndarray, " batch"]:
+        """Those that the mask has, in which images, the state and the actions have their placeholders."""
+        return np.asarray(prompts.mask).sum(1)
 
     @classmethod
     def prompt_files(cls, prompt: PromptConfig) -> list[Path]:
