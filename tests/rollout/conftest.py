@@ -7,6 +7,7 @@ import pytest
 from tests.rollout.fakes import FAULTS, PROTOCOL
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def run(tmp_path):
     ):
         protocol = dataclasses.replace(PROTOCOL, **changes)
         out = tmp_path / name
-        more = {"episodes": episodes, "shard": shard, "timeout": timeout}
-        evaluate(actor, protocol, out, workers, videos, header, **more)
+        settings = EvaluateSettings(workers=workers, videos=videos, shard=shard, timeout=timeout)
+        evaluate(actor, protocol, out, settings, header, episodes=episodes)
         records = read_records(out)
         assert len({record.key for record in records}) == len(records)
         return {record.key: record for record in records}

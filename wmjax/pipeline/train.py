@@ -296,8 +296,9 @@ def judge_early(plan: RunPlan, step: int, checkpoint: Path, frozen: dict[str, An
 def judge(plan: RunPlan, checkpoint: Path) -> Summary:
     """Closed-loop success of a checkpoint on the plan's protocol, on the tasks that it was trained on."""
     assert plan.protocol is not None
-    settings, out = plan.experiment.evaluation, plan.evaluation_folder(checkpoint)
-    return evaluate_checkpoint(checkpoint, plan.protocol, out, workers=settings.workers, videos=settings.videos)
+    return evaluate_checkpoint(
+        checkpoint, plan.protocol, plan.evaluation_folder(checkpoint), plan.experiment.evaluation
+    )
 
 
 def verdict(plan: RunPlan, summary: Summary) -> str:
