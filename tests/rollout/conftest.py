@@ -20,14 +20,28 @@ def faults(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """``run(actor, name, workers, timeout, header, **protocol changes) -> records by key``."""
+    """``run(actor, name, workers, timeout, header, **protocol changes) -> records by key``.
+
+    ``evaluation`` are further settings of the evaluation.
+    """
 
     def _run(
-        actor, name="out", *, workers=2, timeout=60.0, header=None, videos=0, episodes=None, shard=(0, 1), **changes
+        actor,
+        name="out",
+        *,
+        workers=2,
+        timeout=60.0,
+        header=None,
+        videos=0,
+        episodes=None,
+        shard=(0, 1),
+        evaluation=None,
+        **changes,
     ):
         protocol = dataclasses.replace(PROTOCOL, **changes)
         out = tmp_path / name
-        settings = EvaluateSettings(workers=workers, videos=videos, shard=shard, timeout=timeout)
+        more = evaluation or {}
+        settings = EvaluateSettings(workers=workers, videos=videos, shard=shard, timeout=timeout, **more)
         evaluate(actor, protocol, out, settings, header, episodes=episodes)
         records = read_records(out)
         assert len({record.key for record in records}) == len(records)

@@ -19,7 +19,6 @@ from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.benchmark_log import write_record
 from wmjax.rollout.evaluation_shards import gather, merge, part, shard_folder, shard_folders
-from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records, read_summary
 from wmjax.rollout.runner import Runner, Watched, video_name
@@ -71,9 +70,10 @@ def evaluate(
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
             recorder = _videos(actor, protocol, out, settings.videos, album, left)
-            steps = run_episodes(actor, protocol, left, results, recorder, settings)
+            runner = run_episodes(actor, protocol, left, results, recorder, settings)
             seconds = time.monotonic() - started
-            _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
+            speed = {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds}
+            _save(results, protocol, speed | ({} if runner.fill is None else {"batch_fill": runner.fill}))
         finished = gather(out, results.header)
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:
@@ -139,17 +139,16 @@ def run_episodes(
     *,
     watcher: Callable[[Any], Watcher] | None = None,
     watched: Watched | None = None,
-) -> int:
-    """Runs episodes in simulator processes; returns the number of control steps."""
+) -> Runner:
+    """Runs episodes in simulator processes; returns what ran them, with its counts."""
     spec = actor.observation_spec
     frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
     hosted = WorkerSettings(spec, frames, protocol.env, watcher)
-    measured = [METRICS.resolve(name)(protocol.environment.action_spec) for name in settings.metrics]
     with RolloutPool(hosted, min(settings.workers, max(1, len(episodes))), settings.timeout) as pool:
         recipe = str(results.header.get("recipe_hash", ""))
-        runner = Runner(pool, actor, protocol, results, videos, recipe, watched, measured)
+        runner = Runner(pool, actor, protocol, results, videos, settings, recipe, watched)
         runner.run(episodes)
-    return runner.control_steps
+    return runner
 
 
 def _keys(out: Path) -> set[str]:
@@ -194,8 +193,15 @@ def _speed_of_shards(out: Path) -> dict[str, float]:
     return {
         "seconds": max((float(part.get("seconds") or 0.0) for part in parts), default=0.0),
         "control_steps_per_second": sum(float(part.get("control_steps_per_second") or 0.0) for part in parts),
+        **_mean_fill(parts),
         "shards": len(shard_folders(out)),
     }
+
+
+def _mean_fill(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over the shards that have one of how full their batches were; empty if none has."""
+    fills = [float(part["batch_fill"]) for part in parts if part.get("batch_fill") is not None]
+    return {"batch_fill": sum(fills) / len(fills)} if fills else {}
 
 
 def _save(results: Results, protocol: Protocol, speed: Mapping[str, float]) -> None:

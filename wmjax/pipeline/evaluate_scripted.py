@@ -1,5 +1,6 @@
 """The closed-loop evaluation of an actor without a network: recorded actions, the expert, no motion, random actions."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def evaluate_scripted(
 ) -> Summary:
     """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` executes the recordings of the training store ``data``.
 
+    They have no batches, whatever the settings say.
+
     Raises:
         UserError: ``replay`` without ``data``, or see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     """
+    settings = dataclasses.replace(settings, batch=1)
     if name != "replay":
         observation_spec = protocol.environment.observation_spec
         scripted = (

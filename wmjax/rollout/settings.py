@@ -23,6 +23,8 @@ class EvaluateSettings(Settings, section="evaluation"):
         workers: simulator processes.
         videos: successes and failures per task to keep as videos.
         batch: rows per call of the policy.
+        max_wait: seconds that the policy waits for more observations while a batch is not full; results do not depend
+            on it.
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
         shard: index and count: which part of how many is run here, see :mod:`wmjax.rollout.evaluation_shards`.
         metrics: what else is measured of each episode: names of :data:`wmjax.rollout.metrics.METRICS`, or
@@ -33,6 +35,7 @@ class EvaluateSettings(Settings, section="evaluation"):
     workers: Depth = 2
     videos: Annotated[int, Range(0, 1_000_000)] = 2
     batch: Annotated[int, Range(1, 10_000)] = 1
+    max_wait: Annotated[float, Range(0, 60)] = 0.02
     timeout: Annotated[float, Range(0, 1_000_000, above=True)] = 120.0
     shard: Shard = UNSHARDED
     metrics: tuple[str, ...] = ()
@@ -61,6 +64,7 @@ def from_command_line(values: Mapping[str, Any]) -> EvaluateSettings:
 SHORTS = {
     "workers": Short("workers", "simulator processes"),
     "batch": Short("batch", "rows per policy call; 1 is fastest on a CPU"),
+    "max-wait": Short("max_wait", "seconds that the policy waits for a batch to be full"),
     "videos": Short("videos", "successes and failures per task to keep as videos"),
     "shard": Short("shard", "i/n: run the i-th of n parts of the episodes, into one --out that all n see", parse_shard),
     "metrics": Short(

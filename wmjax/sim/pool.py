@@ -7,6 +7,7 @@ that is the caller's decision. This module imports neither jax nor a simulator.
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import os
 import time
@@ -131,19 +132,23 @@ class Pool(Generic[Command, Answer]):
         with contextlib.suppress(OSError):  # a dead worker: its pipe reads as ended, and wait() reports the fault
             worker.connection.send(command)
 
-    def wait(self) -> list[tuple[int, Answer | Fault]]:
+    def wait(self, patience: float | None = None) -> list[tuple[int, Answer | Fault]]:
         """Blocks until at least one busy worker is done, and returns all that are, in slot order.
+
+        Args:
+            patience: seconds after which it returns without any; None waits for as long as it takes.
 
         Raises:
             UserError: a worker reported bad input.
 
         """
         events: list[tuple[int, Answer | Fault]] = []
+        until = math.inf if patience is None else time.monotonic() + patience
         while not events:
             busy = {slot: worker for slot, worker in enumerate(self._workers) if worker.busy}
             if not busy:
                 raise RuntimeError("no worker is busy")
-            nearest = min(worker.deadline or 0.0 for worker in busy.values())
+            nearest = min(until, *(worker.deadline or 0.0 for worker in busy.values()))
             ready = wait([worker.connection for worker in busy.values()], max(0.0, nearest - time.monotonic()))
             now = time.monotonic()
             for slot, worker in busy.items():
@@ -152,6 +157,8 @@ class Pool(Generic[Command, Answer]):
                 elif worker.deadline is not None and worker.deadline <= now:
                     self._replace(slot)
                     events.append((slot, Fault("timeout", f"no answer for {self._timeout:.0f} s or more")))
+            if until <= now:
+                break
         return events
 
     def restart(self, slot: int) -> None:
