@@ -143,7 +143,7 @@ def run_episodes(
     """Runs episodes in simulator processes; returns what ran them, with its counts."""
     spec = actor.observation_spec
     frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
-    hosted = WorkerSettings(spec, frames, protocol.env, watcher)
+    hosted = WorkerSettings(spec, frames, protocol.env, watcher, settings.render_devices)
     with RolloutPool(hosted, min(settings.workers, max(1, len(episodes))), settings.timeout) as pool:
         recipe = str(results.header.get("recipe_hash", ""))
         runner = Runner(pool, actor, protocol, results, videos, settings, recipe, watched)

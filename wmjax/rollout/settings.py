@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from wmjax.core.errors import UserError
-from wmjax.core.options import Short
+from wmjax.core.options import Short, number_list
 from wmjax.core.settings import Depth, Range, Settings, build
 from wmjax.core.shards import UNSHARDED, Shard, check_shard, own_shard, parse_shard
 from wmjax.rollout.metrics import METRICS
@@ -25,6 +25,8 @@ class EvaluateSettings(Settings, section="evaluation"):
         batch: rows per call of the policy.
         max_wait: seconds that the policy waits for more observations while a batch is not full; results do not depend
             on it.
+        render_devices: numbers of the GPUs, as EGL counts them, on which the workers draw in turn; empty for all that
+            the process sees (``CUDA_VISIBLE_DEVICES``).
         timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
         shard: index and count: which part of how many is run here, see :mod:`wmjax.rollout.evaluation_shards`.
         metrics: what else is measured of each episode: names of :data:`wmjax.rollout.metrics.METRICS`, or
@@ -36,6 +38,7 @@ class EvaluateSettings(Settings, section="evaluation"):
     videos: Annotated[int, Range(0, 1_000_000)] = 2
     batch: Annotated[int, Range(1, 10_000)] = 1
     max_wait: Annotated[float, Range(0, 60)] = 0.02
+    render_devices: tuple[Annotated[int, Range(0, 1_000)], ...] = ()
     timeout: Annotated[float, Range(0, 1_000_000, above=True)] = 120.0
     shard: Shard = UNSHARDED
     metrics: tuple[str, ...] = ()
@@ -65,6 +68,11 @@ SHORTS = {
     "workers": Short("workers", "simulator processes"),
     "batch": Short("batch", "rows per policy call; 1 is fastest on a CPU"),
     "max-wait": Short("max_wait", "seconds that the policy waits for a batch to be full"),
+    "render-devices": Short(
+        "render_devices",
+        "GPUs, such as 0,1, that draw for the workers in turn; all visible ones if not given",
+        number_list,
+    ),
     "videos": Short("videos", "successes and failures per task to keep as videos"),
     "shard": Short("shard", "i/n: run the i-th of n parts of the episodes, into one --out that all n see", parse_shard),
     "metrics": Short(
