@@ -20,7 +20,6 @@ from wmjax.core.location import URL
 from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
 from wmjax.core.settings import Count, Layer, Range, build, convert, dotted, merge, with_origin
-from wmjax.core.shards import UNSHARDED
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import ENCODERS, EncoderConfig, default_encoder
 from wmjax.experiment.data_config import DataConfig
@@ -47,17 +46,6 @@ class EvaluationConfig(EvaluateSettings, section="evaluation"):
     protocol: str = "spatial_dev"
     episodes_per_task: Count | None = None
     every: Annotated[int, Range(0, 1_000_000_000)] = 0
-
-    def __post_init__(self) -> None:
-        """Refuses a part of the episodes: the processes of a training share them.
-
-        Raises:
-            UserError: another part than all.
-
-        """
-        super().__post_init__()
-        if self.shard != UNSHARDED:
-            raise UserError(f"evaluation.shard is {self.shard}, but a training runs all episodes; leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
