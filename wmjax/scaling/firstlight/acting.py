@@ -43,8 +43,8 @@ def check_export(bench: Bench) -> Finding:
     """Frames/s of the latent export in jax, from clips on the host to latents on the host."""
     config = bench.encoder()
     encoder, clips = ENCODERS.resolve(config.kind).for_export(config), square(bench, BATCH)
-    finite = bool(np.isfinite(encoder.encode(clips)).all())
-    seconds, _ = timed(lambda: encoder.encode(clips), lambda latents: latents, EXPORT_ROUNDS, warm_up=0)
+    finite = bool(np.isfinite(np.asarray(encoder.encode(clips))).all())
+    seconds, _ = timed(lambda: np.asarray(encoder.encode(clips)), lambda latents: latents, EXPORT_ROUNDS, warm_up=0)
     rate = len(clips) / seconds
     name = Path(getattr(config, "model", config.kind)).name
     text = f"{rate:.1f} frames/s, {len(clips)} clips of {clips.shape[1]} frames at a time, encoder {name}"
