@@ -277,6 +277,7 @@ def pooled(rung: Rung, work: Work) -> Result:
     from wmjax.reporting.video.clips import Videos
     from wmjax.rollout.results import Results
     from wmjax.rollout.runner import Runner
+    from wmjax.rollout.settings import EvaluateSettings
     from wmjax.sim.rollout_pool import RolloutPool
     from wmjax.sim.worker import WorkerSettings
 
@@ -286,7 +287,8 @@ def pooled(rung: Rung, work: Work) -> Result:
         for name, chosen, limit in rounds:
             protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=HORIZON)
             results = Results(Path(folder) / name, {})
-            runner = Runner(pool, actor, protocol, results, Videos(Path(folder) / name / "videos", 0, 5.0, ACTION_SPEC))
+            videos = Videos(Path(folder) / name / "videos", 0, 5.0, ACTION_SPEC)
+            runner = Runner(pool, actor, protocol, results, videos, EvaluateSettings())
             started = time.monotonic()
             runner.run(chosen)
             seconds = time.monotonic() - started

@@ -12,9 +12,9 @@ import torch
 import transformers
 from torch.nn import functional
 
+from encoders_export.blocks import Rotary, embed, gather, patchify, run_block
 from encoders_export.vjepa import preprocess
 from wmjax.encoders.vjepa2.config import VJEPA2Config, to_hf_config
-from wmjax.encoders.vjepa2.rotary import rotary_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,57 +41,6 @@ def build_model(config: VJEPA2Config, predictor: PredictorConfig, seed: int) -> 
             pred_zero_init_mask_tokens=False,
         )
     )
-
-
-class Rotary:
-    """Rotary tables of all token positions for one head width, gathered by token id."""
-
-    def __init__(self, head_dim: int, config: VJEPA2Config) -> None:
-        tokens = config.grid_size**2 * (config.frames_per_clip // config.tubelet_size)
-        self.cos, self.sin = (torch.from_numpy(t) for t in rotary_table(head_dim, config.grid_size, tokens))
-
-    def __call__(self, ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine ``[batch or 1, 1, tokens, head_dim]``."""
-        if ids is None:
-            return self.cos[None, None], self.sin[None, None]
-        return self.cos[ids][:, None], self.sin[ids][:, None]
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    pairs = x.unflatten(-1, (-1, 2))
-    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
-
-
-def run_block(layer: Any, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """One ``VJEPA2Layer`` on tokens ``[batch, tokens, dim]`` with given rotary tables."""
-    attention = layer.attention
-    normed = layer.norm1(x)
-    query, key, value = (
-        f(normed).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-        for f in (attention.query, attention.key, attention.value)
-    )
-    # Plain matrix products: PyTorch's fused attention has a slow backward pass in bfloat16 on CPUs.
-    scores = _rotate(query * attention.scaling, *table) @ _rotate(key, *table).transpose(-1, -2)
-    out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
-    x = x + attention.proj(out.transpose(1, 2).flatten(2))
-    return x + layer.mlp(layer.norm2(x))
-
-
-def gather(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Tokens ``[batch, n, dim]`` at ``ids`` ``[batch, k]``."""
-    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def patchify(pixels: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
-    """Cuts ``[batch, time, 3, height, width]`` into tubelets ``[batch, tokens, 3 * tubelet * patch * patch]``.
-
-    The values are in the order of the patch embedding's convolution kernel, which then is one matrix product.
-    """
-    batch, time, channels, height, width = pixels.shape
-    s, p = config.tubelet_size, config.patch_size
-    x = pixels.reshape(batch, time // s, s, channels, height // p, p, width // p, p)
-    return x.permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(batch, -1, channels * s * p * p)
 
 
 def spread_loss(tokens: torch.Tensor) -> torch.Tensor:
@@ -134,9 +83,7 @@ class Jepa:
 
     def encode(self, encoder: Any, patches: torch.Tensor, ids: torch.Tensor | None) -> list[torch.Tensor]:
         """Outputs of all blocks, and last the normalised output, for the tokens ``ids`` (None: all)."""
-        projection = encoder.embeddings.patch_embeddings.proj
-        chosen = patches if ids is None else gather(patches, ids)
-        x = functional.linear(chosen, projection.weight.flatten(1), projection.bias).float()
+        x = embed(encoder, patches if ids is None else gather(patches, ids))
         table, outputs = self.rotary(ids), []
         for layer in encoder.layer:
             x = run_block(layer, x, table)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from jaxtyping import Float32, UInt8
 
+from encoders_export.blocks import encode_patches, patchify
 from wmjax.core.command import run_command
 from wmjax.core.errors import UserError
 from wmjax.core.options import CommandParser
@@ -22,6 +23,7 @@ from wmjax.encoders.export import add_arguments, run
 from wmjax.encoders.vjepa2.config import IMAGENET_MEAN, IMAGENET_STD, VJEPA2Config
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import read_config, resolve_folder
+from wmjax.encoders.vjepa2.rotary import rotary_table
 
 
 def preprocess(frames: torch.Tensor, config: VJEPA2Config) -> torch.Tensor:
@@ -85,6 +87,21 @@ def load_model(folder: Path) -> Any:
     return model.eval()
 
 
+class Coming:
+    """Latents that a GPU may still compute, on their way to pinned memory; ``np.asarray`` waits for them."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        self._host = torch.empty(latents.shape, dtype=latents.dtype, pin_memory=True)
+        self._host.copy_(latents, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The latents, once they are there."""
+        self._done.synchronize()
+        return self._host.numpy() if dtype is None else self._host.numpy().astype(dtype)
+
+
 class TorchEncoder:
     """A Hugging Face V-JEPA 2 as an :class:`wmjax.encoders.base.Exporter`; on the GPU if there is one."""
 
@@ -103,13 +120,34 @@ class TorchEncoder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(folder)
         self.model.to(self.device)
+        tokens = self.config.grid_size**2 * (settings.clip_length // self.config.tubelet_size)
+        cos, sin = map(torch.from_numpy, rotary_table(self.config.head_dim, self.config.grid_size, tokens))
+        self._table = cos[None, None].to(self.device), sin[None, None].to(self.device)
 
     @torch.inference_mode()
-    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
-        """z(t) of clips that end at t, float32 on the host."""
-        pixels = preprocess(torch.from_numpy(np.ascontiguousarray(clips)).to(self.device), self.config)
-        tokens = self.model.get_vision_features(pixels)
-        return pool_last_tubelet(tokens, self.config.grid_size**2, self.grid).cpu().numpy()
+    def encode(
+        self, clips: UInt8[np.ndarray, "batch time height width 3"]
+    ) -> Float32[np.ndarray, "batch tokens dim"] | Coming:
+        """z(t) of clips that end at t, on the host or on the way there."""
+        _allow_tf32(self.spec.precision == "tf32")
+        frames = torch.from_numpy(np.ascontiguousarray(clips))
+        if self.device.type == "cuda":  # from pageable memory the copy would wait for the batch before
+            frames = frames.pin_memory().to(self.device, non_blocking=True)
+        tokens = self._features(preprocess(frames, self.config))
+        latents = pool_last_tubelet(tokens, self.config.grid_size**2, self.grid)
+        return Coming(latents) if self.device.type == "cuda" else latents.numpy()
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The last layer's tokens: by the reference's forward pass, in bfloat16 by ours."""
+        if self.spec.precision != "bfloat16":
+            return self.model.get_vision_features(pixels)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return encode_patches(self.model.encoder, patchify(pixels, self.config), self._table)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Lets GPUs round the operands of float32 products, those of convolutions included, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,6 +54,9 @@ REFUSED = [
     (("--evaluation.protocol", "spatial_dve"), "unknown protocol 'spatial_dve'; did you mean spatial_dev"),
     (("--data.tasks", "[0, 10]"), r"data\.tasks is \[0, 10\]; name tasks of libero_spatial, 0\.\.9"),
     (("--evaluation.episodes_per_task", "0"), "episodes_per_task is 0; it must be at least 1"),
+    (("--evaluation.shard", "[0, 2]"), r"evaluation\.shard is \[0, 2\], but a training runs all episodes"),
+    (("--evaluation.shard", "[2, 2]"), r"shard '2/2' is not i/n"),
+    (("--encoder.precision", "float16"), r"encoder\.precision is 'float16'; choose one of 'float32', 'tf32'"),
 ]  # fmt: skip
 
 

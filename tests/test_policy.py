@@ -19,7 +19,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.observation import Observation
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
-from wmjax.encoders.encode import LATENT_BOUND, encode_store
+from wmjax.encoders.encode import LATENT_BOUNDS, encode_store
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER
 from wmjax.experiment.config import Experiment, load
@@ -124,7 +124,10 @@ def test_latents_of_a_rollout_are_the_stored_ones_from_first_frame_to_last(
             past = np.maximum(np.arange(AHEAD * decision - history + 1, AHEAD * decision + 1), 0)
             there = past < entry["num_frames"]
             frames = entry["frame_start"] + past[there]
-            assert there.sum() == 0 or np.abs(carry.latents[row][there] - stored[frames]).max() / scale < LATENT_BOUND
+            assert (
+                there.sum() == 0
+                or np.abs(carry.latents[row][there] - stored[frames]).max() / scale < LATENT_BOUNDS["float32"]
+            )
             seen[frames] = True
     assert seen.all()
 

@@ -33,6 +33,13 @@ def test_hash_depends_on_every_field() -> None:
     assert spec_hash(OBSERVATION_SPEC) != spec_hash(dataclasses.replace(OBSERVATION_SPEC, frame_stride=8))
 
 
+def test_latents_without_a_precision_are_of_float32() -> None:
+    spec = EncoderSpec(cameras=("agentview",))
+    assert "precision" not in to_dict(spec) and from_dict(EncoderSpec, to_dict(spec), "file").precision == "float32"
+    half = dataclasses.replace(spec, precision="bfloat16")
+    assert from_dict(EncoderSpec, to_dict(half), "file") == half and spec_hash(half) != spec_hash(spec)
+
+
 def test_sizes_follow_from_the_names() -> None:
     assert (OBSERVATION_SPEC.state_dim, ACTION_SPEC.dim, ACTION_SPEC.arm) == (8, 7, (0, 1, 2, 3, 4, 5))
     assert (TWO_ARMS.dim, TWO_ARMS.arm) == (4, (0, 2))

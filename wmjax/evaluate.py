@@ -15,12 +15,12 @@ from wmjax.core import logs
 from wmjax.core.command import run_command
 from wmjax.core.location import local, location
 from wmjax.core.options import CommandParser
-from wmjax.core.settings import build
-from wmjax.pipeline.evaluate_command import SHORTS, EvaluateSettings, run_evaluation
+from wmjax.pipeline.evaluate_command import run_evaluation
 from wmjax.pipeline.evaluate_scripted import SCRIPTED
 from wmjax.pipeline.evaluate_served import add_served_options, policy_name
 from wmjax.policy.places import GROUPS, read_places
 from wmjax.rollout.protocol import CHANGES, protocol_names
+from wmjax.rollout.settings import SHORTS, EvaluateSettings, from_command_line
 
 
 def parser() -> CommandParser:
@@ -32,7 +32,6 @@ def parser() -> CommandParser:
     parser.add_argument("--protocol", default="spatial_dev", help=f"{', '.join(protocol_names())}, or a .toml file")
     parser.add_argument("--out", type=local, help="results folder; default RUN/evaluations/STEP/PROTOCOL")
     parser.add_argument("--data", type=location, help="training store to replay, to check with, or of the run")
-    parser.add_argument("--shard", help="i/n: run the i-th of n parts of the episodes, into one --out that all n see")
     add_served_options(parser)
     parser.add_settings("protocol", CHANGES)
     parser.add_settings("evaluation", SHORTS, EvaluateSettings())
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         options, settings = parser().read(arguments)
-        chosen = build(EvaluateSettings, settings["evaluation"], "evaluation.")
+        chosen = from_command_line(settings["evaluation"])
         return run_evaluation(
             chosen, settings["protocol"], settings["foreign"], places=read_places(settings), **vars(options)
         )

@@ -1,23 +1,22 @@
-"""V-JEPA latents per second of ViT-L: PyTorch's and Flax's encoder as they export, and what lower precision gives.
+"""V-JEPA latents per second of ViT-L: PyTorch's and Flax's encoder as they export, by precision.
 
 ``worst_over_rms`` is the largest difference from the first exact encoder, PyTorch's in float32 if it is there, over
-the RMS of the latents. An export and a rollout must agree within 5e-3.
+the RMS of the latents. An export and a rollout must agree within ``LATENT_BOUNDS`` of their precision.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from benchmarks.accelerator_stages.session import Session
-from wmjax.encoders.vjepa2 import MINI_FOLDER, PRESETS, VJEPA2Encoder, latents, load_encoder, save_encoder
-from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
+from wmjax.core.specs import Precision
+from wmjax.encoders.base import Exporter
+from wmjax.encoders.vjepa2 import MINI_FOLDER, PRESETS, VJEPA2Encoder, save_encoder
+from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.scaling.arrays import filled_model
 from wmjax.scaling.clock import clocked, timed
 
@@ -32,9 +31,10 @@ def run(session: Session) -> None:
     rng, side = np.random.default_rng(0), PRESETS[session.sizes.encoder].image_size
     clips = {b: rng.integers(0, 256, (b, CLIP, side, side, 3), np.uint8) for b in session.sizes.clip_batches}
     exact: dict[int, np.ndarray] = {}
-    for framework, make in (("torch", torch_encoders), ("flax", flax_encoders)):
+    backends: tuple[tuple[str, Literal["torch", "jax"]], ...] = (("torch", "torch"), ("flax", "jax"))
+    for framework, backend in backends:
         try:
-            encoders = make(folder)
+            encoders = encoders_of(backend, folder)
         except Exception as error:
             session.record(framework=framework, error=f"{type(error).__name__}: {error}")
             continue
@@ -64,49 +64,23 @@ def measure(encode: Encode, clips: np.ndarray, exact: dict[int, np.ndarray]) -> 
     return {"latents_per_s": len(clips) / seconds, "first_s": first, "worst_over_rms": error}
 
 
-def torch_encoders(folder: Path) -> dict[str, Encode]:
-    """The exporter's encoder, and the same weights at lower precision."""
-    import torch
-
-    from encoders_export.vjepa import TorchEncoder, pool_last_tubelet, preprocess
-
-    encoder = TorchEncoder(
-        VJEPA2Settings(cameras=("agentview",), model=str(folder), pooling_grid=GRID, clip_length=CLIP)
-    )
-
-    def tf32(clips: np.ndarray) -> np.ndarray:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        try:
-            return encoder.encode(clips)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
-
-    def bfloat16(clips: np.ndarray) -> np.ndarray:
-        pixels = preprocess(torch.from_numpy(clips).to(encoder.device), encoder.config)
-        with torch.inference_mode(), torch.autocast(encoder.device.type, torch.bfloat16):
-            tokens = encoder.model.get_vision_features(pixels)
-        return pool_last_tubelet(tokens.float(), encoder.config.grid_size**2, GRID).cpu().numpy()
-
-    gpu_only: dict[str, Encode] = {"tf32": tf32} if encoder.device.type == "cuda" else {}
-    return {"float32": encoder.encode, **gpu_only, "bfloat16": bfloat16}
+def encoders_of(backend: Literal["torch", "jax"], folder: Path) -> dict[str, Encode]:
+    """The exporter by precision."""
+    found: dict[str, Encode] = {}
+    for precision in get_args(Precision):
+        encoder = VJEPA2.for_export(
+            VJEPA2Settings(
+                cameras=("agentview",),
+                model=str(folder),
+                pooling_grid=GRID,
+                clip_length=CLIP,
+                precision=precision,
+                backend=backend,
+            )
+        )
+        found[precision] = functools.partial(_on_host, encoder)
+    return found
 
 
-def flax_encoders(folder: Path) -> dict[str, Encode]:
-    """The policy's encoder at JAX's highest and default precision of float32, and in bfloat16."""
-    chosen: dict[str, tuple[Any, str | None]] = {
-        "float32 highest": (jnp.float32, "highest"),
-        "float32 default": (jnp.float32, None),
-        "bfloat16": (jnp.bfloat16, None),
-    }
-    return {name: _flax_encoder(folder, *settings) for name, settings in chosen.items()}
-
-
-def _flax_encoder(folder: Path, dtype: Any, precision: str | None) -> Encode:
-    graph, state = nnx.split(load_encoder(folder, dtype))
-
-    @jax.jit
-    def run(state: nnx.State, clips: Any) -> jax.Array:
-        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-            return latents(nnx.merge(graph, state), clips, GRID)
-
-    return lambda clips: np.asarray(run(state, clips))
+def _on_host(encoder: Exporter, clips: np.ndarray) -> np.ndarray:
+    return np.asarray(encoder.encode(clips))

@@ -186,6 +186,33 @@ def test_the_next_episode_is_read_while_one_is_encoded_and_no_more():
     assert list(read_ahead(read, [])) == []
 
 
+class Later:
+    """Latents that are computed when they are read, and say so."""
+
+    def __init__(self, latents: np.ndarray, number: int, log: list[str]) -> None:
+        self._latents, self._number, self._log = latents, number, log
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        self._log.append(f"read {self._number}")
+        return self._latents
+
+
+def test_the_next_batch_is_given_to_the_encoder_before_the_last_is_read():
+    clips = EpisodeClips(np.random.default_rng(0).integers(0, 256, (21, SIZE, SIZE, 3), np.uint8), [(0, 0)], 4)
+    log, fake = [], FakeEncoder()
+
+    def encode(part):
+        number = sum(entry.startswith("begin") for entry in log)
+        log.append(f"begin {number}")
+        return Later(fake.encode(part), number, log)
+
+    found = encode_clips(encode, clips, 6)
+    np.testing.assert_array_equal(found, fake.encode(clips[:]))
+    assert log == [
+        "begin 0", "begin 1", "read 0", "begin 2", "read 1", "begin 3", "read 2", "read 3"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [

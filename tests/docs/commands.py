@@ -17,9 +17,9 @@ from wmjax.core.options import setting_names
 from wmjax.core.settings import dotted
 from wmjax.data.formats.base import ConvertSettings
 from wmjax.experiment.config import axis_names, load, recipe_names, to_dict
-from wmjax.pipeline.evaluate_command import EvaluateSettings
 from wmjax.pipeline.record import RecordSettings
 from wmjax.rollout.protocol import Protocol, protocol_names
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.serving.clients.conventions import Conventions
 from wmjax.serving.settings import ServeSettings
 

@@ -16,9 +16,11 @@ from wmjax.core.files import hash_file
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import EpisodeData, TrainingStore, finalize, write_part
 from wmjax.encode import main as jax_main
-from wmjax.encoders.encode import LATENT_BOUND, EpisodeClips, verify_latents
+from wmjax.encoders.encode import LATENT_BOUNDS, EpisodeClips, difference, verify_latents
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, encoder_spec
+from wmjax.experiment.latent_settings import open_latents
+from wmjax.policy.restore import restore_encoder
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 torch = pytest.importorskip("torch")
@@ -72,10 +74,10 @@ def encoders() -> dict[str, TorchEncoder | VJEPA2]:
 def test_backends_agree_within_the_stated_bound(store: TrainingStore, stores: dict[str, LatentStore], encoders):
     a, b = (stores[name].latents.astype(np.float32) for name in ("torch", "jax"))
     assert a.shape == (2, 6, 16, 192) and stores["torch"].backend == "torch"
-    assert np.abs(a - b).max() / np.sqrt((b**2).mean()) < LATENT_BOUND
+    assert np.abs(a - b).max() / np.sqrt((b**2).mean()) < LATENT_BOUNDS["float32"]
     assert a.std() > 0.1
-    assert verify_latents(store, stores["torch"], encoders["jax"]) < LATENT_BOUND
-    assert verify_latents(store, stores["jax"], encoders["torch"]) < LATENT_BOUND
+    assert verify_latents(store, stores["torch"], encoders["jax"]) < LATENT_BOUNDS["float32"]
+    assert verify_latents(store, stores["jax"], encoders["torch"]) < LATENT_BOUNDS["float32"]
 
 
 def test_float32_latents_of_the_backends_agree_tightly(store: TrainingStore, encoders):
@@ -206,7 +208,40 @@ def test_every_token_can_be_kept_in_float32(store, stores, tmp_path, capsys):
     assert whole.latents.shape == (1, 6, 64, 192) and whole.latents.dtype == np.float32
     pooled = whole.latents[0].reshape(6, 4, 2, 4, 2, 192).mean((2, 4)).reshape(6, 16, 192)
     stored = stores["torch"].latents[0].astype(np.float32)
-    assert np.abs(pooled - stored).max() / np.sqrt((stored**2).mean()) < LATENT_BOUND
+    assert np.abs(pooled - stored).max() / np.sqrt((stored**2).mean()) < LATENT_BOUNDS["float32"]
+
+
+def test_latents_in_bfloat16_are_another_store(store, encoders, tmp_path, capsys):
+    out = tmp_path / "half"
+    line = ["--data", str(store.folder), "--out", str(out), "--views", "1", "--precision", "bfloat16"]
+    assert jax_main(line) == 0 and "--encoder.precision bfloat16" in capsys.readouterr().out
+    half = LatentStore(out)
+    assert half.spec.precision == "bfloat16"
+    # Both frameworks compute it, and so does a policy that is trained on it, whatever its settings say.
+    given = VJEPA2Settings(cameras=("agentview",))
+    online, torch_half = restore_encoder(given, half.spec), TorchEncoder(given.with_spec(half.spec))
+    for encoder in (online, torch_half):
+        assert verify_latents(store, half, encoder) < LATENT_BOUNDS["bfloat16"]
+    clips = EpisodeClips(np.array(store.frames[:4, 0]), [(0, 0)], 4)[:]
+    exact, *rounded = (np.asarray(each.encode(clips)) for each in (encoders["jax"], online, torch_half))
+    for latents in rounded:
+        assert latents.dtype == np.float32
+        assert min(difference(a - b, b, "bfloat16") for a, b in zip(latents, exact, strict=True)) > 2e-3
+    # Without the setting they are refused.
+    with pytest.raises(UserError, match=r"EncoderSpec\.precision differs: 'bfloat16' .*, 'float32' in the encoder"):
+        verify_latents(store, half, encoders["jax"])
+    exactly = VJEPA2Settings(cameras=("agentview",), views=1, path=str(out))
+    message = "precision is float32, .* has bfloat16; set --encoder.precision bfloat16, or .* --precision float32"
+    with pytest.raises(UserError, match=message):
+        open_latents(exactly, VJEPA2.describe(exactly))
+
+
+def test_without_tf32_its_latents_are_those_of_float32(store, encoders):
+    clips = EpisodeClips(np.array(store.frames[:4, 0]), [(0, 0)], 4)[:]
+    settings = VJEPA2Settings(cameras=("agentview",), precision="tf32")
+    for name, encoder in (("jax", VJEPA2(settings)), ("torch", TorchEncoder(settings))):
+        assert encoder.spec.precision == "tf32"
+        np.testing.assert_array_equal(np.asarray(encoder.encode(clips)), np.asarray(encoders[name].encode(clips)))
 
 
 @pytest.mark.parametrize("name", ["vitl", "vitg"])

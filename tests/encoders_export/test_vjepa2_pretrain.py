@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from encoders_export import pretrain  # noqa: E402
-from encoders_export.jepa import Jepa, PredictorConfig, gather, patchify, spread_loss  # noqa: E402
+from encoders_export.blocks import gather, patchify  # noqa: E402
+from encoders_export.jepa import Jepa, PredictorConfig, spread_loss  # noqa: E402
 from encoders_export.masks import LONG, SHORT, draw_masks  # noqa: E402
 from encoders_export.pretrain import Clips, PretrainConfig, Pretrainer, main  # noqa: E402
 from encoders_export.vjepa import preprocess  # noqa: E402

@@ -17,7 +17,7 @@ from wmjax.data.latents import LatentStore
 from wmjax.data.loader import make_loader
 from wmjax.data.observation import Observation
 from wmjax.data.store import TrainingStore
-from wmjax.encoders.encode import LATENT_BOUND
+from wmjax.encoders.encode import LATENT_BOUNDS
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
 from wmjax.experiment import config
 from wmjax.experiment.latent_settings import latent_spec
@@ -114,7 +114,7 @@ def test_a_policy_encodes_the_camera_whose_latents_it_was_trained_on(store, wris
         carry, _, _ = policy(carry, seen, jax.random.split(jax.random.key(0), 1))
         truth = latents.latents[0, frame].astype(np.float32)
         worst = max(worst, float(np.abs(carry.latents[0, -1] - truth).max() / np.sqrt((truth**2).mean())))
-    assert worst < LATENT_BOUND
+    assert worst < LATENT_BOUNDS["float32"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Chunk, Decision, Noop, Scripted
 from wmjax.rollout.protocol import Protocol, load_protocol
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 
 PROTOCOL = """
 env = "tests.extending.point_robot:PointRobot"
@@ -32,6 +33,7 @@ open_loop_horizon = 4
 """
 
 
+ALONE = EvaluateSettings(workers=1, videos=0)
 LAYOUT = """
 state = "observation.state"
 action = "action"
@@ -64,7 +66,7 @@ def protocol(tmp_path: Path) -> Protocol:
 
 def test_a_scripted_actor_is_evaluated_and_reported(protocol: Protocol, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = evaluate(Walker(PointRobot.observation_spec), protocol, out, workers=2, videos=1)
+    summary = evaluate(Walker(PointRobot.observation_spec), protocol, out, EvaluateSettings(videos=1))
     assert summary.overall.rate == 1.0 and summary.overall.finished == 4
     records = {record.key: record for record in read_records(out)}
     assert records["corners/0/benchmark/1"].steps == 6 and records["corners/3/benchmark/0"].steps == 6
@@ -77,9 +79,9 @@ def test_a_scripted_actor_is_evaluated_and_reported(protocol: Protocol, tmp_path
 def test_scripted_actors_of_the_command_and_the_delay_use_its_own_hold_action(
     protocol: Protocol, tmp_path: Path
 ) -> None:
-    assert evaluate_scripted("noop", protocol, tmp_path / "noop", workers=1, videos=0).overall.rate == 0.0
+    assert evaluate_scripted("noop", protocol, tmp_path / "noop", ALONE).overall.rate == 0.0
     delayed = dataclasses.replace(protocol, execution_delay=2)
-    evaluate(Walker(PointRobot.observation_spec), delayed, tmp_path / "late", workers=1)
+    evaluate(Walker(PointRobot.observation_spec), delayed, tmp_path / "late", ALONE)
     # Two steps of holding still, then five or six to the corner.
     assert {record.key: record.steps - 2 for record in read_records(tmp_path / "late")} == {
         "corners/0/benchmark/0": 5,
@@ -109,11 +111,11 @@ def test_a_protocol_that_the_environment_cannot_run_is_refused(
 def test_unsupported_options_are_refused(protocol: Protocol, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="corners do not move"):
         moving = dataclasses.replace(protocol, target_velocity=0.1)
-        evaluate(Noop(PointRobot.observation_spec), moving, tmp_path / "moving", workers=1)
+        evaluate(Noop(PointRobot.observation_spec), moving, tmp_path / "moving", ALONE)
     with pytest.raises(UserError, match="has no scripted expert"):
-        evaluate_scripted("expert", protocol, tmp_path / "expert", workers=1, videos=0)
+        evaluate_scripted("expert", protocol, tmp_path / "expert", ALONE)
     with pytest.raises(UserError, match=r"ActionSpec\.names is .*'gripper'\) for the policy, \('dx', 'dy'\)"):
-        evaluate(PolicyActor(FakePolicy()), dataclasses.replace(protocol, open_loop_horizon=8), tmp_path / "p", 1)
+        evaluate(PolicyActor(FakePolicy()), dataclasses.replace(protocol, open_loop_horizon=8), tmp_path / "p", ALONE)
 
 
 def test_its_demonstrations_are_converted_with_its_specs_and_without_a_gripper(tmp_path: Path) -> None:

@@ -480,7 +480,14 @@ EVALUATION: dict[str, Any] = {
         "observation": {"simulator": "published by its authors", "image_size": 112},
         "action": {"names": ["x", "y"]},
     },
-    "summary.json": {"overall": {"successes": 2}, "seconds": 3.5, "shards": 2, "commit": "0-dirty", "simulator": "a"},
+    "summary.json": {
+        "overall": {"successes": 2},
+        "seconds": 3.5,
+        "batch_fill": 0.5,
+        "shards": 2,
+        "commit": "0-dirty",
+        "simulator": "a",
+    },
     "../../../config.json": {"recipe": "e2_flow", "train": {"steps": 20, "batch_size": 8}},
 }
 """JSON files of an evaluation and its run, with every field that is read again."""
@@ -514,6 +521,7 @@ SUMMARIES: list[Any] = [
     {"seconds": "x"},
     {"seconds": 10**400},
     {"control_steps_per_second": [1]},
+    {"batch_fill": "x"},
     [],
     None,
 ]

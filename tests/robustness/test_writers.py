@@ -31,6 +31,7 @@ from wmjax.data.formats import libero_hdf5
 from wmjax.data.formats.lerobot.convert import convert
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.actors import Random
+from wmjax.rollout.settings import EvaluateSettings
 
 
 @pytest.mark.parametrize("what", ["run", "sweep"])
@@ -171,14 +172,14 @@ def test_two_evaluations_into_one_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
     def again(*_: Any, **__: Any) -> int:
         with pytest.raises(UserError) as caught:
-            evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")
+            evaluate(Random(SPEC), PROTOCOL, tmp_path / "out", EvaluateSettings())
         refusals.append(str(caught.value))
         return 1
 
     monkeypatch.setattr("wmjax.pipeline.evaluate.run_episodes", again)
-    evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")
+    evaluate(Random(SPEC), PROTOCOL, tmp_path / "out", EvaluateSettings())
     assert len(refusals) == 1 and f"is in use by process {os.getpid()}" in refusals[0]
-    evaluate(Random(SPEC), PROTOCOL, tmp_path / "out")  # and afterwards it goes on
+    evaluate(Random(SPEC), PROTOCOL, tmp_path / "out", EvaluateSettings())  # and afterwards it goes on
     assert len(refusals) == 2
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.rollout.fakes import FAULTS, PROTOCOL
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 
 
 @pytest.fixture
@@ -19,15 +20,29 @@ def faults(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """``run(actor, name, workers, timeout, header, **protocol changes) -> records by key``."""
+    """``run(actor, name, workers, timeout, header, **protocol changes) -> records by key``.
+
+    ``evaluation`` are further settings of the evaluation.
+    """
 
     def _run(
-        actor, name="out", *, workers=2, timeout=60.0, header=None, videos=0, episodes=None, shard=(0, 1), **changes
+        actor,
+        name="out",
+        *,
+        workers=2,
+        timeout=60.0,
+        header=None,
+        videos=0,
+        episodes=None,
+        shard=(0, 1),
+        evaluation=None,
+        **changes,
     ):
         protocol = dataclasses.replace(PROTOCOL, **changes)
         out = tmp_path / name
-        more = {"episodes": episodes, "shard": shard, "timeout": timeout}
-        evaluate(actor, protocol, out, workers, videos, header, **more)
+        more = evaluation or {}
+        settings = EvaluateSettings(workers=workers, videos=videos, shard=shard, timeout=timeout, **more)
+        evaluate(actor, protocol, out, settings, header, episodes=episodes)
         records = read_records(out)
         assert len({record.key for record in records}) == len(records)
         return {record.key: record for record in records}

@@ -24,6 +24,7 @@ from wmjax.rollout.actors import Random
 from wmjax.rollout.capsule import Capsule, Outcome, chosen, outcomes_of, read_capsule
 from wmjax.rollout.evaluation_shards import read_actions
 from wmjax.rollout.results import read_header, read_records
+from wmjax.rollout.settings import EvaluateSettings
 
 EPISODES = 12
 NAME = "random-fake"
@@ -43,7 +44,7 @@ def evaluation(tmp_path_factory):
     protocol = dataclasses.replace(
         PROTOCOL, tasks=(0, 2), episodes_per_task=EPISODES, max_steps=28, target_velocity=0.02, execution_delay=4
     )
-    evaluate(Right(SPEC), protocol, out)
+    evaluate(Right(SPEC), protocol, out, EvaluateSettings(videos=0))
     assert 2 < sum(record.success for record in read_records(out)) < 2 * EPISODES - 2
     return out
 

@@ -7,6 +7,7 @@ from tests.rollout.test_replay_sim import Watching
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.libero import ACTION_SPEC
 
 pytestmark = [pytest.mark.sim, pytest.mark.long]
@@ -22,7 +23,7 @@ def test_killed_hanging_raising_and_nan_workers_change_no_success(recorded, faul
             (faults / f"{fault_name(entry['episode'], step)}.{kind}").touch()
     actor = Watching(recorded, ACTION_SPEC)
     protocol = load_protocol("spatial_dev", max_steps=limit, open_loop_horizon=8, env="tests.rollout.faulty:FaultyEnv")
-    evaluate(actor, protocol, tmp_path, 2, episodes=actor.episodes, timeout=60.0)
+    evaluate(actor, protocol, tmp_path, EvaluateSettings(videos=0, timeout=60.0), episodes=actor.episodes)
     assert not list(faults.iterdir())
     records = {record.key: record for record in read_records(tmp_path)}
     assert len(records) == len(read_records(tmp_path)) == len(entries)

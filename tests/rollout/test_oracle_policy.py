@@ -16,7 +16,7 @@ from wmjax.data.observation import Observation
 from wmjax.data.statistics import normalise_latents
 from wmjax.data.store import TrainingStore
 from wmjax.data.windows import clip_indices
-from wmjax.encoders.encode import LATENT_BOUND
+from wmjax.encoders.encode import LATENT_BOUNDS
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
 from wmjax.models.world.config import WorldMemoryConfig
 from wmjax.policy.interventions import mix
@@ -131,8 +131,8 @@ def test_the_encoded_future_is_the_latents_of_the_frames_to_come(truthful):
     found = np.asarray(policy._true_future(policy._model, encode, carry, frames))[0]
     expected = normalise_latents(expected, policy.encoder_spec)
     scale = np.sqrt((expected**2).mean())
-    assert np.abs(found - expected).max() / scale < LATENT_BOUND
-    assert np.abs(found[0] - found[3]).max() / scale > LATENT_BOUND
+    assert np.abs(found - expected).max() / scale < LATENT_BOUNDS["float32"]
+    assert np.abs(found[0] - found[3]).max() / scale > LATENT_BOUNDS["float32"]
 
 
 def test_only_an_oracle_requests_and_accepts_the_future(make, truthful):

@@ -8,6 +8,7 @@ from tests.rollout.runs import save_run
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 
 pytestmark = [pytest.mark.sim, pytest.mark.long]  # test_oracle.py and test_oracle_policy.py need no simulator
 
@@ -18,7 +19,7 @@ def test_seeing_the_future_at_alpha_one_leaves_every_number_as_it_was(tmp_path):
     for oracle in (None, 1.0, 0.0):
         changes = {"tasks": (2,), "episodes_per_task": 1, "max_steps": 24, "open_loop_horizon": 8, "oracle": oracle}
         protocol, out = load_protocol("spatial_dev", **changes), tmp_path / str(oracle)
-        evaluate_checkpoint(run, protocol, out, workers=1, videos=0)
+        evaluate_checkpoint(run, protocol, out, EvaluateSettings(workers=1, videos=0))
         (found[oracle],) = read_records(out)
         assert json.loads((out / "header.json").read_text())["protocol"]["oracle"] == oracle
     assert {record.outcome for record in found.values()} == {"failure"}

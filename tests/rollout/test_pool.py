@@ -12,6 +12,7 @@ from tests.rollout.fakes import ENV, FAULTS, SPEC, fault_name
 from wmjax.core.errors import UserError
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault, Pool
+from wmjax.sim.preparation import render_variables
 from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import Execute, Reply, Reset, WorkerSettings
 
@@ -114,6 +115,34 @@ def test_a_worker_uses_one_thread_and_is_closed_before_another_takes_its_place(t
         with pytest.raises(RuntimeError, match="worker 0 is still busy"):
             pool.restart(0)
     assert "OMP_NUM_THREADS" not in os.environ and os.environ["MKL_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "expected"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "4, 5"}, (), [("4,5", None), ("5,4", None), ("4,5", None)]),
+        ({"CUDA_VISIBLE_DEVICES": "4,5"}, (0, 7), [("4,5", "0"), ("4,5", "7"), ("4,5", "0")]),
+        ({"CUDA_VISIBLE_DEVICES": "4"}, (), [("4", None)] * 3),
+        ({"CUDA_VISIBLE_DEVICES": "4,5", "MUJOCO_EGL_DEVICE_ID": "1"}, (0, 7), [("4,5", "1")] * 3),
+        ({"CUDA_VISIBLE_DEVICES": "4,5", "MUJOCO_GL": "osmesa"}, (), [("4,5", None)] * 3),
+    ],
+)
+def test_workers_draw_on_the_gpus_in_turn(given, devices, expected):
+    """A worker draws on the device of its number or, without, on the first of the visible ones."""
+    seen = []
+    for worker in range(3):
+        environment = given | render_variables(worker, devices, given)
+        seen.append(tuple(environment.get(name) for name in ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID")))
+    assert [(visible.replace(" ", ""), device) for visible, device in seen] == expected
+
+
+def test_a_replaced_worker_draws_on_the_same_gpu(tmp_path, monkeypatch):
+    for name in ("MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with Pool([functools.partial(Report, tmp_path / "closed")] * 2, timeout=60, render_devices=(3, 6)) as pool:
+        assert [run(pool, slot, "MUJOCO_EGL_DEVICE_ID")[1] for slot in (0, 1)] == ["3", "6"]
+        pool.restart(1)
+        assert run(pool, 1, "MUJOCO_EGL_DEVICE_ID")[1] == "6"
 
 
 def test_misuse_is_refused(pool):

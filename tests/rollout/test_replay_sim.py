@@ -12,6 +12,7 @@ from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout.actors import Replay
 from wmjax.rollout.protocol import load_protocol
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.libero import ACTION_SPEC
 
 pytestmark = pytest.mark.sim
@@ -32,7 +33,7 @@ class Watching(Replay):
 def replay(actor: Replay, store: TrainingStore, folder: Path) -> None:
     """Runs all recordings; they succeed from the recorded start at the recorded step."""
     protocol = actor.as_recorded(load_protocol("spatial_dev", open_loop_horizon=8), actor.episodes)
-    evaluate(actor, protocol, folder, workers=2, episodes=actor.episodes)
+    evaluate(actor, protocol, folder, EvaluateSettings(videos=0), episodes=actor.episodes)
     records = {record.key: record for record in read_records(folder)}
     assert len(records) == len(store.episodes)
     for entry in store.episodes:

@@ -45,13 +45,16 @@ class Spy(Scripted):
         return actions
 
 
-def test_results_do_not_depend_on_slots_batches_or_order(run):
+def test_results_do_not_depend_on_slots_batches_or_order(run, tmp_path):
     expected = run(policy(2), "one", workers=1)
     assert len(expected) == 12 and {record.success for record in expected.values()} == {True, False}
     assert verdicts(run(policy(2), "three", workers=3)) == verdicts(expected)
     for size in (1, 4):  # another batch size compiles to other roundings, which a log entry may show
-        other = run(policy(size), f"batch{size}", workers=3)
+        waits = {"batch": size, "max_wait": 30.0}
+        other = run(policy(size), f"batch{size}", workers=3, evaluation=waits)
         assert verdicts(without_info(other)) == verdicts(without_info(expected))
+    fill = json.loads((tmp_path / "batch4" / "summary.json").read_text())["batch_fill"]
+    assert 0.25 < fill <= 0.75, "three workers never fill four rows, and seldom are two of them resetting"
 
 
 def test_noise_depends_on_the_seed(run):

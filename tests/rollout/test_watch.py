@@ -7,6 +7,7 @@ from wmjax.reporting.video.clips import Videos
 from wmjax.rollout.actors import Random
 from wmjax.rollout.results import Results
 from wmjax.rollout.runner import Runner
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.libero import ACTION_SPEC
 from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import WorkerSettings
@@ -22,7 +23,13 @@ def test_every_step_of_an_episode_is_reported_once(tmp_path, faults):
     videos = Videos(tmp_path / "videos", 0, 5.0, ACTION_SPEC)
     with RolloutPool(settings, 2, 60.0) as pool:
         runner = Runner(
-            pool, Random(SPEC), protocol, results, videos, watched=lambda *entry: told.setdefault(entry[0], entry[1:])
+            pool,
+            Random(SPEC),
+            protocol,
+            results,
+            videos,
+            EvaluateSettings(),
+            watched=lambda *entry: told.setdefault(entry[0], entry[1:]),
         )
         runner.run(episodes)
     assert not list(faults.iterdir())

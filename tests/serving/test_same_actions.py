@@ -16,6 +16,7 @@ from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision, Plan
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 
 SHORT = dataclasses.replace(PROTOCOL, tasks=(0, 1), episodes_per_task=2, max_steps=24, seed=1, env=FORGETFUL)
 """A task's second episode may run in either simulator, after another one or none: that must not matter."""
@@ -112,7 +113,7 @@ def served(policy: Policy, protocol: Protocol) -> Iterator[Running]:
 
 
 def outcomes(actor: Noting, protocol: Protocol, folder) -> dict[str, tuple]:
-    evaluate(actor, protocol, folder, workers=2)
+    evaluate(actor, protocol, folder, EvaluateSettings(videos=0))
     return {record.key: (record.outcome, record.steps, record.decisions) for record in read_records(folder)}
 
 

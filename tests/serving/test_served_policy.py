@@ -25,6 +25,7 @@ from wmjax.policy.policy_actor import PolicyActor
 from wmjax.rollout.actors import Decision, Plan, Replay
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import read_header, read_records
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.serving.clients.conventions import drawn_spec
 from wmjax.serving.clients.served_policy import ServedPolicy
 from wmjax.sim.episode import EpisodeId
@@ -76,7 +77,7 @@ def in_process(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("here")
     with pytest.MonkeyPatch.context() as patch:
         found = noted(patch, PolicyActor, 8)
-        evaluate(PolicyActor(policy, STEADY.seed), STEADY, folder, workers=2)
+        evaluate(PolicyActor(policy, STEADY.seed), STEADY, folder, EvaluateSettings(videos=0))
     assert policy._step._cache_size() == 1, "an episode's second decision was compiled anew"
     return outcomes(folder), {name: action for name, action in found.items() if name[0] != "padding/0/random/0"}
 
@@ -116,7 +117,7 @@ def replayed(store: TrainingStore, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("replayed")
     spec = action_spec(store, np.arange(3), 8, "none")
     actor = Replay(store, spec)
-    evaluate(actor, REPLAYED, folder, workers=1, episodes=actor.episodes)
+    evaluate(actor, REPLAYED, folder, EvaluateSettings(workers=1, videos=0), episodes=actor.episodes)
     return outcomes(folder)
 
 
@@ -133,7 +134,7 @@ def served_replay(url: str, dialect: str, store: TrainingStore, folder: Path, **
     actor = ServedPolicy(client, chosen, spec, "replaying")
     episodes = [EpisodeId(*_parts(entry["episode"])) for entry in store.episodes]
     try:
-        evaluate(actor, protocol, folder, workers=1, episodes=episodes)
+        evaluate(actor, protocol, folder, EvaluateSettings(workers=1, videos=0), episodes=episodes)
     finally:
         actor.close()
     return outcomes(folder)

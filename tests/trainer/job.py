@@ -2,7 +2,8 @@
 
 The job says what to train on, where, and at which step the first process dies, right after it saved a checkpoint;
 ``free`` are the bytes of memory that its devices claim to have.
-The command itself, its stages and its loop are real; a policy is loaded in the place of the closed loop.
+The command itself, its stages and its loop are real, and so are the parts of an evaluation that the processes share;
+a policy's parameters are loaded in the place of the policy, and its episodes have made-up outcomes.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,22 +23,32 @@ import optax
 
 import wmjax.experiment.config
 import wmjax.experiment.plan as planning
+import wmjax.pipeline.evaluate as evaluation
 import wmjax.pipeline.latents
 import wmjax.pipeline.train as pipeline
 import wmjax.sim.env
 import wmjax.train as command
+from tests.rollout.fakes import PROTOCOL, SPEC
 from tests.tiny import LATENT_DIM, averaged_parameters, tiny_config
+from wmjax.analysis.summary import Summary
 from wmjax.core.specs import EncoderSpec
 from wmjax.encoders.vjepa2.encoder import VJEPA2Settings
-from wmjax.experiment.plan import RunPlan
 from wmjax.models.heads.flow import FlowConfig
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
+from wmjax.rollout.actors import Actor, Random
+from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.protocol_list import Cell
+from wmjax.rollout.results import EpisodeRecord, Results
+from wmjax.rollout.settings import EvaluateSettings
+from wmjax.sim.episode import EpisodeId
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
 from wmjax.trainer.sharding import MeshConfig
 
 BATCH = 8
+EVALUATED = dataclasses.replace(PROTOCOL, tasks=(0,))
+"""Four episodes, of an environment that is never made."""
 
 
 class FakeEncoder:
@@ -87,17 +100,52 @@ def experiment(job: dict[str, Any]) -> wmjax.experiment.config.Experiment:
     )
 
 
-def main(job: dict[str, Any]) -> int:
-    def judge_early(plan: RunPlan, step: int, checkpoint: Path, frozen: dict[str, Any]) -> None:
-        if step == job.get("dies_at"):
-            os.kill(os.getpid(), signal.SIGKILL)
+def run_episodes(
+    actor: Actor, protocol: Protocol, episodes: Sequence[EpisodeId], results: Results, *_: Any
+) -> SimpleNamespace:
+    """Episodes of one step whose success follows from their seed."""
+    for episode in episodes:
+        print(f"step {results.header['checkpoint']['step']}: {episode.key}")
+        record = EpisodeRecord(
+            key=episode.key,
+            suite=episode.suite,
+            task_id=episode.task_id,
+            instruction="",
+            init=episode.init,
+            index=episode.index,
+            seed=episode.seed,
+            settled_hash="",
+            success=episode.seed % 2 == 0,
+            steps=1,
+            outcome="success" if episode.seed % 2 == 0 else "failure",
+            attempts=1,
+            faults=(),
+            seconds=0.0,
+            decisions=1,
+            info={},
+            recipe_hash="",
+            open_loop_horizon=8,
+            execution_delay=0,
+        )
+        results.add(record)
+    return SimpleNamespace(control_steps=len(episodes), fill=None)
 
-    def judge(plan: RunPlan, checkpoint: Path) -> str:
-        parameters = averaged_parameters(checkpoint, plan.experiment)
+
+def main(job: dict[str, Any]) -> int:
+    def evaluate_checkpoint(
+        checkpoint: Path, protocol: Protocol, out: Path, settings: EvaluateSettings, **_: Any
+    ) -> Summary:
+        step = int(checkpoint.name)
+        if step == job.get("dies_at") and jax.process_index() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        parameters = averaged_parameters(checkpoint, experiment(job))
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())
-        np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
-        return f"judged by process {jax.process_index()} of {jax.process_count()}"
+        if jax.process_index() == 0:
+            np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
+        total = sum(float(abs(value).sum()) for value in parameters.values())
+        header = {"checkpoint": {"step": step, "hash": f"{total:.1f}"}}  # all parts must be of the same parameters
+        return evaluation.evaluate(Random(SPEC), protocol, out, settings, header)
 
     # So that a death which no broken connection tells of is noticed before the test gives up.
     jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=20)
@@ -106,10 +154,12 @@ def main(job: dict[str, Any]) -> int:
     pipeline.load = lambda *_: experiment(job)
     pipeline.free_memory = lambda: job.get("free")
     wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
-    planning.require_consistent = lambda *_, **__: None  # the settings do not describe the fake's latents
+    # The settings do not describe the fake's latents.
+    planning.require_consistent = lambda *_, **__: Cell(EVALUATED, EVALUATED)
     wmjax.sim.env.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
-    pipeline.judge, pipeline.judge_early = judge, judge_early
-    pipeline.verdict = lambda plan, summary: summary
+    pipeline.evaluate_checkpoint = evaluate_checkpoint
+    evaluation.run_episodes = run_episodes
+    pipeline.verdict = lambda plan, summary: f"verdict: {summary.overall.successes} of {summary.overall.finished}"
     return command.main(["--run", job["run"]])
 
 

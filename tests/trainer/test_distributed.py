@@ -1,4 +1,4 @@
-"""Two processes train as one: the numbers of one process, resume, evaluation by the first, and no hang when one dies.
+"""Two processes train as one: the numbers of one process, resume, one evaluation in parts, and no hang when one dies.
 
 Everything runs through the real train command (``tests/trainer/job.py``), on CPU devices of this machine.
 """
@@ -21,13 +21,14 @@ from flax import nnx
 
 from tests import QUICK_FUSIONS
 from tests.data.synthetic import make_store
-from tests.trainer.job import small_model
+from tests.trainer.job import EVALUATED, small_model
 from wmjax.core import distributed
 from wmjax.core.errors import UserError
 from wmjax.core.rng import named_key
 from wmjax.core.shards import DETECT
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.vla import VLA
+from wmjax.rollout.results import read_records
 from wmjax.trainer import checkpoint
 from wmjax.trainer.sharding import slice_of
 
@@ -147,7 +148,16 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
         np.testing.assert_allclose(found[name], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
 
+def assert_same_evaluations(found: Path, expected: Path) -> None:
+    for step in (2, 4):
+        ((mine, theirs),) = zip(*((run / "evaluations").glob(f"*{step}/*") for run in (found, expected)), strict=True)
+        assert read_records(mine) == read_records(theirs) and len(read_records(mine)) == 4
+        overall = [json.loads((folder / "summary.json").read_text())["overall"] for folder in (mine, theirs)]
+        assert overall[0] == overall[1]
+
+
 def assert_same_run(found: Path, expected: Path) -> None:
+    assert_same_evaluations(found, expected)
     a, b = metrics(found), metrics(expected)
     assert a.keys() == b.keys() == {*((step, "train") for step in range(1, 5)), (4, "val")}
     for key in b:
@@ -171,10 +181,12 @@ def test_killed_and_resumed_by_two_processes_it_is_the_run_of_one(one: Path, kil
     run = killed.parent / "resumed"
     shutil.copytree(killed, run)
     first, second = Job(run, 2, store=store, free=1, **AUTO).end()
-    assert "resumed at step 2" in first and "judged by process 0 of 2" in first
-    assert "judged" not in second and "loss" not in second
+    assert "resumed at step 2" in first and "verdict: " in first
+    assert "verdict: " not in second and "loss" not in second
     assert "remat" not in first and remat(run) == "names", "it does not choose again"
     assert_same_run(run, one)
+    parts = [re.findall(r"^step 4: (.*)$", printed, re.MULTILINE) for printed in (first, second)]
+    assert parts[0] + parts[1] == [episode.key for episode in EVALUATED.episodes()] and len(parts[0]) == 2
     assert len(list((run / "tensorboard").iterdir())) == 1, "one process writes, and takes over what was there"
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 5, "each line is written by one process"

@@ -70,7 +70,7 @@ def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
         UserError: the host's tasks cannot share its GPUs evenly.
 
     """
-    visible = len(_visible_gpus(environment))
+    visible = len(visible_gpus(environment))
     if not visible or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
     tasks, own = _tasks_of_host(environment), int(environment.get("SLURM_LOCALID", 0))
@@ -86,11 +86,11 @@ def slurm_gpus(environment: Mapping[str, str]) -> list[int] | None:
     return list(range(own * share, (own + 1) * share))
 
 
-def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the host."""
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else the numbers of all of the host."""
     if (listed := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in listed.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
-    return [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
+        return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def _tasks_of_host(environment: Mapping[str, str]) -> int:
@@ -109,7 +109,7 @@ def host_devices(environment: Mapping[str, str] = os.environ) -> str:
     used = jax.local_device_count()
     there = used
     if jax.default_backend() == "gpu":
-        there = int(environment.get("SLURM_GPUS_ON_NODE", len(_visible_gpus(environment))))
+        there = int(environment.get("SLURM_GPUS_ON_NODE", len(visible_gpus(environment))))
     return f"{used} of {max(used, there)} devices of this host"
 
 

@@ -71,13 +71,19 @@ class ObservationSpec(Settings, section="ObservationSpec"):
         return len(self.state)
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""How an encoder computes: exact products of float32; products of operands that are rounded to TF32, where the device
+has it; or products in bfloat16, with residuals, norms and softmax in float32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec(Settings, section="EncoderSpec"):
     """The definition of a latent: float ``[tokens_per_frame, dim]``, of the clips of cameras that end at a frame.
 
     ``kind`` names the encoder (:mod:`wmjax.encoders.base`) and ``name`` one of its models. ``weights_hash`` and
     ``parameters`` (all settings of encoder and preprocessing that change a latent) identify it. The tokens of several
-    ``cameras`` are concatenated. ``mean`` and ``std`` are the statistics of each channel.
+    ``cameras`` are concatenated. ``precision`` is what they were computed in: latents of two precisions are two stores.
+    ``mean`` and ``std`` are the statistics of each channel.
     """
 
     kind: str = "vjepa2"
@@ -88,6 +94,7 @@ class EncoderSpec(Settings, section="EncoderSpec"):
     cameras: tuple[str, ...] = dataclasses.field(kw_only=True)
     tokens_per_frame: Width = 16
     dim: Width = 192
+    precision: Precision = "float32"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     format_version: Annotated[int, Range(0, 1_000)] = FORMAT_VERSION
@@ -175,9 +182,9 @@ class ActionSpec(Settings, section="ActionSpec"):
         return tuple(i for i in range(self.dim) if i not in self.grippers)
 
 
-ADDED = ("relative_to",)
-"""Fields that files of this format version may lack, and are not written if empty: they were added later, and a spec's
-hash must not change."""
+ADDED = ("relative_to", "precision")
+"""Fields that files of this format version may lack, and are not written if they have their defaults: they were added
+later, and a spec's hash must not change."""
 RAW_ACTION = ("names", "units", "definition", "grippers", "gripper_open", "gripper_closed", "low", "high", "hold")
 """Fields of an :class:`ActionSpec` that are a robot's, not a policy's."""
 OTHER_ROBOT = "evaluate it in an environment with the actions that it was trained on"
@@ -211,8 +218,9 @@ S = TypeVar("S", ObservationSpec, EncoderSpec, ActionSpec)
 
 def to_dict(spec: Spec) -> dict[str, Any]:
     """The spec as plain JSON types."""
-    values = {name: value for name, value in dataclasses.asdict(spec).items() if name not in ADDED or value}
-    return json.loads(json.dumps(values))
+    defaults = {field.name: field.default for field in dataclasses.fields(spec) if field.name in ADDED}
+    values = dataclasses.asdict(spec).items()
+    return json.loads(json.dumps({k: v for k, v in values if k not in defaults or v != defaults[k]}))
 
 
 def from_dict(kind: type[S], values: dict[str, Any], where: str) -> S:

@@ -69,6 +69,7 @@ class EncoderConfig(Settings, section="encoder"):
         """These settings with those that a spec records: what they must be to make its latents again."""
         own = {field.name for field in dataclasses.fields(self)}
         recorded = {name: value for name, value in spec.parameters.items() if name in own}
+        recorded |= {"precision": spec.precision} if "precision" in own else {}
         return dataclasses.replace(self, clip_length=spec.clip_length, cameras=spec.cameras, **recorded)
 
 
@@ -84,8 +85,12 @@ class Exporter(Protocol):
     def backend(self) -> Backend:
         """The framework, which a store records."""
 
-    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
-        """z(t) of clips of one camera whose last frame is t, on the host."""
+    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[Array, "batch tokens dim"]:
+        """z(t) of clips of one camera whose last frame is t.
+
+        ``np.asarray`` brings it to the host. Until then it may still be computed, so that a caller may start the next
+        clips meanwhile.
+        """
 
 
 class Encoder(abc.ABC):
@@ -163,9 +168,9 @@ class Encoder(abc.ABC):
     ) -> Float32[Array, "batch tokens dim"]:
         """z(t) of clips of one camera whose last frame is t: pure and traceable by jax. Not normalised."""
 
-    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
-        """:meth:`apply` compiled, on the host."""
-        return np.asarray(self._compiled(self.params, clips))
+    def encode(self, clips: UInt8[np.ndarray, "batch time height width 3"]) -> Float32[Array, "batch tokens dim"]:
+        """:meth:`apply` compiled; returns as soon as it is under way."""
+        return self._compiled(self.params, clips)
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:

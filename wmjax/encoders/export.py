@@ -21,7 +21,7 @@ from wmjax.core.shards import parse_shard
 from wmjax.data.latents import Dtype, LatentStore
 from wmjax.data.store import TrainingStore
 from wmjax.encoders.base import EncoderConfig, Exporter, default_encoder
-from wmjax.encoders.encode import BATCH, LATENT_BOUND, encode_store, verify_latents
+from wmjax.encoders.encode import BATCH, LATENT_BOUNDS, encode_store, verify_latents
 
 
 def parse_grid(text: str) -> int:
@@ -48,6 +48,7 @@ SHORTS = {
     "max-shift": Short("max_shift", "largest shift of the other views, pixels"),
     "grid": Short("pooling_grid", "tokens along an edge, such as 4 or 4x4; none keeps every token", parse_grid),
     "clip": Short("clip_length", "frames per clip"),
+    "precision": Short("precision", "float32, tf32 or bfloat16; policies on these latents compute them in the same"),
     "camera": Short(
         "cameras", "one, or several separated by commas; the first if not given", lambda text: text.split(",")
     ),
@@ -140,7 +141,7 @@ def verify(options: argparse.Namespace, settings: dict[str, Any], make: MakeExpo
     worst = verify_latents(store, latents, encoder, options.verify)
     print(
         f"{options.out}: all hashes are right; of {options.verify} random latents encoded again, the largest "
-        f"difference is {worst:.1e} of the RMS (bound {LATENT_BOUND:g})"
+        f"difference is {worst:.1e} of the RMS (bound {LATENT_BOUNDS[latents.spec.precision]:g})"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.handover import make_handover
 from wmjax.core.location import location
+from wmjax.core.shards import UNSHARDED
 from wmjax.data.labels import check_branches, check_labels, require_branches, require_labels
 from wmjax.data.motion import find_motion
 from wmjax.data.shift import require_shift
@@ -96,10 +97,15 @@ def final_protocol(experiment: Experiment, store: TrainingStore | None) -> Cell:
             then all tasks of the protocol are run.
 
     Raises:
-        UserError: no such protocol, or one that has not these tasks or episodes.
+        UserError: no such protocol, one that has not these tasks or episodes, or a part of the episodes only.
 
     """
     settings, data = experiment.evaluation, experiment.data
+    if settings.shard != UNSHARDED:
+        raise UserError(
+            f"evaluation.shard is {list(settings.shard)}, but a training runs all episodes in as many parts as it has "
+            "processes; leave it out"
+        )
     origins = {"tasks": "data.tasks", "episodes_per_task": "evaluation.episodes_per_task"}
     unchanged = load_protocol(settings.protocol)
     tasks: tuple[int, ...] | None = data.tasks

@@ -19,7 +19,7 @@ from wmjax.core.errors import UserError, unknown_name
 from wmjax.core.location import URL
 from wmjax.core.paths import expand, listed, resource_folder
 from wmjax.core.reading import read_toml
-from wmjax.core.settings import Count, Depth, Layer, Range, Settings, build, convert, dotted, merge, with_origin
+from wmjax.core.settings import Count, Layer, Range, build, convert, dotted, merge, with_origin
 from wmjax.core.specs import to_dict as spec_to_dict
 from wmjax.encoders.base import ENCODERS, EncoderConfig, default_encoder
 from wmjax.experiment.data_config import DataConfig
@@ -29,6 +29,7 @@ from wmjax.models.heads.base import HeadConfig
 from wmjax.models.parameters import RANDOM
 from wmjax.models.prompts import PromptConfig
 from wmjax.models.vla import VLAConfig
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 from wmjax.trainer.config import TrainConfig
 from wmjax.trainer.optimizer import OptimizerConfig
@@ -36,8 +37,8 @@ from wmjax.trainer.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig(Settings, section="evaluation"):
-    """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and what may vary at run time.
+class EvaluationConfig(EvaluateSettings, section="evaluation"):
+    """The closed-loop evaluation after training: a protocol of ``eval/protocols`` and how its episodes are run.
 
     ``every`` evaluates during training too, at checkpoints whose step it divides (0: only at the end).
     """
@@ -45,8 +46,6 @@ class EvaluationConfig(Settings, section="evaluation"):
     protocol: str = "spatial_dev"
     episodes_per_task: Count | None = None
     every: Annotated[int, Range(0, 1_000_000_000)] = 0
-    workers: Depth = 2
-    videos: Annotated[int, Range(0, 1_000_000)] = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +116,8 @@ RESUMABLE = (
     "train.max_skipped",
     "train.profile_steps",
     "train.trackers",
-    "evaluation.workers",
-    "evaluation.videos",
     "data.workers",
+    *(f"evaluation.{each.name}" for each in dataclasses.fields(EvaluateSettings)),
 )
 """Settings that may change when a run resumes, because no number depends on them."""
 

@@ -26,6 +26,7 @@ OPTIONS = {
     "clip_length": "--clip",
     "pooling_grid": "--grid",
     "cameras": "--camera",
+    "precision": "--precision",
 }
 """The export command's short options of settings; the others are spelled ``--encoder.name`` there too."""
 

@@ -18,11 +18,11 @@ from wmjax.reporting.video.clips import Videos
 from wmjax.reporting.video.nearest_frames import Album
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.benchmark_log import write_record
-from wmjax.rollout.evaluation_shards import UNSHARDED, Shard, gather, merge, part, shard_folder, shard_folders
-from wmjax.rollout.metrics import METRICS
+from wmjax.rollout.evaluation_shards import gather, merge, part, shard_folder, shard_folders
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Results, read_records, read_summary
 from wmjax.rollout.runner import Runner, Watched, video_name
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.rollout_pool import RolloutPool
 from wmjax.sim.worker import Watcher, WorkerSettings
@@ -34,16 +34,12 @@ def evaluate(
     actor: Actor,
     protocol: Protocol,
     out: Path,
-    workers: int = 2,
-    videos: int = 0,
+    settings: EvaluateSettings,
     header: Mapping[str, Any] | None = None,
     *,
     episodes: Sequence[EpisodeId] | None = None,
     records: Path | None = None,
     album: Album | None = None,
-    shard: Shard = UNSHARDED,
-    timeout: float = 120.0,
-    metrics: Sequence[str] = (),
 ) -> Summary:
     """Runs the remaining episodes of an evaluation and returns the verdict on all of them.
 
@@ -51,16 +47,11 @@ def evaluate(
         actor: the policy or other actor.
         protocol: what is run.
         out: folder of the results; an interrupted evaluation in it continues where it stopped.
-        workers: simulator processes.
-        videos: successes and failures per task to keep as videos.
+        settings: how it is run; the verdict is on what all shards have finished so far.
         header: what else defines the evaluation, such as ``checkpoint`` and ``recipe_hash``.
         episodes: the episodes, if not the protocol's own (replays run recorded ones).
         records: where a run of the benchmark leaves its record; ``out/results`` when None.
         album: shows in the videos what was imagined in training frames.
-        shard: which part of how many to run here, see :mod:`wmjax.rollout.evaluation_shards`; the verdict is then on
-            what all shards have finished so far.
-        timeout: seconds after which a worker's command counts as hung (a new worker's first has longer).
-        metrics: names of :data:`wmjax.rollout.metrics.METRICS`, or ``package.module:Class``.
 
     Raises:
         UserError: ``out`` holds another evaluation, or another process is at work there; the actor does not fit the
@@ -68,24 +59,25 @@ def evaluate(
 
     """
     out, header = Path(out), _identity(actor, protocol) | dict(header or {})
-    results = Results(shard_folder(out, shard), header)
+    results = Results(shard_folder(out, settings.shard), header)
     wanted = protocol.episodes() if episodes is None else list(episodes)
     finished = gather(out, results.header)
-    left = [episode for episode in part(wanted, shard) if episode.key not in finished]
+    left = [episode for episode in part(wanted, settings.shard) if episode.key not in finished]
     log.info("%s: %d of %d episodes to run, results in %s", protocol.name, len(left), len(wanted), results.folder)
     if left:
         with owned(results.folder, "evaluation", "choose another folder with --out"):
             results = Results(results.folder, header)  # another process may have ended meanwhile
             left = [episode for episode in left if episode.key not in results.finished]
             started = time.monotonic()
-            recorder = _videos(actor, protocol, out, videos, album, left)
-            steps = run_episodes(actor, protocol, left, results, recorder, workers, timeout=timeout, metrics=metrics)
+            recorder = _videos(actor, protocol, out, settings.videos, album, left)
+            runner = run_episodes(actor, protocol, left, results, recorder, settings)
             seconds = time.monotonic() - started
-            _save(results, protocol, {"seconds": seconds, "control_steps_per_second": steps / seconds})
+            speed = {"seconds": seconds, "control_steps_per_second": runner.control_steps / seconds}
+            _save(results, protocol, speed | ({} if runner.fill is None else {"batch_fill": runner.fill}))
         finished = gather(out, results.header)
     missing = sum(episode.key not in finished for episode in wanted)
     if missing:
-        log.info("shard %d/%d is done; %d episodes of other shards are missing", *shard, missing)
+        log.info("shard %d/%d is done; %d episodes of other shards are missing", *settings.shard, missing)
     elif finished and (left or set(finished) != _keys(out) or not (out / REPORT).is_file()):
         _conclude(out, results.header, finished, wanted, records or out / "results", protocol)
     return summarize(finished.values())
@@ -133,7 +125,8 @@ def watch(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         videos = Videos(folder, 0, actor.observation_spec.control_hz, protocol.environment.action_spec)
-        run_episodes(actor, protocol, episodes, Results(folder, {}), videos, workers, watcher=watcher, watched=watched)
+        settings = EvaluateSettings(workers=workers, videos=0)
+        run_episodes(actor, protocol, episodes, Results(folder, {}), videos, settings, watcher=watcher, watched=watched)
 
 
 def run_episodes(
@@ -142,23 +135,20 @@ def run_episodes(
     episodes: Sequence[EpisodeId],
     results: Results,
     videos: Videos,
-    workers: int,
+    settings: EvaluateSettings,
     *,
-    timeout: float = 120.0,
     watcher: Callable[[Any], Watcher] | None = None,
     watched: Watched | None = None,
-    metrics: Sequence[str] = (),
-) -> int:
-    """Runs episodes in simulator processes; returns the number of control steps."""
+) -> Runner:
+    """Runs episodes in simulator processes; returns what ran them, with its counts."""
     spec = actor.observation_spec
     frames = max(protocol.open_loop_horizon // spec.frame_stride + 2, actor.future_frames)
-    settings = WorkerSettings(spec, frames, protocol.env, watcher)
-    measured = [METRICS.resolve(name)(protocol.environment.action_spec) for name in metrics]
-    with RolloutPool(settings, min(workers, max(1, len(episodes))), timeout) as pool:
+    hosted = WorkerSettings(spec, frames, protocol.env, watcher, settings.render_devices)
+    with RolloutPool(hosted, min(settings.workers, max(1, len(episodes))), settings.timeout) as pool:
         recipe = str(results.header.get("recipe_hash", ""))
-        runner = Runner(pool, actor, protocol, results, videos, recipe, watched, measured)
+        runner = Runner(pool, actor, protocol, results, videos, settings, recipe, watched)
         runner.run(episodes)
-    return runner.control_steps
+    return runner
 
 
 def _keys(out: Path) -> set[str]:
@@ -203,8 +193,15 @@ def _speed_of_shards(out: Path) -> dict[str, float]:
     return {
         "seconds": max((float(part.get("seconds") or 0.0) for part in parts), default=0.0),
         "control_steps_per_second": sum(float(part.get("control_steps_per_second") or 0.0) for part in parts),
+        **_mean_fill(parts),
         "shards": len(shard_folders(out)),
     }
+
+
+def _mean_fill(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over the shards that have one of how full their batches were; empty if none has."""
+    fills = [float(part["batch_fill"]) for part in parts if part.get("batch_fill") is not None]
+    return {"batch_fill": sum(fills) / len(fills)} if fills else {}
 
 
 def _save(results: Results, protocol: Protocol, speed: Mapping[str, float]) -> None:

@@ -1,7 +1,6 @@
 """The closed-loop evaluation of a checkpoint."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from wmjax.core.files import hash_json
 from wmjax.core.location import Location
 from wmjax.core.paths import enable_compilation_cache, records_folder
 from wmjax.core.settings import SHUFFLED, dotted
-from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
@@ -31,6 +29,7 @@ from wmjax.policy.saved import find_policy
 from wmjax.reporting.caveats import timing
 from wmjax.reporting.video.nearest_frames import Album, spread
 from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.settings import EvaluateSettings
 
 log = logging.getLogger("wmjax.evaluate")
 
@@ -39,12 +38,8 @@ def evaluate_checkpoint(
     path: Path,
     protocol: Protocol,
     out: Path,
+    settings: EvaluateSettings,
     *,
-    workers: int = 2,
-    videos: int = 2,
-    batch_size: int = 1,
-    shard: Shard = UNSHARDED,
-    metrics: Sequence[str] = (),
     data: Location | None = None,
     places: Places | None = None,
 ) -> Summary:
@@ -58,27 +53,15 @@ def evaluate_checkpoint(
             tasks in it, or see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     """
-    actor, header, album = load_actor(path, protocol, videos=videos, batch_size=batch_size, data=data, places=places)
-    return evaluate(
-        actor,
-        protocol,
-        out,
-        workers,
-        videos,
-        header,
-        records=records_folder(),
-        album=album,
-        shard=shard,
-        metrics=metrics,
-    )
+    actor, header, album = load_actor(path, protocol, settings, data=data, places=places)
+    return evaluate(actor, protocol, out, settings, header, records=records_folder(), album=album)
 
 
 def load_actor(
     path: Path,
     protocol: Protocol,
+    settings: EvaluateSettings,
     *,
-    videos: int = 0,
-    batch_size: int = 1,
     data: Location | None = None,
     places: Places | None = None,
 ) -> tuple[PolicyActor, dict[str, Any], Album | None]:
@@ -90,10 +73,10 @@ def load_actor(
     """
     enable_compilation_cache()
     require_devices()
-    header = {**identity(path), "batch_size": batch_size}
+    header = {**identity(path), "batch_size": settings.batch}
     policy = load_policy(
         path,
-        batch_size=batch_size,
+        batch_size=settings.batch,
         open_loop_horizon=protocol.open_loop_horizon,
         oracle=protocol.oracle,
         corruption=protocol.corruption,
@@ -107,7 +90,7 @@ def load_actor(
         for task in protocol.tasks:  # says now what is missing, not after the first tasks
             donors.choose(np.random.default_rng(0), protocol.corruption, protocol.suite, task)
         header["donors"] = {"store": donors.store.hash, "latents": donors.latents.hash}
-    return PolicyActor(policy, protocol.seed, donors), header, _album(policy) if videos else None
+    return PolicyActor(policy, protocol.seed, donors), header, _album(policy) if settings.videos else None
 
 
 def _album(policy: Policy) -> Album | None:

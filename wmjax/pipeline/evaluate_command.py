@@ -1,65 +1,20 @@
 """The implementation of the evaluate command: the closed-loop evaluation of a trained policy or of a scripted actor."""
 
-import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.options import Short
-from wmjax.core.settings import Depth, Range, Settings
-from wmjax.core.shards import parse_shard
 from wmjax.pipeline.evaluate_checkpoint import evaluate_checkpoint, identity
 from wmjax.pipeline.evaluate_list import evaluate_list
 from wmjax.pipeline.evaluate_scripted import evaluate_scripted, replay_status
 from wmjax.pipeline.evaluate_served import check_served, evaluate_served, is_served, require_served
 from wmjax.policy.places import Places
 from wmjax.policy.saved import find_policy
-from wmjax.rollout.metrics import METRICS
 from wmjax.rollout.protocol import load_protocol, protocol_folder
 from wmjax.rollout.protocol_list import ProtocolList, load_protocol_list
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateSettings(Settings, section="evaluation"):
-    """The settings that may differ between two runs of one evaluation.
-
-    Attributes:
-        workers: simulator processes.
-        videos: successes and failures per task to keep as videos.
-        batch: rows per call of the policy.
-        metrics: what else is measured of each episode: names of :data:`wmjax.rollout.metrics.METRICS`, or
-            ``package.module:Class``.
-
-    """
-
-    workers: Depth = 2
-    videos: Annotated[int, Range(0, 1_000_000)] = 2
-    batch: Annotated[int, Range(1, 10_000)] = 1
-    metrics: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses metrics that are not there, or twice, before anything runs."""
-        super().__post_init__()
-        kinds = [METRICS.resolve(name) for name in self.metrics]
-        for name, kind in zip(self.metrics, kinds, strict=True):
-            if kinds.count(kind) > 1:
-                raise UserError(f"evaluation.metrics is {', '.join(self.metrics)}: {name} occurs twice; name it once")
-
-
-SHORTS = {
-    "workers": Short("workers", "simulator processes"),
-    "batch": Short("batch", "rows per policy call; 1 is fastest on a CPU"),
-    "videos": Short("videos", "successes and failures per task to keep as videos"),
-    "metrics": Short(
-        "metrics",
-        f"numbers to measure of each episode: {', '.join(METRICS.known)}, or package.module:Class",
-        str,
-        words=True,
-    ),
-}
-"""The settings that have a short option, by option."""
+from wmjax.rollout.settings import EvaluateSettings
 
 
 def run_evaluation(
@@ -70,7 +25,6 @@ def run_evaluation(
     run: Path | None,
     policy: str | None,
     protocol: str,
-    shard: str | None,
     out: Path | None,
     data: Location | None,
     dialect: str,
@@ -86,7 +40,6 @@ def run_evaluation(
         run: a trained run or policy; None for a scripted actor.
         policy: the scripted actor's name, or a server's URL.
         protocol: a name of a protocol or of a list of them, or a path ending in ``.toml``.
-        shard: ``i/n``; None is :func:`wmjax.core.shards.own_shard`.
         out: folder of the results; None names one by the actor, the protocol and its changes.
         data: the training store to replay, to check with, or of the run.
         dialect: of a served policy.
@@ -103,23 +56,20 @@ def run_evaluation(
         return 0
     if run is None and places:
         raise UserError(f"settings of {', '.join(places)} are of a trained policy; leave them out with --policy")
-    shared: dict[str, Any] = {"workers": settings.workers, "videos": settings.videos, "shard": parse_shard(shard)}
-    shared["metrics"] = settings.metrics
-    trained: dict[str, Any] = {"batch_size": settings.batch, "places": places}
     cells = load_protocol_list(protocol, **changes)
     if cells is not None:
-        return _run_list(cells, run, policy, out, {"data": data, **shared}, trained)
+        return _run_list(cells, settings, run, policy, out, data, places)
     chosen, unchanged = load_protocol(protocol, **changes), load_protocol(protocol)
     if policy is not None and is_served(policy):
-        summary, out = evaluate_served(policy, dialect, foreign, chosen, unchanged, out=out, **shared)
+        summary, out = evaluate_served(policy, dialect, foreign, chosen, unchanged, settings, out=out)
     elif run is None:
         assert policy is not None
         out = out or protocol_folder(Path("runs") / policy, chosen, unchanged)
-        summary = evaluate_scripted(policy, chosen, out, data=data, **shared)
+        summary = evaluate_scripted(policy, chosen, out, settings, data=data)
     else:
         found = find_policy(run)  # once: a run that is still training saves others meanwhile
         out = out or protocol_folder(found.evaluations, chosen, unchanged)
-        summary = evaluate_checkpoint(found.folder, chosen, out, data=data, **shared, **trained)
+        summary = evaluate_checkpoint(found.folder, chosen, out, settings, data=data, places=places)
     print(summary.table())
     print(f"results: {out}")
     return replay_status(summary) if policy == "replay" else 0
@@ -127,11 +77,12 @@ def run_evaluation(
 
 def _run_list(
     cells: ProtocolList,
+    settings: EvaluateSettings,
     run: Location | None,
     policy: str | None,
     out: Path | None,
-    shared: dict[str, Any],
-    trained: dict[str, Any],
+    data: Location | None,
+    places: Places,
 ) -> int:
     """Evaluates a list of protocols and prints its table; returns the exit status.
 
@@ -142,8 +93,10 @@ def _run_list(
     if run is not None:
         found = find_policy(run)
         root = out or found.evaluations
-        who = {**identity(found.folder), "batch_size": trained["batch_size"]}
-        evaluate_cell = functools.partial(evaluate_checkpoint, found.folder, **shared, **trained)
+        who = {**identity(found.folder), "batch_size": settings.batch}
+        evaluate_cell = functools.partial(
+            evaluate_checkpoint, found.folder, settings=settings, data=data, places=places
+        )
     else:
         assert policy is not None
         if is_served(policy) or policy == "replay":
@@ -152,7 +105,7 @@ def _run_list(
                 f"its protocols, such as {cells.cells[0].protocol.name}"
             )
         root, who = out or Path("runs") / policy, {"actor": policy}
-        evaluate_cell = functools.partial(evaluate_scripted, policy, **shared)
+        evaluate_cell = functools.partial(evaluate_scripted, policy, settings=settings, data=data)
     table = evaluate_list(cells, root, who, evaluate_cell)
     print(table.text())
     print(f"results: {root / cells.label}.txt, .md and .json")

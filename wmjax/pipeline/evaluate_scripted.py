@@ -1,7 +1,7 @@
 """The closed-loop evaluation of an actor without a network: recorded actions, the expert, no motion, random actions."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,12 @@ import numpy as np
 from wmjax.analysis.summary import Summary
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.data.statistics import action_spec
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol
+from wmjax.rollout.settings import EvaluateSettings
 
 log = logging.getLogger("wmjax.evaluate")
 SCRIPTED = ("replay", "expert", "noop", "random")
@@ -25,19 +25,19 @@ def evaluate_scripted(
     name: str,
     protocol: Protocol,
     out: Path,
+    settings: EvaluateSettings,
     *,
-    workers: int = 2,
-    videos: int = 2,
-    shard: Shard = UNSHARDED,
-    metrics: Sequence[str] = (),
     data: Location | None = None,
 ) -> Summary:
     """Evaluates one of the :data:`SCRIPTED` actors; ``replay`` executes the recordings of the training store ``data``.
+
+    They have no batches, whatever the settings say.
 
     Raises:
         UserError: ``replay`` without ``data``, or see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     """
+    settings = dataclasses.replace(settings, batch=1)
     if name != "replay":
         observation_spec = protocol.environment.observation_spec
         scripted = (
@@ -46,7 +46,7 @@ def evaluate_scripted(
             actors.Random(observation_spec, protocol.seed),
         )
         chosen = next(actor for actor in scripted if actor.name == name)
-        return evaluate(chosen, protocol, out, workers, videos, shard=shard, metrics=metrics)
+        return evaluate(chosen, protocol, out, settings)
     if data is None:
         raise UserError("--data is missing; --policy replay needs the training store to replay")
     store = TrainingStore(data)
@@ -55,7 +55,7 @@ def evaluate_scripted(
     episodes = actor.choose(protocol.suite, protocol.tasks, protocol.episodes_per_task)
     protocol = actor.as_recorded(protocol, episodes)
     header = {"store": store.hash}
-    return evaluate(actor, protocol, out, workers, videos, header, episodes=episodes, shard=shard, metrics=metrics)
+    return evaluate(actor, protocol, out, settings, header, episodes=episodes)
 
 
 def replay_status(summary: Summary) -> int:

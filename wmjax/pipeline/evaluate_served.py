@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ from wmjax.analysis.summary import Summary
 from wmjax.core.command import whole_number
 from wmjax.core.errors import UserError
 from wmjax.core.location import Location
-from wmjax.core.shards import UNSHARDED, Shard
 from wmjax.data.store import TrainingStore
 from wmjax.pipeline.evaluate import evaluate
 from wmjax.pipeline.evaluate_scripted import SCRIPTED
 from wmjax.rollout.protocol import Protocol, protocol_folder
+from wmjax.rollout.settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from wmjax.serving.clients.client import Client
@@ -76,12 +76,9 @@ def evaluate_served(
     foreign: Mapping[str, Any],
     protocol: Protocol,
     unchanged: Protocol,
+    settings: EvaluateSettings,
     *,
     out: Path | None = None,
-    workers: int = 2,
-    videos: int = 2,
-    shard: Shard = UNSHARDED,
-    metrics: Sequence[str] = (),
 ) -> tuple[Summary, Path]:
     """Evaluates the policy behind a URL; returns the verdict and the results' folder.
 
@@ -91,11 +88,8 @@ def evaluate_served(
         foreign: settings of :class:`wmjax.serving.clients.conventions.Conventions`.
         protocol: what is run; its open-loop horizon only if it differs from that of ``unchanged``.
         unchanged: the protocol as its file has it.
+        settings: how it is run.
         out: the results' folder; ``runs/NAME/PROTOCOL`` when None.
-        workers: simulator processes.
-        videos: successes and failures per task to keep as videos.
-        shard: which part of how many to run here.
-        metrics: what else is measured of each episode, see :func:`wmjax.pipeline.evaluate.evaluate`.
 
     Raises:
         UserError: no such server, conventions that do not fit, or see :func:`wmjax.pipeline.evaluate.evaluate`.
@@ -116,7 +110,7 @@ def evaluate_served(
     header: dict[str, Any] = {"served": {"dialect": dialect, **about}, "foreign": used}
     out = out or protocol_folder(Path("runs") / re.sub(r"[^\w.-]", "-", name), protocol, unchanged)
     try:
-        return evaluate(actor, protocol, out, workers, videos, header, shard=shard, metrics=metrics), out
+        return evaluate(actor, protocol, out, settings, header), out
     finally:
         actor.close()
 

@@ -128,7 +128,9 @@ def _evaluation(cell: Cell, protocol: Protocol, run: Path) -> list[str]:
     tasks = ",".join(map(str, protocol.tasks))
     words = ["wmjax.evaluate", "--run", str(run), "--protocol", protocol.name, "--tasks", tasks]
     words += ["--episodes", str(protocol.episodes_per_task), "--out", str(_results(run, protocol))]
-    return [*words, "--workers", str(cell.experiment.evaluation.workers), "--videos", "0"]
+    settings = cell.experiment.evaluation
+    words += ["--workers", str(settings.workers), "--batch", str(settings.batch), "--max-wait", str(settings.max_wait)]
+    return [*words, "--videos", "0"]
 
 
 def _results(run: Path, protocol: Protocol) -> Path:

@@ -10,13 +10,14 @@ from typing import Any
 
 from flax import nnx
 
-from wmjax.analysis.summary import Summary
+from wmjax.analysis.summary import Summary, summarize
 from wmjax.core import distributed, logs
 from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import owned
 from wmjax.core.location import Location, Remote
 from wmjax.core.paths import enable_compilation_cache
+from wmjax.core.shards import UNSHARDED, own_shard
 from wmjax.data.latents import LatentStore
 from wmjax.data.shift import ViewTable
 from wmjax.data.store import TrainingStore
@@ -38,6 +39,8 @@ from wmjax.pipeline.utilisation import utilisation
 from wmjax.pipeline.vision_features import vision_features
 from wmjax.policy.places import copy_assets
 from wmjax.policy.restore import sharing
+from wmjax.rollout.evaluation_shards import gather, shard_folder
+from wmjax.rollout.results import read_header
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
@@ -122,7 +125,8 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
         distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
     if evaluates:
-        distributed.alone(lambda: print(verdict(plan, judge(plan, checkpoint))))
+        summary = judge(plan, checkpoint)
+        distributed.alone(lambda: print(verdict(plan, summary)))
     if mirror is not None:
         distributed.alone(mirror.push)
 
@@ -295,14 +299,23 @@ def judge_early(plan: RunPlan, step: int, checkpoint: Path, frozen: dict[str, An
     every = plan.experiment.evaluation.every
     if plan.protocol and every and step % every == 0 and step < plan.experiment.train.steps:
         with sharing(frozen):
-            print(judge(plan, checkpoint).table())
+            summary = judge(plan, checkpoint)
+        distributed.alone(lambda: print(summary.table()))
 
 
 def judge(plan: RunPlan, checkpoint: Path) -> Summary:
-    """Closed-loop success of a checkpoint on the plan's protocol, on the tasks that it was trained on."""
+    """Closed-loop success of a checkpoint on the plan's protocol, on the tasks that it was trained on.
+
+    Every process of the job runs a part of the episodes, with a policy of its own, and all of them return the whole.
+    """
     assert plan.protocol is not None
-    settings, out = plan.experiment.evaluation, plan.evaluation_folder(checkpoint)
-    return evaluate_checkpoint(checkpoint, plan.protocol, out, workers=settings.workers, videos=settings.videos)
+    out, shard = plan.evaluation_folder(checkpoint), own_shard()
+    settings = dataclasses.replace(plan.experiment.evaluation, shard=shard)
+    summary = evaluate_checkpoint(checkpoint, plan.protocol, out, settings)
+    if shard == UNSHARDED:
+        return summary
+    distributed.wait()
+    return summarize(gather(out, read_header(shard_folder(out, shard))).values())
 
 
 def verdict(plan: RunPlan, summary: Summary) -> str:

@@ -17,6 +17,7 @@ from wmjax.policy.saved import find_policy
 from wmjax.rollout.actors import Actor
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_folder
 from wmjax.rollout.results import read_records
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.episode import EpisodeId
 
 log = logging.getLogger("wmjax.compare")
@@ -50,7 +51,8 @@ def compare_until_decided(
         UserError: no runs, other training seeds, or see :func:`wmjax.pipeline.evaluate_checkpoint.evaluate_checkpoint`.
 
     """
-    sides = [[_side(path, protocol) for path in paths] for paths in (a, b)]
+    settings = EvaluateSettings(workers=workers, videos=0)
+    sides = [[_side(path, protocol, settings) for path in paths] for paths in (a, b)]
     seeds = [[side.header["experiment"]["seed"] for side in system] for system in sides]
     if not a or len(a) != len(b) or (len(a) > 1 and seeds[0] != seeds[1]):
         raise UserError(f"A has the training seeds {seeds[0]}, B {seeds[1]}; give one run per seed in the same order")
@@ -59,7 +61,7 @@ def compare_until_decided(
     for end in range(step, len(episodes) + step, step):
         wanted = episodes[:end]
         for side in (*sides[0], *sides[1]):
-            evaluate(side.actor, protocol, side.out, workers, 0, side.header, episodes=wanted, records=records_folder())
+            evaluate(side.actor, protocol, side.out, settings, side.header, episodes=wanted, records=records_folder())
         pairs = [_pairs(one.out, other.out, wanted) for one, other in zip(*sides, strict=True)]
         found = look(pairs, rule)
         log.info("%s", found.line())
@@ -68,9 +70,9 @@ def compare_until_decided(
     return found
 
 
-def _side(path: Path, protocol: Protocol) -> _Side:
+def _side(path: Path, protocol: Protocol, settings: EvaluateSettings) -> _Side:
     found = find_policy(path)
-    actor, header, _ = load_actor(found.folder, protocol)
+    actor, header, _ = load_actor(found.folder, protocol, settings)
     return _Side(actor, header, protocol_folder(found.evaluations, protocol, load_protocol(protocol.name)))
 
 

@@ -34,6 +34,7 @@ from wmjax.policy.saved import SETTINGS, SavedPolicy, find_policy
 from wmjax.rollout import actors
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import read_header, read_records
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.episode import EpisodeId
 from wmjax.trainer.config import Inputs
 
@@ -207,7 +208,7 @@ def replay(store: TrainingStore, protocol: Protocol, workers: int, per_task: int
     )
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        evaluate(actor, plainly, out, workers, episodes=episodes, records=out)
+        evaluate(actor, plainly, out, EvaluateSettings(workers=workers, videos=0), episodes=episodes, records=out)
         records = read_records(out)
     largest = {name: max(r.info.get(f"replay/{name}", 0.0) for r in records) for name in ("pixels", "state")}
     return Replay(len(records), sum(record.success for record in records), **largest)

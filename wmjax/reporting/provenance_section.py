@@ -22,6 +22,8 @@ def reproduce(finished: Mapping[str, Any]) -> Html:
     seconds, speed = finished.get("seconds"), finished.get("control_steps_per_second")
     took = [] if seconds is None else [f"took {float(seconds) / 60:.1f} min"]
     took += [] if speed is None else [f"{speed} control steps/s"]
+    fill = finished.get("batch_fill")
+    took += [] if fill is None else [f"{float(fill):.0%} of the batches' rows held a decision"]
     took += [f"in {finished['shards']} shards (run the command for each)"] if "shards" in finished else []
     took += [str(finished["simulator"])] if "simulator" in finished else []
     text = DOT.join([f"Finished at {finished.get('finished_at', 'unknown')}", f"commit {commit}", *took])

@@ -228,6 +228,7 @@ class _Finished:
     overall: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
     control_steps_per_second: float | None = None
+    batch_fill: float | None = None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

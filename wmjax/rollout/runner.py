@@ -13,11 +13,13 @@ from jaxtyping import UInt8
 from wmjax.core.errors import UserError
 from wmjax.core.logs import bar
 from wmjax.rollout.actors import Actor, Chunk, Decision, Plan, Replay, Scripted, no_frames
+from wmjax.rollout.batches import Batches
 from wmjax.rollout.decisions import Decided, EpisodeVideos, Imagined
 from wmjax.rollout.execution import Execution, blank, dropped_cameras
-from wmjax.rollout.metrics import EpisodeMetric, measure_all
+from wmjax.rollout.metrics import METRICS, measure_all
 from wmjax.rollout.protocol import Protocol
 from wmjax.rollout.results import EpisodeRecord, Outcome, Results
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.sim.episode import EpisodeId
 from wmjax.sim.pool import Fault
 from wmjax.sim.rollout_pool import RolloutPool
@@ -79,9 +81,9 @@ class Runner:
         protocol: step limit, horizon, delay.
         results: takes the finished episodes.
         videos: takes frames of some of them.
+        settings: how it waits for others before a decision, and what else is measured of every finished episode.
         recipe_hash: noted with every episode.
         watched: is called for every finished episode, if the pool's workers have a watcher.
-        metrics: what else is measured of every finished episode.
 
     """
 
@@ -92,15 +94,17 @@ class Runner:
         protocol: Protocol,
         results: Results,
         videos: EpisodeVideos,
+        settings: EvaluateSettings,
         recipe_hash: str = "",
         watched: Watched | None = None,
-        metrics: Sequence[EpisodeMetric] = (),
     ) -> None:
         _require_applicable(actor, protocol)
         self._action_spec = protocol.environment.action_spec
         self._pool, self._actor, self._protocol = pool, actor, protocol
         self._results, self._videos, self._recipe_hash = results, videos, recipe_hash
-        self._watched, self._metrics = watched, metrics
+        self._watched = watched
+        self._metrics = [METRICS.resolve(name)(self._action_spec) for name in settings.metrics]
+        self._batches = Batches(settings.batch, settings.max_wait)
         self._schedule = Schedule[EpisodeId]([])
         self._running: dict[int, _Running] = {}
         self._faults: dict[EpisodeId, list[str]] = defaultdict(list)
@@ -108,6 +112,11 @@ class Runner:
         self._total, self._began = 0, 0.0
         self.outcomes: Counter[str] = Counter()
         self.control_steps = 0
+
+    @property
+    def fill(self) -> float | None:
+        """See :attr:`wmjax.rollout.batches.Batches.fill`; None for an actor that acts inside the workers."""
+        return self._batches.fill
 
     def run(self, episodes: Sequence[EpisodeId]) -> None:
         """Runs the episodes; each is on disk as soon as it ends.
@@ -123,13 +132,12 @@ class Runner:
             self._pool.size, self._protocol.open_loop_horizon, self._action_spec
         )  # compiles while workers reset
         while self._running:
-            ready = []
-            for slot, event in self._pool.wait():
+            for slot, event in self._pool.wait(self._batches.patience()):
                 if isinstance(event, Fault):
                     self._handle_fault(slot, event)
                 elif self._receive(slot, event):
-                    ready.append(slot)
-            if ready:
+                    self._batches.add(slot)
+            if ready := self._batches.take(sum(run.reply is not None for run in self._running.values())):
                 self._decide(ready)
 
     def _start(self, slot: int) -> None:
@@ -176,7 +184,10 @@ class Runner:
         if self._actor.inside:
             plans = [Plan(np.zeros((0, self._action_spec.dim), np.float32))] * len(slots)
         else:
-            plans = self._actor.act([self._decision(slot) for slot in slots])
+            decisions = [self._decision(slot) for slot in slots]
+            plans = self._actor.act(decisions)
+            begun = sum(decision.pending is not None for decision in decisions)  # these share no batch with the others
+            self._batches.count((begun, len(slots) - begun))
         for slot, plan in zip(slots, plans, strict=True):
             self._pool.send(slot, self._command(self._running[slot], plan))
 

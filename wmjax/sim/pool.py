@@ -7,11 +7,12 @@ that is the caller's decision. This module imports neither jax nor a simulator.
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 from wmjax.core import signals
 from wmjax.core.errors import UserError
 from wmjax.core.processes import single_threaded, without_main_module
+from wmjax.sim.preparation import render_variables
 
 STARTUP = 480.0
 """Seconds that a new worker's first command may take in addition: it imports the simulator, builds the task and, on a
@@ -86,16 +88,21 @@ class Pool(Generic[Command, Answer]):
             function of a module, or a partial of one.
         timeout: seconds a command may take.
         startup: see :data:`STARTUP`.
+        render_devices: the GPUs on which they draw, see :func:`wmjax.sim.preparation.render_variables`.
 
     """
 
     def __init__(
-        self, makers: Sequence[Callable[[], Worker[Command, Answer]]], timeout: float, startup: float = STARTUP
+        self,
+        makers: Sequence[Callable[[], Worker[Command, Answer]]],
+        timeout: float,
+        startup: float = STARTUP,
+        render_devices: Sequence[int] = (),
     ) -> None:
         if not makers:
             raise UserError("workers is 0; give at least 1")
         self._makers = list(makers)
-        self._timeout, self._startup = timeout, startup
+        self._timeout, self._startup, self._render_devices = timeout, startup, tuple(render_devices)
         self._context = multiprocessing.get_context("spawn")  # a fork after creating a GL context deadlocks
         self._workers: list[_Process] = []
         try:
@@ -131,19 +138,23 @@ class Pool(Generic[Command, Answer]):
         with contextlib.suppress(OSError):  # a dead worker: its pipe reads as ended, and wait() reports the fault
             worker.connection.send(command)
 
-    def wait(self) -> list[tuple[int, Answer | Fault]]:
+    def wait(self, patience: float | None = None) -> list[tuple[int, Answer | Fault]]:
         """Blocks until at least one busy worker is done, and returns all that are, in slot order.
+
+        Args:
+            patience: seconds after which it returns without any; None waits for as long as it takes.
 
         Raises:
             UserError: a worker reported bad input.
 
         """
         events: list[tuple[int, Answer | Fault]] = []
+        until = math.inf if patience is None else time.monotonic() + patience
         while not events:
             busy = {slot: worker for slot, worker in enumerate(self._workers) if worker.busy}
             if not busy:
                 raise RuntimeError("no worker is busy")
-            nearest = min(worker.deadline or 0.0 for worker in busy.values())
+            nearest = min(until, *(worker.deadline or 0.0 for worker in busy.values()))
             ready = wait([worker.connection for worker in busy.values()], max(0.0, nearest - time.monotonic()))
             now = time.monotonic()
             for slot, worker in busy.items():
@@ -152,6 +163,8 @@ class Pool(Generic[Command, Answer]):
                 elif worker.deadline is not None and worker.deadline <= now:
                     self._replace(slot)
                     events.append((slot, Fault("timeout", f"no answer for {self._timeout:.0f} s or more")))
+            if until <= now:
+                break
         return events
 
     def restart(self, slot: int) -> None:
@@ -200,7 +213,8 @@ class Pool(Generic[Command, Answer]):
 
     def _spawn(self, slot: int) -> _Process:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_main, args=(theirs, self._makers[slot]), daemon=True)
+        given = theirs, self._makers[slot], render_variables(slot, self._render_devices)
+        process = self._context.Process(target=_main, args=given, daemon=True)
         with single_threaded(), without_main_module():
             process.start()
         theirs.close()
@@ -214,9 +228,12 @@ def _end(process: SpawnProcess) -> None:
     process.join()
 
 
-def _main(connection: Connection, make: Callable[[], Worker[Any, Any]]) -> None:
-    """The worker process: answers commands until the parent closes the pipe or dies."""
+def _main(connection: Connection, make: Callable[[], Worker[Any, Any]], variables: Mapping[str, str]) -> None:
+    """The worker process, with environment variables of its own: answers commands until the parent closes the pipe or
+    dies.
+    """
     signals.leave_to_parent()
+    os.environ.update(variables)
     worker: Worker[Any, Any] | None = None
     with contextlib.suppress(EOFError, OSError):
         while True:

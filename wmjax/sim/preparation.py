@@ -11,10 +11,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from wmjax.core.distributed import visible_gpus
 from wmjax.core.errors import UserError
 from wmjax.core.paths import cache_root
 from wmjax.core.settings import parse_integer
@@ -104,6 +105,29 @@ def _own_folder(name: str) -> Path | None:
     return None
 
 
+def render_variables(
+    worker: int, devices: Sequence[int] = (), environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The variables with which a worker draws on a GPU of its own, so that workers take the GPUs in turn.
+
+    Without ``devices`` these are the GPUs that the parent sees. The worker's own is then the first in
+    ``CUDA_VISIBLE_DEVICES``, which selects it as :func:`egl_devices` says. What the user sets stays.
+
+    Args:
+        worker: the worker's number.
+        devices: numbers of EGL's devices; empty for the visible GPUs.
+        environment: of the parent.
+
+    """
+    if (environment.get("MUJOCO_GL") or "egl").lower() != "egl" or "MUJOCO_EGL_DEVICE_ID" in environment:
+        return {}
+    if devices:
+        return {"MUJOCO_EGL_DEVICE_ID": str(devices[worker % len(devices)])}
+    gpus = visible_gpus(environment)
+    first = worker % max(1, len(gpus))
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first:] + gpus[:first])} if len(gpus) > 1 else {}
+
+
 @contextlib.contextmanager
 def egl_devices() -> Iterator[None]:
     """Hides ``CUDA_VISIBLE_DEVICES`` from robosuite, which would read it as the number of an EGL device.
@@ -167,7 +191,10 @@ def why_not(cause: BaseException) -> UserError:
         return UserError(f"MUJOCO_GL is {gl!r}, which does not work here ({text}); set it to egl or osmesa")
     if "mujoco_egl_device_id" in low:
         device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
-        return UserError(f"MUJOCO_EGL_DEVICE_ID is {device!r}, which EGL does not list ({text}); unset it")
+        return UserError(
+            f"MUJOCO_EGL_DEVICE_ID is {device!r}, which EGL does not list ({text}); unset it, or "
+            "correct evaluation.render_devices"
+        )
     if platform is not None and gl is not None and platform.lower() != gl.lower():
         return UserError(f"PYOPENGL_PLATFORM is {platform!r}, but MUJOCO_GL {gl!r} ({text}); unset the former")
     if any(sign in low for sign in GL_SIGNS):

@@ -36,7 +36,7 @@ class RolloutPool(Pool[Command, Reply]):
             for _ in range(workers):
                 self._memories.append(SharedMemory(create=True, size=size))
             makers = [functools.partial(attached_host, settings, memory.name) for memory in self._memories]
-            super().__init__(makers, timeout, startup)
+            super().__init__(makers, timeout, startup, settings.render_devices)
         except BaseException:
             self._free()
             raise

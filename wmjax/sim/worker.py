@@ -26,13 +26,15 @@ class WorkerSettings:
     """The settings of a worker: the observation's spec, the environment and the room for frames.
 
     ``env`` is a name of :data:`wmjax.sim.environment.ENVIRONMENTS` or ``"package.module:Class"``. ``watcher`` makes a
-    :class:`Watcher` of an environment in which an episode has settled; None for none.
+    :class:`Watcher` of an environment in which an episode has settled; None for none. ``render_devices`` are the GPUs
+    on which the workers draw in turn (:func:`wmjax.sim.preparation.render_variables`).
     """
 
     spec: ObservationSpec
     frames: int = 2
     env: str = "libero"
     watcher: "Callable[[Any], Watcher] | None" = None
+    render_devices: tuple[int, ...] = ()
 
     @property
     def frames_shape(self) -> tuple[int, ...]:

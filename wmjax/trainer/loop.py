@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,8 +73,9 @@ def train(
         max_shift: augmentation, pixels.
         meta: JSON-able values saved in every checkpoint beside the specs.
         load_base: puts published weights in the place of random ones, in the trainable and the frozen state.
-        on_checkpoint: called with (step, folder, frozen parameters by name) after each checkpoint, on process 0; the
-            others wait. A run that resumes calls it with what it resumes from: it may have been killed in it.
+        on_checkpoint: called with (step, folder, frozen parameters by name) after each checkpoint, by every process,
+            which may share work there. A run that resumes calls it with what it resumes from: it may have been killed
+            in it.
         on_commit: called in the background after each checkpoint, see :class:`wmjax.trainer.checkpoint.Saver`.
         speed: called with samples/s; returns further metrics.
 
@@ -101,7 +101,7 @@ def train(
     if folder is not None:
         stream.set_state(saved["loader"]["0"])
         if on_checkpoint is not None:
-            distributed.alone(functools.partial(on_checkpoint, int(state.step), folder, frozen))
+            on_checkpoint(int(state.step), folder, frozen)
     # 6. The loop.
     with contextlib.closing(stream), outputs(run, int(state.step), config, on_commit) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
@@ -292,7 +292,7 @@ class Loop:
             with self._clock.of("evaluation"):
                 self.saver.wait()
                 with signals.at_once():  # its results are stored step by step
-                    distributed.alone(functools.partial(self.on_checkpoint, step, folder, self.frozen))
+                    self.on_checkpoint(step, folder, self.frozen)
         return folder
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 
 from wmjax.core.errors import UserError
 from wmjax.core.settings import Range
-from wmjax.core.specs import EncoderSpec
+from wmjax.core.specs import EncoderSpec, Precision
 from wmjax.encoders.base import Array, Encoder, EncoderConfig, Exporter
 from wmjax.encoders.vjepa2.config import preset
 from wmjax.encoders.vjepa2.files import MINI_FOLDER, PUBLISHED, encoder_spec, read_config, resolve_folder, weight_files
@@ -19,12 +19,14 @@ from wmjax.encoders.vjepa2.files import MINI_FOLDER, PUBLISHED, encoder_spec, re
 class VJEPA2Settings(EncoderConfig):
     """``model`` is ``mini``, ``vitl``, ``vitg``, a checkpoint's folder or a hub id.
 
-    Tokens are pooled to ``pooling_grid`` x ``pooling_grid``; 0 keeps all of them.
+    Tokens are pooled to ``pooling_grid`` x ``pooling_grid``; 0 keeps all of them. ``precision`` is that of the
+    export and of every policy that is trained on its latents.
     """
 
     kind: str = "vjepa2"
     model: str = "mini"
     pooling_grid: Annotated[int, Range(0, 1_000)] = 4
+    precision: Precision = "float32"
 
 
 class VJEPA2(Encoder):
@@ -40,17 +42,21 @@ class VJEPA2(Encoder):
             UserError: unknown encoder, damaged weights, a grid that does not fit.
 
         """
+        import jax.numpy as jnp
         from flax import nnx
 
         from wmjax.encoders.vjepa2.weights import load_encoder
 
         self.spec, self._grid = self.describe(config), config.pooling_grid
-        self._graph, self.params = nnx.split(load_encoder(resolve_folder(config.model)))
+        dtype = (
+            jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+        )  # of the products; parameters are float32
+        self._graph, self.params = nnx.split(load_encoder(resolve_folder(config.model), dtype))
 
     @classmethod
     def describe(cls, config: VJEPA2Settings) -> EncoderSpec:
         """Identity from the weight files, preprocessing and shape from ``config.json``."""
-        return encoder_spec(config.model, config.cameras, config.pooling_grid, config.clip_length)
+        return encoder_spec(config.model, config.cameras, config.pooling_grid, config.clip_length, config.precision)
 
     @classmethod
     def files(cls, config: VJEPA2Settings) -> list[Path]:
@@ -103,15 +109,15 @@ class VJEPA2(Encoder):
     def apply(
         self, params: Any, clips: UInt8[Array, "batch time height width 3"]
     ) -> Float32[Array, "batch tokens dim"]:
-        """z(t) of clips that end at t; float32 products are exact on every device.
+        """z(t) of clips that end at t, in the precision of the spec on every device.
 
-        Accelerators round their operands to TF32 or bfloat16 otherwise, and a policy's latents would not be those that
-        it was trained on.
+        Accelerators choose the rounding of float32 operands themselves otherwise, and a policy's latents would not be
+        those that it was trained on.
         """
         import jax
         from flax import nnx
 
         from wmjax.encoders.vjepa2.model import latents
 
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("tensorfloat32" if self.spec.precision == "tf32" else "highest"):
             return latents(nnx.merge(self._graph, params), clips, self._grid)

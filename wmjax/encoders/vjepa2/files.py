@@ -8,7 +8,7 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import hash_files
 from wmjax.core.paths import expand, listed
 from wmjax.core.reading import read_json
-from wmjax.core.specs import EncoderSpec
+from wmjax.core.specs import EncoderSpec, Precision
 from wmjax.encoders.vjepa2.config import VJEPA2Config, from_hf_config
 
 PUBLISHED = {"vitl": "facebook/vjepa2-vitl-fpc64-256", "vitg": "facebook/vjepa2-vitg-fpc64-256"}
@@ -78,7 +78,9 @@ def resolve_folder(name: str) -> Path:
         ) from error
 
 
-def encoder_spec(name: str, cameras: tuple[str, ...], grid: int = 4, clip_length: int = 4) -> EncoderSpec:
+def encoder_spec(
+    name: str, cameras: tuple[str, ...], grid: int = 4, clip_length: int = 4, precision: Precision = "float32"
+) -> EncoderSpec:
     """The spec of latents made with an encoder: identity from its weight files, statistics still empty.
 
     Args:
@@ -86,6 +88,7 @@ def encoder_spec(name: str, cameras: tuple[str, ...], grid: int = 4, clip_length
         cameras: the cameras whose frames are encoded.
         grid: pooling grid; 0 keeps every token (recorded as the encoder's own grid).
         clip_length: frames per clip.
+        precision: what the latents are computed in.
 
     Raises:
         UserError: no camera, unknown encoder, or a clip or grid that does not fit it.
@@ -117,4 +120,5 @@ def encoder_spec(name: str, cameras: tuple[str, ...], grid: int = 4, clip_length
         cameras=cameras,
         tokens_per_frame=side**2 * len(cameras),
         dim=config.hidden_size,
+        precision=precision,
     )

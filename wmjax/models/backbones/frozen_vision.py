@@ -40,9 +40,9 @@ class FrozenVision:
         """
         self.spec, self._load, self._graph = spec, load, frozen_tower(config)[0]
 
-    def encode(self, clips: UInt8[np.ndarray, "batch 1 height width 3"]) -> Float32[np.ndarray, "batch tokens dim"]:
-        """The features of single frames of one camera, on the host."""
-        return np.asarray(self._apply(self._params, clips[:, 0]))
+    def encode(self, clips: UInt8[np.ndarray, "batch 1 height width 3"]) -> Float32[Array, "batch tokens dim"]:
+        """The features of single frames of one camera; returns as soon as they are under way."""
+        return self._apply(self._params, clips[:, 0])
 
     @functools.cached_property
     def _params(self) -> nnx.State:

@@ -15,6 +15,7 @@ from wmjax.pipeline.evaluate_scripted import evaluate_scripted
 from wmjax.pipeline.machine_check import check_rendering as first_frame
 from wmjax.rollout.actors import REPLAYS_SUCCEED
 from wmjax.rollout.protocol import Protocol, load_protocol
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.scaling.clock import clocked, timed
 from wmjax.scaling.firstlight.bench import Bench, square
 from wmjax.scaling.firstlight.request import Finding, MissingPieceError, judged
@@ -42,8 +43,8 @@ def check_export(bench: Bench) -> Finding:
     """Frames/s of the latent export in jax, from clips on the host to latents on the host."""
     config = bench.encoder()
     encoder, clips = ENCODERS.resolve(config.kind).for_export(config), square(bench, BATCH)
-    finite = bool(np.isfinite(encoder.encode(clips)).all())
-    seconds, _ = timed(lambda: encoder.encode(clips), lambda latents: latents, EXPORT_ROUNDS, warm_up=0)
+    finite = bool(np.isfinite(np.asarray(encoder.encode(clips))).all())
+    seconds, _ = timed(lambda: np.asarray(encoder.encode(clips)), lambda latents: latents, EXPORT_ROUNDS, warm_up=0)
     rate = len(clips) / seconds
     name = Path(getattr(config, "model", config.kind)).name
     text = f"{rate:.1f} frames/s, {len(clips)} clips of {clips.shape[1]} frames at a time, encoder {name}"
@@ -75,7 +76,8 @@ def check_replay(bench: Bench) -> Finding:
     _require_simulator()
     tasks = sorted({int(entry["task_id"]) for entry in store.episodes[:1]})
     protocol = _protocol(bench, tasks)
-    found = evaluate_scripted("replay", protocol, bench.scratch / "replay", workers=1, videos=0, data=store.folder)
+    settings = EvaluateSettings(workers=1, videos=0)
+    found = evaluate_scripted("replay", protocol, bench.scratch / "replay", settings, data=store.folder)
     text = f"{found.overall.successes} of {found.overall.finished} replays succeed"
     return judged(found.overall.rate >= REPLAYS_SUCCEED, text, rate=found.overall.rate)
 
@@ -85,8 +87,8 @@ def check_rollouts(bench: Bench) -> Finding:
     run = overfitted(bench)
     _require_simulator()
     protocol = _protocol(bench, list(bench.experiment.data.tasks))
-    out = bench.scratch / "rollouts"
-    found, seconds = clocked(lambda: evaluate_checkpoint(run, protocol, out, workers=2, videos=0, batch_size=2))
+    out, settings = bench.scratch / "rollouts", EvaluateSettings(workers=2, videos=0, batch=2)
+    found, seconds = clocked(lambda: evaluate_checkpoint(run, protocol, out, settings))
     over = found.overall
     good = over.finished == len(protocol.episodes())
     text = f"{over.finished} of {len(protocol.episodes())} episodes of {protocol.max_steps} steps in {seconds:.0f} s"
