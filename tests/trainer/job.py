@@ -95,7 +95,7 @@ def main(job: dict[str, Any]) -> int:
         parameters = averaged_parameters(checkpoint, plan.experiment)
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())
-        np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
+        np.savez(plan.folder / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
         return f"judged by process {jax.process_index()} of {jax.process_count()}"
 
     # So that a death which no broken connection tells of is noticed before the test gives up.

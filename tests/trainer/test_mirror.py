@@ -74,7 +74,7 @@ def train_until(step: int, mirror: Mirror, inputs: Inputs) -> None:
             raise LostError
 
     with pytest.raises(LostError):
-        fit_toy(inputs, mirror.run, CONFIG, on_commit=mirror.push, on_checkpoint=lose)
+        fit_toy(inputs, mirror.run, CONFIG, copy=mirror, on_checkpoint=lose)
     shutil.rmtree(mirror.run)
 
 
@@ -85,7 +85,7 @@ def test_a_run_goes_on_on_another_machine(place: Remote, inputs: Inputs, tmp_pat
     assert steps_at(place.files()) == [4, 8] and not mirror.run.exists()
     mirror.fetch()
     assert checkpoint.complete_steps(mirror.run / "checkpoints") == [8]
-    found = fit_toy(inputs, mirror.run, CONFIG, on_commit=mirror.push)
+    found = fit_toy(inputs, mirror.run, CONFIG, copy=mirror)
     mirror.push()
     assert found.name == expected.name == "00000012" and differences(mirror.run, tmp_path / "whole") == []
     assert steps_at(place.files()) == [8, 12]  # the older one was removed here, and therefore there
@@ -147,7 +147,7 @@ def test_a_network_that_fails_does_not_stop_the_training(
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(MemoryFileSystem, "find", refuse)
-    fit_toy(inputs, mirror.run, CONFIG, on_commit=mirror.push)
+    fit_toy(inputs, mirror.run, CONFIG, copy=mirror)
     said = [record.message for record in caplog.records if "no answer" in record.message]
     assert len(said) == 3 and all("has what was to be copied" in line for line in said)
     monkeypatch.setattr(MemoryFileSystem, "find", broken)
@@ -349,3 +349,14 @@ def test_what_was_fetched_is_not_sent_again(memory: Remote, monkeypatch: pytest.
     (second.run / "metrics.jsonl").write_text("{}\n")
     second.push()
     assert sent == ["metrics.jsonl"]
+
+
+def test_what_is_removed_here_is_removed_there(memory: Remote) -> None:
+    """Such as TensorBoard's events, which each start writes anew."""
+    mirror = Mirror(memory)
+    saved_run(mirror.run, (1,))
+    (mirror.run / "events.1").write_text("")
+    mirror.push()
+    (mirror.run / "events.1").rename(mirror.run / "events.2")
+    mirror.push()
+    assert [name for name in memory.files() if name.startswith("events")] == ["events.2"]

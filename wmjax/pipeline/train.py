@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import LoadBase, train
-from wmjax.trainer.mirror import MIRRORED, Mirror, local_folder
+from wmjax.trainer.loop import LoadBase, resumable, train
+from wmjax.trainer.mirror import Mirror
 from wmjax.trainer.seeds import seeds_of, train_seeds
 from wmjax.trainer.trackers import require_trackers
 
@@ -63,8 +63,8 @@ def run(
         scale: a file of ``train/scales``.
         dataset: a file of ``train/data``; the scale's when None.
         settings: nested settings, laid over the files.
-        folder: the run's folder; ``<cache>/runs/<name>`` when None. Of a URL the folder is in the cache, and a copy is
-            kept there, from which another machine goes on (:mod:`wmjax.trainer.mirror`).
+        folder: the run's folder; ``<cache>/runs/<name>`` when None. Of a URL every process has its folder in the cache,
+            and a copy is kept there, from which other machines go on (:mod:`wmjax.trainer.mirror`).
         evaluates: whether the closed-loop evaluation follows the training.
 
     Raises:
@@ -77,13 +77,16 @@ def run(
     require_trackers(experiment.train.trackers)
     evaluates = evaluates and experiment.train.objective == "policy"  # nothing else acts
     mirror = _mirror(experiment, folder)
-    own = folder if not isinstance(folder, Remote) else local_folder(folder, MIRRORED)
+    if mirror is not None:
+        distributed.join()  # every process has a folder of its own, by its number
+        folder = mirror.run
+    assert not isinstance(folder, Remote)
     if experiment.train.seeds > 1:
-        _run_seeds(experiment, own, evaluates=evaluates)
+        _run_seeds(experiment, folder, evaluates=evaluates)
         return
-    plan = plan_run(experiment, own, evaluates=evaluates)
+    plan = plan_run(experiment, folder, evaluates=evaluates)
     with contextlib.ExitStack() as stack:
-        if distributed.is_first():
+        if distributed.is_first() or mirror is not None:
             stack.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         _run_stages(plan, mirror, evaluates=evaluates)
 
@@ -108,14 +111,16 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
         logs.set_up(plan.folder / "log.txt")
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
-    require_saved(plan.folder, plan.settings)
     distributed.alone(lambda: copy_assets(plan.folder, experiment))
     if mirror is not None:  # a place that cannot be written to is refused now
         distributed.alone(mirror.push)
+    require_saved(plan.folder if first or mirror is None else mirror.place, plan.settings)
+    if mirror is not None and (newest := resumable(plan.folder / "checkpoints")) is not None:
+        mirror.follow(int(newest.name))
     # 2. Demonstrations. 3. Latents.
     store, latents = _data(plan)
     # 4. Training.
-    checkpoint = train_policy(plan, store, latents, start, on_commit=mirror.push if mirror else lambda: None)
+    checkpoint = train_policy(plan, store, latents, start, mirror)
     if experiment.train.objective == "world":
         distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
@@ -139,7 +144,12 @@ def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
     if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
         environment = plan.protocol.environment
         distributed.alone(lambda: environment.simulator(store.spec))
-    return store, distributed.first(lambda: latents_or_views(plan.experiment, store, plan.latent_spec))
+    latents = distributed.first(lambda: latents_or_views(plan.experiment, store, plan.latent_spec))
+    fix = "put them at a URL or in a folder that all processes read, with --data.path and --encoder.path"
+    distributed.require_same("demonstrations", store.hash, fix)
+    if not isinstance(latents, ViewTable):
+        distributed.require_same("latents", latents.hash, fix)
+    return store, latents
 
 
 def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) -> None:
@@ -212,11 +222,11 @@ def train_policy(
     store: TrainingStore,
     latents: LatentStore | ViewTable,
     start: Start | None = None,
-    on_commit: Callable[[], None] = lambda: None,
+    copy: checkpoints.Copy | None = None,
 ) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
 
-    ``on_commit`` is called in the background after each checkpoint.
+    Each checkpoint is copied to ``copy`` in the background.
 
     Raises:
         UserError: the data do not fit the model or ``start``.
@@ -235,7 +245,7 @@ def train_policy(
         meta=_meta(plan),
         on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
         load_base=load,
-        on_commit=on_commit,
+        copy=copy,
         speed=utilisation(experiment, inputs),
     )
 
