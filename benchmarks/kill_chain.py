@@ -50,7 +50,10 @@ def trees(checkpoint: Path) -> dict[str, bytes]:
 
     found = {}
     for item in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
-        tree = ocp.PyTreeCheckpointer().restore(item.resolve())
+        reader, place = ocp.PyTreeCheckpointer(), item.resolve()
+        saved = reader.metadata(place).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = reader.restore(place, restore_args=on_host)
         for path, value in jax.tree_util.tree_leaves_with_path(tree):
             found[f"{item.name}{jax.tree_util.keystr(path)}"] = np.asarray(value).tobytes()
     return found

@@ -40,12 +40,15 @@ BATCH = 8
 class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp: different clips, different latents."""
 
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+
     backend = "jax"
     spec = EncoderSpec(cameras=("agentview",), name="synthetic", tokens_per_frame=16, dim=LATENT_DIM)
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
         ramp = np.linspace(-1, 1, 16 * LATENT_DIM, dtype=np.float32).reshape(16, LATENT_DIM)
-        return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
+        return np.float32(clips.mean((1, 2, 3, 4)) / 128 + self.offset)[:, None, None] + ramp
 
 
 def small_model() -> VLAConfig:
@@ -103,7 +106,7 @@ def main(job: dict[str, Any]) -> int:
     # With the usual epsilon Adam's first steps divide rounding by rounding where a gradient is close to zero.
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
     pipeline.load = lambda *_: experiment(job)
-    wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
+    wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder(job.get("offset", 0.0))
     planning.require_consistent = lambda *_, **__: None  # the settings do not describe the fake's latents
     wmjax.sim.env.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images
     pipeline.judge, pipeline.judge_early = judge, judge_early

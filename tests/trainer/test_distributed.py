@@ -228,6 +228,7 @@ def test_a_run_that_was_always_at_a_url_is_bit_for_bit_that_of_a_common_folder(
     Job(apart, 2, store=store, mesh=ACROSS, caches=tmp_path / "first", dies_at=2).end(fails=True)
     shutil.copytree(apart, alone)
     Job(apart, 2, store=store, mesh=ACROSS, caches=tmp_path / "second").end()
+    assert metrics(apart) == metrics(common)
     assert differences(apart, common) == []
     Job(alone, 1, store=store, mesh=ACROSS, caches=tmp_path / "third").end()
     assert_same_run(alone, one)
@@ -261,6 +262,12 @@ def test_a_process_with_other_settings_ends_the_job(store: str, tmp_path: Path) 
     _, second = Job(tmp_path / "run", 2, {}, {"seed": 1}, store=store).end(fails=True)
     assert "is not that of process 0; give all processes the same settings" in second
     assert "Traceback" not in second
+
+
+@pytest.mark.long
+def test_a_process_with_other_latents_ends_the_job(store: str, tmp_path: Path) -> None:
+    _, second = Job(tmp_path / "run", 2, {}, {"offset": 1.0}, store=store, caches=tmp_path / "caches").end(fails=True)
+    assert "error: latents of this process are not those of process 0; put them at a URL" in second
 
 
 @pytest.fixture

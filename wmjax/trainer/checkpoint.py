@@ -387,7 +387,7 @@ def _placed(leaf: Any) -> Any:
 def _readers(like: Tree) -> ocp.options.MultiprocessingOptions:
     """All processes together if the tree spans them, else this one alone: it evaluates while the others wait."""
     if not all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(like)):
-        return ocp.options.MultiprocessingOptions()
+        return ocp.options.MultiprocessingOptions(primary_host=None)  # of one Orbax would make later saves wait
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 

@@ -32,7 +32,7 @@ class Writers:
     def __init__(self, *, apart: bool) -> None:
         self._apart = apart
         self._writers: dict[str, ocp.AsyncCheckpointer] = {}
-        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        logging.getLogger("absl").addFilter(_is_news)
 
     def save(self, folder: Path, items: dict[str, Tree]) -> None:
         """Begins to write pytrees of :func:`stable` arrays by name; returns when arrays of a device are copied."""
@@ -105,9 +105,13 @@ def any_thread_may_save() -> bool:
     return jax.default_backend() == "cpu" and jax.process_count() == 1
 
 
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that Orbax logs for errors that it also raises: these become one line."""
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks that Orbax logs for errors that it also raises, which become one line, and its warning at
+    every save that it logs no sizes without a primary host.
+    """
+    if f"{os.sep}orbax{os.sep}" not in record.pathname:
+        return True
+    return record.levelno < logging.ERROR and "Global object size logging disabled" not in record.getMessage()
 
 
 def _end_of(writer: ocp.AsyncCheckpointer) -> Exception | None:
