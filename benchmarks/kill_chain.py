@@ -5,15 +5,24 @@ python benchmarks/kill_chain.py --kills 50 --in-save 15 --terms 20 -- \\
     --train.steps 400 --train.checkpoint_every 5 --train.log_every 1 --run {run}
 
 ``{run}`` is where the run's folder goes. The command runs once to its end, then in another folder as often as there are
-signals: SIGKILL in the middle of a step or of a save, SIGTERM in the middle of a step. Every start must get further
-than the one before, and one after SIGTERM must resume at the step that was promised. Prints a JSON summary; exits with
-1 if the two runs differ. ``--seed`` decides the order of the signals and where each falls.
+signals: SIGKILL in the middle of a step, of a save or of an evaluation, SIGTERM in the middle of a step. Every start
+must get further than the one before, and one after SIGTERM must resume at the step that was promised. Prints a JSON
+summary; exits with 1 if the two runs differ. ``--seed`` decides the order of the signals and where each falls.
+
+Compared are every array and the position in the data of the newest checkpoint, the metrics, and of the evaluations
+every frame of the videos, the executed actions and the episodes' records. A run is evaluated in the middle of training
+with the simulator and these options:
+
+python benchmarks/kill_chain.py --kills 4 --in-save 1 --in-evaluation 2 --terms 1 -- \\
+    python -m wmjax.train --config e2_flow --scale smoke --evaluation.every 10 --evaluation.videos 2 \\
+    --train.steps 20 --train.checkpoint_every 5 --train.log_every 1 --run {run}
 
 A long chain is run in parts, one after the other, where a process may not take long: ``--folder F --part 1/5``. The
 undisturbed run is made in the first part; the last one finishes the chain and compares.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import re
@@ -30,6 +39,8 @@ import numpy as np
 
 CLOCK = ("time", "samples_per_second", "tokens_per_second", "mfu", "memory_gb")
 """Metrics that depend on the machine."""
+LATEST = {"save": 0.05, "evaluation": 20.0}
+"""Seconds after the beginning of a save or an evaluation at which the signal comes at the latest."""
 
 
 def trees(checkpoint: Path) -> dict[str, bytes]:
@@ -39,7 +50,10 @@ def trees(checkpoint: Path) -> dict[str, bytes]:
 
     found = {}
     for item in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
-        tree = ocp.PyTreeCheckpointer().restore(item.resolve())
+        reader, place = ocp.PyTreeCheckpointer(), item.resolve()
+        saved = reader.metadata(place).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = reader.restore(place, restore_args=on_host)
         for path, value in jax.tree_util.tree_leaves_with_path(tree):
             found[f"{item.name}{jax.tree_util.keystr(path)}"] = np.asarray(value).tobytes()
     return found
@@ -51,8 +65,34 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
+def pictures(video: Path) -> str:
+    """The SHA-256 of a video's decoded frames."""
+    import av
+
+    digest = hashlib.sha256()
+    with av.open(str(video)) as container:
+        for frame in container.decode(video=0):
+            digest.update(frame.to_ndarray(format="rgb24").tobytes())
+    return digest.hexdigest()
+
+
+def evaluated(run: Path) -> dict[str, Any]:
+    """What the evaluations of a run left, without what depends on the clock: videos, executed actions and episodes."""
+    found: dict[str, Any] = {}
+    for path in sorted((run / "evaluations").rglob("*")):
+        name = str(path.relative_to(run))
+        if path.suffix == ".mp4":
+            found[name] = pictures(path)
+        elif path.suffix == ".npy":
+            found[name] = np.load(path).tobytes()
+        elif path.name == "episodes.jsonl":
+            for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                found[f"{name} {line['key']}"] = {k: v for k, v in line.items() if k != "seconds"}
+    return found
+
+
 def differences(a: Path, b: Path) -> list[str]:
-    """What differs between the ends of two runs: the newest checkpoint's arrays and position, and the metrics."""
+    """What differs between the ends of two runs: the newest checkpoint's arrays and position, metrics, evaluations."""
     last = [max((run / "checkpoints").glob("[0-9]*")) for run in (a, b)]
     if last[0].name != last[1].name:
         return [f"last checkpoints {last[0].name} and {last[1].name}"]
@@ -62,7 +102,9 @@ def differences(a: Path, b: Path) -> list[str]:
     )
     found = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
     found += ["meta"] * (metas[0] != metas[1])
-    return found + ["metrics.jsonl"] * (metrics(a) != metrics(b))
+    found += ["metrics.jsonl"] * (metrics(a) != metrics(b))
+    one, other = evaluated(a), evaluated(b)
+    return found + sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 class Chain:
@@ -93,14 +135,14 @@ class Chain:
         return self._text()
 
     def interrupt(self, kind: str, wait: float) -> str:
-        """Starts, waits until it trains (or saves), and sends the signal; what was printed.
+        """Starts, waits until it trains (or saves, or evaluates), and sends the signal; what was printed.
 
         Raises:
             RuntimeError: it came to its end before, or answered the signal with another exit status.
 
         """
         process = self.start()
-        ready = self._saves if kind == "save" else self._trains
+        ready = {"save": self._saves, "evaluation": self._evaluates}.get(kind, self._trains)
         while not ready():
             if process.poll() is not None:
                 raise RuntimeError(f"ended before its signal; give it more steps\n{self._text()}")
@@ -124,6 +166,9 @@ class Chain:
     def _saves(self) -> bool:
         return self._trains() and any((self.run / "checkpoints").glob(".saving-*"))
 
+    def _evaluates(self) -> bool:
+        return re.search(r"[1-9]\d* of \d+ episodes to run", self._text()) is not None
+
 
 def run_chain(
     command: Sequence[str],
@@ -133,12 +178,12 @@ def run_chain(
     timeout: float,
     part: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
-    """Runs the command once undisturbed and once through a chain of signals (``kill``, ``save``, ``term``).
+    """Runs the command once undisturbed and once through a chain of signals of these kinds.
 
     Args:
         command: with ``{run}`` for the run's folder.
         folder: where the two runs are; those of the parts before are there.
-        kinds: the signals of the whole chain.
+        kinds: the signals of the whole chain: ``kill``, ``save``, ``evaluation``, ``term``.
         seed: of when they fall.
         timeout: seconds that one process may take.
         part: number, from 1, and count of the parts that the chain is run in.
@@ -156,7 +201,7 @@ def run_chain(
     faults, reached = [], []
     for index in range(first, end):
         draw = random.Random(f"{seed}-{index}")
-        faults += disturb(chain, kinds[index], draw.uniform(0.0, 0.05 if kinds[index] == "save" else 0.5))
+        faults += disturb(chain, kinds[index], draw.uniform(0.0, LATEST.get(kinds[index], 0.5)))
         reached.append(chain.newest())
     found = {"signals": end - first, "of": len(kinds), "reached": reached, "faults": faults, "differences": []}
     if number == count:
@@ -192,8 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs, those in a save included")
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs, those in a save or an evaluation included")
     parser.add_argument("--in-save", type=int, default=15, help="how many of them fall into a save")
+    parser.add_argument("--in-evaluation", type=int, default=0, help="how many of them fall into an evaluation")
     parser.add_argument("--terms", type=int, default=20, help="SIGTERMs")
     parser.add_argument("--seed", type=int, default=0, help="of the order of signals and when they fall")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds one process may take")
@@ -204,7 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give the command after --, with {run} where the run's folder goes")
     if options.part[1] > 1 and options.folder is None:
         parser.error("give --folder with --part: the parts share it")
-    kinds = ["save"] * options.in_save + ["kill"] * (options.kills - options.in_save) + ["term"] * options.terms
+    counts = {"save": options.in_save, "evaluation": options.in_evaluation, "term": options.terms}
+    counts["kill"] = options.kills - options.in_save - options.in_evaluation
+    kinds = [kind for kind in ("save", "evaluation", "kill", "term") for _ in range(counts[kind])]
     random.Random(options.seed).shuffle(kinds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

@@ -73,7 +73,7 @@ def experiment(store: TrainingStore, **encoder) -> config.Experiment:
 def test_the_train_command_takes_the_latents_of_an_exported_store(store, exported, tmp_path, monkeypatch, capsys):
     settings, fitted = experiment(store, path=str(exported), views=3, max_shift=2), []
 
-    def train_policy(plan, store, latents, start, on_commit=None):
+    def train_policy(plan, store, latents, start, copy=None):
         fitted.append(make_inputs(store, latents, settings.prompt, settings.model, settings.train))
         (plan.folder / "metrics.jsonl").touch()  # from now on the run is bound to its settings
 

@@ -165,6 +165,18 @@ def test_adapters_and_added_tokens_come_back(adapted: tuple[Qwen2_5_VL, Path]) -
         )
 
 
+def test_adapters_are_stored_as_they_are_computed_with(tmp_path: Path) -> None:
+    model = make(dataclasses.replace(ADAPTED, dtype="bfloat16"))
+    adapters.save(model, tmp_path)
+    assert {tensor.dtype.name for tensor in load_file(tmp_path / adapters.WEIGHTS).values()} == {"bfloat16"}
+    other = make(model.config)
+    adapters.load(other, tmp_path)
+    for path, leaf in names.adapter_leaves(model).items():
+        active = slice(1, None) if path[0] == "layers" else slice(None)
+        rounded = leaf.get_value()[active].astype(jnp.bfloat16).astype(jnp.float32)
+        np.testing.assert_array_equal(names.adapter_leaves(other)[path].get_value()[active], rounded, err_msg=str(path))
+
+
 def test_unfitting_adapters_are_listed(adapted: tuple[Qwen2_5_VL, Path]) -> None:
     _, folder = adapted
     with pytest.raises(UserError, match=r"scales by 2, the adapters in .* by 3; set rank, alpha .* to 2, 6 and false"):

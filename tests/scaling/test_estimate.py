@@ -1,6 +1,7 @@
 """The command: on simulated CPU devices, and in one line where it cannot."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import pytest
 
 from wmjax import estimate
 from wmjax.encoders.vjepa2.encoder import VJEPA2, VJEPA2Settings
+from wmjax.experiment.config import load
+from wmjax.experiment.dimensions import of_store
+from wmjax.models.backbones.qwen2_5_vl import names
+from wmjax.models.backbones.qwen2_5_vl.config import Qwen2_5_VLConfig
 from wmjax.scaling import compilers
 from wmjax.scaling.chips import CHIPS, parse_topology
 from wmjax.scaling.devices import environment, target_config
 from wmjax.scaling.flops import flops
+from wmjax.scaling.program import programs
 from wmjax.scaling.request import Request
+from wmjax.trainer.loop import GUARD, checkpoint_items
+from wmjax.trainer.sharding import make_mesh
 
 TINY = [
     *("--config", "e2_mse", "--scale", "mini_lora", "--train.backbone_weights", "random"),
@@ -136,6 +144,20 @@ def test_no_accelerator_is_looked_for(tmp_path: Path) -> None:
     assert "device_count" not in gpu["XLA_FLAGS"] and "--xla_cpu_foo=1" in gpu["XLA_FLAGS"]
     assert gpu["PATH"].endswith("nvidia/cuda_nvcc/bin:/bin")
     assert environment(parse_topology("v5e:4x4"), tmp_path, given)["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_what_a_training_at_3b_leaves_on_disk_is_small() -> None:
+    """Adapters below 100 MB, as they are exported, and everything that a resumed run needs below 3 GB."""
+    experiment = of_store(load("e2_flow", "3b", None, {"train": {"backbone_weights": "random"}}), None)
+    arrays = programs(experiment, make_mesh(experiment.mesh, jax.devices()[:1])).shapes.named()
+    items = {**checkpoint_items(arrays.state), GUARD: arrays.guard}
+    assert 1e9 < sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items)) < 3e9
+    backbone = experiment.model.backbone
+    assert isinstance(backbone, Qwen2_5_VLConfig) and backbone.lora.rank == 16
+    stored = sum(math.prod(entry.shape) for entry in names.adapter_entries(backbone))
+    trained = [leaf.size for name, leaf in items["ema"].items() if "/lora_" in name]
+    assert stored == sum(trained)
+    assert stored * jnp.dtype(backbone.dtype).itemsize < 100e6
 
 
 @pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.platform == "gpu"])

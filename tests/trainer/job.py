@@ -54,12 +54,15 @@ EVALUATED = dataclasses.replace(PROTOCOL, tasks=(0,))
 class FakeEncoder:
     """Latents that are the mean brightness of a clip plus a ramp: different clips, different latents."""
 
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+
     backend = "jax"
     spec = EncoderSpec(cameras=("agentview",), name="synthetic", tokens_per_frame=16, dim=LATENT_DIM)
 
     def encode(self, clips: np.ndarray) -> np.ndarray:
         ramp = np.linspace(-1, 1, 16 * LATENT_DIM, dtype=np.float32).reshape(16, LATENT_DIM)
-        return np.float32(clips.mean((1, 2, 3, 4)) / 128)[:, None, None] + ramp
+        return np.float32(clips.mean((1, 2, 3, 4)) / 128 + self.offset)[:, None, None] + ramp
 
 
 def small_model(**backbone: Any) -> VLAConfig:
@@ -142,7 +145,7 @@ def main(job: dict[str, Any]) -> int:
         devices = {device for value in parameters.values() for device in value.devices()}
         assert len(devices) == 1 and devices <= set(jax.local_devices())
         if jax.process_index() == 0:
-            np.savez(Path(job["run"]) / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
+            np.savez(checkpoint.parents[1] / "ema.npz", **{k.replace("/", "."): v for k, v in parameters.items()})
         total = sum(float(abs(value).sum()) for value in parameters.values())
         header = {"checkpoint": {"step": step, "hash": f"{total:.1f}"}}  # all parts must be of the same parameters
         return evaluation.evaluate(Random(SPEC), protocol, out, settings, header)
@@ -153,7 +156,7 @@ def main(job: dict[str, Any]) -> int:
     optax.scale_by_adam = functools.partial(optax.scale_by_adam, eps=1e-2)
     pipeline.load = lambda *_: experiment(job)
     pipeline.free_memory = lambda: job.get("free")
-    wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder()
+    wmjax.pipeline.latents.make_encoder = lambda config: FakeEncoder(job.get("offset", 0.0))
     # The settings do not describe the fake's latents.
     planning.require_consistent = lambda *_, **__: Cell(EVALUATED, EVALUATED)
     wmjax.sim.env.require_simulator = lambda spec: spec.simulator  # nor did a simulator draw its images

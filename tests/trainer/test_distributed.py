@@ -1,6 +1,7 @@
 """Two processes train as one: the numbers of one process, resume, one evaluation in parts, and no hang when one dies.
 
-Everything runs through the real train command (``tests/trainer/job.py``), on CPU devices of this machine.
+A run's folder is one that both see, or a URL; then each process works in a folder of its own that the other never
+reads. Everything runs through the real train command (``tests/trainer/job.py``), on CPU devices of this machine.
 """
 
 import functools
@@ -19,17 +20,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.kill_chain import differences
 from tests import QUICK_FUSIONS
 from tests.data.synthetic import make_store
 from tests.trainer.job import EVALUATED, small_model
 from wmjax.core import distributed
 from wmjax.core.errors import UserError
+from wmjax.core.location import Remote
 from wmjax.core.rng import named_key
 from wmjax.core.shards import DETECT
 from wmjax.models.parameters import split_model, to_named, trainable_filter
 from wmjax.models.vla import VLA
 from wmjax.rollout.results import read_records
 from wmjax.trainer import checkpoint
+from wmjax.trainer.mirror import Mirror
 from wmjax.trainer.sharding import slice_of
 
 TOLERANCE = 2e-5
@@ -46,26 +50,50 @@ AUTO = {"remat": "auto"}
 DEADLINE = 900
 """Seconds; a guard, not a measure: the machine may be busy."""
 ROOT = Path(__file__).parents[2]
+DEVICES = 4
+"""Of all processes of a job together; with more of them compiling takes longer."""
+ACROSS = {"fsdp": DEVICES}
+"""A mesh on which each process holds a part of most parameters."""
 
 
 class Job:
-    """Runs the train command in ``count`` processes of ``4 / count`` devices; see ``tests/trainer/job.py``."""
+    """Runs the train command in ``count`` processes that share the devices; see ``tests/trainer/job.py``.
 
-    def __init__(self, folder: Path, count: int, *differing: dict[str, Any], **job: Any) -> None:
+    Args:
+        folder: the run's, which all processes see.
+        count: of the processes.
+        differing: settings of each process.
+        devices: of all processes together.
+        caches: with these the run is the URL of the folder, and each process has a cache of its own here.
+        job: settings of all processes.
+
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *differing: dict[str, Any],
+        devices: int = DEVICES,
+        caches: Path | None = None,
+        **job: Any,
+    ) -> None:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         folder.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for index in range(count):
-            settings = job | {"run": str(folder)} | (differing[index] if differing else {})
+            run = f"file://{folder}" if caches else str(folder)
+            settings = job | {"run": run} | (differing[index] if differing else {})
             path = folder.parent / f"{folder.name}-{index}.json"
             path.write_text(json.dumps(settings))
             environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "SLURM_"))} | {
-                "WMJAX_CACHE": str(folder.parent / "cache"),
+                "WMJAX_CACHE": str(caches / str(index) if caches else folder.parent / "cache"),
                 # Compiling is most of the time, and quick programs of this size are as good.
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count} --xla_backend_optimization_level=0 "
-                + QUICK_FUSIONS,
+                "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "programs"),
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count} "
+                f"--xla_backend_optimization_level=0 {QUICK_FUSIONS}",
             }
             if count > 1:
                 environment |= {
@@ -142,6 +170,11 @@ def starting_parameters() -> dict[str, np.ndarray]:
     return {name.replace("/", "."): np.asarray(value) for name, value in named.items()}
 
 
+def shapes_of(arrays: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays as a checkpoint has them."""
+    return {name.replace(".", "/"): jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+
+
 def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -177,19 +210,51 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_by_two_processes_it_is_the_run_of_one(one: Path, killed: Path, store: str) -> None:
+def test_killed_and_resumed_by_two_processes_it_is_the_run_of_one(
+    one: Path, killed: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They resume at a URL, from its copy alone."""
     run = killed.parent / "resumed"
     shutil.copytree(killed, run)
-    first, second = Job(run, 2, store=store, free=1, **AUTO).end()
-    assert "resumed at step 2" in first and "verdict: " in first
+    first, second = Job(run, 2, store=store, free=1, caches=tmp_path, **AUTO).end()
+    assert "fetched step 2" in first and "resumed at step 2" in first and "verdict: " in first
     assert "verdict: " not in second and "loss" not in second
     assert "remat" not in first and remat(run) == "names", "it does not choose again"
     assert_same_run(run, one)
     parts = [re.findall(r"^step 4: (.*)$", printed, re.MULTILINE) for printed in (first, second)]
-    assert parts[0] + parts[1] == [episode.key for episode in EVALUATED.episodes()] and len(parts[0]) == 2
+    assert parts == [[episode.key for episode in EVALUATED.episodes()], []], "the first has the whole checkpoint"
     assert len(list((run / "tensorboard").iterdir())) == 1, "one process writes, and takes over what was there"
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 5, "each line is written by one process"
+    # What both wrote is whole there, and at the first process; a third machine, alone, can go on from it.
+    (own,) = (tmp_path / "0/mirrored").iterdir()
+    written = [checkpoint.read_manifest(root / "checkpoints/00000004")["sha256"] for root in (run, own)]
+    assert written[0] == written[1] and any("ocdbt.process_1/d/" in name for name in written[0])
+    checkpoint.verify(run / "checkpoints/00000004")
+    (other,) = (tmp_path / "1/mirrored").iterdir()
+    assert checkpoint.complete_steps(other / "checkpoints") == [2], "what it resumed from, and nothing that it wrote"
+    monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "third"))
+    mirror = Mirror(Remote(f"file://{run}"))
+    mirror.fetch()
+    averaged = checkpoint.restore(mirror.run / "checkpoints/00000004", "ema", shapes_of(parameters(run)))
+    for name, value in parameters(run).items():
+        np.testing.assert_array_equal(averaged[name.replace(".", "/")], value, err_msg=name)
+
+
+@pytest.mark.long  # the test above starts in a common folder; here nothing is ever seen by both processes
+def test_a_run_that_was_always_at_a_url_is_bit_for_bit_that_of_a_common_folder(
+    one: Path, store: str, tmp_path: Path
+) -> None:
+    common, apart, alone = (tmp_path / name / "run" for name in ("common", "apart", "alone"))
+    Job(common, 2, store=store, mesh=ACROSS, dies_at=2).end(fails=True)
+    Job(common, 2, store=store, mesh=ACROSS).end()
+    Job(apart, 2, store=store, mesh=ACROSS, caches=tmp_path / "first", dies_at=2).end(fails=True)
+    shutil.copytree(apart, alone)
+    Job(apart, 2, store=store, mesh=ACROSS, caches=tmp_path / "second").end()
+    assert metrics(apart) == metrics(common)
+    assert differences(apart, common) == []
+    Job(alone, 1, store=store, mesh=ACROSS, caches=tmp_path / "third").end()
+    assert_same_run(alone, one)
 
 
 @pytest.mark.slow
@@ -201,9 +266,18 @@ def test_one_process_resumes_what_two_saved(one: Path, killed: Path, store: str)
     assert_same_run(run, one)
 
 
+@pytest.mark.long  # the tests above are of half as many devices
+def test_two_processes_of_four_devices_are_one_of_eight(store: str, tmp_path: Path) -> None:
+    for count in (1, 2):
+        printed = Job(tmp_path / str(count), count, devices=8, store=store, mesh={"fsdp": 8}).end()
+    parts = [re.findall(r"^step 4: (.*)$", each, re.MULTILINE) for each in printed]
+    assert parts[0] + parts[1] == [episode.key for episode in EVALUATED.episodes()] and len(parts[0]) == 2
+    assert_same_run(tmp_path / "2", tmp_path / "1")
+
+
 @pytest.mark.long  # test_meshes.py has a tensor axis in one process
 def test_processes_that_share_a_tensor_axis_train_on_the_same_samples(one: Path, store: str, tmp_path: Path) -> None:
-    Job(tmp_path / "run", 2, store=store, mesh={"tensor": 4}).end()
+    Job(tmp_path / "run", 2, store=store, mesh={"tensor": DEVICES}).end()
     assert_same_run(tmp_path / "run", one)
 
 
@@ -213,6 +287,12 @@ def test_a_process_with_other_settings_ends_the_job(store: str, tmp_path: Path) 
     _, second = Job(tmp_path / "run", 2, {}, {"seed": 1}, store=store).end(fails=True)
     assert "is not that of process 0; give all processes the same settings" in second
     assert "Traceback" not in second
+
+
+@pytest.mark.long
+def test_a_process_with_other_latents_ends_the_job(store: str, tmp_path: Path) -> None:
+    _, second = Job(tmp_path / "run", 2, {}, {"offset": 1.0}, store=store, caches=tmp_path / "caches").end(fails=True)
+    assert "error: latents of this process are not those of process 0; put them at a URL" in second
 
 
 @pytest.fixture

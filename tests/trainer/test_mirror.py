@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from wmjax.trainer import checkpoint
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.mirror import Mirror, steps_at
 
+ROOT = Path(__file__).parents[2]
 CONFIG = toy_config(steps=12, max_to_keep=2)
 
 
@@ -74,7 +78,7 @@ def train_until(step: int, mirror: Mirror, inputs: Inputs) -> None:
             raise LostError
 
     with pytest.raises(LostError):
-        fit_toy(inputs, mirror.run, CONFIG, on_commit=mirror.push, on_checkpoint=lose)
+        fit_toy(inputs, mirror.run, CONFIG, copy=mirror, on_checkpoint=lose)
     shutil.rmtree(mirror.run)
 
 
@@ -85,7 +89,7 @@ def test_a_run_goes_on_on_another_machine(place: Remote, inputs: Inputs, tmp_pat
     assert steps_at(place.files()) == [4, 8] and not mirror.run.exists()
     mirror.fetch()
     assert checkpoint.complete_steps(mirror.run / "checkpoints") == [8]
-    found = fit_toy(inputs, mirror.run, CONFIG, on_commit=mirror.push)
+    found = fit_toy(inputs, mirror.run, CONFIG, copy=mirror)
     mirror.push()
     assert found.name == expected.name == "00000012" and differences(mirror.run, tmp_path / "whole") == []
     assert steps_at(place.files()) == [8, 12]  # the older one was removed here, and therefore there
@@ -93,6 +97,37 @@ def test_a_run_goes_on_on_another_machine(place: Remote, inputs: Inputs, tmp_pat
     before = sorted(place.files())
     mirror.push()
     assert sorted(place.files()) == before and not [name for name in before if ".lock" in name or "/." in name]
+
+
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
+def test_two_processes_without_a_common_folder_save_and_resume(place: Remote, tmp_path: Path) -> None:
+    """What one of them could not copy ends both, and leaves the checkpoint before."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.trainer.apart", port, str(index), place.url],
+            env={**os.environ, **flags, "WMJAX_CACHE": str(tmp_path / str(index))},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    printed = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "00000003: lacks .part-1.json, one of 2 processes could not copy its part" in printed[0]
+    assert "00000003: cannot be written" in printed[1]
+    assert "WARNING" not in printed[0] + printed[1]
+    assert steps_at(place.files()) == [1, 2] and not [name for name in place.files() if ".part" in name]
+    assert [name for name in place.files() if "00000002/ema/ocdbt.process_1/d/" in name]
+    (folder,) = (tmp_path / "1/mirrored").iterdir()
+    assert folder.name.endswith("-process-1")
+    assert checkpoint.complete_steps(folder / "checkpoints") == [2]
+    checkpoint.verify(fetch_policy(place), ("ema",))
 
 
 def saved_run(run: Path, steps: tuple[int, ...], assets: bool = True) -> None:
@@ -147,7 +182,7 @@ def test_a_network_that_fails_does_not_stop_the_training(
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(MemoryFileSystem, "find", refuse)
-    fit_toy(inputs, mirror.run, CONFIG, on_commit=mirror.push)
+    fit_toy(inputs, mirror.run, CONFIG, copy=mirror)
     said = [record.message for record in caplog.records if "no answer" in record.message]
     assert len(said) == 3 and all("has what was to be copied" in line for line in said)
     monkeypatch.setattr(MemoryFileSystem, "find", broken)
@@ -349,3 +384,14 @@ def test_what_was_fetched_is_not_sent_again(memory: Remote, monkeypatch: pytest.
     (second.run / "metrics.jsonl").write_text("{}\n")
     second.push()
     assert sent == ["metrics.jsonl"]
+
+
+def test_what_is_removed_here_is_removed_there(memory: Remote) -> None:
+    """Such as TensorBoard's events, which each start writes anew."""
+    mirror = Mirror(memory)
+    saved_run(mirror.run, (1,))
+    (mirror.run / "events.1").write_text("")
+    mirror.push()
+    (mirror.run / "events.1").rename(mirror.run / "events.2")
+    mirror.push()
+    assert [name for name in memory.files() if name.startswith("events")] == ["events.2"]

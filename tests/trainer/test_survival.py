@@ -23,6 +23,7 @@ from tests.trainer.toy import fit_toy, toy_config, toy_inputs
 from wmjax.core import logs, signals
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
+from wmjax.reporting.video.clips import write_video
 from wmjax.trainer import checkpoint
 from wmjax.trainer.metrics import MetricsWriter
 from wmjax.trainer.sharding import MeshConfig
@@ -155,6 +156,31 @@ def test_a_chain_of_kills_ends_bit_for_bit_where_an_undisturbed_run_does(store: 
     result = run_chain(command, tmp_path, ["kill", "save", "term", "save", "term", "kill"], seed=0, timeout=600)
     assert result["faults"] == result["differences"] == []
     assert result["reached"][-1] < 150 and result["reached"] == sorted(result["reached"])
+
+
+def test_evaluations_that_differ_in_a_picture_an_action_or_an_outcome_are_told_apart(
+    straight: Path, tmp_path: Path
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64, 3), np.uint8)
+
+    def evaluate(run: Path, *, frame: int = 0, action: float = 0.0, steps: int = 40, seconds: float = 1.0) -> Path:
+        folder = run / "evaluations/00000004/smoke"
+        (folder / "actions").mkdir(parents=True, exist_ok=True)
+        write_video(folder / "task.mp4", np.roll(frames, frame, axis=0), [""] * 3, 5.0)
+        np.save(folder / "actions/task.npy", np.full(3, action))
+        (folder / "episodes.jsonl").write_text(json.dumps({"key": "task", "steps": steps, "seconds": seconds}) + "\n")
+        return run
+
+    for name in ("one", "other"):
+        shutil.copytree(straight, tmp_path / name)
+    one = evaluate(tmp_path / "one")
+    assert differences(one, evaluate(tmp_path / "other", seconds=2.0)) == []
+    prefix = "evaluations/00000004/smoke/"
+    assert differences(one, evaluate(tmp_path / "other", frame=1)) == [f"{prefix}task.mp4"]
+    assert differences(one, evaluate(tmp_path / "other", action=1.0)) == [f"{prefix}actions/task.npy"]
+    assert differences(one, evaluate(tmp_path / "other", steps=39)) == [f"{prefix}episodes.jsonl task"]
+    shutil.rmtree(tmp_path / "other/evaluations")
+    assert len(differences(one, tmp_path / "other")) == 3
 
 
 def test_damaged_newest_checkpoints_are_passed_over_in_one_line_each(

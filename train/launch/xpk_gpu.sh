@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 CLUSTER=${CLUSTER:-my-cluster}                     # made by `xpk cluster create`
 GPU=${GPU:-h100-mega-80gb-8}                       # its device type
-IMAGE=${IMAGE:-REGION-docker.pkg.dev/PROJECT/REPOSITORY/wmjax:latest} # wmjax[cuda]; /shared is a file system of all pods
+IMAGE=${IMAGE:-REGION-docker.pkg.dev/PROJECT/REPOSITORY/wmjax:latest} # wmjax[cuda]; /shared: all pods see it, else gs:// URLs
 
 # GPU pods on GKE by XPK: one process per node, which XPK numbers. More nodes: NODES=4.
 #   bash train/launch/xpk_gpu.sh

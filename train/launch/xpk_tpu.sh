@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 CLUSTER=${CLUSTER:-my-cluster}                     # made by `xpk cluster create`
 TPU=${TPU:-v5litepod-16}                           # its TPU type
-IMAGE=${IMAGE:-REGION-docker.pkg.dev/PROJECT/REPOSITORY/wmjax:latest} # wmjax[tpu]; /shared is a file system of all pods
+IMAGE=${IMAGE:-REGION-docker.pkg.dev/PROJECT/REPOSITORY/wmjax:latest} # wmjax[tpu]; /shared: all pods see it, else gs:// URLs
 
 # TPU pods on GKE by XPK. More slices: SLICES=2.
 #   bash train/launch/xpk_tpu.sh

@@ -143,16 +143,20 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait() -> None:
+def wait(name: str | None = None) -> None:
     """Waits until all processes have called it equally often.
 
     Waits at jax's coordination service and not in a collective, which occupies devices and gives up in time.
+
+    Args:
+        name: of a wait outside the main thread, whose turn among the others is not the same everywhere; used once.
+
     """
     import jax
     import orbax.checkpoint as ocp
 
     if jax.process_count() > 1:
-        ocp.multihost.get_barrier_sync_fn()(key=f"wmjax-{next(_waits)}", timeout_ms=WEEK_MS)
+        ocp.multihost.get_barrier_sync_fn()(key=f"wmjax-{name or next(_waits)}", timeout_ms=WEEK_MS)
 
 
 def connect(mesh: "Mesh") -> None:
@@ -199,6 +203,23 @@ def broadcast_from_first(body: Callable[[], int]) -> int:
         return found
     wait()  # the exchange itself would give up on a process that is still busy with it
     return int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+
+
+def require_same(what: str, content_hash: str, fix: str) -> None:
+    """Checks that all processes have the same of something; for one process there is nothing to check.
+
+    Args:
+        what: for the error, such as ``demonstrations``.
+        content_hash: of what this process has, hexadecimal.
+        fix: for the error.
+
+    Raises:
+        UserError: this process has another one than the first process.
+
+    """
+    own = int(content_hash[:7], 16)
+    if broadcast_from_first(lambda: own) != own:
+        raise UserError(f"{what} of this process are not those of process 0; {fix}")
 
 
 class Stopping:

@@ -10,6 +10,7 @@ from wmjax.core import distributed
 from wmjax.core.devices import require_devices
 from wmjax.core.errors import UserError
 from wmjax.core.files import write_json
+from wmjax.core.location import Location
 from wmjax.core.paths import cache_root
 from wmjax.core.reading import read_json
 from wmjax.core.settings import dotted
@@ -181,7 +182,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
     return (changed[0], before.get(changed[0]), now.get(changed[0])) if changed else None
 
 
-def require_saved(run: Path, values: dict[str, Any]) -> None:
+def require_saved(run: Location, values: dict[str, Any]) -> None:
     """Checks that this process can read the run that the first process saved, and has the same settings.
 
     Raises:
@@ -189,7 +190,8 @@ def require_saved(run: Path, values: dict[str, Any]) -> None:
 
     """
     path = run / "config.json"
-    if not path.is_file() or read_json(path, Any, "choose another folder with --run") != values:
+    missing = isinstance(path, Path) and not path.is_file()
+    if missing or read_json(path, Any, "choose another folder with --run") != values:
         raise UserError(
             f"run {run} of this process is not that of process 0; give all processes the same settings, and --run and "
             "WMJAX_CACHE on a file system that they share"

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import logging
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from wmjax.core import distributed
+from wmjax.core.location import Location
+from wmjax.core.reading import read_json
 from wmjax.experiment.config import Experiment
 from wmjax.experiment.plan import RunPlan, require_saved, save_settings, started_settings
 from wmjax.models.nn.stack import Remat
@@ -39,13 +42,19 @@ def free_memory() -> int | None:
     return min(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in stats)
 
 
-def resumed(plan: RunPlan) -> RunPlan:
-    """The plan with what its run has chosen, if that has started; else as it is."""
-    saved = started_settings(plan.folder)
+def resumed(plan: RunPlan, place: Location | None = None) -> RunPlan:
+    """The plan with what its run has chosen, if that has started; else as it is.
+
+    ``place`` has the settings that the first process saved, where this process does not see its folder.
+    """
+    if place is None:
+        saved = started_settings(plan.folder)
+    else:
+        saved = read_json(place / "config.json", dict[str, Any], "choose another folder with --run")
     return plan if saved is None else dataclasses.replace(plan, experiment=as_chosen(plan.experiment, saved))
 
 
-def chosen(plan: RunPlan, inputs: Inputs, free: int | None) -> RunPlan:
+def chosen(plan: RunPlan, inputs: Inputs, free: int | None, *, shared: bool = True) -> RunPlan:
     """The plan without ``auto``, whose settings are saved anew if anything was chosen.
 
     All processes call it: each compiles the same programs, and the first one's memory decides.
@@ -54,6 +63,7 @@ def chosen(plan: RunPlan, inputs: Inputs, free: int | None) -> RunPlan:
         plan: of a run that has not started, or that has nothing to choose.
         inputs: those of its training.
         free: of :func:`free_memory`.
+        shared: whether all processes see the run's folder.
 
     Raises:
         UserError: the training step fits with none of the settings.
@@ -66,7 +76,7 @@ def chosen(plan: RunPlan, inputs: Inputs, free: int | None) -> RunPlan:
     found = choose(plan.experiment, compile_step, free, parts, _of_first)
     if free is not None:
         require_fitting(found, free, parts)
-    return _saved(plan, found, free)
+    return _saved(plan, found, free, shared)
 
 
 def chosen_side_by_side(plan: RunPlan) -> RunPlan:
@@ -78,11 +88,12 @@ def chosen_side_by_side(plan: RunPlan) -> RunPlan:
     return dataclasses.replace(plan, experiment=with_choice(plan.experiment, remat))
 
 
-def _saved(plan: RunPlan, found: Choice, free: int | None) -> RunPlan:
+def _saved(plan: RunPlan, found: Choice, free: int | None, shared: bool) -> RunPlan:
     log.info("%s", describe(found, free))
     plan = dataclasses.replace(plan, experiment=found.experiment)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
-    require_saved(plan.folder, plan.settings)
+    if shared:
+        require_saved(plan.folder, plan.settings)
     return plan
 
 

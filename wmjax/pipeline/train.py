@@ -41,12 +41,13 @@ from wmjax.policy.places import copy_assets
 from wmjax.policy.restore import sharing
 from wmjax.rollout.evaluation_shards import gather, shard_folder
 from wmjax.rollout.results import read_header
+from wmjax.rollout.settings import EvaluateSettings
 from wmjax.scaling.dry_run import describe
 from wmjax.trainer import checkpoint as checkpoints
 from wmjax.trainer.config import Inputs
 from wmjax.trainer.inputs import make_inputs
-from wmjax.trainer.loop import LoadBase, train
-from wmjax.trainer.mirror import MIRRORED, Mirror, local_folder
+from wmjax.trainer.loop import LoadBase, resumable, train
+from wmjax.trainer.mirror import Mirror
 from wmjax.trainer.seeds import seeds_of, train_seeds
 from wmjax.trainer.trackers import require_trackers
 
@@ -67,8 +68,8 @@ def run(
         scale: a file of ``train/scales``.
         dataset: a file of ``train/data``; the scale's when None.
         settings: nested settings, laid over the files.
-        folder: the run's folder; ``<cache>/runs/<name>`` when None. Of a URL the folder is in the cache, and a copy is
-            kept there, from which another machine goes on (:mod:`wmjax.trainer.mirror`).
+        folder: the run's folder; ``<cache>/runs/<name>`` when None. Of a URL every process has its folder in the cache,
+            and a copy is kept there, from which other machines go on (:mod:`wmjax.trainer.mirror`).
         evaluates: whether the closed-loop evaluation follows the training.
 
     Raises:
@@ -81,13 +82,16 @@ def run(
     require_trackers(experiment.train.trackers)
     evaluates = evaluates and experiment.train.objective == "policy"  # nothing else acts
     mirror = _mirror(experiment, folder)
-    own = folder if not isinstance(folder, Remote) else local_folder(folder, MIRRORED)
+    if mirror is not None:
+        distributed.join()  # every process has a folder of its own, by its number
+        folder = mirror.run
+    assert not isinstance(folder, Remote)
     if experiment.train.seeds > 1:
-        _run_seeds(experiment, own, evaluates=evaluates)
+        _run_seeds(experiment, folder, evaluates=evaluates)
         return
-    plan = plan_run(experiment, own, evaluates=evaluates)
+    plan = plan_run(experiment, folder, evaluates=evaluates)
     with contextlib.ExitStack() as stack:
-        if distributed.is_first():
+        if distributed.is_first() or mirror is not None:
             stack.enter_context(owned(plan.folder, "run", "choose another folder with --run"))
         _run_stages(plan, mirror, evaluates=evaluates)
 
@@ -113,20 +117,22 @@ def _run_stages(plan: RunPlan, mirror: Mirror | None, *, evaluates: bool) -> Non
         logs.set_up(plan.folder / "log.txt")
     log.info("recipe %s, scale %s, data %s -> %s", experiment.recipe, experiment.scale, experiment.dataset, plan.folder)
     distributed.alone(lambda: save_settings(plan.folder, plan.settings))
-    require_saved(plan.folder, plan.settings)
     distributed.alone(lambda: copy_assets(plan.folder, experiment))
     if mirror is not None:  # a place that cannot be written to is refused now
         distributed.alone(mirror.push)
+        plan = plan if first else resumed(plan, mirror.place)
+    require_saved(plan.folder if first or mirror is None else mirror.place, plan.settings)
+    if mirror is not None and (newest := resumable(plan.folder / "checkpoints")) is not None:
+        mirror.follow(int(newest.name))
     # 2. Demonstrations. 3. Latents.
     store, latents = _data(plan)
     # 4. Training.
-    checkpoint = train_policy(plan, store, latents, start, on_commit=mirror.push if mirror else lambda: None)
+    checkpoint = train_policy(plan, store, latents, start, mirror)
     if experiment.train.objective == "world":
         distributed.alone(lambda: print(f"{checkpoint}\npolicies start from it with --train.init_from {plan.folder}"))
     # 5. Closed loop. 6. The verdict.
     if evaluates:
-        summary = judge(plan, checkpoint)
-        distributed.alone(lambda: print(verdict(plan, summary)))
+        judge(plan, checkpoint, functools.partial(verdict, plan), shared=mirror is None)
     if mirror is not None:
         distributed.alone(mirror.push)
 
@@ -145,7 +151,12 @@ def _data(plan: RunPlan) -> tuple[TrainingStore, LatentStore | ViewTable]:
     if plan.protocol is not None:  # demonstrations of another simulator would be refused there, after the training
         environment = plan.protocol.environment
         distributed.alone(lambda: environment.simulator(store.spec))
-    return store, distributed.first(lambda: latents_or_views(plan.experiment, store, plan.latent_spec))
+    latents = distributed.first(lambda: latents_or_views(plan.experiment, store, plan.latent_spec))
+    fix = "put them at a URL or in a folder that all processes read, with --data.path and --encoder.path"
+    distributed.require_same("demonstrations", store.hash, fix)
+    if not isinstance(latents, ViewTable):
+        distributed.require_same("latents", latents.hash, fix)
+    return store, latents
 
 
 def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) -> None:
@@ -185,7 +196,10 @@ def _run_seeds(experiment: Experiment, folder: Path | None, *, evaluates: bool) 
             load_base=load,
         )
         for plan, end in zip(plans, ends, strict=True):
-            print(verdict(plan, judge(plan, end)) if evaluates else end)
+            if evaluates:
+                judge(plan, end, functools.partial(verdict, plan))
+            else:
+                print(end)
 
 
 def dry_run(
@@ -219,19 +233,19 @@ def train_policy(
     store: TrainingStore,
     latents: LatentStore | ViewTable,
     start: Start | None = None,
-    on_commit: Callable[[], None] = lambda: None,
+    copy: checkpoints.Copy | None = None,
 ) -> Path:
     """Trains the plan's model, from another run's checkpoint if ``start`` is one; returns the last checkpoint's folder.
 
-    A new run first chooses what its settings leave open, and saves it in its ``config.json``. ``on_commit`` is called
-    in the background after each checkpoint.
+    A new run first chooses what its settings leave open, and saves it in its ``config.json``. Each checkpoint is copied
+    to ``copy`` in the background.
 
     Raises:
         UserError: the data do not fit the model or ``start``, or the training step does not fit into memory.
 
     """
     inputs, load = training_inputs(plan, store, latents, start, resumes=_has_checkpoints(plan))
-    plan = chosen(plan, inputs, free_memory())
+    plan = chosen(plan, inputs, free_memory(), shared=copy is None)
     experiment = plan.experiment
     return train(
         lambda rngs: network(experiment.model, experiment.train.objective, rngs),
@@ -242,9 +256,9 @@ def train_policy(
         experiment.mesh,
         max_shift=experiment.encoder.max_shift,
         meta=_meta(plan),
-        on_checkpoint=functools.partial(judge_early, plan) if experiment.evaluation.every else None,
+        on_checkpoint=functools.partial(judge_early, plan, copy is None) if experiment.evaluation.every else None,
         load_base=load,
-        on_commit=on_commit,
+        copy=copy,
         speed=utilisation(experiment, inputs),
     )
 
@@ -294,28 +308,36 @@ def _load_all(loads: Sequence[LoadBase], params: nnx.State, frozen: nnx.State) -
     return params, frozen
 
 
-def judge_early(plan: RunPlan, step: int, checkpoint: Path, frozen: dict[str, Any]) -> None:
+def judge_early(plan: RunPlan, shared: bool, step: int, checkpoint: Path, frozen: dict[str, Any]) -> None:
     """Evaluates a checkpoint in the middle of training, if the settings require it, on the training's frozen arrays."""
     every = plan.experiment.evaluation.every
     if plan.protocol and every and step % every == 0 and step < plan.experiment.train.steps:
         with sharing(frozen):
-            summary = judge(plan, checkpoint)
-        distributed.alone(lambda: print(summary.table()))
+            judge(plan, checkpoint, Summary.table, shared=shared)
 
 
-def judge(plan: RunPlan, checkpoint: Path) -> Summary:
-    """Closed-loop success of a checkpoint on the plan's protocol, on the tasks that it was trained on.
+def judge(plan: RunPlan, checkpoint: Path, report: Callable[[Summary], str], *, shared: bool = True) -> None:
+    """Prints a report on the closed-loop success of a checkpoint, on the protocol's tasks that it was trained on.
 
-    Every process of the job runs a part of the episodes, with a policy of its own, and all of them return the whole.
+    Every process of the job runs a part of the episodes, with a policy of its own. If they do not share the run's
+    folder, the first process, which has the whole checkpoint, runs all of them.
     """
     assert plan.protocol is not None
+    if not shared:
+        whole = dataclasses.replace(plan.experiment.evaluation, shard=UNSHARDED)
+        distributed.alone(lambda: print(report(_evaluated(plan, checkpoint, whole))))
+        return
     out, shard = plan.evaluation_folder(checkpoint), own_shard()
-    settings = dataclasses.replace(plan.experiment.evaluation, shard=shard)
-    summary = evaluate_checkpoint(checkpoint, plan.protocol, out, settings)
-    if shard == UNSHARDED:
-        return summary
-    distributed.wait()
-    return summarize(gather(out, read_header(shard_folder(out, shard))).values())
+    summary = _evaluated(plan, checkpoint, dataclasses.replace(plan.experiment.evaluation, shard=shard))
+    if shard != UNSHARDED:
+        distributed.wait()
+        summary = summarize(gather(out, read_header(shard_folder(out, shard))).values())
+    distributed.alone(lambda: print(report(summary)))
+
+
+def _evaluated(plan: RunPlan, checkpoint: Path, settings: EvaluateSettings) -> Summary:
+    assert plan.protocol is not None
+    return evaluate_checkpoint(checkpoint, plan.protocol, plan.evaluation_folder(checkpoint), settings)
 
 
 def verdict(plan: RunPlan, summary: Summary) -> str:

@@ -12,14 +12,13 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
@@ -27,7 +26,7 @@ from wmjax.core import distributed
 from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors, hash_bytes, hash_file, require_space, sync
 from wmjax.core.paths import require_readable
-from wmjax.trainer.orbax_errors import end_of, is_not_of_orbax, writing
+from wmjax.trainer.orbax_writers import Tree, Writers, any_thread_may_save, stable, writing
 
 FORMAT_VERSION = 2
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
@@ -37,8 +36,6 @@ POLICY_ITEMS = ("ema",)
 """What a policy is restored from."""
 BAD = "skipped"
 """The entry of ``meta`` that is true if updates were being skipped when it was saved (:mod:`wmjax.trainer.guard`)."""
-Tree = Any
-
 log = logging.getLogger("wmjax.train")
 _verified: dict[tuple[Path, str], Any] = {}
 """Items that this process found intact, and how their files looked then."""
@@ -62,27 +59,38 @@ def save(root: Path, step: int, items: dict[str, Tree], meta: dict[str, Any], *,
     return folder
 
 
+class Copy(Protocol):
+    """Where a run's checkpoints are copied to: :class:`wmjax.trainer.mirror.Mirror`."""
+
+    def exchange(self, step: int, folder: Path) -> None:
+        """All processes: makes what each wrote into a folder of its own a whole checkpoint, in that of the first."""
+
+    def push(self) -> None:
+        """The first process: copies complete checkpoints; its UserErrors become warnings."""
+
+
 class Saver:
     """Saves a run's checkpoints, one at a time, while training goes on. Use it as a context manager.
 
     All processes call everything. Orbax writes each shard once; the first process hashes, commits and removes old ones.
+    With a copy every process writes into a folder of its own, which the others need not see; the first one gets what
+    the others wrote, and has the complete checkpoint.
 
     Args:
         root: the folder of all checkpoints; made if needed.
         retention: which ones stay.
-        on_commit: called by the first process in the background after each checkpoint; its UserErrors are warnings.
+        copy: where they are copied to; nowhere if None.
 
     """
 
-    def __init__(
-        self, root: Path, retention: Retention | None = None, on_commit: Callable[[], None] = lambda: None
-    ) -> None:
-        self._root, self._retention, self._on_commit = root.resolve(), retention or Retention(), on_commit
-        self._writers: dict[str, ocp.StandardCheckpointer] = {}
+    def __init__(self, root: Path, retention: Retention | None = None, copy: Copy | None = None) -> None:
+        self._root, self._retention, self._copy = root.resolve(), retention or Retention(), copy
+        self._apart = copy is not None and jax.process_count() > 1
+        self._has_folder = self._apart or distributed.is_first()
+        self._writers = Writers(apart=self._apart)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        logging.getLogger("absl").addFilter(is_not_of_orbax)
-        if distributed.is_first():
+        if self._has_folder:
             with disk_errors(self._root):
                 self._root.mkdir(parents=True, exist_ok=True)
         self._clean()
@@ -97,8 +105,7 @@ class Saver:
         if error is None or jax.process_count() == 1:  # the other processes may be gone
             with contextlib.suppress(UserError) if error is not None else contextlib.nullcontext():
                 self.wait()
-            for writer in self._writers.values():
-                writer.close()
+            self._writers.close()
         self._thread.shutdown(wait=error is None, cancel_futures=True)
 
     def save(self, step: int, items: dict[str, Tree], meta: dict[str, Any]) -> Path:
@@ -114,13 +121,15 @@ class Saver:
         self.wait()
         folder, staging = self._root / f"{step:08d}", self._root / f"{STAGING}{step:08d}"
         with writing(self._root):
-            if distributed.is_first():
+            if self._has_folder:
                 require_space(self._root, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
                 staging.mkdir()
             distributed.wait()
-            for name, tree in _stable(items).items():
-                self._writer(name).save(staging / name, tree)
-        self._pending = self._thread.submit(self._commit, staging, folder, step, meta)
+            copies = stable(items)
+            if not any_thread_may_save():
+                self._writers.save(staging, copies)
+                copies = {}
+        self._pending = self._thread.submit(self._commit, staging, folder, step, meta, copies)
         return folder
 
     def wait(self) -> None:
@@ -141,21 +150,27 @@ class Saver:
             raise
         distributed.wait()
 
-    def _writer(self, name: str) -> ocp.StandardCheckpointer:
-        """One per item, so that all of them are copied out of the way at once."""
-        if name not in self._writers:
-            options = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
-            self._writers[name] = ocp.StandardCheckpointer(multiprocessing_options=options)
-        return self._writers[name]
-
-    def _commit(self, staging: Path, folder: Path, step: int, meta: dict[str, Any]) -> None:
-        """In the background: waits for the writers, then makes what they wrote a checkpoint."""
-        failed = [error for writer in self._writers.values() if (error := end_of(writer)) is not None]
-        if failed:  # all have ended: nobody writes into a folder that is going to be removed
-            raise failed[0]
+    def _commit(self, staging: Path, folder: Path, step: int, meta: dict[str, Any], items: dict[str, Tree]) -> None:
+        """In the background: writes what is not begun yet, waits, and makes what was written a checkpoint."""
+        try:
+            self._writers.save(staging, items)
+        finally:
+            self._writers.wait()
+        if self._apart and self._copy is not None:
+            self._copy.exchange(step, staging)
         if not distributed.is_first():
+            self._clean()
             return
         manifest = {"format_version": FORMAT_VERSION, "step": step, "meta": meta, "sha256": _hashes(staging)}
+        self._complete(staging, folder, manifest)
+        if self._copy is not None:
+            try:
+                self._copy.push()
+            except UserError as error:
+                log.warning("%s", error)
+
+    def _complete(self, staging: Path, folder: Path, manifest: dict[str, Any]) -> None:
+        """Makes a folder with all items a checkpoint, and removes old ones."""
         text = json.dumps(manifest, indent=1).encode()
         (staging / SEAL).write_text(f"{hash_bytes(text)}  {MANIFEST}\n", encoding="utf-8")
         (staging / MANIFEST).write_bytes(text)
@@ -165,10 +180,6 @@ class Saver:
         staging.rename(folder)
         sync(self._root)
         self._prune()
-        try:
-            self._on_commit()
-        except UserError as error:
-            log.warning("%s", error)
 
     def _prune(self) -> None:
         """Removes old checkpoints. One that was saved while updates were skipped never replaces a good one."""
@@ -182,21 +193,10 @@ class Saver:
 
     def _clean(self) -> None:
         """Removes the remains of a killed or failed save."""
-        if not distributed.is_first():
+        if not self._has_folder:
             return
         for path in (*self._root.glob(f"{STAGING}*"), *self._root.glob(f"{REMOVED}*")):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _stable(items: dict[str, Tree]) -> dict[str, Tree]:
-    """Arrays that stay as they are while they are written in the background.
-
-    Orbax copies those of an accelerator before a save returns. On a CPU it writes from their own memory, which the next
-    step, to which they are donated, may overwrite.
-    """
-    if jax.default_backend() != "cpu":
-        return items
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(items)
 
 
 def _remove(folder: Path) -> None:
@@ -387,7 +387,7 @@ def _placed(leaf: Any) -> Any:
 def _readers(like: Tree) -> ocp.options.MultiprocessingOptions:
     """All processes together if the tree spans them, else this one alone: it evaluates while the others wait."""
     if not all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(like)):
-        return ocp.options.MultiprocessingOptions()
+        return ocp.options.MultiprocessingOptions(primary_host=None)  # of one Orbax would make later saves wait
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 

@@ -58,7 +58,7 @@ def train(
     meta: dict[str, Any],
     load_base: LoadBase | None = None,
     on_checkpoint: OnCheckpoint | None = None,
-    on_commit: Callable[[], None] = lambda: None,
+    copy: checkpoint.Copy | None = None,
     speed: Speed = lambda rate: {},
 ) -> Path:
     """Trains to ``config.steps`` and returns the last checkpoint's folder; a killed run resumes bit for bit.
@@ -76,7 +76,7 @@ def train(
         on_checkpoint: called with (step, folder, frozen parameters by name) after each checkpoint, by every process,
             which may share work there. A run that resumes calls it with what it resumes from: it may have been killed
             in it.
-        on_commit: called in the background after each checkpoint, see :class:`wmjax.trainer.checkpoint.Saver`.
+        copy: where each checkpoint is copied to; with several processes each then has a ``run`` of its own.
         speed: called with samples/s; returns further metrics.
 
     Raises:
@@ -103,7 +103,7 @@ def train(
         if on_checkpoint is not None:
             on_checkpoint(int(state.step), folder, frozen)
     # 6. The loop.
-    with contextlib.closing(stream), outputs(run, int(state.step), config, on_commit) as (writer, saver):
+    with contextlib.closing(stream), outputs(run, int(state.step), config, copy) as (writer, saver):
         steps = Program("the training step", built.train_step), Program("the validation step", built.eval_step)
         loop = Loop(config, inputs, loader, mesh, frozen, *steps, stream, writer, saver, meta, on_checkpoint, speed)
         return loop.run(state, guard, folder)
@@ -120,12 +120,12 @@ def _connect(mesh_config: MeshConfig, config: TrainConfig) -> Mesh:
 
 @contextlib.contextmanager
 def outputs(
-    run: Path, step: int, config: TrainConfig, on_commit: Callable[[], None] = lambda: None
+    run: Path, step: int, config: TrainConfig, copy: checkpoint.Copy | None = None
 ) -> Iterator[tuple[MetricsWriter, checkpoint.Saver]]:
     """The writers of a run: metrics from a step on, and checkpoints."""
     metrics = MetricsWriter(run, step, to_disk=distributed.is_first(), trackers=config.trackers)
     retention = checkpoint.Retention(config.max_to_keep, config.keep_period)
-    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", retention, on_commit) as saver:
+    with contextlib.closing(metrics), checkpoint.Saver(run / "checkpoints", retention, copy) as saver:
         yield metrics, saver
 
 
@@ -286,7 +286,7 @@ class Loop:
             # The position counts global batches: process 0's is every process's, however many resume from it.
             position = {"loader": {"0": self.stream.get_state()}}
             skipping = {checkpoint.BAD: True} if int(guard.in_a_row) else {}
-            items = {**_items(state), GUARD: to_named(guard)}
+            items = {**checkpoint_items(state), GUARD: to_named(guard)}
             folder = self.saver.save(step, items, {**self.meta, **self.inputs.meta(), **position, **skipping})
         if called and self.on_checkpoint is not None:
             with self._clock.of("evaluation"):
@@ -326,7 +326,7 @@ def _unsharded(loader: LoaderConfig) -> LoaderConfig:
     return dataclasses.replace(loader, shard_index=0, shard_count=1)
 
 
-def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+def checkpoint_items(state: TrainState) -> dict[str, dict[str, Any]]:
     """The trees of a checkpoint: averaged parameters for a policy, and the state that only training needs."""
     return {"ema": to_named(state.ema), "state": to_named(state._replace(ema=None))}
 
@@ -352,7 +352,7 @@ def _shapes(tree: Any) -> Any:
 
 
 def _restore(folder: Path, state: TrainState, guard: GuardState) -> tuple[TrainState, GuardState]:
-    saved = {name: checkpoint.restore(folder, name, tree) for name, tree in _shapes(_items(state)).items()}
+    saved = {name: checkpoint.restore(folder, name, tree) for name, tree in _shapes(checkpoint_items(state)).items()}
     rest = from_named(state._replace(ema=None), saved["state"])
     guard = from_named(guard, checkpoint.restore(folder, GUARD, _shapes(to_named(guard))))
     return rest._replace(ema=from_named(state.ema, saved["ema"])), guard

@@ -45,6 +45,8 @@ PATTERN = re.compile(r"(visual\.blocks|model\.layers)\.(\d+)\.([a-z_.]+)\.lora_[
 def save(model: Qwen2_5_VL, folder: Path | str, *, base: str | None = None) -> None:
     """Writes a model's adapters; ``PeftModel.from_pretrained(base_model, folder)`` reads them.
 
+    They have the dtype of the computation, to which every call rounds them anyway.
+
     Args:
         model: with adapters.
         folder: made if missing.
@@ -60,7 +62,8 @@ def save(model: Qwen2_5_VL, folder: Path | str, *, base: str | None = None) -> N
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     leaves = names.adapter_leaves(model)
-    tensors = {names.peft_name(e.name): names.to_checkpoint(leaves[e.path].get_value(), e) for e in entries}
+    values = {path: leaf.get_value().astype(model.config.dtype) for path, leaf in leaves.items()}
+    tensors = {names.peft_name(e.name): names.to_checkpoint(values[e.path], e) for e in entries}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(to_peft_config(model.config, base), indent=2) + "\n", encoding="utf-8")
     if model.added is not None:
