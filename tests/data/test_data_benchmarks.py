@@ -57,7 +57,7 @@ def test_an_export_that_disagrees_is_refused(tmp_path: Path, monkeypatch: pytest
     right = export.per_frame
     monkeypatch.setattr(export, "per_frame", lambda *a: right(*a) + np.float32(0.1))
     with pytest.raises(ValueError, match="latents differ by"):
-        export.measure(small, export.make_encoder("torch", "mini", small.spec.cameras), 1)
+        export.measure(small, export.make_encoder("torch", "mini", "float32", small.spec.cameras), 1)
 
 
 LEAK = """
