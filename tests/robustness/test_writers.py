@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -170,11 +171,11 @@ def test_two_evaluations_into_one_folder(tmp_path: Path, monkeypatch: pytest.Mon
     """Each would record every episode once more."""
     refusals: list[str] = []
 
-    def again(*_: Any, **__: Any) -> int:
+    def again(*_: Any, **__: Any) -> SimpleNamespace:
         with pytest.raises(UserError) as caught:
             evaluate(Random(SPEC), PROTOCOL, tmp_path / "out", EvaluateSettings())
         refusals.append(str(caught.value))
-        return 1
+        return SimpleNamespace(control_steps=1, fill=None)
 
     monkeypatch.setattr("wmjax.pipeline.evaluate.run_episodes", again)
     evaluate(Random(SPEC), PROTOCOL, tmp_path / "out", EvaluateSettings())

@@ -117,7 +117,7 @@ RESUMABLE = (
     "train.profile_steps",
     "train.trackers",
     "data.workers",
-    *(f"evaluation.{each.name}" for each in dataclasses.fields(EvaluateSettings)),
+    *(f"evaluation.{each.name}" for each in dataclasses.fields(EvaluateSettings) if each.name != "batch"),
 )
 """Settings that may change when a run resumes, because no number depends on them."""
 

@@ -130,6 +130,9 @@ def _evaluation(cell: Cell, protocol: Protocol, run: Path) -> list[str]:
     words += ["--episodes", str(protocol.episodes_per_task), "--out", str(_results(run, protocol))]
     settings = cell.experiment.evaluation
     words += ["--workers", str(settings.workers), "--batch", str(settings.batch), "--max-wait", str(settings.max_wait)]
+    words += ["--evaluation.timeout", str(settings.timeout)]
+    words += ["--render-devices", ",".join(map(str, settings.render_devices))] if settings.render_devices else []
+    words += ["--metrics", *settings.metrics] if settings.metrics else []
     return [*words, "--videos", "0"]
 
 

@@ -293,7 +293,8 @@ def training_inputs(
 
 
 def _has_checkpoints(plan: RunPlan) -> bool:
-    return bool(checkpoints.complete_steps(plan.folder / "checkpoints"))
+    """Whether the first process resumes: what others still have of an earlier run at the same URL does not count."""
+    return bool(distributed.broadcast_from_first(lambda: len(checkpoints.complete_steps(plan.folder / "checkpoints"))))
 
 
 def _meta(plan: RunPlan) -> dict[str, Any]:

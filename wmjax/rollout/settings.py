@@ -1,7 +1,7 @@
 """The settings of an evaluation's simulator processes and of the policy's batches, passed whole from command to runner.
 
-They may differ between two runs of one evaluation. A new one is a field here and, if it deserves a short option, an
-entry of :data:`SHORTS`.
+All but ``batch`` may differ between two runs of one evaluation. A new one is a field here and, if it deserves a short
+option, an entry of :data:`SHORTS`.
 """
 
 import dataclasses

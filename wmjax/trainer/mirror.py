@@ -126,7 +126,7 @@ class Mirror:
         parts = [PART.format(process) for process in range(1, jax.process_count())]
         for part in parts:
             try:
-                hashes.update(json.loads((place / part).read_text()))
+                hashes.update(json.loads((place / part).read_text(encoding="utf-8")))
             except MissingError as error:
                 raise UserError(
                     f"{place}: lacks {part}, one of {len(parts) + 1} processes could not copy its part; run again"
