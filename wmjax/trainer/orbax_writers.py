@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from wmjax.core.errors import UserError
 from wmjax.core.files import disk_errors
 
 Tree = Any
+_preparing = threading.Lock()
+"""Held while Orbax prepares a save: it mixes up what several threads prepare at a time, such as the folders of seeds
+that are trained side by side."""
 _copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -39,7 +43,8 @@ class Writers:
         for name, tree in items.items():
             if name not in self._writers:
                 self._writers[name] = _writer(name, apart=self._apart)
-            self._writers[name].save(folder / name, args=ocp.args.PyTreeSave(tree))
+            with _preparing:
+                self._writers[name].save(folder / name, args=ocp.args.PyTreeSave(tree))
 
     def wait(self) -> None:
         """Returns when all of them have ended, so that none writes into a folder that is going to be removed.
