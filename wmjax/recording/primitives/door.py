@@ -4,10 +4,9 @@ import numpy as np
 
 from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE
-from wmjax.recording.primitives.grasp import HOPELESS, Grasp, GraspStyle, facing_down
+from wmjax.recording.primitives.grasp import Grasp, GraspStyle, nearer_home, reach_cost
 from wmjax.recording.primitives.motion import CLOSE, OPEN, Action, Phase, across, ramp, towards
 from wmjax.recording.primitives.privileged_scene import (
-    HOME_JOINTS,
     UP,
     Matrix,
     Scene,
@@ -105,16 +104,10 @@ class Door(Primitive):
 
     def plan(self) -> Grasp:
         """Where the door would be pushed now, with the cost of reaching that."""
-        joints, bad = np.array(HOME_JOINTS), 0.0
         position, rotation = self._contact, self._rotation
-        for distance in (RETREAT, TOUCH):
-            solution = self._scene.solve(position + distance * self._outer, rotation, joints)
-            joints = solution.joints
-            bad += not solution.reached
-            bad += 10 * self._scene.clearance_violation(self._name, CLEARANCE / 2)
-        style = GraspStyle(0, 1, 0.0)
-        cost = min(5 * bad, 2 * HOPELESS)
-        return Grasp(0.0, position, rotation, np.zeros(3), float(position[2]) + OVER, cost, style)
+        path = [position + distance * self._outer for distance in (RETREAT, TOUCH)]
+        cost = reach_cost(self._scene, self._name, path, rotation, CLEARANCE / 2)
+        return Grasp(0.0, position, rotation, np.zeros(3), float(position[2]) + OVER, cost, GraspStyle(0, 1, 0.0))
 
     @property
     def _angle(self) -> float:
@@ -154,8 +147,7 @@ class Door(Primitive):
     def _rotation(self) -> Matrix:
         """The hand pointing down, its palm along the closed door, in the heading that is nearer home."""
         closed = rotation_about(self._scene.data.xaxis[self._hinge], self._closed - self._angle) @ self._along
-        angle, home = float(np.arctan2(closed[1], closed[0])), self._scene.home_rotation
-        return max((facing_down(angle, sign) for sign in (1, -1)), key=lambda hand: float(np.trace(hand @ home.T)))
+        return nearer_home(self._scene, closed, -UP)
 
     def decide(self, state: SceneState) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""

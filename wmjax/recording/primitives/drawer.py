@@ -4,7 +4,7 @@ import numpy as np
 
 from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE
-from wmjax.recording.primitives.grasp import HOPELESS, Grasp, GraspStyle
+from wmjax.recording.primitives.grasp import Grasp, GraspStyle, nearer_home, reach_cost
 from wmjax.recording.primitives.motion import (
     CLOSE,
     OPEN,
@@ -20,7 +20,6 @@ from wmjax.recording.primitives.motion import (
     towards,
 )
 from wmjax.recording.primitives.privileged_scene import (
-    HOME_JOINTS,
     UP,
     Matrix,
     Scene,
@@ -139,13 +138,8 @@ class Drawer(Primitive):
 
     def plan(self) -> Grasp:
         """How the handle would be gripped where it is now, with the cost of reaching that."""
-        joints, bad = np.array(HOME_JOINTS), 0.0
-        for distance in (RETREAT, 0.5 * RETREAT, 0.0):
-            solution = self._scene.solve(self._position - distance * self._fingers, self._rotation, joints)
-            joints = solution.joints
-            bad += not solution.reached
-            bad += 10 * self._scene.clearance_violation(self._drawer, CLEARANCE / 2)
-        return self._grasp(min(5 * bad, 2 * HOPELESS))
+        path = [self._position - distance * self._fingers for distance in (RETREAT, 0.5 * RETREAT, 0.0)]
+        return self._grasp(reach_cost(self._scene, self._drawer, path, self._rotation, CLEARANCE / 2))
 
     @property
     def _value(self) -> float:
@@ -176,8 +170,7 @@ class Drawer(Primitive):
         closing, fingers = np.cos(self._pitch) * self._outward - np.sin(self._pitch) * UP, self._fingers
         if self._from_above:
             closing = np.cross(UP, self._outward)
-        both = [np.stack([sign * closing, np.cross(fingers, sign * closing), fingers], axis=1) for sign in (1, -1)]
-        return max(both, key=lambda rotation: float(np.trace(rotation @ self._scene.home_rotation.T)))
+        return nearer_home(self._scene, closing, fingers)
 
     def _grasp(self, cost: float = 0.0) -> Grasp:
         position = self._position

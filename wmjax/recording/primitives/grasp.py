@@ -1,7 +1,7 @@
 """The choice of a grasp: candidates in order of preference, checked by kinematics and clearances."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float64
@@ -318,6 +318,23 @@ def facing_down(angle: float, sign: int) -> Matrix:
     x = sign * np.array([np.cos(angle), np.sin(angle), 0.0])
     z = np.array([0, 0, -1.0])
     return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def nearer_home(scene: Scene, closing: Vector, fingers: Vector) -> Matrix:
+    """The hand whose fingers point in a direction and close along another one, in the heading that is nearer home."""
+    both = [np.stack([sign * closing, np.cross(fingers, sign * closing), fingers], axis=1) for sign in (1, -1)]
+    return max(both, key=lambda rotation: float(np.trace(rotation @ scene.home_rotation.T)))
+
+
+def reach_cost(scene: Scene, item: str, positions: Sequence[Vector], rotation: Matrix, clearance: float) -> float:
+    """The cost of moving the hand through positions (m, world) to an object: out of reach, or near to obstacles."""
+    joints, bad = np.array(HOME_JOINTS), 0.0
+    for position in positions:
+        solution = scene.solve(position, rotation, joints)
+        joints = solution.joints
+        bad += not solution.reached
+        bad += 10 * scene.clearance_violation(item, clearance)
+    return min(5 * bad, 2 * HOPELESS)
 
 
 def obstacle_cost(scene: Scene, item: str, target: str, candidate: Candidate, clearance: float, limit: float) -> float:

@@ -1,5 +1,6 @@
 """Putting an object with a handle into something that is open at a side, such as a microwave: ``(in A B)``."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from wmjax.recording.primitives.base import Primitive
 from wmjax.recording.primitives.canonical import CLEARANCE
 from wmjax.recording.primitives.door import find_hinge
-from wmjax.recording.primitives.grasp import HOPELESS, WALL_WIDTH, Grasp, GraspStyle
+from wmjax.recording.primitives.grasp import WALL_WIDTH, Grasp, GraspStyle, nearer_home, reach_cost
 from wmjax.recording.primitives.motion import (
     CLOSE,
     OPEN,
@@ -23,7 +24,6 @@ from wmjax.recording.primitives.motion import (
     towards,
 )
 from wmjax.recording.primitives.privileged_scene import (
-    HOME_JOINTS,
     UP,
     Matrix,
     Scene,
@@ -177,12 +177,19 @@ class Insert(Primitive):
     @property
     def _rotation(self) -> Matrix:
         """The pitched hand, its fingers on both sides of the handle, in the heading that is nearer home."""
-        closing, fingers, home = np.cross(UP, self._heading), self._fingers, self._scene.home_rotation
-        both = [np.stack([sign * closing, np.cross(fingers, sign * closing), fingers], axis=1) for sign in (1, -1)]
-        return max(both, key=lambda rotation: float(np.trace(rotation @ home.T)))
+        return nearer_home(self._scene, np.cross(UP, self._heading), self._fingers)
 
     def plan(self) -> Grasp | None:
         """How the handle would be gripped where it is now; None if no handle points away from the opening."""
+        grasp = self._grasp()
+        if grasp is None:
+            return None
+        path = [grasp.position - distance * self._fingers for distance in (RETREAT, 0.5 * RETREAT, 0.0)]
+        cost = reach_cost(self._scene, self._item, path, grasp.rotation, CLEARANCE / 2)
+        return dataclasses.replace(grasp, cost=cost)
+
+    def _grasp(self) -> Grasp | None:
+        """As :meth:`plan`, without the cost of reaching the handle."""
         vertices, origin = self._scene.vertices(self._item), self._scene.position(self._item)
         outward = -vertices @ self._inward
         handle = vertices[outward > outward.max() - HANDLE]
@@ -190,18 +197,8 @@ class Insert(Primitive):
         if self._scene.rotation(self._item)[2, 2] < 0.9 or width.max() - width.min() > WALL_WIDTH:
             return None
         position = (handle.max(0) + handle.min(0)) / 2
-        travel, rotation = float(position[2]) + RETREAT, self._rotation
-        return Grasp(0.0, position, rotation, position - origin, travel, self._cost(position, rotation), self.style)
-
-    def _cost(self, position: Vector, rotation: Matrix) -> float:
-        """Of reaching the handle."""
-        joints, bad = np.array(HOME_JOINTS), 0.0
-        for distance in (RETREAT, 0.5 * RETREAT, 0.0):
-            solution = self._scene.solve(position - distance * self._fingers, rotation, joints)
-            joints = solution.joints
-            bad += not solution.reached
-            bad += 10 * self._scene.clearance_violation(self._item, CLEARANCE / 2)
-        return min(5 * bad, 2 * HOPELESS)
+        travel = float(position[2]) + RETREAT
+        return Grasp(0.0, position, self._rotation, position - origin, travel, 0.0, self.style)
 
     def decide(self, state: SceneState) -> tuple[Phase, Action]:
         """The phase that a state is in, and what to do in it."""
@@ -213,7 +210,7 @@ class Insert(Primitive):
             return self._carry(state)
         if self.done:
             return self._leave(state)
-        grasp = self.plan()
+        grasp = self._grasp()
         return leave(state) if grasp is None else reach_and_close(state, grasp, -self._fingers)
 
     def _may_let_go(self, state: SceneState) -> bool:
