@@ -10,7 +10,8 @@ from tests.data.synthetic import make_episode
 from tests.extending.runs import first_chunk, losses, small, train_and_load
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore, finalize, write_part
-from wmjax.experiment.config import changed_settings, from_dict, load, to_dict
+from wmjax.experiment.changes import changed_settings
+from wmjax.experiment.config import from_dict, load, to_dict
 from wmjax.sim.libero import ACTION_SPEC, OBSERVATION_SPEC
 
 KIND = "tests.extending.constant_head:ConstantHead"

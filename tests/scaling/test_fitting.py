@@ -9,17 +9,16 @@ import pytest
 
 from tests.tiny import tiny_config
 from wmjax.core.errors import UserError
+from wmjax.experiment.changes import as_chosen, as_given, changed_settings, with_choice
 from wmjax.experiment.config import Experiment, load, to_dict
 from wmjax.experiment.plan import first_difference
 from wmjax.scaling.fitting import (
     MARGIN,
     Attempt,
-    as_chosen,
     attempt,
     choose,
     describe,
     require_fitting,
-    with_choice,
 )
 from wmjax.scaling.program import call_shapes, programs
 from wmjax.trainer.sharding import make_mesh
@@ -99,3 +98,12 @@ def test_a_run_that_has_started_keeps_its_choice() -> None:
         assert first_difference(saved, to_dict(as_chosen(changed, saved))) is not None
     none = with_choice(small(), "none")
     assert as_chosen(none, saved) == none, "it was given"
+
+
+def test_what_the_memory_allowed_is_no_part_of_the_recipe() -> None:
+    given = load("e2_flow", "3b", "spatial", {"train": {"backbone_weights": "random", "steps": 7}})
+    for chosen in (given, with_choice(given, "names"), with_choice(given, "full", 4)):
+        assert as_given(chosen) == given
+        assert changed_settings(chosen) == {"train.steps": 7, "train.backbone_weights": "random"}
+    mini = load("e2_flow", "mini")
+    assert as_given(with_choice(mini, "full", 2)) == with_choice(mini, "full", 2), "its files leave nothing open"

@@ -11,9 +11,9 @@ from tests.tiny import LATENT_DIM
 from tests.trainer.job import experiment
 from wmjax.core.errors import UserError
 from wmjax.data.store import TrainingStore
+from wmjax.experiment.changes import with_remat
 from wmjax.experiment.plan import RunPlan, StartingWeights, save_settings
 from wmjax.pipeline.memory_fit import chosen, free_memory, resumed
-from wmjax.scaling.program import with_remat
 from wmjax.trainer.inputs import make_inputs
 
 

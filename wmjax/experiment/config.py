@@ -325,24 +325,6 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
-def changed_settings(experiment: Experiment) -> dict[str, Any]:
-    """Settings that differ from the files of recipe, scale and data, by dotted name; named weights always do.
-
-    Raises:
-        UserError: there are no such files, or they hold an unknown setting.
-
-    """
-    # Some scales are refused without weights.
-    weights = {"train": {"backbone_weights": experiment.train.backbone_weights}}
-    files = dotted(to_dict(load(experiment.recipe, experiment.scale, experiment.dataset, weights)))
-    # The files' head, encoder or backbone may be of another kind, which has other settings.
-    settings = dotted(to_dict(experiment)).items()
-    changed = {name: value for name, value in settings if name not in files or value != files[name]}
-    if experiment.train.backbone_weights:
-        changed["train.backbone_weights"] = experiment.train.backbone_weights
-    return changed
-
-
 def from_dict(values: dict[str, Any]) -> Experiment:
     """The inverse of :func:`to_dict`.
 

@@ -4,7 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
-from wmjax.experiment.config import Experiment, changed_settings, split_recipe
+from wmjax.experiment.changes import changed_settings
+from wmjax.experiment.config import Experiment, split_recipe
 from wmjax.rollout.protocol import Protocol, load_protocol, protocol_names
 
 

@@ -16,7 +16,8 @@ from wmjax.core.settings import SHUFFLED, dotted
 from wmjax.core.specs import require_equal, to_dict
 from wmjax.data.latents import LatentStore
 from wmjax.data.store import TrainingStore
-from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, from_dict
+from wmjax.experiment.changes import changed_settings, saved_as_given
+from wmjax.experiment.config import RESUMABLE, Experiment, from_dict
 from wmjax.models.prompts import join_prompts
 from wmjax.pipeline.demonstrations import find_store
 from wmjax.pipeline.evaluate import evaluate
@@ -156,7 +157,11 @@ def identity(path: Path, *, acts: bool = True) -> dict[str, Any]:
     encoder = found.meta["specs"]["encoder"]  # with the hash of its weights
     names = {name: experiment[name] for name in ("recipe", "scale", "dataset")}
     # Only what a parameter depends on.
-    trained = {k: v for k, v in dotted(experiment).items() if k not in RESUMABLE and not k.startswith("evaluation.")}
+    trained = {
+        k: v
+        for k, v in dotted(saved_as_given(experiment)).items()
+        if k not in RESUMABLE and not k.startswith("evaluation.")
+    }
     return {
         "checkpoint": {"step": found.step, "hash": found.hash},
         "experiment": {**names, "seed": experiment["train"]["seed"]},

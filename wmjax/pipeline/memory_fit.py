@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from wmjax.core import distributed
 from wmjax.core.location import Location
 from wmjax.core.reading import read_json
+from wmjax.experiment.changes import as_chosen, is_auto, with_choice
 from wmjax.experiment.config import Experiment
 from wmjax.experiment.plan import RunPlan, require_saved, save_settings, started_settings
 from wmjax.models.nn.stack import Remat
@@ -18,13 +19,10 @@ from wmjax.pipeline.utilisation import one_sample
 from wmjax.scaling.fitting import (
     Attempt,
     Choice,
-    as_chosen,
     attempt,
     choose,
     describe,
-    is_auto,
     require_fitting,
-    with_choice,
 )
 from wmjax.scaling.program import placed, programs
 from wmjax.trainer.build import DataSpecs

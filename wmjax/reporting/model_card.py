@@ -11,7 +11,8 @@ from typing import Any
 
 from wmjax.core.errors import UserError
 from wmjax.core.paths import listed
-from wmjax.experiment.config import RESUMABLE, Experiment, changed_settings, from_dict
+from wmjax.experiment.changes import changed_settings
+from wmjax.experiment.config import RESUMABLE, Experiment, from_dict
 from wmjax.policy.hub import REPOSITORY
 from wmjax.policy.saved import SavedPolicy
 from wmjax.reporting.caveats import caveats

@@ -6,9 +6,9 @@ from collections import Counter
 import jax
 
 from wmjax.core.settings import dotted
+from wmjax.experiment.changes import is_auto
 from wmjax.experiment.config import Experiment, to_dict
 from wmjax.models.parameters import count, to_named
-from wmjax.scaling.fitting import is_auto
 from wmjax.scaling.program import bytes_per_device, call_shapes, programs
 from wmjax.scaling.shapes import feature_bytes
 from wmjax.trainer.sharding import make_mesh, require_divisible

@@ -3,21 +3,18 @@
 The real step is compiled with each of a few settings, the fastest first, until the compiler's plan fits.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from wmjax.core.errors import UserError
+from wmjax.experiment.changes import is_auto, with_choice
 from wmjax.experiment.config import Experiment
 from wmjax.models.nn.stack import Remat
 from wmjax.scaling.clock import clocked
-from wmjax.scaling.program import with_remat
 
 MARGIN = 0.1
 """The share of the free memory that a training step must leave, for the validation, the batches that are loaded ahead
 and what is lost between arrays."""
-COUNTED = ("steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_period")
-"""Settings of ``train`` that count batches, and with smaller batches count as many more."""
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "exceeds the capacity")
 """What compilers say of a program that needs more memory than the device has."""
 
@@ -64,11 +61,6 @@ def attempt(lower: Callable[[], Any]) -> Attempt:
     return Attempt(program, "", lowering, compiling)
 
 
-def is_auto(experiment: Experiment) -> bool:
-    """Whether the rematerialisation is still to be chosen; a backbone without that setting has none."""
-    return getattr(experiment.model.backbone, "remat", None) == "auto"
-
-
 def choose(
     experiment: Experiment,
     compile_step: Callable[[Experiment], Attempt],
@@ -79,8 +71,8 @@ def choose(
     """The experiment with the first settings whose training step fits, in place of ``auto``.
 
     These are ``names``, then ``full``, then ``full`` with batches that are halved again and again, whose gradients are
-    accumulated to the same updates (:func:`with_choice`). Where no memory limit is known it is ``none``. If nothing
-    fits, the choice is the last that was compiled.
+    accumulated to the same updates (:func:`wmjax.experiment.changes.with_choice`). Where no memory limit is known it is
+    ``none``. If nothing fits, the choice is the last that was compiled.
 
     Args:
         experiment: returned as it is if its ``remat`` is not ``auto``.
@@ -108,34 +100,6 @@ def choose(
 def usable(free: float) -> float:
     """The bytes of the free memory that a training step may take."""
     return (1 - MARGIN) * free
-
-
-def with_choice(experiment: Experiment, remat: Remat, batches: int = 1) -> Experiment:
-    """The experiment with a rematerialisation, and with each batch as so many smaller ones.
-
-    Updates, and how many samples lie between two validations or checkpoints, stay the same.
-    """
-    train, evaluation = experiment.train, experiment.evaluation
-    changed: dict[str, Any] = {name: batches * getattr(train, name) for name in COUNTED}
-    changed |= {"batch_size": train.batch_size // batches, "accumulate": batches * train.accumulate}
-    return dataclasses.replace(
-        with_remat(experiment, remat),
-        train=dataclasses.replace(train, **changed),
-        evaluation=dataclasses.replace(evaluation, every=batches * evaluation.every),
-    )
-
-
-def as_chosen(experiment: Experiment, saved: dict[str, Any]) -> Experiment:
-    """The experiment with what a run chose in place of ``auto``, by the settings in the run's ``config.json``.
-
-    An experiment whose own settings leave no room for that choice has it without the smaller batches, and so differs.
-    """
-    remat = saved.get("model", {}).get("backbone", {}).get("remat")
-    if not is_auto(experiment) or remat is None:
-        return experiment
-    batches, rest = divmod(saved.get("train", {}).get("accumulate", 1), experiment.train.accumulate)
-    divides = batches > 0 and not rest and experiment.train.batch_size % batches == 0
-    return with_choice(experiment, remat, batches if divides else 1)
 
 
 def describe(choice: Choice, free: float | None) -> str:

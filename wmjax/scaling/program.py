@@ -1,6 +1,5 @@
 """The real programs of an experiment without data, the training step and a decision: their shapes and FLOPs."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +8,9 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wmjax.experiment.changes import with_remat
 from wmjax.experiment.config import Experiment
 from wmjax.models.inputs import ModelInput
-from wmjax.models.nn.stack import Remat
 from wmjax.models.vla import VLA
 from wmjax.models.world_model import network
 from wmjax.scaling.flops import flops
@@ -79,10 +78,3 @@ def step_flops(experiment: Experiment, built: Built, mesh: Mesh) -> dict[str, fl
 def without_remat(experiment: Experiment) -> Experiment:
     """The same experiment, in which nothing is computed again; itself if it has a backbone without that setting."""
     return with_remat(experiment, "none") if hasattr(experiment.model.backbone, "remat") else experiment
-
-
-def with_remat(experiment: Experiment, remat: Remat) -> Experiment:
-    """The same experiment with another rematerialisation; its backbone must have that setting."""
-    changed: Any = {"remat": remat}
-    backbone = dataclasses.replace(experiment.model.backbone, **changed)
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, backbone=backbone))
